@@ -1,0 +1,25 @@
+# Everything a fresh checkout needs: `make serve` and `make test`.
+PORT ?= 8000
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup serve test check
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml clients/pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]' --editable clients
+	touch $@
+
+serve: setup
+	$(BIN)/python -m server --port $(PORT)
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy server models clients/adpc_client
+	$(BIN)/python -m pytest

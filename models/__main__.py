@@ -1,0 +1,38 @@
+"""python -m models: everything about models that is not serving. Each command lives in the module that does the work,
+as `add_arguments(parser)` and `main(args) -> exit status`, and is imported only when it is called.
+"""
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "list": ("models.zoo_list", "the shipped models"),
+    "show": ("models.zoo_show", "one model: configuration, labels, what each exit costs"),
+    "flops": ("models.flops", "multiply-adds and parameters, counted as in the paper"),
+    "run": ("models.run", "run weights on an image or a tensor, exit by exit"),
+    "import": ("models.checkpoint", "turn a released checkpoint into a model directory"),
+    "train": ("models.training.train", "train a configuration"),
+    "evaluate": ("models.training.evaluate", "score every exit of a model on a data set"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m models", description=__doc__.partition(". ")[0])
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    argv = sys.argv[1:] if argv is None else argv
+    called = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module, description) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=description, description=description)
+        if name == called:
+            importlib.import_module(module).add_arguments(subparser)
+    args = parser.parse_args(argv)
+    try:
+        return int(importlib.import_module(COMMANDS[args.command][0]).main(args))
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

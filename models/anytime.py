@@ -1,0 +1,122 @@
+"""The seam between networks and whoever runs them: steps, states, exits and their maps.
+
+Holds no network and no executor; imports neither them nor the server.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.configs import ModelConfig
+
+Extra = Literal["confidence", "exit", "unsure"]
+"""A further map of an exit: see `AnytimeModel.render`."""
+
+Box = tuple[float, float, float, float]
+"""x, y, width, height in pixels of the image; x to the right, y down."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The smallest unit of work that is never interrupted: an HRNet module or less.
+
+    `exit` is the number of the exit that the step completes (from 1), or None.
+    """
+
+    name: str
+    exit: int | None
+
+
+@dataclass(frozen=True)
+class Exit:
+    """What the network said at one exit, on its device.
+
+    `scores`: float (C, h, w), a quarter of the padded input: logits of C classes or heatmaps of C joints.
+    `decided`: uint8 (h, w), the exit whose scores stand at each position (equation 7 carries them over).
+    `active`: bool (h, w), positions that the next exit would compute (M of equation 2).
+    `unsure`: share of active positions inside the image, 0..1.
+    `macs`: multiply-adds from the image to this exit, counted as in the paper.
+    """
+
+    index: int
+    scores: Tensor
+    decided: Tensor
+    active: Tensor
+    unsure: float
+    macs: int
+
+
+@dataclass(frozen=True)
+class ExitMap:
+    """An exit's answer on the host; all that crosses processes.
+
+    `array`: uint8 (H, W) class labels at the image's size, or float32 (J, 3) keypoints: x, y in pixels of the
+    image (pixel centres at integers) and the heatmap's score.
+    `extra`: uint8 (H, W), the further map that was asked for, or None.
+    """
+
+    index: int
+    array: NDArray[np.uint8] | NDArray[np.float32]
+    unsure: float
+    extra: NDArray[np.uint8] | None = None
+
+
+@dataclass
+class State:
+    """One request's progress through a model. Dropping it is the cancel; executors add what they carry."""
+
+    image_size: tuple[int, int]
+    shape: tuple[int, ...]  # of the padded input; only states of one shape and step may advance together
+    next_step: int = 0
+    exit: Exit | None = None
+
+
+class AnytimeModel(Protocol):
+    """A trained network on a device, run by an executor."""
+
+    config: ModelConfig
+    executor: str
+    device: str
+    steps: tuple[Step, ...]
+
+    def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> State:
+        """Start on `image`, uint8 (H, W, 3) RGB of any size. `box` is the person's, for pose; None: the whole image."""
+
+    def advance(self, states: Sequence[State]) -> None:
+        """Run the next step of every state. All must wait for the same step with inputs of the same shape.
+
+        Raises ValueError if they do not, or if they are finished.
+        """
+
+    def render(self, state: State, extra: Extra | None = None) -> ExitMap:
+        """The latest exit of `state` at the image's size.
+
+        `extra` adds `confidence` (0..255 for 0..1; scores for pose are clipped to that), `exit` (which exit decided
+        the pixel) or `unsure` (1 where the next exit would compute). Raises ValueError if no exit is finished.
+        """
+
+
+def check_batch(states: Sequence[State], steps: tuple[Step, ...]) -> int:
+    """The step that `states` wait for. Raises ValueError unless it is one and the same, at one shape."""
+    waiting = {(state.next_step, state.shape) for state in states}
+    if len(waiting) != 1:
+        raise ValueError(
+            f"{len(states)} states wait for {len(waiting)} different steps or shapes; batch only equal ones"
+        )
+    step = states[0].next_step
+    if step >= len(steps):
+        raise ValueError(f"the state is finished: all {len(steps)} steps have run")
+    return step
+
+
+def run(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) -> Iterator[tuple[State, ExitMap]]:
+    """Run `model` on one image from the first step to the last; yields at every exit."""
+    state = model.begin(image, box)
+    for step in model.steps:
+        model.advance([state])
+        if step.exit is not None:
+            yield state, model.render(state)

@@ -1,0 +1,223 @@
+"""Named configurations of networks: every row of the paper's tables, and the shipped models.
+
+Values only; imports nothing of this project.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+Task = Literal["segmentation", "pose"]
+Heads = Literal["one", "plain", "redesigned"]
+Criterion = Literal["max_probability", "entropy", "top_k", "random", "max_score"]
+Adaptivity = Literal["training", "inference", "both"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """An HRNet (Wang et al., TPAMI 2020): `width` channels in the finest branch, doubled in each coarser one."""
+
+    width: int
+    layer1_blocks: int
+    modules: tuple[int, int, int]
+    blocks: int
+    fuse_upsample: Literal["bilinear", "nearest"] = "bilinear"
+    last_module_fuses_finest_only: bool = False
+    bn_momentum: float = 0.01
+
+    def channels(self, branches: int) -> tuple[int, ...]:
+        return tuple(self.width << branch for branch in range(branches))
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Which positions an exit settles for the exits after it (section 2, equations 2-7).
+
+    `threshold` is read by `criterion`: `max_probability` settles confidence above it, `entropy` (nats) below it,
+    `max_score` (pose) scores below it; for `top_k` and `random` it is the share of positions settled at each exit.
+    `window`: side of the square of neighbours that an unconvolved position is interpolated from.
+    """
+
+    criterion: Criterion
+    threshold: float
+    window: int = 7
+    adaptivity: Adaptivity = "both"
+
+    def __post_init__(self) -> None:
+        if self.window % 2 == 0 or self.window < 3:
+            raise ValueError(f"window is {self.window}; it must be odd and at least 3, for example 7")
+        if self.criterion in ("top_k", "random") and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; for {self.criterion} it is a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to build a network and to read its answers; `config.json` of a model directory.
+
+    `size`: (height, width) at which the paper counts operations; for pose, the size of the person's crop.
+    `labels`: names of the classes or joints. `palette`: RGB of each. `skeleton`: pairs of joints joined by a limb.
+    `flip_pairs`: joints that change places when the image is mirrored.
+    """
+
+    name: str
+    task: Task
+    backbone: Backbone
+    heads: Heads
+    outputs: int
+    head_channels: int = 64
+    downsamplings: tuple[int, ...] = (3, 2, 1)
+    masking: Masking | None = None
+    size: tuple[int, int] = (1024, 2048)
+    labels: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+    skeleton: tuple[tuple[int, int], ...] = ()
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    licence: str = ""
+
+    @property
+    def exits(self) -> int:
+        return 1 if self.heads == "one" else 4
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ModelConfig":
+        """Raises ValueError on a field that is missing or unknown."""
+        try:
+            values = {name: _tuples(value) for name, value in data.items()}
+            values["backbone"] = Backbone(**{k: _tuples(v) for k, v in data["backbone"].items()})
+            values["masking"] = Masking(**data["masking"]) if data.get("masking") else None
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            known = ", ".join(field.name for field in fields(cls))
+            raise ValueError(f"not a model configuration: {error}; its fields are {known}") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+W18 = Backbone(width=18, layer1_blocks=2, modules=(1, 3, 2), blocks=2)
+W48 = Backbone(width=48, layer1_blocks=4, modules=(1, 4, 3), blocks=4)
+W18_POSE = replace(W18, fuse_upsample="nearest", last_module_fuses_finest_only=True, bn_momentum=0.1)
+W32_POSE = Backbone(32, 4, (1, 4, 3), 4, "nearest", last_module_fuses_finest_only=True, bn_momentum=0.1)
+
+CITYSCAPES_CLASSES = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip
+CITYSCAPES_PALETTE = (
+    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+    (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
+    (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+)  # fmt: skip
+CAMVID_CLASSES = (
+    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
+)  # fmt: skip
+CAMVID_PALETTE = (
+    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
+    (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+)  # fmt: skip
+MPII_JOINTS = (
+    "right ankle", "right knee", "right hip", "left hip", "left knee", "left ankle", "pelvis", "thorax", "upper neck",
+    "head top", "right wrist", "right elbow", "right shoulder", "left shoulder", "left elbow", "left wrist",
+)  # fmt: skip
+MPII_SKELETON = (
+    (0, 1), (1, 2), (2, 6), (6, 3), (3, 4), (4, 5), (6, 7), (7, 8), (8, 9), (10, 11), (11, 12), (12, 7), (7, 13),
+    (13, 14), (14, 15),
+)  # fmt: skip
+MPII_FLIP_PAIRS = ((0, 5), (1, 4), (2, 3), (10, 15), (11, 14), (12, 13))
+MPII_PALETTE = (
+    (0, 114, 178), (0, 114, 178), (0, 114, 178), (213, 94, 0), (213, 94, 0), (213, 94, 0), (0, 158, 115),
+    (0, 158, 115), (0, 158, 115), (0, 158, 115), (86, 180, 233), (86, 180, 233), (86, 180, 233), (230, 159, 0),
+    (230, 159, 0), (230, 159, 0),
+)  # fmt: skip
+
+
+def _family(one: ModelConfig, dataset: str, width: str, head_channels: int, masking: Masking) -> list[ModelConfig]:
+    """The four rows of a table: one-exit HRNet, EE, EE+RH and ADP-C."""
+    return [
+        replace(one, name=f"hrnet-{width}-{dataset}"),
+        replace(one, name=f"ee-{width}-{dataset}", heads="plain"),
+        replace(one, name=f"rh-{width}-{dataset}", heads="redesigned", head_channels=head_channels),
+        replace(
+            one,
+            name=f"adpc-{width}-{dataset}",
+            heads="redesigned",
+            head_channels=head_channels,
+            masking=masking,
+        ),
+    ]
+
+
+_CITYSCAPES = ModelConfig(
+    name="",
+    task="segmentation",
+    backbone=W48,
+    heads="one",
+    outputs=19,
+    labels=CITYSCAPES_CLASSES,
+    palette=CITYSCAPES_PALETTE,
+)
+_PASCAL_CONTEXT = ModelConfig(
+    name="",
+    task="segmentation",
+    backbone=W48,
+    heads="one",
+    outputs=59,
+    size=(480, 480),
+    labels=tuple(f"class {index}" for index in range(59)),
+)
+_MPII = ModelConfig(
+    name="",
+    task="pose",
+    backbone=W32_POSE,
+    heads="one",
+    outputs=16,
+    size=(256, 256),
+    labels=MPII_JOINTS,
+    palette=MPII_PALETTE,
+    skeleton=MPII_SKELETON,
+    flip_pairs=MPII_FLIP_PAIRS,
+)
+_CAMVID = ModelConfig(
+    name="",
+    task="segmentation",
+    backbone=W18,
+    heads="one",
+    outputs=11,
+    size=(360, 480),
+    labels=CAMVID_CLASSES,
+    palette=CAMVID_PALETTE,
+)
+_LSP = replace(_MPII, backbone=W18_POSE)
+
+CAMVID_ADPC_W18 = replace(
+    _CAMVID, name="camvid-adpc-w18", heads="redesigned", masking=Masking("max_probability", 0.998)
+)
+LSP_ADPC_W18 = replace(_LSP, name="lsp-adpc-w18", heads="redesigned", masking=Masking("max_score", 0.002))
+
+CONFIGS: Mapping[str, ModelConfig] = {
+    config.name: config
+    for config in [
+        *_family(_CITYSCAPES, "cityscapes", "w48", 128, Masking("max_probability", 0.998)),
+        *_family(replace(_CITYSCAPES, backbone=W18), "cityscapes", "w18", 64, Masking("max_probability", 0.998)),
+        *_family(_PASCAL_CONTEXT, "pascal-context", "w48", 64, Masking("max_probability", 0.995)),
+        *_family(_MPII, "mpii", "w32", 64, Masking("max_score", 0.002)),
+        *_family(_CAMVID, "camvid", "w18", 64, Masking("max_probability", 0.998)),
+        *_family(_LSP, "lsp", "w18", 64, Masking("max_score", 0.002)),
+        CAMVID_ADPC_W18,
+        LSP_ADPC_W18,
+    ]
+}
+"""Every named configuration."""
+
+
+def config(name: str) -> ModelConfig:
+    """Raises ValueError for an unknown name, and lists the known ones."""
+    if name not in CONFIGS:
+        raise ValueError(f"no configuration is called {name!r}; there are {', '.join(sorted(CONFIGS))}")
+    return CONFIGS[name]
