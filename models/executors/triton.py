@@ -1,0 +1,288 @@
+"""The GPU executor: only rows that matter are computed, every step is one CUDA graph. On a CPU: Triton's interpreter.
+
+A `Plan` owns the memory and the graphs of one input size and batch. Requests live in a plan while they advance and
+take their features along when others need the place. Nothing waits for the device but the end of an exit.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.adpc import AdpcNet
+from models.anytime import Exit, ExitMap, Extra, State, Step, check_batch
+from models.confidence import active
+from models.configs import Masking
+from models.executors.reference import UNSURE
+from models.executors.triton_layers import GRANULE, Pass, empty_rows, list_rows, padded
+from models.executors.triton_network import Branches, TritonNetwork
+from models.flops import Size, costs
+from models.postprocess import render
+from models.preprocess import STRIDE, Box, Frame, prepare
+
+PLANS = 8
+"""Sizes and batches whose graphs are kept; the one that was not used for longest makes room."""
+NESTED = ("max_probability", "entropy", "max_score")
+"""Criteria by which a position that is settled stays settled, because its scores no longer change."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a request takes along when it leaves a plan: its rows of the plan's tensors, copied."""
+
+    features: Branches
+    maps: tuple[Tensor, ...]
+
+
+@dataclass
+class TritonState(State):
+    """A request: `saved` where it is not in a plan; the plan it is in; its active shares and multiply-adds so far."""
+
+    saved: Saved | None = None
+    plan: "Plan | None" = None
+    crop: tuple[int, int] = (0, 0)
+    shares: tuple[float, ...] | None = None
+    macs: float = 0.0
+
+
+class TritonExecutor:
+    """Runs an `AdpcNet` step by step in half precision. See `AnytimeModel`.
+
+    `choices`: for each size and batch that was warmed up, the masked layers that are convolved densely and the active
+    share from which that was measured to be faster. Raises ValueError if there is neither a GPU nor the interpreter.
+    """
+
+    executor = "triton"
+
+    def __init__(self, network: AdpcNet, device: str = "cuda", dtype: torch.dtype = torch.float16) -> None:
+        self.config = network.config
+        self.device = device
+        self.steps = network.steps
+        self.network = TritonNetwork(network, torch.device(device), dtype)
+        self.choices: dict[str, dict[str, float]] = {}
+        self._plans: dict[tuple[Size, int], Plan] = {}
+
+    def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> TritonState:
+        return self.start(*prepare(image, self.config, box))
+
+    def start(self, inputs: Tensor, frame: Frame) -> TritonState:
+        height, width = inputs.shape[-2:]
+        if height % 32 or width % 32:
+            raise ValueError(f"the input is {height}x{width}; both must be multiples of 32: pad it")
+        image = torch.zeros((1, height, width, GRANULE), dtype=self.network.dtype, device=self.device)
+        image[..., :3] = inputs.to(self.device).permute(0, 2, 3, 1)
+        crop = (height // STRIDE, width // STRIDE)
+        if self.config.task == "segmentation":  # padding is nobody's pixel
+            crop = (-(-frame.height // STRIDE), -(-frame.width // STRIDE))
+        return TritonState(frame, (height, width), saved=Saved((image,), ()), crop=crop)
+
+    @torch.inference_mode()
+    def advance(self, states: Sequence[State]) -> None:
+        own = [state for state in states if isinstance(state, TritonState)]
+        index = check_batch(states, self.steps)
+        step = self.steps[index]
+        plan = self._plan(own[0].shape, len(own))
+        plan.seat(own, index)
+        shares = [state.shares[0] for state in own if state.shares]
+        plan.run(index, max(shares, default=1.0))
+        for state in own:
+            state.next_step += 1
+        if step.exit is not None:
+            self._finish(step.exit, own, plan)
+
+    def render(self, state: State, extra: Extra | None = None) -> ExitMap:
+        if state.exit is None:
+            raise ValueError(f"no exit is finished after {state.next_step} of {len(self.steps)} steps; advance further")
+        return render(state.exit, self.config, state.frame, extra)
+
+    def _plan(self, shape: Size, batch: int) -> "Plan":
+        key = shape, batch
+        plan = self._plans.pop(key, None)
+        if plan is None:
+            while len(self._plans) >= PLANS:
+                self._plans.pop(next(iter(self._plans))).vacate()
+            plan = Plan(self.network, shape, batch)
+            self.choices[f"{shape[0]}x{shape[1]}x{batch}"] = plan.thresholds
+        self._plans[key] = plan
+        return plan
+
+    def _finish(self, index: int, states: Sequence[TritonState], plan: "Plan") -> None:
+        statistics = plan.fetch_statistics()
+        height, width = (side // STRIDE for side in plan.shape)
+        sizes = [(height >> level, width >> level) for level in range(4)]
+        scores = plan.scores[..., : self.config.outputs].permute(0, 3, 1, 2)
+        for row, state in enumerate(states):
+            masked = dict(zip(sizes, state.shares, strict=True)) if state.shares else {}
+            groups = costs(self.config, *state.shape)[index - 1]
+            state.macs += sum(cost.macs(masked.get(size, 1.0)) for (size, _), cost in groups.items())
+            inside = state.crop[0] * state.crop[1]
+            state.exit = Exit(
+                index,
+                scores[row].clone(),
+                plan.decided[row].clone(),
+                plan.mask[row] != 0,
+                float(statistics[row, 7]) / inside,
+                round(state.macs),
+            )
+            if plan.adaptive and index < self.config.exits:
+                state.shares = tuple(
+                    float(statistics[row, level]) / (h * w) for level, (h, w) in enumerate(sizes)
+                )
+
+
+class Plan:
+    """Tensors and graphs for batches of `batch` inputs of `shape`."""
+
+    def __init__(self, network: TritonNetwork, shape: Size, batch: int) -> None:
+        self.network, self.shape, self.batch = network, shape, batch
+        self.config, device = network.config, network.device
+        self.masking: Masking = self.config.masking or UNSURE[self.config.task]
+        self.adaptive = self.config.masking is not None and self.config.masking.adaptivity != "training"
+        height, width = shape[0] // STRIDE, shape[1] // STRIDE
+        self.scores = torch.zeros((batch, height, width, padded(self.config.outputs)), device=device)
+        self.decided = torch.zeros((batch, height, width), dtype=torch.uint8, device=device)
+        self.mask = torch.zeros_like(self.decided)
+        self.crop = torch.zeros((batch, 2), dtype=torch.int32, device=device)
+        self.statistics = torch.zeros((batch, 8), dtype=torch.int32, device=device)
+        self.on_host = torch.zeros((batch, 8), dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.rows = empty_rows(self.mask)
+        self.features: list[Branches | None] = [None] * (len(network.steps) + 1)
+        self.thresholds: dict[str, float] = {}
+        self.random: dict[int, Tensor] = {}
+        self.streams: list[torch.cuda.Stream] | None = [] if device.type == "cuda" else None
+        self._graphs: dict[tuple[int, frozenset[str]], torch.cuda.CUDAGraph] = {}
+        self._seated: list[weakref.ref[TritonState]] = []
+        if device.type == "cuda":
+            self.pool = torch.cuda.graph_pool_handle()
+            self._warm_up()
+
+    def seat(self, states: Sequence[TritonState], index: int) -> None:
+        """Bring `states` into this plan, before step `index`; whoever else is here leaves."""
+        if len(states) == len(self._seated) and all(
+            seat() is state for seat, state in zip(self._seated, states, strict=True)
+        ):
+            return
+        self.vacate()
+        for state in states:
+            if state.plan is not None:
+                state.plan.vacate()
+        saved = [state.saved for state in states if state.saved is not None]
+        features = tuple(torch.cat(branch) for branch in zip(*(each.features for each in saved), strict=True))
+        static = self.features[index]
+        if static is None:  # without graphs any tensors will do
+            self.features[index] = features
+        else:
+            for place, value in zip(static, features, strict=True):
+                place.copy_(value)
+        self.crop.copy_(torch.tensor([state.crop for state in states], dtype=torch.int32))
+        if saved[0].maps:
+            for place, maps in zip(self._maps(), zip(*(each.maps for each in saved), strict=True), strict=True):
+                place.copy_(torch.cat(maps))
+            self._list()
+        self._seated = [weakref.ref(state) for state in states]
+        for state in states:
+            state.plan, state.saved = self, None
+
+    def vacate(self) -> None:
+        """Send the states that are here away with copies of what is theirs."""
+        for row, seat in enumerate(self._seated):
+            state = seat()
+            if state is not None:
+                cut = slice(row, row + 1)
+                features = self.features[state.next_step] or ()
+                maps = tuple(place[cut].clone() for place in self._maps()) if state.exit is not None else ()
+                state.saved = Saved(tuple(branch[cut].clone() for branch in features), maps)
+                state.plan = None
+        self._seated = []
+
+    def run(self, index: int, share: float) -> None:
+        """Step `index`; `share` of positions is active, which decides how masked layers are run."""
+        dense = frozenset(name for name, threshold in self.thresholds.items() if share > threshold)
+        if self.network.device.type != "cuda":
+            self._step(index, dense)
+            return
+        if (index, dense) not in self._graphs:
+            self._capture(index, dense)
+        self._graphs[index, dense].replay()
+
+    def fetch_statistics(self) -> NDArray[np.int32]:
+        """Of the exit that ran last, see `list_rows`; waits for the device."""
+        if self.network.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        return np.asarray(self.on_host.numpy())
+
+    def _maps(self) -> tuple[Tensor, ...]:
+        return self.scores, self.decided, self.mask
+
+    def _step(self, index: int, dense: frozenset[str]) -> None:
+        network = self.network
+        step = network.steps[index]
+        xs = self.features[index]
+        assert xs is not None
+        first = next(i for i, s in enumerate(network.steps) if s.exit is not None)
+        rows = self.rows if self.adaptive and index > first else ()
+        work = Pass(rows, self.shape[0] // STRIDE, dense, self.streams)
+        if step.exit is None:
+            self.features[index + 1] = network.run(step, xs, work, self._out(index))
+            return
+        network.head(step, xs, work, self.scores)
+        self.features[index + 1] = xs
+        if rows:
+            self.decided.masked_fill_(self.mask != 0, step.exit)
+        else:
+            self.decided.fill_(step.exit)
+        self.mask.copy_(self._active(step)[:, 0])
+        self._list()
+        self.on_host.copy_(self.statistics, non_blocking=True)
+
+    def _active(self, step: Step) -> Tensor:
+        scores = self.scores[..., : self.config.outputs].permute(0, 3, 1, 2)
+        index = step.exit or 0
+        if self.masking.criterion != "random":
+            return active(scores, self.masking, index)
+        if index not in self.random:  # drawn on the host, so not inside a graph
+            self.random[index] = active(scores, self.masking, index)
+        return self.random[index]
+
+    def _list(self) -> None:
+        everywhere = self.masking.criterion not in NESTED
+        list_rows(self.rows, self.crop, self.statistics, self.network.reach, everywhere)
+
+    def _out(self, index: int) -> Branches:
+        """Where a module's step leaves its branches; every second one in the same place."""
+        step = self.network.steps[index]
+        static = self.features[index + 1]
+        if static is not None and self.network.device.type == "cuda":
+            return static
+        if not step.name.startswith("stage"):
+            return ()
+        height, width = self.shape[0] // STRIDE, self.shape[1] // STRIDE
+        return tuple(
+            torch.empty((self.batch, height >> b, width >> b, c), dtype=self.network.dtype, device=self.network.device)
+            for b, c in enumerate(self.network.channels(step))
+        )
+
+    def _warm_up(self) -> None:
+        """Compile, choose and capture every step, on noise."""
+        device = self.network.device
+        noise = torch.rand((self.batch, *self.shape, GRANULE), device=device).to(self.network.dtype)
+        noise[..., 3:] = 0
+        self.features[0] = (noise,)
+        self.crop.fill_(1 << 30)
+        for index in range(len(self.network.steps)):
+            self._capture(index, frozenset())
+            self._graphs[index, frozenset()].replay()
+        torch.cuda.synchronize()
+
+    def _capture(self, index: int, dense: frozenset[str]) -> None:
+        if not any(captured == index for captured, _ in self._graphs):
+            self._step(index, dense)  # compiles
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            self._step(index, dense)
+        self._graphs[index, dense] = graph

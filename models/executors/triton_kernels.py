@@ -1,0 +1,235 @@
+"""GPU kernels over lists of rows: list, convolve, interpolate, combine.
+
+Feature maps stay dense and channels-last; a row is one position's channels. Only listed rows are read or written, the
+lists and their lengths stay on the device, and a grid is as large as the map: programs beyond the list's end leave at
+once. So a launch never waits for the host and can be part of a CUDA graph. With TRITON_INTERPRET=1 everything runs on
+a CPU. Imports nothing of this project.
+"""
+
+import triton
+import triton.language as tl
+
+@triton.jit(do_not_specialize=["height", "width"])
+def list_rows(mask, crop, entries, counts, statistics, height, width, FACTOR: tl.constexpr, SIZE: tl.constexpr,
+          REACH: tl.constexpr, EVERYWHERE: tl.constexpr, PATCH: tl.constexpr, SLOT: tl.constexpr):  # fmt: skip
+    """One program lists one patch of a map of height x width (of the finest size / FACTOR) of one input of the batch."""
+    across = tl.cdiv(width, PATCH)
+    patch = tl.program_id(0) % (across * tl.cdiv(height, PATCH))
+    item = tl.program_id(0) // (across * tl.cdiv(height, PATCH))
+    lane = tl.arange(0, PATCH * PATCH)
+    y = patch // across * PATCH + lane // PATCH
+    x = patch % across * PATCH + lane % PATCH
+    exists = (y < height) & (x < width)
+    mask_width = width * FACTOR
+    mask += item * height * FACTOR * mask_width
+    active = tl.load(mask + y * FACTOR * mask_width + x * FACTOR, mask=exists, other=0) != 0
+
+    block = tl.arange(0, SIZE)
+    needed = tl.zeros((PATCH * PATCH,), tl.int32)
+    for neighbour in range(9):
+        near_y = y + neighbour // 3 - 1
+        near_x = x + neighbour % 3 - 1
+        inside = exists & (near_y >= 0) & (near_y < height) & (near_x >= 0) & (near_x < width)
+        fine_y = near_y[:, None] * FACTOR + block[None, :] // FACTOR
+        fine_x = near_x[:, None] * FACTOR + block[None, :] % FACTOR
+        found = tl.load(mask + fine_y * mask_width + fine_x, mask=inside[:, None], other=0)
+        needed = tl.maximum(needed, tl.max(found.to(tl.int32), 1))
+    if EVERYWHERE:
+        needed = tl.full((PATCH * PATCH,), 1, tl.int32)
+
+    edge = tl.zeros((PATCH * PATCH,), tl.int32)
+    for offset in range((2 * REACH + 1) * (2 * REACH + 1)):
+        near_y = y + offset // (2 * REACH + 1) - REACH
+        near_x = x + offset % (2 * REACH + 1) - REACH
+        inside = exists & (near_y >= 0) & (near_y < height) & (near_x >= 0) & (near_x < width)
+        found = tl.load(mask + near_y * FACTOR * mask_width + near_x * FACTOR, mask=inside, other=1)
+        edge = tl.maximum(edge, (found == 0).to(tl.int32))
+
+    entry = ((item * height + y) * width + x) * 2 + edge
+    convolved = active.to(tl.int32)
+    total = tl.sum(convolved, 0)
+    place = tl.atomic_add(counts, total) + tl.cumsum(convolved, 0) - 1
+    tl.store(entries + place, entry, mask=active)
+    interpolated = (exists & (needed != 0) & (convolved == 0)).to(tl.int32)
+    place = tl.atomic_add(counts + 1, tl.sum(interpolated, 0)) + tl.cumsum(interpolated, 0) - 1
+    capacity = tl.num_programs(0) // (across * tl.cdiv(height, PATCH)) * height * width
+    tl.store(entries + capacity - 1 - place, entry, mask=interpolated != 0)
+    tl.atomic_add(statistics + item * 8 + SLOT, total)
+    if SLOT == 0:
+        cut = (y < tl.load(crop + item * 2)) & (x < tl.load(crop + item * 2 + 1))
+        tl.atomic_add(statistics + item * 8 + 7, tl.sum((active & cut).to(tl.int32), 0))
+
+
+@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "capacity"])
+def convolve(x, weight, bias, shift, residual, kept, out, entries, counts, height, width, out_height, out_width,
+              capacity, x_stride, residual_stride, kept_stride, out_stride, TAPS: tl.constexpr, STRIDE: tl.constexpr,
+              CHANNELS: tl.constexpr, OUT: tl.constexpr, COLUMNS: tl.constexpr, LISTED: tl.constexpr,
+              KEEP: tl.constexpr, ADD: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+              DEPTH: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Gather, multiply, scatter: ROWS listed output rows by BLOCK output channels."""
+    tiles: tl.constexpr = COLUMNS // BLOCK
+    first = tl.program_id(0) // tiles * ROWS
+    total = tl.load(counts) if LISTED else capacity
+    if first >= total:
+        return
+    row = first + tl.arange(0, ROWS)
+    exists = row < total
+    entry = tl.load(entries + row, mask=exists, other=0) if LISTED else row * 2
+    position = entry >> 1
+    column = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
+    out_x = position % out_width
+    line = position // out_width
+    y = line % out_height * STRIDE
+    left = out_x * STRIDE
+    centre = (line // out_height * height + y) * width + left
+
+    products = tl.zeros((ROWS, BLOCK), tl.float32)
+    chunks: tl.constexpr = CHANNELS // DEPTH
+    depth = tl.arange(0, DEPTH)
+    for step in range(TAPS * chunks):
+        tap = step // chunks
+        channel = step % chunks * DEPTH + depth
+        dy = tap // 3 - 1 if TAPS == 9 else 0
+        dx = tap % 3 - 1 if TAPS == 9 else 0
+        inside = exists & (y + dy >= 0) & (y + dy < height) & (left + dx >= 0) & (left + dx < width)
+        source = x + (centre + dy * width + dx)[:, None] * x_stride + channel[None, :]
+        gathered = tl.load(source, mask=inside[:, None], other=0)
+        matrix = tl.load(weight + (tap * CHANNELS + channel)[:, None] * COLUMNS + column[None, :])
+        products = tl.dot(gathered, matrix, products, input_precision=PRECISION)
+    if TAIL:
+        channel = chunks * DEPTH + tl.arange(0, TAIL)
+        for tap in range(TAPS):
+            dy = tap // 3 - 1 if TAPS == 9 else 0
+            dx = tap % 3 - 1 if TAPS == 9 else 0
+            inside = exists & (y + dy >= 0) & (y + dy < height) & (left + dx >= 0) & (left + dx < width)
+            source = x + (centre + dy * width + dx)[:, None] * x_stride + channel[None, :]
+            gathered = tl.load(source, mask=inside[:, None], other=0)
+            matrix = tl.load(weight + (tap * CHANNELS + channel)[:, None] * COLUMNS + column[None, :])
+            products = tl.dot(gathered, matrix, products, input_precision=PRECISION)
+
+    products += tl.load(bias + column)[None, :]
+    written = exists[:, None] & (column < OUT)[None, :]
+    if KEEP:  # what interpolated rows nearby will read
+        edge = written & ((entry & 1) != 0)[:, None]
+        target = kept + position[:, None] * kept_stride + column[None, :]
+        tl.store(target, products.to(kept.dtype.element_ty), mask=edge)
+    products += tl.load(shift + column)[None, :]
+    if ADD:
+        source = residual + position[:, None] * residual_stride + column[None, :]
+        products += tl.load(source, mask=written, other=0).to(tl.float32)
+    if RELU:
+        products = tl.maximum(products, 0)
+    target = out + position[:, None] * out_stride + column[None, :]
+    tl.store(target, products.to(out.dtype.element_ty), mask=written)
+
+
+@triton.jit(do_not_specialize=["height", "width", "capacity"])
+def interpolate(kept, stencil, shift, residual, out, entries, counts, mask, height, width, capacity, kept_stride,
+                 residual_stride, out_stride, OUT: tl.constexpr, FACTOR: tl.constexpr, REACH: tl.constexpr,
+                 ACTIVE_TOO: tl.constexpr, ADD: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr,
+                 BLOCK: tl.constexpr):  # fmt: skip
+    """Equation 5 where it is needed, then shift, residual and ReLU. ACTIVE_TOO: those three for active rows as well."""
+    active = tl.load(counts) if ACTIVE_TOO else 0
+    total = active + tl.load(counts + 1)
+    if tl.program_id(0) * ROWS >= total:
+        return
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    exists = row < total
+    place = tl.where(row < active, row, capacity - 1 - row + active)
+    position = tl.load(entries + place, mask=exists, other=0) >> 1
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    x = position % width
+    line = position // width
+    y = line % height
+    item = line // height
+    values = tl.zeros((ROWS, BLOCK), tl.float32)
+    for offset in range((2 * REACH + 1) * (2 * REACH + 1)):
+        near_y = y + offset // (2 * REACH + 1) - REACH
+        near_x = x + offset % (2 * REACH + 1) - REACH
+        inside = exists & (row >= active) & (near_y >= 0) & (near_y < height) & (near_x >= 0) & (near_x < width)
+        fine = (item * height * FACTOR + near_y * FACTOR) * width * FACTOR + near_x * FACTOR
+        inside = inside & (tl.load(mask + fine, mask=inside, other=0) != 0)
+        source = kept + ((item * height + near_y) * width + near_x)[:, None] * kept_stride + column[None, :]
+        near = tl.load(source, mask=inside[:, None] & (column < OUT)[None, :], other=0)
+        values += near.to(tl.float32) * tl.load(stencil + offset)
+    written = exists[:, None] & (column < OUT)[None, :]
+    if ACTIVE_TOO:
+        own = written & (row < active)[:, None]
+        values += tl.load(kept + position[:, None] * kept_stride + column[None, :], mask=own, other=0).to(tl.float32)
+    values += tl.load(shift + column, mask=column < OUT, other=0)[None, :]
+    if ADD:
+        source = residual + position[:, None] * residual_stride + column[None, :]
+        values += tl.load(source, mask=written, other=0).to(tl.float32)
+    if RELU:
+        values = tl.maximum(values, 0)
+    target = out + position[:, None] * out_stride + column[None, :]
+    tl.store(target, values.to(out.dtype.element_ty), mask=written)
+
+
+@triton.jit
+def _sample(source, stride, item, y, x, height, width, column, read, SHRINK: tl.constexpr, BILINEAR: tl.constexpr):
+    """Positions (y, x) of a height x width map, read from one that is SHRINK times smaller."""
+    coarse_height = height // SHRINK
+    coarse_width = width // SHRINK
+    if SHRINK == 1 or not BILINEAR:
+        place = (item * coarse_height + y // SHRINK) * coarse_width + x // SHRINK
+        return tl.load(source + place[:, None] * stride + column[None, :], mask=read, other=0).to(tl.float32)
+    source_y = tl.maximum((y.to(tl.float32) + 0.5) / SHRINK - 0.5, 0)
+    source_x = tl.maximum((x.to(tl.float32) + 0.5) / SHRINK - 0.5, 0)
+    top = source_y.to(tl.int32)
+    left = source_x.to(tl.int32)
+    down = (source_y - top)[:, None]
+    right = (source_x - left)[:, None]
+    bottom_line = (item * coarse_height + tl.minimum(top + 1, coarse_height - 1)) * coarse_width
+    top_line = (item * coarse_height + top) * coarse_width
+    beside = tl.minimum(left + 1, coarse_width - 1)
+    source += column[None, :]
+    a = tl.load(source + (top_line + left)[:, None] * stride, mask=read, other=0).to(tl.float32)
+    b = tl.load(source + (top_line + beside)[:, None] * stride, mask=read, other=0).to(tl.float32)
+    c = tl.load(source + (bottom_line + left)[:, None] * stride, mask=read, other=0).to(tl.float32)
+    d = tl.load(source + (bottom_line + beside)[:, None] * stride, mask=read, other=0).to(tl.float32)
+    upper = a + (b - a) * right
+    return upper + (c + (d - c) * right - upper) * down
+
+
+@triton.jit(do_not_specialize=["height", "width", "capacity"])
+def combine(a, b, c, d, out, entries, counts, height, width, capacity, a_stride, b_stride, c_stride, d_stride,
+             out_stride, CHANNELS: tl.constexpr, SHRINK_A: tl.constexpr, SHRINK_B: tl.constexpr,
+             SHRINK_C: tl.constexpr, SHRINK_D: tl.constexpr, POOL: tl.constexpr, BILINEAR: tl.constexpr,
+             RELU: tl.constexpr, LISTED: tl.constexpr, NEEDED: tl.constexpr, ROWS: tl.constexpr,
+             BLOCK: tl.constexpr):  # fmt: skip
+    """The sum of up to four maps (SHRINK 0: absent), each resized to POOL times height x width, then averaged."""
+    active = tl.load(counts) if LISTED else capacity
+    total = active + tl.load(counts + 1) if NEEDED else active
+    if tl.program_id(0) * ROWS >= total:
+        return
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    exists = row < total
+    if LISTED:
+        place = tl.where(row < active, row, capacity - 1 - row + active)
+        position = tl.load(entries + place, mask=exists, other=0) >> 1
+    else:
+        position = row
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    x = position % width * POOL
+    line = position // width
+    y = line % height * POOL
+    item = line // height
+    read = exists[:, None] & (column < CHANNELS)[None, :]
+    height *= POOL
+    width *= POOL
+    values = tl.zeros((ROWS, BLOCK), tl.float32)
+    for dy in tl.static_range(POOL):
+        for dx in tl.static_range(POOL):
+            values += _sample(a, a_stride, item, y + dy, x + dx, height, width, column, read, SHRINK_A, BILINEAR)
+            if SHRINK_B:
+                values += _sample(b, b_stride, item, y + dy, x + dx, height, width, column, read, SHRINK_B, BILINEAR)
+            if SHRINK_C:
+                values += _sample(c, c_stride, item, y + dy, x + dx, height, width, column, read, SHRINK_C, BILINEAR)
+            if SHRINK_D:
+                values += _sample(d, d_stride, item, y + dy, x + dx, height, width, column, read, SHRINK_D, BILINEAR)
+    values = values / (POOL * POOL)
+    if RELU:
+        values = tl.maximum(values, 0)
+    target = out + position[:, None] * out_stride + column[None, :]
+    tl.store(target, values.to(out.dtype.element_ty), mask=read)

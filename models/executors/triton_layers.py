@@ -1,0 +1,327 @@
+"""Convolutions ready for the GPU, and how one is run: on the rows that matter, or everywhere.
+
+Holds no network. Feature maps are channels-last tensors (N, h, w, C), C padded to multiples of 16 with zeros.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.executors import triton_kernels as kernels
+from models.masked import MaskedConv2d, rbf
+
+GRANULE = 16  # channels: the least that a tensor core multiplies
+PATCH = 8  # lists follow patches of this many positions squared, so that neighbouring rows share cache lines
+LEVELS = 4  # feature sizes: h / 4 to h / 32
+NEGLIGIBLE = 2.0**-24  # of the sum of an interpolation's weights: below a float's resolution
+
+
+Result = TypeVar("Result")
+
+
+def padded(channels: int) -> int:
+    return -(-channels // GRANULE) * GRANULE
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program of `convolve` computes (rows by channels), in steps of `depth`."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A convolution with its batch norm folded in, and whether a ReLU follows (after a residual, if one is given).
+
+    `bias` goes before the interpolation, `shift` after it: float32. `weight`: (out, channels, k, k) for cuDNN, with
+    `dense_bias`, which is both, and `raw_bias`, the former.
+    `matrix`: (k * k * channels, columns) for our kernel. `stencil`: float32 ((2 * reach + 1) ** 2,), the weights of
+    equation 6 without those too small to matter; None where nothing is ever masked.
+    """
+
+    weight: Tensor
+    dense_bias: Tensor
+    raw_bias: Tensor
+    matrix: Tensor
+    bias: Tensor
+    shift: Tensor
+    stencil: Tensor | None
+    reach: int
+    stride: int
+    relu: bool
+
+    @property
+    def out(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def channels(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def kernel(self) -> int:
+        return self.weight.shape[2]
+
+    def __str__(self) -> str:
+        stride = f" / {self.stride}" if self.stride > 1 else ""
+        return f"{self.kernel}x{self.kernel}{stride} {self.channels} -> {self.out}"
+
+
+def fold(
+    conv: nn.Conv2d, norm: nn.BatchNorm2d | None, relu: bool, dtype: torch.dtype, segments: Sequence[int] = ()
+) -> Layer:
+    """`segments`: real channels of the maps that the input is put together from, each padded; none: it is one map."""
+    weight, bias = conv.weight.detach().double(), torch.zeros_like(conv.weight[:, 0, 0, 0], dtype=torch.float64)
+    if conv.bias is not None:
+        bias = conv.bias.detach().double()
+    shift = torch.zeros_like(bias)
+    if norm is not None:
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+        shift = norm.bias.detach().double() - norm.running_mean.double() * scale
+        weight, bias = weight * scale[:, None, None, None], bias * scale
+    out, kernel = padded(len(weight)), weight.shape[2]
+    parts = weight.split(list(segments or (weight.shape[1],)), 1)
+    weight = torch.cat([F.pad(part, (0, 0, 0, 0, 0, -part.shape[1] % GRANULE)) for part in parts], 1)
+    weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, out - len(weight)))
+    columns = -(-out // block(out)) * block(out)
+    matrix = weight.permute(2, 3, 1, 0).reshape(-1, out)
+    stencil, reach = None, 0
+    if isinstance(conv, MaskedConv2d):
+        stencil, reach = _stencil(conv)
+    return Layer(
+        weight.to(dtype).to(memory_format=torch.channels_last),
+        F.pad(bias + shift, (0, out - len(bias))).to(dtype),
+        F.pad(bias, (0, out - len(bias))).to(dtype),
+        F.pad(matrix, (0, columns - out)).to(dtype).contiguous(),
+        F.pad(bias, (0, columns - len(bias))).float(),
+        F.pad(shift, (0, columns - len(shift))).float(),
+        stencil,
+        reach,
+        conv.stride[0],
+        relu,
+    )
+
+
+def _stencil(conv: MaskedConv2d) -> tuple[Tensor, int]:
+    taps, norm = rbf(conv.Lambda.detach().double(), conv.window)
+    weights = taps.double()[:, None] * taps.double() / norm.double()
+    centre = conv.window // 2
+    weights[centre, centre] = 0
+    matters = (weights > NEGLIGIBLE * weights.sum()).nonzero()
+    reach = int((matters - centre).abs().max()) if len(matters) else 0
+    cut = slice(centre - reach, centre + reach + 1)
+    return weights[cut, cut].float().flatten().contiguous(), reach
+
+
+def block(out: int) -> int:
+    """Output channels of one program."""
+    return min(power_of_two(out), 64)
+
+
+def power_of_two(number: int) -> int:
+    """The least that is not below `number`."""
+    return 1 << (number - 1).bit_length()
+
+
+def tile(layer: Layer, capacity: int) -> Tile:
+    columns = block(layer.out)
+    depth = next(d for d in (64, 32, 16) if layer.channels % d in (0, 16, 32) and layer.channels >= d)
+    programs = -(-capacity // 128) * -(-layer.out // columns)
+    rows = 128 if programs >= 256 else 64
+    return Tile(rows, columns, depth, 4, 4)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of one feature size that are worked on between two exits.
+
+    A position is needed if a position of the finest size in its block, or in one of the 8 blocks around, is active:
+    only then can an active position of a later layer read it. Active rows are convolved, other needed ones
+    interpolated. `entries`: int32 (N * h * w,), active rows from the front and interpolated ones from the back; twice
+    the position, plus 1 if an interpolation may read the row. `counts`: int32 (2,), how many of either.
+    `mask`: uint8 (N, h0, w0), of the finest size. `factor`: finest size over this one.
+    """
+
+    entries: Tensor
+    counts: Tensor
+    mask: Tensor
+    factor: int
+
+
+def empty_rows(mask: Tensor) -> tuple[Rows, ...]:
+    """For `mask`, uint8 (N, h, w), whose values are read whenever `list_rows` is run."""
+    counts = mask.new_zeros((LEVELS, 2), dtype=torch.int32)
+    return tuple(
+        Rows(mask.new_empty(mask.numel() >> 2 * level, dtype=torch.int32), counts[level], mask, 1 << level)
+        for level in range(LEVELS)
+    )
+
+
+def list_rows(rows: Sequence[Rows], crop: Tensor, statistics: Tensor, reach: int, everywhere: bool) -> None:
+    """Fill `rows` from their mask.
+
+    `crop`: int32 (N, 2), height and width that count as inside. `statistics`: int32 (N, 8), active positions of each
+    size, and in the last column those inside. `reach`: the longest of all interpolations. `everywhere`: all rows are
+    needed, because the next mask may be active where this one is not.
+    """
+    statistics.zero_()
+    for level, these in enumerate(rows):
+        these.counts.zero_()
+        items, height, width = these.mask.shape
+        height, width = height >> level, width >> level
+        grid = (items * -(-height // PATCH) * -(-width // PATCH),)
+        kernels.list_rows[grid](
+            these.mask, crop, these.entries, these.counts, statistics, height, width,
+            FACTOR=these.factor, SIZE=these.factor**2, REACH=reach, EVERYWHERE=everywhere, PATCH=PATCH, SLOT=level,
+        )  # fmt: skip
+
+
+class Pass:
+    """Runs layers over the maps of one step. `rows`: by level; none: everything is computed, nothing masked.
+
+    `dense`: masked layers that are convolved everywhere, by cuDNN, because that was measured to be faster.
+    """
+
+    def __init__(
+        self, rows: Sequence[Rows], height: int, dense: frozenset[str], streams: "list[torch.cuda.Stream] | None"
+    ) -> None:
+        self.rows = rows
+        self.height = height
+        self.dense = dense
+        self.streams = streams
+
+    def at(self, height: int) -> Rows | None:
+        return self.rows[(self.height // height).bit_length() - 1] if self.rows else None
+
+    def convolve(self, layer: Layer, x: Tensor, residual: Tensor | None = None, *, interpolated: bool = True) -> Tensor:
+        """`interpolated`: False where only active rows of the result are ever read."""
+        rows = self.at(x.shape[1] // layer.stride)
+        if rows is None:
+            return everywhere(layer, x, residual)
+        if name(layer, x) in self.dense:
+            kept = everywhere(layer, x, None, raw=True)
+            out = torch.empty_like(kept)
+            return interpolate(layer, rows, kept, residual, out, active_too=True)
+        shape = (x.shape[0], x.shape[1] // layer.stride, x.shape[2] // layer.stride, layer.out)
+        out = x.new_empty(shape)
+        kept = x.new_empty(shape) if interpolated else out
+        convolve(layer, x, out, rows, residual, kept if interpolated else None)
+        return interpolate(layer, rows, kept, residual, out) if interpolated else out
+
+    def scores(self, layer: Layer, x: Tensor, out: Tensor) -> None:
+        """The last layer of an exit: float32 `out`, only active rows of it."""
+        convolve(layer, x, out, self.at(x.shape[1]), None, None)
+
+    def combine(
+        self, parts: Sequence[Tensor], out: Tensor, *, pool: int = 1, relu: bool = False, bilinear: bool = True,
+        interpolated: bool = True,
+    ) -> Tensor:  # fmt: skip
+        """The sum of maps, each resized to `out` (N, h, w, C), or to twice its size and averaged for `pool` 2."""
+        items, height, width, channels = out.shape
+        rows = self.at(height)
+        capacity = items * height * width
+        four = [*parts, *[parts[0]] * (4 - len(parts))]
+        shrinks = [height * pool // part.shape[1] for part in parts] + [0] * (4 - len(parts))
+        span = min(128, power_of_two(channels))
+        grid = (-(-capacity // 32), -(-channels // span))
+        kernels.combine[grid](
+            *four, out, rows.entries if rows else out, rows.counts if rows else out, height, width, capacity,
+            *(part.stride(2) for part in four), out.stride(2), channels, *shrinks, pool, bilinear, relu,
+            LISTED=rows is not None, NEEDED=rows is not None and interpolated, ROWS=32, BLOCK=span, num_warps=4,
+        )  # fmt: skip
+        return out
+
+    def parallel(self, jobs: Sequence[Callable[[], Result]]) -> list[Result]:
+        """The results of jobs that do not depend on each other; on a GPU each has a stream of its own.
+
+        The jobs' inputs must be kept until this returns.
+        """
+        if self.streams is None:
+            return [job() for job in jobs]
+        main = torch.cuda.current_stream()
+        while len(self.streams) < len(jobs) - 1:
+            self.streams.append(torch.cuda.Stream())
+        results = []
+        for job, stream in zip(jobs, [main, *self.streams], strict=False):
+            if stream is not main:
+                stream.wait_stream(main)
+        for job, stream in zip(jobs, [main, *self.streams], strict=False):
+            with torch.cuda.stream(stream):
+                results.append(job())
+        for stream in self.streams[: len(jobs) - 1]:
+            main.wait_stream(stream)
+        return results
+
+
+def name(layer: Layer, x: Tensor) -> str:
+    """How a choice between dense and sparse is called: it depends on these alone."""
+    return f"{layer} from {x.shape[1]}x{x.shape[2]}"
+
+
+def everywhere(layer: Layer, x: Tensor, residual: Tensor | None, *, raw: bool = False) -> Tensor:
+    """A dense convolution by the framework. `raw`: without what follows the interpolation."""
+    images = x.permute(0, 3, 1, 2)
+    bias = layer.raw_bias if raw else layer.dense_bias
+    padding, stride = [layer.kernel // 2] * 2, [layer.stride] * 2
+    if raw or not (layer.relu and x.is_cuda):
+        y = F.conv2d(images, layer.weight, bias, stride, padding).permute(0, 2, 3, 1)
+        if not raw:
+            y = y if residual is None else y + residual
+            y = F.relu(y) if layer.relu else y
+        return y.contiguous()
+    if residual is None:
+        y = torch.cudnn_convolution_relu(images, layer.weight, bias, stride, padding, [1, 1], 1)
+    else:
+        y = torch.cudnn_convolution_add_relu(
+            images, layer.weight, residual.permute(0, 3, 1, 2), 1.0, bias, stride, padding, [1, 1], 1
+        )
+    return y.permute(0, 2, 3, 1).contiguous()
+
+
+def convolve(
+    layer: Layer, x: Tensor, out: Tensor, rows: Rows | None, residual: Tensor | None, kept: Tensor | None
+) -> None:
+    """Active rows of `out`; of `kept` (before shift, residual and ReLU) those that an interpolation may read."""
+    items, height, width, channels = x.shape
+    out_height, out_width = out.shape[1:3]
+    capacity = items * out_height * out_width
+    chosen = tile(layer, capacity)
+    columns = layer.matrix.shape[1]
+    grid = (-(-capacity // chosen.rows) * (columns // chosen.columns),)
+    kernels.convolve[grid](
+        x, layer.matrix, layer.bias, layer.shift, out if residual is None else residual, out if kept is None else kept,
+        out, rows.entries if rows else out, rows.counts if rows else out, height, width, out_height, out_width,
+        capacity, x.stride(2), 0 if residual is None else residual.stride(2), 0 if kept is None else kept.stride(2),
+        out.stride(2), TAPS=layer.kernel**2, STRIDE=layer.stride, CHANNELS=channels, OUT=layer.out, COLUMNS=columns,
+        LISTED=rows is not None, KEEP=kept is not None, ADD=residual is not None, RELU=layer.relu, ROWS=chosen.rows,
+        BLOCK=chosen.columns, DEPTH=chosen.depth, TAIL=channels % chosen.depth,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=chosen.warps, num_stages=chosen.stages,
+    )  # fmt: skip
+
+
+def interpolate(
+    layer: Layer, rows: Rows, kept: Tensor, residual: Tensor | None, out: Tensor, *, active_too: bool = False
+) -> Tensor:
+    """Interpolated rows of `out` (and the active ones from `kept`, where a dense convolution has left them)."""
+    items, height, width, _ = out.shape
+    capacity = items * height * width
+    span = min(128, power_of_two(layer.out))
+    size = 16
+    grid = (-(-capacity // size), -(-layer.out // span))
+    kernels.interpolate[grid](
+        kept, layer.stencil, layer.shift, out if residual is None else residual, out, rows.entries, rows.counts,
+        rows.mask, height, width, capacity, kept.stride(2), 0 if residual is None else residual.stride(2),
+        out.stride(2), OUT=layer.out, FACTOR=rows.factor, REACH=layer.reach, ACTIVE_TOO=active_too,
+        ADD=residual is not None, RELU=layer.relu, ROWS=size, BLOCK=span, num_warps=4,
+    )  # fmt: skip
+    return out
