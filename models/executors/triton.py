@@ -19,7 +19,7 @@ from models.anytime import Exit, ExitMap, Extra, State, Step, check_batch
 from models.confidence import active
 from models.configs import Masking
 from models.executors.reference import UNSURE
-from models.executors.triton_layers import GRANULE, Pass, empty_rows, list_rows, padded
+from models.executors.triton_layers import IMAGE_CHANNELS, Layer, Pass, empty_rows, list_rows, measure, padded
 from models.executors.triton_network import Branches, TritonNetwork
 from models.flops import Size, costs
 from models.postprocess import render
@@ -74,14 +74,13 @@ class TritonExecutor:
         height, width = inputs.shape[-2:]
         if height % 32 or width % 32:
             raise ValueError(f"the input is {height}x{width}; both must be multiples of 32: pad it")
-        image = torch.zeros((1, height, width, GRANULE), dtype=self.network.dtype, device=self.device)
-        image[..., :3] = inputs.to(self.device).permute(0, 2, 3, 1)
         crop = (height // STRIDE, width // STRIDE)
         if self.config.task == "segmentation":  # padding is nobody's pixel
             crop = (-(-frame.height // STRIDE), -(-frame.width // STRIDE))
-        return TritonState(frame, (height, width), saved=Saved((image,), ()), crop=crop)
+        return TritonState(frame, (height, width), saved=Saved((inputs.to(self.device),), ()), crop=crop)
 
     @torch.inference_mode()
+    @torch.backends.cudnn.flags(enabled=True, benchmark=True)
     def advance(self, states: Sequence[State]) -> None:
         own = [state for state in states if isinstance(state, TritonState)]
         index = check_batch(states, self.steps)
@@ -151,7 +150,8 @@ class Plan:
         self.statistics = torch.zeros((batch, 8), dtype=torch.int32, device=device)
         self.on_host = torch.zeros((batch, 8), dtype=torch.int32, pin_memory=device.type == "cuda")
         self.rows = empty_rows(self.mask)
-        self.features: list[Branches | None] = [None] * (len(network.steps) + 1)
+        self.image = torch.zeros((batch, *shape, IMAGE_CHANNELS), dtype=network.dtype, device=device)
+        self._places: dict[str, list[Tensor]] = {}
         self.thresholds: dict[str, float] = {}
         self.random: dict[int, Tensor] = {}
         self.streams: list[torch.cuda.Stream] | None = [] if device.type == "cuda" else None
@@ -172,13 +172,12 @@ class Plan:
             if state.plan is not None:
                 state.plan.vacate()
         saved = [state.saved for state in states if state.saved is not None]
-        features = tuple(torch.cat(branch) for branch in zip(*(each.features for each in saved), strict=True))
-        static = self.features[index]
-        if static is None:  # without graphs any tensors will do
-            self.features[index] = features
-        else:
-            for place, value in zip(static, features, strict=True):
-                place.copy_(value)
+        for row, each in enumerate(saved):
+            if index == 0:
+                self.image[row, ..., :3] = each.features[0][0].permute(1, 2, 0)
+                continue
+            for place, branch in zip(self._after(index - 1), each.features, strict=True):
+                place[row].copy_(branch[0])
         self.crop.copy_(torch.tensor([state.crop for state in states], dtype=torch.int32))
         if saved[0].maps:
             for place, maps in zip(self._maps(), zip(*(each.maps for each in saved), strict=True), strict=True):
@@ -194,7 +193,7 @@ class Plan:
             state = seat()
             if state is not None:
                 cut = slice(row, row + 1)
-                features = self.features[state.next_step] or ()
+                features = self._after(state.next_step - 1)
                 maps = tuple(place[cut].clone() for place in self._maps()) if state.exit is not None else ()
                 state.saved = Saved(tuple(branch[cut].clone() for branch in features), maps)
                 state.plan = None
@@ -207,7 +206,7 @@ class Plan:
             self._step(index, dense)
             return
         if (index, dense) not in self._graphs:
-            self._capture(index, dense)
+            self._capture(index, dense)  # its kernels were compiled when they were measured
         self._graphs[index, dense].replay()
 
     def fetch_statistics(self) -> NDArray[np.int32]:
@@ -219,19 +218,20 @@ class Plan:
     def _maps(self) -> tuple[Tensor, ...]:
         return self.scores, self.decided, self.mask
 
-    def _step(self, index: int, dense: frozenset[str]) -> None:
+    def _step(self, index: int, dense: frozenset[str]) -> Pass:
         network = self.network
         step = network.steps[index]
-        xs = self.features[index]
-        assert xs is not None
+        xs = self._after(index - 1)
         first = next(i for i, s in enumerate(network.steps) if s.exit is not None)
         rows = self.rows if self.adaptive and index > first else ()
         work = Pass(rows, self.shape[0] // STRIDE, dense, self.streams)
         if step.exit is None:
-            self.features[index + 1] = network.run(step, xs, work, self._out(index))
-            return
+            module = step.name.startswith("stage")
+            after = network.run(step, xs, work, self._after(index) if module else ())
+            if not module:  # cuDNN takes no place for its result
+                self._places[step.name] = list(after)
+            return work
         network.head(step, xs, work, self.scores)
-        self.features[index + 1] = xs
         if rows:
             self.decided.masked_fill_(self.mask != 0, step.exit)
         else:
@@ -239,6 +239,7 @@ class Plan:
         self.mask.copy_(self._active(step)[:, 0])
         self._list()
         self.on_host.copy_(self.statistics, non_blocking=True)
+        return work
 
     def _active(self, step: Step) -> Tensor:
         scores = self.scores[..., : self.config.outputs].permute(0, 3, 1, 2)
@@ -253,35 +254,43 @@ class Plan:
         everywhere = self.masking.criterion not in NESTED
         list_rows(self.rows, self.crop, self.statistics, self.network.reach, everywhere)
 
-    def _out(self, index: int) -> Branches:
-        """Where a module's step leaves its branches; every second one in the same place."""
-        step = self.network.steps[index]
-        static = self.features[index + 1]
-        if static is not None and self.network.device.type == "cuda":
-            return static
-        if not step.name.startswith("stage"):
-            return ()
+    def _after(self, index: int) -> Branches:
+        """Where the features stand after step `index`; -1: the image."""
+        steps = self.network.steps
+        while index >= 0 and steps[index].exit is not None:
+            index -= 1  # exits leave them where they are
+        if index < 0:
+            return (self.image,)
+        channels = self.network.channels(steps[index])
+        places = self._places.setdefault(self._place(index), [])
         height, width = self.shape[0] // STRIDE, self.shape[1] // STRIDE
-        return tuple(
-            torch.empty((self.batch, height >> b, width >> b, c), dtype=self.network.dtype, device=self.network.device)
-            for b, c in enumerate(self.network.channels(step))
-        )
+        for level in range(len(places), len(channels)):
+            size = (self.batch, height >> level, width >> level, channels[level])
+            places.append(torch.zeros(size, dtype=self.network.dtype, device=self.network.device))
+        return tuple(places[: len(channels)])
+
+    def _place(self, index: int) -> str:
+        """Modules alternate between two places, so that all their graphs can share them."""
+        steps = self.network.steps[: index + 1]
+        modules = sum(step.name.startswith("stage") for step in steps)
+        return f"module {modules % 2}" if modules else steps[-1].name
 
     def _warm_up(self) -> None:
         """Compile, choose and capture every step, on noise."""
-        device = self.network.device
-        noise = torch.rand((self.batch, *self.shape, GRANULE), device=device).to(self.network.dtype)
-        noise[..., 3:] = 0
-        self.features[0] = (noise,)
+        self.image[..., :3].normal_()
         self.crop.fill_(1 << 30)
+        seen: dict[str, tuple[Layer, torch.Size]] = {}
+        for index in range(len(self.network.steps)):
+            seen |= self._step(index, frozenset()).seen
+        for name, (layer, shape) in seen.items():
+            threshold = measure(layer, shape, self.rows, self.shape[0] // STRIDE)
+            if threshold < 1:
+                self.thresholds[name] = max(threshold, 0.0)
         for index in range(len(self.network.steps)):
             self._capture(index, frozenset())
-            self._graphs[index, frozenset()].replay()
         torch.cuda.synchronize()
 
     def _capture(self, index: int, dense: frozenset[str]) -> None:
-        if not any(captured == index for captured, _ in self._graphs):
-            self._step(index, dense)  # compiles
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             self._step(index, dense)

@@ -60,12 +60,30 @@ def list_rows(mask, crop, entries, counts, statistics, height, width, FACTOR: tl
         tl.atomic_add(statistics + item * 8 + 7, tl.sum((active & cut).to(tl.int32), 0))
 
 
-@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "capacity"])
+@triton.jit
+def _gather(x, stride, y, left, centre, tap, channel, height, width, TAPS: tl.constexpr, CACHED: tl.constexpr):
+    """Channels of the rows that one tap of a convolution reads; zeros beyond the borders.
+
+    CACHED: in copies of 8 bytes, which pass through the L1 cache; those of 16 never do.
+    """
+    stride = stride // 4 * 4 if CACHED else stride // 16 * 16
+    if TAPS == 1:
+        return tl.load(x + centre[:, None] * stride + channel[None, :])
+    dy = tap // 3 - 1
+    dx = tap % 3 - 1
+    # As unsigned numbers, negative ones are beyond the border too.
+    inside = ((y + dy).to(tl.uint32) < height.to(tl.uint32)) & ((left + dx).to(tl.uint32) < width.to(tl.uint32))
+    source = x + (centre + dy * width + dx)[:, None] * stride + channel[None, :]
+    return tl.load(source, mask=inside[:, None], other=0)
+
+
+@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "capacity", "x_stride"])
 def convolve(x, weight, bias, shift, residual, kept, out, entries, counts, height, width, out_height, out_width,
               capacity, x_stride, residual_stride, kept_stride, out_stride, TAPS: tl.constexpr, STRIDE: tl.constexpr,
               CHANNELS: tl.constexpr, OUT: tl.constexpr, COLUMNS: tl.constexpr, LISTED: tl.constexpr,
               KEEP: tl.constexpr, ADD: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-              DEPTH: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+              DEPTH: tl.constexpr, TAIL: tl.constexpr,
+              CACHED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Gather, multiply, scatter: ROWS listed output rows by BLOCK output channels."""
     tiles: tl.constexpr = COLUMNS // BLOCK
     first = tl.program_id(0) // tiles * ROWS
@@ -74,7 +92,7 @@ def convolve(x, weight, bias, shift, residual, kept, out, entries, counts, heigh
         return
     row = first + tl.arange(0, ROWS)
     exists = row < total
-    entry = tl.load(entries + row, mask=exists, other=0) if LISTED else row * 2
+    entry = tl.load(entries + row, mask=exists, other=0) if LISTED else tl.where(exists, row * 2, 0)
     position = entry >> 1
     column = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
     out_x = position % out_width
@@ -89,21 +107,13 @@ def convolve(x, weight, bias, shift, residual, kept, out, entries, counts, heigh
     for step in range(TAPS * chunks):
         tap = step // chunks
         channel = step % chunks * DEPTH + depth
-        dy = tap // 3 - 1 if TAPS == 9 else 0
-        dx = tap % 3 - 1 if TAPS == 9 else 0
-        inside = exists & (y + dy >= 0) & (y + dy < height) & (left + dx >= 0) & (left + dx < width)
-        source = x + (centre + dy * width + dx)[:, None] * x_stride + channel[None, :]
-        gathered = tl.load(source, mask=inside[:, None], other=0)
+        gathered = _gather(x, x_stride, y, left, centre, tap, channel, height, width, TAPS, CACHED)
         matrix = tl.load(weight + (tap * CHANNELS + channel)[:, None] * COLUMNS + column[None, :])
         products = tl.dot(gathered, matrix, products, input_precision=PRECISION)
     if TAIL:
         channel = chunks * DEPTH + tl.arange(0, TAIL)
         for tap in range(TAPS):
-            dy = tap // 3 - 1 if TAPS == 9 else 0
-            dx = tap % 3 - 1 if TAPS == 9 else 0
-            inside = exists & (y + dy >= 0) & (y + dy < height) & (left + dx >= 0) & (left + dx < width)
-            source = x + (centre + dy * width + dx)[:, None] * x_stride + channel[None, :]
-            gathered = tl.load(source, mask=inside[:, None], other=0)
+            gathered = _gather(x, x_stride, y, left, centre, tap, channel, height, width, TAPS, CACHED)
             matrix = tl.load(weight + (tap * CHANNELS + channel)[:, None] * COLUMNS + column[None, :])
             products = tl.dot(gathered, matrix, products, input_precision=PRECISION)
 

@@ -15,6 +15,7 @@ from models.executors import triton_kernels as kernels
 from models.masked import MaskedConv2d, rbf
 
 GRANULE = 16  # channels: the least that a tensor core multiplies
+IMAGE_CHANNELS = 8
 PATCH = 8  # lists follow patches of this many positions squared, so that neighbouring rows share cache lines
 LEVELS = 4  # feature sizes: h / 4 to h / 32
 NEGLIGIBLE = 2.0**-24  # of the sum of an interpolation's weights: below a float's resolution
@@ -36,6 +37,7 @@ class Tile:
     depth: int
     warps: int
     stages: int
+    cached: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,10 @@ class Layer:
 def fold(
     conv: nn.Conv2d, norm: nn.BatchNorm2d | None, relu: bool, dtype: torch.dtype, segments: Sequence[int] = ()
 ) -> Layer:
-    """`segments`: real channels of the maps that the input is put together from, each padded; none: it is one map."""
+    """`segments`: real channels of the maps that the input is put together from, each padded; none: it is one map.
+
+    An image has its three channels padded to `IMAGE_CHANNELS` only: it is convolved by cuDNN alone.
+    """
     weight, bias = conv.weight.detach().double(), torch.zeros_like(conv.weight[:, 0, 0, 0], dtype=torch.float64)
     if conv.bias is not None:
         bias = conv.bias.detach().double()
@@ -91,7 +96,8 @@ def fold(
         weight, bias = weight * scale[:, None, None, None], bias * scale
     out, kernel = padded(len(weight)), weight.shape[2]
     parts = weight.split(list(segments or (weight.shape[1],)), 1)
-    weight = torch.cat([F.pad(part, (0, 0, 0, 0, 0, -part.shape[1] % GRANULE)) for part in parts], 1)
+    granule = IMAGE_CHANNELS if weight.shape[1] == 3 else GRANULE
+    weight = torch.cat([F.pad(part, (0, 0, 0, 0, 0, -part.shape[1] % granule)) for part in parts], 1)
     weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, out - len(weight)))
     columns = -(-out // block(out)) * block(out)
     matrix = weight.permute(2, 3, 1, 0).reshape(-1, out)
@@ -138,7 +144,7 @@ def tile(layer: Layer, capacity: int) -> Tile:
     depth = next(d for d in (64, 32, 16) if layer.channels % d in (0, 16, 32) and layer.channels >= d)
     programs = -(-capacity // 128) * -(-layer.out // columns)
     rows = 128 if programs >= 256 else 64
-    return Tile(rows, columns, depth, 4, 4)
+    return Tile(rows, columns, depth, 4, 4, cached=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +196,7 @@ class Pass:
     """Runs layers over the maps of one step. `rows`: by level; none: everything is computed, nothing masked.
 
     `dense`: masked layers that are convolved everywhere, by cuDNN, because that was measured to be faster.
+    `streams`: filled as needed; None: there are none. `seen`: the masked layers that were run, with their inputs' shapes.
     """
 
     def __init__(
@@ -199,6 +206,7 @@ class Pass:
         self.height = height
         self.dense = dense
         self.streams = streams
+        self.seen: dict[str, tuple[Layer, torch.Size]] = {}
 
     def at(self, height: int) -> Rows | None:
         return self.rows[(self.height // height).bit_length() - 1] if self.rows else None
@@ -208,6 +216,7 @@ class Pass:
         rows = self.at(x.shape[1] // layer.stride)
         if rows is None:
             return everywhere(layer, x, residual)
+        self.seen[name(layer, x)] = layer, x.shape
         if name(layer, x) in self.dense:
             kept = everywhere(layer, x, None, raw=True)
             out = torch.empty_like(kept)
@@ -304,7 +313,7 @@ def convolve(
         capacity, x.stride(2), 0 if residual is None else residual.stride(2), 0 if kept is None else kept.stride(2),
         out.stride(2), TAPS=layer.kernel**2, STRIDE=layer.stride, CHANNELS=channels, OUT=layer.out, COLUMNS=columns,
         LISTED=rows is not None, KEEP=kept is not None, ADD=residual is not None, RELU=layer.relu, ROWS=chosen.rows,
-        BLOCK=chosen.columns, DEPTH=chosen.depth, TAIL=channels % chosen.depth,
+        BLOCK=chosen.columns, DEPTH=chosen.depth, TAIL=channels % chosen.depth, CACHED=chosen.cached,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=chosen.warps, num_stages=chosen.stages,
     )  # fmt: skip
 
@@ -325,3 +334,43 @@ def interpolate(
         ADD=residual is not None, RELU=layer.relu, ROWS=size, BLOCK=span, num_warps=4,
     )  # fmt: skip
     return out
+
+
+def measure(layer: Layer, shape: torch.Size, rows: Sequence[Rows], height: int) -> float:
+    """The active share from which it is faster to convolve everywhere; 1 or more: never.
+
+    `rows` are of maps `height` high at the finest size; their masks and lists are overwritten.
+    """
+    x = torch.randn(shape, device=layer.weight.device).to(layer.weight.dtype)
+    mask = rows[0].mask
+    crop = torch.zeros((len(mask), 2), dtype=torch.int32, device=x.device)
+    statistics = torch.zeros((len(mask), 8), dtype=torch.int32, device=x.device)
+
+    def seconds(share: float, dense: frozenset[str]) -> float:
+        mask.zero_()
+        mask[:, : round(share * mask.shape[1])] = 1
+        list_rows(rows, crop, statistics, layer.reach, everywhere=False)
+        work = Pass(rows, height, dense, None)
+        return time_of(lambda: work.convolve(layer, x))
+
+    half, full = seconds(0.5, frozenset()), seconds(1, frozenset())
+    dense = seconds(1, frozenset((name(layer, x),)))
+    return 1 + (dense - full) / (2 * (full - half)) if full > half else float(dense >= full)
+
+
+def time_of(job: Callable[[], object], repeats: int = 8, trials: int = 3) -> float:
+    """Seconds that `job` takes on the GPU, launches not counted: the fastest of some trials."""
+    job()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(repeats):
+            job()
+    times = []
+    for _ in range(trials + 1):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1000 / repeats)
+    return min(times[1:])

@@ -61,7 +61,7 @@ class TritonNetwork:
         return (self._layer1[-1][2].out,)
 
     def run(self, step: Step, xs: Branches, work: Pass, out: Branches) -> Branches:
-        """A step that is no exit. `out` takes the branches that a module gives."""
+        """A step that is no exit. A module leaves its branches in `out`."""
         if step.name == "stem":
             x = xs[0]
             for layer in self._stem:
