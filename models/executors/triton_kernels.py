@@ -77,15 +77,14 @@ def _gather(x, stride, y, left, centre, tap, channel, height, width, TAPS: tl.co
     return tl.load(source, mask=inside[:, None], other=0)
 
 
-@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "capacity", "x_stride"])
+@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "capacity", "x_stride", "keep"])
 def convolve(x, weight, bias, shift, residual, kept, out, entries, counts, height, width, out_height, out_width,
-              capacity, x_stride, residual_stride, kept_stride, out_stride, TAPS: tl.constexpr, STRIDE: tl.constexpr,
-              CHANNELS: tl.constexpr, OUT: tl.constexpr, COLUMNS: tl.constexpr, LISTED: tl.constexpr,
-              KEEP: tl.constexpr, ADD: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-              DEPTH: tl.constexpr, TAIL: tl.constexpr,
-              CACHED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+             capacity, columns, out_channels, x_stride, residual_stride, kept_stride, out_stride, keep, floor, ADD: tl.constexpr,
+             TAPS: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, LISTED: tl.constexpr,
+             ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr, TAIL: tl.constexpr,
+             CACHED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Gather, multiply, scatter: ROWS listed output rows by BLOCK output channels."""
-    tiles: tl.constexpr = COLUMNS // BLOCK
+    tiles = columns // BLOCK
     first = tl.program_id(0) // tiles * ROWS
     total = tl.load(counts) if LISTED else capacity
     if first >= total:
@@ -108,36 +107,32 @@ def convolve(x, weight, bias, shift, residual, kept, out, entries, counts, heigh
         tap = step // chunks
         channel = step % chunks * DEPTH + depth
         gathered = _gather(x, x_stride, y, left, centre, tap, channel, height, width, TAPS, CACHED)
-        matrix = tl.load(weight + (tap * CHANNELS + channel)[:, None] * COLUMNS + column[None, :])
+        matrix = tl.load(weight + (tap * CHANNELS + channel)[:, None] * columns + column[None, :])
         products = tl.dot(gathered, matrix, products, input_precision=PRECISION)
     if TAIL:
         channel = chunks * DEPTH + tl.arange(0, TAIL)
         for tap in range(TAPS):
             gathered = _gather(x, x_stride, y, left, centre, tap, channel, height, width, TAPS, CACHED)
-            matrix = tl.load(weight + (tap * CHANNELS + channel)[:, None] * COLUMNS + column[None, :])
+            matrix = tl.load(weight + (tap * CHANNELS + channel)[:, None] * columns + column[None, :])
             products = tl.dot(gathered, matrix, products, input_precision=PRECISION)
 
     products += tl.load(bias + column)[None, :]
-    written = exists[:, None] & (column < OUT)[None, :]
-    if KEEP:  # what interpolated rows nearby will read
-        edge = written & ((entry & 1) != 0)[:, None]
-        target = kept + position[:, None] * kept_stride + column[None, :]
-        tl.store(target, products.to(kept.dtype.element_ty), mask=edge)
+    written = exists[:, None] & (column < out_channels)[None, :]
+    edge = written & ((entry & keep) != 0)[:, None]  # interpolated rows nearby will read these
+    tl.store(kept + position[:, None] * kept_stride + column[None, :], products.to(kept.dtype.element_ty), mask=edge)
     products += tl.load(shift + column)[None, :]
     if ADD:
         source = residual + position[:, None] * residual_stride + column[None, :]
         products += tl.load(source, mask=written, other=0).to(tl.float32)
-    if RELU:
-        products = tl.maximum(products, 0)
+    products = tl.maximum(products, floor)
     target = out + position[:, None] * out_stride + column[None, :]
     tl.store(target, products.to(out.dtype.element_ty), mask=written)
 
 
-@triton.jit(do_not_specialize=["height", "width", "capacity"])
-def interpolate(kept, stencil, shift, residual, out, entries, counts, mask, height, width, capacity, kept_stride,
-                 residual_stride, out_stride, OUT: tl.constexpr, FACTOR: tl.constexpr, REACH: tl.constexpr,
-                 ACTIVE_TOO: tl.constexpr, ADD: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr,
-                 BLOCK: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["height", "width", "capacity", "factor", "reach"])
+def interpolate(kept, stencil, shift, residual, out, entries, counts, mask, height, width, capacity, out_channels,
+                factor, reach, kept_stride, residual_stride, out_stride, floor, ACTIVE_TOO: tl.constexpr,
+                ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Equation 5 where it is needed, then shift, residual and ReLU. ACTIVE_TOO: those three for active rows as well."""
     active = tl.load(counts) if ACTIVE_TOO else 0
     total = active + tl.load(counts + 1)
@@ -153,25 +148,24 @@ def interpolate(kept, stencil, shift, residual, out, entries, counts, mask, heig
     y = line % height
     item = line // height
     values = tl.zeros((ROWS, BLOCK), tl.float32)
-    for offset in range((2 * REACH + 1) * (2 * REACH + 1)):
-        near_y = y + offset // (2 * REACH + 1) - REACH
-        near_x = x + offset % (2 * REACH + 1) - REACH
+    for offset in range((2 * reach + 1) * (2 * reach + 1)):
+        near_y = y + offset // (2 * reach + 1) - reach
+        near_x = x + offset % (2 * reach + 1) - reach
         inside = exists & (row >= active) & (near_y >= 0) & (near_y < height) & (near_x >= 0) & (near_x < width)
-        fine = (item * height * FACTOR + near_y * FACTOR) * width * FACTOR + near_x * FACTOR
+        fine = (item * height * factor + near_y * factor) * width * factor + near_x * factor
         inside = inside & (tl.load(mask + fine, mask=inside, other=0) != 0)
         source = kept + ((item * height + near_y) * width + near_x)[:, None] * kept_stride + column[None, :]
-        near = tl.load(source, mask=inside[:, None] & (column < OUT)[None, :], other=0)
+        near = tl.load(source, mask=inside[:, None] & (column < out_channels)[None, :], other=0)
         values += near.to(tl.float32) * tl.load(stencil + offset)
-    written = exists[:, None] & (column < OUT)[None, :]
+    written = exists[:, None] & (column < out_channels)[None, :]
     if ACTIVE_TOO:
         own = written & (row < active)[:, None]
         values += tl.load(kept + position[:, None] * kept_stride + column[None, :], mask=own, other=0).to(tl.float32)
-    values += tl.load(shift + column, mask=column < OUT, other=0)[None, :]
+    values += tl.load(shift + column, mask=column < out_channels, other=0)[None, :]
     if ADD:
         source = residual + position[:, None] * residual_stride + column[None, :]
         values += tl.load(source, mask=written, other=0).to(tl.float32)
-    if RELU:
-        values = tl.maximum(values, 0)
+    values = tl.maximum(values, floor)
     target = out + position[:, None] * out_stride + column[None, :]
     tl.store(target, values.to(out.dtype.element_ty), mask=written)
 
@@ -204,7 +198,7 @@ def _sample(source, stride, item, y, x, height, width, column, read, SHRINK: tl.
 
 @triton.jit(do_not_specialize=["height", "width", "capacity"])
 def combine(a, b, c, d, out, entries, counts, height, width, capacity, a_stride, b_stride, c_stride, d_stride,
-             out_stride, CHANNELS: tl.constexpr, SHRINK_A: tl.constexpr, SHRINK_B: tl.constexpr,
+             out_stride, channels, SHRINK_A: tl.constexpr, SHRINK_B: tl.constexpr,
              SHRINK_C: tl.constexpr, SHRINK_D: tl.constexpr, POOL: tl.constexpr, BILINEAR: tl.constexpr,
              RELU: tl.constexpr, LISTED: tl.constexpr, NEEDED: tl.constexpr, ROWS: tl.constexpr,
              BLOCK: tl.constexpr):  # fmt: skip
@@ -225,7 +219,7 @@ def combine(a, b, c, d, out, entries, counts, height, width, capacity, a_stride,
     line = position // width
     y = line % height * POOL
     item = line // height
-    read = exists[:, None] & (column < CHANNELS)[None, :]
+    read = exists[:, None] & (column < channels)[None, :]
     height *= POOL
     width *= POOL
     values = tl.zeros((ROWS, BLOCK), tl.float32)

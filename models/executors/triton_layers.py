@@ -3,6 +3,7 @@
 Holds no network. Feature maps are channels-last tensors (N, h, w, C), C padded to multiples of 16 with zeros.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -64,6 +65,11 @@ class Layer:
     @property
     def out(self) -> int:
         return self.weight.shape[0]
+
+    @property
+    def floor(self) -> float:
+        """What results are cut off at."""
+        return 0.0 if self.relu else -math.inf
 
     @property
     def channels(self) -> int:
@@ -310,10 +316,10 @@ def convolve(
     kernels.convolve[grid](
         x, layer.matrix, layer.bias, layer.shift, out if residual is None else residual, out if kept is None else kept,
         out, rows.entries if rows else out, rows.counts if rows else out, height, width, out_height, out_width,
-        capacity, x.stride(2), 0 if residual is None else residual.stride(2), 0 if kept is None else kept.stride(2),
-        out.stride(2), TAPS=layer.kernel**2, STRIDE=layer.stride, CHANNELS=channels, OUT=layer.out, COLUMNS=columns,
-        LISTED=rows is not None, KEEP=kept is not None, ADD=residual is not None, RELU=layer.relu, ROWS=chosen.rows,
-        BLOCK=chosen.columns, DEPTH=chosen.depth, TAIL=channels % chosen.depth, CACHED=chosen.cached,
+        capacity, columns, layer.out, x.stride(2), 0 if residual is None else residual.stride(2),
+        0 if kept is None else kept.stride(2), out.stride(2), int(kept is not None), layer.floor,
+        ADD=residual is not None, TAPS=layer.kernel**2, STRIDE=layer.stride, CHANNELS=channels, LISTED=rows is not None,
+        ROWS=chosen.rows, BLOCK=chosen.columns, DEPTH=chosen.depth, TAIL=channels % chosen.depth, CACHED=chosen.cached,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=chosen.warps, num_stages=chosen.stages,
     )  # fmt: skip
 
@@ -329,9 +335,9 @@ def interpolate(
     grid = (-(-capacity // size), -(-layer.out // span))
     kernels.interpolate[grid](
         kept, layer.stencil, layer.shift, out if residual is None else residual, out, rows.entries, rows.counts,
-        rows.mask, height, width, capacity, kept.stride(2), 0 if residual is None else residual.stride(2),
-        out.stride(2), OUT=layer.out, FACTOR=rows.factor, REACH=layer.reach, ACTIVE_TOO=active_too,
-        ADD=residual is not None, RELU=layer.relu, ROWS=size, BLOCK=span, num_warps=4,
+        rows.mask, height, width, capacity, layer.out, rows.factor, layer.reach, kept.stride(2),
+        0 if residual is None else residual.stride(2), out.stride(2), layer.floor,
+        ACTIVE_TOO=active_too, ADD=residual is not None, ROWS=size, BLOCK=span, num_warps=4,
     )  # fmt: skip
     return out
 
