@@ -19,7 +19,7 @@ from models.anytime import Exit, ExitMap, Extra, State, Step, check_batch
 from models.confidence import active
 from models.configs import Masking
 from models.executors.reference import UNSURE
-from models.executors.triton_layers import IMAGE_CHANNELS, Layer, Pass, empty_rows, list_rows, measure, padded
+from models.executors.triton_layers import IMAGE_CHANNELS, Layer, Pass, capture, empty_rows, list_rows, measure, padded
 from models.executors.triton_network import Branches, TritonNetwork
 from models.flops import Size, costs
 from models.postprocess import render
@@ -54,7 +54,8 @@ class TritonExecutor:
     """Runs an `AdpcNet` step by step in half precision. See `AnytimeModel`.
 
     `choices`: for each size and batch that was warmed up, the masked layers that are convolved densely and the active
-    share from which that was measured to be faster. Raises ValueError if there is neither a GPU nor the interpreter.
+    share from which that was measured to be faster. `forced`: by exit, positions bool (1 or N, 1, h, w) that stay active
+    whatever the scores say; for measurements, to be set before the first request.
     """
 
     executor = "triton"
@@ -65,6 +66,7 @@ class TritonExecutor:
         self.steps = network.steps
         self.network = TritonNetwork(network, torch.device(device), dtype)
         self.choices: dict[str, dict[str, float]] = {}
+        self.forced: dict[int, Tensor] = {}
         self._plans: dict[tuple[Size, int], Plan] = {}
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> TritonState:
@@ -105,7 +107,7 @@ class TritonExecutor:
         if plan is None:
             while len(self._plans) >= PLANS:
                 self._plans.pop(next(iter(self._plans))).vacate()
-            plan = Plan(self.network, shape, batch)
+            plan = Plan(self.network, shape, batch, self.forced)
             self.choices[f"{shape[0]}x{shape[1]}x{batch}"] = plan.thresholds
         self._plans[key] = plan
         return plan
@@ -129,15 +131,13 @@ class TritonExecutor:
                 round(state.macs),
             )
             if plan.adaptive and index < self.config.exits:
-                state.shares = tuple(
-                    float(statistics[row, level]) / (h * w) for level, (h, w) in enumerate(sizes)
-                )
+                state.shares = tuple(float(statistics[row, level]) / (h * w) for level, (h, w) in enumerate(sizes))
 
 
 class Plan:
     """Tensors and graphs for batches of `batch` inputs of `shape`."""
 
-    def __init__(self, network: TritonNetwork, shape: Size, batch: int) -> None:
+    def __init__(self, network: TritonNetwork, shape: Size, batch: int, forced: dict[int, Tensor]) -> None:
         self.network, self.shape, self.batch = network, shape, batch
         self.config, device = network.config, network.device
         self.masking: Masking = self.config.masking or UNSURE[self.config.task]
@@ -153,7 +153,7 @@ class Plan:
         self.image = torch.zeros((batch, *shape, IMAGE_CHANNELS), dtype=network.dtype, device=device)
         self._places: dict[str, list[Tensor]] = {}
         self.thresholds: dict[str, float] = {}
-        self.random: dict[int, Tensor] = {}
+        self.fixed = dict(forced)
         self.streams: list[torch.cuda.Stream] | None = [] if device.type == "cuda" else None
         self._graphs: dict[tuple[int, frozenset[str]], torch.cuda.CUDAGraph] = {}
         self._seated: list[weakref.ref[TritonState]] = []
@@ -206,7 +206,9 @@ class Plan:
             self._step(index, dense)
             return
         if (index, dense) not in self._graphs:
-            self._capture(index, dense)  # its kernels were compiled when they were measured
+            self._graphs[index, dense] = self._capture(
+                index, dense
+            )  # its kernels were compiled when they were measured
         self._graphs[index, dense].replay()
 
     def fetch_statistics(self) -> NDArray[np.int32]:
@@ -244,11 +246,9 @@ class Plan:
     def _active(self, step: Step) -> Tensor:
         scores = self.scores[..., : self.config.outputs].permute(0, 3, 1, 2)
         index = step.exit or 0
-        if self.masking.criterion != "random":
-            return active(scores, self.masking, index)
-        if index not in self.random:  # drawn on the host, so not inside a graph
-            self.random[index] = active(scores, self.masking, index)
-        return self.random[index]
+        if self.masking.criterion == "random" and index not in self.fixed:
+            self.fixed[index] = active(scores, self.masking, index)  # drawn on the host, so not inside a graph
+        return self.fixed[index] if index in self.fixed else active(scores, self.masking, index)
 
     def _list(self) -> None:
         everywhere = self.masking.criterion not in NESTED
@@ -287,11 +287,8 @@ class Plan:
             if threshold < 1:
                 self.thresholds[name] = max(threshold, 0.0)
         for index in range(len(self.network.steps)):
-            self._capture(index, frozenset())
+            self._graphs[index, frozenset()] = self._capture(index, frozenset())
         torch.cuda.synchronize()
 
-    def _capture(self, index: int, dense: frozenset[str]) -> None:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            self._step(index, dense)
-        self._graphs[index, dense] = graph
+    def _capture(self, index: int, dense: frozenset[str]) -> torch.cuda.CUDAGraph:
+        return capture(lambda: self._step(index, dense), self.pool)

@@ -9,6 +9,7 @@ a CPU. Imports nothing of this project.
 import triton
 import triton.language as tl
 
+
 @triton.jit(do_not_specialize=["height", "width"])
 def list_rows(mask, crop, entries, counts, statistics, height, width, FACTOR: tl.constexpr, SIZE: tl.constexpr,
           REACH: tl.constexpr, EVERYWHERE: tl.constexpr, PATCH: tl.constexpr, SLOT: tl.constexpr):  # fmt: skip

@@ -367,10 +367,7 @@ def measure(layer: Layer, shape: torch.Size, rows: Sequence[Rows], height: int) 
 def time_of(job: Callable[[], object], repeats: int = 8, trials: int = 3) -> float:
     """Seconds that `job` takes on the GPU, launches not counted: the fastest of some trials."""
     job()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            job()
+    graph = capture(lambda: [job() for _ in range(repeats)])
     times = []
     for _ in range(trials + 1):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -380,3 +377,16 @@ def time_of(job: Callable[[], object], repeats: int = 8, trials: int = 3) -> flo
         end.synchronize()
         times.append(start.elapsed_time(end) / 1000 / repeats)
     return min(times[1:])
+
+
+def capture(job: Callable[[], object], pool: tuple[int, int] | None = None) -> torch.cuda.CUDAGraph:
+    """`job` as a graph. Unlike torch.cuda.graph, this collects no garbage first, which would take most of the time."""
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool, capture_error_mode="thread_local")
+        job()
+        graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph

@@ -173,10 +173,7 @@ class TritonNetwork:
         for branch in module.branches:
             blocks = [block for block in branch.children() if isinstance(block, BasicBlock)]
             branches.append(
-                [
-                    (self._layer([b.conv1, b.bn1, nn.ReLU()]), self._layer([b.conv2, b.bn2, nn.ReLU()]))
-                    for b in blocks
-                ]
+                [(self._layer([b.conv1, b.bn1, nn.ReLU()]), self._layer([b.conv2, b.bn2, nn.ReLU()])) for b in blocks]
             )
         fuse = [[self._chain(layer) for layer in target.children()] for target in module.fuse_layers.children()]
         return Module(branches, fuse)
