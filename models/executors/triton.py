@@ -5,9 +5,8 @@ take their features along when others need the place. Nothing waits for the devi
 """
 
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from statistics import median
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -54,8 +53,8 @@ class TritonExecutor:
     """Runs an `AdpcNet` step by step in half precision. See `AnytimeModel`.
 
     `choices`: for each size and batch that was warmed up, the masked layers that are convolved densely and the active
-    share from which that was measured to be faster. `forced`: by exit, positions bool (1 or N, 1, h, w) that stay active
-    whatever the scores say; for measurements, to be set before the first request.
+    share from which that was measured to be faster. `forced`: by exit, positions bool (1 or N, 1, h, w) that stay
+    active whatever the scores say; for measurements, to be set before the first request.
     """
 
     executor = "triton"

@@ -6,6 +6,10 @@ once. So a launch never waits for the host and can be part of a CUDA graph. With
 a CPU. Imports nothing of this project.
 """
 
+# mypy: ignore-errors
+# ruff: noqa: N803, PLR0917
+# Triton's language has no types, writes constants in capitals, and takes its arguments by position.
+
 import triton
 import triton.language as tl
 
@@ -13,7 +17,7 @@ import triton.language as tl
 @triton.jit(do_not_specialize=["height", "width"])
 def list_rows(mask, crop, entries, counts, statistics, height, width, FACTOR: tl.constexpr, SIZE: tl.constexpr,
           REACH: tl.constexpr, EVERYWHERE: tl.constexpr, PATCH: tl.constexpr, SLOT: tl.constexpr):  # fmt: skip
-    """One program lists one patch of a map of height x width (of the finest size / FACTOR) of one input of the batch."""
+    """One program lists one patch of a map of height x width (the finest size / FACTOR) of one input of the batch."""
     across = tl.cdiv(width, PATCH)
     patch = tl.program_id(0) % (across * tl.cdiv(height, PATCH))
     item = tl.program_id(0) // (across * tl.cdiv(height, PATCH))
@@ -80,8 +84,8 @@ def _gather(x, stride, y, left, centre, tap, channel, height, width, TAPS: tl.co
 
 @triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "capacity", "x_stride", "keep"])
 def convolve(x, weight, bias, shift, residual, kept, out, entries, counts, height, width, out_height, out_width,
-             capacity, columns, out_channels, x_stride, residual_stride, kept_stride, out_stride, keep, floor, ADD: tl.constexpr,
-             TAPS: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, LISTED: tl.constexpr,
+             capacity, columns, out_channels, x_stride, residual_stride, kept_stride, out_stride, keep, floor,
+             ADD: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, LISTED: tl.constexpr,
              ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr, TAIL: tl.constexpr,
              CACHED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Gather, multiply, scatter: ROWS listed output rows by BLOCK output channels."""

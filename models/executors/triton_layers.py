@@ -6,7 +6,7 @@ Holds no network. Feature maps are channels-last tensors (N, h, w, C), C padded 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -100,8 +100,8 @@ def fold(
         scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
         shift = norm.bias.detach().double() - norm.running_mean.double() * scale
         weight, bias = weight * scale[:, None, None, None], bias * scale
-    out, kernel = padded(len(weight)), weight.shape[2]
-    parts = weight.split(list(segments or (weight.shape[1],)), 1)
+    out = padded(len(weight))
+    parts = torch.split(weight, list(segments or (weight.shape[1],)), 1)
     granule = IMAGE_CHANNELS if weight.shape[1] == 3 else GRANULE
     weight = torch.cat([F.pad(part, (0, 0, 0, 0, 0, -part.shape[1] % granule)) for part in parts], 1)
     weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, out - len(weight)))
@@ -202,7 +202,7 @@ class Pass:
     """Runs layers over the maps of one step. `rows`: by level; none: everything is computed, nothing masked.
 
     `dense`: masked layers that are convolved everywhere, by cuDNN, because that was measured to be faster.
-    `streams`: filled as needed; None: there are none. `seen`: the masked layers that were run, with their inputs' shapes.
+    `streams`: filled as needed; None: there are none. `seen`: masked layers that were run, with their inputs' shapes.
     """
 
     def __init__(
@@ -230,12 +230,12 @@ class Pass:
         shape = (x.shape[0], x.shape[1] // layer.stride, x.shape[2] // layer.stride, layer.out)
         out = x.new_empty(shape)
         kept = x.new_empty(shape) if interpolated else out
-        convolve(layer, x, out, rows, residual, kept if interpolated else None)
+        convolve(layer, x, out, rows, residual=residual, kept=kept if interpolated else None)
         return interpolate(layer, rows, kept, residual, out) if interpolated else out
 
     def scores(self, layer: Layer, x: Tensor, out: Tensor) -> None:
         """The last layer of an exit: float32 `out`, only active rows of it."""
-        convolve(layer, x, out, self.at(x.shape[1]), None, None)
+        convolve(layer, x, out, self.at(x.shape[1]), residual=None, kept=None)
 
     def combine(
         self, parts: Sequence[Tensor], out: Tensor, *, pool: int = 1, relu: bool = False, bilinear: bool = True,
@@ -265,11 +265,10 @@ class Pass:
             return [job() for job in jobs]
         main = torch.cuda.current_stream()
         while len(self.streams) < len(jobs) - 1:
-            self.streams.append(torch.cuda.Stream())
+            self.streams.append(torch.cuda.Stream())  # type: ignore[no-untyped-call]
         results = []
-        for job, stream in zip(jobs, [main, *self.streams], strict=False):
-            if stream is not main:
-                stream.wait_stream(main)
+        for stream in self.streams[: len(jobs) - 1]:
+            stream.wait_stream(main)
         for job, stream in zip(jobs, [main, *self.streams], strict=False):
             with torch.cuda.stream(stream):
                 results.append(job())
@@ -304,7 +303,7 @@ def everywhere(layer: Layer, x: Tensor, residual: Tensor | None, *, raw: bool = 
 
 
 def convolve(
-    layer: Layer, x: Tensor, out: Tensor, rows: Rows | None, residual: Tensor | None, kept: Tensor | None
+    layer: Layer, x: Tensor, out: Tensor, rows: Rows | None, *, residual: Tensor | None, kept: Tensor | None
 ) -> None:
     """Active rows of `out`; of `kept` (before shift, residual and ReLU) those that an interpolation may read."""
     items, height, width, channels = x.shape
@@ -370,19 +369,19 @@ def time_of(job: Callable[[], object], repeats: int = 8, trials: int = 3) -> flo
     graph = capture(lambda: [job() for _ in range(repeats)])
     times = []
     for _ in range(trials + 1):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / 1000 / repeats)
+        times.append(float(start.elapsed_time(end)) / 1000 / repeats)
     return min(times[1:])
 
 
-def capture(job: Callable[[], object], pool: tuple[int, int] | None = None) -> torch.cuda.CUDAGraph:
+def capture(job: Callable[[], object], pool: Any = None) -> torch.cuda.CUDAGraph:
     """`job` as a graph. Unlike torch.cuda.graph, this collects no garbage first, which would take most of the time."""
     graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         graph.capture_begin(pool, capture_error_mode="thread_local")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -97,12 +98,12 @@ class TritonNetwork:
                 parts[target] = part
             return parts
 
-        parts = work.parallel([lambda source=source: branch(source) for source in range(len(module.branches))])
+        parts = work.parallel([partial(branch, source) for source in range(len(module.branches))])
 
         def fuse(target: int) -> Tensor:
             return work.combine([part[target] for part in parts], out[target], relu=True, bilinear=self.bilinear)
 
-        return tuple(work.parallel([lambda target=target: fuse(target) for target in targets]))
+        return tuple(work.parallel([partial(fuse, target) for target in targets]))
 
     def head(self, step: Step, xs: Branches, work: Pass, scores: Tensor) -> None:
         """The active rows of `scores`, float32 (N, h, w, padded outputs)."""
@@ -114,9 +115,9 @@ class TritonNetwork:
             x = finest
         else:
             batch, height, width, _ = finest.shape
-            channels = [branch.shape[3] for branch in xs]
-            x = finest.new_empty((batch, height // pool, width // pool, sum(channels)))
-            for branch, part in zip(xs, x.split(channels, 3), strict=True):
+            widths = [branch.shape[3] for branch in xs]
+            x = finest.new_empty((batch, height // pool, width // pool, sum(widths)))
+            for branch, part in zip(xs, torch.split(x, widths, 3), strict=True):
                 work.combine([branch], part, pool=pool, interpolated=False)
             items = items[pool - 1 :]
         for item, following in zip(items, [*items[1:], None], strict=True):
