@@ -9,7 +9,7 @@ from models.anytime import AnytimeModel
 from models.checkpoint import load_directory
 from models.executors.reference import ReferenceExecutor
 
-EXECUTORS = ("auto", "reference")
+EXECUTORS = ("auto", "reference", "triton")
 
 
 def load(directory: Path, device: str = "cpu", executor: str = "auto", threads: int = 0) -> AnytimeModel:
@@ -27,7 +27,23 @@ def build(network: AdpcNet, device: str = "cpu", executor: str = "auto", threads
         raise ValueError(f"no executor is called {executor!r}; there are {', '.join(EXECUTORS)}")
     if threads > 0:
         torch.set_num_threads(threads)
-    return ReferenceExecutor(network, resolve_device(device))
+    device = resolve_device(device)
+    if executor == "auto":
+        executor = "triton" if device.startswith("cuda") else "reference"
+    if executor == "triton":
+        return _triton(network, device)
+    return ReferenceExecutor(network, device)
+
+
+def _triton(network: AdpcNet, device: str) -> AnytimeModel:
+    """Imported only now: Triton takes a second to load, and is not published for every system."""
+    try:
+        from models.executors.triton import TritonExecutor  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ValueError(f"executor triton needs the package {error.name}; install it, or use reference") from error
+    if not device.startswith("cuda"):
+        raise ValueError(f"executor triton computes on a GPU, and the device is {device}; use reference")
+    return TritonExecutor(network, device)
 
 
 def resolve_device(device: str) -> str:

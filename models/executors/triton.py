@@ -69,7 +69,7 @@ class TritonExecutor:
         self._plans: dict[tuple[Size, int], Plan] = {}
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> TritonState:
-        return self.start(*prepare(image, self.config, box))
+        return self.start(*prepare(image, self.config, box, self.device))
 
     def start(self, inputs: Tensor, frame: Frame) -> TritonState:
         height, width = inputs.shape[-2:]
@@ -152,6 +152,7 @@ class Plan:
         self.image = torch.zeros((batch, *shape, IMAGE_CHANNELS), dtype=network.dtype, device=device)
         self._places: dict[str, list[Tensor]] = {}
         self.thresholds: dict[str, float] = {}
+        self.seen: dict[str, tuple[Layer, torch.Size]] = {}
         self.fixed = dict(forced)
         self.streams: list[torch.cuda.Stream] | None = [] if device.type == "cuda" else None
         self._graphs: dict[tuple[int, frozenset[str]], torch.cuda.CUDAGraph] = {}
@@ -200,7 +201,7 @@ class Plan:
 
     def run(self, index: int, share: float) -> None:
         """Step `index`; `share` of positions is active, which decides how masked layers are run."""
-        dense = frozenset(name for name, threshold in self.thresholds.items() if share > threshold)
+        dense = self.dense(share)
         if self.network.device.type != "cuda":
             self._step(index, dense)
             return
@@ -209,6 +210,10 @@ class Plan:
                 index, dense
             )  # its kernels were compiled when they were measured
         self._graphs[index, dense].replay()
+
+    def dense(self, share: float) -> frozenset[str]:
+        """The masked layers that are faster dense when `share` of positions is active."""
+        return frozenset(name for name, threshold in self.thresholds.items() if share > threshold)
 
     def fetch_statistics(self) -> NDArray[np.int32]:
         """Of the exit that ran last, see `list_rows`; waits for the device."""
@@ -219,19 +224,19 @@ class Plan:
     def _maps(self) -> tuple[Tensor, ...]:
         return self.scores, self.decided, self.mask
 
-    def _step(self, index: int, dense: frozenset[str]) -> Pass:
+    def _step(self, index: int, dense: frozenset[str]) -> None:
         network = self.network
         step = network.steps[index]
         xs = self._after(index - 1)
         first = next(i for i, s in enumerate(network.steps) if s.exit is not None)
         rows = self.rows if self.adaptive and index > first else ()
-        work = Pass(rows, self.shape[0] // STRIDE, dense, self.streams)
+        work = Pass(rows, self.shape[0] // STRIDE, dense, self.streams, self.seen)
         if step.exit is None:
             module = step.name.startswith("stage")
             after = network.run(step, xs, work, self._after(index) if module else ())
             if not module:  # cuDNN takes no place for its result
                 self._places[step.name] = list(after)
-            return work
+            return
         network.head(step, xs, work, self.scores)
         if rows:
             self.decided.masked_fill_(self.mask != 0, step.exit)
@@ -240,7 +245,6 @@ class Plan:
         self.mask.copy_(self._active(step)[:, 0])
         self._list()
         self.on_host.copy_(self.statistics, non_blocking=True)
-        return work
 
     def _active(self, step: Step) -> Tensor:
         scores = self.scores[..., : self.config.outputs].permute(0, 3, 1, 2)
@@ -278,10 +282,9 @@ class Plan:
         """Compile, choose and capture every step, on noise."""
         self.image[..., :3].normal_()
         self.crop.fill_(1 << 30)
-        seen: dict[str, tuple[Layer, torch.Size]] = {}
         for index in range(len(self.network.steps)):
-            seen |= self._step(index, frozenset()).seen
-        for name, (layer, shape) in seen.items():
+            self._step(index, frozenset())
+        for name, (layer, shape) in self.seen.items():
             threshold = measure(layer, shape, self.rows, self.shape[0] // STRIDE)
             if threshold < 1:
                 self.thresholds[name] = max(threshold, 0.0)

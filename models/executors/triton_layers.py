@@ -202,17 +202,23 @@ class Pass:
     """Runs layers over the maps of one step. `rows`: by level; none: everything is computed, nothing masked.
 
     `dense`: masked layers that are convolved everywhere, by cuDNN, because that was measured to be faster.
-    `streams`: filled as needed; None: there are none. `seen`: masked layers that were run, with their inputs' shapes.
+    `streams`: filled as needed; None: there are none. `seen`: takes the masked layers that are run, with the shapes of
+    their inputs.
     """
 
     def __init__(
-        self, rows: Sequence[Rows], height: int, dense: frozenset[str], streams: "list[torch.cuda.Stream] | None"
+        self,
+        rows: Sequence[Rows],
+        height: int,
+        dense: frozenset[str],
+        streams: "list[torch.cuda.Stream] | None",
+        seen: dict[str, tuple[Layer, torch.Size]] | None = None,
     ) -> None:
         self.rows = rows
         self.height = height
         self.dense = dense
         self.streams = streams
-        self.seen: dict[str, tuple[Layer, torch.Size]] = {}
+        self.seen = seen
 
     def at(self, height: int) -> Rows | None:
         return self.rows[(self.height // height).bit_length() - 1] if self.rows else None
@@ -222,7 +228,8 @@ class Pass:
         rows = self.at(x.shape[1] // layer.stride)
         if rows is None:
             return everywhere(layer, x, residual)
-        self.seen[name(layer, x)] = layer, x.shape
+        if self.seen is not None:
+            self.seen[name(layer, x)] = layer, x.shape
         if name(layer, x) in self.dense:
             kept = everywhere(layer, x, None, raw=True)
             out = torch.empty_like(kept)
