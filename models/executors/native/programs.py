@@ -1,0 +1,194 @@
+"""From lowered steps to programs in the native layout: weights packed, matrices given slots, jobs cut into blocks.
+
+A program belongs to an instruction set and is shared by all requests; what differs between them is a context.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.executors.native import library as native
+from models.executors.native.library import CONVOLVE, Floats
+from models.executors.native.lowering import Job, Lowered, Matrix, Op, Resampling, Stages
+
+TILES = 24  # a multiple of every kernel's rows in registers (4, 6, 8 and 12)
+BLOCK_ROWS = 4 * TILES
+ITEM_MACS = 10_000_000  # about 0.1 ms of one core: what a thread should take at once
+
+
+@dataclass(frozen=True)
+class Isa:
+    """An instruction set: its kernels, floats in a vector, vectors in a panel of packed weights."""
+
+    kernels: int
+    name: str
+    lanes: int
+    panel: int
+
+    @classmethod
+    def find(cls, name: str | None = None) -> "Isa":
+        """The best of this machine, or the one called `name`. Raises ValueError if the machine lacks it."""
+        lib = native.library()
+        kernels = lib.kernels_find(None if name is None else name.encode())
+        if not kernels:
+            raise ValueError(f"this machine has no {name} kernels; leave the name out for the best that it has")
+        return cls(kernels, lib.kernels_name(kernels).decode(), lib.kernels_lanes(kernels), lib.kernels_panel(kernels))
+
+    def panels(self, channels: int) -> list[slice]:
+        """How output channels are cut into panels, each a whole number of vectors."""
+        vectors = -(-channels // self.lanes)
+        count = -(-vectors // self.panel)
+        edges = [vectors * i // count * self.lanes for i in range(count + 1)]
+        return [slice(*pair) for pair in zip(edges, edges[1:], strict=False)]
+
+    def packed(self, weights: Floats) -> Floats:
+        """(taps, in, out) -> [panel][tap][in][out of the panel], zeros where the last vector is cut."""
+        panels = self.panels(weights.shape[2])
+        padded = np.pad(weights, ((0, 0), (0, 0), (0, panels[-1].stop - weights.shape[2])))
+        return aligned(np.concatenate([padded[:, :, panel].ravel() for panel in panels]))
+
+    def vector(self, values: Floats) -> Floats:
+        """One value a channel, zeros up to a whole number of vectors."""
+        return aligned(np.pad(values, (0, -values.size % self.lanes)))
+
+
+def aligned(values: Floats) -> Floats:
+    """A copy that begins on a cache line."""
+    copy = empty(values.size)
+    copy[:] = values
+    return copy
+
+
+def empty(floats: int) -> Floats:
+    """Uninitialised memory that begins on a cache line; a vector may be read past its end."""
+    memory = np.empty(floats + 32, np.float32)
+    begin = -memory.ctypes.data % 64 // 4
+    return memory[begin : begin + floats]
+
+
+class StepProgram:
+    """One step of a network.
+
+    `slots`: the matrices that a run must place, by number. Those of `inputs` and `outputs` belong to the state, the
+    others are working memory, and those in `scratch` lie in the threads.
+    """
+
+    def __init__(self, lowered: Lowered, isa: Isa, resamplings: dict[Resampling, int]) -> None:
+        self._isa = isa
+        self._arrays: list[Floats] = []
+        stages = [stage for stage in lowered.stages if stage]
+        self.slots, self._place = _placed(stages, (*lowered.inputs, *lowered.outputs))
+        self.inputs = [self._place[matrix] for matrix in lowered.inputs]
+        self.outputs = [self._place[matrix] for matrix in lowered.outputs]
+        self.scratch: dict[int, int] = {}
+        floats = 0
+        for number, matrix in enumerate(self.slots):
+            if matrix.rows == "scratch":
+                self.scratch[number] = floats
+                floats += matrix.stride * BLOCK_ROWS
+        passes, jobs, ops = [], [], []
+        for stage in stages:
+            # Long blocks first, so that short ones fill the end of the pass.
+            cut = sorted(((*_cut(job, isa), job) for job in stage), key=lambda item: -item[0])
+            passes.append(native.Pass(len(jobs), len(cut)))
+            for _, block, groups, job in cut:
+                jobs.append(native.Job(job.level, job.rows, len(ops), len(job.ops), block, groups))
+                ops += [self._op(op, resamplings) for op in job.ops]
+        self._native = [
+            (kind * len(items))(*items)  # type: ignore[operator]
+            for kind, items in ((native.Pass, passes), (native.Job, jobs), (native.Op, ops))
+        ]
+        self.native = native.Program(*self._native, len(passes), len(self.slots), floats)
+
+    def _op(self, op: Op, resamplings: dict[Resampling, int]) -> native.Op:
+        weights, channels = 0, 0
+        if op.convolution is not None and op.kind == CONVOLVE:
+            channels = op.convolution.weights.shape[1]
+            weights = self._keep(self._isa.packed(op.convolution.weights))
+        elif op.convolution is not None and op.convolution.classes is not None:
+            weights = self._keep(op.convolution.classes)
+        number = len(resamplings) if op.resampling is None else resamplings.setdefault(op.resampling, len(resamplings))
+        return native.Op(
+            kind=op.kind,
+            source=self._place[op.source],
+            target=self._place[op.target],
+            residual=-1 if op.residual is None else self._place[op.residual],
+            kept=-1 if op.kept is None else self._place[op.kept],
+            source_level=op.source.level,
+            previous=op.previous,
+            lookup=op.lookup,
+            step=op.step,
+            taps=1 if op.convolution is None else op.convolution.weights.shape[0],
+            resampling=number,
+            in_=channels,
+            out=op.channels,
+            column=op.column,
+            scatter=op.target.rows == "positions",
+            relu=op.relu,
+            weights=weights,
+            bias=0 if op.bias is None else self._keep(self._isa.vector(op.bias)),
+            shift=0 if op.shift is None else self._keep(self._isa.vector(op.shift)),
+        )
+
+    def _keep(self, values: Floats) -> int:
+        self._arrays.append(values)
+        return int(values.ctypes.data)
+
+
+def _placed(stages: Stages, fixed: Sequence[Matrix]) -> tuple[list[Matrix], dict[Matrix, int]]:
+    """A slot for every matrix; working memory is shared by matrices of one shape that are never alive together."""
+    slots: list[Matrix] = []
+    place: dict[Matrix, int] = {}
+    for matrix in fixed:
+        if matrix not in place:
+            place[matrix] = len(slots)
+            slots.append(matrix)
+    uses = [_matrices(stage) for stage in stages]
+    last = {matrix: index for index, used in enumerate(uses) for matrix in used}
+    free: dict[tuple[int, int, str], list[int]] = defaultdict(list)
+    for index, used in enumerate(uses):
+        for matrix in used:
+            if matrix in place:
+                continue
+            shape = (matrix.level, matrix.stride, matrix.rows)
+            if free[shape]:
+                place[matrix] = free[shape].pop()
+            else:
+                place[matrix] = len(slots)
+                slots.append(matrix)
+        for matrix in used:
+            if last[matrix] == index and matrix not in fixed:
+                free[matrix.level, matrix.stride, matrix.rows].append(place[matrix])
+    return slots, place
+
+
+def _matrices(stage: Sequence[Job]) -> list[Matrix]:
+    """What a stage touches, each once, in order."""
+    every = (
+        matrix
+        for job in stage
+        for op in job.ops
+        for matrix in (op.source, op.target, op.residual, op.kept)
+        if matrix is not None
+    )
+    return list(dict.fromkeys(every))
+
+
+def _cut(job: Job, isa: Isa) -> tuple[int, int, int]:
+    """Multiply-adds of one item, rows of its blocks, and groups of channels.
+
+    Where weights are many, an item takes some channels of many rows rather than all channels of a few.
+    """
+    per_row = sum(
+        op.convolution.weights.size if op.convolution is not None and op.kind == CONVOLVE else 16 * op.channels
+        for op in job.ops
+    )
+    panels = len(isa.panels(job.ops[0].channels))
+    groups = 1
+    if len(job.ops) == 1 and job.ops[0].kind == CONVOLVE:
+        groups = min(panels, max(1, per_row * BLOCK_ROWS // ITEM_MACS))
+    rows = ITEM_MACS * groups // per_row // TILES * TILES
+    block = min(BLOCK_ROWS, max(TILES, rows))
+    return per_row * block // groups, block, groups
