@@ -253,8 +253,8 @@ class SparseExecutor:
                 index, weight = sources(mode, side >> source, side >> target)
                 axes.append((np.ascontiguousarray(index, np.int32), np.ascontiguousarray(weight, np.float32)))
             (y, weight_y), (x, weight_x) = axes
-            # Indices are into the padded map of the source's level.
-            y, x = (y + 1) * ((shape[1] >> source) + 2), x + 1
+            # Indices are into the map of the source's level; see `Level` in native.h.
+            y, x = (y + 1) * (-(-(shape[1] >> source) // 4) * 4 + 2), x + 1
             alive += [y, x, weight_y, weight_x]
             taps[number] = native.Taps(*(array.ctypes.data for array in alive[-4:]), y.shape[1])
         return taps, alive

@@ -45,12 +45,14 @@ void add_sources(Bytes &needed, const Bytes &fine, int height, int width) {
 struct Tables {
     std::vector<int32_t> map, window, neighbour;
     std::vector<uint8_t> kept;
-    std::vector<uint16_t> yx;
+    std::vector<uint16_t> yx, tile_2, tile_4;
 };
 
 struct Built : Geometry {
     Tables tables[LEVELS];
 };
+
+int whole_tiles(int side) { return (side + 3) & ~3; }
 
 struct Offset {
     int dy, dx, distance;
@@ -68,12 +70,12 @@ std::vector<Offset> offsets(int window) {
 }
 
 void number(Tables &t, Level &level, const Bytes &active, const Bytes &needed) {
-    const int height = level.height, width = level.width, pitch = width + 2;
+    const int height = level.height, width = level.width, pitch = level.pitch;
     int actives = 0, all = 0;
     for (size_t i = 0; i < active.size(); ++i) actives += active[i], all += needed[i];
     level.active = actives;
     level.needed = all;
-    t.map.assign((size_t)(height + 2) * pitch, -1);
+    t.map.assign((size_t)(whole_tiles(height) + 2) * pitch, -1);
     t.yx.resize((size_t)all * 2);
     int next[2] = {actives, 0};
     for (int y = 0; y < height; ++y)
@@ -87,9 +89,23 @@ void number(Tables &t, Level &level, const Bytes &active, const Bytes &needed) {
         }
 }
 
+// The squares of `side` positions that hold an active one.
+std::vector<uint16_t> tiles(const Bytes &active, int height, int width, int side) {
+    std::vector<uint16_t> found;
+    Bytes any((width + side - 1) / side);
+    for (int ty = 0; ty * side < height; ++ty) {
+        std::fill(any.begin(), any.end(), 0);
+        for (int y = ty * side; y < std::min((ty + 1) * side, height); ++y)
+            for (int x = 0; x < width; ++x) any[x / side] |= active[(size_t)y * width + x];
+        for (size_t tx = 0; tx < any.size(); ++tx)
+            if (any[tx]) found.insert(found.end(), {(uint16_t)ty, (uint16_t)tx});
+    }
+    return found;
+}
+
 // For each halo row its active neighbours, the nearest first.
 void link(Tables &t, Level &level, const std::vector<Offset> &around, const int32_t *classes) {
-    const int height = level.height, width = level.width, pitch = width + 2;
+    const int height = level.height, width = level.width, pitch = level.pitch;
     t.kept.assign(level.active, 0);
     t.window.assign(1, 0);
     for (int row = level.active; row < level.needed; ++row) {
@@ -122,6 +138,7 @@ Geometry *geometry_create(const uint8_t *mask, int32_t height, int32_t width, in
         Tables &t = built->tables[l];
         level.height = l < 2 ? height << (2 - l) : height >> (l - 2);
         level.width = l < 2 ? width << (2 - l) : width >> (l - 2);
+        level.pitch = whole_tiles(level.width) + 2;
         const size_t size = (size_t)level.height * level.width;
         if (l < 2 && (mask || l == 0)) continue; // the image has pixels only, and the stem is never masked
         Bytes active(size, 1);
@@ -133,6 +150,12 @@ Geometry *geometry_create(const uint8_t *mask, int32_t height, int32_t width, in
         if (mask && !everywhere && l > 2) add_sources(needed, finer, level.height, level.width);
         number(t, level, active, needed);
         link(t, level, around, classes);
+        t.tile_2 = tiles(active, level.height, level.width, 2);
+        t.tile_4 = tiles(active, level.height, level.width, 4);
+        level.tiles_2 = (int32_t)t.tile_2.size() / 2;
+        level.tiles_4 = (int32_t)t.tile_4.size() / 2;
+        level.tile_2 = t.tile_2.data();
+        level.tile_4 = t.tile_4.data();
         level.map = t.map.data();
         level.yx = t.yx.data();
         level.kept = t.kept.data();

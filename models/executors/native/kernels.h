@@ -97,33 +97,26 @@ Sink sink_of(const Block &block, const Op &op) {
     return sink;
 }
 
-// M rows by N vectors of channels in registers. `rows`: (taps, M) source rows.
+// M rows by N vectors of channels in registers. `rows`: (taps, M) source rows; `weights`: (taps, in, N vectors).
 template <int M, int N>
-void tile(const Op &op, const Source &source, const int32_t *rows, const float *weights, const Sink &sink, int first,
-          int count, int column, int lanes) {
-    Vector sum[M][N] = {};
-    const float *w = weights;
-    for (int t = 0; t < op.taps; ++t) {
+inline void multiply(const Source &source, const int32_t *rows, int taps, int in, const float *weights,
+                     Vector (&sum)[M][N]) {
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) sum[m][n] = Vector{};
+    for (int t = 0; t < taps; ++t) {
         const float *x[M];
         for (int m = 0; m < M; ++m) x[m] = source.data + rows[t * M + m] * source.stride;
-        for (int c = 0; c < op.in; ++c, w += N * LANES) {
-            Vector v[N];
+        for (int c = 0; c < in; ++c, weights += N * LANES) {
+            Vector w[N];
 #pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) v[n] = load(w + n * LANES);
+            for (int n = 0; n < N; ++n) w[n] = load(weights + n * LANES);
 #pragma GCC unroll 16
             for (int m = 0; m < M; ++m) {
                 Vector a = splat(x[m][c]);
 #pragma GCC unroll 4
-                for (int n = 0; n < N; ++n) sum[m][n] += a * v[n];
+                for (int n = 0; n < N; ++n) sum[m][n] += a * w[n];
             }
         }
-    }
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-        if (m >= count) break;
-        Sink::Row row = sink.row(first + m);
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) sink.write(row, column + n * LANES, sum[m][n], lanes - n * LANES);
     }
 }
 
@@ -133,7 +126,7 @@ void look_up(const Block &block, const Op &op, int first, int32_t *rows) {
     const Level &target = block.context->now->level[block.level];
     const Geometry &from = *(op.previous ? block.context->previous : block.context->now);
     const Level &source = from.level[op.source_level];
-    const int pitch = source.width + 2;
+    const int pitch = source.pitch;
     for (int m = 0; m < M; ++m) {
         int i = first + m < block.last ? first + m : block.last - 1;
         if (op.lookup == SAME_ROW) {
@@ -157,22 +150,36 @@ void panel(const Block &block, const Op &op, const Source &source, const float *
     int32_t rows[MAX_TAPS * M];
     for (int first = block.first; first < block.last; first += M) {
         look_up<M>(block, op, first, rows);
-        tile<M, N>(op, source, rows, weights, sink, first, block.last - first, column, lanes);
+        Vector sum[M][N];
+        multiply<M, N>(source, rows, op.taps, op.in, weights, sum);
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) {
+            if (first + m >= block.last) break;
+            const Sink::Row row = sink.row(first + m);
+#pragma GCC unroll 4
+            for (int n = 0; n < N; ++n) sink.write(row, column + n * LANES, sum[m][n], lanes - n * LANES);
+        }
     }
 }
 
-// Weights are packed as [panel][tap][channel in][channel out of the panel]; panels are PANEL vectors wide, the last
-// one or two share the rest evenly.
+// Weights are packed as [panel][tap][channel in][channel out of the panel]; a panel is at most PANEL vectors wide.
+struct Panels {
+    int vectors, count;
+
+    explicit Panels(int channels) : vectors((channels + LANES - 1) / LANES), count((vectors + PANEL - 1) / PANEL) {}
+    int begin(int panel) const { return vectors * panel / count; }
+    int width(int panel) const { return begin(panel + 1) - begin(panel); }
+};
+
 void convolve(const Block &block, const Op &op) {
     const Sink sink = sink_of(block, op);
     const Source source = {rows_of(block, op.source), block.context->slots[op.source].stride};
-    const int vectors = (op.out + LANES - 1) / LANES, panels = (vectors + PANEL - 1) / PANEL;
+    const Panels panels(op.out);
     const ptrdiff_t depth = (ptrdiff_t)op.taps * op.in * LANES;
-    for (int p = panels * block.group / block.groups; p < panels * (block.group + 1) / block.groups; ++p) {
-        const int begin = vectors * p / panels, width = vectors * (p + 1) / panels - begin;
-        const float *weights = op.weights + begin * depth;
-        const int column = begin * LANES, lanes = padded(op.out) - column;
-        switch (width) {
+    for (int p = panels.count * block.group / block.groups; p < panels.count * (block.group + 1) / block.groups; ++p) {
+        const float *weights = op.weights + panels.begin(p) * depth;
+        const int column = panels.begin(p) * LANES, lanes = padded(op.out) - column;
+        switch (panels.width(p)) {
         case 1: panel<TILE_1, 1>(block, op, source, weights, sink, column, lanes); break;
         case 2: panel<TILE_2, 2>(block, op, source, weights, sink, column, lanes); break;
         case 3: panel<TILE_3, 3>(block, op, source, weights, sink, column, lanes); break;
@@ -240,11 +247,14 @@ void resample(const Block &block, const Op &op) {
     }
 }
 
+#include "winograd.h"
+
 void run(const Block &block) {
     for (int i = 0; i < block.op_count; ++i) {
         const Op &op = block.ops[i];
         switch (op.kind) {
         case CONVOLVE: convolve(block, op); break;
+        case WINOGRAD: op.taps == 36 ? winograd<Four>(block, op) : winograd<Two>(block, op); break;
         case INTERPOLATE: interpolate(block, op); break;
         case RESAMPLE: resample(block, op); break;
         }

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVELS = 6
-CONVOLVE, INTERPOLATE, RESAMPLE = range(3)
-ACTIVE, HALO, NEEDED = range(3)
+CONVOLVE, WINOGRAD, INTERPOLATE, RESAMPLE = range(4)
+ACTIVE, HALO, NEEDED, TILES_2, TILES_4 = range(5)
 SAME_ROW, NEIGHBOURS, PIXELS = range(3)
 
 Floats = NDArray[np.float32]
@@ -25,9 +25,11 @@ Floats = NDArray[np.float32]
 
 class Level(Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("height", "width", "active", "needed")),
+        *((name, c_int32) for name in ("height", "width", "pitch", "active", "needed", "tiles_2", "tiles_4")),
         ("map", POINTER(c_int32)),
         ("yx", POINTER(c_uint16)),
+        ("tile_2", POINTER(c_uint16)),
+        ("tile_4", POINTER(c_uint16)),
         ("kept", POINTER(c_uint8)),
         ("window", POINTER(c_int32)),
         ("neighbour", POINTER(c_int32)),

@@ -245,14 +245,15 @@ class Lowering:
         return Lowered((pixels,), (out,), stages)
 
     def _layer1(self) -> Lowered:
-        """Of each bottleneck the 3x3, the 1x1 after it and the next bottleneck's first 1x1 run in one pass."""
+        """The last 1x1 of a bottleneck and the first of the next run in one pass, block by block."""
         blocks = [block for block in self.network.layer1 if isinstance(block, Bottleneck)]
         x, out = Matrix(FINEST, 64), Matrix(FINEST, 256)
         narrow = Matrix(FINEST, 64)
         stages = [[Job(FINEST, ACTIVE, (convolve(fold(blocks[0].conv1, blocks[0].bn1), x, narrow),))]]
         for block, following in zip_longest(blocks, blocks[1:]):
-            middle = Matrix(FINEST, 64, "scratch")
-            ops = [convolve(fold(block.conv2, block.bn2), narrow, middle)]
+            middle = Matrix(FINEST, 64)
+            stages.append([Job(FINEST, ACTIVE, (convolve(fold(block.conv2, block.bn2), narrow, middle),))])
+            ops: list[Op] = []
             residual = out
             if block.downsample is not None:
                 residual = Matrix(FINEST, 256, "scratch")

@@ -6,16 +6,19 @@
 // Levels are numbered by the logarithm of their stride: 0 is the image, 2 the finest branch, 5 the coarsest.
 enum { LEVELS = 6 };
 
-enum OpKind { CONVOLVE, INTERPOLATE, RESAMPLE };
-enum Rows { ACTIVE, HALO, NEEDED };
+enum OpKind { CONVOLVE, WINOGRAD, INTERPOLATE, RESAMPLE };
+enum Rows { ACTIVE, HALO, NEEDED, TILES_2, TILES_4 };
 enum Lookup { SAME_ROW, NEIGHBOURS, PIXELS };
 
 // One feature size. A row is the channels of one position; active rows come first, then the halo: inactive rows
-// that something active reads. `map` (height + 2, width + 2) gives the row of each position, -1 where there is none.
+// that something active reads. `map` gives the row of each position, -1 where there is none: one row and one column
+// of -1 come before, and at least one after; positions of one column are `pitch` apart. Tiles are squares of 2x2 or
+// 4x4 positions with an active one among them.
 struct Level {
-    int32_t height, width, active, needed;
+    int32_t height, width, pitch, active, needed, tiles_2, tiles_4;
     const int32_t *map;
     const uint16_t *yx;       // (needed, 2)
+    const uint16_t *tile_2, *tile_4; // (tiles, 2)
     const uint8_t *kept;      // (active,) 1 where interpolation reads the raw convolution
     const int32_t *window;    // (needed - active + 1,) where each halo row's neighbours begin
     const int32_t *neighbour; // active row << 8 | class of squared distance
@@ -44,7 +47,7 @@ struct Op {
     int32_t kind;
     int32_t source, target, residual, kept; // slots, -1 for none
     int32_t source_level, previous;         // previous: the source's rows are those of the geometry before
-    int32_t lookup, step, taps;             // convolution: source rows, stride, 1, 3 or 9 taps
+    int32_t lookup, step, taps;             // convolution: source rows, stride, 1, 3 or 9 taps; Winograd: products of a tile, 16 or 36
     int32_t resampling;                     // which `Taps`
     int32_t in, out;                        // channels
     int32_t column, scatter, relu;          // first column of the target; scatter: its rows are positions

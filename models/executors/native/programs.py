@@ -5,16 +5,19 @@ A program belongs to an instruction set and is shared by all requests; what diff
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.executors.native import library as native
-from models.executors.native.library import CONVOLVE, Floats
+from models.executors.native.library import CONVOLVE, INTERPOLATE, TILES_2, TILES_4, WINOGRAD, Floats
 from models.executors.native.lowering import Job, Lowered, Matrix, Op, Resampling, Stages
 
 TILES = 24  # a multiple of every kernel's rows in registers (4, 6, 8 and 12)
 BLOCK_ROWS = 4 * TILES
+TRANSFORMED_FLOATS = 80_000  # of a block of tiles: they stay in a core's cache
+FOUR_WEIGHTS = 128 * 128
 ITEM_MACS = 10_000_000  # about 0.1 ms of one core: what a thread should take at once
 
 
@@ -91,9 +94,10 @@ class StepProgram:
         passes, jobs, ops = [], [], []
         for stage in stages:
             # Long blocks first, so that short ones fill the end of the pass.
-            cut = sorted(((*_cut(job, isa), job) for job in stage), key=lambda item: -item[0])
+            cut = sorted(((*_cut(job, isa), job) for job in map(_filtered, stage)), key=lambda item: -item[0])
             passes.append(native.Pass(len(jobs), len(cut)))
             for _, block, groups, job in cut:
+                floats = max(floats, _transformed_floats(job, block, isa))
                 jobs.append(native.Job(job.level, job.rows, len(ops), len(job.ops), block, groups))
                 ops += [self._op(op, resamplings) for op in job.ops]
         self._native = [
@@ -104,7 +108,7 @@ class StepProgram:
 
     def _op(self, op: Op, resamplings: dict[Resampling, int]) -> native.Op:
         weights, channels = 0, 0
-        if op.convolution is not None and op.kind == CONVOLVE:
+        if op.convolution is not None and op.kind != INTERPOLATE:
             channels = op.convolution.weights.shape[1]
             weights = self._keep(self._isa.packed(op.convolution.weights))
         elif op.convolution is not None and op.convolution.classes is not None:
@@ -120,7 +124,7 @@ class StepProgram:
             previous=op.previous,
             lookup=op.lookup,
             step=op.step,
-            taps=1 if op.convolution is None else op.convolution.weights.shape[0],
+            taps=1 if op.convolution is None else len(op.convolution.weights),
             resampling=number,
             in_=channels,
             out=op.channels,
@@ -176,19 +180,65 @@ def _matrices(stage: Sequence[Job]) -> list[Matrix]:
     return list(dict.fromkeys(every))
 
 
+def _filtered(job: Job) -> Job:
+    """`job` by Winograd's filtering, if it is nothing but a 3x3 convolution of stride 1.
+
+    Large weights take the small tile: those of the large one would come from memory anew for every block.
+    """
+    op = job.ops[0]
+    if len(job.ops) > 1 or op.kind != CONVOLVE or op.convolution is None:
+        return job
+    taps, channels, out = op.convolution.weights.shape
+    if taps != 9 or op.step != 1:
+        return job
+    large = channels * out <= FOUR_WEIGHTS
+    weights = filtered(op.convolution.weights, FOUR if large else TWO)
+    ops = (replace(op, kind=WINOGRAD, convolution=replace(op.convolution, weights=weights)),)
+    return replace(job, rows=TILES_4 if large else TILES_2, ops=ops)
+
+
+TWO = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+FOUR = np.array(
+    [[1, 0, 0]]
+    + [[1 / norm, point / norm, point**2 / norm] for norm, root in ((-1.5, 0.5), (6, 2)) for point in (root**0.5, -(root**0.5))]
+    + [[0, 0, 1]]
+)
+"""What takes 3 taps to the products of a tile, along one axis."""
+
+
+def filtered(weights: Floats, axis: NDArray[np.float64]) -> Floats:
+    """(9, in, out) -> (points, in, out)."""
+    square = weights.reshape(3, 3, *weights.shape[1:])
+    points = np.einsum("ay,bx,yxio->abio", axis, axis, square, optimize=True)
+    return points.reshape(-1, *weights.shape[1:]).astype(np.float32)
+
+
+def _transformed_floats(job: Job, block: int, isa: Isa) -> int:
+    """Scratch for a block of tiles: its transformed rows and the products of one panel."""
+    op = job.ops[0]
+    if op.kind != WINOGRAD or op.convolution is None:
+        return 0
+    points, channels, _ = op.convolution.weights.shape
+    return int(points * (block * (-(-channels // isa.lanes) + isa.panel) * isa.lanes + 32))
+
+
 def _cut(job: Job, isa: Isa) -> tuple[int, int, int]:
-    """Multiply-adds of one item, rows of its blocks, and groups of channels.
+    """Multiply-adds of one item, rows (or tiles) of its blocks, and groups of channels.
 
     Where weights are many, an item takes some channels of many rows rather than all channels of a few.
     """
     per_row = sum(
-        op.convolution.weights.size if op.convolution is not None and op.kind == CONVOLVE else 16 * op.channels
+        op.convolution.weights.size if op.convolution is not None and op.kind != INTERPOLATE else 16 * op.channels
         for op in job.ops
     )
     panels = len(isa.panels(job.ops[0].channels))
-    groups = 1
-    if len(job.ops) == 1 and job.ops[0].kind == CONVOLVE:
-        groups = min(panels, max(1, per_row * BLOCK_ROWS // ITEM_MACS))
-    rows = ITEM_MACS * groups // per_row // TILES * TILES
-    block = min(BLOCK_ROWS, max(TILES, rows))
+    op = job.ops[0]
+    groups, most = 1, BLOCK_ROWS
+    if op.kind == WINOGRAD and op.convolution is not None:
+        points, channels, _ = op.convolution.weights.shape
+        most = min(BLOCK_ROWS, max(TILES // 2, TRANSFORMED_FLOATS // (points * channels) // (TILES // 2) * (TILES // 2)))
+    if len(job.ops) == 1 and op.kind in (CONVOLVE, WINOGRAD):
+        groups = min(panels, max(1, per_row * most // ITEM_MACS))
+    rows = ITEM_MACS * groups // per_row // (TILES // 2) * (TILES // 2)
+    block = min(most, max(TILES // 2, rows))
     return per_row * block // groups, block, groups

@@ -31,8 +31,19 @@ const Kernels *best() {
     return &baseline_kernels;
 }
 
-int rows_in(const Job &job, const Level &level) {
-    return job.rows == ACTIVE ? level.active : job.rows == HALO ? level.needed - level.active : level.needed;
+// First and last row, or tile, of a job.
+struct Range {
+    int first, last;
+};
+
+Range range_of(const Job &job, const Level &level) {
+    switch (job.rows) {
+    case ACTIVE: return {0, level.active};
+    case HALO: return {level.active, level.needed};
+    case TILES_2: return {0, level.tiles_2};
+    case TILES_4: return {0, level.tiles_4};
+    }
+    return {0, level.needed};
 }
 
 // What is to run now. Every thread walks the same passes; `taken` and `finished` count the blocks of each.
@@ -110,8 +121,8 @@ class Pool {
             for (int j = pass.first_job; j < pass.first_job + pass.jobs; ++j)
                 for (int c = 0; c < work.contexts_count; ++c) {
                     const Job &job = work.program->jobs[j];
-                    const int rows = rows_in(job, work.contexts[c].now->level[job.level]);
-                    const int blocks = (rows + job.block - 1) / job.block;
+                    const Range range = range_of(job, work.contexts[c].now->level[job.level]);
+                    const int blocks = (range.last - range.first + job.block - 1) / job.block;
                     if (!blocks) continue;
                     shares.push_back({&job, &work.contexts[c], items, blocks});
                     items += blocks * job.groups;
@@ -140,10 +151,9 @@ class Pool {
 
     static void compute(const Work &work, const Share &share, int item, float *scratch) {
         const Job &job = *share.job;
-        const Level &level = share.context->now->level[job.level];
-        const int end = job.rows == ACTIVE ? level.active : level.needed;
-        const int first = (job.rows == HALO ? level.active : 0) + item % share.blocks * job.block;
-        const int last = first + job.block < end ? first + job.block : end;
+        const Range range = range_of(job, share.context->now->level[job.level]);
+        const int first = range.first + item % share.blocks * job.block;
+        const int last = first + job.block < range.last ? first + job.block : range.last;
         work.kernels->run({work.program->ops + job.first_op, job.ops, job.level, first, last, item / share.blocks,
                            job.groups, scratch, share.context});
     }
