@@ -45,9 +45,25 @@ def costs(model: ModelConfig, height: int, width: int) -> tuple[Mapping[tuple[Si
 
     `height` and `width` are the input's, padded up to multiples of 32.
     """
+    rows, columns = -(-height // MULTIPLE), -(-width // MULTIPLE)
+    area = rows * columns
+    return tuple(
+        {
+            ((h * rows, w * columns), masked): Cost(cost.dense * area, cost.interpolation * area, masked)
+            for ((h, w), masked), cost in exit_costs.items()
+        }
+        for exit_costs in _unit_costs(model)
+    )
+
+
+@lru_cache(maxsize=64)
+def _unit_costs(model: ModelConfig) -> tuple[Mapping[tuple[Size, bool], Cost], ...]:
+    """`costs` of the smallest input. Feature maps of larger ones are larger in proportion, and so are their costs;
+    running the network for each size would take longer than an exit does.
+    """
     with torch.device("meta"):
         network = AdpcNet(model).eval()
-        progress = network.start(torch.empty(1, 3, height + -height % MULTIPLE, width + -width % MULTIPLE))
+        progress = network.start(torch.empty(1, 3, MULTIPLE, MULTIPLE))
     exits: list[Mapping[tuple[Size, bool], Cost]] = []
     sums: dict[tuple[Size, bool], list[int]] = defaultdict(lambda: [0, 0])
 

@@ -162,12 +162,16 @@ class SparseExecutor:
         if mask is None or mask.all():
             mask = None
         if not before.everywhere and (mask is None or (mask & ~before.mask).any()):
-            raise ValueError("the mask of an exit grew, though it was promised to shrink; override it without `shrinking`")
+            raise ValueError(
+                "the mask of an exit grew, though it was promised to shrink; override it without `shrinking`"
+            )
         if mask is None:
             return self._dense_of(state)
         return Geometry(mask, mask.shape, self._window, everywhere=not state.shrinking)
 
-    def _run(self, program: StepProgram, states: Sequence[SparseState], previous: Sequence[Geometry]) -> list[list[Floats]]:
+    def _run(
+        self, program: StepProgram, states: Sequence[SparseState], previous: Sequence[Geometry]
+    ) -> list[list[Floats]]:
         """Run a step for all states; returns what it made for each, in the order of the program's outputs."""
         contexts = (native.Context * len(states))()
         made: list[list[Floats]] = []
@@ -232,7 +236,7 @@ class SparseExecutor:
         unsure = float(inside.float().mean())
         state.exit = Exit(index, grid, torch.from_numpy(decided), positions, unsure, round(state.macs))
         state.positions = None
-        if masking is not None and masking.adaptivity != "training":
+        if masking is not None and masking.adaptivity != "training" and index < self.config.exits:
             state.positions, state.shrinking = positions.numpy(), masking.criterion not in GROWING
 
     def _macs(self, index: int, shape: tuple[int, int], settled: Geometry) -> float:

@@ -123,6 +123,7 @@ void link(Tables &t, Level &level, const std::vector<Offset> &around, const int3
 
 } // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // `mask`: (height, width) bytes at level 2, null for all active. `classes`: of each squared distance in the window.

@@ -340,7 +340,9 @@ class Lowering:
             return Lowered(xs, (self.scores,), self._redesigned(head, xs, config.downsamplings[index - 1]))
         if config.task == "pose":
             conv = fold(head[0])
-            return Lowered(xs, (self.scores,), [[Job(FINEST, ACTIVE, (convolve(conv, xs[0], self.scores, relu=False),))]])
+            return Lowered(
+                xs, (self.scores,), [[Job(FINEST, ACTIVE, (convolve(conv, xs[0], self.scores, relu=False),))]]
+            )
         return Lowered(xs, (self.scores,), self._plain(head, xs))
 
     def _plain(self, head: nn.Sequential, xs: Sequence[Matrix]) -> Stages:
@@ -354,7 +356,9 @@ class Lowering:
         residual = None
         for x, weights in zip(xs[1:], splits[1:], strict=True):
             part = Matrix(x.level, total)
-            coarse.append(Job(x.level, NEEDED, (convolve(Convolution(weights, None, None, None), x, part, relu=False),)))
+            coarse.append(
+                Job(x.level, NEEDED, (convolve(Convolution(weights, None, None, None), x, part, relu=False),))
+            )
             ops.append(resample("bilinear", part, hidden, residual=residual))
             residual = hidden
         ops.append(convolve(replace(conv, weights=splits[0]), xs[0], hidden, residual=residual))
@@ -375,7 +379,9 @@ class Lowering:
             for x in xs:
                 mode: Mode = "pool" if x.level == level - 1 else "pool_up"
                 ops.append(resample(mode, x, pooled, column=column))
-                weights.append(np.pad(conv.weights[:, first : first + x.channels], ((0, 0), (0, x.stride - x.channels), (0, 0))))
+                weights.append(
+                    np.pad(conv.weights[:, first : first + x.channels], ((0, 0), (0, x.stride - x.channels), (0, 0)))
+                )
                 column, first = column + x.stride, first + x.channels
             conv = replace(conv, weights=np.concatenate(weights, 1))
             hidden = Matrix(level, conv.weights.shape[2])
@@ -386,7 +392,9 @@ class Lowering:
             final = conv is convs[-1]
             part = Matrix(x.level, conv.weights.shape[2])
             up = self.scores if final else Matrix(x.level - 1, part.channels)
-            stages.append([Job(x.level, NEEDED, (convolve(Convolution(conv.weights, None, None, None), x, part, relu=False),))])
+            stages.append(
+                [Job(x.level, NEEDED, (convolve(Convolution(conv.weights, None, None, None), x, part, relu=False),))]
+            )
             op = resample("bilinear", part, up, bias=conv.bias, shift=conv.shift, relu=not final)
             job = Job(up.level, ACTIVE, (op,))
             stages += [[job]] if final else masked(conv, job)

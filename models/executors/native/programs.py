@@ -3,6 +3,7 @@
 A program belongs to an instruction set and is shared by all requests; what differs between them is a context.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -197,19 +198,22 @@ def _filtered(job: Job) -> Job:
     return replace(job, rows=TILES_4 if large else TILES_2, ops=ops)
 
 
-TWO = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-FOUR = np.array(
-    [[1, 0, 0]]
-    + [[1 / norm, point / norm, point**2 / norm] for norm, root in ((-1.5, 0.5), (6, 2)) for point in (root**0.5, -(root**0.5))]
-    + [[0, 0, 1]]
-)
-"""What takes 3 taps to the products of a tile, along one axis."""
+def _axis(*points: float) -> NDArray[np.float64]:
+    """(points + 1, 3): what takes 3 taps along one axis to the products at finite points, and at infinity."""
+    rows = []
+    for point in points:
+        norm = math.prod(point - other for other in points if other != point)
+        rows.append([1 / norm, point / norm, point**2 / norm])
+    return np.array([*rows, [0, 0, 1]])
+
+
+TWO = _axis(0, 1, -1) * [[-1], [1], [1], [1]]  # winograd.h has the sign of the first product in the other matrix
+FOUR = _axis(0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 
 
 def filtered(weights: Floats, axis: NDArray[np.float64]) -> Floats:
     """(9, in, out) -> (points, in, out)."""
-    square = weights.reshape(3, 3, *weights.shape[1:])
-    points = np.einsum("ay,bx,yxio->abio", axis, axis, square, optimize=True)
+    points = np.kron(axis, axis) @ weights.reshape(9, -1).astype(np.float64)
     return points.reshape(-1, *weights.shape[1:]).astype(np.float32)
 
 
@@ -236,7 +240,9 @@ def _cut(job: Job, isa: Isa) -> tuple[int, int, int]:
     groups, most = 1, BLOCK_ROWS
     if op.kind == WINOGRAD and op.convolution is not None:
         points, channels, _ = op.convolution.weights.shape
-        most = min(BLOCK_ROWS, max(TILES // 2, TRANSFORMED_FLOATS // (points * channels) // (TILES // 2) * (TILES // 2)))
+        most = min(
+            BLOCK_ROWS, max(TILES // 2, TRANSFORMED_FLOATS // (points * channels) // (TILES // 2) * (TILES // 2))
+        )
     if len(job.ops) == 1 and op.kind in (CONVOLVE, WINOGRAD):
         groups = min(panels, max(1, per_row * most // ITEM_MACS))
     rows = ITEM_MACS * groups // per_row // (TILES // 2) * (TILES // 2)

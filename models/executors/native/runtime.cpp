@@ -170,6 +170,7 @@ class Pool {
 
 } // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // The kernels called `name`, or the best that this machine has for null; null if it lacks them.
@@ -185,6 +186,13 @@ const Kernels *kernels_find(const char *name) {
 const char *kernels_name(const Kernels *kernels) { return kernels->name; }
 int32_t kernels_lanes(const Kernels *kernels) { return kernels->lanes; }
 int32_t kernels_panel(const Kernels *kernels) { return kernels->panel; }
+
+// Sizes of the structures that Python declares too, so that a test can compare them.
+void layout(int32_t *sizes) {
+    const int32_t all[] = {sizeof(Level), sizeof(Slot), sizeof(Taps), sizeof(Op), sizeof(Job), sizeof(Pass),
+                           sizeof(Program), sizeof(Context)};
+    memcpy(sizes, all, sizeof all);
+}
 
 Pool *pool_create(int32_t threads) {
     try {
