@@ -161,7 +161,7 @@ class SparseExecutor:
         mask = state.positions
         if mask is None or mask.all():
             mask = None
-        if not before.everywhere and (mask is None or (mask & ~before.mask).any()):
+        if before.mask is not None and not before.everywhere and (mask is None or (mask & ~before.mask).any()):
             raise ValueError(
                 "the mask of an exit grew, though it was promised to shrink; override it without `shrinking`"
             )
@@ -224,7 +224,8 @@ class SparseExecutor:
         height, width = (side // STRIDE for side in state.shape)
         state.macs += self._macs(index, state.shape, settled)
         state.scores = scores
-        grid = torch.from_numpy(scores[1:, : self.config.outputs]).unflatten(0, (height, width)).permute(2, 0, 1)
+        rows = torch.from_numpy(scores[1:, : self.config.outputs])
+        grid = rows.view(height, width, -1).permute(2, 0, 1)
         decided = np.full((height, width), index, np.uint8)
         if settled.mask is not None and state.exit is not None:
             decided = np.where(settled.mask, decided, state.exit.decided.numpy())
@@ -247,10 +248,10 @@ class SparseExecutor:
             for (size, _), cost in costs(self.config, *shape)[index - 1].items()
         )
 
-    def _tables(self, shape: tuple[int, int]) -> tuple[object, list[object]]:
+    def _tables(self, shape: tuple[int, int]) -> tuple[object, list[NDArray[np.generic]]]:
         """The `Taps` of every resampling for inputs of one size, and the arrays that they point into."""
         taps = (native.Taps * max(1, len(self._resamplings)))()
-        alive: list[object] = []
+        alive: list[NDArray[np.generic]] = []
         for number, (mode, source, target) in enumerate(self._resamplings):
             axes = []
             for side in shape:
@@ -272,19 +273,19 @@ def sources(mode: Mode, source: int, target: int) -> tuple[NDArray[np.int64], ND
     at = np.arange(target)[:, None]
     match mode:
         case "same":
-            return at, np.ones_like(at, float)
+            return at, np.ones((target, 1))
         case "nearest":
-            return at * source // target, np.ones_like(at, float)
+            return at * source // target, np.ones((target, 1))
         case "pool":
-            return 2 * at + [0, 1], np.full((target, 2), 0.5)
+            return 2 * at + np.arange(2), np.full((target, 2), 0.5)
         case "bilinear":
             exact = np.maximum((at + 0.5) * source / target - 0.5, 0)
             first = exact.astype(np.int64)
-            return np.minimum(first + [0, 1], source - 1), np.abs(exact - first - [1, 0])
+            return np.minimum(first + np.arange(2), source - 1), np.abs(exact - first - np.arange(1, -1, -1))
         case "pool_up":
             index, weight = sources("bilinear", source, 2 * target)
             index, weight = index.reshape(target, 4), weight.reshape(target, 4) / 2
-            taps = np.minimum(index[:, :1] + [0, 1, 2], source - 1)
+            taps = np.minimum(index[:, :1] + np.arange(3), source - 1)
             # The first of equal (clamped) taps takes all of their weight.
             owner = (index[:, :, None] == taps[:, None, :]).argmax(2)
             return taps, (weight[:, :, None] * (owner[:, :, None] == np.arange(3))).sum(1)

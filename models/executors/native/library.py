@@ -5,12 +5,8 @@ Imports numpy and no network. Layouts are those of native.h, field by field.
 
 import ctypes
 import importlib.util
-import os
-import weakref
-from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_uint8, c_uint16, c_void_p
+from ctypes import POINTER, Structure, c_int32, c_int64, c_uint8, c_uint16, c_void_p
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray

@@ -27,7 +27,7 @@ from models.executors.native.library import (
     SAME_ROW,
     Floats,
 )
-from models.hrnet import Bottleneck, HighResolutionModule
+from models.hrnet import BasicBlock, Bottleneck, HighResolutionModule
 from models.masked import MaskedConv2d, rbf
 
 IMAGE, HALF, FINEST = 0, 1, 2  # levels
@@ -119,6 +119,11 @@ def fold(conv: nn.Module, norm: nn.Module | None = None) -> Convolution:
         classes = torch.exp(-(conv.Lambda.detach().double() ** 2) * distances) / rbf(conv.Lambda, conv.window)[1]
     weight = weight.permute(2, 3, 1, 0).reshape(height * width, channels, out)
     return Convolution(_floats(weight), _optional(bias), _optional(shift), _optional(classes))
+
+
+def _folded(chain: nn.Module) -> Convolution:
+    """A chain that begins with a convolution and its batch norm."""
+    return fold(*list(chain.children())[:2])
 
 
 def _floats(tensor: torch.Tensor) -> Floats:
@@ -257,7 +262,7 @@ class Lowering:
             residual = out
             if block.downsample is not None:
                 residual = Matrix(FINEST, 256, "scratch")
-                ops.append(convolve(fold(*block.downsample), x, residual, relu=False))
+                ops.append(convolve(_folded(block.downsample), x, residual, relu=False))
             ops.append(convolve(fold(block.conv3, block.bn3), middle, out, residual=residual))
             if following is not None:
                 narrow = Matrix(FINEST, 64)
@@ -282,12 +287,13 @@ class Lowering:
 
     def _transition(self, stage: int, xs: Sequence[Matrix], ys: Sequence[Matrix]) -> Stages:
         chains: list[Stages] = []
-        for branch, (layer, y) in enumerate(zip(self.network.get_submodule(f"transition{stage - 1}"), ys, strict=True)):
+        layers = self.network.get_submodule(f"transition{stage - 1}").children()
+        for branch, (layer, y) in enumerate(zip(layers, ys, strict=True)):
             x = xs[min(branch, len(xs) - 1)]
             if isinstance(layer, nn.Identity):  # only the rows that are still needed
                 chains.append([[Job(y.level, NEEDED, (resample("same", x, y, previous=True),))]])
                 continue
-            conv = fold(*(layer[0][:2] if branch >= len(xs) else layer[:2]))
+            conv = _folded(next(layer.children()) if branch >= len(xs) else layer)
             step = 1 << (y.level - x.level)
             chains.append(masked(conv, Job(y.level, ACTIVE, (convolve(conv, x, y, step=step, previous=True),))))
         return together(*chains)
@@ -296,10 +302,11 @@ class Lowering:
         """Sums grow in the order in which their parts are ready: finer branches by hops, then all coarser ones."""
         chains: list[Stages] = []
         sums: list[Job] = []
-        for target, (layers, y) in enumerate(zip(module.fuse_layers, ys, strict=True)):
+        for target, (fusing, y) in enumerate(zip(module.fuse_layers, ys, strict=True)):
+            layers = list(fusing.children())
             total, parts = xs[target], []
             for source in reversed(range(target)):
-                hops, x, last = [fold(*hop[:2]) for hop in layers[source]], xs[source], source == 0
+                hops, x, last = [_folded(hop) for hop in layers[source].children()], xs[source], source == 0
                 chain: Stages = []
                 for hop, conv in enumerate(hops, 1):
                     final = hop == len(hops)
@@ -312,19 +319,17 @@ class Lowering:
                 chains.append(chain)
                 total = y
             for source in range(target + 1, len(xs)):
-                conv = fold(*layers[source][:2])
+                conv = _folded(layers[source])
                 part = Matrix(FINEST + source, y.channels)
                 op = convolve(replace(conv, shift=None), xs[source], part, relu=False)
                 chains.append(masked(conv, Job(part.level, ACTIVE, (op,))))
                 # Upsampling weights sum to one, so that the shift may wait.
                 last = source == len(xs) - 1
-                parts.append(
-                    resample(module.upsample, part, y, residual=total, shift=conv.shift, relu=last)  # type: ignore[arg-type]
-                )
+                parts.append(resample(module.upsample, part, y, residual=total, shift=conv.shift, relu=last))
                 total = y
             if parts:
                 sums.append(Job(y.level, NEEDED, tuple(parts)))
-        return together(*chains) + [sums]
+        return [*together(*chains), sums]
 
     def _exit(self, index: int) -> Lowered:
         config = self.config
@@ -383,9 +388,9 @@ class Lowering:
                     np.pad(conv.weights[:, first : first + x.channels], ((0, 0), (0, x.stride - x.channels), (0, 0)))
                 )
                 column, first = column + x.stride, first + x.channels
-            conv = replace(conv, weights=np.concatenate(weights, 1))
+            wide = replace(conv, weights=np.concatenate(weights, 1))
             hidden = Matrix(level, conv.weights.shape[2])
-            stages += masked(conv, Job(level, ACTIVE, (*ops, convolve(conv, pooled, hidden))))
+            stages += masked(wide, Job(level, ACTIVE, (*ops, convolve(wide, pooled, hidden))))
             xs = (hidden,)
         x = xs[0]
         for conv in convs[depth:]:
@@ -405,7 +410,8 @@ class Lowering:
 def _blocks(branch: nn.Module, x: Matrix) -> Stages:
     """Basic blocks, in place."""
     stages: Stages = []
-    for block in branch:  # type: ignore[attr-defined]
+    for block in branch.children():
+        assert isinstance(block, BasicBlock)
         hidden = Matrix(x.level, x.channels)
         first, second = fold(block.conv1, block.bn1), fold(block.conv2, block.bn2)
         stages += masked(first, Job(x.level, ACTIVE, (convolve(first, x, hidden),)))

@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ class Isa:
         vectors = -(-channels // self.lanes)
         count = -(-vectors // self.panel)
         edges = [vectors * i // count * self.lanes for i in range(count + 1)]
-        return [slice(*pair) for pair in zip(edges, edges[1:], strict=False)]
+        return [slice(*pair) for pair in pairwise(edges)]
 
     def packed(self, weights: Floats) -> Floats:
         """(taps, in, out) -> [panel][tap][in][out of the panel], zeros where the last vector is cut."""
@@ -92,7 +93,9 @@ class StepProgram:
             if matrix.rows == "scratch":
                 self.scratch[number] = floats
                 floats += matrix.stride * BLOCK_ROWS
-        passes, jobs, ops = [], [], []
+        passes: list[native.Pass] = []
+        jobs: list[native.Job] = []
+        ops: list[native.Op] = []
         for stage in stages:
             # Long blocks first, so that short ones fill the end of the pass.
             cut = sorted(((*_cut(job, isa), job) for job in map(_filtered, stage)), key=lambda item: -item[0])
@@ -101,11 +104,14 @@ class StepProgram:
                 floats = max(floats, _transformed_floats(job, block, isa))
                 jobs.append(native.Job(job.level, job.rows, len(ops), len(job.ops), block, groups))
                 ops += [self._op(op, resamplings) for op in job.ops]
-        self._native = [
-            (kind * len(items))(*items)  # type: ignore[operator]
-            for kind, items in ((native.Pass, passes), (native.Job, jobs), (native.Op, ops))
-        ]
-        self.native = native.Program(*self._native, len(passes), len(self.slots), floats)
+        self.native = native.Program(
+            (native.Pass * len(passes))(*passes),
+            (native.Job * len(jobs))(*jobs),
+            (native.Op * len(ops))(*ops),
+            len(passes),
+            len(self.slots),
+            floats,
+        )
 
     def _op(self, op: Op, resamplings: dict[Resampling, int]) -> native.Op:
         weights, channels = 0, 0
