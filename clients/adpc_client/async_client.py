@@ -10,7 +10,7 @@ from adpc_client.options import Box, Encoding, Extra, Options, Timeout
 from adpc_client.pool import AsyncPool
 from adpc_client.results import Model, Prediction
 from adpc_client.stream import AsyncStream, StreamRequest
-from adpc_client.transport import Endpoint, json_body
+from adpc_client.transport import CALLERS_OWN, Endpoint, json_body
 from adpc_client.wire import read_model, read_models, read_prediction
 
 
@@ -37,7 +37,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._endpoint = Endpoint(url, dict(headers or {}), timeout or Timeout())
-        self._http = httpx.AsyncClient(headers=dict(self._endpoint.headers), transport=transport)
+        self._http = httpx.AsyncClient(headers=self._endpoint.headers, limits=CALLERS_OWN, transport=transport)
         self._pool = AsyncPool(self._endpoint)
 
     async def __aenter__(self) -> "AsyncClient":

@@ -10,7 +10,7 @@ from adpc_client.options import Box, Encoding, Extra, Options, Timeout
 from adpc_client.pool import Pool
 from adpc_client.results import Model, Prediction
 from adpc_client.stream import Stream, StreamRequest
-from adpc_client.transport import Endpoint, json_body
+from adpc_client.transport import CALLERS_OWN, Endpoint, json_body
 from adpc_client.wire import read_model, read_models, read_prediction
 
 
@@ -37,7 +37,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._endpoint = Endpoint(url, dict(headers or {}), timeout or Timeout())
-        self._http = httpx.Client(headers=dict(self._endpoint.headers), transport=transport)
+        self._http = httpx.Client(headers=self._endpoint.headers, limits=CALLERS_OWN, transport=transport)
         self._pool = Pool(self._endpoint)
 
     def __enter__(self) -> "Client":

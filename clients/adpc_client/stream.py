@@ -133,10 +133,14 @@ class Stream(_Conversation):
 
     def _open(self) -> Connection:
         if self._connection is None:
-            self._connection = self._pool.acquire()
-            with self._endpoint.stream_errors():
-                self._connection.send(self._predict_message())
-                self._connection.send(self._request.data)
+            self._connection = connection = self._pool.acquire()
+            try:
+                with self._endpoint.stream_errors():
+                    connection.send(self._predict_message())
+                    connection.send(self._request.data)
+            except BaseException:
+                self._finish(reusable=False)
+                raise
         return self._connection
 
     def _send(self, message: Callable[[], str]) -> None:
@@ -208,10 +212,14 @@ class AsyncStream(_Conversation):
 
     async def _open(self) -> AsyncConnection:
         if self._connection is None:
-            self._connection = await self._pool.acquire()
-            with self._endpoint.stream_errors():
-                await self._connection.send(self._predict_message())
-                await self._connection.send(self._request.data)
+            self._connection = connection = await self._pool.acquire()
+            try:
+                with self._endpoint.stream_errors():
+                    await connection.send(self._predict_message())
+                    await connection.send(self._request.data)
+            except BaseException:
+                await self._finish(reusable=False)
+                raise
         return self._connection
 
     async def _send(self, message: Callable[[], str]) -> None:

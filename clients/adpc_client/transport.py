@@ -21,13 +21,16 @@ from adpc_client.errors import (
 from adpc_client.options import Timeout
 from adpc_client.wire import Json, parse_json
 
+CALLERS_OWN = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+"""As many requests at once as the caller makes; waiting here for a free connection would eat their deadlines."""
+
 
 @dataclass(frozen=True)
 class Endpoint:
     """A server's address, what is sent along with every request, and how patient to be."""
 
     url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     timeout: Timeout = field(default_factory=Timeout)
 
     def __post_init__(self) -> None:

@@ -1,9 +1,8 @@
-"""JSON and bytes of the server's protocol to values, without any input or output. Imports `errors` and `results`."""
+"""The server's JSON and bytes to values, without any input or output. Imports `delta`, `errors`, `results`."""
 
 import base64
 import io
 import json
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from adpc_client.delta import apply_delta
 from adpc_client.errors import ProtocolError, reply_error
 from adpc_client.results import End, Exit, ExitCost, Labels, Model, Prediction, Timing
 
@@ -68,7 +68,7 @@ class StreamReader:
         self._header: Json | None = None
         self._expected: list[Json] = []
         self._frames: list[bytes] = []
-        self._bases: dict[str, NDArray[np.uint8]] = {}
+        self._held: dict[str, NDArray[np.uint8]] = {}
 
     def feed(self, frame: str | bytes) -> Exit | End | None:
         """The exit or the end that `frame` completes; None if it completes nothing."""
@@ -138,19 +138,18 @@ class StreamReader:
         encoding, kind = part["encoding"], str(part.get("kind", "mask"))
         if encoding == "png":
             return _png(data, size)
-        labels = np.frombuffer(zlib.decompress(data) if encoding == "delta" else data, np.uint8)
-        if encoding == "delta" and kind in self._bases:
-            labels = labels ^ self._bases[kind]
-        elif encoding not in ("raw", "delta"):
+        if encoding == "raw":
+            return freeze(np.frombuffer(data, np.uint8).reshape(size))
+        if encoding != "delta":
             raise ProtocolError(f"the server sent a map encoded as {encoding!r}; known are png, raw and delta")
-        self._bases[kind] = labels
-        return freeze(labels.reshape(size))
+        self._held[kind] = apply_delta(data, self._held.get(kind), size[0] * size[1])
+        return freeze(self._held[kind].reshape(size))
 
 
 def _read(reader: Callable[[Any], Value], body: Any, what: str) -> Value:
     try:
         return reader(body)
-    except (KeyError, TypeError, ValueError, IndexError, UnidentifiedImageError, OSError, zlib.error) as error:
+    except (KeyError, TypeError, ValueError, IndexError, UnidentifiedImageError, OSError) as error:
         raise ProtocolError(f"the server's {what} does not make sense: {type(error).__name__}: {error}") from error
 
 
