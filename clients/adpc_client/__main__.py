@@ -55,7 +55,7 @@ def _request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deadline-ms", type=float, metavar="MS", help="default: the server's")
     parser.add_argument("--min-exit", type=int, metavar="N", help="no answer rather than a shallower one")
     parser.add_argument("--max-exit", type=int, metavar="N", help="go no deeper")
-    parser.add_argument("--quality", type=float, metavar="Q", help="stop once good enough; see the model card")
+    parser.add_argument("--quality", type=float, metavar="SHARE", help="stop once fewer pixels would still change")
     parser.add_argument("--box", type=_box, metavar="X,Y,W,H", help="the person in the image, for pose")
     parser.add_argument("--overlay", action="store_true", help="blend the mask into the photo (a pose always is)")
 

@@ -70,8 +70,8 @@ class Client:
         """The best answer that `deadline_ms` allows.
 
         `min_exit`: no answer rather than a shallower one, unless `best_effort`. `max_exit`: go no deeper. `quality`:
-        stop once the answer is good enough, see the model card. `extra`: a further map. `box`: the person, for pose.
-        `id`: a name of your own, for `cancel`. Raises NoExitError if no exit (or not `min_exit`) came in time.
+        stop once at most this share of the pixels would still change. `extra`: a further map. `box`: the person, for
+        pose. `id`: a name of your own, for `cancel`. Raises NoExitError if no exit (or not `min_exit`) came in time.
         """
         options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box)
         data, content_type = encode_image(image)

@@ -62,7 +62,7 @@ def stream(args: argparse.Namespace) -> int:
         for frame in islice(frames, args.count):
             stem = "" if source.still else f"frame-{frame.index:05d}-"
             try:
-                exits += _stream_frame(client, frame, newest, folder, stem, args)
+                exits += _stream_frame(client, frame, newest, f"{folder}/{stem}", args)
             except NoExitError as error:
                 if source.still:
                     raise
@@ -97,16 +97,14 @@ def run_load(args: argparse.Namespace) -> int:
     return 1 if report.faults else 0
 
 
-def _stream_frame(
-    client: Client, frame: Frame, newest: Newest | None, folder: Path, stem: str, args: argparse.Namespace
-) -> int:
+def _stream_frame(client: Client, frame: Frame, newest: Newest | None, prefix: str, args: argparse.Namespace) -> int:
     """Stream one frame; once it has an exit, a newer frame ends it. Returns the number of exits."""
     data, _ = encode_image(frame.image)
     exits = 0
     with client.stream(data, **_options(args)) as answers:
         for answer in answers:
             exits += 1
-            file = folder / f"{stem}exit-{answer.exit}.png"
+            file = Path(f"{prefix}exit-{answer.exit}.png")
             _save(answer, data, file, args.overlay)
             if args.json:
                 print(json.dumps({"frame": frame.index, **_figures(answer, file)}), flush=True)

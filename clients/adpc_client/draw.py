@@ -33,10 +33,9 @@ def overlay(result: Exit, photo: Image.Image, opacity: float = 0.6) -> Image.Ima
 
 
 def _fitted(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A copy of `photo` as the server saw it: upright, if that is what has the answer's `size` (height, width)."""
-    if photo.size != size[::-1]:
-        photo = ImageOps.exif_transpose(photo)
-    return photo.convert("RGB") if photo.size == size[::-1] else photo.convert("RGB").resize(size[::-1])
+    """`photo` as the server saw it: upright, of the answer's `size` (height, width)."""
+    upright = ImageOps.exif_transpose(photo).convert("RGB")
+    return upright if upright.size == size[::-1] else upright.resize(size[::-1])
 
 
 def _draw_skeleton(draw: ImageDraw.ImageDraw, keypoints: NDArray[np.float32], labels: Labels, width_px: int) -> None:

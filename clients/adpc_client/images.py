@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adpc_client.errors import ImageError
 
@@ -59,7 +59,7 @@ def _encode_file(data: bytes, name: str) -> tuple[bytes, str]:
 def _as_png(image: Image.Image) -> tuple[bytes, str]:
     buffer = io.BytesIO()
     # Level 1: the server is usually near, and the time spent on smaller files comes out of the deadline.
-    image.convert("RGB").save(buffer, "PNG", compress_level=1)
+    ImageOps.exif_transpose(image).convert("RGB").save(buffer, "PNG", compress_level=1)
     return buffer.getvalue(), "image/png"
 
 

@@ -33,7 +33,7 @@ class Pool:
                 if connection.state is State.OPEN:
                     return connection
         with self.endpoint.connect_errors():
-            return connect(
+            connecting = connect(
                 self.endpoint.stream_url,
                 additional_headers=self.endpoint.headers,
                 open_timeout=self.endpoint.timeout.connect_s,
@@ -41,6 +41,7 @@ class Pool:
                 compression=None,  # images and maps are compressed already
                 max_size=MAX_FRAME_BYTES,
             )
+            return connecting.__enter__()  # it outlives this block: `close` is its exit
 
     def release(self, connection: Connection, reusable: bool) -> None:
         with self._lock:
