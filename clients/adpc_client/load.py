@@ -73,6 +73,7 @@ class Outcome:
 class Report:
     """Figures of a run; `exits` and `stops` count requests. Percentiles in milliseconds, of answers with an exit.
 
+    `good`: with an exit, in time (but for the grace), and not given up by us; the share is of those not given up.
     `lag_ms`: how late this generator itself sent. Large figures there mean that it, not the server, was the limit.
     """
 
@@ -110,15 +111,14 @@ async def run(client: AsyncClient, plan: Plan) -> Report:
 def summarise(outcomes: Sequence[Outcome], seconds: float, grace_ms: float) -> Report:
     """The figures of `outcomes`, which took `seconds` together."""
     answered = [outcome for outcome in outcomes if outcome.exit > 0]
-    good = [outcome for outcome in answered if outcome.late_ms <= grace_ms]
-    given_up = sum(outcome.stop in ("cancelled", "hung_up") for outcome in outcomes)
-    wanted = len(outcomes) - given_up
+    wanted = [outcome for outcome in outcomes if outcome.stop not in ("cancelled", "hung_up")]
+    good = sum(outcome.exit > 0 and outcome.late_ms <= grace_ms for outcome in wanted)
     return Report(
         requests=len(outcomes),
         seconds=round(seconds, 3),
         answered_per_s=round(len(answered) / seconds, 2),
-        good_per_s=round(len(good) / seconds, 2),
-        good_share=round(sum(outcome.stop != "cancelled" for outcome in good) / wanted, 4) if wanted else 0.0,
+        good_per_s=round(good / seconds, 2),
+        good_share=round(good / len(wanted), 4) if wanted else 0.0,
         exits={str(exit): count for exit, count in sorted(Counter(outcome.exit for outcome in outcomes).items())},
         stops=dict(Counter(outcome.stop for outcome in outcomes).most_common()),
         late_ms=_percentiles([outcome.late_ms for outcome in answered]),

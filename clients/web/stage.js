@@ -20,25 +20,23 @@ export function paintSkeleton(canvas, { keypoints, size: [height, width] }, { pa
   const brush = canvas.getContext("2d");
   const unit = Math.max(2, Math.max(width, height) / 130);
   const seen = (joint) => keypoints[joint][2] >= 0.1;
-  brush.lineCap = "round";
+  Object.assign(brush, { lineCap: "round", lineWidth: 1.4 * unit });
   for (const [a, b] of skeleton.filter(([a, b]) => seen(a) && seen(b))) {
     brush.strokeStyle = colour(palette, b);
-    brush.lineWidth = 1.4 * unit;
     brush.beginPath();
     brush.moveTo(keypoints[a][0], keypoints[a][1]);
     brush.lineTo(keypoints[b][0], keypoints[b][1]);
     brush.stroke();
   }
-  keypoints.forEach(([x, y], joint) => {
-    if (!seen(joint)) return;
+  Object.assign(brush, { strokeStyle: "#fff", lineWidth: unit / 2 });
+  for (const [joint, [x, y]] of keypoints.entries()) {
+    if (!seen(joint)) continue;
     brush.fillStyle = colour(palette, joint);
-    brush.strokeStyle = "#fff";
-    brush.lineWidth = unit / 2;
     brush.beginPath();
     brush.arc(x, y, unit * (joint === only ? 2.6 : 1.3), 0, 7);
     brush.fill();
     brush.stroke();
-  });
+  }
 }
 
 /** Hatch the pixels where `unsure` is 1. */

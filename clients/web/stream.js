@@ -1,17 +1,18 @@
 // The server's WebSocket: one request after another, exits as they come.
 
-/** Apply the `delta` encoding: `held` is the map sent before (Uint8Array) or null; returns the new map, flat. */
-export function applyDelta(bytes, held) {
-  const view = new DataView(bytes);
-  if (view.getUint32(0, true) === 0) return new Uint8Array(bytes, 4);
+const CLOSED = { 1006: "The server cannot be reached. Is it running?", 1013: "The server is overloaded; try again soon." };
+
+/** Apply the `delta` encoding: `held` is the map that was sent before (Uint8Array) or null; returns the new one, flat. */
+export function applyDelta(buffer, held) {
+  const view = new DataView(buffer);
+  if (view.getUint32(0, true) === 0) return new Uint8Array(buffer, 4);
   const map = held.slice();
   const count = view.getUint32(4, true);
-  let labels = 8 + 8 * count;
-  for (let run = 0; run < count; run++) {
+  for (let run = 0, at = 8 + 8 * count; run < count; run++) {
     const start = view.getUint32(8 + 4 * run, true);
     const length = view.getUint32(8 + 4 * (count + run), true);
-    map.set(new Uint8Array(bytes, labels, length), start);
-    labels += length;
+    map.set(new Uint8Array(buffer, at, length), start);
+    at += length;
   }
   return map;
 }
@@ -20,27 +21,24 @@ export class Stream {
   #url;
   #socket = null;
   #count = 0;
-  #request = null; // the one whose exits are wanted: {id, held: {kind: map}, on}
-  #header = null;
-  #parts = []; // of the exit that is arriving: {kind, encoding, bytes, data}
+  #request = null; // the one whose exits are wanted: {id, on, held: the map of each kind that came last}
+  #exit = null; // the header of the exit that is arriving
+  #missing = []; // the kinds of the binary frames that it still waits for
 
   constructor(url) {
     this.#url = url;
   }
 
-  /** Send `image` (a Blob). `on` holds callbacks: accepted, exit, end, error; none is called once another predict began. */
+  /** Send `image` (a Blob). `on` holds `exit`, `end` and `error`; they are not called once another predict has begun. */
   async predict(options, image, on) {
-    const request = (this.#request = { id: `page-${++this.#count}`, held: {}, on });
-    try {
-      const socket = await this.#open();
-      if (this.#request !== request) return;
-      socket.send(JSON.stringify({ type: "predict", id: request.id, encoding: "delta", map: "unsure", ...options }));
-      socket.send(image);
-    } catch (error) {
-      this.#fail(error.message);
-    }
+    const request = (this.#request = { id: `page-${++this.#count}`, on, held: {} });
+    const socket = await this.#open();
+    if (!socket || this.#request !== request) return;
+    socket.send(JSON.stringify({ type: "predict", id: request.id, encoding: "delta", map: "unsure", ...options }));
+    socket.send(image);
   }
 
+  /** Stop the work; `end` still comes. */
   cancel() {
     this.#send({ type: "cancel" });
   }
@@ -55,60 +53,46 @@ export class Stream {
       this.#socket.send(JSON.stringify({ ...message, id: this.#request.id }));
   }
 
+  /** An open socket, or null once the request was told that there is none. */
   #open() {
     if (this.#socket?.readyState === WebSocket.OPEN) return this.#socket;
-    return new Promise((resolve, reject) => {
-      const socket = new WebSocket(this.#url);
+    return new Promise((resolve) => {
+      const socket = (this.#socket = new WebSocket(this.#url));
       socket.binaryType = "arraybuffer";
-      socket.onopen = () => resolve((this.#socket = socket));
+      socket.onopen = () => resolve(socket);
       socket.onmessage = ({ data }) => (typeof data === "string" ? this.#text(JSON.parse(data)) : this.#binary(data));
       socket.onclose = ({ code, reason }) => {
-        const sentence = reason || { 1006: "The server cannot be reached. Is it running?", 1013: "The server is overloaded; try again soon." }[code];
-        reject(new Error(sentence ?? `The server closed the connection (code ${code}).`));
-        if (this.#socket === socket) this.#fail(sentence ?? `The server closed the connection (code ${code}).`);
+        resolve(null);
+        if (this.#socket === socket) this.#last("error", reason || CLOSED[code] || `The server hung up (code ${code}).`);
       };
     });
   }
 
   #text(message) {
-    const current = message.id == null || message.id === this.#request?.id;
+    const wanted = message.id === null || message.id === this.#request?.id;
     if (message.type === "exit") {
-      const mask = message.keypoints ? [] : [{ kind: "mask", encoding: message.encoding }];
-      this.#header = current ? message : null;
-      this.#parts = [...mask, ...(message.extra ? [message.extra] : [])].map((part) => ({ ...part, data: null }));
+      this.#exit = wanted ? { ...message, mask: null, unsureMap: null } : null;
+      this.#missing = [...(message.keypoints ? [] : ["mask"]), ...(message.extra ? ["unsureMap"] : [])];
       this.#deliver();
-    } else if (current) {
-      if (message.type === "error") this.#fail(message.error);
-      else if (message.type === "end") this.#finish("end", message);
-      else this.#request?.on[message.type]?.(message);
-    }
+    } else if (wanted && message.type === "error") this.#last("error", message.error);
+    else if (wanted && message.type === "end") this.#last("end", message);
   }
 
-  #binary(data) {
-    const part = this.#parts.find((candidate) => candidate.data === null);
-    if (part) part.data = data;
+  #binary(buffer) {
+    const kind = this.#missing.shift();
+    if (!this.#exit) return; // of a request that nobody waits for any more
+    const { held } = this.#request;
+    this.#exit[kind] = held[kind] = applyDelta(buffer, held[kind] ?? null);
     this.#deliver();
   }
 
   #deliver() {
-    if (!this.#header || this.#parts.some((part) => part.data === null)) return;
-    const exit = { ...this.#header, mask: null, unsureMap: null };
-    const { held } = this.#request;
-    for (const { kind, data } of this.#parts) {
-      held[kind] = applyDelta(data, held[kind] ?? null);
-      exit[kind === "mask" ? "mask" : "unsureMap"] = held[kind];
-    }
-    this.#header = null;
-    this.#request.on.exit(exit);
+    if (this.#exit && !this.#missing.length) this.#request.on.exit(this.#exit);
   }
 
-  #fail(sentence) {
-    this.#finish("error", sentence);
-  }
-
-  #finish(event, value) {
+  #last(event, value) {
     const request = this.#request;
-    this.#request = null;
+    this.#request = this.#exit = null;
     request?.on[event](value);
   }
 }

@@ -1,59 +1,62 @@
 // The exits of a run: a card each, and where they fell between the start and the deadline.
 import { paintMask, paintSkeleton } from "./stage.js";
 
-const milliseconds = (ms) => (ms < 10_000 ? `${ms.toFixed(0)} ms` : `${(ms / 1000).toFixed(1)} s`);
+const percent = (part, whole) => `${Math.min(100, (100 * part) / whole)}%`;
 
 export class Timeline {
   #cards = document.querySelector("#timeline");
   #track = document.querySelector("#track");
+  #fill = document.querySelector("#track i");
   #select;
   #started = 0;
   #deadline = 1;
   #frame = 0;
 
-  /** `select(exit number, keep)` is called when a card is pointed at or focused (keep: false) or pressed (true). */
+  /** `select(number, keep)` is called when a card is pointed at or focused (`keep` false) or pressed (true). */
   constructor(select) {
     this.#select = select;
-    this.#cards.addEventListener("keydown", (event) => {
-      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    this.#cards.onpointerleave = () => select(null, false);
+    this.#cards.onkeydown = ({ key }) => {
       const cards = [...this.#cards.querySelectorAll("button:enabled")];
-      cards[cards.indexOf(document.activeElement) + step]?.focus();
-    });
-    this.#cards.addEventListener("pointerleave", () => select(null, false));
+      cards[cards.indexOf(document.activeElement) + ({ ArrowLeft: -1, ArrowRight: 1 }[key] ?? NaN)]?.focus();
+    };
   }
 
-  /** Empty cards for `costs`, the model's exits with the seconds that each is known to take. */
+  /** Empty cards for `costs`: the model's exits, with the seconds that each is known to take. */
   reset(costs) {
-    this.stop();
+    cancelAnimationFrame(this.#frame);
     this.#cards.replaceChildren(...costs.map((cost) => this.#card(cost)));
-    this.#track.replaceChildren(this.#track.firstElementChild);
-    this.#track.firstElementChild.style.width = 0;
+    this.#track.replaceChildren(this.#fill);
+    this.#fill.style.width = 0;
   }
 
   /** A run begins now, with so many milliseconds to go. */
   start(deadline_ms) {
     [this.#started, this.#deadline] = [performance.now(), deadline_ms];
     const tick = () => {
-      this.#fill(performance.now() - this.#started);
+      this.#fill.style.width = percent(performance.now() - this.#started, this.#deadline);
       this.#frame = requestAnimationFrame(tick);
     };
     tick();
   }
 
-  stop(elapsed_ms = null) {
-    cancelAnimationFrame(this.#frame);
-    if (elapsed_ms !== null) this.#fill(elapsed_ms);
-    for (const card of this.#cards.querySelectorAll("button:disabled")) card.children[2].textContent = "not reached";
+  /** The deadline is now so many milliseconds from now. */
+  extend(deadline_ms) {
+    const before = this.#deadline;
+    this.#deadline = performance.now() - this.#started + deadline_ms;
+    for (const mark of this.#track.querySelectorAll("b"))
+      mark.style.left = percent((parseFloat(mark.style.left) * before) / 100, this.#deadline);
   }
 
-  extend(deadline_ms) {
-    this.#deadline = performance.now() - this.#started + deadline_ms;
+  stop(elapsed_ms) {
+    cancelAnimationFrame(this.#frame);
+    this.#fill.style.width = percent(elapsed_ms, this.#deadline);
+    for (const card of this.#cards.querySelectorAll("button:disabled")) card.children[2].textContent = "not reached";
   }
 
   add(exit, labels, photo) {
     const card = this.#cards.children[exit.exit - 1];
-    if (!card) return;
-    const thumbnail = card.querySelector("canvas");
+    const [thumbnail, , time, unsure] = card.children;
     if (exit.mask) paintMask(thumbnail, exit, labels.palette);
     else {
       paintSkeleton(thumbnail, exit, labels);
@@ -62,30 +65,25 @@ export class Timeline {
       brush.drawImage(photo, 0, 0, thumbnail.width, thumbnail.height);
     }
     card.disabled = false;
-    card.children[2].textContent = milliseconds(exit.elapsed_ms);
-    card.children[3].textContent = `${(100 * exit.unsure).toFixed(0)} % unsure`;
+    time.textContent = `${exit.elapsed_ms.toFixed(0)} ms`;
+    unsure.textContent = `${(100 * exit.unsure).toFixed(0)} % unsure`;
     const mark = document.createElement("b");
-    mark.style.left = `${Math.min(100, (100 * exit.elapsed_ms) / this.#deadline)}%`;
+    mark.style.left = percent(exit.elapsed_ms, this.#deadline);
     this.#track.append(mark);
   }
 
   /** Mark the card of the exit that is shown. */
   press(number) {
-    for (const [index, card] of [...this.#cards.children].entries()) card.ariaPressed = String(index + 1 === number);
+    for (const card of this.#cards.children) card.ariaPressed = String(card.dataset.exit === String(number));
   }
 
   #card({ exit, seconds }) {
-    const card = document.createElement("button");
-    Object.assign(card, { type: "button", disabled: true, ariaPressed: "false" });
+    const card = document.querySelector("#card").content.cloneNode(true).firstElementChild;
     card.dataset.exit = exit;
-    const lines = [`Exit ${exit}`, seconds ? `about ${milliseconds(1000 * seconds)}` : "", ""];
-    card.append(document.createElement("canvas"), ...lines.map((line) => Object.assign(document.createElement("span"), { textContent: line })));
-    card.onpointerenter = card.onfocus = () => card.disabled || this.#select(exit, false);
+    card.children[1].textContent = `Exit ${exit}`;
+    card.children[2].textContent = seconds ? `≈ ${(1000 * seconds).toFixed(0)} ms` : "";
+    card.onpointerenter = card.onfocus = () => this.#select(exit, false);
     card.onclick = () => this.#select(exit, true);
     return card;
-  }
-
-  #fill(elapsed_ms) {
-    this.#track.firstElementChild.style.width = `${Math.min(100, (100 * elapsed_ms) / this.#deadline)}%`;
   }
 }
