@@ -7,8 +7,8 @@ import importlib
 import sys
 
 COMMANDS = {
-    "list": ("models.zoo_list", "the shipped models"),
-    "show": ("models.zoo_show", "one model: configuration, labels, what each exit costs"),
+    "list": ("models.list", "the shipped models"),
+    "show": ("models.show", "one model: configuration, labels, what each exit costs"),
     "flops": ("models.flops", "multiply-adds and parameters, counted as in the paper"),
     "run": ("models.run", "run weights on an image or a tensor, exit by exit"),
     "import": ("models.checkpoint", "turn a released checkpoint into a model directory"),

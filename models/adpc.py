@@ -162,11 +162,11 @@ class AdpcNet(nn.Module):
 
 
 def _convolution(
-    window: int | None, channels: int, out: int, kernel: int, stride: int = 1, bias: bool = False
+    window: int | None, channels: int, out: int, kernel: int, stride: int = 1, *, bias: bool = False
 ) -> nn.Module:
     if window is None:
         return Conv2d(channels, out, kernel, stride, kernel // 2, bias=bias)
-    return MaskedConv2d(channels, out, kernel, stride, kernel // 2, bias=bias, window=window)
+    return MaskedConv2d(channels, out, kernel, stride, padding=kernel // 2, bias=bias, window=window)
 
 
 def _upsample() -> nn.Module:

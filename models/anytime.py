@@ -1,6 +1,6 @@
 """The seam between networks and whoever runs them: steps, states, exits and their maps.
 
-Holds no network and no executor; imports neither them nor the server.
+Holds no network and no executor, and imports neither.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.configs import ModelConfig
+from models.preprocess import Box, Frame
 
 Extra = Literal["confidence", "exit", "unsure"]
 """A further map of an exit: see `AnytimeModel.render`."""
-
-Box = tuple[float, float, float, float]
-"""x, y, width, height in pixels of the image; x to the right, y down."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ class ExitMap:
 class State:
     """One request's progress through a model. Dropping it is the cancel; executors add what they carry."""
 
-    image_size: tuple[int, int]
-    shape: tuple[int, ...]  # of the padded input; only states of one shape and step may advance together
+    frame: Frame
+    shape: tuple[int, int]  # height and width of the padded input; only equal shapes advance together
     next_step: int = 0
     exit: Exit | None = None
 
@@ -85,6 +83,9 @@ class AnytimeModel(Protocol):
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> State:
         """Start on `image`, uint8 (H, W, 3) RGB of any size. `box` is the person's, for pose; None: the whole image."""
+
+    def start(self, inputs: Tensor, frame: Frame) -> State:
+        """Start on an input that is normalised and padded already: float (1, 3, H, W), on any device."""
 
     def advance(self, states: Sequence[State]) -> None:
         """Run the next step of every state. All must wait for the same step with inputs of the same shape.

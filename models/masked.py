@@ -36,8 +36,10 @@ class MaskedConv2d(nn.Conv2d, MaskAware):
     `Lambda` is the trainable scale of the RBF kernel; it has the name it bears in released checkpoints.
     """
 
-    def __init__(self, *args: int, window: int, bias: bool = True, **kwargs: int) -> None:
-        super().__init__(*args, bias=bias, **kwargs)  # type: ignore[arg-type]
+    def __init__(
+        self, channels: int, out: int, kernel: int, stride: int = 1, *, padding: int, bias: bool, window: int
+    ) -> None:
+        super().__init__(channels, out, kernel, stride, padding, bias=bias)
         self.window = window
         self.Lambda = nn.Parameter(torch.tensor(3.0))
 

@@ -1,0 +1,42 @@
+"""How a trained network is computed: executors turn it into an `AnytimeModel`."""
+
+from pathlib import Path
+
+import torch
+
+from models.adpc import AdpcNet
+from models.anytime import AnytimeModel
+from models.checkpoint import load_directory
+from models.executors.reference import ReferenceExecutor
+
+EXECUTORS = ("auto", "reference")
+
+
+def load(directory: Path, device: str = "cpu", executor: str = "auto", threads: int = 0) -> AnytimeModel:
+    """The model of a directory on `device` (auto, cpu, cuda, cuda:N), run by `executor`.
+
+    `threads`: CPU threads to compute with; 0 leaves torch's default. Raises ValueError on a device or executor that is
+    not there, and what `load_directory` raises.
+    """
+    return build(load_directory(directory), device, executor, threads)
+
+
+def build(network: AdpcNet, device: str = "cpu", executor: str = "auto", threads: int = 0) -> AnytimeModel:
+    """`load` for a network in memory, which the executor takes over."""
+    if executor not in EXECUTORS:
+        raise ValueError(f"no executor is called {executor!r}; there are {', '.join(EXECUTORS)}")
+    if threads > 0:
+        torch.set_num_threads(threads)
+    return ReferenceExecutor(network, resolve_device(device))
+
+
+def resolve_device(device: str) -> str:
+    """'auto' -> cuda where there is one, else cpu. Raises ValueError if `device` is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"device {device} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N")
+    return device

@@ -1,0 +1,171 @@
+"""Model directories (config.json + model.safetensors + README.md), and the import of released `.pth` checkpoints.
+
+`python -m models import` turns one into the other. Imports the network, no executor.
+"""
+
+import argparse
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.adpc import AdpcNet
+from models.configs import ModelConfig, config
+
+ZOO = Path(__file__).parent / "zoo"
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+_SHOWN = 8  # names in an error message
+
+
+def load_directory(directory: Path) -> AdpcNet:
+    """The network of a model directory, float32, in evaluation mode.
+
+    Raises ValueError on a broken configuration or weights that do not fit it, FileNotFoundError on a missing file.
+    """
+    network = AdpcNet(read_config(directory))
+    load_weights(network, directory / WEIGHTS_FILE)
+    return network.eval()
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """`config.json` of a model directory. Raises ValueError, FileNotFoundError."""
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is not a model directory: it has no {CONFIG_FILE}")
+    try:
+        return ModelConfig.from_json(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def save_directory(directory: Path, network: AdpcNet, dtype: torch.dtype = torch.float32) -> None:
+    """Write configuration and weights; floating tensors are stored as `dtype`. The card is written by hand."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG_FILE).write_text(json.dumps(network.config.to_json(), indent=1) + "\n")
+    tensors = {
+        name: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype).cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")  # counts training batches; inference does not read it
+    }
+    save_file(tensors, directory / WEIGHTS_FILE)
+
+
+def find_models(directory: Path = ZOO) -> dict[str, Path]:
+    """The model directories below `directory`, by name, sorted. Raises FileNotFoundError if there is no such folder."""
+    if not directory.is_dir():
+        raise FileNotFoundError(f"there is no folder {directory}; name one that holds model directories")
+    return {path.parent.name: path.parent for path in sorted(directory.glob(f"*/{CONFIG_FILE}"))}
+
+
+def resolve(model: str) -> Path:
+    """A model directory by path, or by name among the shipped ones. Raises ValueError and lists them."""
+    path = Path(model)
+    if (path / CONFIG_FILE).is_file():
+        return path
+    shipped = find_models()
+    if model in shipped:
+        return shipped[model]
+    raise ValueError(f"{model!r} is neither a model directory nor a shipped model; shipped are {', '.join(shipped)}")
+
+
+def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False) -> None:
+    """Load `.safetensors` or a released `.pth` into `network`, whatever floating type it is stored in.
+
+    `backbone_only` leaves the heads as they are: for weights of another task.
+    Raises ValueError that names tensors which are missing, unknown or of another shape.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weights file {path}")
+    tensors = _own_names(_read(path), network)
+    wanted = network.state_dict()
+    if backbone_only:
+        tensors = {name: tensor for name, tensor in tensors.items() if name in wanted and not _is_head(name)}
+        wanted = {name: tensor for name, tensor in wanted.items() if not _is_head(name)}
+    problems = {
+        "missing": [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")],
+        "unknown": [n for n in tensors if n not in wanted],
+        "of another shape": [
+            f"{n} {list(tensors[n].shape)} instead of {list(wanted[n].shape)}"
+            for n in wanted
+            if n in tensors and tensors[n].shape != wanted[n].shape
+        ],
+    }
+    found = [f"{len(names)} tensors are {what}: {_some(names)}" for what, names in problems.items() if names]
+    if found:
+        raise ValueError(f"{path} does not fit {network.config.name}: {'; '.join(found)}")
+    network.load_state_dict(tensors, strict=False)
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith(("exit", "last_layer"))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """All tensors of a file. A `.pth` is loaded weights-only: no code in it is ever run."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    for wrapper in ("state_dict", "model_state", "model"):  # checkpoints of a training run wrap the weights
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"{path} holds {type(loaded).__name__}, not a state dict of tensors")
+    return loaded
+
+
+def _own_names(tensors: Mapping[str, Tensor], network: AdpcNet) -> dict[str, Tensor]:
+    """Released names in ours: without wrappers' prefixes, buffers that follow from the configuration, and losses."""
+    masking = network.config.masking
+    named = {}
+    for released, tensor in tensors.items():
+        name = released
+        while name.startswith(("model.", "module.")):
+            name = name.partition(".")[2]
+        if name.startswith("loss."):
+            continue  # class weights of the training loss
+        if name.endswith(".square_dis"):
+            if masking is None or tensor.shape != (masking.window, masking.window):
+                raise ValueError(
+                    f"{released} is a {'x'.join(map(str, tensor.shape))} window, but {network.config.name} has "
+                    f"{f'{masking.window}x{masking.window}' if masking else 'no masks'}; choose a configuration with it"
+                )
+            continue
+        named[name.replace("final_layer.", "last_layer.0.", 1) if name.startswith("final_layer.") else name] = tensor
+    return named
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE.pth")
+    parser.add_argument("--config", required=True, help="the named configuration that the weights belong to")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model directory to write")
+    parser.add_argument("--name", help="name of the model; default: that of the configuration")
+    parser.add_argument(
+        "--backbone-only",
+        action="store_true",
+        help="take the backbone and start the heads anew (weights of another task, to train from)",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    model = config(args.config)
+    network = AdpcNet(replace(model, name=args.name or model.name))
+    load_weights(network, args.file, backbone_only=args.backbone_only)
+    save_directory(args.output, network)
+    card = args.output / CARD_FILE
+    if not card.exists():
+        card.write_text(f"# {network.config.name}\n\nImported from `{args.file.name}` as `{model.name}`.\n")
+    print(f"{args.output}: {model.name}, {sum(p.numel() for p in network.parameters()):,} parameters")
+    return 0

@@ -1,0 +1,117 @@
+"""The oracle: dense convolution, then mask. Clear and exact; runs wherever torch does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.adpc import AdpcNet, Progress
+from models.anytime import Exit, ExitMap, Extra, State, check_batch
+from models.confidence import Masks, active
+from models.configs import Masking
+from models.flops import Size, costs
+from models.postprocess import render
+from models.preprocess import STRIDE, Box, Frame, prepare
+
+UNSURE = {"segmentation": Masking("max_probability", 0.998), "pose": Masking("max_score", 0.002)}
+"""What `unsure` means for networks without masks: the paper's thresholds."""
+
+
+@dataclass
+class ReferenceState(State):
+    """A request's own features and masks, and its multiply-adds so far."""
+
+    progress: Progress = field(default_factory=lambda: Progress(()))
+    macs: float = 0.0
+
+
+class ReferenceExecutor:
+    """Runs an `AdpcNet` step by step on one device, a batch of requests at a time. See `AnytimeModel`."""
+
+    executor = "reference"
+
+    def __init__(self, network: AdpcNet, device: str = "cpu") -> None:
+        self.network = network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.config = network.config
+        self.device = device
+        self.steps = network.steps
+
+    def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> ReferenceState:
+        return self.start(*prepare(image, self.config, box))
+
+    def start(self, inputs: Tensor, frame: Frame) -> ReferenceState:
+        inputs = inputs.to(self.device, memory_format=torch.channels_last)
+        height, width = inputs.shape[-2:]
+        return ReferenceState(frame, (height, width), progress=self.network.start(inputs))
+
+    @torch.inference_mode()
+    def advance(self, states: Sequence[State]) -> None:
+        own = [state for state in states if isinstance(state, ReferenceState)]
+        step = self.steps[check_batch(states, self.steps)]
+        before = [state.progress.masks for state in own]
+        after = self.network.advance(_batched([state.progress for state in own]), step)
+        for row, state in enumerate(own):
+            state.progress = _row(after, row)
+            state.next_step += 1
+            if step.exit is not None:
+                state.macs += self._macs(step.exit, state.shape, before[row])
+                state.exit = self._exit(step.exit, state)
+
+    def render(self, state: State, extra: Extra | None = None) -> ExitMap:
+        if state.exit is None:
+            raise ValueError(f"no exit is finished after {state.next_step} of {len(self.steps)} steps; advance further")
+        return render(state.exit, self.config, state.frame, extra)
+
+    def _exit(self, index: int, state: ReferenceState) -> Exit:
+        scores, decided = state.progress.scores, state.progress.decided
+        assert scores is not None and decided is not None
+        masks = state.progress.masks
+        positions = masks.positions if masks else active(scores, self.config.masking or UNSURE[self.config.task], index)
+        inside = positions[0, 0]
+        if self.config.task == "segmentation":  # padding is nobody's pixel
+            inside = inside[: -(-state.frame.height // STRIDE), : -(-state.frame.width // STRIDE)]
+        unsure = float(inside.float().mean())
+        return Exit(index, scores[0], decided[0, 0], positions[0, 0], unsure, round(state.macs))
+
+    def _macs(self, index: int, shape: Size, masks: Masks | None) -> float:
+        """Multiply-adds between the exit before and this one, under the masks of the exit before."""
+        groups = costs(self.config, *shape)[index - 1]
+        shares: dict[Size, float] = {}
+        if masks is not None:
+            sizes = [size for size, masked in groups if masked]
+            means = [masks.at(masks.positions.float().new_empty(1, 1, *size)).mean() for size in sizes]
+            shares = dict(zip(sizes, torch.stack(means).tolist(), strict=True)) if means else {}
+        return sum(cost.macs(shares.get(size, 1.0)) for (size, _), cost in groups.items())
+
+
+def _batched(progresses: Sequence[Progress]) -> Progress:
+    """Requests that stand at the same step as one batch."""
+    first = progresses[0]
+    if len(progresses) == 1:
+        return first
+    masks = [progress.masks.positions for progress in progresses if progress.masks is not None]
+    return Progress(
+        tuple(torch.cat(branch) for branch in zip(*(progress.features for progress in progresses), strict=True)),
+        Masks(torch.cat(masks)) if masks else None,
+        *(
+            None if getattr(first, name) is None else torch.cat([getattr(progress, name) for progress in progresses])
+            for name in ("scores", "decided")
+        ),
+    )
+
+
+def _row(progress: Progress, row: int) -> Progress:
+    """One request out of a batch, with storage of its own, so that it can outlive the others."""
+    if progress.features[0].shape[0] == 1:
+        return progress
+    cut = slice(row, row + 1)
+    tensors = {
+        item.name: value[cut].clone()
+        for item in fields(progress)
+        if isinstance(value := getattr(progress, item.name), Tensor)
+    }
+    masks = None if progress.masks is None else Masks(progress.masks.positions[cut].clone())
+    return replace(progress, features=tuple(x[cut].clone() for x in progress.features), masks=masks, **tensors)

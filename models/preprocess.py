@@ -1,0 +1,97 @@
+"""Image -> network input, and where that input lies in the image. Imports values only."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from models.configs import ModelConfig
+
+Box = tuple[float, float, float, float]
+"""x, y, width, height in pixels of the image; x to the right, y down, from the corner of the first pixel."""
+
+STRIDE = 4
+"""Scores are computed at a quarter of the input's height and width."""
+MULTIPLE = 32
+"""Heights and widths of inputs are multiples of this (three strided stages below the quarter)."""
+BOX_MARGIN = 1.25
+"""A person's box is made square by its longer side and widened by this, as HRNet widens its detections."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a network's input lies in an image of `height` x `width` pixels.
+
+    Corner (0, 0) of the input is at (`left`, `top`) in the image, and one of its pixels is `scale` image pixels.
+    """
+
+    height: int
+    width: int
+    left: float = 0.0
+    top: float = 0.0
+    scale: float = 1.0
+
+    def to_image(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x, y (.., 2) of the input in those of the image; pixel centres are at integers in both."""
+        return np.asarray((points + 0.5) * self.scale - 0.5 + (self.left, self.top), np.float32)
+
+    def to_input(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The inverse of `to_image`."""
+        return np.asarray((points - (self.left, self.top) + 0.5) / self.scale - 0.5, np.float32)
+
+
+def prepare(image: NDArray[np.uint8], config: ModelConfig, box: Box | None = None) -> tuple[Tensor, Frame]:
+    """The input for a network, and its frame.
+
+    `image`: uint8 (H, W, 3) RGB. Returns float32 (1, 3, H', W'), normalised. Segmentation keeps the image's pixels and
+    pads below and to the right with the mean colour. Pose cuts out the person's square, `config.size` large; without a
+    `box` that is the whole image, as large as it fits.
+    Raises ValueError on another shape or dtype, and on a box that is empty or outside of the image.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(f"the image is {image.dtype} {image.shape}; it must be uint8 (height, width, 3)")
+    height, width = image.shape[:2]
+    if config.task == "pose":
+        left, top, side = person_square(height, width, box)
+        # Pillow's crop fills what lies outside of the image with black, as HRNet's crops are filled.
+        crop = Image.fromarray(image).crop((left, top, left + side, top + side))
+        resized = crop.resize((config.size[1], config.size[0]), Image.Resampling.BILINEAR)
+        return normalise(np.asarray(resized), config), Frame(height, width, left, top, side / config.size[0])
+    return pad(normalise(image, config)), Frame(height, width)
+
+
+def person_square(height: int, width: int, box: Box | None) -> tuple[int, int, int]:
+    """left, top and side in pixels of the square that a person's crop takes from an image."""
+    if box is None:
+        side = max(height, width)
+        return round((width - side) / 2), round((height - side) / 2), side
+    x, y, box_width, box_height = box
+    if not (
+        box_width >= 1 and box_height >= 1 and x < width and y < height and x + box_width > 0 and y + box_height > 0
+    ):
+        raise ValueError(
+            f"the box {x:g},{y:g},{box_width:g},{box_height:g} is empty or outside of the {width}x{height} image; "
+            "give x,y,width,height in its pixels, at least one pixel large"
+        )
+    # A box beyond the image only adds black; three times the image's longer side is all that a crop can use.
+    side = min(max(round(max(box_width, box_height) * BOX_MARGIN), 2), 3 * max(height, width))
+    return round(x + (box_width - side) / 2), round(y + (box_height - side) / 2), side
+
+
+def normalise(image: NDArray[np.uint8], config: ModelConfig) -> Tensor:
+    """uint8 (H, W, 3) -> float32 (1, 3, H, W), channels last in memory: (x / 255 - mean) / std."""
+    scale = 1 / (255 * np.array(config.std, dtype=np.float32))
+    shift = -np.array(config.mean, dtype=np.float32) / np.array(config.std, dtype=np.float32)
+    values = np.multiply(image, scale, dtype=np.float32)
+    values += shift
+    return torch.from_numpy(values).permute(2, 0, 1)[None]
+
+
+def pad(inputs: Tensor) -> Tensor:
+    """Zeros (the mean colour) below and to the right, up to multiples of 32."""
+    height, width = inputs.shape[-2:]
+    return F.pad(inputs, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
