@@ -1,8 +1,8 @@
 """A WebSocket server that says what a test tells it to, for the things that the real server never does."""
 
 import json
-import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,14 +32,8 @@ def end(id: str, number: int, stop: str = "complete") -> str:
     return json.dumps({"type": "end", "id": id, "exit": number, "stop": stop, "elapsed_ms": 41.5, "skipped": [2]})
 
 
-def full(array: NDArray[np.uint8]) -> bytes:
-    return struct.pack("<I", 0) + array.tobytes()
-
-
-def runs(*changes: tuple[int, bytes]) -> bytes:
-    starts = struct.pack(f"<{len(changes)}I", *(start for start, _ in changes))
-    lengths = struct.pack(f"<{len(changes)}I", *(len(labels) for _, labels in changes))
-    return struct.pack("<II", 1, len(changes)) + starts + lengths + b"".join(labels for _, labels in changes)
+def delta(array: NDArray[np.uint8], held: NDArray[np.uint8] | None = None) -> bytes:
+    return zlib.compress((array if held is None else array ^ held).tobytes())
 
 
 class Talk:

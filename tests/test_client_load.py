@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from adpc_client import AsyncClient, End, NoExitError, NotFoundError, ServerFaultError
+from adpc_client import AsyncClient, CancelledRequestError, End, NoExitError, NotFoundError, ServerFaultError
 from adpc_client.load import Outcome, Plan, Report, draw_shots, run, summarise, table
 
 PLAN = Plan(images=[b"image"], count=400, rate_per_s=50, deadline_ms=(50, 150), cancel_share=0.3, seed=3)
@@ -60,29 +60,31 @@ def test_figures_of_nothing():
 
 
 class Server:
-    """Stands in for AsyncClient: the n-th request is answered by the n-th of `replies`, over and over."""
+    """Stands in for AsyncClient. The n-th request is answered by the n-th of `replies`, over and over: an exit, an
+    error, or None, which waits until it is cancelled."""
 
     def __init__(self, *replies):
-        self.replies, self.asked, self.cancelled, self.open, self.most_open = replies, 0, [], 0, 0
+        self.replies, self.asked, self.most_open, self.open = replies, 0, 0, {}
 
-    async def predict(self, image, *, model, deadline_ms, **_):
+    async def predict(self, image, *, model, deadline_ms, **options):
         reply = self.replies[self.asked % len(self.replies)]
         self.asked += 1
-        self.open += 1
-        self.most_open = max(self.most_open, self.open)
+        cancelled = self.open[options["id"]] = asyncio.Event()
+        self.most_open = max(self.most_open, len(self.open))
         try:
-            await asyncio.sleep(0)
-            if reply == "never":
-                await asyncio.Event().wait()
-            if isinstance(reply, Exception):
-                raise reply
-            return End(reply, "complete", 1.0)
+            await (cancelled.wait() if reply is None else asyncio.sleep(0))
         finally:
-            self.open -= 1
+            del self.open[options["id"]]
+        if reply is None:
+            raise CancelledRequestError("cancelled", status=499, code="cancelled")
+        if isinstance(reply, Exception):
+            raise reply
+        return End(reply, "complete", 1.0)
 
     async def cancel(self, identifier):
-        self.cancelled.append(identifier)
-        raise NotFoundError("answered first", status=404, code="unknown_request")
+        if identifier not in self.open:
+            raise NotFoundError("answered first", status=404, code="unknown_request")
+        self.open[identifier].set()
 
 
 async def until(condition):
@@ -103,23 +105,21 @@ def test_a_closed_loop_has_so_many_users():
 
 
 def test_an_open_loop_sends_whether_or_not_it_is_answered():
-    server = Server("never")
+    server = Server(None)
 
     async def main():
-        plan = Plan(images=[b"image"], count=20, rate_per_s=1e6, max_open=8)
-        firing = asyncio.create_task(run(server, plan))
-        await until(lambda: server.open == 8)
+        firing = asyncio.create_task(run(server, Plan(images=[b"image"], count=20, rate_per_s=1e6)))
+        await until(lambda: len(server.open) == 20)
         firing.cancel()
 
     asyncio.run(main())
-    assert server.most_open == 8
 
 
 def test_requests_beyond_the_bound_are_not_sent_but_counted():
-    slow = Server("never")
-    report = fire(slow, rate_per_s=1e6, max_open=2, deadline_ms=(20, 20), cancel_share=1.0, count=40)
-    assert report.stops["not_sent"] >= 1 and sum(report.stops.values()) == 40
-    assert slow.most_open <= 2
+    server = Server(None)
+    report = fire(server, rate_per_s=1e6, max_open=2, deadline_ms=(20, 20), cancel_share=1.0)
+    assert report.stops["not_sent"] >= 1 and sum(report.stops.values()) == 30
+    assert server.most_open == 2
 
 
 def test_refusals_are_findings_and_failures_are_faults():
@@ -131,23 +131,11 @@ def test_refusals_are_findings_and_failures_are_faults():
 
 
 def test_a_share_is_cancelled_or_hung_up():
-    server = Server("never")
-
-    async def deny(identifier):
-        server.cancelled.append(identifier)
-
-    server.cancel = deny
-
-    async def main():
-        plan = Plan(images=[b"image"], count=12, rate_per_s=1e6, cancel_share=1.0, deadline_ms=(1, 1))
-        task = asyncio.create_task(run(server, plan))
-        hang_ups = sum(shot.hang_up for shot in draw_shots(plan))
-        await until(lambda: len(server.cancelled) == server.open == 12 - hang_ups)
-        task.cancel()
-        return hang_ups
-
-    hang_ups = asyncio.run(main())
-    assert 0 < hang_ups < 12 and len(set(server.cancelled)) == 12 - hang_ups
+    plan = {"rate_per_s": 1e6, "cancel_share": 1.0, "deadline_ms": (5, 5)}
+    report = fire(Server(None), **plan)
+    assert set(report.stops) == {"cancelled", "hung_up"} and sum(report.stops.values()) == 30
+    assert report.good_share == report.faults == 0
+    assert fire(Server(2), **plan).stops["complete"] >= 1  # answered before it was cancelled: no fault
 
 
 def test_the_real_client_fits():

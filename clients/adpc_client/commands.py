@@ -22,7 +22,7 @@ from adpc_client import load
 from adpc_client.async_client import AsyncClient
 from adpc_client.client import Client
 from adpc_client.draw import mask_picture, overlay
-from adpc_client.errors import NoExitError
+from adpc_client.errors import ConnectionFailedError, NoExitError
 from adpc_client.frames import Frame, Newest, open_source
 from adpc_client.images import encode_image
 from adpc_client.results import Exit, Prediction
@@ -90,6 +90,8 @@ def run_load(args: argparse.Namespace) -> int:
 
     async def fire() -> load.Report:
         async with AsyncClient(args.url) as client:
+            if not await client.ready():  # which also warms up this side
+                raise ConnectionFailedError(f"{args.url} is not ready for requests yet, or not any more")
             return await load.run(client, plan)
 
     report = asyncio.run(fire())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from adpc_client.delta import apply_delta
-from adpc_client.errors import ProtocolError, reply_error
+from adpc_client.errors import AdpcError, ProtocolError, reply_error
 from adpc_client.results import End, Exit, ExitCost, Labels, Model, Prediction, Timing
 
 Value = TypeVar("Value")
@@ -149,6 +149,8 @@ class StreamReader:
 def _read(reader: Callable[[Any], Value], body: Any, what: str) -> Value:
     try:
         return reader(body)
+    except AdpcError:  # which may well be a ValueError or an OSError too
+        raise
     except (KeyError, TypeError, ValueError, IndexError, UnidentifiedImageError, OSError) as error:
         raise ProtocolError(f"the server's {what} does not make sense: {type(error).__name__}: {error}") from error
 

@@ -2,18 +2,11 @@
 
 const CLOSED = { 1006: "The server cannot be reached. Is it running?", 1013: "The server is overloaded; try again soon." };
 
-/** Apply the `delta` encoding: `held` is the map that was sent before (Uint8Array) or null; returns the new one, flat. */
-export function applyDelta(buffer, held) {
-  const view = new DataView(buffer);
-  if (view.getUint32(0, true) === 0) return new Uint8Array(buffer, 4);
-  const map = held.slice();
-  const count = view.getUint32(4, true);
-  for (let run = 0, at = 8 + 8 * count; run < count; run++) {
-    const start = view.getUint32(8 + 4 * run, true);
-    const length = view.getUint32(8 + 4 * (count + run), true);
-    map.set(new Uint8Array(buffer, at, length), start);
-    at += length;
-  }
+/** Undo the `delta` encoding: zlib of the new map XOR `held`, the one sent before (null: zeros). A flat Uint8Array. */
+export async function applyDelta(buffer, held) {
+  const inflated = new Blob([buffer]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const map = new Uint8Array(await new Response(inflated).arrayBuffer());
+  if (held) for (let i = 0; i < map.length; i++) map[i] ^= held[i];
   return map;
 }
 
