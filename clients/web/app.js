@@ -11,7 +11,7 @@ const STOPPED = {
   complete: "All exits are done.",
   max_exit: "The deepest exit allowed is done.",
   quality: "Good enough; stopped early.",
-  deadline: "The deadline was reached.",
+  deadline: "The next exit would have come too late.",
   cancelled: "Cancelled.",
 };
 
@@ -29,7 +29,7 @@ let only = null; // the class or joint picked in the legend
 let runs = 0;
 
 const model = () => models.find(({ name }) => name === $("model").value);
-const deadline_ms = () => Math.round(SHORTEST_MS * (longest_ms / SHORTEST_MS) ** ($("deadline").value / 1000));
+const deadline_ms = () => +(SHORTEST_MS * (longest_ms / SHORTEST_MS) ** ($("deadline").value / 1000)).toPrecision(2);
 const running = () => document.body.dataset.state === "running";
 const readable = (ms) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
 
@@ -105,13 +105,13 @@ function arrived(exit) {
   $("status").textContent = `Exit ${exit.exit} of ${exit.exits} after ${exit.elapsed_ms.toFixed(0)} ms …`;
 }
 
-function ended({ exit, stop, elapsed_ms }) {
-  timeline.stop(elapsed_ms);
-  become("done", `${STOPPED[stop]} ${exit ? `Exit ${exit}` : "No exit"} after ${elapsed_ms.toFixed(0)} ms.`);
+function ended({ exit, stop, elapsed_ms, skipped }) {
+  timeline.stop(elapsed_ms, skipped);
+  become("done", `${exit ? `Exit ${exit}` : "No exit"} after ${elapsed_ms.toFixed(0)} ms. ${STOPPED[stop]}`);
 }
 
 function failed(sentence) {
-  timeline.stop(0);
+  timeline.stop(0, []);
   become("failed", "");
   complain(sentence);
 }

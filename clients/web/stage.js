@@ -45,7 +45,7 @@ function paintUnsure(canvas, unsure, [height, width]) {
   const period = Math.max(6, Math.round(width / 60));
   for (let y = 0, i = 0; y < height; y++)
     for (let x = 0; x < width; x++, i++)
-      if (unsure?.[i]) pixels[i] = (x + y) % period < period / 3 ? 0xe0ffffff : 0x38000000;
+      if (unsure?.[i]) pixels[i] = (x + y) % period < period / 3 ? 0xc8ffffff : 0x30000000;
   put(canvas, pixels, width, height);
 }
 

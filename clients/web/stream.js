@@ -2,7 +2,7 @@
 
 const CLOSED = { 1006: "The server cannot be reached. Is it running?", 1013: "The server is overloaded; try again soon." };
 
-/** Undo the `delta` encoding: zlib of the new map XOR `held`, the one sent before (null: zeros). A flat Uint8Array. */
+/** Undo the `delta` encoding: zlib of the new map XOR `held`, the one sent before (at first none: zeros). A flat Uint8Array. */
 export async function applyDelta(buffer, held) {
   const inflated = new Blob([buffer]).stream().pipeThrough(new DecompressionStream("deflate"));
   const map = new Uint8Array(await new Response(inflated).arrayBuffer());
@@ -17,6 +17,7 @@ export class Stream {
   #request = null; // the one whose exits are wanted: {id, on, held: the map of each kind that came last}
   #exit = null; // the header of the exit that is arriving
   #missing = []; // the kinds of the binary frames that it still waits for
+  #queue = Promise.resolve(); // unpacking takes time, and order matters
 
   constructor(url) {
     this.#url = url;
@@ -53,39 +54,44 @@ export class Stream {
       const socket = (this.#socket = new WebSocket(this.#url));
       socket.binaryType = "arraybuffer";
       socket.onopen = () => resolve(socket);
-      socket.onmessage = ({ data }) => (typeof data === "string" ? this.#text(JSON.parse(data)) : this.#binary(data));
+      socket.onmessage = ({ data }) => this.#next(() => (typeof data === "string" ? this.#text(JSON.parse(data)) : this.#binary(data)));
       socket.onclose = ({ code, reason }) => {
         resolve(null);
-        if (this.#socket === socket) this.#last("error", reason || CLOSED[code] || `The server hung up (code ${code}).`);
+        const sentence = reason || CLOSED[code] || `The server hung up (code ${code}).`;
+        this.#next(() => this.#socket === socket && this.#last("error", sentence));
       };
     });
+  }
+
+  #next(step) {
+    this.#queue = this.#queue.then(step).catch((error) => this.#last("error", `The server's answer makes no sense: ${error.message}`));
   }
 
   #text(message) {
     const wanted = message.id === null || message.id === this.#request?.id;
     if (message.type === "exit") {
-      this.#exit = wanted ? { ...message, mask: null, unsureMap: null } : null;
+      this.#exit = wanted ? { ...message, request: this.#request, mask: null, unsureMap: null } : null;
       this.#missing = [...(message.keypoints ? [] : ["mask"]), ...(message.extra ? ["unsureMap"] : [])];
       this.#deliver();
     } else if (wanted && message.type === "error") this.#last("error", message.error);
     else if (wanted && message.type === "end") this.#last("end", message);
   }
 
-  #binary(buffer) {
+  async #binary(buffer) {
     const kind = this.#missing.shift();
     if (!this.#exit) return; // of a request that nobody waits for any more
-    const { held } = this.#request;
-    this.#exit[kind] = held[kind] = applyDelta(buffer, held[kind] ?? null);
+    const { held } = this.#exit.request;
+    this.#exit[kind] = held[kind] = await applyDelta(buffer, held[kind]);
     this.#deliver();
   }
 
   #deliver() {
-    if (this.#exit && !this.#missing.length) this.#request.on.exit(this.#exit);
+    if (this.#exit && !this.#missing.length && this.#exit.request === this.#request) this.#request.on.exit(this.#exit);
   }
 
   #last(event, value) {
     const request = this.#request;
-    this.#request = this.#exit = null;
+    this.#request = null;
     request?.on[event](value);
   }
 }

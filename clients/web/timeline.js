@@ -16,6 +16,7 @@ export class Timeline {
   constructor(select) {
     this.#select = select;
     this.#cards.onpointerleave = () => select(null, false);
+    this.#cards.addEventListener("focusout", ({ relatedTarget }) => this.#cards.contains(relatedTarget) || select(null, false));
     this.#cards.onkeydown = ({ key }) => {
       const cards = [...this.#cards.querySelectorAll("button:enabled")];
       cards[cards.indexOf(document.activeElement) + ({ ArrowLeft: -1, ArrowRight: 1 }[key] ?? NaN)]?.focus();
@@ -48,10 +49,12 @@ export class Timeline {
       mark.style.left = percent((parseFloat(mark.style.left) * before) / 100, this.#deadline);
   }
 
-  stop(elapsed_ms) {
+  /** `skipped`: exits that were overtaken by the next before they could be sent. */
+  stop(elapsed_ms, skipped) {
     cancelAnimationFrame(this.#frame);
     this.#fill.style.width = percent(elapsed_ms, this.#deadline);
-    for (const card of this.#cards.querySelectorAll("button:disabled")) card.children[2].textContent = "not reached";
+    for (const card of this.#cards.querySelectorAll("button:disabled"))
+      card.children[2].textContent = skipped.includes(+card.dataset.exit) ? "overtaken" : "not reached";
   }
 
   add(exit, labels, photo) {
