@@ -38,7 +38,7 @@ class Server(uvicorn.Server):
 
 def make_server(settings: Settings) -> Server:
     """Raises ValueError or NotFoundError if the folder of models is wrong."""
-    app = create_app(settings, lambda reason: server.fail(reason))
+    app = create_app(settings, lambda reason: server.fail(reason))  # noqa: PLW0108 - there is none yet
     server = Server(
         uvicorn.Config(
             app,

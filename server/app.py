@@ -62,8 +62,7 @@ async def drain(service: Service) -> None:
     service.engine.draining = True
     try:
         async with asyncio.timeout(service.settings.drain_ms / 1000):
-            while len(service.ledger):
-                await asyncio.sleep(0.01)
+            await service.ledger.idle.wait()
     except TimeoutError:
         logger.warning("%d requests were still open when the time to drain was over", len(service.ledger))
     await asyncio.gather(*(socket.close(DRAINING) for socket in service.streams))

@@ -60,7 +60,7 @@ class ProcessLink:
 
 
 class Supervisor:
-    """Keeps one worker running. `launch` starts one (told whether it is the first), `hear` gets its events, `lost` is
+    """Keeps one worker running. `launch` starts one, `hear` gets its events, `lost` is
     called when it is gone, `busy` says whether it should be heard from."""
 
     SILENCE_S = 60.0
@@ -71,7 +71,7 @@ class Supervisor:
 
     def __init__(
         self,
-        launch: Callable[[bool], Link],
+        launch: Callable[[], Link],
         hear: Callable[[Event], None],
         lost: Callable[[], None],
         busy: Callable[[], bool],
@@ -93,7 +93,7 @@ class Supervisor:
         self.starts += 1
         self._started_s = self._heard_s = time.monotonic()
         try:
-            self.link = self._launch(self.starts == 1)
+            self.link = self._launch()
         except OSError:
             logger.exception("the worker could not be started")
             self._start_later()
@@ -119,7 +119,7 @@ class Supervisor:
             logger.warning("the worker does not listen: %s", error)
 
     def _readable(self) -> None:
-        """Hear everything that has been sent. Events are far smaller than a socket's buffer, so none arrives in parts."""
+        """Hear everything that has been sent. Events are much smaller than a socket's buffer; none comes in parts."""
         self._heard_s = time.monotonic()
         try:
             while self.link is not None and self.link.connection.poll():
