@@ -67,7 +67,7 @@ class Supervisor:
     """A worker that has work and says nothing for so long is stuck; between steps it speaks every second."""
     QUICK_S = 30.0
     BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
-    """Waits before starting again, while workers die within `QUICK_S` of being started."""
+    """Waits before starting again: the first, and then one for each worker that died within `QUICK_S` of its start."""
 
     def __init__(
         self,
@@ -156,6 +156,6 @@ class Supervisor:
         self._lost()
 
     def _start_later(self) -> None:
-        wait_s = self.BACKOFF_S[min(self._quick_deaths, len(self.BACKOFF_S) - 1)]
+        wait_s = self.BACKOFF_S[min(max(0, self._quick_deaths - 1), len(self.BACKOFF_S) - 1)]
         logger.error("the worker is gone; starting another in %.1f s", wait_s)
         self._timer = asyncio.get_running_loop().call_later(wait_s, self.start)

@@ -17,7 +17,7 @@ from server.engine import Engine, Job, Order
 from server.errors import DisconnectedError, InvalidError, NoExitError, RequestCancelledError, ServerError
 from server.job import Plan, Stop
 from server.ledger import Entry, Ledger
-from server.link import ProcessLink
+from server.link import Link, ProcessLink
 from server.memory import Arena
 from server.metrics import Metrics
 from server.settings import Settings
@@ -48,14 +48,20 @@ class Service:
     ENCODE_S_PER_PX = 10e-9
     """Reckoned for encoding until it has been measured."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, unloadable: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        unloadable: Callable[[str], None],
+        launch: Callable[[Plan], Link] = ProcessLink,
+    ) -> None:
         self.settings = settings
         self.catalog = catalog
         self.metrics = Metrics({model.name: model.config.exits for model in catalog})
         self.ledger = Ledger(self.metrics, settings.max_open, settings.history)
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.arena = Arena(settings.shared_memory_bytes)
-        self.engine = Engine(self._launch, self.arena, self.metrics, unloadable)
+        self.engine = Engine(lambda: launch(self._plan()), self.arena, self.metrics, unloadable)
         # Apart, so that no answer that is due waits behind somebody's large image.
         self._decoders = ThreadPoolExecutor(settings.codec_threads, "decode")
         self._encoders = ThreadPoolExecutor(settings.codec_threads, "encode")
@@ -70,20 +76,18 @@ class Service:
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self.arena.close()
 
-    def _launch(self) -> ProcessLink:
+    def _plan(self) -> Plan:
         settings = self.settings
-        return ProcessLink(
-            Plan(
-                models={model.name: str(model.directory.resolve()) for model in self.catalog},
-                device=settings.device,
-                executor=settings.executor,
-                threads=settings.threads,
-                known={name: facts.seconds for name, facts in self.engine.known.items()},
-                traffic_cap=settings.traffic_levels,
-                arena_fd=self.arena.fd,
-                arena_bytes=self.arena.size_bytes,
-                log_level=settings.log_level.upper(),
-            )
+        return Plan(
+            models={model.name: str(model.directory.resolve()) for model in self.catalog},
+            device=settings.device,
+            executor=settings.executor,
+            threads=settings.threads,
+            known={name: facts.seconds for name, facts in self.engine.known.items()},
+            traffic_cap=settings.traffic_levels,
+            arena_fd=self.arena.fd,
+            arena_bytes=self.arena.size_bytes,
+            log_level=settings.log_level.upper(),
         )
 
     def accept(self, ask: Ask, entry: Entry, client: str, timeout_s: float | None = None) -> Accepted:
