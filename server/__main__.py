@@ -40,7 +40,7 @@ class Server(uvicorn.Server):
 
 
 def make_server(settings: Settings, launch: Callable[[Plan], Link] = ProcessLink) -> Server:
-    """A server that is not running yet; `launch` starts its workers. Raises ValueError or NotFoundError if the folder of models is wrong."""
+    """A server that is not running yet; `launch` starts its workers. Raises what `create_app` raises."""
     app = create_app(settings, lambda reason: server.fail(reason), launch)  # noqa: PLW0108 - there is none yet
     server = Server(
         uvicorn.Config(

@@ -31,7 +31,7 @@ def create_app(
     unloadable: Callable[[str], None] = logger.critical,
     launch: Callable[[Plan], Link] = ProcessLink,
 ) -> FastAPI:
-    """The application. `unloadable` is called with a sentence when the models cannot be loaded; `launch` starts workers.
+    """The application. `unloadable` is called with a sentence when models cannot be loaded; `launch` starts workers.
 
     Raises ValueError or NotFoundError if the folder of models is wrong.
     """
