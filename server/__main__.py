@@ -3,12 +3,15 @@
 import asyncio
 import logging
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
 from server.app import create_app, drain
 from server.errors import ServerError
+from server.job import Plan
+from server.link import Link, ProcessLink
 from server.settings import Settings, load_settings
 
 logger = logging.getLogger("anytime")
@@ -36,9 +39,9 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def make_server(settings: Settings) -> Server:
-    """Raises ValueError or NotFoundError if the folder of models is wrong."""
-    app = create_app(settings, lambda reason: server.fail(reason))
+def make_server(settings: Settings, launch: Callable[[Plan], Link] = ProcessLink) -> Server:
+    """A server that is not running yet; `launch` starts its workers. Raises what `create_app` raises."""
+    app = create_app(settings, lambda reason: server.fail(reason), launch)  # noqa: PLW0108 - there is none yet
     server = Server(
         uvicorn.Config(
             app,

@@ -5,7 +5,7 @@ import struct
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class ClientLimit:
 
 async def read_body(
     chunks: AsyncIterator[bytes], announced_bytes: int | None, limit_bytes: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Pass on the chunks of a body. Raises TooLargeError as soon as it is, or says that it will be, too large."""
     read_bytes = announced_bytes or 0
     if read_bytes > limit_bytes:
@@ -82,7 +82,7 @@ def check_body(body: bytes, limit_bytes: int) -> None:
 
 def _too_large(size_bytes: int, limit_bytes: int) -> TooLargeError:
     return TooLargeError(
-        f"the body has {size_bytes:,} bytes or more; the limit is {limit_bytes:,} (--max-body-bytes): send a smaller file",
+        f"the body has {size_bytes:,} bytes or more; the limit is {limit_bytes:,} (--max-body-bytes): send fewer",
         "body_too_large",
     )
 

@@ -13,6 +13,8 @@ from starlette.staticfiles import StaticFiles
 from server import routes, stream
 from server.catalog import read_catalog
 from server.errors import ServerError
+from server.job import Plan
+from server.link import Link, ProcessLink
 from server.routes import reply
 from server.service import Service, unexpected
 from server.settings import ROOT, Settings
@@ -24,12 +26,16 @@ logger = logging.getLogger("anytime.app")
 PAGE = ROOT / "clients" / "web"
 
 
-def create_app(settings: Settings, unloadable: Callable[[str], None] = logger.critical) -> FastAPI:
-    """The application. `unloadable` is called with a sentence when the models cannot be loaded.
+def create_app(
+    settings: Settings,
+    unloadable: Callable[[str], None] = logger.critical,
+    launch: Callable[[Plan], Link] = ProcessLink,
+) -> FastAPI:
+    """The application. `unloadable` is called with a sentence when models cannot be loaded; `launch` starts workers.
 
     Raises ValueError or NotFoundError if the folder of models is wrong.
     """
-    service = Service(settings, read_catalog(settings.models, settings.default_model), unloadable)
+    service = Service(settings, read_catalog(settings.models, settings.default_model), unloadable, launch)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -62,8 +68,7 @@ async def drain(service: Service) -> None:
     service.engine.draining = True
     try:
         async with asyncio.timeout(service.settings.drain_ms / 1000):
-            while len(service.ledger):
-                await asyncio.sleep(0.01)
+            await service.ledger.idle.wait()
     except TimeoutError:
         logger.warning("%d requests were still open when the time to drain was over", len(service.ledger))
     await asyncio.gather(*(socket.close(DRAINING) for socket in service.streams))

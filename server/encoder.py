@@ -51,7 +51,7 @@ def delta(values: Map, held: Map | None) -> bytes:
     changed = values if held is None else np.bitwise_xor(values, held)
     # Where 2 % of the pixels changed along class boundaries: 4.4 kB in 0.39 ms; without run lengths 6.0 kB in 0.42 ms.
     compress = zlib.compressobj(1, strategy=zlib.Z_RLE)
-    return compress.compress(np.ascontiguousarray(changed)) + compress.flush()
+    return compress.compress(np.ascontiguousarray(changed).data) + compress.flush()
 
 
 def keypoints(array: NDArray[np.float32]) -> list[list[float]]:

@@ -26,6 +26,7 @@ from server.job import (
     Ended,
     Event,
     Exited,
+    Extra,
     Layout,
     ModelFacts,
     Move,
@@ -55,7 +56,7 @@ class Order:
     required: int = 1
     reserve_s: float = 0.0
     quality: float | None = None
-    extra: str | None = None
+    extra: Extra | None = None
     box: Box | None = None
 
     @property
@@ -98,6 +99,10 @@ class Job:
         """The newest exit whose map is on the host; 0: none yet."""
         return self.exits[-1].exit if self.exits else 0
 
+    @property
+    def cancelled(self) -> bool:
+        return self.stop is Stop.CANCELLED
+
     async def newer(self, than: int) -> int:
         """Wait for an exit after `than`, or for the end. Returns the newest exit."""
         while self.latest <= than and self.stop is None:
@@ -114,9 +119,13 @@ class Job:
             raise self.error
         return self.stop
 
-    def map(self, exit_index: int) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """The map of an exit that was reached: a view that is valid inside the `with` block."""
-        return self.layout.map(self.engine.arena.view[self.offset :], exit_index)
+    def labels(self, exit_index: int) -> NDArray[np.uint8]:
+        """The map of an exit that was reached, uint8 (H, W): a view that is valid inside the `with` block."""
+        return self.layout.labels(self.engine.arena.view[self.offset :], exit_index)
+
+    def keypoints(self, exit_index: int) -> NDArray[np.float32]:
+        """The keypoints of an exit that was reached, float32 (J, 3): a view as well."""
+        return self.layout.keypoints(self.engine.arena.view[self.offset :], exit_index)
 
     def extra_map(self, exit_index: int) -> NDArray[np.uint8] | None:
         """The further map of an exit, if one was ordered; a view as well."""
@@ -136,19 +145,21 @@ class Job:
 class Engine:
     """Owns the worker and the memory shared with it.
 
-    `launch` starts a worker and is told whether it is the first. `unloadable` is called with the reason when models
+    `launch` starts a worker. `unloadable` is called with the reason when models
     cannot be loaded, which starting again would not help.
     """
 
     def __init__(
         self,
-        launch: Callable[[bool], Link],
+        launch: Callable[[], Link],
         arena: Arena,
         metrics: Metrics,
         unloadable: Callable[[str], None],
     ) -> None:
         self.arena = arena
         self.ready: Ready | None = None
+        self.known: Mapping[str, ModelFacts] = {}
+        """What a worker said of each model; stays when it dies."""
         self.draining = False
         self.jobs: dict[int, Job] = {}
         self.supervisor = Supervisor(launch, self._hear, self._lost, lambda: bool(self.jobs))
@@ -169,11 +180,6 @@ class Engine:
         self.draining = True
         self.supervisor.stop()
 
-    @property
-    def facts(self) -> Mapping[str, ModelFacts]:
-        """What the worker said of each model; nothing until it is ready."""
-        return self.ready.models if self.ready else {}
-
     def check_open(self) -> None:
         """Raises UnavailableError while no job can be taken at all."""
         if self.draining:
@@ -190,14 +196,14 @@ class Engine:
         if order.budget.deadline_s - order.reserve_s <= now_s:
             spent_ms = 1000 * (now_s - order.budget.arrived_s)
             raise NoExitError(
-                f"receiving and decoding took {spent_ms:.0f} ms, which leaves no time for exit 1; give a later deadline_ms",
+                f"receiving and decoding took {spent_ms:.0f} ms, which leaves none for exit 1; give more deadline_ms",
                 "no_exit",
             )
         offset = self.arena.take(layout.total_bytes)
         if offset is None:
             raise UnavailableError(
-                f"the image and its maps need {layout.total_bytes:,} bytes, and of the {self.arena.size_bytes:,} for all "
-                "open requests too few are free; ask again, or raise --shared-memory-bytes",
+                f"the image and its maps need {layout.total_bytes:,} bytes, more than is free of the "
+                f"{self.arena.size_bytes:,} for all open requests (--shared-memory-bytes); ask again",
                 "overloaded",
                 1.0,
             )
@@ -228,7 +234,8 @@ class Engine:
 
     def free(self, job: Job) -> None:
         """Give back the memory of a job once nobody looks at it any more."""
-        if not job.with_worker and not job.with_reader and self.jobs.pop(job.key, None):
+        if not job.with_worker and not job.with_reader and job.key in self.jobs:
+            del self.jobs[job.key]
             self.arena.give(job.offset, job.layout.total_bytes)
 
     def _command(self, job: Job) -> Submit:
@@ -269,7 +276,7 @@ class Engine:
                 pass
 
     def _now_ready(self, ready: Ready) -> None:
-        self.ready = ready
+        self.ready, self.known = ready, ready.models
         self._metrics.worker_up.clear()
         self._metrics.worker_up.labels(ready.device).set(1)
         if self.supervisor.starts > 1:
@@ -296,8 +303,8 @@ class Engine:
         name = job.order.model.name
         if job.stop in (Stop.CANCELLED, Stop.DISCONNECTED):
             self._metrics.cancel.labels(name).observe(time.monotonic() - job.stopped_s)
-        if job.exits and self.ready is not None:
-            dense = self.ready.models[name].macs[-1] * job.order.model.area_ratio(job.layout.height, job.layout.width)
+        if job.exits:
+            dense = self.known[name].macs[-1] * job.order.model.area_ratio(job.layout.height, job.layout.width)
             self._metrics.macs_saved.labels(name).inc(max(0.0, dense - job.exits[-1].macs))
         self.finish(job, ended.stop, _error(ended))
         self.free(job)

@@ -45,7 +45,7 @@ class NotAnImageError(InvalidError):
     status = 415
 
 
-class CancelledError(ServerError):
+class RequestCancelledError(ServerError):
     """Cancelled by its id: 499, as nginx calls a request that its client gave up."""
 
     status = 499

@@ -6,11 +6,13 @@ Times are `time.monotonic()`, which is one clock for all processes of a machine.
 
 import enum
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Box = tuple[float, float, float, float]
+Extra = Literal["confidence", "exit", "unsure"]
 
 
 class Stop(enum.StrEnum):
@@ -62,16 +64,23 @@ class Layout:
         flat = np.frombuffer(block, np.uint8, self.height * self.width * 3)
         return flat.reshape(self.height, self.width, 3)
 
-    def map(self, block: memoryview, exit_index: int) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """uint8 (H, W) labels, or float32 (J, 3) keypoints."""
-        start = self.image_bytes + (exit_index - 1) * (self.map_bytes + self.extra_bytes)
-        if self.joints:
-            return np.frombuffer(block, np.float32, self.joints * 3, start).reshape(self.joints, 3)
-        return np.frombuffer(block, np.uint8, self.height * self.width, start).reshape(self.height, self.width)
+    def labels(self, block: memoryview, exit_index: int) -> NDArray[np.uint8]:
+        """uint8 (H, W)."""
+        return self._pixels(block, self._slot(exit_index))
+
+    def keypoints(self, block: memoryview, exit_index: int) -> NDArray[np.float32]:
+        """float32 (J, 3)."""
+        flat = np.frombuffer(block, np.float32, self.joints * 3, self._slot(exit_index))
+        return flat.reshape(self.joints, 3)
 
     def extra_map(self, block: memoryview, exit_index: int) -> NDArray[np.uint8]:
         """uint8 (H, W)."""
-        start = self.image_bytes + (exit_index - 1) * (self.map_bytes + self.extra_bytes) + self.map_bytes
+        return self._pixels(block, self._slot(exit_index) + self.map_bytes)
+
+    def _slot(self, exit_index: int) -> int:
+        return self.image_bytes + (exit_index - 1) * (self.map_bytes + self.extra_bytes)
+
+    def _pixels(self, block: memoryview, start: int) -> NDArray[np.uint8]:
         return np.frombuffer(block, np.uint8, self.height * self.width, start).reshape(self.height, self.width)
 
 
@@ -82,13 +91,17 @@ def _aligned(size: int) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """The first message to a worker: what to load, and where the shared memory is. `models`: directories by name."""
+    """The first message to a worker: what to load, and where the shared memory is.
+
+    `models`: directories by name. `known`: cumulative seconds of the exits at the configured size, by name,
+    as the worker before measured them, so that this one is ready sooner.
+    """
 
     models: dict[str, str]
     device: str
     executor: str
     threads: int
-    warm_up_runs: int
+    known: dict[str, tuple[float, ...]]
     traffic_cap: tuple[tuple[int, int], ...]
     arena_fd: int
     arena_bytes: int
@@ -110,7 +123,7 @@ class Submit:
     required: int
     max_exit: int
     quality: float | None = None
-    extra: str | None = None
+    extra: Extra | None = None
     box: Box | None = None
 
 

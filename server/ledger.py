@@ -1,5 +1,6 @@
 """One entry for each request, open or recently ended: it can be looked up and cancelled by id, and is counted once."""
 
+import asyncio
 import time
 import uuid
 from collections import OrderedDict
@@ -53,6 +54,9 @@ class Ledger:
         self._kept = kept
         self._open: dict[int, Entry] = {}
         self._ended: OrderedDict[str, Entry] = OrderedDict()
+        self.idle = asyncio.Event()
+        """Set while no request is open."""
+        self.idle.set()
         metrics.watch(metrics.inflight, lambda: len(self._open))
 
     def __len__(self) -> int:
@@ -66,17 +70,12 @@ class Ledger:
         many requests are open.
         """
         entry = Entry(uuid.uuid4().hex, protocol, arrived_s)
-        full = len(self._open) >= self._max_open
         self._open[id(entry)] = entry
+        self.idle.clear()
         try:
             if given_id:
                 entry.id = checked_id(given_id)
-            if full:
-                raise UnavailableError(
-                    f"{self._max_open} requests are open, which is the limit (--max-open); ask again soon",
-                    "overloaded",
-                    1.0,
-                )
+            self._check_room()
             yield entry
         except ServerError as error:
             entry.stop = Stop(error.stop)
@@ -88,7 +87,14 @@ class Ledger:
             raise
         finally:
             del self._open[id(entry)]
+            if not self._open:
+                self.idle.set()
             self._count(entry)
+
+    def _check_room(self) -> None:
+        if len(self._open) > self._max_open:
+            sentence = f"{self._max_open} requests are open, which is the limit (--max-open); ask again soon"
+            raise UnavailableError(sentence, "overloaded", 1.0)
 
     def find(self, request_id: str) -> Entry:
         """The newest request with that id. Raises NotFoundError."""

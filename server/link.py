@@ -60,18 +60,18 @@ class ProcessLink:
 
 
 class Supervisor:
-    """Keeps one worker running. `launch` starts one (told whether it is the first), `hear` gets its events, `lost` is
+    """Keeps one worker running. `launch` starts one, `hear` gets its events, `lost` is
     called when it is gone, `busy` says whether it should be heard from."""
 
     SILENCE_S = 60.0
     """A worker that has work and says nothing for so long is stuck; between steps it speaks every second."""
     QUICK_S = 30.0
     BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
-    """Waits before starting again, while workers die within `QUICK_S` of being started."""
+    """Waits before starting again: the first, and then one for each worker that died within `QUICK_S` of its start."""
 
     def __init__(
         self,
-        launch: Callable[[bool], Link],
+        launch: Callable[[], Link],
         hear: Callable[[Event], None],
         lost: Callable[[], None],
         busy: Callable[[], bool],
@@ -93,7 +93,7 @@ class Supervisor:
         self.starts += 1
         self._started_s = self._heard_s = time.monotonic()
         try:
-            self.link = self._launch(self.starts == 1)
+            self.link = self._launch()
         except OSError:
             logger.exception("the worker could not be started")
             self._start_later()
@@ -119,7 +119,7 @@ class Supervisor:
             logger.warning("the worker does not listen: %s", error)
 
     def _readable(self) -> None:
-        """Hear everything that has been sent. Events are far smaller than a socket's buffer, so none arrives in parts."""
+        """Hear everything that has been sent. Events are much smaller than a socket's buffer; none comes in parts."""
         self._heard_s = time.monotonic()
         try:
             while self.link is not None and self.link.connection.poll():
@@ -156,6 +156,6 @@ class Supervisor:
         self._lost()
 
     def _start_later(self) -> None:
-        wait_s = self.BACKOFF_S[min(self._quick_deaths, len(self.BACKOFF_S) - 1)]
+        wait_s = self.BACKOFF_S[min(max(0, self._quick_deaths - 1), len(self.BACKOFF_S) - 1)]
         logger.error("the worker is gone; starting another in %.1f s", wait_s)
         self._timer = asyncio.get_running_loop().call_later(wait_s, self.start)

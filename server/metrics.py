@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    GCCollector,
     Gauge,
+    GCCollector,
     Histogram,
     PlatformCollector,
     ProcessCollector,
@@ -25,7 +25,7 @@ PROTOCOLS = ("http", "websocket")
 UNKNOWN = "unknown"
 """The model of requests that named none of the served ones."""
 
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:

@@ -73,7 +73,8 @@ async def _predict(service: Service, request: Request, entry: Entry) -> Response
     ask = parse_ask(request.query_params)
     form = accepted_format(request.headers.get("accept"))
     timeout_s = positive("X-Request-Timeout-Seconds", request.headers.get("x-request-timeout-seconds"))
-    model, budget = service.accept(ask, entry, request.client.host if request.client else "unknown", timeout_s)
+    known = service.accept(ask, entry, request.client.host if request.client else "unknown", timeout_s)
+    model, budget = known.model, known.budget
     if form != "application/json":
         if model.config.task == "pose":
             raise NotAcceptableError(
@@ -91,7 +92,7 @@ async def _predict(service: Service, request: Request, entry: Entry) -> Response
     received_s = time.monotonic()
     image = await service.decode(body)
     decode_s = time.monotonic() - received_s
-    with service.submit(ask, model, budget, image, entry, form) as job:
+    with service.submit(ask, known, image, entry, form) as job:
         async with _hang_up_cancels(request, job):
             await job.ended()
         check_answer(job)
@@ -138,11 +139,10 @@ def _answer(job: Job, entry: Entry, form: Format, decode_s: float) -> Response:
     """Encode the newest exit; runs on an encoding thread."""
     began_s = time.monotonic()
     model, found = job.order.model, job.exits[-1]
-    values = job.map(found.exit)
     if form == "application/octet-stream":
-        return Response(values.tobytes(), 200, _headers(job, entry), form)
+        return Response(job.labels(found.exit).tobytes(), 200, _headers(job, entry), form)
     if form == "image/png":
-        png = encoder.png(values, model.palette)
+        png = encoder.png(job.labels(found.exit), model.palette)
         return Response(png, 200, _headers(job, entry), form)
     body: dict[str, Any] = {
         "id": entry.id,
@@ -157,9 +157,9 @@ def _answer(job: Job, entry: Entry, form: Format, decode_s: float) -> Response:
         "size": [job.layout.height, job.layout.width],
     }
     if model.config.task == "pose":
-        body |= {"keypoints": encoder.keypoints(values), **describe_labels(model)}
+        body |= {"keypoints": encoder.keypoints(job.keypoints(found.exit)), **describe_labels(model)}
     else:
-        body["mask"] = {**base64_png(encoder.png(values, model.palette)), **describe_labels(model)}
+        body["mask"] = {**base64_png(encoder.png(job.labels(found.exit), model.palette)), **describe_labels(model)}
     extra = job.extra_map(found.exit)
     if extra is not None:
         body["map"] = {"kind": job.order.extra, **base64_png(encoder.png(extra))}
@@ -191,7 +191,7 @@ def _headers(job: Job, entry: Entry) -> dict[str, str]:
 async def models(request: Request) -> Response:
     """Every served model, and which one answers requests that name none."""
     service: Service = request.app.state.service
-    facts = service.engine.facts
+    facts = service.engine.known
     described = [describe_model(model, facts.get(model.name)) for model in service.catalog]
     settings = service.settings
     deadlines = {"default": settings.default_deadline_ms, "max": settings.max_deadline_ms}
@@ -202,7 +202,7 @@ async def models(request: Request) -> Response:
 async def model(request: Request, name: str) -> Response:
     """One model: task, labels, and the cost of each exit."""
     service: Service = request.app.state.service
-    return reply(describe_model(service.catalog.get(name), service.engine.facts.get(name)))
+    return reply(describe_model(service.catalog.get(name), service.engine.known.get(name)))
 
 
 @router.get("/v1/requests/{request_id}", tags=["requests"])

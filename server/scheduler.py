@@ -1,7 +1,7 @@
 """Which exit of which job runs next. Pure: no clock, torch or asyncio; whoever drives it passes the time in.
 
-Everyone's first exit comes first, then whoever must answer earliest; one step at a time. No exit is begun that would not
-be ready by its deadline at the safe estimate of `Costs`.
+Everyone's first exit comes first, then whoever must answer earliest; one step at a time. No exit is begun that would
+not be ready by its deadline at the safe estimate of `Costs`.
 """
 
 from dataclasses import dataclass

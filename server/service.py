@@ -1,9 +1,10 @@
-"""One server's parts, put together, and the way that every request takes through them, whichever protocol it came by."""
+"""One server's parts, and the way that every request takes through them, whichever protocol it came by."""
 
 import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -13,23 +14,30 @@ from server.admission import ClientLimit, check_body, decode
 from server.budget import Budget, Quantile
 from server.catalog import Catalog, ServedModel
 from server.engine import Engine, Job, Order
-from server.errors import CancelledError, DisconnectedError, InvalidError, NoExitError, ServerError
+from server.errors import DisconnectedError, InvalidError, NoExitError, RequestCancelledError, ServerError
 from server.job import Plan, Stop
 from server.ledger import Entry, Ledger
-from server.link import ProcessLink
+from server.link import Link, ProcessLink
 from server.memory import Arena
 from server.metrics import Metrics
 from server.settings import Settings
 from server.wire import Ask
 
 T = TypeVar("T")
-FIRST_WARM_UP_RUNS, NEXT_WARM_UP_RUNS = 5, 1
 
 
 class Closable(Protocol):
     """An open WebSocket, which a server that drains closes."""
 
     async def close(self, code: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What is known of a request before its image has been read."""
+
+    model: ServedModel
+    budget: Budget
 
 
 class Service:
@@ -40,14 +48,20 @@ class Service:
     ENCODE_S_PER_PX = 10e-9
     """Reckoned for encoding until it has been measured."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, unloadable: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        unloadable: Callable[[str], None],
+        launch: Callable[[Plan], Link] = ProcessLink,
+    ) -> None:
         self.settings = settings
         self.catalog = catalog
         self.metrics = Metrics({model.name: model.config.exits for model in catalog})
         self.ledger = Ledger(self.metrics, settings.max_open, settings.history)
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.arena = Arena(settings.shared_memory_bytes)
-        self.engine = Engine(self._launch, self.arena, self.metrics, unloadable)
+        self.engine = Engine(lambda: launch(self._plan()), self.arena, self.metrics, unloadable)
         # Apart, so that no answer that is due waits behind somebody's large image.
         self._decoders = ThreadPoolExecutor(settings.codec_threads, "decode")
         self._encoders = ThreadPoolExecutor(settings.codec_threads, "encode")
@@ -62,23 +76,21 @@ class Service:
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self.arena.close()
 
-    def _launch(self, first: bool) -> ProcessLink:
+    def _plan(self) -> Plan:
         settings = self.settings
-        return ProcessLink(
-            Plan(
-                models={model.name: str(model.directory.resolve()) for model in self.catalog},
-                device=settings.device,
-                executor=settings.executor,
-                threads=settings.threads,
-                warm_up_runs=FIRST_WARM_UP_RUNS if first else NEXT_WARM_UP_RUNS,
-                traffic_cap=settings.traffic_levels,
-                arena_fd=self.arena.fd,
-                arena_bytes=self.arena.size_bytes,
-                log_level=settings.log_level.upper(),
-            )
+        return Plan(
+            models={model.name: str(model.directory.resolve()) for model in self.catalog},
+            device=settings.device,
+            executor=settings.executor,
+            threads=settings.threads,
+            known={name: facts.seconds for name, facts in self.engine.known.items()},
+            traffic_cap=settings.traffic_levels,
+            arena_fd=self.arena.fd,
+            arena_bytes=self.arena.size_bytes,
+            log_level=settings.log_level.upper(),
         )
 
-    def accept(self, ask: Ask, entry: Entry, client: str, timeout_s: float | None = None) -> tuple[ServedModel, Budget]:
+    def accept(self, ask: Ask, entry: Entry, client: str, timeout_s: float | None = None) -> Accepted:
         """What is known before the image has been read. Fills in the entry's model and deadline.
 
         Raises ServerError where the request cannot be served.
@@ -94,7 +106,7 @@ class Service:
         ready = self.engine.ready
         if ask.quality is not None and ready is not None and not ready.models[model.name].calibrated:
             raise InvalidError(
-                f"quality is {ask.quality:g}, but {model.name} was not calibrated for it; leave it out and use max_exit",
+                f"quality is {ask.quality:g}, but {model.name} is not calibrated for it; leave it out, or use max_exit",
                 "not_calibrated",
             )
         if ask.box is not None and model.config.task != "pose":
@@ -108,7 +120,7 @@ class Service:
             .capped(timeout_s)
         )
         entry.deadline_s = budget.deadline_s
-        return model, budget
+        return Accepted(model, budget)
 
     async def decode(self, body: bytes) -> NDArray[np.uint8]:
         """See `admission.decode`."""
@@ -116,18 +128,16 @@ class Service:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoders, decode, body, self.settings.max_pixels)
 
-    def submit(
-        self, ask: Ask, model: ServedModel, budget: Budget, image: NDArray[np.uint8], entry: Entry, encoding: str
-    ) -> Job:
+    def submit(self, ask: Ask, known: Accepted, image: NDArray[np.uint8], entry: Entry, encoding: str) -> Job:
         """Start the job of a request, which its id can cancel from now on. Raises ServerError."""
         height, width = image.shape[:2]
         if ask.box is not None:
             _check_box(ask.box, height, width)
         if entry.cancelled:
-            raise CancelledError("the request was cancelled by its id", "cancelled")
+            raise RequestCancelledError("the request was cancelled by its id", "cancelled")
         required = 1 if ask.best_effort else ask.min_exit or 1
         reserve_s = self._reserve_s(encoding, height * width)
-        order = Order(model, image, budget, required, reserve_s, ask.quality, ask.extra, ask.box)
+        order = Order(known.model, image, known.budget, required, reserve_s, ask.quality, ask.extra, ask.box)
         job = self.engine.submit(order)
         entry.cancel = job.cancel
         return job
@@ -152,13 +162,13 @@ def check_answer(job: Job) -> None:
     if job.stop is Stop.DISCONNECTED:
         raise DisconnectedError("the client hung up", "disconnected")
     if job.stop is Stop.CANCELLED:
-        raise CancelledError(f"the request was cancelled by its id, at exit {job.latest}", "cancelled")
+        raise RequestCancelledError(f"the request was cancelled by its id, at exit {job.latest}", "cancelled")
     if job.stop is Stop.NO_EXIT or not job.exits:
         raise NoExitError(f"no exit was reached within {budget_ms:.1f} ms; give a later deadline_ms", "no_exit")
     if job.latest < job.order.required:
         raise NoExitError(
-            f"exit {job.latest} was reached within {budget_ms:.1f} ms, and min_exit is {job.order.required}; give a later "
-            "deadline_ms, or best_effort=true to get what there is",
+            f"exit {job.latest} was reached within {budget_ms:.1f} ms, and min_exit is {job.order.required}; give a "
+            "later deadline_ms, or best_effort=true to get what there is",
             "min_exit_not_reached",
         )
 
@@ -167,8 +177,8 @@ def _check_box(box: tuple[float, float, float, float], height: int, width: int) 
     x, y, box_width, box_height = box
     if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
         raise InvalidError(
-            f"box is {x:g},{y:g},{box_width:g},{box_height:g}, outside of the {width}x{height} image; give x,y,width,height "
-            "in its pixels",
+            f"box is {x:g},{y:g},{box_width:g},{box_height:g}, outside of the {width}x{height} image; give "
+            "x,y,width,height in its pixels",
             "bad_box",
         )
 

@@ -16,11 +16,11 @@ from starlette.websockets import WebSocketDisconnect
 from server import encoder
 from server.engine import Job
 from server.errors import (
-    CancelledError,
     DisconnectedError,
     InvalidError,
     NoExitError,
     NotFoundError,
+    RequestCancelledError,
     ServerError,
     TooLargeError,
     TooManyRequestsError,
@@ -189,12 +189,7 @@ class Stream:
         message_id = fields.get("id")
         try:
             with self._service.ledger.entry(None, "websocket", arrived_s) as entry:
-                message = parse_message(fields)
-                assert isinstance(message, Predict)
-                if message.id in self._open:
-                    raise InvalidError(
-                        f"request {message.id!r} is open on this socket; give another id", "duplicate_id"
-                    )
+                message = self._parse(fields)
                 entry.id = message.id
                 self._open[message.id] = Open(entry)
                 try:
@@ -204,7 +199,7 @@ class Stream:
                     self._past.append(message.id)
         except DisconnectedError:
             return
-        except CancelledError:
+        except RequestCancelledError:
             await self._send(
                 {"type": "end", "id": message_id, "exit": 0, "stop": Stop.CANCELLED, "skipped": []}, arrived_s
             )
@@ -216,16 +211,24 @@ class Stream:
         finally:
             image.cancel()
 
+    def _parse(self, fields: dict[str, Any]) -> Predict:
+        message = parse_message(fields)
+        assert isinstance(message, Predict)
+        if message.id in self._open:
+            raise InvalidError(f"request {message.id!r} is open on this socket; give another id", "duplicate_id")
+        return message
+
     async def _predict(self, message: Predict, image: asyncio.Future[bytes], found: Open) -> None:
         service, entry = self._service, found.entry
-        model, budget = service.accept(message.ask, entry, self._client)
+        known = service.accept(message.ask, entry, self._client)
+        model, budget = known.model, known.budget
         try:
             async with asyncio.timeout(max(0.0, budget.deadline_s - time.monotonic())):
                 body = await asyncio.shield(image)
         except TimeoutError:
             raise NoExitError("the deadline came before the image; give a later deadline_ms", "no_exit") from None
         pixels = await service.decode(body)
-        with service.submit(message.ask, model, budget, pixels, entry, message.encoding) as job:
+        with service.submit(message.ask, known, pixels, entry, message.encoding) as job:
             del body, pixels  # the job has its own
             found.job = job
             if found.deadline_s is not None:
@@ -242,7 +245,7 @@ class Stream:
             await self._send(accepted)
             sent = await self._send_exits(job, message)
             entry.exit, entry.stop = job.latest, job.stop
-            if job.stop is not Stop.CANCELLED:
+            if not job.cancelled:
                 if job.error is not None:
                     raise job.error
                 check_answer(job)
@@ -256,11 +259,11 @@ class Stream:
         last = job.order.required - 1
         while True:
             newest = await job.newer(last)
-            if job.stop is Stop.CANCELLED or newest <= last:
+            if newest <= last or job.cancelled:
                 return sent
             async with self._sending:
                 newest = job.latest  # others may have come while another request was being sent
-                if job.stop is Stop.CANCELLED:
+                if job.cancelled:
                     return sent
                 held = sent[-1] if sent else None
                 header, frames = await self._service.encode(
@@ -323,13 +326,13 @@ def _exit(job: Job, exit_index: int, held: int | None, encoding: Encoding) -> tu
         "size": [job.layout.height, job.layout.width],
     }
     frames: list[bytes] = []
-    values, before = job.map(exit_index), None if held is None else job.map(held)
     if model.config.task == "pose":
-        header["keypoints"] = encoder.keypoints(values)
+        header["keypoints"] = encoder.keypoints(job.keypoints(exit_index))
     elif encoding == "json":
-        header["mask"] = base64_png(encoder.png(values, model.palette))
+        header["mask"] = base64_png(encoder.png(job.labels(exit_index), model.palette))
     else:
-        frames.append(_frame(encoding, values, before, model.palette))
+        before = None if held is None else job.labels(held)
+        frames.append(_frame(encoding, job.labels(exit_index), before, model.palette))
         header["bytes"] = len(frames[-1])
     extra = job.extra_map(exit_index)
     if extra is not None:

@@ -12,8 +12,8 @@ once, and nothing comes between them.
             {"type": "cancel", "id"}
             {"type": "deadline", "id", "deadline_ms"}: from now
     server  {"type": "accepted", "id", "model", "task", "exits", "deadline_ms", and the labels of `describe_labels`}
-            {"type": "exit", "id", "exit", "exits", "final", "elapsed_ms", "unsure", "encoding", "size": [h, w], "bytes"},
-            then the map as one binary frame of so many bytes (formats: see `encoder.py`).
+            {"type": "exit", "id", "exit", "exits", "final", "elapsed_ms", "unsure", "encoding", "size": [h, w],
+             "bytes"}, then the map as one binary frame of so many bytes (formats: see `encoder.py`).
               encoding "json": "mask" as over HTTP instead of "bytes", and no binary frame
               pose: "keypoints" instead of "bytes", and no binary frame
               with "map": also "extra": {"kind", "encoding", "bytes"}, and a binary frame after the map's; "delta" is
@@ -35,11 +35,10 @@ from typing import Any, Literal, get_args
 
 from server.catalog import ServedModel
 from server.errors import InvalidError, NotAcceptableError, ServerError
-from server.job import Box, ModelFacts
+from server.job import Box, Extra, ModelFacts
 
 GIGA = 1024**3
 MAX_ID = 128
-Extra = Literal["confidence", "exit", "unsure"]
 Encoding = Literal["png", "raw", "delta", "json"]
 Format = Literal["application/json", "image/png", "application/octet-stream"]
 
@@ -279,7 +278,7 @@ def error_body(error: ServerError, request_id: str | None) -> dict[str, Any]:
 
 
 def describe_labels(model: ServedModel) -> dict[str, Any]:
-    """Segmentation: "classes" and "palette" (RGB of each); pose: "joints", "palette" and "skeleton" (pairs of joints)."""
+    """Segmentation: "classes" and "palette" (RGB of each); pose: "joints", "palette", "skeleton" (pairs of joints)."""
     colours = list(model.palette)
     palette = [colours[index : index + 3] for index in range(0, len(colours), 3)]
     if model.config.task == "pose":
@@ -288,8 +287,8 @@ def describe_labels(model: ServedModel) -> dict[str, Any]:
 
 
 def describe_model(model: ServedModel, facts: ModelFacts | None) -> dict[str, Any]:
-    """What `GET /v1/models/{name}` says. `gmacs` of the dense network and `seconds`, measured, are cumulative at `size`;
-    both are null until the worker is ready."""
+    """What `GET /v1/models/{name}` says. `gmacs` of the dense network and `seconds`, measured, are cumulative at
+    `size`; both are null until the worker is ready."""
     exits = [
         {
             "exit": index + 1,

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from models.anytime import AnytimeModel, State
+from models.anytime import AnytimeModel, State, run
 from models.configs import ModelConfig
 from models.executors import load
 from models.flops import gmacs
@@ -101,8 +101,8 @@ class Worker:
         while True:
             for command in self._heard():
                 self._obey(command)
-            for task, stop in self._scheduler.ended(self._clock()):
-                self._end(task.key, stop)
+            for ended, stop in self._scheduler.ended(self._clock()):
+                self._end(ended.key, stop)
             task = self._scheduler.next()
             if task is not None:
                 self._step(self._jobs[task.key])
@@ -177,8 +177,11 @@ class Worker:
         self._render(loaded.model, job.state, command)
         now_s = self._clock()
         job.stage_s += now_s - began_s
-        enough = command.quality is not None and loaded.rule is not None
-        enough = enough and loaded.rule.stops(done.unsure, exit_index, command.quality)
+        enough = (
+            command.quality is not None
+            and loaded.rule is not None
+            and loaded.rule.stops(done.unsure, exit_index, command.quality)
+        )
         self._scheduler.ran(task, now_s - began_s, good_enough=enough)
         self._scheduler.costs.observe(command.model, task.shape, exit_index, job.stage_s)
         self._say(Exited(command.key, exit_index, done.unsure, done.macs, job.stage_s, job.started_s, now_s))
@@ -187,7 +190,8 @@ class Worker:
     def _render(self, model: AnytimeModel, state: State, command: Submit) -> None:
         found = model.render(state, command.extra)
         block = self._block[command.offset :]
-        np.copyto(command.layout.map(block, found.index), found.array)
+        slot = command.layout.keypoints if command.layout.joints else command.layout.labels
+        np.copyto(slot(block, found.index), found.array)
         if found.extra is not None:
             np.copyto(command.layout.extra_map(block, found.index), found.extra)
 
@@ -199,21 +203,25 @@ def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
     return height + -height % MULTIPLE, width + -width % MULTIPLE
 
 
-def warm_up(name: str, model: AnytimeModel, costs: Costs, runs: int) -> None:
-    """Run every exit `runs` times at the configured size, so that first requests find everything in place."""
-    config = model.config
-    image = np.random.default_rng(0).integers(0, 256, (*config.size, 3), dtype=np.uint8)
-    shape = input_shape(config, *config.size)
-    for _ in range(runs):
+def warm_up(name: str, model: AnytimeModel, costs: Costs, known_s: tuple[float, ...] | None) -> None:
+    """Run every exit, so that first requests find everything in place, and learn its seconds at the configured size.
+
+    If those are known, from the worker before, once on the smallest image will do.
+    """
+    shape = input_shape(model.config, *model.config.size)
+    if known_s is not None:
+        for exit_index, seconds in enumerate(np.diff(known_s, prepend=0.0), 1):
+            costs.observe(name, shape, exit_index, float(seconds))
+        for _ in run(model, np.zeros((MULTIPLE, MULTIPLE, 3), np.uint8)):
+            pass
+        return
+    image = np.random.default_rng(0).integers(0, 256, (*model.config.size, 3), dtype=np.uint8)
+    for _ in range(WARM_UP_RUNS):
         began_s = time.monotonic()
-        state = model.begin(image)
-        for step in model.steps:
-            model.advance([state])
-            if step.exit is not None:
-                model.render(state)
-                now_s = time.monotonic()
-                costs.observe(name, shape, step.exit, now_s - began_s)
-                began_s = now_s
+        for exit_index, _ in enumerate(run(model, image), 1):
+            now_s = time.monotonic()
+            costs.observe(name, shape, exit_index, now_s - began_s)
+            began_s = now_s
 
 
 def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
@@ -257,7 +265,7 @@ def main(fd: int) -> int:
                 connection.send(Unloadable(str(error)))
                 return 1
             for name, loaded in models.items():
-                warm_up(name, loaded.model, costs, plan.warm_up_runs)
+                warm_up(name, loaded.model, costs, plan.known.get(name))
             first = next(iter(models.values())).model
             told = {name: facts(name, loaded, costs) for name, loaded in models.items()}
             connection.send(Ready(first.device, first.executor, told))
