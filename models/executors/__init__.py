@@ -1,5 +1,6 @@
 """How a trained network is computed: executors turn it into an `AnytimeModel`."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -8,15 +9,19 @@ from models.adpc import AdpcNet
 from models.anytime import AnytimeModel
 from models.checkpoint import load_directory
 from models.executors.reference import ReferenceExecutor
+from models.executors.sparse import SparseExecutor
 
-EXECUTORS = ("auto", "reference", "triton")
+EXECUTORS = ("auto", "reference", "sparse", "triton", "onnx")
+
+log = logging.getLogger(__name__)
 
 
 def load(directory: Path, device: str = "cpu", executor: str = "auto", threads: int = 0) -> AnytimeModel:
     """The model of a directory on `device` (auto, cpu, cuda, cuda:N), run by `executor`.
 
-    `threads`: CPU threads to compute with; 0 leaves torch's default. Raises ValueError on a device or executor that is
-    not there, and what `load_directory` raises.
+    `auto`: sparse on a CPU, reference elsewhere or where the native kernels are not built. `threads`: CPU threads to
+    compute with; 0 leaves torch's default. Raises ValueError on a device or executor that is not there, and what
+    `load_directory` raises.
     """
     return build(load_directory(directory), device, executor, threads)
 
@@ -28,22 +33,27 @@ def build(network: AdpcNet, device: str = "cpu", executor: str = "auto", threads
     if threads > 0:
         torch.set_num_threads(threads)
     device = resolve_device(device)
-    if executor == "auto":
-        executor = "triton" if device.startswith("cuda") else "reference"
-    if executor == "triton":
-        return _triton(network, device)
-    return ReferenceExecutor(network, device)
+    if executor == "onnx":
+        from models.executors.onnx import OnnxExecutor  # noqa: PLC0415 - ONNX Runtime is an optional extra
 
-
-def _triton(network: AdpcNet, device: str) -> AnytimeModel:
-    """Imported only now: Triton takes a second to load, and is not published for every system."""
+        return OnnxExecutor(network, device, threads)
+    if executor == "sparse" and device != "cpu":
+        raise ValueError(f"the sparse executor runs on a CPU, not on {device}; use device cpu or executor reference")
+    if executor == "triton" and device == "cpu":
+        raise ValueError("the triton executor runs on a GPU, not on cpu; use device cuda or executor sparse")
+    if executor == "reference":
+        return ReferenceExecutor(network, device)
     try:
-        from models.executors.triton import TritonExecutor  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise ValueError(f"executor triton needs the package {error.name}; install it, or use reference") from error
-    if not device.startswith("cuda"):
-        raise ValueError(f"executor triton computes on a GPU, and the device is {device}; use reference")
-    return TritonExecutor(network, device)
+        if device == "cpu":
+            return SparseExecutor(network, threads)
+        from models.executors.triton import TritonExecutor  # noqa: PLC0415 - comes with PyTorch for CUDA only
+
+        return TritonExecutor(network, device)
+    except (OSError, ModuleNotFoundError) as error:
+        if executor != "auto":
+            raise ValueError(str(error)) from error
+        log.warning("running the reference executor, which saves no time where masks save work: %s", error)
+    return ReferenceExecutor(network, device)
 
 
 def resolve_device(device: str) -> str:
