@@ -86,17 +86,19 @@ def _gather(x, stride, y, left, centre, tap, channel, height, width, TAPS: tl.co
 def convolve(x, weight, bias, shift, residual, kept, out, entries, counts, height, width, out_height, out_width,
              capacity, columns, out_channels, x_stride, residual_stride, kept_stride, out_stride, keep, floor,
              ADD: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, LISTED: tl.constexpr,
-             ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr, TAIL: tl.constexpr,
+             NEEDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr, TAIL: tl.constexpr,
              CACHED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Gather, multiply, scatter: ROWS listed output rows by BLOCK output channels."""
     tiles = columns // BLOCK
     first = tl.program_id(0) // tiles * ROWS
-    total = tl.load(counts) if LISTED else capacity
+    active = tl.load(counts) if LISTED else capacity
+    total = active + tl.load(counts + 1) if NEEDED else active
     if first >= total:
         return
     row = first + tl.arange(0, ROWS)
     exists = row < total
-    entry = tl.load(entries + row, mask=exists, other=0) if LISTED else tl.where(exists, row * 2, 0)
+    place = tl.where(row < active, row, capacity - 1 - row + active)
+    entry = tl.load(entries + place, mask=exists, other=0) if LISTED else tl.where(exists, row * 2, 0)
     position = entry >> 1
     column = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
     out_x = position % out_width

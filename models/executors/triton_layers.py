@@ -85,10 +85,17 @@ class Layer:
 
 
 def fold(
-    conv: nn.Conv2d, norm: nn.BatchNorm2d | None, relu: bool, dtype: torch.dtype, segments: Sequence[int] = ()
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d | None,
+    relu: bool,
+    dtype: torch.dtype,
+    segments: Sequence[int] = (),
+    *,
+    part: int | None = None,
 ) -> Layer:
     """`segments`: real channels of the maps that the input is put together from, each padded; none: it is one map.
 
+    `part`: only what this one of the segments adds to the result, bias and shift with the first.
     An image has its three channels padded to `IMAGE_CHANNELS` only: it is convolved by cuDNN alone.
     """
     weight, bias = conv.weight.detach().double(), torch.zeros_like(conv.weight[:, 0, 0, 0], dtype=torch.float64)
@@ -102,8 +109,11 @@ def fold(
         weight, bias = weight * scale[:, None, None, None], bias * scale
     out = padded(len(weight))
     parts = torch.split(weight, list(segments or (weight.shape[1],)), 1)
+    if part is not None:
+        parts = parts[part : part + 1]
+        bias, shift = (bias, shift) if part == 0 else (0 * bias, 0 * shift)
     granule = IMAGE_CHANNELS if weight.shape[1] == 3 else GRANULE
-    weight = torch.cat([F.pad(part, (0, 0, 0, 0, 0, -part.shape[1] % granule)) for part in parts], 1)
+    weight = torch.cat([F.pad(each, (0, 0, 0, 0, 0, -each.shape[1] % granule)) for each in parts], 1)
     weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, out - len(weight)))
     columns = -(-out // block(out)) * block(out)
     matrix = weight.permute(2, 3, 1, 0).reshape(-1, out)
@@ -240,6 +250,15 @@ class Pass:
         convolve(layer, x, out, rows, residual=residual, kept=kept if interpolated else None)
         return interpolate(layer, rows, kept, residual, out) if interpolated else out
 
+    def products(self, layer: Layer, x: Tensor) -> Tensor:
+        """A convolution whose results are combined before they are masked: all needed rows."""
+        rows = self.at(x.shape[1])
+        if rows is None:
+            return everywhere(layer, x, None)
+        out = x.new_empty((*x.shape[:3], layer.out))
+        convolve(layer, x, out, rows, residual=None, kept=None, needed=True)
+        return out
+
     def scores(self, layer: Layer, x: Tensor, out: Tensor) -> None:
         """The last layer of an exit: float32 `out`, only active rows of it."""
         convolve(layer, x, out, self.at(x.shape[1]), residual=None, kept=None)
@@ -310,9 +329,16 @@ def everywhere(layer: Layer, x: Tensor, residual: Tensor | None, *, raw: bool = 
 
 
 def convolve(
-    layer: Layer, x: Tensor, out: Tensor, rows: Rows | None, *, residual: Tensor | None, kept: Tensor | None
+    layer: Layer,
+    x: Tensor,
+    out: Tensor,
+    rows: Rows | None,
+    *,
+    residual: Tensor | None,
+    kept: Tensor | None,
+    needed: bool = False,
 ) -> None:
-    """Active rows of `out`; of `kept` (before shift, residual and ReLU) those that an interpolation may read."""
+    """Active rows of `out` (or all `needed` ones); of `kept`, before shift, residual and ReLU, those at the edge."""
     items, height, width, channels = x.shape
     out_height, out_width = out.shape[1:3]
     capacity = items * out_height * out_width
@@ -325,7 +351,8 @@ def convolve(
         capacity, columns, layer.out, x.stride(2), 0 if residual is None else residual.stride(2),
         0 if kept is None else kept.stride(2), out.stride(2), int(kept is not None), layer.floor,
         ADD=residual is not None, TAPS=layer.kernel**2, STRIDE=layer.stride, CHANNELS=channels, LISTED=rows is not None,
-        ROWS=chosen.rows, BLOCK=chosen.columns, DEPTH=chosen.depth, TAIL=channels % chosen.depth, CACHED=chosen.cached,
+        NEEDED=needed, ROWS=chosen.rows, BLOCK=chosen.columns, DEPTH=chosen.depth, TAIL=channels % chosen.depth,
+        CACHED=chosen.cached,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=chosen.warps, num_stages=chosen.stages,
     )  # fmt: skip
 

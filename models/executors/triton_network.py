@@ -16,7 +16,8 @@ from models.hrnet import BasicBlock, Bottleneck, HighResolutionModule
 
 Branches = tuple[Tensor, ...]
 """Feature maps (N, h / 2^b, w / 2^b, C_b), finest first, C_b padded."""
-Item = Layer | Literal["pool", "up"]
+Item = Layer | Literal["pool", "up"] | tuple[Layer, ...]
+"""Part of a head. Several layers: what each branch adds to a convolution of all of them, put together afterwards."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,18 +109,17 @@ class TritonNetwork:
     def head(self, step: Step, xs: Branches, work: Pass, scores: Tensor) -> None:
         """The active rows of `scores`, float32 (N, h, w, padded outputs)."""
         items = self._heads[step.name]
-        plain_pose = self.config.task == "pose" and (step is self.steps[-1] or self.config.heads == "plain")
-        finest = xs[0]
-        pool = 2 if items[0] == "pool" else 1
-        if plain_pose or (len(xs) == 1 and pool == 1):
-            x = finest
-        else:
-            batch, height, width, _ = finest.shape
+        x, size = xs[0], xs[0].shape[:3]
+        if isinstance(items[0], tuple):
+            parts = [work.products(layer, branch) for layer, branch in zip(items[0], xs, strict=True)]
+            x = work.combine(parts, parts[0].new_empty(parts[0].shape), relu=True, interpolated=False)
+            items = items[1:]
+        elif items[0] == "pool":
             widths = [branch.shape[3] for branch in xs]
-            x = finest.new_empty((batch, height // pool, width // pool, sum(widths)))
+            x = x.new_empty((size[0], size[1] // 2, size[2] // 2, sum(widths)))
             for branch, part in zip(xs, torch.split(x, widths, 3), strict=True):
-                work.combine([branch], part, pool=pool, interpolated=False)
-            items = items[pool - 1 :]
+                work.combine([branch], part, pool=2, interpolated=False)
+            items = items[1:]
         for item, following in zip(items, [*items[1:], None], strict=True):
             batch, height, width, channels = x.shape
             if isinstance(item, Layer) and following is None:
@@ -132,11 +132,11 @@ class TritonNetwork:
                 half = x.new_empty((batch, height // 2, width // 2, channels))
                 x = work.combine([x], half, pool=2, interpolated=False)
 
-    def _layer(self, modules: Sequence[nn.Module], segments: Sequence[int] = ()) -> Layer:
+    def _layer(self, modules: Sequence[nn.Module], segments: Sequence[int] = (), part: int | None = None) -> Layer:
         conv, norm = modules[0], next((m for m in modules if isinstance(m, nn.BatchNorm2d)), None)
         assert isinstance(conv, nn.Conv2d)
-        relu = any(isinstance(m, nn.ReLU) for m in modules)
-        layer = fold(conv, norm, relu, self.dtype, segments)
+        relu = part is None and any(isinstance(m, nn.ReLU) for m in modules)
+        layer = fold(conv, norm, relu, self.dtype, segments, part=part)
         self._layers.append(layer)
         return layer
 
@@ -152,8 +152,13 @@ class TritonNetwork:
                 items.append("pool")
             elif isinstance(modules[start], nn.Upsample):
                 items.append("up")
+            elif len(segments) > 1 and not items:
+                # Upsampling commutes with a 1x1 convolution: each branch is convolved at its own size.
+                parts = range(len(segments))
+                items.append(tuple(self._layer(modules[start:end], segments, part) for part in parts))
             else:
                 items.append(self._layer(modules[start:end], segments))
+            if not isinstance(items[-1], str):
                 segments = ()
         return items
 
