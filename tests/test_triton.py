@@ -21,6 +21,8 @@ from models.executors.reference import ReferenceExecutor
 from models.masked import MaskedConv2d
 from models.preprocess import Frame
 
+# Where a tile is not full, it multiplies memory that nobody has written, and throws the result away.
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
 MODULES = [f"models.executors.triton{part}" for part in ("_kernels", "_layers", "_network", "")]
 
 
@@ -94,8 +96,6 @@ def test_networks_equal_the_reference(gpu: dict[str, ModuleType], config: ModelC
     same(ours, ReferenceExecutor(network(config)), inputs(1, 3, 32, 32))
 
 
-# Where a tile is not full, it multiplies memory that nobody has written, and throws the result away.
-@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
 def test_batches_in_half_precision(gpu: dict[str, ModuleType]) -> None:
     config = replace(tiny.SEGMENTATION, masking=Masking("random", 0.4))
     batch = inputs(2, 3, 32, 64)
@@ -151,12 +151,13 @@ def test_a_convolution_at_any_share(
         expected = F.relu(conv(x, Masks(mask))).permute(0, 2, 3, 1)
     layers: Any = gpu["_layers"]
     layer = layers.fold(conv, None, True, torch.float32)
-    rows = layers.empty_rows(mask[:, 0].to(torch.uint8))
-    statistics = torch.zeros(2, 8, dtype=torch.int32)
-    layers.list_rows(rows, torch.tensor([[16, 5], [3, 8]], dtype=torch.int32), statistics, layer.reach, everywhere=True)
+    rows, counts = layers.empty_rows(mask[:, 0].to(torch.uint8))
     work = layers.Pass(rows, 16, frozenset(), None)
+    crop = torch.tensor([[16, 5], [3, 8]], dtype=torch.int32)
+    layers.list_rows(work, counts, crop, layer.reach, everywhere=True)
     found = work.convolve(layer, F.pad(x.permute(0, 2, 3, 1), (0, 12)).contiguous())
     torch.testing.assert_close(found[..., :40], expected, rtol=1e-4, atol=1e-4)
+    statistics = counts[layers.LEVELS :].view(2, 8)
     assert statistics[:, level].tolist() == [int(m[:, :: 1 << level, :: 1 << level].sum()) for m in mask]
     assert statistics[:, 7].tolist() == [int(mask[0, 0, :16, :5].sum()), int(mask[1, 0, :3, :8].sum())]
 
@@ -164,9 +165,10 @@ def test_a_convolution_at_any_share(
 def test_needed_rows_are_all_that_a_later_layer_can_read(gpu: dict[str, ModuleType]) -> None:
     mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
     mask[0, 13, 21] = mask[0, 0, 0] = 1
-    rows = gpu["_layers"].empty_rows(mask)
-    crop, statistics = torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1, 8, dtype=torch.int32)
-    gpu["_layers"].list_rows(rows, crop, statistics, 1, everywhere=False)
+    layers: Any = gpu["_layers"]
+    rows, counts = layers.empty_rows(mask)
+    crop = torch.zeros(1, 2, dtype=torch.int32)
+    layers.list_rows(layers.Pass(rows, 32, frozenset(), None), counts, crop, 1, everywhere=False)
     for level, these in enumerate(rows):
         active, interpolated = these.counts.tolist()
         size = 32 >> level

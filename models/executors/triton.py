@@ -18,7 +18,19 @@ from models.anytime import Exit, ExitMap, Extra, State, Step, check_batch
 from models.confidence import active
 from models.configs import Masking
 from models.executors.reference import UNSURE
-from models.executors.triton_layers import IMAGE_CHANNELS, Layer, Pass, capture, empty_rows, list_rows, measure, padded
+from models.executors.triton_layers import (
+    IMAGE_CHANNELS,
+    LEVELS,
+    SETTLED_BY,
+    Layer,
+    Pass,
+    capture,
+    empty_rows,
+    list_rows,
+    measure,
+    padded,
+    settle,
+)
 from models.executors.triton_network import Branches, TritonNetwork
 from models.flops import Size, costs
 from models.postprocess import render
@@ -26,8 +38,6 @@ from models.preprocess import STRIDE, Box, Frame, prepare
 
 PLANS = 8
 """Sizes and batches whose graphs are kept; the one that was not used for longest makes room."""
-NESTED = ("max_probability", "entropy", "max_score")
-"""Criteria by which a position that is settled stays settled, because its scores no longer change."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ class TritonExecutor:
     def _finish(self, index: int, states: Sequence[TritonState], plan: "Plan") -> None:
         statistics = plan.fetch_statistics()
         height, width = (side // STRIDE for side in plan.shape)
-        sizes = [(height >> level, width >> level) for level in range(4)]
+        sizes = [(height >> level, width >> level) for level in range(LEVELS)]
         scores = plan.scores[..., : self.config.outputs].permute(0, 3, 1, 2)
         for row, state in enumerate(states):
             masked = dict(zip(sizes, state.shares, strict=True)) if state.shares else {}
@@ -146,9 +156,8 @@ class Plan:
         self.decided = torch.zeros((batch, height, width), dtype=torch.uint8, device=device)
         self.mask = torch.zeros_like(self.decided)
         self.crop = torch.zeros((batch, 2), dtype=torch.int32, device=device)
-        self.statistics = torch.zeros((batch, 8), dtype=torch.int32, device=device)
         self.on_host = torch.zeros((batch, 8), dtype=torch.int32, pin_memory=device.type == "cuda")
-        self.rows = empty_rows(self.mask)
+        self.rows, self.counts = empty_rows(self.mask)
         self.image = torch.zeros((batch, *shape, IMAGE_CHANNELS), dtype=network.dtype, device=device)
         self._places: dict[str, list[Tensor]] = {}
         self.thresholds: dict[str, float] = {}
@@ -238,24 +247,27 @@ class Plan:
                 self._places[step.name] = list(after)
             return
         network.head(step, xs, work, self.scores)
-        if rows:
-            self.decided.masked_fill_(self.mask != 0, step.exit)
-        else:
-            self.decided.fill_(step.exit)
-        self.mask.copy_(self._active(step)[:, 0])
+        self._settle(step, first=not rows)
         self._list()
-        self.on_host.copy_(self.statistics, non_blocking=True)
+        self.on_host.copy_(self.counts[LEVELS:].view(self.batch, 8), non_blocking=True)
 
-    def _active(self, step: Step) -> Tensor:
-        scores = self.scores[..., : self.config.outputs].permute(0, 3, 1, 2)
-        index = step.exit or 0
-        if self.masking.criterion == "random" and index not in self.fixed:
-            self.fixed[index] = active(scores, self.masking, index)  # drawn on the host, so not inside a graph
-        return self.fixed[index] if index in self.fixed else active(scores, self.masking, index)
+    def _settle(self, step: Step, first: bool) -> None:
+        index, scores = step.exit or 0, self.scores[..., : self.config.outputs]
+        if self.masking.criterion in SETTLED_BY:
+            settle(self.masking, index, scores, self.mask, self.decided, first=first)
+        else:
+            self.decided.masked_fill_((self.mask != 0) | first, index)
+            if self.masking.criterion == "random" and index not in self.fixed:  # drawn on the host, so in no graph
+                self.fixed[index] = active(scores.permute(0, 3, 1, 2), self.masking, index)
+            if index not in self.fixed:
+                self.mask.copy_(active(scores.permute(0, 3, 1, 2), self.masking, index)[:, 0])
+        if index in self.fixed:
+            self.mask.copy_(self.fixed[index][:, 0])
 
     def _list(self) -> None:
-        everywhere = self.masking.criterion not in NESTED
-        list_rows(self.rows, self.crop, self.statistics, self.network.reach, everywhere)
+        work = Pass(self.rows, self.shape[0] // STRIDE, frozenset(), self.streams)
+        everywhere = self.masking.criterion not in SETTLED_BY
+        list_rows(work, self.counts, self.crop, self.network.reach, everywhere=everywhere)
 
     def _after(self, index: int) -> Branches:
         """Where the features stand after step `index`; -1: the image."""
@@ -285,7 +297,7 @@ class Plan:
         for index in range(len(self.network.steps)):
             self._step(index, frozenset())
         for name, (layer, shape) in self.seen.items():
-            threshold = measure(layer, shape, self.rows, self.shape[0] // STRIDE)
+            threshold = measure(layer, shape, self.rows, self.counts, self.shape[0] // STRIDE)
             if threshold < 1:
                 self.thresholds[name] = max(threshold, 0.0)
         for index in range(len(self.network.steps)):

@@ -14,6 +14,32 @@ import triton
 import triton.language as tl
 
 
+@triton.jit(do_not_specialize=["total", "exit_index"])
+def settle(scores, mask, decided, total, threshold, exit_index, stride, outputs, CRITERION: tl.constexpr,
+           FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Equations 2 and 7: what was active until now was decided at this exit; what is active from now on is the mask."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    exists = row < total
+    column = tl.arange(0, BLOCK)[None, :]
+    read = exists[:, None] & (column < outputs)
+    values = tl.load(scores + row[:, None] * stride + column, mask=read, other=float("-inf"))
+    top = tl.max(values, 1)
+    if CRITERION == "max_score":
+        active = top >= threshold
+    else:
+        values -= top[:, None]
+        powers = tl.exp(values)
+        if CRITERION == "max_probability":
+            active = 1 / tl.sum(powers, 1) <= threshold
+        else:  # entropy
+            sums = tl.sum(powers, 1)[:, None]
+            logarithms = values - tl.log(sums)
+            active = -tl.sum(tl.where(column < outputs, powers / sums * logarithms, 0), 1) >= threshold
+    before = exists if FIRST else tl.load(mask + row, mask=exists, other=0) != 0
+    tl.store(decided + row, tl.zeros((ROWS,), tl.uint8) + exit_index.to(tl.uint8), mask=exists & before)
+    tl.store(mask + row, active.to(tl.uint8), mask=exists)
+
+
 @triton.jit(do_not_specialize=["height", "width"])
 def list_rows(mask, crop, entries, counts, statistics, height, width, FACTOR: tl.constexpr, SIZE: tl.constexpr,
           REACH: tl.constexpr, EVERYWHERE: tl.constexpr, PATCH: tl.constexpr, SLOT: tl.constexpr):  # fmt: skip

@@ -6,12 +6,14 @@ Holds no network. Feature maps are channels-last tensors (N, h, w, C), C padded 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.configs import Masking
 from models.executors import triton_kernels as kernels
 from models.masked import MaskedConv2d, rbf
 
@@ -180,32 +182,55 @@ class Rows:
     factor: int
 
 
-def empty_rows(mask: Tensor) -> tuple[Rows, ...]:
-    """For `mask`, uint8 (N, h, w), whose values are read whenever `list_rows` is run."""
-    counts = mask.new_zeros((LEVELS, 2), dtype=torch.int32)
-    return tuple(
+def empty_rows(mask: Tensor) -> tuple[tuple[Rows, ...], Tensor]:
+    """For `mask`, uint8 (N, h, w), whose values are read whenever `list_rows` is run; and what that counts.
+
+    The counts, int32 (LEVELS + 4 * N, 2), start with those of the rows. From LEVELS on, seen as (N, 8), they are what
+    each input has: active positions of every level, and in the last column those inside.
+    """
+    counts = mask.new_zeros((LEVELS + 4 * len(mask), 2), dtype=torch.int32)
+    rows = tuple(
         Rows(mask.new_empty(mask.numel() >> 2 * level, dtype=torch.int32), counts[level], mask, 1 << level)
         for level in range(LEVELS)
     )
+    return rows, counts
 
 
-def list_rows(rows: Sequence[Rows], crop: Tensor, statistics: Tensor, reach: int, everywhere: bool) -> None:
-    """Fill `rows` from their mask.
+def list_rows(work: "Pass", counts: Tensor, crop: Tensor, reach: int, *, everywhere: bool) -> None:
+    """Fill the rows of `work` and their `counts` from their mask.
 
-    `crop`: int32 (N, 2), height and width that count as inside. `statistics`: int32 (N, 8), active positions of each
-    size, and in the last column those inside. `reach`: the longest of all interpolations. `everywhere`: all rows are
-    needed, because the next mask may be active where this one is not.
+    `crop`: int32 (N, 2), height and width that count as inside. `reach`: the longest of all interpolations.
+    `everywhere`: all rows are needed, because the next mask may be active where this one is not.
     """
-    statistics.zero_()
-    for level, these in enumerate(rows):
-        these.counts.zero_()
-        items, height, width = these.mask.shape
+    counts.zero_()
+
+    def fill(level: int) -> None:
+        rows = work.rows[level]
+        items, height, width = rows.mask.shape
         height, width = height >> level, width >> level
         grid = (items * -(-height // PATCH) * -(-width // PATCH),)
         kernels.list_rows[grid](
-            these.mask, crop, these.entries, these.counts, statistics, height, width,
-            FACTOR=these.factor, SIZE=these.factor**2, REACH=reach, EVERYWHERE=everywhere, PATCH=PATCH, SLOT=level,
+            rows.mask, crop, rows.entries, rows.counts, counts[LEVELS:], height, width,
+            FACTOR=rows.factor, SIZE=rows.factor**2, REACH=reach, EVERYWHERE=everywhere, PATCH=PATCH, SLOT=level,
         )  # fmt: skip
+
+    work.parallel([partial(fill, level) for level in range(LEVELS)])
+
+
+SETTLED_BY = ("max_probability", "entropy", "max_score")
+"""Criteria of `settle`. What they settle stays settled, because its scores no longer change."""
+
+
+def settle(masking: Masking, exit_index: int, scores: Tensor, mask: Tensor, decided: Tensor, *, first: bool) -> None:
+    """New `mask` and `decided`, uint8 (N, h, w), from the exit's `scores`, float32 (N, h, w, C).
+
+    `first`: the mask so far means nothing, everything was active.
+    """
+    size, rows = mask.numel(), 64
+    kernels.settle[(-(-size // rows),)](
+        scores, mask, decided, size, masking.threshold, exit_index, scores.stride(2), scores.shape[3],
+        CRITERION=masking.criterion, FIRST=first, ROWS=rows, BLOCK=power_of_two(scores.shape[3]),
+    )  # fmt: skip
 
 
 class Pass:
@@ -375,7 +400,7 @@ def interpolate(
     return out
 
 
-def measure(layer: Layer, shape: torch.Size, rows: Sequence[Rows], height: int) -> float:
+def measure(layer: Layer, shape: torch.Size, rows: Sequence[Rows], counts: Tensor, height: int) -> float:
     """The active share from which it is faster to convolve everywhere; 1 or more: never.
 
     `rows` are of maps `height` high at the finest size; their masks and lists are overwritten.
@@ -383,13 +408,12 @@ def measure(layer: Layer, shape: torch.Size, rows: Sequence[Rows], height: int) 
     x = torch.randn(shape, device=layer.weight.device).to(layer.weight.dtype)
     mask = rows[0].mask
     crop = torch.zeros((len(mask), 2), dtype=torch.int32, device=x.device)
-    statistics = torch.zeros((len(mask), 8), dtype=torch.int32, device=x.device)
 
     def seconds(share: float, dense: frozenset[str]) -> float:
         mask.zero_()
         mask[:, : round(share * mask.shape[1])] = 1
-        list_rows(rows, crop, statistics, layer.reach, everywhere=False)
         work = Pass(rows, height, dense, None)
+        list_rows(work, counts, crop, layer.reach, everywhere=False)
         return time_of(lambda: work.convolve(layer, x))
 
     half, full = seconds(0.5, frozenset()), seconds(1, frozenset())
