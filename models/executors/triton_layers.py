@@ -172,7 +172,7 @@ class Rows:
     A position is needed if a position of the finest size in its block, or in one of the 8 blocks around, is active:
     only then can an active position of a later layer read it. Active rows are convolved, other needed ones
     interpolated. `entries`: int32 (N * h * w,), active rows from the front and interpolated ones from the back; twice
-    the position, plus 1 if an interpolation may read the row. `counts`: int32 (2,), how many of either.
+    the position, plus 1 if an interpolation may read the row. `counts`: int32 (4,), starts with how many of either.
     `mask`: uint8 (N, h0, w0), of the finest size. `factor`: finest size over this one.
     """
 
@@ -185,10 +185,10 @@ class Rows:
 def empty_rows(mask: Tensor) -> tuple[tuple[Rows, ...], Tensor]:
     """For `mask`, uint8 (N, h, w), whose values are read whenever `list_rows` is run; and what that counts.
 
-    The counts, int32 (LEVELS + 4 * N, 2), start with those of the rows. From LEVELS on, seen as (N, 8), they are what
-    each input has: active positions of every level, and in the last column those inside.
+    The counts, int32 (LEVELS + 2 * N, 4), start with those of the rows, each aligned to 16 bytes. From LEVELS on, seen as
+    (N, 8), they are what each input has: active positions of every level, and in the last column those inside.
     """
-    counts = mask.new_zeros((LEVELS + 4 * len(mask), 2), dtype=torch.int32)
+    counts = mask.new_zeros((LEVELS + 2 * len(mask), 4), dtype=torch.int32)
     rows = tuple(
         Rows(mask.new_empty(mask.numel() >> 2 * level, dtype=torch.int32), counts[level], mask, 1 << level)
         for level in range(LEVELS)
