@@ -185,7 +185,7 @@ class Rows:
 def empty_rows(mask: Tensor) -> tuple[tuple[Rows, ...], Tensor]:
     """For `mask`, uint8 (N, h, w), whose values are read whenever `list_rows` is run; and what that counts.
 
-    The counts, int32 (LEVELS + 2 * N, 4), start with those of the rows, each aligned to 16 bytes. From LEVELS on, seen as
+    The counts, int32 (LEVELS + 2 * N, 4), start with those of the rows, aligned to 16 bytes. From LEVELS on, seen as
     (N, 8), they are what each input has: active positions of every level, and in the last column those inside.
     """
     counts = mask.new_zeros((LEVELS + 2 * len(mask), 4), dtype=torch.int32)
