@@ -10,6 +10,7 @@ import pytest
 import tiny
 from adpc_client import AsyncClient, BadInputError, Client, NoExitError, NotFoundError, UnsupportedImageError
 from adpc_client.__main__ import main
+from live_server import ROOT
 from PIL import Image
 
 IMAGE = tiny.image()
@@ -185,5 +186,6 @@ def test_failures_are_status_1(live_url, photo, capsys):
 
 
 def test_help_of_the_command():
-    done = subprocess.run([sys.executable, "-m", "adpc_client", "--help"], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "adpc_client", "--help"]
+    done = subprocess.run(command, cwd=ROOT / "clients", capture_output=True, text=True, check=True)
     assert "predict" in done.stdout and "stream" in done.stdout and "load" in done.stdout
