@@ -5,7 +5,7 @@ import struct
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,19 +57,16 @@ class ClientLimit:
         return min(self._burst, tokens + (now_s - then_s) * self._rate)
 
 
-async def read_body(
-    chunks: AsyncIterator[bytes], announced_bytes: int | None, limit_bytes: int
-) -> AsyncGenerator[bytes, None]:
-    """Pass on the chunks of a body. Raises TooLargeError as soon as it is, or says that it will be, too large."""
-    read_bytes = announced_bytes or 0
-    if read_bytes > limit_bytes:
-        raise _too_large(read_bytes, limit_bytes)
-    read_bytes = 0
+async def read_body(chunks: AsyncIterable[bytes], announced_bytes: int | None, limit_bytes: int) -> bytes:
+    """The whole body. Raises TooLargeError as soon as it is, or says that it will be, too large."""
+    if announced_bytes is not None and announced_bytes > limit_bytes:
+        raise _too_large(announced_bytes, limit_bytes)
+    body = bytearray()
     async for chunk in chunks:
-        read_bytes += len(chunk)
-        if read_bytes > limit_bytes:
-            raise _too_large(read_bytes, limit_bytes)
-        yield chunk
+        body += chunk
+        if len(body) > limit_bytes:
+            raise _too_large(len(body), limit_bytes)
+    return bytes(body)
 
 
 def check_body(body: bytes, limit_bytes: int) -> None:

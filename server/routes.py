@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -103,17 +103,21 @@ async def _predict(service: Service, request: Request, entry: Entry) -> Response
 async def _body(request: Request, limit_bytes: int) -> bytes:
     """The image's bytes: the body itself, or field `image` of a form. Raises InvalidError, TooLargeError."""
     length = request.headers.get("content-length", "")
-    chunks = read_body(request.stream(), int(length) if length.isdigit() else None, limit_bytes)
+    body = await read_body(request.stream(), int(length) if length.isdigit() else None, limit_bytes)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return b"".join([chunk async for chunk in chunks])
+        return body
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield body
+
     try:
-        fields = await MultiPartParser(request.headers, chunks, max_files=1, max_fields=16).parse()
+        fields = await MultiPartParser(request.headers, whole(), max_files=1, max_fields=16).parse()
     except (MultiPartException, KeyError) as error:
         raise InvalidError(f"the form cannot be read: {error}; send field `image` as a file", "bad_form") from error
-    image = fields.get("image")
-    if not isinstance(image, UploadFile):
-        raise InvalidError("the form has no file in field `image`; send the image there", "bad_form")
     try:
+        image = fields.get("image")
+        if not isinstance(image, UploadFile):
+            raise InvalidError("the form has no file in field `image`; send the image there", "bad_form")
         return await image.read()
     finally:
         await fields.close()

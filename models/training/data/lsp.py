@@ -1,0 +1,50 @@
+"""Leeds Sports Pose, extended (Johnson and Everingham, CVPR 2011): one person an image, 14 joints.
+
+`DIR/images/im00001.*` and `DIR/joints.mat`, joints (14, 3, N): x, y, and 1 where labelled.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.training.data.files import images_in
+from models.training.data.people import Person, joints_box
+
+TRAIN = 6000
+"""Of lspet's 7,000 images, the first 6,000 are for training and the last 1,000 for validation."""
+VAL = 1000
+_TO_MPII = (0, 1, 2, 3, 4, 5, -1, -1, 12, 13, 6, 7, 8, 9, 10, 11)
+_MIDPOINTS = {6: (2, 3), 7: (12, 13)}  # pelvis and thorax, between hips and shoulders
+
+
+def read(directory: Path, split: str) -> list[Person]:
+    """`split`: `train` (the first 6,000), `val` (the last 1,000) or `all`.
+
+    The box is the smallest around the labelled joints. Raises ValueError on another split or a `joints.mat` that does
+    not fit the images.
+    """
+    from scipy.io import loadmat  # noqa: PLC0415  (an optional dependency, wanted only here)
+
+    paths = images_in(directory / "images")
+    labels = np.asarray(loadmat(directory / "joints.mat")["joints"], dtype=np.float32)
+    if labels.shape != (14, 3, len(paths)):
+        raise ValueError(f"joints.mat holds {labels.shape}; for {len(paths)} images it must be (14, 3, {len(paths)})")
+    people = [Person(path, joints := to_mpii(labels[:, :, i]), joints_box(joints)) for i, path in enumerate(paths)]
+    match split:
+        case "train":
+            return people[:TRAIN]
+        case "val":
+            return people[-VAL:]
+        case "all":
+            return people
+    raise ValueError(f"there is no split {split!r} of LSP; choose train, val or all")
+
+
+def to_mpii(joints: NDArray[np.float32]) -> NDArray[np.float32]:
+    """LSP's 14 joints (14, 3) as MPII's 16 (16, 3); a midpoint is labelled where both its ends are."""
+    mpii = joints[list(_TO_MPII)].copy()
+    for joint, (a, b) in _MIDPOINTS.items():
+        mpii[joint, :2] = (mpii[a, :2] + mpii[b, :2]) / 2
+        mpii[joint, 2] = mpii[a, 2] * mpii[b, 2]
+    return mpii

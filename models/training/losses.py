@@ -1,0 +1,52 @@
+"""Losses of every exit, to be summed (equation 1). Imports no network."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def class_weights(labels: Tensor, classes: int, void: int, softness: float) -> Tensor:
+    """float32 (classes,): 1 / ln(softness + share), mean 1 over pixels; rare classes weigh more (Paszke et al., ENet).
+
+    `labels`: integers of any shape. The smaller `softness` (> 1), the more the rare classes weigh.
+    """
+    counts = torch.bincount(labels[labels != void].flatten().long(), minlength=classes).float()
+    share = counts / counts.sum()
+    weights = 1 / torch.log(softness + share)
+    return weights / (weights * share).sum()
+
+
+def segmentation(scores: Sequence[Tensor], labels: Tensor, weights: Tensor, void: int) -> Tensor:
+    """Weighted cross-entropy of each exit: (exits,). `scores`: (N, C, h, w) logits, compared at the size of `labels`,
+    int64 (N, H, W), after bilinear upsampling."""
+    size = labels.shape[-2:]
+    return torch.stack(
+        [
+            F.cross_entropy(
+                F.interpolate(logits.float(), size, mode="bilinear", align_corners=False),
+                labels,
+                weights,
+                ignore_index=void,
+            )
+            for logits in scores
+        ]
+    )
+
+
+def heatmaps(joints: Tensor, size: tuple[int, int], stride: int, sigma: float) -> Tensor:
+    """Gaussian targets float32 (N, J, h, w) of height 1. `joints` (N, J, 3): x, y in pixels of the input."""
+    height, width = size
+    x, y = (joints[:, :, :2] / stride).unbind(-1)
+    dx = torch.arange(width, device=joints.device) - x[:, :, None]
+    dy = torch.arange(height, device=joints.device) - y[:, :, None]
+    return torch.exp(-(dy[:, :, :, None] ** 2 + dx[:, :, None, :] ** 2) / (2 * sigma**2))
+
+
+def pose(scores: Sequence[Tensor], joints: Tensor, stride: int, sigma: float) -> Tensor:
+    """Mean squared error of each exit's heatmaps: (exits,). Joints of weight 0 (`joints[..., 2]`) do not count."""
+    size = (int(scores[0].shape[-2]), int(scores[0].shape[-1]))
+    target = heatmaps(joints, size, stride, sigma)
+    weight = joints[:, :, 2, None, None]
+    return torch.stack([(weight * (found.float() - target) ** 2).mean() for found in scores])

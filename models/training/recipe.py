@@ -1,0 +1,120 @@
+"""How a network is trained: the values of a run, read from `train.json` beside a shipped model. Imports no network."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from models.training.augment import Augmentation, Range
+
+FILE = "train.json"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run. `crop`: (height, width) of the network's input. `scale`: range of the zoom relative to the data
+    set's own size (or to the person's square). `masks`: whether exits mask what follows, where the network can.
+    """
+
+    steps: int
+    batch: int
+    crop: tuple[int, int]
+    scale: Range
+    masks: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch < 2:
+            raise ValueError(f"{self.steps} steps of {self.batch} images; at least 0 steps of 2 images are needed")
+        if self.crop[0] % 32 or self.crop[1] % 32:
+            raise ValueError(f"the crop is {self.crop[0]}x{self.crop[1]}; both must be multiples of 32")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`splits`: folders (CamVid) or parts (LSP) to train on. `hold_out`: drives of CamVid that are left out, and scored.
+
+    `phases` follow each other; the learning rate rises linearly over `warm_up` (share of all steps), then falls along a
+    cosine to 0. `class_softness`: see `losses.class_weights`. `ema_steps`: what is scored and shipped is the
+    exponential mean of the weights over about so many steps.
+    """
+
+    splits: tuple[str, ...]
+    phases: tuple[Phase, ...]
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warm_up: float = 0.05
+    ema_steps: int = 500
+    class_softness: float = 1.1
+    hold_out: tuple[str, ...] = ()
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_at(self, step: int) -> Phase:
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase
+            step -= phase.steps
+        raise IndexError(f"the recipe ends after {self.steps} steps")
+
+    def images_before(self, step: int) -> int:
+        """How many images the steps before this one took."""
+        images = 0
+        for phase in self.phases:
+            images += phase.batch * min(step, phase.steps)
+            step -= min(step, phase.steps)
+        return images
+
+    def learning_rate_at(self, step: int) -> float:
+        rising = (step + 1) / max(self.warm_up * self.steps, 1)
+        falling = 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1)))
+        return self.learning_rate * min(rising, 1) * falling
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Recipe":
+        """Raises ValueError on a field that is missing or unknown."""
+        try:
+            values = {name: _tuples(value) for name, value in data.items()}
+            values["phases"] = tuple(Phase(**_values(phase)) for phase in data["phases"])
+            values["augmentation"] = Augmentation(**_values(data.get("augmentation", {})))
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            known = ", ".join(item.name for item in fields(cls))
+            raise ValueError(f"not a training recipe: {error}; its fields are {known}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> "Recipe":
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no recipe {path}; name one with --recipe")
+        return cls.from_json(json.loads(path.read_text()))
+
+    def override(self, settings: Mapping[str, Any]) -> "Recipe":
+        """With fields replaced; those of phase 0 and of the augmentation are named `phases.0.NAME`,
+        `augmentation.NAME`. Raises ValueError on an unknown one."""
+        data = json.loads(json.dumps(self.to_json()))
+        for name, value in settings.items():
+            *path, last = name.split(".")
+            target = data
+            try:
+                for part in path:
+                    target = target[int(part) if isinstance(target, list) else part]
+                target[last] = value
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise ValueError(f"a recipe has no field {name!r}; its fields are {', '.join(data)}") from error
+        return Recipe.from_json(data)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _values(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _tuples(value) for name, value in data.items()}

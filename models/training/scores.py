@@ -1,0 +1,65 @@
+"""Scores: mIoU for segmentation, PCK for pose. Pure functions of tensors; imports no network."""
+
+import torch
+from torch import Tensor
+
+RIGHT_SHOULDER, LEFT_SHOULDER, RIGHT_HIP, LEFT_HIP = 12, 13, 2, 3
+PELVIS, THORAX, NECK, HEAD_TOP = 6, 7, 8, 9
+
+
+def confusion(found: Tensor, labels: Tensor, classes: int, void: int) -> Tensor:
+    """Pixels by (label, found): float (classes, classes). Integer tensors of one shape; `void` labels do not count."""
+    counted = labels != void
+    pairs = labels[counted].long() * classes + found[counted].long()
+    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes).float()
+
+
+def iou(matrix: Tensor) -> Tensor:
+    """Intersection over union of each class (classes,); nan for a class that is neither labelled nor found."""
+    right = matrix.diagonal()
+    return right / (matrix.sum(0) + matrix.sum(1) - right)
+
+
+def peaks(heatmaps: Tensor) -> Tensor:
+    """The highest position of each heatmap (N, J, h, w), moved a quarter towards its higher neighbour: (N, J, 2), x, y.
+
+    As `postprocess.keypoints` decodes, for whole batches.
+    """
+    count, joints, height, width = heatmaps.shape
+    peak = heatmaps.flatten(2).argmax(2)
+    y, x = peak // width, peak % width
+    padded = torch.nn.functional.pad(heatmaps, (1, 1, 1, 1), mode="replicate").flatten(2)
+
+    def at(dy: int, dx: int) -> Tensor:
+        return padded.gather(2, ((y + 1 + dy) * (width + 2) + x + 1 + dx)[:, :, None])[:, :, 0]
+
+    inside = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
+    slope = torch.stack([at(0, 1) - at(0, -1), at(1, 0) - at(-1, 0)], -1).sign()
+    return torch.stack([x, y], -1) + 0.25 * slope * inside[:, :, None]
+
+
+def correct(points: Tensor, joints: Tensor, share: float = 0.2) -> Tensor:
+    """PCK: whether each joint was found within `share` of the torso's length: float (N, J), nan where it is not scored.
+
+    `points` (N, J, 2), `joints` (N, J, 3) in one frame of pixels, MPII's order. The torso's length is that from left
+    shoulder to right hip, or, where those are not both labelled, from right shoulder to left hip; without either, the
+    person is not scored. Not scored are joints without a label, and pelvis and thorax, which LSP does not label.
+    """
+    torso = torch.zeros(len(joints), device=joints.device)
+    for shoulder, hip in ((RIGHT_SHOULDER, LEFT_HIP), (LEFT_SHOULDER, RIGHT_HIP)):
+        length = (joints[:, shoulder, :2] - joints[:, hip, :2]).norm(dim=-1)
+        torso = torch.where((joints[:, shoulder, 2] > 0) & (joints[:, hip, 2] > 0), length, torso)
+    right = _within(points, joints, share * torso)
+    right[:, [PELVIS, THORAX]] = torch.nan
+    return right
+
+
+def correct_by_head(points: Tensor, joints: Tensor, head_px: Tensor, share: float = 0.5) -> Tensor:
+    """PCKh: as `correct`, within `share` of the head's size, (N,), nan or 0 where it is unknown."""
+    return _within(points, joints, share * head_px.nan_to_num(0))
+
+
+def _within(points: Tensor, joints: Tensor, limit: Tensor) -> Tensor:
+    distance = (points - joints[:, :, :2]).norm(dim=-1)
+    scored = (joints[:, :, 2] > 0) & (limit > 0)[:, None]
+    return torch.where(scored, (distance < limit[:, None]).float(), torch.nan)

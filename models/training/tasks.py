@@ -1,0 +1,193 @@
+"""What segmentation and pose do differently in training: batches, losses, scores.
+
+A task holds its whole data set on the device, so that loading never waits. Imports the readers and the network's
+values, no training loop.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.adpc import AdpcNet
+from models.configs import ModelConfig
+from models.preprocess import MULTIPLE, STRIDE
+from models.training import augment, losses, scores
+from models.training.data import camvid, lsp
+from models.training.data.files import in_parallel
+from models.training.data.people import Person, crop
+from models.training.recipe import Recipe
+
+CROP_SIDE = 288
+"""Side of the square that is kept of each person, in pixels; it is wider than the network's input by ROOM."""
+SIGMA = 2.0
+"""Of a target's Gaussian, in positions of the heatmap of a full-size input; smaller inputs have smaller ones."""
+ROOM = 1.28
+"""Times the person's square: room for zooming out, turning and shifting."""
+
+SCORED_TOGETHER = 32
+
+
+class Task(Protocol):
+    examples: int
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs float (N, 3, H, W) and targets of a step; depends on the recipe's seed and `step` alone."""
+
+    def losses(self, found: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """The loss of each exit: (exits,)."""
+
+    def score(self, network: AdpcNet) -> list[float]:
+        """The score of each exit in percent (mIoU, PCK@0.2) on what was held out."""
+
+
+def load(config: ModelConfig, recipe: Recipe, directory: Path, device: torch.device) -> Task:
+    return (Pose if config.task == "pose" else Segmentation)(config, recipe, directory, device)
+
+
+class Sampler:
+    """Which examples make up a step: every epoch all of them in a new order, as the seed and the step have it."""
+
+    def __init__(self, examples: int, recipe: Recipe) -> None:
+        self.examples, self.recipe = examples, recipe
+        self.order: dict[int, Tensor] = {}
+
+    def __call__(self, step: int) -> Tensor:
+        first = self.recipe.images_before(step)
+        positions = range(first, first + self.recipe.phase_at(step).batch)
+        return torch.stack([self._order(position // self.examples)[position % self.examples] for position in positions])
+
+    def generator(self, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self.order:
+            generator = torch.Generator().manual_seed((self.recipe.seed + 1) * 7_000_003 + epoch)
+            self.order = {epoch: torch.randperm(self.examples, generator=generator)} | dict(self.order.items())
+            self.order = {key: value for key, value in self.order.items() if key >= epoch - 1}
+        return self.order[epoch]
+
+
+class Segmentation:
+    """CamVid: random crops of the scenes, class-weighted cross-entropy, mIoU."""
+
+    def __init__(self, config: ModelConfig, recipe: Recipe, directory: Path, device: torch.device) -> None:
+        scenes = [scene for split in recipe.splits for scene in camvid.read(directory, split)]
+        train = [scene for scene in scenes if scene.drive not in recipe.hold_out]
+        held_out = [scene for scene in scenes if scene.drive in recipe.hold_out] or camvid.read(directory, "val")
+        self.recipe, self.classes = recipe, config.outputs
+        self.mean, self.std = (torch.tensor(values, device=device) for values in (config.mean, config.std))
+        self.images, self.labels = _scenes(train, device)
+        self.held_out = _scenes(held_out, device)
+        self.examples = len(train)
+        self.sampler = Sampler(len(train), recipe)
+        self.weights = losses.class_weights(self.labels, self.classes, camvid.VOID, recipe.class_softness)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        how, phase, device = self.recipe.augmentation, self.recipe.phase_at(step), self.images.device
+        generator = self.sampler.generator(step)
+        chosen = self.sampler(step).to(device, non_blocking=True)
+        size = (int(self.images.shape[2]), int(self.images.shape[3]))
+        linear, _ = augment.zooms(how, phase.scale, len(chosen), generator)
+        centre = augment.place(linear, size, phase.crop, generator)
+        where = augment.grid(linear, centre, size, phase.crop, device)
+        padding = torch.zeros_like(self.mean)
+        images = augment.resample(self.images[chosen], where, how, (self.mean, self.std), padding, generator)
+        labels = augment.resample_labels(self.labels[chosen], where, camvid.VOID)
+        return augment.cutmix(images, labels, how.cutmix, generator) if how.cutmix else (images, labels)
+
+    def losses(self, found: Sequence[Tensor], targets: Tensor) -> Tensor:
+        return losses.segmentation(found, targets, self.weights, camvid.VOID)
+
+    @torch.inference_mode()
+    def score(self, network: AdpcNet) -> list[float]:
+        images, labels = self.held_out
+        height, width = images.shape[-2:]
+        confusion = torch.zeros(network.config.exits, self.classes, self.classes, device=images.device)
+        for start in range(0, len(images), SCORED_TOGETHER):
+            rows = slice(start, start + SCORED_TOGETHER)
+            inputs = (images[rows].float() / 255 - self.mean[:, None, None]) / self.std[:, None, None]
+            inputs = torch.nn.functional.pad(inputs, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+            for exit_index, logits in enumerate(network(inputs)):
+                large = torch.nn.functional.interpolate(logits.float(), scale_factor=STRIDE, mode="bilinear")
+                found = large[:, :, :height, :width].argmax(1)
+                confusion[exit_index] += scores.confusion(found, labels[rows], self.classes, camvid.VOID)
+        return [100 * float(scores.iou(matrix).nanmean()) for matrix in confusion]
+
+
+def _scenes(scenes: Sequence[camvid.Scene], device: torch.device) -> tuple[Tensor, Tensor]:
+    """uint8 (N, 3, H, W) and (N, H, W). Raises ValueError unless all are of one size."""
+    images = in_parallel(camvid.Scene.image, scenes)
+    labels = in_parallel(camvid.Scene.labels, scenes)
+    sizes = {image.shape for image in images}
+    if len(sizes) != 1:
+        raise ValueError(f"the images have {len(sizes)} different sizes, {sorted(sizes)[:3]}; training needs one")
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(device), torch.from_numpy(
+        np.stack(labels)
+    ).to(device)
+
+
+class Pose:
+    """LSP: turned, zoomed and mirrored crops around each person, heatmaps, PCK@0.2."""
+
+    def __init__(self, config: ModelConfig, recipe: Recipe, directory: Path, device: torch.device) -> None:
+        self.config, self.recipe = config, recipe
+        self.mean, self.std = (torch.tensor(values, device=device) for values in (config.mean, config.std))
+        people = [person for split in recipe.splits for person in lsp.read(directory, split)]
+        self.images, self.joints = _people(people, CROP_SIDE, ROOM, device)
+        self.held_out = _people(lsp.read(directory, "val"), config.size[0], 1.0, device)
+        self.examples = len(people)
+        self.sampler = Sampler(len(people), recipe)
+        self.swapped = torch.arange(config.outputs)
+        for a, b in config.flip_pairs:
+            self.swapped[[a, b]] = torch.tensor([b, a])
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        how, phase, device = self.recipe.augmentation, self.recipe.phase_at(step), self.images.device
+        generator = self.sampler.generator(step)
+        chosen = self.sampler(step)
+        linear, mirrored = augment.zooms(how, phase.scale, len(chosen), generator)
+        linear = linear * (CROP_SIDE / ROOM / phase.crop[0])
+        shift = augment.uniform(generator, 2 * len(chosen), -how.shift, how.shift).view(-1, 2)
+        centre = CROP_SIDE * (0.5 + shift / ROOM)
+        where = augment.grid(linear, centre, (CROP_SIDE, CROP_SIDE), phase.crop, device)
+        black = -self.mean / self.std
+        chosen_here = chosen.to(device, non_blocking=True)
+        images = augment.resample(self.images[chosen_here], where, how, (self.mean, self.std), black, generator)
+        joints = _placed(self.joints[chosen], linear, centre, phase.crop)
+        joints = torch.where(mirrored[:, None, None], joints[:, self.swapped], joints)
+        return images, joints.to(device, non_blocking=True)
+
+    def losses(self, found: Sequence[Tensor], targets: Tensor) -> Tensor:
+        return losses.pose(found, targets, STRIDE, SIGMA * found[0].shape[-1] * STRIDE / self.config.size[1])
+
+    @torch.inference_mode()
+    def score(self, network: AdpcNet) -> list[float]:
+        images, joints = self.held_out
+        right: list[list[Tensor]] = [[] for _ in range(network.config.exits)]
+        for start in range(0, len(images), SCORED_TOGETHER):
+            rows = slice(start, start + SCORED_TOGETHER)
+            inputs = (images[rows].float() / 255 - self.mean[:, None, None]) / self.std[:, None, None]
+            for exit_index, maps in enumerate(network(inputs)):
+                points = scores.peaks(maps.float().cpu()) * STRIDE
+                right[exit_index].append(scores.correct(points, joints[rows]))
+        return [100 * float(torch.cat(parts).nanmean()) for parts in right]
+
+
+def _placed(joints: Tensor, linear: Tensor, centre: Tensor, crop_size: tuple[int, int]) -> Tensor:
+    """The joints (N, J, 3) in the crops; those outside lose their label."""
+    size = torch.tensor([crop_size[1], crop_size[0]], dtype=torch.float32)
+    offset = joints[:, :, :2] + 0.5 - centre[:, None]
+    points = offset @ torch.linalg.inv(linear).transpose(1, 2) + size / 2 - 0.5
+    inside = ((points >= 0) & (points < size)).all(-1)
+    return torch.cat([points, (joints[:, :, 2] * inside)[:, :, None]], 2)
+
+
+def _people(people: Sequence[Person], side: int, room: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """uint8 (N, 3, side, side) on the device and joints float32 (N, 16, 3) in their pixels on the CPU."""
+    crops = in_parallel(lambda person: crop(person, side, room), people)
+    images = torch.from_numpy(np.stack([image for image, _ in crops])).permute(0, 3, 1, 2).contiguous()
+    return images.to(device), torch.from_numpy(np.stack([joints for _, joints in crops]))

@@ -1,0 +1,193 @@
+"""python -m models train: one screenful of loop around a task, a network and a recipe.
+
+Imports no executor: what is trained is the network with the reference meaning.
+"""
+
+import argparse
+import json
+import time
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models.adpc import AdpcNet
+from models.checkpoint import WEIGHTS_FILE, ZOO, load_weights, resolve, save_directory
+from models.configs import ModelConfig, config
+from models.training import tasks
+from models.training.graph import Replayed, Update
+from models.training.recipe import FILE, Recipe
+
+CHECKPOINT = "checkpoint.pt"
+SAVE_EVERY_S = 30.0
+"""Between checkpoints; an interrupted run loses no more than this."""
+
+
+@dataclass
+class Run:
+    """All that a run must remember to go on as if it had never stopped.
+
+    `mean`: the network with the exponential mean of the weights, which is what is scored and shipped.
+    """
+
+    network: AdpcNet
+    mean: AdpcNet
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, model: ModelConfig, recipe: Recipe, device: torch.device, weights: Path | None = None) -> "Run":
+        """From random weights that the recipe's seed decides, or from a file of weights."""
+        torch.manual_seed(recipe.seed)
+        network = AdpcNet(model)
+        if weights:
+            load_weights(network, weights)
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if device.type == "cuda":
+            from models.training.fused import fuse  # noqa: PLC0415  (Triton is there only where there is a GPU)
+
+            fuse(network)
+        decayed = [p for p in network.parameters() if p.ndim > 1]
+        others = [p for p in network.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        graphs = device.type == "cuda"  # a replayed step reads its rate from a tensor
+        rate = torch.tensor(0.0, device=device) if graphs else 0.0
+        optimizer = torch.optim.AdamW(groups, lr=rate, fused=graphs, capturable=graphs)
+        return cls(network, deepcopy(network).eval().requires_grad_(False), optimizer)
+
+    def save(self, output: Path) -> None:
+        """The checkpoint, and the mean as a model directory in half precision."""
+        parts = {name: getattr(self, name).state_dict() for name in ("network", "mean", "optimizer")}
+        partial = output / f"{CHECKPOINT}.part"
+        torch.save({**parts, "step": self.step, "history": self.history}, partial)
+        partial.replace(output / CHECKPOINT)  # a crash while writing leaves the old one
+        save_directory(output, self.mean, torch.float16)
+
+    def load(self, output: Path) -> None:
+        """Raises FileNotFoundError, and ValueError if the checkpoint is another network's."""
+        path = output / CHECKPOINT
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no {path} to resume from; leave out --resume to start anew")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        try:
+            for name in ("network", "mean", "optimizer"):
+                getattr(self, name).load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{path} is of another network or recipe: {str(error).splitlines()[0]}") from error
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.step, self.history = state["step"], state["history"]
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def follow(self, share: float) -> None:
+        """Move the mean by this share towards the weights."""
+        torch._foreach_lerp_(_floats(self.mean), _floats(self.network), share)
+
+
+def _floats(network: AdpcNet) -> list[Tensor]:
+    """Weights and running statistics, without the counters."""
+    return [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
+
+
+def update_of(run: Run, task: tasks.Task, compiled: bool) -> Update:
+    """One step of training: forward in bfloat16 on a GPU, the sum of the exits' losses, backward, optimizer."""
+    on_gpu = next(run.network.parameters()).is_cuda
+
+    def losses(inputs: Tensor, targets: Tensor, adaptive: bool | None) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+            found = run.network(inputs, adaptive)
+        return task.losses(found, targets)
+
+    if compiled:
+        losses = torch.compile(losses, fullgraph=True, dynamic=False)
+
+    def update(inputs: Tensor, targets: Tensor, adaptive: bool | None) -> Tensor:
+        exit_losses = losses(inputs.contiguous(memory_format=torch.channels_last), targets, adaptive)
+        run.optimizer.zero_grad()
+        exit_losses.sum().backward()  # equation 1, all weights 1
+        run.optimizer.step()
+        return exit_losses.detach()
+
+    return Replayed(update) if on_gpu else update
+
+
+def train(
+    run: Run, task: tasks.Task, recipe: Recipe, output: Path, minutes: float, score_every: int, compiled: bool
+) -> None:
+    """Train to the recipe's last step, or for `minutes`. Checkpoints and weights are in `output` at the end."""
+    update = update_of(run, task, compiled)
+    started_s = saved_s = time.monotonic()
+    losses, since = torch.zeros(run.network.config.exits, device=run.network.conv1.weight.device), run.step
+    run.network.train()
+    with tqdm(total=recipe.steps, initial=run.step, unit="step", mininterval=5, smoothing=0.05) as bar:
+        while run.step < recipe.steps and time.monotonic() - started_s < minutes * 60:
+            run.set_rate(recipe.learning_rate_at(run.step))
+            losses += update(*task.batch(run.step), None if recipe.phase_at(run.step).masks else False)
+            run.step += 1
+            run.follow(1 / min(recipe.ema_steps, 1 + run.step / 10))
+            bar.update()
+            if run.step % score_every == 0 or run.step == recipe.steps:
+                mean = (losses / (run.step - since)).tolist()
+                run.history.append({"step": run.step, "losses": mean, "scores": task.score(run.mean)})
+                bar.write(json.dumps(run.history[-1] | {"images_per_s": round((bar.format_dict["rate"] or 0) * recipe.phase_at(run.step - 1).batch)}))
+                losses, since = torch.zeros_like(losses), run.step
+            if time.monotonic() - saved_s > SAVE_EVERY_S:
+                run.save(output)
+                saved_s = time.monotonic()
+    run.save(output)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a named configuration: python -m models flops --help lists them")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model directory to write")
+    parser.add_argument("--recipe", type=Path, help=f"default: {FILE} of the shipped model of that name")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=JSON", help="change a field of the recipe, e.g. steps=1000"
+    )
+    parser.add_argument("--init", metavar="MODEL", help="start from the weights of this model directory")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this long; --resume goes on")
+    parser.add_argument("--score-every", type=int, default=1000, metavar="STEPS")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: minutes at the start, a tenth faster then")
+
+
+def main(args: argparse.Namespace) -> int:
+    torch.set_float32_matmul_precision("high")
+    device = torch.device(args.device)
+    model = config(args.config)
+    recipe = Recipe.load(args.recipe or ZOO / args.config / FILE).override(dict(map(setting, args.set)))
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / FILE).write_text(json.dumps(recipe.to_json(), indent=1) + "\n")
+    run = Run.begin(model, recipe, device, resolve(args.init) / WEIGHTS_FILE if args.init else None)
+    if args.resume:
+        run.load(args.output)
+    task = tasks.load(model, recipe, args.data, device)
+    epochs = recipe.images_before(recipe.steps) / task.examples
+    print(f"{model.name}: {task.examples} examples, {epochs:.0f} epochs in {recipe.steps} steps on {device}", flush=True)
+    train(run, task, recipe, args.output, args.minutes, args.score_every, args.compile)
+    return 0
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """`NAME=JSON`. Raises ValueError on anything else."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text}: give NAME=JSON, for example steps=1000")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--set {text}: {value!r} is not JSON ({error}); quote text, e.g. {name}='[\"a\"]'") from error
