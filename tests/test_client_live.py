@@ -4,13 +4,13 @@ import asyncio
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 from adpc_client import AsyncClient, BadInputError, Client, NoExitError, NotFoundError, UnsupportedImageError
 from adpc_client.__main__ import main
-from live_server import ROOT
 from PIL import Image
 
 IMAGE = tiny.image()
@@ -187,5 +187,7 @@ def test_failures_are_status_1(live_url, photo, capsys):
 
 def test_help_of_the_command():
     command = [sys.executable, "-m", "adpc_client", "--help"]
-    done = subprocess.run(command, cwd=ROOT / "clients", capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent.parent / "clients", capture_output=True, text=True, check=True
+    )
     assert "predict" in done.stdout and "stream" in done.stdout and "load" in done.stdout
