@@ -7,6 +7,8 @@ import os
 import queue
 import signal
 import threading
+import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -29,7 +31,7 @@ from server.link import Link, ProcessLink
 from server.memory import attach
 from server.settings import Settings
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 """For what must happen; reached only by a test that fails."""
 CONFIGS = (tiny.SEGMENTATION, tiny.POSE)
 MACS = (10.0, 20.0, 30.0, 40.0)
@@ -137,13 +139,16 @@ class Live:
         self.loop.call_soon_threadsafe(self.server.handle_exit, signal.SIGTERM, None)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Until something that the server does by itself has happened."""
-        tick = threading.Event()
-        for _ in range(round(PATIENCE_S / 0.01)):
-            if condition():
-                return
-            tick.wait(0.01)
-        raise AssertionError("it did not happen")
+        wait_for(condition)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until something that a server does by itself has happened."""
+    tick = threading.Event()
+    until_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < until_s, "it did not happen"
+        tick.wait(0.01)
 
 
 class Later:
@@ -242,3 +247,12 @@ def photo(height: int = 60, width: int = 90, kind: str = "PNG", seed: int = 0) -
     file = io.BytesIO()
     Image.fromarray(tiny.image(height, width, seed)).save(file, kind)
     return file.getvalue()
+
+
+def decoded(encoding: str, data: bytes, held: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A map as a client makes it from a binary frame, and from the map it holds."""
+    if encoding == "raw":
+        return np.frombuffer(data, np.uint8).reshape(held.shape)
+    if encoding == "delta":
+        return held ^ np.frombuffer(zlib.decompress(data), np.uint8).reshape(held.shape)
+    return np.asarray(Image.open(io.BytesIO(data)))

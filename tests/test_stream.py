@@ -1,10 +1,8 @@
 """The WebSocket, against a worker that the tests play."""
 
 import base64
-import io
 import json
 import socket
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,7 @@ import live
 import numpy as np
 import pytest
 import tiny
-from live import Live, ScriptedWorker, photo
-from numpy.typing import NDArray
-from PIL import Image
+from live import Live, ScriptedWorker, decoded, photo
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
@@ -68,15 +64,6 @@ def hear_bytes(connection: ClientConnection, count: int) -> bytes:
     message = connection.recv(live.PATIENCE_S)
     assert isinstance(message, bytes) and len(message) == count
     return message
-
-
-def decoded(encoding: str, data: bytes, held: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A map as a client makes it from a binary frame, and from the map it holds."""
-    if encoding == "raw":
-        return np.frombuffer(data, np.uint8).reshape(held.shape)
-    if encoding == "delta":
-        return held ^ np.frombuffer(zlib.decompress(data), np.uint8).reshape(held.shape)
-    return np.asarray(Image.open(io.BytesIO(data)))
 
 
 @pytest.mark.parametrize("encoding", ["png", "raw", "delta"])
