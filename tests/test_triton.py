@@ -23,7 +23,7 @@ from models.preprocess import Frame
 
 # Where a tile is not full, it multiplies memory that nobody has written, and throws the result away.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
-MODULES = [f"models.executors.triton{part}" for part in ("_kernels", "_layers", "_network", "")]
+MODULES = [f"models.executors.triton{part}" for part in ("_layers", "_pass", "")]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_batches_in_half_precision(gpu: dict[str, ModuleType]) -> None:
 def test_layers_that_are_faster_dense_give_the_same(
     gpu: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu["_layers"], "name", lambda layer, x: "any")
+    monkeypatch.setattr(gpu["_pass"], "name", lambda layer, x: "any")
     monkeypatch.setattr(gpu[""].Plan, "dense", lambda plan, share: frozenset({"any"}))
     ours = gpu[""].TritonExecutor(network(), "cpu", torch.float32)
     same(ours, ReferenceExecutor(network()), inputs(1, 3, 32, 32))
@@ -149,15 +149,15 @@ def test_a_convolution_at_any_share(
                 torch.randn(parameter.shape, generator=generator) * 0.3 if parameter.ndim else torch.tensor(0.7)
             )
         expected = F.relu(conv(x, Masks(mask))).permute(0, 2, 3, 1)
-    layers: Any = gpu["_layers"]
-    layer = layers.fold(conv, None, True, torch.float32)
-    rows, counts = layers.empty_rows(mask[:, 0].to(torch.uint8))
-    work = layers.Pass(rows, 16, frozenset(), None)
+    work_on: Any = gpu["_pass"]
+    layer = gpu["_layers"].fold(conv, None, True, torch.float32)
+    rows, counts = work_on.empty_rows(mask[:, 0].to(torch.uint8))
+    work = work_on.Pass(rows, 16)
     crop = torch.tensor([[16, 5], [3, 8]], dtype=torch.int32)
-    layers.list_rows(work, counts, crop, layer.reach, everywhere=True)
+    work_on.list_rows(work, counts, crop, layer.reach, everywhere=True)
     found = work.convolve(layer, F.pad(x.permute(0, 2, 3, 1), (0, 12)).contiguous())
     torch.testing.assert_close(found[..., :40], expected, rtol=1e-4, atol=1e-4)
-    statistics = counts[layers.LEVELS :].view(2, 8)
+    statistics = counts[work_on.LEVELS :].view(2, 8)
     assert statistics[:, level].tolist() == [int(m[:, :: 1 << level, :: 1 << level].sum()) for m in mask]
     assert statistics[:, 7].tolist() == [int(mask[0, 0, :16, :5].sum()), int(mask[1, 0, :3, :8].sum())]
 
@@ -165,10 +165,10 @@ def test_a_convolution_at_any_share(
 def test_needed_rows_are_all_that_a_later_layer_can_read(gpu: dict[str, ModuleType]) -> None:
     mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
     mask[0, 13, 21] = mask[0, 0, 0] = 1
-    layers: Any = gpu["_layers"]
-    rows, counts = layers.empty_rows(mask)
+    work_on: Any = gpu["_pass"]
+    rows, counts = work_on.empty_rows(mask)
     crop = torch.zeros(1, 2, dtype=torch.int32)
-    layers.list_rows(layers.Pass(rows, 32, frozenset(), None), counts, crop, 1, everywhere=False)
+    work_on.list_rows(work_on.Pass(rows, 32), counts, crop, 1, everywhere=False)
     for level, these in enumerate(rows):
         active, interpolated = these.counts[:2].tolist()
         size = 32 >> level

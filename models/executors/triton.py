@@ -5,7 +5,7 @@ take their features along when others need the place. Nothing waits for the devi
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,20 +18,10 @@ from models.anytime import Exit, ExitMap, Extra, State, Step, check_batch
 from models.confidence import active
 from models.configs import Masking
 from models.executors.reference import UNSURE
-from models.executors.triton_layers import (
-    IMAGE_CHANNELS,
-    LEVELS,
-    SETTLED_BY,
-    Layer,
-    Pass,
-    capture,
-    empty_rows,
-    list_rows,
-    measure,
-    padded,
-    settle,
-)
+from models.executors.triton_choices import Choice, capture, choose
+from models.executors.triton_layers import IMAGE_CHANNELS, Layer, padded
 from models.executors.triton_network import Branches, TritonNetwork
+from models.executors.triton_pass import LEVELS, SETTLED_BY, Pass, empty_rows, list_rows, settle
 from models.flops import Size, costs
 from models.postprocess import render
 from models.preprocess import STRIDE, Box, Frame, prepare
@@ -62,9 +52,9 @@ class TritonState(State):
 class TritonExecutor:
     """Runs an `AdpcNet` step by step in half precision. See `AnytimeModel`.
 
-    `choices`: for each size and batch that was warmed up, the masked layers that are convolved densely and the active
-    share from which that was measured to be faster. `forced`: by exit, positions bool (1 or N, 1, h, w) that stay
-    active whatever the scores say; for measurements, to be set before the first request.
+    `choices`: for each size and batch that was warmed up, how each masked layer was measured to be fastest.
+    `forced`: by exit, positions bool (1 or N, 1, h, w) that stay active whatever the scores say; for measurements, to be
+    set before the first request.
     """
 
     executor = "triton"
@@ -74,7 +64,7 @@ class TritonExecutor:
         self.device = device
         self.steps = network.steps
         self.network = TritonNetwork(network, torch.device(device), dtype)
-        self.choices: dict[str, dict[str, float]] = {}
+        self.choices: dict[str, Mapping[str, Choice]] = {}
         self.forced: dict[int, Tensor] = {}
         self._plans: dict[tuple[Size, int], Plan] = {}
 
@@ -117,7 +107,7 @@ class TritonExecutor:
             while len(self._plans) >= PLANS:
                 self._plans.pop(next(iter(self._plans))).vacate()
             plan = Plan(self.network, shape, batch, self.forced)
-            self.choices[f"{shape[0]}x{shape[1]}x{batch}"] = plan.thresholds
+            self.choices[f"{shape[0]}x{shape[1]}x{batch}"] = plan.choices
         self._plans[key] = plan
         return plan
 
@@ -160,7 +150,7 @@ class Plan:
         self.rows, self.counts = empty_rows(self.mask)
         self.image = torch.zeros((batch, *shape, IMAGE_CHANNELS), dtype=network.dtype, device=device)
         self._places: dict[str, list[Tensor]] = {}
-        self.thresholds: dict[str, float] = {}
+        self.choices: dict[str, Choice] = {}
         self.seen: dict[str, tuple[Layer, torch.Size]] = {}
         self.fixed = dict(forced)
         self.streams: list[torch.cuda.Stream] | None = [] if device.type == "cuda" else None
@@ -214,15 +204,15 @@ class Plan:
         if self.network.device.type != "cuda":
             self._step(index, dense)
             return
-        if (index, dense) not in self._graphs:
-            self._graphs[index, dense] = self._capture(
-                index, dense
-            )  # its kernels were compiled when they were measured
-        self._graphs[index, dense].replay()
+        if (index, dense) in self._graphs:
+            self._graphs[index, dense].replay()
+            return
+        self._step(index, dense)  # compiles what is new, which must not happen while a graph is captured
+        self._graphs[index, dense] = self._capture(index, dense)
 
     def dense(self, share: float) -> frozenset[str]:
         """The masked layers that are faster dense when `share` of positions is active."""
-        return frozenset(name for name, threshold in self.thresholds.items() if share > threshold)
+        return frozenset(name for name, choice in self.choices.items() if share > choice.dense_from)
 
     def fetch_statistics(self) -> NDArray[np.int32]:
         """Of the exit that ran last, see `list_rows`; waits for the device."""
@@ -239,7 +229,8 @@ class Plan:
         xs = self._after(index - 1)
         first = next(i for i, s in enumerate(network.steps) if s.exit is not None)
         rows = self.rows if self.adaptive and index > first else ()
-        work = Pass(rows, self.shape[0] // STRIDE, dense, self.streams, self.seen)
+        tiles = {name: choice.tile for name, choice in self.choices.items()}
+        work = Pass(rows, self.shape[0] // STRIDE, self.streams, dense=dense, tiles=tiles, seen=self.seen)
         if step.exit is None:
             module = step.name.startswith("stage")
             after = network.run(step, xs, work, self._after(index) if module else ())
@@ -265,7 +256,7 @@ class Plan:
             self.mask.copy_(self.fixed[index][:, 0])
 
     def _list(self) -> None:
-        work = Pass(self.rows, self.shape[0] // STRIDE, frozenset(), self.streams)
+        work = Pass(self.rows, self.shape[0] // STRIDE, self.streams)
         everywhere = self.masking.criterion not in SETTLED_BY
         list_rows(work, self.counts, self.crop, self.network.reach, everywhere=everywhere)
 
@@ -297,11 +288,9 @@ class Plan:
         for index in range(len(self.network.steps)):
             self._step(index, frozenset())
         for name, (layer, shape) in self.seen.items():
-            threshold = measure(layer, shape, self.rows, self.counts, self.shape[0] // STRIDE)
-            if threshold < 1:
-                self.thresholds[name] = max(threshold, 0.0)
+            self.choices[name] = choose(layer, shape, self.rows, self.counts, self.shape[0] // STRIDE)
         for index in range(len(self.network.steps)):
-            self._graphs[index, frozenset()] = self._capture(index, frozenset())
+            self.run(index, share=0)
         torch.cuda.synchronize()
 
     def _capture(self, index: int, dense: frozenset[str]) -> torch.cuda.CUDAGraph:
