@@ -114,6 +114,12 @@ def test_layers_that_are_faster_dense_give_the_same(
     same(ours, ReferenceExecutor(network()), inputs(1, 3, 32, 32))
 
 
+def test_the_check_before_serving_compares_scores(gpu: dict[str, ModuleType]) -> None:
+    model = gpu[""].TritonExecutor(network(tiny.POSE), "cpu", torch.float32)
+    with pytest.raises(RuntimeError, match=r"off by .* after exit1; half precision explains 5%"):
+        model.check(ReferenceExecutor(tiny.network(tiny.POSE, seed=1)))
+
+
 def test_requests_make_room_for_each_other(gpu: dict[str, ModuleType]) -> None:
     model = gpu[""].TritonExecutor(network(), "cpu", torch.float32)
     both = inputs(2, 3, 32, 32)

@@ -44,16 +44,23 @@ def build(network: AdpcNet, device: str = "cpu", executor: str = "auto", threads
     if executor == "reference":
         return ReferenceExecutor(network, device)
     try:
-        if device == "cpu":
-            return SparseExecutor(network, threads)
-        from models.executors.triton import TritonExecutor  # noqa: PLC0415 - comes with PyTorch for CUDA only
-
-        return TritonExecutor(network, device)
-    except (OSError, ModuleNotFoundError) as error:
+        return _fastest(network, device, threads)
+    except (OSError, ModuleNotFoundError, RuntimeError) as error:
         if executor != "auto":
             raise ValueError(str(error)) from error
         log.warning("running the reference executor, which saves no time where masks save work: %s", error)
     return ReferenceExecutor(network, device)
+
+
+def _fastest(network: AdpcNet, device: str, threads: int) -> AnytimeModel:
+    """The sparse executor of a device. Raises OSError, ModuleNotFoundError, RuntimeError where it cannot run."""
+    if device == "cpu":
+        return SparseExecutor(network, threads)
+    from models.executors.triton import TritonExecutor  # noqa: PLC0415 - Triton comes with PyTorch for CUDA only
+
+    model = TritonExecutor(network, device)
+    model.check(ReferenceExecutor(network, device))
+    return model
 
 
 def resolve_device(device: str) -> str:

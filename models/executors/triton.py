@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.adpc import AdpcNet
-from models.anytime import Exit, ExitMap, Extra, State, Step, check_batch
+from models.anytime import AnytimeModel, Exit, ExitMap, Extra, State, Step, check_batch
 from models.confidence import active
 from models.configs import Masking
 from models.executors.reference import UNSURE
@@ -26,6 +26,8 @@ from models.flops import Size, costs
 from models.postprocess import render
 from models.preprocess import STRIDE, Box, Frame, prepare
 
+TOLERANCE = 0.05
+"""Mean difference of scores over their mean size that rounding to halves can explain."""
 PLANS = 8
 """Sizes and batches whose graphs are kept; the one that was not used for longest makes room."""
 
@@ -53,8 +55,8 @@ class TritonExecutor:
     """Runs an `AdpcNet` step by step in half precision. See `AnytimeModel`.
 
     `choices`: for each size and batch that was warmed up, how each masked layer was measured to be fastest.
-    `forced`: by exit, positions bool (1 or N, 1, h, w) that stay active whatever the scores say; for measurements, to be
-    set before the first request.
+    `forced`: by exit, positions bool (1 or N, 1, h, w) that stay active whatever the scores say; for measurements, to
+    be set before the first request.
     """
 
     executor = "triton"
@@ -99,6 +101,29 @@ class TritonExecutor:
         if state.exit is None:
             raise ValueError(f"no exit is finished after {state.next_step} of {len(self.steps)} steps; advance further")
         return render(state.exit, self.config, state.frame, extra)
+
+    def check(self, reference: AnytimeModel) -> None:
+        """Compare the exits of a small input with those of `reference`.
+
+        Kernels are compiled here and now, for whatever GPU, driver and compiler there are. Raises RuntimeError if that
+        fails, or if scores differ by more than half precision explains.
+        """
+        inputs = torch.randn((1, 3, 64, 96), generator=torch.Generator().manual_seed(0))
+        ours, theirs = (model.start(inputs, Frame(64, 96)) for model in (self, reference))
+        for step in self.steps:
+            try:
+                self.advance([ours])
+            except Exception as error:
+                raise RuntimeError(f"the GPU executor fails on {self.device} in {step.name}: {error}") from error
+            reference.advance([theirs])
+            if ours.exit is not None and theirs.exit is not None:
+                # The mean: at single positions rounding may decide about the mask.
+                difference = (ours.exit.scores - theirs.exit.scores).abs().mean() / theirs.exit.scores.abs().mean()
+                if not difference < TOLERANCE:
+                    raise RuntimeError(
+                        f"the GPU executor is off by {difference:.1%} on {self.device} after {step.name}; "
+                        f"half precision explains {TOLERANCE:.0%}"
+                    )
 
     def _plan(self, shape: Size, batch: int) -> "Plan":
         key = shape, batch

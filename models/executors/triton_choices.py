@@ -29,7 +29,8 @@ class Choice:
 def choose(layer: Layer, shape: torch.Size, rows: Sequence[Rows], counts: Tensor, height: int) -> Choice:
     """Measure `layer` on noise of `shape`.
 
-    `rows` and `counts`, of maps `height` high at the finest size, are overwritten. Tiles are compared at half of all positions. The time of a sparse layer is taken as linear in the active share.
+    `rows` and `counts`, of maps `height` high at the finest size, are overwritten. Tiles are compared at half of all
+    positions. The time of a sparse layer is taken as linear in the active share.
     """
     x = torch.randn(shape, device=layer.weight.device).to(layer.weight.dtype)
     mask = rows[0].mask

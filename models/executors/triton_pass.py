@@ -94,8 +94,8 @@ class Pass:
     """Runs layers over the maps of one step. `rows`: by level; none: everything is computed, nothing masked.
 
     `dense`: masked layers that are convolved everywhere, by cuDNN, because that was measured to be faster. `tiles`: by
-    layer, where one was measured to be the fastest. `streams`: filled as needed; None: there are none. `seen`: takes the
-    masked layers that are run, with the shapes of their inputs.
+    layer, where one was measured to be the fastest. `streams`: filled as needed; None: there are none. `seen`: takes
+    the masked layers that are run, with the shapes of their inputs.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from models.adpc import AdpcNet
@@ -178,7 +178,7 @@ def torch_compile(name: str, inputs: Tensor, mode: str) -> Callable[[], object]:
 def onnx_runtime(name: str, inputs: Tensor, folder: Path) -> Callable[[], object] | None:
     """ONNX Runtime with CUDA, or None if it is not installed so."""
     try:
-        import onnxruntime  # noqa: PLC0415 - an optional extra
+        import onnxruntime  # type: ignore[import-untyped]  # noqa: PLC0415 - an optional extra
     except ModuleNotFoundError:
         return None
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
@@ -197,7 +197,7 @@ def onnx_runtime(name: str, inputs: Tensor, folder: Path) -> Callable[[], object
 
 
 def bench(
-    width: str, size: Size, shares: tuple[float, ...], repeats: int, modes: Sequence[str], folder: Path
+    width: str, size: Size, shares: tuple[float, ...], *, repeats: int, modes: Sequence[str], folder: Path
 ) -> list[Timing]:
     """Every runtime on one-exit HRNet, the anytime network without masks, and with them."""
     label = f"{size[0]}x{size[1]}"
@@ -215,7 +215,8 @@ def bench(
     executor = TritonExecutor(network(masked), "cuda")
     executor.forced = forced
     add("triton, masks", masked, steps(executor, inputs, repeats), error(masked, size, forced))
-    print(f"{'':10}  dense layers at share: {executor.choices}")
+    for name, choice in executor.choices[f"{label}x1"].items():
+        print(f"{'':10}  {name:32} {choice}, {choice.tile}")
     executor = TritonExecutor(network(masked), "cuda")
     executor.forced = {index: torch.ones_like(mask) for index, mask in forced.items()}
     add("triton, everything active", masked, steps(executor, inputs, repeats))
@@ -251,7 +252,7 @@ def main() -> int:
     rows: list[Timing] = []
     for width in args.networks:
         for size in args.sizes:
-            rows += bench(width, size, args.active, args.repeats, args.compile, args.output)
+            rows += bench(width, size, args.active, repeats=args.repeats, modes=args.compile, folder=args.output)
             results = {"machine": machine, "rows": [asdict(row) for row in rows]}
             (args.output / "bench-gpu.json").write_text(json.dumps(results, indent=1))
     return 0
