@@ -172,8 +172,8 @@ class Pose:
             rows = slice(start, start + SCORED_TOGETHER)
             inputs = (images[rows].float() / 255 - self.mean[:, None, None]) / self.std[:, None, None]
             for exit_index, maps in enumerate(network(inputs)):
-                points = scores.peaks(maps.float().cpu()) * STRIDE
-                right[exit_index].append(scores.correct(points, joints[rows]))
+                points = scores.peaks(maps.float()) * STRIDE
+                right[exit_index].append(scores.correct(points, joints[rows].to(maps.device)))
         return [100 * float(torch.cat(parts).nanmean()) for parts in right]
 
 

@@ -6,6 +6,7 @@ Imports no executor: what is trained is the network with the reference meaning.
 import argparse
 import json
 import time
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,10 @@ def update_of(run: Run, task: tasks.Task, compiled: bool) -> Update:
 def train(
     run: Run, task: tasks.Task, recipe: Recipe, output: Path, minutes: float, score_every: int, compiled: bool
 ) -> None:
-    """Train to the recipe's last step, or for `minutes`. Checkpoints and weights are in `output` at the end."""
+    """Train to the recipe's last step, or for `minutes`. Checkpoints and weights are in `output` at the end.
+
+    On a GPU, to be called in a stream of its own.
+    """
     update = update_of(run, task, compiled)
     started_s = saved_s = time.monotonic()
     losses, since = torch.zeros(run.network.config.exits, device=run.network.conv1.weight.device), run.step
@@ -178,8 +182,17 @@ def main(args: argparse.Namespace) -> int:
     task = tasks.load(model, recipe, args.data, device)
     epochs = recipe.images_before(recipe.steps) / task.examples
     print(f"{model.name}: {task.examples} examples, {epochs:.0f} epochs in {recipe.steps} steps on {device}", flush=True)
-    train(run, task, recipe, args.output, args.minutes, args.score_every, args.compile)
+    with stream(device):
+        train(run, task, recipe, args.output, args.minutes, args.score_every, args.compile)
     return 0
+
+
+def stream(device: torch.device) -> AbstractContextManager[object]:
+    """A new stream of a GPU, nothing on a CPU."""
+    if device.type != "cuda":
+        return nullcontext()
+    torch.cuda.synchronize()
+    return torch.cuda.stream(torch.cuda.Stream())
 
 
 def setting(text: str) -> tuple[str, Any]:
