@@ -39,15 +39,31 @@ class Cost:
         return self.dense * active + (1 - active) * active * self.interpolation if self.masked else self.dense
 
 
-@lru_cache(maxsize=64)
 def costs(model: ModelConfig, height: int, width: int) -> tuple[Mapping[tuple[Size, bool], Cost], ...]:
     """For every exit, what is computed between the exit before and it: by feature size, and masked or not.
 
-    `height` and `width` are the input's, padded up to multiples of 32.
+    `height` and `width` are the input's, padded up to multiples of 32. All feature sizes divide those, so that every
+    count is in proportion to the area.
     """
-    with torch.device("meta"):
-        network = AdpcNet(model).eval()
-        progress = network.start(torch.empty(1, 3, height + -height % MULTIPLE, width + -width % MULTIPLE))
+    rows, columns = (-(-side // MULTIPLE) for side in (height, width))
+    return tuple(
+        {
+            ((h * rows, w * columns), masked): Cost(
+                cost.dense * rows * columns, cost.interpolation * rows * columns, masked
+            )
+            for ((h, w), masked), cost in exit_costs.items()
+        }
+        for exit_costs in _smallest_costs(model)
+    )
+
+
+@lru_cache(maxsize=64)
+def _smallest_costs(model: ModelConfig) -> tuple[Mapping[tuple[Size, bool], Cost], ...]:
+    """`costs` at 32x32, by running the network there.
+
+    Not on the meta device: its kernels are Python, and a server would wait seconds for them at its start.
+    """
+    network = AdpcNet(model).eval()
     exits: list[Mapping[tuple[Size, bool], Cost]] = []
     sums: dict[tuple[Size, bool], list[int]] = defaultdict(lambda: [0, 0])
 
@@ -59,14 +75,16 @@ def costs(model: ModelConfig, height: int, width: int) -> tuple[Mapping[tuple[Si
         total[0] += layer.weight.numel() * size[0] * size[1]
         total[1] += layer.window**2 * layer.out_channels * size[0] * size[1] if isinstance(layer, MaskedConv2d) else 0
 
-    hooks = [layer.register_forward_hook(count) for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(count)
+    progress = network.start(torch.zeros(1, 3, MULTIPLE, MULTIPLE))
     for step in network.steps:
-        progress = network.advance(progress, step, adaptive=False)
+        with torch.inference_mode():
+            progress = network.advance(progress, step, adaptive=False)
         if step.exit is not None:
             exits.append({key: Cost(total[0], total[1], key[1]) for key, total in sums.items()})
             sums.clear()
-    for hook in hooks:
-        hook.remove()
     return tuple(exits)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,6 +16,7 @@ from models.anytime import AnytimeModel
 from models.checkpoint import load_weights, read_config, resolve
 from models.configs import CONFIGS, ModelConfig
 from models.executors import EXECUTORS, build
+from models.images import upright_rgb
 from models.preprocess import STRIDE, Frame, pad, prepare
 
 
@@ -80,7 +81,7 @@ def _network(model: str, weights: Path | None, threshold: float | None) -> AdpcN
 
 def _image(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     with Image.open(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return upright_rgb(image)
 
 
 def _tensor(path: Path) -> tuple[Tensor, Frame]:

@@ -1,5 +1,6 @@
 """How a trained network is computed: executors turn it into an `AnytimeModel`."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -8,15 +9,19 @@ from models.adpc import AdpcNet
 from models.anytime import AnytimeModel
 from models.checkpoint import load_directory
 from models.executors.reference import ReferenceExecutor
+from models.executors.sparse import SparseExecutor
 
-EXECUTORS = ("auto", "reference")
+EXECUTORS = ("auto", "reference", "sparse", "onnx")
+
+log = logging.getLogger(__name__)
 
 
 def load(directory: Path, device: str = "cpu", executor: str = "auto", threads: int = 0) -> AnytimeModel:
     """The model of a directory on `device` (auto, cpu, cuda, cuda:N), run by `executor`.
 
-    `threads`: CPU threads to compute with; 0 leaves torch's default. Raises ValueError on a device or executor that is
-    not there, and what `load_directory` raises.
+    `auto`: sparse on a CPU, reference elsewhere or where the native kernels are not built. `threads`: CPU threads to
+    compute with; 0 leaves torch's default. Raises ValueError on a device or executor that is not there, and what
+    `load_directory` raises.
     """
     return build(load_directory(directory), device, executor, threads)
 
@@ -27,7 +32,21 @@ def build(network: AdpcNet, device: str = "cpu", executor: str = "auto", threads
         raise ValueError(f"no executor is called {executor!r}; there are {', '.join(EXECUTORS)}")
     if threads > 0:
         torch.set_num_threads(threads)
-    return ReferenceExecutor(network, resolve_device(device))
+    device = resolve_device(device)
+    if executor == "onnx":
+        from models.executors.onnx import OnnxExecutor  # noqa: PLC0415 - ONNX Runtime is an optional extra
+
+        return OnnxExecutor(network, device, threads)
+    if executor == "sparse" and device != "cpu":
+        raise ValueError(f"the sparse executor runs on a CPU, not on {device}; use device cpu or executor reference")
+    if device == "cpu" and executor in ("auto", "sparse"):
+        try:
+            return SparseExecutor(network, threads)
+        except OSError as error:
+            if executor == "sparse":
+                raise ValueError(str(error)) from error
+            log.warning("running the reference executor, which saves no time where masks save work: %s", error)
+    return ReferenceExecutor(network, device)
 
 
 def resolve_device(device: str) -> str:

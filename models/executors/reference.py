@@ -60,6 +60,11 @@ class ReferenceExecutor:
                 state.macs += self._macs(step.exit, state.shape, before[row])
                 state.exit = self._exit(step.exit, state)
 
+    def override(self, state: State, positions: Tensor) -> None:
+        """Replace the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`."""
+        assert isinstance(state, ReferenceState)
+        state.progress = replace(state.progress, masks=Masks(positions[None, None]))
+
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         if state.exit is None:
             raise ValueError(f"no exit is finished after {state.next_step} of {len(self.steps)} steps; advance further")

@@ -1,0 +1,54 @@
+"""Client of the anytime inference server: a first map soon, better ones until the deadline."""
+
+from adpc_client.async_client import AsyncClient
+from adpc_client.client import Client
+from adpc_client.errors import (
+    AdpcError,
+    BadInputError,
+    CancelledRequestError,
+    ConnectionFailedError,
+    ImageError,
+    NoExitError,
+    NotFoundError,
+    OverloadedError,
+    ProtocolError,
+    RateLimitError,
+    ReplyError,
+    ServerFaultError,
+    ServerSilentError,
+    TooLargeError,
+    UnsupportedImageError,
+)
+from adpc_client.options import Timeout
+from adpc_client.results import End, Exit, ExitCost, Labels, Model, Prediction, Timing
+from adpc_client.stream import AsyncStream, Stream
+
+__all__ = [
+    "AdpcError",
+    "AsyncClient",
+    "AsyncStream",
+    "BadInputError",
+    "CancelledRequestError",
+    "Client",
+    "ConnectionFailedError",
+    "End",
+    "Exit",
+    "ExitCost",
+    "ImageError",
+    "Labels",
+    "Model",
+    "NoExitError",
+    "NotFoundError",
+    "OverloadedError",
+    "Prediction",
+    "ProtocolError",
+    "RateLimitError",
+    "ReplyError",
+    "ServerFaultError",
+    "ServerSilentError",
+    "Stream",
+    "Timeout",
+    "Timing",
+    "TooLargeError",
+    "UnsupportedImageError",
+]

@@ -1,0 +1,128 @@
+"""`AsyncClient`: `Client` for asyncio, method by method."""
+
+from collections.abc import Mapping
+from types import TracebackType
+
+import httpx
+
+from adpc_client.images import ImageSource, encode_image
+from adpc_client.options import Box, Encoding, Extra, Options, Timeout
+from adpc_client.pool import AsyncPool
+from adpc_client.results import Model, Prediction
+from adpc_client.stream import AsyncStream, StreamRequest
+from adpc_client.transport import CALLERS_OWN, Endpoint, json_body
+from adpc_client.wire import read_model, read_models, read_prediction
+
+
+class AsyncClient:
+    """A server, over connections that are kept open and used again. Lives in one event loop.
+
+    >>> async with AsyncClient("http://localhost:8000") as client:
+    ...     prediction = await client.predict("photo.jpg", deadline_ms=200)
+    ...     async with client.stream("photo.jpg", deadline_ms=500) as stream:
+    ...         async for exit in stream:
+    ...             print(exit.exit, exit.elapsed_ms, exit.unsure)
+
+    Cancelling a task that waits for `predict` closes its connection, which cancels the work on the server.
+    `headers` go along with every request. Raises ValueError if `url` is not an http(s) URL; methods raise the errors
+    of `adpc_client.errors`.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: Timeout | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._endpoint = Endpoint(url, dict(headers or {}), timeout or Timeout())
+        self._http = httpx.AsyncClient(headers=self._endpoint.headers, limits=CALLERS_OWN, transport=transport)
+        self._pool = AsyncPool(self._endpoint)
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every idle connection."""
+        await self._http.aclose()
+        await self._pool.close()
+
+    async def predict(
+        self,
+        image: ImageSource,
+        *,
+        model: str | None = None,
+        deadline_ms: float | None = None,
+        min_exit: int | None = None,
+        max_exit: int | None = None,
+        quality: float | None = None,
+        best_effort: bool | None = None,
+        extra: Extra | None = None,
+        box: Box | None = None,
+        id: str | None = None,
+    ) -> Prediction:
+        """The best answer that `deadline_ms` allows.
+
+        `min_exit`: no answer rather than a shallower one, unless `best_effort`. `max_exit`: go no deeper. `quality`:
+        stop once at most this share of the pixels would still change. `extra`: a further map. `box`: the person, for
+        pose. `id`: a name of your own, for `cancel`. Raises NoExitError if no exit (or not `min_exit`) came in time.
+        """
+        options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box)
+        data, content_type = encode_image(image)
+        headers = {"Content-Type": content_type, "Accept": "application/json"} | ({"X-Request-Id": id} if id else {})
+        return read_prediction(
+            json_body(
+                await self._request(
+                    "POST", "/v1/predict", deadline_ms, params=options.query(), headers=headers, content=data
+                )
+            )
+        )
+
+    def stream(
+        self,
+        image: ImageSource,
+        *,
+        model: str | None = None,
+        deadline_ms: float | None = None,
+        min_exit: int | None = None,
+        max_exit: int | None = None,
+        quality: float | None = None,
+        extra: Extra | None = None,
+        box: Box | None = None,
+        encoding: Encoding = "delta",
+        id: str | None = None,
+    ) -> AsyncStream:
+        """Every exit as it is finished, until the deadline. Options as for `predict`; see `AsyncStream`."""
+        options = Options(model, deadline_ms, min_exit, max_exit, quality, None, extra, box)
+        return AsyncStream(self._pool, StreamRequest(encode_image(image)[0], options, encoding, id))
+
+    async def cancel(self, id: str) -> None:
+        """Cancel a request that was given `id`. Raises NotFoundError if it is not open (any more)."""
+        response = await self._request("DELETE", f"/v1/requests/{id}")
+        if not response.is_success:
+            json_body(response)
+
+    async def models(self) -> tuple[Model, ...]:
+        """The models that the server offers."""
+        return read_models(json_body(await self._request("GET", "/v1/models")))
+
+    async def model(self, name: str) -> Model:
+        """One model. Raises NotFoundError."""
+        return read_model(json_body(await self._request("GET", f"/v1/models/{name}")))
+
+    async def ready(self) -> bool:
+        """Whether the server takes requests now: started, warmed up, not draining."""
+        return (await self._request("GET", "/health/ready")).is_success
+
+    async def _request(
+        self, method: str, path: str, deadline_ms: float | None = None, **parts: object
+    ) -> httpx.Response:
+        with self._endpoint.http_errors():
+            timeout = self._endpoint.http_timeout(deadline_ms)
+            return await self._http.request(method, self._endpoint.url + path, timeout=timeout, **parts)  # type: ignore[arg-type]

@@ -1,0 +1,178 @@
+"""What `adpc predict`, `adpc stream` and `adpc load` do. The command line itself is in `__main__`."""
+
+import argparse
+import asyncio
+import io
+import ipaddress
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from adpc_client import load
+from adpc_client.async_client import AsyncClient
+from adpc_client.client import Client
+from adpc_client.draw import mask_picture, overlay
+from adpc_client.errors import ConnectionFailedError, NoExitError, OverloadedError, RateLimitError
+from adpc_client.frames import Frame, Newest, open_source
+from adpc_client.images import encode_image
+from adpc_client.results import Exit, Prediction
+
+
+class UsageError(Exception):
+    """The command line asks for something that makes no sense."""
+
+
+def predict(args: argparse.Namespace) -> int:
+    """One answer, written as a picture."""
+    piped = args.image == "-"
+    data, _ = encode_image(sys.stdin.buffer.read() if piped else args.image)
+    with Client(args.url) as client:
+        answer = client.predict(data, **_options(args))
+    output = Path(args.output or f"{'image' if piped else Path(args.image).stem}-exit-{answer.exit}.png")
+    _save(answer, data, output, args.overlay)
+    if args.json:
+        print(json.dumps(_figures(answer, output)))
+    else:
+        print(
+            f"exit {answer.exit}/{answer.exits} of {answer.model} ({answer.stop})  {answer.elapsed_ms:.1f} ms  "
+            f"unsure {answer.unsure:.1%}  -> {output}"
+        )
+    return 0
+
+
+def stream(args: argparse.Namespace) -> int:
+    """Every exit of every frame, as it comes; of a source that has its own pace, the newest frame wins."""
+    source = open_source(args.source, args.fps)
+    folder = Path(args.output or f"{Path(args.source).stem.replace(':', '-')}-exits")
+    folder.mkdir(parents=True, exist_ok=True)
+    pump = nullcontext() if source.still or args.every_frame else Newest(source.frames)
+    exits = 0
+    with Client(args.url) as client, pump as newest:
+        frames: Iterator[Frame] = source.frames if newest is None else iter(newest.take, None)
+        for frame in islice(frames, args.count):
+            stem = "" if source.still else f"frame-{frame.index:05d}-"
+            try:
+                exits += _stream_frame(client, frame, newest, f"{folder}/{stem}", args)
+            except (NoExitError, OverloadedError, RateLimitError) as error:
+                if source.still:
+                    raise
+                print(f"frame {frame.index}  {error}", file=sys.stderr)  # the next one may fare better
+        if newest is not None and newest.dropped:
+            print(f"{newest.dropped} frames were overtaken by newer ones", file=sys.stderr)
+    return 0 if exits else 1
+
+
+def run_load(args: argparse.Namespace) -> int:
+    """Many requests at once, and the figures of what came back."""
+    if not args.yes and not _is_loopback(args.url):
+        raise UsageError(f"{args.url} is not this machine; add --yes if you may put that server under load")
+    plan = load.Plan(
+        images=[encode_image(path)[0] for path in args.image] or [encode_image(_scene(args.seed))[0]],
+        count=args.count,
+        rate_per_s=args.rate,
+        concurrency=args.concurrency,
+        deadline_ms=args.deadline_ms,
+        cancel_share=args.cancel,
+        model=args.model,
+        protocol=args.protocol,
+        seed=args.seed,
+    )
+
+    async def fire() -> load.Report:
+        async with AsyncClient(args.url) as client:
+            if not await client.ready():  # which also warms up this side
+                raise ConnectionFailedError(f"{args.url} is not ready for requests yet, or not any more")
+            return await load.run(client, plan)
+
+    report = asyncio.run(fire())
+    print(json.dumps(asdict(report)) if args.json else load.table(report))
+    return 1 if report.faults else 0
+
+
+def _stream_frame(client: Client, frame: Frame, newest: Newest | None, prefix: str, args: argparse.Namespace) -> int:
+    """Stream one frame; once it has an exit, a newer frame ends it. Returns the number of exits."""
+    data, _ = encode_image(frame.image)
+    exits = 0
+    with client.stream(data, **_options(args)) as answers:
+        for answer in answers:
+            exits += 1
+            file = Path(f"{prefix}exit-{answer.exit}.png")
+            _save(answer, data, file, args.overlay)
+            if args.json:
+                print(json.dumps({"frame": frame.index, **_figures(answer, file)}), flush=True)
+            else:
+                print(
+                    f"frame {frame.index}  exit {answer.exit}/{answer.exits}  {answer.elapsed_ms:8.1f} ms  "
+                    f"unsure {answer.unsure:6.1%}  -> {file}",
+                    flush=True,
+                )
+            if newest is not None and newest.waiting:
+                answers.cancel()
+    return exits
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("model", "deadline_ms", "min_exit", "max_exit", "quality", "box")
+    return {name: getattr(args, name) for name in names}
+
+
+def _save(answer: Exit, data: bytes, output: Path, over_photo: bool) -> None:
+    if over_photo or answer.mask is None:
+        with Image.open(io.BytesIO(data)) as photo:
+            overlay(answer, photo).save(output)
+    else:
+        mask_picture(answer).save(output)
+
+
+def _figures(answer: Exit, output: Path) -> dict[str, Any]:
+    """What `--json` prints: the answer without its arrays, and where the picture is."""
+    figures: dict[str, Any] = {
+        "exit": answer.exit,
+        "exits": answer.exits,
+        "final": answer.final,
+        "elapsed_ms": answer.elapsed_ms,
+        "unsure": answer.unsure,
+        "size": answer.size,
+        "output": str(output),
+    }
+    if isinstance(answer, Prediction):
+        figures |= {name: getattr(answer, name) for name in ("id", "model", "task", "stop", "deadline_ms")}
+        figures["timing"] = asdict(answer.timing)
+    if answer.keypoints is not None:
+        figures["keypoints"] = answer.keypoints.tolist()
+    if answer.mask is not None:
+        shares = np.bincount(answer.mask.ravel(), minlength=len(answer.classes)) / answer.mask.size
+        figures["shares"] = {
+            name: round(float(share), 4) for name, share in zip(answer.classes, shares, strict=False) if share
+        }
+    return figures
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _scene(seed: int, height: int = 360, width: int = 480) -> NDArray[np.uint8]:
+    """A street of sorts, uint8 (`height`, `width`, 3): sky, road, buildings and noise, for when no photo is given."""
+    chance = np.random.default_rng(seed)
+    rows = np.linspace(0, 1, height)[:, None, None]
+    scene = np.where(rows < 0.55, (150, 180, 220) * (1 - rows / 2), (90, 90, 95) * (0.7 + rows / 2))
+    scene = np.repeat(scene, width, axis=1)
+    for left in range(0, width, 60):
+        top = int(chance.integers(height // 8, height // 2))
+        scene[top : int(height * 0.6), left : left + int(chance.integers(30, 60))] = chance.integers(60, 200, 3)
+    return np.clip(scene + chance.normal(0, 8, scene.shape), 0, 255).astype(np.uint8)

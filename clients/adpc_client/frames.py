@@ -1,0 +1,162 @@
+"""Moving pictures: frames out of folders, animations, videos and cameras, and the newest of them. Imports `errors`."""
+
+import importlib
+import io
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from adpc_client.errors import ImageError
+from adpc_client.images import ImageSource
+
+_FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_CAMERA = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """`index` counts from 0. `due_s`: when it is to be shown, from the start; None: whenever one has time for it."""
+
+    index: int
+    image: ImageSource
+    due_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Frames, read lazily. `still`: there is just one."""
+
+    frames: Iterator[Frame]
+    still: bool = False
+
+
+def open_source(name: str, fps: float | None = None) -> Source:
+    """What `name` stands for: an image, an animation, a folder of images, a video file, or `camera:0`.
+
+    `fps` overrides the pace of animations and gives folders one; without it, a folder's images wait their turn.
+    Raises OSError if there is no such file, ImageError if it cannot be read or needs the `video` extra.
+    """
+    if name.startswith("camera:"):
+        return Source(_video(*_camera(name.removeprefix("camera:")), live=True, fps=None))
+    path = Path(name)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in _FILES)
+        if not files:
+            raise ImageError(f"the folder {name} holds no {', '.join(sorted(_FILES))} files")
+        return Source(Frame(index, file, index / fps if fps else None) for index, file in enumerate(files))
+    data = path.read_bytes() if path.stat().st_size < 1 << 28 else b""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        return Source(_video(name, None, live=False, fps=fps))
+    if getattr(image, "n_frames", 1) > 1:
+        return Source(_animation(image, fps))
+    return Source(iter([Frame(0, path)]), still=True)
+
+
+class Newest:
+    """The newest frame of a source that goes at its own pace, pumped by a thread; frames that nobody took are dropped.
+
+    Use it in a `with`. `sleep` and `clock` are for tests.
+    """
+
+    def __init__(
+        self,
+        frames: Iterator[Frame],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] | None = None,
+    ) -> None:
+        self.dropped = 0
+        self._frames, self._clock = frames, clock
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._sleep = sleep or self._closing.wait
+        self._frame: Frame | None = None
+        self._over = False
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._pump, name="frames", daemon=True)
+
+    def __enter__(self) -> "Newest":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._thread.join(timeout=1.0)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a frame has come since the last `take`."""
+        return self._frame is not None
+
+    def take(self) -> Frame | None:
+        """The newest frame, as soon as there is one; None when there will be none. Raises what the source raised."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._frame is not None or self._over)
+            frame, self._frame = self._frame, None
+        if frame is None and self._error is not None:
+            raise self._error
+        return frame
+
+    def _pump(self) -> None:
+        start_s = self._clock()
+        try:
+            for frame in self._frames:
+                wait_s = start_s + (frame.due_s or 0.0) - self._clock()
+                if wait_s > 0:
+                    self._sleep(wait_s)
+                if self._closing.is_set():
+                    return
+                with self._changed:
+                    self.dropped += self._frame is not None
+                    self._frame = frame
+                    self._changed.notify()
+        except Exception as error:
+            self._error = error
+        finally:
+            with self._changed:
+                self._over = True
+                self._changed.notify()
+
+
+def _animation(image: Image.Image, fps: float | None) -> Iterator[Frame]:
+    due_s = 0.0
+    for index, frame in enumerate(ImageSequence.Iterator(image)):
+        yield Frame(index, frame.convert("RGB"), due_s)
+        due_s += 1 / fps if fps else max(float(frame.info.get("duration") or 100), 20) / 1000
+
+
+def _camera(number: str) -> tuple[str, str]:
+    for platform, (container, name) in _CAMERA.items():
+        if sys.platform.startswith(platform):
+            return name.format(number), container
+    raise ImageError(f"cameras are not known on {sys.platform}; stream a video file instead")
+
+
+def _video(name: str, container: str | None, *, live: bool, fps: float | None) -> Iterator[Frame]:
+    av = _import_av(name)
+    try:
+        with av.open(name, format=container) as video:
+            for index, picture in zip(itertools.count(), video.decode(video=0), strict=False):
+                due_s = None if live else index / fps if fps else float(picture.time or 0.0)
+                file = io.BytesIO()
+                picture.to_image().save(file, "JPEG", quality=92)
+                yield Frame(index, file.getvalue(), due_s)
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ImageError(f"{name} cannot be read as an image or a video: {error}") from error
+
+
+def _import_av(name: str) -> ModuleType:
+    try:
+        return importlib.import_module("av")
+    except ImportError as error:
+        raise ImageError(
+            f"{name} is no image; if it is a video or a camera: pip install 'adpc-client[video]'"
+        ) from error

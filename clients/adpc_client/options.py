@@ -1,0 +1,71 @@
+"""What a caller may ask for: a request's options, and how long to wait. Imports nothing of this package."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Extra = Literal["confidence", "exit", "unsure"]
+"""A further map: confidence 0..255, the exit that decided each pixel, or 1 where the next exit would still look."""
+
+Encoding = Literal["png", "raw", "delta", "json"]
+"""How maps travel over a stream. They arrive the same; `delta` is the smallest and the default."""
+
+Box = tuple[float, float, float, float]
+"""x, y, width, height of a person in pixels of the image; x to the right, y down."""
+
+
+@dataclass(frozen=True)
+class Timeout:
+    """How long to wait before giving up, in seconds; None waits for ever.
+
+    `connect_s`: until connected. `silence_s`: for the server's next word, on top of the request's deadline.
+    """
+
+    connect_s: float | None = 5.0
+    silence_s: float | None = 30.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("connect_s", self.connect_s), ("silence_s", self.silence_s)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0, or None to wait for ever")
+
+    def answer_s(self, deadline_ms: float | None) -> float | None:
+        """The longest wait for the next word of a request that has `deadline_ms`."""
+        return None if self.silence_s is None else self.silence_s + (deadline_ms or 0.0) / 1000.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one request, as they stand in INTERFACES; None leaves the choice to the server."""
+
+    model: str | None = None
+    deadline_ms: float | None = None
+    min_exit: int | None = None
+    max_exit: int | None = None
+    quality: float | None = None
+    best_effort: bool | None = None
+    extra: Extra | None = None
+    box: Box | None = None
+
+    def message(self) -> dict[str, Any]:
+        """The members of a WebSocket `predict` message."""
+        values = {
+            "model": self.model,
+            "deadline_ms": self.deadline_ms,
+            "min_exit": self.min_exit,
+            "max_exit": self.max_exit,
+            "quality": self.quality,
+            "best_effort": self.best_effort,
+            "map": self.extra,
+            "box": None if self.box is None else list(self.box),
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def query(self) -> dict[str, str]:
+        """The query of `POST /v1/predict`."""
+        query = {}
+        for name, value in self.message().items():
+            if isinstance(value, bool):
+                query[name] = "true" if value else "false"
+            else:
+                query[name] = ",".join(f"{number:g}" for number in value) if name == "box" else str(value)
+        return query

@@ -1,0 +1,121 @@
+"""Where the server is, and how HTTP and WebSocket failures become this package's errors.
+
+Shared by the sync and the async side; holds no connection itself.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from adpc_client.errors import (
+    AdpcError,
+    ConnectionFailedError,
+    ProtocolError,
+    ServerSilentError,
+    close_error,
+    reply_error,
+)
+from adpc_client.options import Timeout
+from adpc_client.wire import Json, parse_json
+
+CALLERS_OWN = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+"""As many requests at once as the caller makes; waiting here for a free connection would eat their deadlines."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server's address, what is sent along with every request, and how patient to be."""
+
+    url: str
+    headers: dict[str, str] = field(default_factory=dict)
+    timeout: Timeout = field(default_factory=Timeout)
+
+    def __post_init__(self) -> None:
+        parsed = httpx.URL(self.url)
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ValueError(f"the server's URL is {self.url!r}; it must look like http://host:port")
+        object.__setattr__(self, "url", self.url.rstrip("/"))
+
+    @property
+    def stream_url(self) -> str:
+        return f"ws{self.url.removeprefix('http')}/v1/stream"
+
+    def http_timeout(self, deadline_ms: float | None = None) -> httpx.Timeout:
+        return httpx.Timeout(self.timeout.answer_s(deadline_ms), connect=self.timeout.connect_s)
+
+    @contextmanager
+    def http_errors(self) -> Iterator[None]:
+        """Failures of httpx become AdpcErrors."""
+        try:
+            yield
+        except httpx.ConnectTimeout as error:
+            raise ConnectionFailedError(f"{self.url} did not accept a connection in {self._connect_time}") from error
+        except httpx.TimeoutException as error:
+            raise ServerSilentError(f"{self.url} sent no answer in {self._silence} beyond the deadline") from error
+        except httpx.ConnectError as error:
+            raise ConnectionFailedError(f"cannot reach {self.url}: {error}; is the server running there?") from error
+        except httpx.TransportError as error:
+            raise ConnectionFailedError(f"the connection to {self.url} broke: {error}") from error
+
+    @contextmanager
+    def stream_errors(self) -> Iterator[None]:
+        """Failures of an open WebSocket become AdpcErrors."""
+        try:
+            yield
+        except TimeoutError as error:
+            if isinstance(error, AdpcError):
+                raise
+            raise ServerSilentError(f"{self.url} sent no exit in {self._silence} beyond the deadline") from error
+        except ConnectionClosed as error:
+            received = error.rcvd
+            code, reason = (received.code, received.reason) if received else (None, "")
+            raise close_error(code, reason) from error
+
+    @contextmanager
+    def connect_errors(self) -> Iterator[None]:
+        """Failures to open a WebSocket become AdpcErrors."""
+        try:
+            yield
+        except InvalidStatus as error:
+            response = error.response
+            raise status_error(response.status_code, response.body or b"", response.headers) from error
+        except TimeoutError as error:
+            raise ConnectionFailedError(f"{self.url} did not accept a stream in {self._connect_time}") from error
+        except InvalidHandshake as error:
+            raise ProtocolError(f"{self.stream_url} does not speak WebSocket: {error}") from error
+        except OSError as error:
+            raise ConnectionFailedError(f"cannot reach {self.url}: {error}; is the server running there?") from error
+
+    @property
+    def _connect_time(self) -> str:
+        return f"{self.timeout.connect_s:g} s (Timeout.connect_s)"
+
+    @property
+    def _silence(self) -> str:
+        return f"{self.timeout.silence_s:g} s (Timeout.silence_s)"
+
+
+def json_body(response: httpx.Response) -> Json:
+    """The body of a good answer. Raises the ReplyError that any other answer stands for."""
+    if not response.is_success:
+        raise status_error(response.status_code, response.content, response.headers)
+    return parse_json(response.content)
+
+
+def status_error(status: int, body: bytes | bytearray, headers: Mapping[str, str]) -> AdpcError:
+    try:
+        explanation = parse_json(bytes(body))
+    except ProtocolError:  # a proxy's own page, perhaps: the status still says something
+        explanation = {}
+    return reply_error(status, explanation, _seconds(headers.get("Retry-After")))
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Retry-After in seconds; its other form, a date (RFC 9110, 10.2.3), is not one that our server sends."""
+    try:
+        return None if retry_after is None else float(retry_after)
+    except ValueError:
+        return None

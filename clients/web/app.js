@@ -1,0 +1,182 @@
+// The page: a photo, a deadline and a model go in; exits come out and stay to be looked at.
+import { Legend } from "./legend.js";
+import { Stage } from "./stage.js";
+import { Stream } from "./stream.js";
+import { Timeline } from "./timeline.js";
+
+const $ = (id) => document.getElementById(id);
+const SHORTEST_MS = 10;
+const SHOWN_PX = 2048;
+const STOPPED = {
+  complete: "All exits are done.",
+  max_exit: "The deepest exit allowed is done.",
+  quality: "Good enough; stopped early.",
+  deadline: "The next exit would have come too late.",
+  cancelled: "Cancelled.",
+};
+
+const stage = new Stage();
+const timeline = new Timeline(look);
+const legend = new Legend(pick);
+const stream = new Stream(new URL("v1/stream", document.baseURI).href.replace(/^http/, "ws"));
+let models = [];
+let longest_ms = 10_000;
+let photo = null; // what is shown: a canvas
+let labels = null; // of the model that answers: names, palette, skeleton
+let exits = []; // of this run, by number
+let pinned = null; // the number of the exit that was pressed; null: the newest
+let only = null; // the class or joint picked in the legend
+let runs = 0;
+
+const model = () => models.find(({ name }) => name === $("model").value);
+const deadline_ms = () => +(SHORTEST_MS * (longest_ms / SHORTEST_MS) ** ($("deadline").value / 1000)).toPrecision(2);
+const running = () => document.body.dataset.state === "running";
+const readable = (ms) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
+
+async function loadModels() {
+  try {
+    const response = await fetch("v1/models");
+    const body = await response.json();
+    if (!response.ok) throw new Error(body.error);
+    models = body.models;
+    longest_ms = body.deadline_ms.max;
+    $("model").replaceChildren(...models.map(({ name }) => new Option(name)));
+    $("model").value = body.default;
+    $("deadline").value = (1000 * Math.log(body.deadline_ms.default / SHORTEST_MS)) / Math.log(longest_ms / SHORTEST_MS);
+    timeline.reset(model().exits);
+    describe();
+  } catch (error) {
+    complain(`The list of models cannot be read: ${error.message}`);
+  }
+}
+
+/** Take a file from disk, clipboard or a drop. */
+async function take(file) {
+  if (!file) return;
+  try {
+    use(fitted(await createImageBitmap(file), SHOWN_PX)); // upright, whatever the camera's EXIF says
+  } catch {
+    complain(`${file.name || "This file"} is not a picture that this browser can read. Try a JPEG or a PNG.`);
+  }
+}
+
+function use(picture) {
+  photo = picture;
+  stage.show(picture);
+  $("welcome").hidden = true;
+  $("run").disabled = $("another").disabled = false;
+  run();
+}
+
+/** A canvas with `picture`, made smaller if its longer side has more than `limit` pixels. */
+function fitted(picture, limit) {
+  const scale = Math.min(1, limit / Math.max(picture.width, picture.height));
+  const size = { width: Math.round(picture.width * scale), height: Math.round(picture.height * scale) };
+  const canvas = Object.assign(document.createElement("canvas"), size);
+  const brush = canvas.getContext("2d");
+  brush.imageSmoothingQuality = "high";
+  brush.drawImage(picture, 0, 0, size.width, size.height);
+  return canvas;
+}
+
+async function run() {
+  if (!photo || !model()) return;
+  const number = ++runs;
+  const { name, exits: costs, classes, joints, palette, skeleton = [] } = model();
+  stream.cancel();
+  labels = { names: classes ?? joints, palette, skeleton };
+  [exits, pinned, only] = [[], null, null];
+  stage.clear();
+  legend.clear();
+  timeline.reset(costs);
+  complain("");
+  become("running", "Waiting for the first exit …");
+  const small = fitted(photo, $("resolution").value);
+  const image = await new Promise((done) => small.toBlob(done, "image/jpeg", 0.95));
+  if (number !== runs) return;
+  timeline.start(deadline_ms());
+  stream.predict({ model: name, deadline_ms: deadline_ms() }, image, { exit: arrived, end: ended, error: failed });
+}
+
+function arrived(exit) {
+  exits[exit.exit] = exit;
+  timeline.add(exit, labels, photo);
+  if (pinned === null) show(exit.exit);
+  $("status").textContent = `Exit ${exit.exit} of ${exit.exits} after ${exit.elapsed_ms.toFixed(0)} ms …`;
+}
+
+function ended({ exit, stop, elapsed_ms, skipped }) {
+  timeline.stop(elapsed_ms, skipped);
+  become("done", `${exit ? `Exit ${exit}` : "No exit"} after ${elapsed_ms.toFixed(0)} ms. ${STOPPED[stop]}`);
+}
+
+function failed(sentence) {
+  timeline.stop(0, []);
+  become("failed", "");
+  complain(sentence);
+}
+
+/** Look at exit `number` while it is pointed at, or for good if `keep`; null: back to where we were. */
+function look(number, keep) {
+  if (keep) pinned = number;
+  show(number ?? pinned ?? exits.length - 1);
+}
+
+function pick(label) {
+  only = only === label ? null : label;
+  look(null, false);
+}
+
+function show(number) {
+  if (!exits[number]) return;
+  stage.draw(exits[number], labels, only);
+  legend.draw(exits[number], labels, only);
+  timeline.press(number);
+}
+
+function become(state, sentence) {
+  document.body.dataset.state = state;
+  $("run").textContent = state === "running" ? "Cancel" : "Run again";
+  $("status").textContent = sentence;
+}
+
+function complain(sentence) {
+  $("error").textContent = sentence;
+  $("error").hidden = !sentence;
+}
+
+function describe() {
+  $("deadline-value").textContent = $("deadline").ariaValueText = readable(deadline_ms());
+  $("opacity-value").textContent = `${$("opacity").value} %`;
+  stage.opacity($("opacity").value / 100);
+  stage.hatch($("show-unsure").checked);
+}
+
+$("choose").onclick = $("another").onclick = () => $("file").click();
+$("sample").onclick = async () => {
+  const scene = Object.assign(new Image(), { src: "static/scene.svg" });
+  await scene.decode();
+  use(fitted(scene, SHOWN_PX));
+};
+$("file").onchange = ({ target }) => take(target.files[0]).then(() => (target.value = ""));
+$("settings").onsubmit = (event) => {
+  event.preventDefault();
+  if (running()) stream.cancel();
+  else run();
+};
+$("settings").oninput = describe;
+$("model").onchange = $("resolution").onchange = run;
+$("deadline").onchange = () => {
+  if (!running()) return run();
+  stream.deadline(deadline_ms());
+  timeline.extend(deadline_ms());
+};
+addEventListener("paste", ({ clipboardData }) => take(clipboardData.files[0]));
+addEventListener("dragover", (event) => (event.preventDefault(), document.body.classList.add("dragging")));
+addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("dragging"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dragging");
+  take(event.dataTransfer.files[0]);
+});
+loadModels();

@@ -1,0 +1,97 @@
+// The server's WebSocket: one request after another, exits as they come.
+
+const CLOSED = { 1006: "The server cannot be reached. Is it running?", 1013: "The server is overloaded; try again soon." };
+
+/** Undo the `delta` encoding: zlib of the new map XOR `held`, the one sent before (at first none: zeros). A flat Uint8Array. */
+export async function applyDelta(buffer, held) {
+  const inflated = new Blob([buffer]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const map = new Uint8Array(await new Response(inflated).arrayBuffer());
+  if (held) for (let i = 0; i < map.length; i++) map[i] ^= held[i];
+  return map;
+}
+
+export class Stream {
+  #url;
+  #socket = null;
+  #count = 0;
+  #request = null; // the one whose exits are wanted: {id, on, held: the map of each kind that came last}
+  #exit = null; // the header of the exit that is arriving
+  #missing = []; // the kinds of the binary frames that it still waits for
+  #queue = Promise.resolve(); // unpacking takes time, and order matters
+
+  constructor(url) {
+    this.#url = url;
+  }
+
+  /** Send `image` (a Blob). `on` holds `exit`, `end` and `error`; they are not called once another predict has begun. */
+  async predict(options, image, on) {
+    const request = (this.#request = { id: `page-${++this.#count}`, on, held: {} });
+    const socket = await this.#open();
+    if (!socket || this.#request !== request) return;
+    socket.send(JSON.stringify({ type: "predict", id: request.id, encoding: "delta", map: "unsure", ...options }));
+    socket.send(image);
+  }
+
+  /** Stop the work; `end` still comes. */
+  cancel() {
+    this.#send({ type: "cancel" });
+  }
+
+  /** Milliseconds from now. */
+  deadline(deadline_ms) {
+    this.#send({ type: "deadline", deadline_ms });
+  }
+
+  #send(message) {
+    if (this.#request && this.#socket?.readyState === WebSocket.OPEN)
+      this.#socket.send(JSON.stringify({ ...message, id: this.#request.id }));
+  }
+
+  /** An open socket, or null once the request was told that there is none. */
+  #open() {
+    if (this.#socket?.readyState === WebSocket.OPEN) return this.#socket;
+    return new Promise((resolve) => {
+      const socket = (this.#socket = new WebSocket(this.#url));
+      socket.binaryType = "arraybuffer";
+      socket.onopen = () => resolve(socket);
+      socket.onmessage = ({ data }) => this.#next(() => (typeof data === "string" ? this.#text(JSON.parse(data)) : this.#binary(data)));
+      socket.onclose = ({ code, reason }) => {
+        resolve(null);
+        const sentence = reason || CLOSED[code] || `The server hung up (code ${code}).`;
+        this.#next(() => this.#socket === socket && this.#last("error", sentence));
+      };
+    });
+  }
+
+  #next(step) {
+    this.#queue = this.#queue.then(step).catch((error) => this.#last("error", `The server's answer makes no sense: ${error.message}`));
+  }
+
+  #text(message) {
+    const wanted = message.id === null || message.id === this.#request?.id;
+    if (message.type === "exit") {
+      this.#exit = wanted ? { ...message, request: this.#request, mask: null, unsureMap: null } : null;
+      this.#missing = [...(message.keypoints ? [] : ["mask"]), ...(message.extra ? ["unsureMap"] : [])];
+      this.#deliver();
+    } else if (wanted && message.type === "error") this.#last("error", message.error);
+    else if (wanted && message.type === "end") this.#last("end", message);
+  }
+
+  async #binary(buffer) {
+    const kind = this.#missing.shift();
+    if (!this.#exit) return; // of a request that nobody waits for any more
+    const { held } = this.#exit.request;
+    this.#exit[kind] = held[kind] = await applyDelta(buffer, held[kind]);
+    this.#deliver();
+  }
+
+  #deliver() {
+    if (this.#exit && !this.#missing.length && this.#exit.request === this.#request) this.#request.on.exit(this.#exit);
+  }
+
+  #last(event, value) {
+    const request = this.#request;
+    this.#request = null;
+    request?.on[event](value);
+  }
+}

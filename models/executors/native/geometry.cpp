@@ -1,0 +1,172 @@
+// From a mask to geometries: which positions of every feature size are computed, which are interpolated because
+// something active reads them, and which rows they have.
+#include "native.h"
+#include <stdlib.h>
+#include <algorithm>
+#include <vector>
+
+namespace {
+
+using Bytes = std::vector<uint8_t>;
+
+// Positions around `from` that a 3x3 convolution reads.
+Bytes dilated(const Bytes &from, int height, int width) {
+    Bytes across(from.size()), both(from.size());
+    for (int y = 0; y < height; ++y) {
+        const uint8_t *in = &from[(size_t)y * width];
+        uint8_t *out = &across[(size_t)y * width];
+        for (int x = 0; x < width; ++x) out[x] = in[x];
+        for (int x = 1; x < width; ++x) out[x] |= in[x - 1];
+        for (int x = 0; x + 1 < width; ++x) out[x] |= in[x + 1];
+    }
+    for (int y = 0; y < height; ++y) {
+        uint8_t *out = &both[(size_t)y * width];
+        for (int other = std::max(y - 1, 0); other <= std::min(y + 1, height - 1); ++other) {
+            const uint8_t *in = &across[(size_t)other * width];
+            for (int x = 0; x < width; ++x) out[x] |= in[x];
+        }
+    }
+    return both;
+}
+
+// Positions of half the size that bilinear upsampling to `fine` reads; a superset of those of nearest upsampling.
+void add_sources(Bytes &needed, const Bytes &fine, int height, int width) {
+    for (int y = 0; y < 2 * height; ++y) {
+        const int y0 = std::max((y - 1) >> 1, 0), y1 = std::min(((y - 1) >> 1) + 1, height - 1);
+        for (int x = 0; x < 2 * width; ++x) {
+            if (!fine[(size_t)y * 2 * width + x]) continue;
+            const int x0 = std::max((x - 1) >> 1, 0), x1 = std::min(((x - 1) >> 1) + 1, width - 1);
+            needed[(size_t)y0 * width + x0] = needed[(size_t)y0 * width + x1] = 1;
+            needed[(size_t)y1 * width + x0] = needed[(size_t)y1 * width + x1] = 1;
+        }
+    }
+}
+
+struct Tables {
+    std::vector<int32_t> map, window, neighbour;
+    std::vector<uint8_t> kept;
+    std::vector<uint16_t> yx, tile_2, tile_4;
+};
+
+struct Built : Geometry {
+    Tables tables[LEVELS];
+};
+
+int whole_tiles(int side) { return (side + 3) & ~3; }
+
+struct Offset {
+    int dy, dx, distance;
+};
+
+// The window's offsets, nearest first.
+std::vector<Offset> offsets(int window) {
+    std::vector<Offset> all;
+    const int radius = window / 2;
+    for (int dy = -radius; dy <= radius; ++dy)
+        for (int dx = -radius; dx <= radius; ++dx)
+            if (dy || dx) all.push_back({dy, dx, dy * dy + dx * dx});
+    std::stable_sort(all.begin(), all.end(), [](auto &a, auto &b) { return a.distance < b.distance; });
+    return all;
+}
+
+void number(Tables &t, Level &level, const Bytes &active, const Bytes &needed) {
+    const int height = level.height, width = level.width, pitch = level.pitch;
+    int actives = 0, all = 0;
+    for (size_t i = 0; i < active.size(); ++i) actives += active[i], all += needed[i];
+    level.active = actives;
+    level.needed = all;
+    t.map.assign((size_t)(whole_tiles(height) + 2) * pitch, -1);
+    t.yx.resize((size_t)all * 2);
+    int next[2] = {actives, 0};
+    for (int y = 0; y < height; ++y)
+        for (int x = 0; x < width; ++x) {
+            const size_t at = (size_t)y * width + x;
+            if (!needed[at]) continue;
+            const int row = next[active[at]]++;
+            t.map[(size_t)(y + 1) * pitch + x + 1] = row;
+            t.yx[2 * row] = (uint16_t)y;
+            t.yx[2 * row + 1] = (uint16_t)x;
+        }
+}
+
+// The squares of `side` positions that hold an active one.
+std::vector<uint16_t> tiles(const Bytes &active, int height, int width, int side) {
+    std::vector<uint16_t> found;
+    Bytes any((width + side - 1) / side);
+    for (int ty = 0; ty * side < height; ++ty) {
+        std::fill(any.begin(), any.end(), 0);
+        for (int y = ty * side; y < std::min((ty + 1) * side, height); ++y)
+            for (int x = 0; x < width; ++x) any[x / side] |= active[(size_t)y * width + x];
+        for (size_t tx = 0; tx < any.size(); ++tx)
+            if (any[tx]) found.insert(found.end(), {(uint16_t)ty, (uint16_t)tx});
+    }
+    return found;
+}
+
+// For each halo row its active neighbours, the nearest first.
+void link(Tables &t, Level &level, const std::vector<Offset> &around, const int32_t *classes) {
+    const int height = level.height, width = level.width, pitch = level.pitch;
+    t.kept.assign(level.active, 0);
+    t.window.assign(1, 0);
+    for (int row = level.active; row < level.needed; ++row) {
+        const int y = t.yx[2 * row], x = t.yx[2 * row + 1];
+        for (const Offset &o : around) {
+            if (y + o.dy < 0 || y + o.dy >= height || x + o.dx < 0 || x + o.dx >= width) continue;
+            const int32_t neighbour = t.map[(size_t)(y + o.dy + 1) * pitch + x + o.dx + 1];
+            if (neighbour < 0 || neighbour >= level.active) continue;
+            t.kept[neighbour] = 1;
+            t.neighbour.push_back(neighbour << 8 | classes[o.distance]);
+        }
+        t.window.push_back((int32_t)t.neighbour.size());
+    }
+}
+
+} // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// `mask`: (height, width) bytes at level 2, null for all active. `classes`: of each squared distance in the window.
+// `everywhere`: interpolate every inactive position, for masks that may grow again at the next exit.
+Geometry *geometry_create(const uint8_t *mask, int32_t height, int32_t width, int32_t window, const int32_t *classes,
+                          int32_t everywhere) {
+    Built *built = new (std::nothrow) Built();
+    if (!built) return nullptr;
+    const std::vector<Offset> around = offsets(window);
+    Bytes finer;
+    for (int l = 0; l < LEVELS; ++l) {
+        Level &level = built->level[l];
+        Tables &t = built->tables[l];
+        level.height = l < 2 ? height << (2 - l) : height >> (l - 2);
+        level.width = l < 2 ? width << (2 - l) : width >> (l - 2);
+        level.pitch = whole_tiles(level.width) + 2;
+        const size_t size = (size_t)level.height * level.width;
+        if (l < 2 && (mask || l == 0)) continue; // the image has pixels only, and the stem is never masked
+        Bytes active(size, 1);
+        if (mask)
+            for (int y = 0; y < level.height; ++y)
+                for (int x = 0; x < level.width; ++x)
+                    active[(size_t)y * level.width + x] = mask[((size_t)y << (l - 2)) * width + ((size_t)x << (l - 2))];
+        Bytes needed = everywhere || !mask ? Bytes(size, 1) : dilated(active, level.height, level.width);
+        if (mask && !everywhere && l > 2) add_sources(needed, finer, level.height, level.width);
+        number(t, level, active, needed);
+        link(t, level, around, classes);
+        t.tile_2 = tiles(active, level.height, level.width, 2);
+        t.tile_4 = tiles(active, level.height, level.width, 4);
+        level.tiles_2 = (int32_t)t.tile_2.size() / 2;
+        level.tiles_4 = (int32_t)t.tile_4.size() / 2;
+        level.tile_2 = t.tile_2.data();
+        level.tile_4 = t.tile_4.data();
+        level.map = t.map.data();
+        level.yx = t.yx.data();
+        level.kept = t.kept.data();
+        level.window = t.window.data();
+        level.neighbour = t.neighbour.data();
+        finer.swap(needed);
+    }
+    return built;
+}
+
+void geometry_free(Geometry *geometry) { delete static_cast<Built *>(geometry); }
+
+}

@@ -1,0 +1,106 @@
+"""The native library through ctypes: its structures, and owners for what it allocates.
+
+Imports numpy and no network. Layouts are those of native.h, field by field.
+"""
+
+import ctypes
+import importlib.util
+from ctypes import POINTER, Structure, c_int32, c_int64, c_uint8, c_uint16, c_void_p
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVELS = 6
+CONVOLVE, WINOGRAD, INTERPOLATE, RESAMPLE = range(4)
+ACTIVE, HALO, NEEDED, TILES_2, TILES_4 = range(5)
+SAME_ROW, NEIGHBOURS, PIXELS = range(3)
+
+Floats = NDArray[np.float32]
+
+
+class Level(Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("height", "width", "pitch", "active", "needed", "tiles_2", "tiles_4")),
+        ("map", POINTER(c_int32)),
+        ("yx", POINTER(c_uint16)),
+        ("tile_2", POINTER(c_uint16)),
+        ("tile_4", POINTER(c_uint16)),
+        ("kept", POINTER(c_uint8)),
+        ("window", POINTER(c_int32)),
+        ("neighbour", POINTER(c_int32)),
+    )
+
+
+class _Geometry(Structure):
+    _fields_ = (("level", Level * LEVELS),)
+
+
+class Slot(Structure):
+    _fields_ = (("data", c_void_p), ("stride", c_int32), ("scratch", c_int32))
+
+
+class Taps(Structure):
+    _fields_ = (("y", c_void_p), ("x", c_void_p), ("weight_y", c_void_p), ("weight_x", c_void_p), ("taps", c_int32))
+
+
+class Op(Structure):
+    _fields_ = (
+        ("kind", c_int32),
+        *((name, c_int32) for name in ("source", "target", "residual", "kept")),
+        *((name, c_int32) for name in ("source_level", "previous", "lookup", "step", "taps", "resampling")),
+        *((name, c_int32) for name in ("in_", "out", "column", "scatter", "relu")),
+        *((name, c_void_p) for name in ("weights", "bias", "shift")),
+    )
+
+
+class Job(Structure):
+    _fields_ = tuple((name, c_int32) for name in ("level", "rows", "first_op", "ops", "block", "groups"))
+
+
+class Pass(Structure):
+    _fields_ = tuple((name, c_int32) for name in ("first_job", "jobs"))
+
+
+class Program(Structure):
+    _fields_ = (
+        ("passes", POINTER(Pass)),
+        ("jobs", POINTER(Job)),
+        ("ops", POINTER(Op)),
+        ("pass_count", c_int32),
+        ("slot_count", c_int32),
+        ("scratch_floats", c_int64),
+    )
+
+
+class Context(Structure):
+    _fields_ = (
+        ("now", POINTER(_Geometry)),
+        ("previous", POINTER(_Geometry)),
+        ("slots", POINTER(Slot)),
+        ("taps", POINTER(Taps)),
+    )
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Raises OSError if the native code was not built on this machine."""
+    spec = importlib.util.find_spec("models.executors.native._native")
+    if spec is None or spec.origin is None:
+        raise OSError("the native kernels are not built; install a C++17 compiler, then run `make native`")
+    lib = ctypes.CDLL(spec.origin)
+    for name, result, arguments in (
+        ("geometry_create", POINTER(_Geometry), (c_void_p, c_int32, c_int32, c_int32, c_void_p, c_int32)),
+        ("geometry_free", None, (c_void_p,)),
+        ("kernels_find", c_void_p, (ctypes.c_char_p,)),
+        ("kernels_name", ctypes.c_char_p, (c_void_p,)),
+        ("kernels_lanes", c_int32, (c_void_p,)),
+        ("kernels_panel", c_int32, (c_void_p,)),
+        ("layout", None, (POINTER(c_int32),)),
+        ("pool_create", c_void_p, (c_int32,)),
+        ("pool_free", None, (c_void_p,)),
+        ("program_run", c_int32, (c_void_p, c_void_p, POINTER(Program), POINTER(Context), c_int32)),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib

@@ -1,0 +1,256 @@
+"""From lowered steps to programs in the native layout: weights packed, matrices given slots, jobs cut into blocks.
+
+A program belongs to an instruction set and is shared by all requests; what differs between them is a context.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.executors.native import library as native
+from models.executors.native.library import CONVOLVE, INTERPOLATE, TILES_2, TILES_4, WINOGRAD, Floats
+from models.executors.native.lowering import Job, Lowered, Matrix, Op, Resampling, Stages
+
+TILES = 24  # a multiple of every kernel's rows in registers (4, 6, 8 and 12)
+BLOCK_ROWS = 4 * TILES
+TRANSFORMED_FLOATS = 80_000  # of a block of tiles: they stay in a core's cache
+FOUR_WEIGHTS = 128 * 128
+ITEM_MACS = 10_000_000  # about 0.1 ms of one core: what a thread should take at once
+
+
+@dataclass(frozen=True)
+class Isa:
+    """An instruction set: its kernels, floats in a vector, vectors in a panel of packed weights."""
+
+    kernels: int
+    name: str
+    lanes: int
+    panel: int
+
+    @classmethod
+    def find(cls, name: str | None = None) -> "Isa":
+        """The best of this machine, or the one called `name`. Raises ValueError if the machine lacks it."""
+        lib = native.library()
+        kernels = lib.kernels_find(None if name is None else name.encode())
+        if not kernels:
+            raise ValueError(f"this machine has no {name} kernels; leave the name out for the best that it has")
+        return cls(kernels, lib.kernels_name(kernels).decode(), lib.kernels_lanes(kernels), lib.kernels_panel(kernels))
+
+    def panels(self, channels: int) -> list[slice]:
+        """How output channels are cut into panels, each a whole number of vectors."""
+        vectors = -(-channels // self.lanes)
+        count = -(-vectors // self.panel)
+        edges = [vectors * i // count * self.lanes for i in range(count + 1)]
+        return [slice(*pair) for pair in pairwise(edges)]
+
+    def packed(self, weights: Floats) -> Floats:
+        """(taps, in, out) -> [panel][tap][in][out of the panel], zeros where the last vector is cut."""
+        panels = self.panels(weights.shape[2])
+        padded = np.pad(weights, ((0, 0), (0, 0), (0, panels[-1].stop - weights.shape[2])))
+        return aligned(np.concatenate([padded[:, :, panel].ravel() for panel in panels]))
+
+    def vector(self, values: Floats) -> Floats:
+        """One value a channel, zeros up to a whole number of vectors."""
+        return aligned(np.pad(values, (0, -values.size % self.lanes)))
+
+
+def aligned(values: Floats) -> Floats:
+    """A copy that begins on a cache line."""
+    copy = empty(values.size)
+    copy[:] = values
+    return copy
+
+
+def empty(floats: int) -> Floats:
+    """Uninitialised memory that begins on a cache line; a vector may be read past its end."""
+    memory = np.empty(floats + 32, np.float32)
+    begin = -memory.ctypes.data % 64 // 4
+    return memory[begin : begin + floats]
+
+
+class StepProgram:
+    """One step of a network.
+
+    `slots`: the matrices that a run must place, by number. Those of `inputs` and `outputs` belong to the state, the
+    others are working memory, and those in `scratch` lie in the threads.
+    """
+
+    def __init__(self, lowered: Lowered, isa: Isa, resamplings: dict[Resampling, int]) -> None:
+        self._isa = isa
+        self._arrays: list[Floats] = []
+        stages = [stage for stage in lowered.stages if stage]
+        self.slots, self._place = _placed(stages, (*lowered.inputs, *lowered.outputs))
+        self.inputs = [self._place[matrix] for matrix in lowered.inputs]
+        self.outputs = [self._place[matrix] for matrix in lowered.outputs]
+        self.scratch: dict[int, int] = {}
+        floats = 0
+        for number, matrix in enumerate(self.slots):
+            if matrix.rows == "scratch":
+                self.scratch[number] = floats
+                floats += matrix.stride * BLOCK_ROWS
+        passes: list[native.Pass] = []
+        jobs: list[native.Job] = []
+        ops: list[native.Op] = []
+        for stage in stages:
+            # Long blocks first, so that short ones fill the end of the pass.
+            cut = sorted(((*_cut(job, isa), job) for job in map(_filtered, stage)), key=lambda item: -item[0])
+            passes.append(native.Pass(len(jobs), len(cut)))
+            for _, block, groups, job in cut:
+                floats = max(floats, _transformed_floats(job, block, isa))
+                jobs.append(native.Job(job.level, job.rows, len(ops), len(job.ops), block, groups))
+                ops += [self._op(op, resamplings) for op in job.ops]
+        self.native = native.Program(
+            (native.Pass * len(passes))(*passes),
+            (native.Job * len(jobs))(*jobs),
+            (native.Op * len(ops))(*ops),
+            len(passes),
+            len(self.slots),
+            floats,
+        )
+
+    def _op(self, op: Op, resamplings: dict[Resampling, int]) -> native.Op:
+        weights, channels = 0, 0
+        if op.convolution is not None and op.kind != INTERPOLATE:
+            channels = op.convolution.weights.shape[1]
+            weights = self._keep(self._isa.packed(op.convolution.weights))
+        elif op.convolution is not None and op.convolution.classes is not None:
+            weights = self._keep(op.convolution.classes)
+        number = len(resamplings) if op.resampling is None else resamplings.setdefault(op.resampling, len(resamplings))
+        return native.Op(
+            kind=op.kind,
+            source=self._place[op.source],
+            target=self._place[op.target],
+            residual=-1 if op.residual is None else self._place[op.residual],
+            kept=-1 if op.kept is None else self._place[op.kept],
+            source_level=op.source.level,
+            previous=op.previous,
+            lookup=op.lookup,
+            step=op.step,
+            taps=1 if op.convolution is None else len(op.convolution.weights),
+            resampling=number,
+            in_=channels,
+            out=op.channels,
+            column=op.column,
+            scatter=op.target.rows == "positions",
+            relu=op.relu,
+            weights=weights,
+            bias=0 if op.bias is None else self._keep(self._isa.vector(op.bias)),
+            shift=0 if op.shift is None else self._keep(self._isa.vector(op.shift)),
+        )
+
+    def _keep(self, values: Floats) -> int:
+        self._arrays.append(values)
+        return int(values.ctypes.data)
+
+
+def _placed(stages: Stages, fixed: Sequence[Matrix]) -> tuple[list[Matrix], dict[Matrix, int]]:
+    """A slot for every matrix; working memory is shared by matrices of one shape that are never alive together."""
+    slots: list[Matrix] = []
+    place: dict[Matrix, int] = {}
+    for matrix in fixed:
+        if matrix not in place:
+            place[matrix] = len(slots)
+            slots.append(matrix)
+    uses = [_matrices(stage) for stage in stages]
+    last = {matrix: index for index, used in enumerate(uses) for matrix in used}
+    free: dict[tuple[int, int, str], list[int]] = defaultdict(list)
+    for index, used in enumerate(uses):
+        for matrix in used:
+            if matrix in place:
+                continue
+            shape = (matrix.level, matrix.stride, matrix.rows)
+            if free[shape]:
+                place[matrix] = free[shape].pop()
+            else:
+                place[matrix] = len(slots)
+                slots.append(matrix)
+        for matrix in used:
+            if last[matrix] == index and matrix not in fixed:
+                free[matrix.level, matrix.stride, matrix.rows].append(place[matrix])
+    return slots, place
+
+
+def _matrices(stage: Sequence[Job]) -> list[Matrix]:
+    """What a stage touches, each once, in order."""
+    every = (
+        matrix
+        for job in stage
+        for op in job.ops
+        for matrix in (op.source, op.target, op.residual, op.kept)
+        if matrix is not None
+    )
+    return list(dict.fromkeys(every))
+
+
+def _filtered(job: Job) -> Job:
+    """`job` by Winograd's filtering, if it is nothing but a 3x3 convolution of stride 1.
+
+    Large weights take the small tile: those of the large one would come from memory anew for every block.
+    """
+    op = job.ops[0]
+    if len(job.ops) > 1 or op.kind != CONVOLVE or op.convolution is None:
+        return job
+    taps, channels, out = op.convolution.weights.shape
+    if taps != 9 or op.step != 1:
+        return job
+    large = channels * out <= FOUR_WEIGHTS
+    weights = filtered(op.convolution.weights, FOUR if large else TWO)
+    ops = (replace(op, kind=WINOGRAD, convolution=replace(op.convolution, weights=weights)),)
+    return replace(job, rows=TILES_4 if large else TILES_2, ops=ops)
+
+
+def _axis(*points: float) -> NDArray[np.float64]:
+    """(points + 1, 3): what takes 3 taps along one axis to the products at finite points, and at infinity."""
+    rows = []
+    for point in points:
+        norm = math.prod(point - other for other in points if other != point)
+        rows.append([1 / norm, point / norm, point**2 / norm])
+    return np.array([*rows, [0, 0, 1]])
+
+
+TWO = _axis(0, 1, -1) * [[-1], [1], [1], [1]]  # winograd.h has the sign of the first product in the other matrix
+FOUR = _axis(0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
+
+
+def filtered(weights: Floats, axis: NDArray[np.float64]) -> Floats:
+    """(9, in, out) -> (points, in, out)."""
+    points = np.kron(axis, axis) @ weights.reshape(9, -1).astype(np.float64)
+    return points.reshape(-1, *weights.shape[1:]).astype(np.float32)
+
+
+def _transformed_floats(job: Job, block: int, isa: Isa) -> int:
+    """Scratch for a block of tiles: its transformed rows and the products of one panel."""
+    op = job.ops[0]
+    if op.kind != WINOGRAD or op.convolution is None:
+        return 0
+    points, channels, _ = op.convolution.weights.shape
+    return int(points * (block * (-(-channels // isa.lanes) + isa.panel) * isa.lanes + 32))
+
+
+def _cut(job: Job, isa: Isa) -> tuple[int, int, int]:
+    """Multiply-adds of one item, rows (or tiles) of its blocks, and groups of channels.
+
+    Where weights are many, an item takes some channels of many rows rather than all channels of a few.
+    """
+    per_row = sum(
+        op.convolution.weights.size if op.convolution is not None and op.kind != INTERPOLATE else 16 * op.channels
+        for op in job.ops
+    )
+    panels = len(isa.panels(job.ops[0].channels))
+    op = job.ops[0]
+    groups, most = 1, BLOCK_ROWS
+    if op.kind == WINOGRAD and op.convolution is not None:
+        points, channels, _ = op.convolution.weights.shape
+        most = min(
+            BLOCK_ROWS, max(TILES // 2, TRANSFORMED_FLOATS // (points * channels) // (TILES // 2) * (TILES // 2))
+        )
+    if len(job.ops) == 1 and op.kind in (CONVOLVE, WINOGRAD):
+        groups = min(panels, max(1, per_row * most // ITEM_MACS))
+    rows = ITEM_MACS * groups // per_row // (TILES // 2) * (TILES // 2)
+    block = min(most, max(TILES // 2, rows))
+    return per_row * block // groups, block, groups

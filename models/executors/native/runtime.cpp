@@ -1,0 +1,224 @@
+// Runs programs: a persistent pool of threads, blocks of rows handed out one by one, a meeting after each pass.
+#include "native.h"
+#include <stdlib.h>
+#include <string.h>
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+namespace {
+
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+const Kernels *best() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq"))
+        return &avx512_kernels;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2_kernels;
+#endif
+    return &baseline_kernels;
+}
+
+// First and last row, or tile, of a job.
+struct Range {
+    int first, last;
+};
+
+Range range_of(const Job &job, const Level &level) {
+    switch (job.rows) {
+    case ACTIVE: return {0, level.active};
+    case HALO: return {level.active, level.needed};
+    case TILES_2: return {0, level.tiles_2};
+    case TILES_4: return {0, level.tiles_4};
+    }
+    return {0, level.needed};
+}
+
+// What is to run now. Every thread walks the same passes; `taken` and `finished` count the blocks of each.
+struct Work {
+    const Kernels *kernels;
+    const Program *program;
+    const Context *contexts;
+    int contexts_count;
+    std::vector<std::atomic<int>> taken, finished;
+};
+
+struct Share {
+    const Job *job;
+    const Context *context;
+    int first_item, blocks;
+};
+
+class Pool {
+  public:
+    explicit Pool(int threads) {
+        for (int i = 1; i < threads; ++i) threads_.emplace_back([this, i] { serve(i); });
+    }
+
+    ~Pool() {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            stop_ = true;
+        }
+        wake_.notify_all();
+        for (std::thread &thread : threads_) thread.join();
+    }
+
+    void run(Work &work) {
+        scratch_.resize(threads_.size() + 1);
+        std::unique_lock<std::mutex> lock(mutex_);
+        work_ = &work;
+        ++generation_;
+        left_ = (int)threads_.size();
+        lock.unlock();
+        wake_.notify_all();
+        walk(work, 0);
+        lock.lock();
+        done_.wait(lock, [this] { return left_ == 0; });
+        work_ = nullptr;
+    }
+
+  private:
+    // A thread that waits spins for a few microseconds, as long as an uneven end of a pass lasts, then sleeps.
+    static constexpr int SPINS = 2000;
+
+    void serve(int index) {
+        uint64_t seen = 0;
+        std::unique_lock<std::mutex> lock(mutex_);
+        while (true) {
+            wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
+            if (stop_) return;
+            seen = generation_;
+            Work &work = *work_;
+            lock.unlock();
+            walk(work, index);
+            lock.lock();
+            if (--left_ == 0) done_.notify_all();
+        }
+    }
+
+    void walk(Work &work, int index) {
+        std::vector<float> &scratch = scratch_[index];
+        if (scratch.size() < (size_t)work.program->scratch_floats + 32) scratch.assign(work.program->scratch_floats + 32, 0.0f);
+        float *aligned = (float *)(((uintptr_t)scratch.data() + 63) & ~(uintptr_t)63);
+        std::vector<Share> shares;
+        for (int p = 0; p < work.program->pass_count; ++p) {
+            const Pass &pass = work.program->passes[p];
+            shares.clear();
+            int items = 0;
+            for (int j = pass.first_job; j < pass.first_job + pass.jobs; ++j)
+                for (int c = 0; c < work.contexts_count; ++c) {
+                    const Job &job = work.program->jobs[j];
+                    const Range range = range_of(job, work.contexts[c].now->level[job.level]);
+                    const int blocks = (range.last - range.first + job.block - 1) / job.block;
+                    if (!blocks) continue;
+                    shares.push_back({&job, &work.contexts[c], items, blocks});
+                    items += blocks * job.groups;
+                }
+            size_t at = 0;
+            for (int item; (item = work.taken[p].fetch_add(1, std::memory_order_relaxed)) < items;) {
+                while (at + 1 < shares.size() && shares[at + 1].first_item <= item) ++at;
+                compute(work, shares[at], item - shares[at].first_item, aligned);
+                if (work.finished[p].fetch_add(1, std::memory_order_acq_rel) + 1 == items) {
+                    std::lock_guard<std::mutex> lock(pass_mutex_);
+                    pass_done_.notify_all();
+                }
+            }
+            meet(work.finished[p], items);
+        }
+    }
+
+    void meet(std::atomic<int> &finished, int items) {
+        for (int spin = 0; spin < SPINS; ++spin) {
+            if (finished.load(std::memory_order_acquire) == items) return;
+            relax();
+        }
+        std::unique_lock<std::mutex> lock(pass_mutex_);
+        pass_done_.wait(lock, [&] { return finished.load(std::memory_order_acquire) == items; });
+    }
+
+    static void compute(const Work &work, const Share &share, int item, float *scratch) {
+        const Job &job = *share.job;
+        const Range range = range_of(job, share.context->now->level[job.level]);
+        const int first = range.first + item % share.blocks * job.block;
+        const int last = first + job.block < range.last ? first + job.block : range.last;
+        work.kernels->run({work.program->ops + job.first_op, job.ops, job.level, first, last, item / share.blocks,
+                           job.groups, scratch, share.context});
+    }
+
+    std::vector<std::thread> threads_;
+    std::vector<std::vector<float>> scratch_;
+    std::mutex mutex_, pass_mutex_;
+    std::condition_variable wake_, done_, pass_done_;
+    uint64_t generation_ = 0;
+    Work *work_ = nullptr;
+    int left_ = 0;
+    bool stop_ = false;
+};
+
+} // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// The kernels called `name`, or the best that this machine has for null; null if it lacks them.
+const Kernels *kernels_find(const char *name) {
+    const Kernels *top = best();
+    if (!name || !strcmp(name, top->name)) return top;
+#if defined(__x86_64__)
+    if (top == &avx512_kernels && !strcmp(name, avx2_kernels.name)) return &avx2_kernels;
+#endif
+    return strcmp(name, baseline_kernels.name) ? nullptr : &baseline_kernels;
+}
+
+const char *kernels_name(const Kernels *kernels) { return kernels->name; }
+int32_t kernels_lanes(const Kernels *kernels) { return kernels->lanes; }
+int32_t kernels_panel(const Kernels *kernels) { return kernels->panel; }
+
+// Sizes of the structures that Python declares too, so that a test can compare them.
+void layout(int32_t *sizes) {
+    const int32_t all[] = {sizeof(Level), sizeof(Slot), sizeof(Taps), sizeof(Op), sizeof(Job), sizeof(Pass),
+                           sizeof(Program), sizeof(Context)};
+    memcpy(sizes, all, sizeof all);
+}
+
+Pool *pool_create(int32_t threads) {
+    try {
+        return new Pool(threads);
+    } catch (...) {
+        return nullptr;
+    }
+}
+
+void pool_free(Pool *pool) { delete pool; }
+
+// One step for all contexts. Returns 0, or 1 without memory for it.
+int32_t program_run(Pool *pool, const Kernels *kernels, const Program *program, const Context *contexts, int32_t count) {
+    try {
+        for (int c = 0; c < count; ++c)
+            for (int s = 0; s < program->slot_count; ++s) {
+                const Slot &slot = contexts[c].slots[s];
+                if (slot.scratch < 0 && slot.data) memset(slot.data - slot.stride, 0, slot.stride * sizeof(float));
+            }
+        Work work = {kernels, program, contexts, count, std::vector<std::atomic<int>>(program->pass_count),
+                     std::vector<std::atomic<int>>(program->pass_count)};
+        pool->run(work);
+        return 0;
+    } catch (...) {
+        return 1;
+    }
+}
+
+}

@@ -1,0 +1,297 @@
+"""The CPU executor: saved work is saved time.
+
+Features are rows of active positions and of those that something active reads; everything else is neither computed
+nor interpolated. Exact: the reference's meaning, see models/masked.py. Imports the native library, not the server.
+"""
+
+import weakref
+from collections.abc import Sequence
+from ctypes import byref
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.adpc import AdpcNet
+from models.anytime import Exit, ExitMap, Extra, State, check_batch
+from models.confidence import active
+from models.executors.native import library as native
+from models.executors.native.library import Floats, library
+from models.executors.native.lowering import FINEST, Lowering, Matrix, Mode, Resampling, distance_classes
+from models.executors.native.programs import Isa, StepProgram, empty
+from models.executors.reference import UNSURE
+from models.flops import costs
+from models.postprocess import render
+from models.preprocess import STRIDE, Box, Frame, prepare
+
+GROWING = ("top_k", "random")
+"""Criteria whose masks may take a position up again that an earlier exit settled."""
+
+
+class Geometry:
+    """Native tables for one mask (bool (h, w) at the size of the scores; None: all active)."""
+
+    def __init__(self, mask: NDArray[np.bool_] | None, size: tuple[int, int], window: int, *, everywhere: bool) -> None:
+        distances = distance_classes(window)
+        classes = np.zeros(distances[-1] + 1, np.int32)
+        classes[distances] = np.arange(len(distances))
+        self.mask = mask
+        self.everywhere = everywhere or mask is None
+        data = None if mask is None else np.ascontiguousarray(mask).ctypes.data
+        self.native = library().geometry_create(data, *size, window, classes.ctypes.data, everywhere)
+        if not self.native:
+            raise MemoryError(f"no memory for the tables of a mask of {size[0]}x{size[1]}")
+        weakref.finalize(self, library().geometry_free, self.native)
+
+    def rows(self, matrix: Matrix) -> int:
+        level = self.native.contents.level[matrix.level]
+        match matrix.rows:
+            case "needed":
+                return int(level.needed)
+            case "active":
+                return int(level.active)
+            case "positions":
+                return int(level.height * level.width)
+            case "pixels":
+                return int((level.height + 2) * (level.width + 2))
+        return 0
+
+    def share(self, level: int) -> float:
+        """Active share of a level."""
+        at = self.native.contents.level[level]
+        return float(at.active / (at.height * at.width))
+
+
+@dataclass
+class SparseState(State):
+    """A request's own rows. `features`: of the latest step, each (1 + rows, stride) with a row of zeros first.
+
+    `positions`: the mask that the next stage computes under, bool (h, w), or None for all.
+    """
+
+    features: list[Floats] = field(default_factory=list)
+    geometry: Geometry | None = None
+    positions: NDArray[np.bool_] | None = None
+    shrinking: bool = True
+    scores: Floats | None = None
+    macs: float = 0.0
+
+
+class SparseExecutor:
+    """Runs a network on rows, a batch of requests at a time. See `AnytimeModel`.
+
+    `threads`: 0 for torch's number. `isa`: "avx512", "avx2", "neon" or "portable"; None for the machine's best.
+    Raises OSError if the native library is not built, ValueError if the machine lacks `isa`.
+    """
+
+    executor = "sparse"
+    device = "cpu"
+
+    def __init__(self, network: AdpcNet, threads: int = 0, isa: str | None = None) -> None:
+        self.config = network.config
+        self.steps = network.steps
+        self.isa = Isa.find(isa)
+        lowering = Lowering(network)
+        resamplings: dict[Resampling, int] = {}
+        self._programs = {
+            step.name: StepProgram(lowering.step(step.name), self.isa, resamplings) for step in self.steps
+        }
+        self._resamplings = tuple(resamplings)
+        self._window = self.config.masking.window if self.config.masking else 3
+        self._pool = library().pool_create(threads or torch.get_num_threads())
+        weakref.finalize(self, library().pool_free, self._pool)
+        self._dense = lru_cache(maxsize=8)(lambda size: Geometry(None, size, self._window, everywhere=False))
+        self._taps = lru_cache(maxsize=8)(self._tables)
+        self._workspace = empty(0)
+
+    def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> SparseState:
+        return self.start(*prepare(image, self.config, box))
+
+    def start(self, inputs: Tensor, frame: Frame) -> SparseState:
+        """`inputs`: float32 (1, 3, H, W), normalised, H and W multiples of 32. Raises ValueError on other sizes."""
+        height, width = inputs.shape[-2:]
+        if height % 32 or width % 32:
+            raise ValueError(f"the input is {height}x{width}; both must be multiples of 32: pad it")
+        # A row of pixels around stands for the convolution's padding; the row before it is every matrix's zero row.
+        flat = empty(3 * ((height + 2) * (width + 2) + 1))
+        padded = flat[3:].reshape(height + 2, width + 2, 3)
+        padded[0] = padded[-1] = padded[:, 0] = padded[:, -1] = 0
+        padded[1:-1, 1:-1] = inputs[0].permute(1, 2, 0).numpy()
+        return SparseState(frame, (height, width), features=[flat.reshape(-1, 3)])
+
+    def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
+        """Replace the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`.
+
+        `shrinking` promises that later masks only take positions away, and saves what would be kept for others.
+        """
+        assert isinstance(state, SparseState)
+        state.positions = positions.cpu().numpy()
+        state.shrinking = shrinking
+
+    def advance(self, states: Sequence[State]) -> None:
+        index = check_batch(states, self.steps)
+        step = self.steps[index]
+        program = self._programs[step.name]
+        own = [state for state in states if isinstance(state, SparseState)]
+        begins_stage = index > 0 and self.steps[index - 1].exit is not None
+        previous = [state.geometry or self._dense_of(state) for state in own]
+        for state, before in zip(own, previous, strict=True):
+            state.geometry = self._settled(state, before) if begins_stage else before
+        for state, before, made in zip(own, previous, self._run(program, own, previous), strict=True):
+            state.next_step += 1
+            if step.exit is None:
+                state.features = made
+            else:
+                self._finish(step.exit, state, made[0], before)
+
+    def render(self, state: State, extra: Extra | None = None) -> ExitMap:
+        if state.exit is None:
+            raise ValueError(f"no exit is finished after {state.next_step} of {len(self.steps)} steps; advance further")
+        return render(state.exit, self.config, state.frame, extra)
+
+    def _dense_of(self, state: SparseState) -> Geometry:
+        return self._dense((state.shape[0] // STRIDE, state.shape[1] // STRIDE))
+
+    def _settled(self, state: SparseState, before: Geometry) -> Geometry:
+        """The geometry of the mask that the latest exit left."""
+        mask = state.positions
+        if mask is None or mask.all():
+            mask = None
+        if before.mask is not None and not before.everywhere and (mask is None or (mask & ~before.mask).any()):
+            raise ValueError(
+                "the mask of an exit grew, though it was promised to shrink; override it without `shrinking`"
+            )
+        if mask is None:
+            return self._dense_of(state)
+        return Geometry(mask, mask.shape, self._window, everywhere=not state.shrinking)
+
+    def _run(
+        self, program: StepProgram, states: Sequence[SparseState], previous: Sequence[Geometry]
+    ) -> list[list[Floats]]:
+        """Run a step for all states; returns what it made for each, in the order of the program's outputs."""
+        contexts = (native.Context * len(states))()
+        made: list[list[Floats]] = []
+        work = self._work(program, states)
+        for context, state, before in zip(contexts, states, previous, strict=True):
+            assert state.geometry is not None
+            geometry = state.geometry
+            slots = (native.Slot * len(program.slots))()
+            outputs: list[Floats] = []
+            for number, matrix in enumerate(program.slots):
+                if number in program.scratch:
+                    slots[number] = native.Slot(None, matrix.stride, program.scratch[number])
+                    continue
+                if number in program.inputs:
+                    memory = state.features[program.inputs.index(number)]
+                elif number in program.outputs:
+                    memory = _rows(geometry, matrix)
+                    if matrix.rows == "positions" and state.scores is not None:
+                        memory[:] = state.scores  # equation 7: what is not computed is carried over
+                    outputs.append(memory)
+                else:
+                    memory = work.pop()
+                slots[number] = native.Slot(memory.ctypes.data + 4 * matrix.stride, matrix.stride, -1)
+            taps, _ = self._taps(state.shape)
+            context.now, context.previous, context.slots, context.taps = geometry.native, before.native, slots, taps
+            made.append(outputs)
+        if library().program_run(self._pool, self.isa.kernels, byref(program.native), contexts, len(states)):
+            raise MemoryError(f"no memory to run {len(states)} requests at once; batch fewer")
+        return made
+
+    def _work(self, program: StepProgram, states: Sequence[SparseState]) -> list[Floats]:
+        """Working memory for the slots that are neither inputs nor outputs, last one first. Kept for the next step."""
+        fixed = {*program.inputs, *program.outputs, *program.scratch}
+        shapes = [
+            (1 + state.geometry.rows(matrix), matrix.stride)
+            for state in states
+            if state.geometry is not None
+            for number, matrix in enumerate(program.slots)
+            if number not in fixed
+        ]
+        sizes = [-(-(rows * stride + 32) // 16) * 16 for rows, stride in shapes]
+        if sum(sizes) > self._workspace.size:
+            self._workspace = empty(sum(sizes))
+        ends = accumulate(sizes)
+        pieces = [self._workspace[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        return pieces[::-1]
+
+    def _finish(self, index: int, state: SparseState, scores: Floats, settled: Geometry) -> None:
+        """Note the exit and, if more follow, the mask for the next stage."""
+        height, width = (side // STRIDE for side in state.shape)
+        state.macs += self._macs(index, state.shape, settled)
+        state.scores = scores
+        rows = torch.from_numpy(scores[1:, : self.config.outputs])
+        grid = rows.view(height, width, -1).permute(2, 0, 1)
+        decided = np.full((height, width), index, np.uint8)
+        if settled.mask is not None and state.exit is not None:
+            decided = np.where(settled.mask, decided, state.exit.decided.numpy())
+        masking = self.config.masking
+        positions = active(grid[None], masking or UNSURE[self.config.task], index)[0, 0]
+        inside = positions
+        if self.config.task == "segmentation":  # padding is nobody's pixel
+            inside = inside[: -(-state.frame.height // STRIDE), : -(-state.frame.width // STRIDE)]
+        unsure = float(inside.float().mean())
+        state.exit = Exit(index, grid, torch.from_numpy(decided), positions, unsure, round(state.macs))
+        state.positions = None
+        if masking is not None and masking.adaptivity != "training" and index < self.config.exits:
+            state.positions, state.shrinking = positions.numpy(), masking.criterion not in GROWING
+
+    def _macs(self, index: int, shape: tuple[int, int], settled: Geometry) -> float:
+        """Multiply-adds between the exit before and this one, under the mask of the exit before."""
+        finest = shape[0] // STRIDE
+        return sum(
+            cost.macs(settled.share(FINEST + (finest // size[0]).bit_length() - 1))
+            for (size, _), cost in costs(self.config, *shape)[index - 1].items()
+        )
+
+    def _tables(self, shape: tuple[int, int]) -> tuple[object, list[NDArray[np.generic]]]:
+        """The `Taps` of every resampling for inputs of one size, and the arrays that they point into."""
+        taps = (native.Taps * max(1, len(self._resamplings)))()
+        alive: list[NDArray[np.generic]] = []
+        for number, (mode, source, target) in enumerate(self._resamplings):
+            axes = []
+            for side in shape:
+                index, weight = sources(mode, side >> source, side >> target)
+                axes.append((np.ascontiguousarray(index, np.int32), np.ascontiguousarray(weight, np.float32)))
+            (y, weight_y), (x, weight_x) = axes
+            # Indices are into the map of the source's level; see `Level` in native.h.
+            y, x = (y + 1) * (-(-(shape[1] >> source) // 4) * 4 + 2), x + 1
+            alive += [y, x, weight_y, weight_x]
+            taps[number] = native.Taps(*(array.ctypes.data for array in alive[-4:]), y.shape[1])
+        return taps, alive
+
+
+def sources(mode: Mode, source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Along one axis: which of `source` positions each of `target` positions is the weighted sum of.
+
+    Returns indices and weights, each (target, taps). Bilinear as torch's without aligned corners.
+    """
+    at = np.arange(target)[:, None]
+    match mode:
+        case "same":
+            return at, np.ones((target, 1))
+        case "nearest":
+            return at * source // target, np.ones((target, 1))
+        case "pool":
+            return 2 * at + np.arange(2), np.full((target, 2), 0.5)
+        case "bilinear":
+            exact = np.maximum((at + 0.5) * source / target - 0.5, 0)
+            first = exact.astype(np.int64)
+            return np.minimum(first + np.arange(2), source - 1), np.abs(exact - first - np.arange(1, -1, -1))
+        case "pool_up":
+            index, weight = sources("bilinear", source, 2 * target)
+            index, weight = index.reshape(target, 4), weight.reshape(target, 4) / 2
+            taps = np.minimum(index[:, :1] + np.arange(3), source - 1)
+            # The first of equal (clamped) taps takes all of their weight.
+            owner = (index[:, :, None] == taps[:, None, :]).argmax(2)
+            return taps, (weight[:, :, None] * (owner[:, :, None] == np.arange(3))).sum(1)
+
+
+def _rows(geometry: Geometry, matrix: Matrix) -> Floats:
+    """Memory for a matrix, (1 + rows, stride), the row of zeros first."""
+    rows = 1 + geometry.rows(matrix)
+    return empty(rows * matrix.stride).reshape(rows, matrix.stride)

@@ -1,0 +1,81 @@
+"""python -m server: serve the models of a folder over HTTP and WebSocket."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from server.app import create_app, drain
+from server.errors import ServerError
+from server.job import Plan
+from server.link import Link, ProcessLink
+from server.settings import Settings, load_settings
+
+logger = logging.getLogger("anytime")
+
+
+class Server(uvicorn.Server):
+    """Finishes what it has begun before it exits; a second signal ends it at once."""
+
+    failed = False
+    _draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining is None and self.started:
+            self._draining = asyncio.create_task(self._finish())
+        else:
+            super().handle_exit(sig, frame)
+
+    def fail(self, reason: str) -> None:
+        """Exit with status 1: the models cannot be loaded."""
+        logger.critical("the models cannot be loaded: %s", reason)
+        self.failed = self.should_exit = True
+
+    async def _finish(self) -> None:
+        await drain(self.config.app.state.service)  # type: ignore[union-attr]
+        self.should_exit = True
+
+
+def make_server(settings: Settings, launch: Callable[[Plan], Link] = ProcessLink) -> Server:
+    """A server that is not running yet; `launch` starts its workers. Raises what `create_app` raises."""
+    app = create_app(settings, lambda reason: server.fail(reason), launch)  # noqa: PLW0108 - there is none yet
+    server = Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http="httptools",
+            ws="websockets-sansio",
+            # Beyond this a frame is not even read; up to it, too large an image is refused with a sentence.
+            ws_max_size=2 * settings.max_body_bytes,
+            ws_per_message_deflate=False,  # PNG and delta are compressed, and it would run on the event loop
+            log_level=settings.log_level,
+            access_log=settings.access_log,
+            server_header=False,
+            timeout_graceful_shutdown=2,  # after `drain`, which waits for requests
+        )
+    )
+    return server
+
+
+def main() -> int:
+    settings = load_settings()
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s:     %(name)s %(message)s")
+    try:
+        server = make_server(settings)
+    except (ValueError, ServerError) as error:
+        print(f"python -m server: {error}", file=sys.stderr)
+        return 1
+    try:
+        server.run()
+    except SystemExit:  # the port is taken, for example; uvicorn has said so
+        return 1
+    return 1 if server.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The ASGI application: its parts' lifetimes, one boundary for errors, and the demo page's files."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from server import routes, stream
+from server.catalog import read_catalog
+from server.errors import ServerError
+from server.job import Plan
+from server.link import Link, ProcessLink
+from server.routes import reply
+from server.service import Service, unexpected
+from server.settings import ROOT, Settings
+from server.stream import DRAINING
+from server.wire import error_body
+
+logger = logging.getLogger("anytime.app")
+
+PAGE = ROOT / "clients" / "web"
+
+
+def create_app(
+    settings: Settings,
+    unloadable: Callable[[str], None] = logger.critical,
+    launch: Callable[[Plan], Link] = ProcessLink,
+) -> FastAPI:
+    """The application. `unloadable` is called with a sentence when models cannot be loaded; `launch` starts workers.
+
+    Raises ValueError or NotFoundError if the folder of models is wrong.
+    """
+    service = Service(settings, read_catalog(settings.models, settings.default_model), unloadable, launch)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.engine.start()
+        try:
+            yield
+        finally:
+            service.close()
+
+    app = FastAPI(
+        title="Anytime inference server",
+        description="Dense prediction by a deadline: each request gets the best map that its time allows.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.include_router(routes.router)
+    app.include_router(stream.router)
+    app.add_exception_handler(ServerError, _server_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _stranger)
+    if PAGE.is_dir():
+        app.mount("/static", StaticFiles(directory=PAGE))
+        app.add_api_route("/", _page, include_in_schema=False)
+    return app
+
+
+async def drain(service: Service) -> None:
+    """Take no more requests, wait for the open ones for as long as the settings allow, and close the sockets."""
+    service.engine.draining = True
+    try:
+        async with asyncio.timeout(service.settings.drain_ms / 1000):
+            await service.ledger.idle.wait()
+    except TimeoutError:
+        logger.warning("%d requests were still open when the time to drain was over", len(service.ledger))
+    await asyncio.gather(*(socket.close(DRAINING) for socket in service.streams))
+
+
+async def _page() -> Response:
+    return FileResponse(PAGE / "index.html")
+
+
+async def _server_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServerError)
+    return _refuse(request, error, error.status)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the framework raises itself: no such path, wrong method."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    allowed = (error.headers or {}).get("Allow", "")
+    sentence = {
+        404: f"there is nothing at {request.url.path[:200]}; GET /docs lists what there is",
+        405: f"{request.method} is not for {request.url.path[:200]}; use {allowed}",
+    }.get(error.status_code, str(error.detail))
+    return _refuse(request, ServerError(sentence, code), error.status_code, dict(error.headers or {}))
+
+
+async def _stranger(request: Request, error: Exception) -> Response:
+    return _refuse(request, unexpected(error), 500)
+
+
+def _refuse(request: Request, error: ServerError, status: int, headers: dict[str, str] | None = None) -> Response:
+    headers = headers or {}
+    request_id = error.request_id or request.headers.get("x-request-id")
+    if request_id and request_id.isascii() and request_id.isprintable():
+        headers["X-Request-Id"] = request_id
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    return reply(error_body(error, request_id), status, headers)

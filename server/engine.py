@@ -1,0 +1,339 @@
+"""The async face of a worker: jobs go in, the newest exit comes out, and everyone is answered at the deadline.
+
+The deadline is kept twice: the worker begins nothing that would not fit, and the engine's own timer ends a job with the
+exit it has, whatever the worker is doing. Imports no torch.
+"""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.budget import Budget
+from server.catalog import ServedModel
+from server.errors import NoExitError, ServerError, UnavailableError
+from server.job import (
+    Beat,
+    Box,
+    Cancel,
+    Ended,
+    Event,
+    Exited,
+    Extra,
+    Layout,
+    ModelFacts,
+    Move,
+    Ready,
+    Stop,
+    Submit,
+    Unloadable,
+)
+from server.link import Link, Supervisor
+from server.memory import Arena
+from server.metrics import Metrics
+
+RESTART_S = 5.0
+"""What clients are told to wait while a worker starts."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a job is to compute. `image`: uint8 (H, W, 3) RGB. `required`: the first exit that is worth an answer.
+
+    `reserve_s`: what is kept back of the budget to encode and send.
+    """
+
+    model: ServedModel
+    image: NDArray[np.uint8]
+    budget: Budget
+    required: int = 1
+    reserve_s: float = 0.0
+    quality: float | None = None
+    extra: Extra | None = None
+    box: Box | None = None
+
+    @property
+    def layout(self) -> Layout:
+        return self.model.layout(*self.image.shape[:2], extra=self.extra is not None)
+
+
+@dataclass
+class Job:
+    """One request's computation. Use it in a `with` block: leaving it cancels what still runs, and frees the maps."""
+
+    key: int
+    order: Order
+    layout: Layout
+    offset: int
+    engine: "Engine"
+    submitted_s: float
+    deadline_s: float
+    exits: list[Exited] = field(default_factory=list)
+    stop: Stop | None = None
+    error: ServerError | None = None
+    stopped_s: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+    with_worker: bool = True
+    with_reader: bool = True
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel(Stop.DISCONNECTED)
+        self.with_reader = False
+        self.engine.free(self)
+
+    @property
+    def latest(self) -> int:
+        """The newest exit whose map is on the host; 0: none yet."""
+        return self.exits[-1].exit if self.exits else 0
+
+    @property
+    def cancelled(self) -> bool:
+        return self.stop is Stop.CANCELLED
+
+    async def newer(self, than: int) -> int:
+        """Wait for an exit after `than`, or for the end. Returns the newest exit."""
+        while self.latest <= than and self.stop is None:
+            self.changed.clear()
+            await self.changed.wait()
+        return self.latest
+
+    async def ended(self) -> Stop:
+        """Wait for the end. Raises what kept the job from an answer."""
+        while self.stop is None:
+            self.changed.clear()
+            await self.changed.wait()
+        if self.error is not None:
+            raise self.error
+        return self.stop
+
+    def labels(self, exit_index: int) -> NDArray[np.uint8]:
+        """The map of an exit that was reached, uint8 (H, W): a view that is valid inside the `with` block."""
+        return self.layout.labels(self.engine.arena.view[self.offset :], exit_index)
+
+    def keypoints(self, exit_index: int) -> NDArray[np.float32]:
+        """The keypoints of an exit that was reached, float32 (J, 3): a view as well."""
+        return self.layout.keypoints(self.engine.arena.view[self.offset :], exit_index)
+
+    def extra_map(self, exit_index: int) -> NDArray[np.uint8] | None:
+        """The further map of an exit, if one was ordered; a view as well."""
+        if not self.layout.extra:
+            return None
+        return self.layout.extra_map(self.engine.arena.view[self.offset :], exit_index)
+
+    def cancel(self, stop: Stop = Stop.CANCELLED) -> None:
+        """End it now; nothing if it has ended."""
+        self.engine.finish(self, stop)
+
+    def move(self, deadline_s: float) -> None:
+        """A new deadline, sooner or later; nothing if it has ended."""
+        self.engine.move(self, deadline_s)
+
+
+class Engine:
+    """Owns the worker and the memory shared with it.
+
+    `launch` starts a worker. `unloadable` is called with the reason when models
+    cannot be loaded, which starting again would not help.
+    """
+
+    def __init__(
+        self,
+        launch: Callable[[], Link],
+        arena: Arena,
+        metrics: Metrics,
+        unloadable: Callable[[str], None],
+    ) -> None:
+        self.arena = arena
+        self.ready: Ready | None = None
+        self.known: Mapping[str, ModelFacts] = {}
+        """What a worker said of each model; stays when it dies."""
+        self.draining = False
+        self.jobs: dict[int, Job] = {}
+        self.supervisor = Supervisor(launch, self._hear, self._lost, lambda: bool(self.jobs))
+        self._metrics = metrics
+        self._unloadable = unloadable
+        self._keys = itertools.count(1)
+        metrics.watch(
+            metrics.queue_depth, lambda: sum(job.stop is None and not job.exits for job in self.jobs.values())
+        )
+        metrics.watch(metrics.shared_memory, lambda: arena.taken_bytes)
+
+    def start(self) -> None:
+        """Start the worker; `ready` is set once every exit of every model is warm."""
+        self.supervisor.start()
+
+    def stop(self) -> None:
+        """End the worker, and every job that is left."""
+        self.draining = True
+        self.supervisor.stop()
+
+    def check_open(self) -> None:
+        """Raises UnavailableError while no request can be taken at all."""
+        if self.draining:
+            raise UnavailableError("the server is shutting down; send the request to another one", "draining", 1.0)
+        self._check_ready()
+
+    def _check_ready(self) -> None:
+        if self.ready is None:
+            raise UnavailableError("the models are being loaded; ask again soon", "starting", RESTART_S)
+
+    def submit(self, order: Order) -> Job:
+        """Hand a job to the worker, also while draining: its request was let in before. Raises UnavailableError if
+        there is no worker or no room, NoExitError if its time is over already."""
+        self._check_ready()
+        now_s = time.monotonic()
+        layout = order.layout
+        if order.budget.deadline_s - order.reserve_s <= now_s:
+            spent_ms = 1000 * (now_s - order.budget.arrived_s)
+            raise NoExitError(
+                f"receiving and decoding took {spent_ms:.0f} ms, which leaves none for exit 1; give more deadline_ms",
+                "no_exit",
+            )
+        offset = self.arena.take(layout.total_bytes)
+        if offset is None:
+            raise UnavailableError(
+                f"the image and its maps need {layout.total_bytes:,} bytes, more than is free of the "
+                f"{self.arena.size_bytes:,} for all open requests (--shared-memory-bytes); ask again",
+                "overloaded",
+                1.0,
+            )
+        np.copyto(layout.image(self.arena.view[offset:]), order.image)
+        job = Job(next(self._keys), order, layout, offset, self, now_s, order.budget.deadline_s)
+        self.supervisor.say(self._command(job))
+        self.jobs[job.key] = job
+        self._set_timer(job)
+        return job
+
+    def move(self, job: Job, deadline_s: float) -> None:
+        """See `Job.move`."""
+        if job.stop is None:
+            job.deadline_s = deadline_s
+            self._set_timer(job)
+            self.supervisor.say(Move(job.key, deadline_s - job.order.reserve_s))
+
+    def finish(self, job: Job, stop: Stop, error: ServerError | None = None) -> None:
+        """End a job for its reader. Its memory stays until the worker, too, has let go of it."""
+        if job.stop is not None:
+            return
+        job.stop, job.error, job.stopped_s = stop, error, time.monotonic()
+        if job.timer is not None:
+            job.timer.cancel()
+        if job.with_worker:
+            self.supervisor.say(Cancel(job.key))
+        job.changed.set()
+
+    def free(self, job: Job) -> None:
+        """Give back the memory of a job once nobody looks at it any more."""
+        if not job.with_worker and not job.with_reader and job.key in self.jobs:
+            del self.jobs[job.key]
+            self.arena.give(job.offset, job.layout.total_bytes)
+
+    def _command(self, job: Job) -> Submit:
+        order = job.order
+        return Submit(
+            key=job.key,
+            model=order.model.name,
+            offset=job.offset,
+            layout=job.layout,
+            deadline_s=job.deadline_s - order.reserve_s,
+            required=order.required,
+            max_exit=order.budget.max_exit,
+            quality=order.quality,
+            extra=order.extra,
+            box=order.box,
+        )
+
+    def _set_timer(self, job: Job) -> None:
+        if job.timer is not None:
+            job.timer.cancel()
+        left_s = job.deadline_s - job.order.reserve_s - time.monotonic()
+        job.timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._overdue, job)
+
+    def _overdue(self, job: Job) -> None:
+        self.finish(job, Stop.DEADLINE if job.exits else Stop.NO_EXIT)
+
+    def _hear(self, event: Event) -> None:
+        match event:
+            case Ready():
+                self._now_ready(event)
+            case Exited() if event.key in self.jobs:
+                self._exited(self.jobs[event.key], event)
+            case Ended() if event.key in self.jobs:
+                self._ended(self.jobs[event.key], event)
+            case Unloadable(reason):
+                self._unloadable(reason)
+            case Beat():
+                pass
+
+    def _now_ready(self, ready: Ready) -> None:
+        self.ready, self.known = ready, ready.models
+        self._metrics.worker_up.clear()
+        self._metrics.worker_up.labels(ready.device).set(1)
+        if self.supervisor.starts > 1:
+            self._metrics.worker_restarts.inc()
+        for model in ready.models:
+            self._metrics.executor_info.labels(model, ready.device, ready.executor).set(1)
+
+    def _exited(self, job: Job, exited: Exited) -> None:
+        name, metrics = job.order.model.name, self._metrics
+        metrics.stage.labels(name, exited.exit).observe(exited.stage_s)
+        metrics.unsure.labels(name, exited.exit).observe(exited.unsure)
+        metrics.macs.labels(name).inc(exited.macs - (job.exits[-1].macs if job.exits else 0))
+        if job.stop is not None:
+            metrics.exits_wasted.labels(name).inc()
+            return
+        if not job.exits:
+            metrics.queue.labels(name).observe(exited.started_s - job.submitted_s)
+        metrics.time_to_exit.labels(name, exited.exit).observe(exited.finished_s - job.order.budget.arrived_s)
+        job.exits.append(exited)
+        job.changed.set()
+
+    def _ended(self, job: Job, ended: Ended) -> None:
+        job.with_worker = False
+        name = job.order.model.name
+        if job.stop in (Stop.CANCELLED, Stop.DISCONNECTED):
+            self._metrics.cancel.labels(name).observe(time.monotonic() - job.stopped_s)
+        if job.exits:
+            dense = self.known[name].macs[-1] * job.order.model.area_ratio(job.layout.height, job.layout.width)
+            self._metrics.macs_saved.labels(name).inc(max(0.0, dense - job.exits[-1].macs))
+        self.finish(job, ended.stop, _error(ended))
+        self.free(job)
+
+    def _lost(self) -> None:
+        """The worker is gone: everyone gets the exit they have, or a 503."""
+        if self.ready is not None:
+            self._metrics.worker_up.labels(self.ready.device).set(0)
+        self.ready = None
+        for job in list(self.jobs.values()):
+            job.with_worker = False
+            if job.exits:
+                self.finish(job, Stop.DEADLINE)
+            else:
+                sentence = "the worker was lost before exit 1; another one is being started, ask again soon"
+                self.finish(job, Stop.ERROR, UnavailableError(sentence, "worker_lost", RESTART_S))
+            self.free(job)
+
+
+def _error(ended: Ended) -> ServerError | None:
+    if ended.stop is Stop.REJECTED:
+        wait_s = max(1.0, math.ceil(ended.wait_s))
+        sentence = (
+            f"{ended.wait_s * 1000:.0f} ms of work wait before exit 1, more than deadline_ms leaves; ask again later"
+        )
+        return UnavailableError(sentence, "overloaded", wait_s)
+    if ended.stop is Stop.ERROR:
+        return ServerError(f"the model failed on this image: {ended.error}", "model_failed")
+    return None

@@ -1,0 +1,143 @@
+"""One entry for each request, open or recently ended: it can be looked up and cancelled by id, and is counted once."""
+
+import asyncio
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.errors import InvalidError, NotFoundError, ServerError, UnavailableError
+from server.job import Stop
+from server.metrics import UNKNOWN, Metrics
+from server.wire import MAX_ID
+
+
+@dataclass
+class Entry:
+    """A request from its first byte to its last. Whoever serves it writes here what is known so far."""
+
+    id: str
+    protocol: str
+    arrived_s: float
+    model: str = UNKNOWN
+    deadline_s: float | None = None
+    exit: int = 0
+    stop: Stop | None = None
+    elapsed_s: float | None = None
+    cancel: Callable[[], None] | None = field(default=None, repr=False)
+    cancelled: bool = False
+
+    def to_json(self, now_s: float) -> dict[str, Any]:
+        budget_s = None if self.deadline_s is None else self.deadline_s - self.arrived_s
+        elapsed_s = now_s - self.arrived_s if self.elapsed_s is None else self.elapsed_s
+        return {
+            "id": self.id,
+            "state": "open" if self.stop is None else "ended",
+            "protocol": self.protocol,
+            "model": self.model,
+            "exit": self.exit,
+            "stop": self.stop,
+            "deadline_ms": None if budget_s is None else round(1000 * budget_s, 3),
+            "elapsed_ms": round(1000 * elapsed_s, 3),
+        }
+
+
+class Ledger:
+    """Open requests, at most `max_open`, and the latest `kept` that ended."""
+
+    def __init__(self, metrics: Metrics, max_open: int, kept: int) -> None:
+        self._metrics = metrics
+        self._max_open = max_open
+        self._kept = kept
+        self._open: dict[int, Entry] = {}
+        self._ended: OrderedDict[str, Entry] = OrderedDict()
+        self.idle = asyncio.Event()
+        """Set while no request is open."""
+        self.idle.set()
+        metrics.watch(metrics.inflight, lambda: len(self._open))
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @contextmanager
+    def entry(self, given_id: str | None, protocol: str, arrived_s: float) -> Iterator[Entry]:
+        """The entry of one request, open in the `with` block, counted when it is left, however it is left.
+
+        Its id is the client's, or made. Raises, and counts, InvalidError on an unfit id, and UnavailableError when too
+        many requests are open.
+        """
+        entry = Entry(uuid.uuid4().hex, protocol, arrived_s)
+        self._open[id(entry)] = entry
+        self.idle.clear()
+        try:
+            if given_id:
+                entry.id = checked_id(given_id)
+            self._check_room()
+            yield entry
+        except ServerError as error:
+            entry.stop = Stop(error.stop)
+            error.request_id = entry.id
+            raise
+        except BaseException as error:
+            # A task is cancelled when its connection is gone; anything else is a fault of the server.
+            entry.stop = Stop.ERROR if isinstance(error, Exception) else Stop.DISCONNECTED
+            raise
+        finally:
+            del self._open[id(entry)]
+            if not self._open:
+                self.idle.set()
+            self._count(entry)
+
+    def _check_room(self) -> None:
+        if len(self._open) > self._max_open:
+            sentence = f"{self._max_open} requests are open, which is the limit (--max-open); ask again soon"
+            raise UnavailableError(sentence, "overloaded", 1.0)
+
+    def find(self, request_id: str) -> Entry:
+        """The newest request with that id. Raises NotFoundError."""
+        found = next((e for e in reversed(self._open.values()) if e.id == request_id), None)
+        found = found or self._ended.get(request_id)
+        if found is None:
+            raise NotFoundError(
+                f"no request is called {request_id[:MAX_ID]!r}; the open ones and the last {self._kept} are known",
+                "unknown_request",
+            )
+        return found
+
+    def cancel(self, request_id: str) -> Entry:
+        """Cancel the open requests with that id. Raises NotFoundError if there never was one."""
+        newest = self.find(request_id)
+        for entry in list(self._open.values()):
+            if entry.id == request_id:
+                entry.cancelled = True
+                if entry.cancel is not None:
+                    entry.cancel()
+        return newest
+
+    def _count(self, entry: Entry) -> None:
+        now_s = time.monotonic()
+        entry.stop = entry.stop or Stop.ERROR
+        entry.elapsed_s = now_s - entry.arrived_s
+        entry.cancel = None
+        metrics = self._metrics
+        metrics.requests.labels(entry.model, entry.protocol, entry.stop).inc()
+        metrics.exits_reached.labels(entry.model, entry.exit, entry.stop).inc()
+        metrics.request.labels(entry.model, entry.protocol).observe(entry.elapsed_s)
+        if entry.deadline_s is not None and entry.stop is not Stop.INVALID:
+            metrics.overrun.labels(entry.model).observe(max(0.0, now_s - entry.deadline_s))
+        self._ended[entry.id] = entry
+        self._ended.move_to_end(entry.id)
+        while len(self._ended) > self._kept:
+            self._ended.popitem(last=False)
+
+
+def checked_id(given: str) -> str:
+    """Raises InvalidError unless the id is short and printable."""
+    if len(given) > MAX_ID or not given.isascii() or not given.isprintable():
+        raise InvalidError(
+            f"the request's id has {len(given)} characters; at most {MAX_ID} printable ASCII ones are allowed", "bad_id"
+        )
+    return given

@@ -1,0 +1,97 @@
+"""Every metric, declared once, in base units and never labelled by request. Imports nothing of this project but `Stop`.
+
+All series exist at 0 from the start, so that rates and sums are right from the first scrape.
+"""
+
+from collections.abc import Callable, Mapping
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from server.job import Stop
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+RATIO = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+PROTOCOLS = ("http", "websocket")
+UNKNOWN = "unknown"
+"""The model of requests that named none of the served ones."""
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """The metrics of one server. `models`: the number of exits by name."""
+
+    def __init__(self, models: Mapping[str, int]) -> None:
+        self.registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        by_exit = ("model", "exit")
+        self.requests = self._counter("requests_total", "Requests that ended", "model", "protocol", "stop")
+        self.exits_reached = self._counter("exits_reached_total", "Requests by deepest exit", *by_exit, "stop")
+        self.macs = self._counter("macs_total", "Multiply-adds computed for exits that were reached", "model")
+        self.macs_saved = self._counter(
+            "macs_saved_total", "Multiply-adds that the dense network to its last exit would have taken beyond", "model"
+        )
+        self.exits_wasted = self._counter("exits_wasted_total", "Exits that came after their answer", "model")
+        self.time_to_exit = self._histogram("time_to_exit_seconds", "From arrival to the map on the host", *by_exit)
+        self.stage = self._histogram("stage_seconds", "Computation of one exit since the exit before", *by_exit)
+        self.request = self._histogram("request_seconds", "From arrival to the last byte", "model", "protocol")
+        self.queue = self._histogram("queue_seconds", "From submission to the first step", "model")
+        self.overrun = self._histogram(
+            "deadline_overrun_seconds", "How late answers were; 0 for those in time", "model"
+        )
+        self.cancel = self._histogram("cancel_seconds", "From a cancel to the worker letting go", "model")
+        self.unsure = Histogram(
+            "anytime_unsure_ratio", "Share of unsure positions", by_exit, buckets=RATIO, registry=self.registry
+        )
+        self.worker_restarts = self._counter("worker_restarts_total", "Workers that were started after the first")
+        self.queue_depth = self._gauge("queue_depth", "Jobs that wait for their first exit")
+        self.inflight = self._gauge("inflight_requests", "Requests that have arrived and not ended")
+        self.websockets = self._gauge("websocket_connections", "Open WebSocket connections")
+        self.shared_memory = self._gauge("shared_memory_bytes", "Memory taken by images and maps of open jobs")
+        self.worker_up = self._gauge("worker_up", "1 while the worker is ready", "device")
+        self.executor_info = self._gauge("executor_info", "1 for what runs each model", "model", "device", "executor")
+        for model, exits in {**models, UNKNOWN: 0}.items():
+            self._touch(model, exits)
+
+    def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
+        """Let `gauge` show what `read` returns when it is scraped; nothing is left to clean up."""
+        gauge.set_function(read)
+
+    def text(self) -> bytes:
+        """The exposition, Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def _touch(self, model: str, exits: int) -> None:
+        """Make the series of a model."""
+        for stop in Stop:
+            for protocol in PROTOCOLS:
+                self.requests.labels(model, protocol, stop)
+            for exit_index in range(exits + 1):
+                self.exits_reached.labels(model, exit_index, stop)
+        for protocol in PROTOCOLS:
+            self.request.labels(model, protocol)
+        for metric in (self.macs, self.macs_saved, self.exits_wasted, self.queue, self.overrun, self.cancel):
+            metric.labels(model)
+        for exit_index in range(1, exits + 1):
+            for histogram in (self.time_to_exit, self.stage, self.unsure):
+                histogram.labels(model, exit_index)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"anytime_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"anytime_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"anytime_{name}", text, labels, buckets=SECONDS, registry=self.registry)

@@ -1,0 +1,249 @@
+"""HTTP: predictions, models, requests, health and metrics. The WebSocket is in `stream.py`. Imports no torch."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from server import encoder
+from server.admission import read_body
+from server.engine import Job
+from server.errors import DisconnectedError, InvalidError, NoExitError, NotAcceptableError
+from server.job import Stop
+from server.ledger import Entry
+from server.service import Service, check_answer
+from server.wire import (
+    PARAMETERS,
+    Format,
+    accepted_format,
+    base64_png,
+    describe_labels,
+    describe_model,
+    milliseconds,
+    parse_ask,
+    positive,
+    to_json,
+)
+
+router = APIRouter()
+
+_IMAGE = {"schema": {"type": "string", "format": "binary"}}
+PREDICT_DOCS: dict[str, Any] = {
+    "parameters": [
+        {"name": p.name, "in": "query", "description": p.text, "schema": {"type": p.type}} for p in PARAMETERS
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            **{f"image/{kind}": _IMAGE for kind in ("jpeg", "png", "webp", "bmp")},
+            "multipart/form-data": {"schema": {"type": "object", "properties": {"image": _IMAGE["schema"]}}},
+        },
+    },
+    "responses": {
+        "200": {
+            "description": "The newest exit that was reached by the deadline.",
+            "content": {"application/json": {}, "image/png": _IMAGE, "application/octet-stream": _IMAGE},
+        }
+    },
+}
+
+
+def reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON reply."""
+    return Response(to_json(body), status, headers, "application/json")
+
+
+@router.post("/v1/predict", openapi_extra=PREDICT_DOCS, response_class=Response, tags=["predict"])
+async def predict(request: Request) -> Response:
+    """The best map that fits the deadline, in one answer."""
+    arrived_s = time.monotonic()
+    service: Service = request.app.state.service
+    with service.ledger.entry(request.headers.get("x-request-id"), "http", arrived_s) as entry:
+        return await _predict(service, request, entry)
+
+
+async def _predict(service: Service, request: Request, entry: Entry) -> Response:
+    ask = parse_ask(request.query_params)
+    form = accepted_format(request.headers.get("accept"))
+    timeout_s = positive("X-Request-Timeout-Seconds", request.headers.get("x-request-timeout-seconds"))
+    known = service.accept(ask, entry, request.client.host if request.client else "unknown", timeout_s)
+    model, budget = known.model, known.budget
+    if form != "application/json":
+        if model.config.task == "pose":
+            raise NotAcceptableError(
+                f"{model.name} answers keypoints; Accept application/json for them", "not_acceptable"
+            )
+        if ask.extra:
+            raise InvalidError(f"map={ask.extra} is a second map; Accept application/json for both", "bad_parameter")
+    try:
+        async with asyncio.timeout(max(0.0, budget.deadline_s - time.monotonic())):
+            body = await _body(request, service.settings.max_body_bytes)
+    except TimeoutError:
+        raise NoExitError("the deadline came before the whole body; give a later deadline_ms", "no_exit") from None
+    except ClientDisconnect:
+        raise DisconnectedError("the client hung up", "disconnected") from None
+    received_s = time.monotonic()
+    image = await service.decode(body)
+    decode_s = time.monotonic() - received_s
+    with service.submit(ask, known, image, entry, form) as job:
+        async with _hang_up_cancels(request, job):
+            await job.ended()
+        check_answer(job)
+        entry.exit, entry.stop = job.latest, job.stop
+        return await service.encode(form, image.shape[0] * image.shape[1], lambda: _answer(job, entry, form, decode_s))
+
+
+async def _body(request: Request, limit_bytes: int) -> bytes:
+    """The image's bytes: the body itself, or field `image` of a form. Raises InvalidError, TooLargeError."""
+    length = request.headers.get("content-length", "")
+    body = await read_body(request.stream(), int(length) if length.isdigit() else None, limit_bytes)
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return body
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        fields = await MultiPartParser(request.headers, whole(), max_files=1, max_fields=16).parse()
+    except (MultiPartException, KeyError) as error:
+        raise InvalidError(f"the form cannot be read: {error}; send field `image` as a file", "bad_form") from error
+    try:
+        image = fields.get("image")
+        if not isinstance(image, UploadFile):
+            raise InvalidError("the form has no file in field `image`; send the image there", "bad_form")
+        return await image.read()
+    finally:
+        await fields.close()
+
+
+@asynccontextmanager
+async def _hang_up_cancels(request: Request, job: Job) -> AsyncIterator[None]:
+    """Cancels the job when the client closes the connection. The body must have been read."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        job.cancel(Stop.DISCONNECTED)
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
+def _answer(job: Job, entry: Entry, form: Format, decode_s: float) -> Response:
+    """Encode the newest exit; runs on an encoding thread."""
+    began_s = time.monotonic()
+    model, found = job.order.model, job.exits[-1]
+    if form == "application/octet-stream":
+        return Response(job.labels(found.exit).tobytes(), 200, _headers(job, entry), form)
+    if form == "image/png":
+        png = encoder.png(job.labels(found.exit), model.palette)
+        return Response(png, 200, _headers(job, entry), form)
+    body: dict[str, Any] = {
+        "id": entry.id,
+        "model": model.name,
+        "task": model.config.task,
+        "exit": found.exit,
+        "exits": model.config.exits,
+        "final": found.exit == model.config.exits,
+        "stop": job.stop,
+        "deadline_ms": milliseconds(job.deadline_s - entry.arrived_s),
+        "unsure": found.unsure,
+        "size": [job.layout.height, job.layout.width],
+    }
+    if model.config.task == "pose":
+        body |= {"keypoints": encoder.keypoints(job.keypoints(found.exit)), **describe_labels(model)}
+    else:
+        body["mask"] = {**base64_png(encoder.png(job.labels(found.exit), model.palette)), **describe_labels(model)}
+    extra = job.extra_map(found.exit)
+    if extra is not None:
+        body["map"] = {"kind": job.order.extra, **base64_png(encoder.png(extra))}
+    now_s = time.monotonic()
+    body["timing"] = {
+        "decode_ms": milliseconds(decode_s),
+        "queue_ms": milliseconds(job.exits[0].started_s - job.submitted_s),
+        "compute_ms": [milliseconds(done.stage_s) for done in job.exits],
+        "encode_ms": milliseconds(now_s - began_s),
+    }
+    body["elapsed_ms"] = milliseconds(now_s - entry.arrived_s)
+    return reply(body, headers={"X-Request-Id": entry.id})
+
+
+def _headers(job: Job, entry: Entry) -> dict[str, str]:
+    found = job.exits[-1]
+    return {
+        "X-Request-Id": entry.id,
+        "X-Anytime-Exit": str(found.exit),
+        "X-Anytime-Exits": str(job.layout.exits),
+        "X-Anytime-Stop": str(job.stop),
+        "X-Anytime-Elapsed-Ms": str(milliseconds(time.monotonic() - entry.arrived_s)),
+        "X-Anytime-Unsure": f"{found.unsure:.6g}",
+        "X-Anytime-Size": f"{job.layout.height}x{job.layout.width}",
+    }
+
+
+@router.get("/v1/models", tags=["models"])
+async def models(request: Request) -> Response:
+    """Every served model, and which one answers requests that name none."""
+    service: Service = request.app.state.service
+    facts = service.engine.known
+    described = [describe_model(model, facts.get(model.name)) for model in service.catalog]
+    settings = service.settings
+    deadlines = {"default": settings.default_deadline_ms, "max": settings.max_deadline_ms}
+    return reply({"default": service.catalog.default, "models": described, "deadline_ms": deadlines})
+
+
+@router.get("/v1/models/{name}", tags=["models"])
+async def model(request: Request, name: str) -> Response:
+    """One model: task, labels, and the cost of each exit."""
+    service: Service = request.app.state.service
+    return reply(describe_model(service.catalog.get(name), service.engine.known.get(name)))
+
+
+@router.get("/v1/requests/{request_id}", tags=["requests"])
+async def look_up(request: Request, request_id: str) -> Response:
+    """A request that is open or ended recently."""
+    service: Service = request.app.state.service
+    return reply(service.ledger.find(request_id).to_json(time.monotonic()))
+
+
+@router.delete("/v1/requests/{request_id}", tags=["requests"])
+async def cancel(request: Request, request_id: str) -> Response:
+    """Cancel a request; one that has ended stays as it is."""
+    service: Service = request.app.state.service
+    return reply(service.ledger.cancel(request_id).to_json(time.monotonic()))
+
+
+@router.get("/health/live", tags=["health"])
+async def live() -> Response:
+    """The event loop turns."""
+    return reply({"live": True})
+
+
+@router.get("/health/ready", tags=["health"])
+async def ready(request: Request) -> Response:
+    """200 once every exit of every model is warm; 503 before, while the worker restarts, and while draining."""
+    service: Service = request.app.state.service
+    told = service.engine.ready
+    serving = told is not None and not service.engine.draining
+    state = "ready" if serving else "draining" if service.engine.draining else "starting"
+    device = told.device if told else service.settings.device
+    executor = told.executor if told else service.settings.executor
+    body = {"ready": serving, "state": state, "device": device, "executor": executor}
+    return reply({**body, "models": [model.name for model in service.catalog]}, 200 if serving else 503)
+
+
+@router.get("/metrics", tags=["health"])
+async def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

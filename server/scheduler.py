@@ -1,0 +1,118 @@
+"""Which exit of which job runs next. Pure: no clock, torch or asyncio; whoever drives it passes the time in.
+
+Everyone's first exit comes first, then whoever must answer earliest; one step at a time. No exit is begun that would
+not be ready by its deadline at the safe estimate of `Costs`.
+"""
+
+from dataclasses import dataclass
+
+from server.budget import Costs, Shape, TrafficCap
+from server.job import Stop
+
+
+@dataclass
+class Task:
+    """A job as the scheduler sees it.
+
+    `steps`: the exit that each step completes, or None. `required`: the first exit worth an answer.
+    `used_s`: what it has computed so far. Every other second since it was added, it waited.
+    """
+
+    key: int
+    model: str
+    shape: Shape
+    steps: tuple[int | None, ...]
+    deadline_s: float
+    required: int
+    max_exit: int
+    next_step: int = 0
+    exit: int = 0
+    used_s: float = 0.0
+    good_enough: bool = False
+
+    @property
+    def order(self) -> tuple[bool, float, int]:
+        return self.exit > 0, self.deadline_s, self.key
+
+
+class Scheduler:
+    """The open tasks of one device."""
+
+    HOPE = 0.8
+    """A required exit is tried as long as this share of its typical time is left: on an idle device trying is free, and
+    refusing for good after a slow minute would be worse than a late 504."""
+
+    def __init__(self, costs: Costs, cap: TrafficCap | None = None) -> None:
+        self.costs = costs
+        self._cap = cap or TrafficCap()
+        self._tasks: dict[int, Task] = {}
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def add(self, task: Task, now_s: float) -> float | None:
+        """Take a task. Returns None, or refuses it and returns the seconds it would have to wait for others."""
+        wait_s = self.wait_s(task.order)
+        fits_alone = now_s + self._hopeful_s(task) <= task.deadline_s
+        if fits_alone and now_s + wait_s + self._hopeful_s(task) > task.deadline_s:
+            return wait_s
+        self._tasks[task.key] = task
+        return None
+
+    def wait_s(self, order: tuple[bool, float, int]) -> float:
+        """Typical seconds of work that comes before a task of that order."""
+        return sum(
+            max(0.0, self.costs.typical_s(task.model, task.shape, task.required) - task.used_s)
+            for task in self._tasks.values()
+            if task.exit < task.required and task.order < order
+        )
+
+    def cancel(self, key: int) -> Task | None:
+        return self._tasks.pop(key, None)
+
+    def move(self, key: int, deadline_s: float) -> None:
+        """A new deadline; nothing if the task has ended."""
+        if key in self._tasks:
+            self._tasks[key].deadline_s = deadline_s
+
+    def ended(self, now_s: float) -> list[tuple[Task, Stop]]:
+        """Remove and return the tasks for which nothing more is to be done, and why."""
+        deepest = self._cap.deepest(len(self._tasks))
+        found = [(task, stop) for task in self._tasks.values() if (stop := self._stop(task, now_s, deepest))]
+        for task, _ in found:
+            del self._tasks[task.key]
+        return found
+
+    def next(self) -> Task | None:
+        """The task whose next step should run; None if there is none. Call `ended` first."""
+        return min(self._tasks.values(), key=lambda task: task.order, default=None)
+
+    def ran(self, task: Task, seconds: float, *, good_enough: bool = False) -> None:
+        """The next step of `task` has run. `good_enough`: its new exit meets the quality that was asked for."""
+        task.used_s += seconds
+        task.exit = task.steps[task.next_step] or task.exit
+        task.next_step += 1
+        task.good_enough = good_enough
+
+    def _stop(self, task: Task, now_s: float, deepest: int | None) -> Stop | None:
+        if task.next_step == len(task.steps):
+            return Stop.COMPLETE
+        if task.exit >= task.required:
+            at_exit = task.steps[task.next_step - 1] is not None
+            if task.exit >= task.max_exit or (at_exit and deepest is not None and task.exit >= deepest):
+                return Stop.MAX_EXIT
+            if task.good_enough:
+                return Stop.QUALITY
+            return None if self._fits(task, now_s) else Stop.DEADLINE
+        if now_s - task.used_s + self._hopeful_s(task) > task.deadline_s or now_s > task.deadline_s:
+            return Stop.DEADLINE if task.exit else Stop.NO_EXIT
+        return None
+
+    def _fits(self, task: Task, now_s: float) -> bool:
+        """Whether the next exit will be there in time. `now - used` is when it would have begun had it never waited, so
+        that on an idle device the answer hangs on the deadline alone, not on the noise of the steps before."""
+        safe_s = self.costs.safe_s(task.model, task.shape, task.exit + 1)
+        return now_s < task.deadline_s and now_s - task.used_s + safe_s <= task.deadline_s
+
+    def _hopeful_s(self, task: Task) -> float:
+        return self.HOPE * self.costs.typical_s(task.model, task.shape, task.required)

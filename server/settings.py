@@ -1,0 +1,104 @@
+"""What can be set, from the command line or the environment; this module alone reads the latter.
+
+Every setting is a flag (`--max-open 64`) and a variable (`ANYTIME_MAX_OPEN=64`); the flag wins.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+ROOT = Path(__file__).parent.parent
+PREFIX = "ANYTIME_"
+
+
+def _traffic_cap(text: str) -> str:
+    parse_traffic_cap(text)
+    return text
+
+
+class Settings(BaseModel):
+    """The server's settings. Milliseconds and bytes as their names say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    models: Path = Field(ROOT / "models" / "zoo", description="folder of model directories")
+    default_model: str = Field("", description="model of requests that name none; empty: the first by name")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    executor: str = Field("auto", description="auto, reference, sparse or onnx")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads to compute with; 0: one for each core")
+    default_deadline_ms: float = Field(
+        1000, gt=0, allow_inf_nan=False, description="deadline of requests that name none"
+    )
+    max_deadline_ms: float = Field(
+        30_000, gt=0, allow_inf_nan=False, description="longest deadline; later ones are lowered to it"
+    )
+    max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest image file")
+    max_pixels: int = Field(
+        16 * 2**20, ge=1024, description="largest image, in pixels after padding to multiples of 32"
+    )
+    max_message_bytes: int = Field(64 * 2**10, ge=256, description="longest text message on a WebSocket")
+    max_open: int = Field(64, ge=1, description="requests that may be open at once")
+    max_sockets: int = Field(256, ge=1, description="WebSocket connections that may be open at once")
+    shared_memory_bytes: int = Field(512 * 2**20, ge=2**20, description="memory for images and maps of open requests")
+    client_rate: float = Field(
+        0, ge=0, allow_inf_nan=False, description="requests a second that one address may send; 0: no limit"
+    )
+    client_burst: int = Field(20, ge=1, description="requests that one address may send at once, with --client-rate")
+    traffic_cap: Annotated[str, AfterValidator(_traffic_cap)] = Field(
+        "", description="deepest exit while many requests are open: '16:3,32:2' is exit 3 from 16 on, 2 from 32 on"
+    )
+    codec_threads: int = Field(2, ge=1, le=64, description="threads that decode images, and as many that encode maps")
+    history: int = Field(1000, ge=1, description="ended requests that can still be looked up")
+    drain_ms: float = Field(
+        30_000, ge=0, allow_inf_nan=False, description="time for open requests to finish after SIGTERM"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe message logged")
+    access_log: bool = Field(False, description="log every request")
+
+    @property
+    def traffic_levels(self) -> tuple[tuple[int, int], ...]:
+        return parse_traffic_cap(self.traffic_cap)
+
+
+def parse_traffic_cap(text: str) -> tuple[tuple[int, int], ...]:
+    """'16:3,32:2' -> ((16, 3), (32, 2)). Raises ValueError on anything else."""
+    levels = []
+    for part in filter(None, text.split(",")):
+        jobs, _, exit_index = part.partition(":")
+        if not (jobs.strip().isdigit() and exit_index.strip().isdigit() and int(exit_index) >= 1):
+            raise ValueError(f"{part!r} is not OPEN_REQUESTS:DEEPEST_EXIT, for example 16:3")
+        levels.append((int(jobs), int(exit_index)))
+    return tuple(levels)
+
+
+def load_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from flags, then variables, then defaults. Exits with status 2 and a sentence on wrong ones."""
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="Serve anytime models: the best map that each request's deadline allows.",
+        epilog=f"Every flag may also be set as a variable: --max-open is {PREFIX}MAX_OPEN.",
+    )
+    for name, field in Settings.model_fields.items():
+        flag = f"--{name.replace('_', '-')}"
+        text = f"{field.description} (default: {str(field.default) or 'none'})".replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(flag, action="store_const", const="true", help=text)
+        else:
+            parser.add_argument(flag, metavar=name.rpartition("_")[2].upper(), help=text)
+    flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    environ = os.environ if environ is None else environ
+    variables = {name: environ[key] for name in Settings.model_fields if (key := PREFIX + name.upper()) in environ}
+    try:
+        return Settings.model_validate({**variables, **flags})
+    except ValidationError as error:
+        for problem in error.errors():
+            name = str(problem["loc"][0])
+            print(f"{parser.prog}: --{name.replace('_', '-')} {problem['input']!r}: {problem['msg']}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,362 @@
+"""The WebSocket: many requests on one socket, each sent its exits as they come. Messages are described in `wire.py`.
+
+Imports no torch.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, WebSocket
+from starlette.websockets import WebSocketDisconnect
+
+from server import encoder
+from server.engine import Job
+from server.errors import (
+    DisconnectedError,
+    InvalidError,
+    NoExitError,
+    NotFoundError,
+    RequestCancelledError,
+    ServerError,
+    TooLargeError,
+    TooManyRequestsError,
+    UnavailableError,
+)
+from server.job import Stop
+from server.ledger import Entry
+from server.service import Service, check_answer, unexpected
+from server.wire import (
+    CancelById,
+    Encoding,
+    NewDeadline,
+    NotJsonError,
+    Predict,
+    base64_png,
+    describe_labels,
+    error_body,
+    milliseconds,
+    parse_json,
+    parse_message,
+    to_json,
+)
+
+logger = logging.getLogger("anytime.stream")
+router = APIRouter()
+
+DRAINING, NOT_JSON, REFUSED, TOO_BIG, FAULT, OVERLOADED = 1001, 1003, 1008, 1009, 1011, 1013
+
+
+@router.websocket("/v1/stream")
+async def stream(socket: WebSocket) -> None:
+    service: Service = socket.app.state.service
+    await Stream(socket, service).run()
+
+
+@dataclass
+class Open:
+    """A request between its header and its end. `deadline_s`: a new one that came before the job was submitted."""
+
+    entry: Entry
+    job: Job | None = None
+    deadline_s: float | None = None
+
+
+class Stream:
+    """One socket: reads messages, and runs each request in a task of its own."""
+
+    PAST_IDS = 256
+
+    def __init__(self, socket: WebSocket, service: Service) -> None:
+        self._socket = socket
+        self._service = service
+        self._client = socket.client.host if socket.client else "unknown"
+        self._open: dict[str, Open] = {}
+        self._past: deque[str] = deque(maxlen=self.PAST_IDS)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sending = asyncio.Lock()
+        self._image: asyncio.Future[bytes] | None = None
+
+    async def run(self) -> None:
+        """Serve the socket until it is closed by either side."""
+        await self._socket.accept()
+        streams = self._service.streams
+        streams.add(self)
+        try:
+            self._check_room(len(streams))
+            await self._read()
+        except (DisconnectedError, WebSocketDisconnect):
+            pass
+        except ServerError as error:
+            await self._refuse(error, _close_code(error))
+        except Exception as error:  # the boundary: a fault of ours closes the socket and is logged
+            logger.exception("a socket failed")
+            await self._refuse(unexpected(error), FAULT)
+        finally:
+            streams.discard(self)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def close(self, code: int) -> None:
+        """Close from this side; nothing if the socket is closed."""
+        try:
+            await self._socket.close(code)
+        except (RuntimeError, WebSocketDisconnect):  # by the other side, meanwhile
+            return
+
+    def _check_room(self, sockets: int) -> None:
+        limit = self._service.settings.max_sockets
+        if sockets > limit:
+            sentence = f"{limit} sockets are open, which is the limit (--max-sockets); connect again later"
+            raise UnavailableError(sentence, "overloaded", 1.0)
+        if not self._service.limit.has_token(self._client):
+            raise TooManyRequestsError("requests came too fast; connect again later", "client_limit", 1.0)
+
+    async def _read(self) -> None:
+        """Hear messages until the client leaves. Raises ServerError on one after which the socket cannot go on."""
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            text = message.get("text")
+            if text is not None:
+                await self._hear_text(text)
+            else:
+                await self._hear_bytes(message["bytes"])
+
+    async def _hear_text(self, text: str) -> None:
+        limit = self._service.settings.max_message_bytes
+        if len(text) > limit:
+            sentence = f"the message has {len(text):,} characters; the limit is {limit:,} (--max-message-bytes)"
+            raise TooLargeError(sentence, "message_too_large")
+        fields = parse_json(text)
+        if self._image is not None and not self._image.done():
+            self._image.set_exception(
+                InvalidError("a header must be followed by its image, as a binary frame", "no_image")
+            )
+        self._image = None
+        if fields.get("type") == "predict":
+            self._image = asyncio.get_running_loop().create_future()
+            task = asyncio.create_task(self._serve(fields, self._image, time.monotonic()))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            await asyncio.sleep(0)  # lets it begin: a cancel may follow at once, and must find it
+            return
+        try:
+            self._obey(parse_message(fields))
+        except ServerError as error:
+            await self._send_error(error, fields.get("id"))
+
+    async def _hear_bytes(self, data: bytes) -> None:
+        limit = self._service.settings.max_body_bytes
+        if self._image is None:
+            sentence = f"{len(data):,} bytes came without a header; send a predict message first"
+            await self._send_error(InvalidError(sentence, "unexpected_binary"), None)
+            return
+        image, self._image = self._image, None
+        if len(data) > limit:
+            sentence = (
+                f"the image has {len(data):,} bytes; the limit is {limit:,} (--max-body-bytes): send a smaller file"
+            )
+            error = TooLargeError(sentence, "body_too_large")
+            if not image.done():
+                image.set_exception(error)
+            await asyncio.sleep(0)
+            raise error
+        if not image.done():
+            image.set_result(data)
+
+    def _obey(self, message: Predict | CancelById | NewDeadline) -> None:
+        found = self._open.get(message.id)
+        if found is None:
+            if message.id not in self._past:  # else it has just ended, and its client will read that
+                raise NotFoundError(f"no request {message.id!r} is open on this socket", "unknown_request")
+        elif isinstance(message, CancelById):
+            found.entry.cancelled = True
+            if found.job is not None:
+                found.job.cancel()
+        elif isinstance(message, NewDeadline):
+            latest_s = found.entry.arrived_s + self._service.settings.max_deadline_ms / 1000
+            found.entry.deadline_s = found.deadline_s = min(latest_s, time.monotonic() + message.deadline_ms / 1000)
+            if found.job is not None:
+                found.job.move(found.deadline_s)
+
+    async def _serve(self, fields: dict[str, Any], image: asyncio.Future[bytes], arrived_s: float) -> None:
+        """One request, from its header to its last message."""
+        message_id = fields.get("id")
+        try:
+            with self._service.ledger.entry(None, "websocket", arrived_s) as entry:
+                message = self._parse(fields)
+                entry.id = message.id
+                self._open[message.id] = Open(entry)
+                try:
+                    await self._predict(message, image, self._open[message.id])
+                finally:
+                    del self._open[message.id]
+                    self._past.append(message.id)
+        except DisconnectedError:
+            return
+        except RequestCancelledError:
+            await self._send(
+                {"type": "end", "id": message_id, "exit": 0, "stop": Stop.CANCELLED, "skipped": []}, arrived_s
+            )
+        except ServerError as error:
+            await self._send_error(error, message_id)
+        except Exception as error:  # the boundary: whatever it was, the client hears of it and the log has it
+            logger.exception("request %r failed", message_id)
+            await self._send_error(unexpected(error), message_id)
+        finally:
+            image.cancel()
+
+    def _parse(self, fields: dict[str, Any]) -> Predict:
+        message = parse_message(fields)
+        assert isinstance(message, Predict)
+        if message.id in self._open:
+            raise InvalidError(f"request {message.id!r} is open on this socket; give another id", "duplicate_id")
+        return message
+
+    async def _predict(self, message: Predict, image: asyncio.Future[bytes], found: Open) -> None:
+        service, entry = self._service, found.entry
+        known = service.accept(message.ask, entry, self._client)
+        model, budget = known.model, known.budget
+        try:
+            async with asyncio.timeout(max(0.0, budget.deadline_s - time.monotonic())):
+                body = await asyncio.shield(image)
+        except TimeoutError:
+            raise NoExitError("the deadline came before the image; give a later deadline_ms", "no_exit") from None
+        pixels = await service.decode(body)
+        with service.submit(message.ask, known, pixels, entry, message.encoding) as job:
+            del body, pixels  # the job has its own
+            found.job = job
+            if found.deadline_s is not None:
+                job.move(found.deadline_s)
+            accepted = {
+                "type": "accepted",
+                "id": message.id,
+                "model": model.name,
+                "task": model.config.task,
+                "exits": model.config.exits,
+                "deadline_ms": milliseconds(job.deadline_s - entry.arrived_s),
+                **describe_labels(model),
+            }
+            await self._send(accepted)
+            sent = await self._send_exits(job, message)
+            entry.exit, entry.stop = job.latest, job.stop
+            if not job.cancelled:
+                if job.error is not None:
+                    raise job.error
+                check_answer(job)
+            skipped = [done.exit for done in job.exits if done.exit >= job.order.required and done.exit not in sent]
+            end = {"type": "end", "id": message.id, "exit": job.latest, "stop": job.stop, "skipped": skipped}
+            await self._send(end, entry.arrived_s)
+
+    async def _send_exits(self, job: Job, message: Predict) -> list[int]:
+        """Send the newest exit whenever there is one and the socket takes it. Returns the exits that were sent."""
+        sent: list[int] = []
+        last = job.order.required - 1
+        while True:
+            newest = await job.newer(last)
+            if newest <= last or job.cancelled:
+                return sent
+            async with self._sending:
+                newest = job.latest  # others may have come while another request was being sent
+                if job.cancelled:
+                    return sent
+                held = sent[-1] if sent else None
+                header, frames = await self._service.encode(
+                    message.encoding,
+                    job.layout.height * job.layout.width,
+                    lambda: _exit(job, newest, held, message.encoding),  # noqa: B023 - awaited before the next turn
+                )
+                header["elapsed_ms"] = milliseconds(time.monotonic() - job.order.budget.arrived_s)
+                await self._put({"type": "exit", "id": message.id, **header})
+                for frame in frames:
+                    await self._put(frame)
+            sent.append(newest)
+            last = newest
+
+    async def _send(self, message: dict[str, Any], since_s: float | None = None) -> None:
+        """A message of its own. `since_s` adds `elapsed_ms`."""
+        async with self._sending:
+            if since_s is not None:
+                message["elapsed_ms"] = milliseconds(time.monotonic() - since_s)
+            await self._put(message)
+
+    async def _send_error(self, error: ServerError, message_id: Any) -> None:
+        body: dict[str, Any] = {
+            "type": "error",
+            **error_body(error, message_id if isinstance(message_id, str) else None),
+        }
+        body["status"] = error.status
+        if error.retry_after_s is not None:
+            body["retry_after_s"] = error.retry_after_s
+        try:
+            await self._send(body)
+        except DisconnectedError:
+            return
+
+    async def _refuse(self, error: ServerError, code: int) -> None:
+        await self._send_error(error, None)
+        await self.close(code)
+
+    async def _put(self, frame: dict[str, Any] | bytes) -> None:
+        """One frame; waits while the client does not read. Raises DisconnectedError."""
+        try:
+            if isinstance(frame, bytes):
+                await self._socket.send_bytes(frame)
+            else:
+                await self._socket.send_text(to_json(frame).decode())
+        except (WebSocketDisconnect, RuntimeError) as error:
+            raise DisconnectedError("the client hung up", "disconnected") from error
+
+
+def _exit(job: Job, exit_index: int, held: int | None, encoding: Encoding) -> tuple[dict[str, Any], list[bytes]]:
+    """The header of an exit and its binary frames; runs on an encoding thread. `held`: the exit sent before."""
+    model = job.order.model
+    found = next(done for done in job.exits if done.exit == exit_index)
+    header: dict[str, Any] = {
+        "exit": exit_index,
+        "exits": model.config.exits,
+        "final": exit_index == model.config.exits,
+        "unsure": found.unsure,
+        "encoding": encoding,
+        "size": [job.layout.height, job.layout.width],
+    }
+    frames: list[bytes] = []
+    if model.config.task == "pose":
+        header["keypoints"] = encoder.keypoints(job.keypoints(exit_index))
+    elif encoding == "json":
+        header["mask"] = base64_png(encoder.png(job.labels(exit_index), model.palette))
+    else:
+        before = None if held is None else job.labels(held)
+        frames.append(_frame(encoding, job.labels(exit_index), before, model.palette))
+        header["bytes"] = len(frames[-1])
+    extra = job.extra_map(exit_index)
+    if extra is not None:
+        header["extra"] = {"kind": job.order.extra, "encoding": encoding}
+        if encoding == "json":
+            header["extra"] |= base64_png(encoder.png(extra))
+        else:
+            frames.append(_frame(encoding, extra, None if held is None else job.extra_map(held), None))
+            header["extra"]["bytes"] = len(frames[-1])
+    return header, frames
+
+
+def _frame(encoding: Encoding, values: encoder.Map, held: encoder.Map | None, palette: bytes | None) -> bytes:
+    if encoding == "raw":
+        return values.tobytes()
+    if encoding == "delta":
+        return encoder.delta(values, held)
+    return encoder.png(values, palette)
+
+
+def _close_code(error: ServerError) -> int:
+    if isinstance(error, NotJsonError):
+        return NOT_JSON
+    if isinstance(error, TooLargeError):
+        return TOO_BIG
+    return OVERLOADED if isinstance(error, UnavailableError) else REFUSED

@@ -1,0 +1,316 @@
+"""What crosses the wire: query parameters, replies, and WebSocket messages. Milliseconds live here and nowhere else.
+
+HTTP. `POST /v1/predict` answers JSON (see `prediction`), an indexed PNG, or raw labels. Errors are `error_body`.
+Images are turned upright by their EXIF orientation first; maps have the size of the upright image.
+
+WebSocket `/v1/stream`. Text frames are JSON objects with `type`; the binary frames that a header announces follow it at
+once, and nothing comes between them.
+
+    client  {"type": "predict", "id": "a", "model"?, "deadline_ms"?, "min_exit"?, "max_exit"?, "quality"?,
+             "best_effort"?, "box"?: "x,y,w,h" or [x, y, w, h], "map"?: "confidence" | "exit" | "unsure",
+             "encoding"?: "png" (default) | "raw" | "delta" | "json"}, then the image file as one binary frame
+            {"type": "cancel", "id"}
+            {"type": "deadline", "id", "deadline_ms"}: from now
+    server  {"type": "accepted", "id", "model", "task", "exits", "deadline_ms", and the labels of `describe_labels`}
+            {"type": "exit", "id", "exit", "exits", "final", "elapsed_ms", "unsure", "encoding", "size": [h, w],
+             "bytes"}, then the map as one binary frame of so many bytes (formats: see `encoder.py`).
+              encoding "json": "mask" as over HTTP instead of "bytes", and no binary frame
+              pose: "keypoints" instead of "bytes", and no binary frame
+              with "map": also "extra": {"kind", "encoding", "bytes"}, and a binary frame after the map's; "delta" is
+              against the same further map of the last exit sent; for "json", "data" instead of "bytes", and no frame
+            {"type": "end", "id", "exit", "stop", "elapsed_ms", "skipped"}: always the last about a request that was
+            accepted and did not fail
+            {"type": "error", "id", "code", "error", "status", "retry_after_s"?}: the last about a request that failed;
+            "id" is null when the message belongs to none
+
+Imports no torch.
+"""
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from server.catalog import ServedModel
+from server.errors import InvalidError, NotAcceptableError, ServerError
+from server.job import Box, Extra, ModelFacts
+
+GIGA = 1024**3
+MAX_ID = 128
+Encoding = Literal["png", "raw", "delta", "json"]
+Format = Literal["application/json", "image/png", "application/octet-stream"]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request asks for, besides its image. None: left to the server. `box`: x, y, width, height in pixels."""
+
+    model: str | None = None
+    deadline_ms: float | None = None
+    min_exit: int | None = None
+    max_exit: int | None = None
+    quality: float | None = None
+    extra: Extra | None = None
+    best_effort: bool = False
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A query parameter or field of a `predict` message, for parsing and for the API's documentation."""
+
+    name: str
+    type: str
+    text: str
+
+
+PARAMETERS = (
+    Parameter("model", "string", "name of the model; without it, the server's default"),
+    Parameter(
+        "deadline_ms", "number", "milliseconds from the first byte of the request to the last of the answer, above 0"
+    ),
+    Parameter("min_exit", "integer", "first exit that is worth an answer, from 1"),
+    Parameter("max_exit", "integer", "last exit to compute, from 1"),
+    Parameter("quality", "number", "stop once at most this share of the pixels would still change; between 0 and 1"),
+    Parameter("map", "string", f"a further map to add to the answer: {', '.join(get_args(Extra))}"),
+    Parameter("best_effort", "boolean", "answer with less than min_exit when that is all there is in time"),
+    Parameter("box", "string", "the person's box for pose: x,y,width,height in pixels of the upright image"),
+)
+_NAMES = frozenset(parameter.name for parameter in PARAMETERS)
+
+
+def parse_ask(fields: Mapping[str, Any]) -> Ask:
+    """The options in a query or a message; strings and JSON values mean the same. Raises InvalidError."""
+    unknown = [name for name in fields if name not in _NAMES]
+    if unknown:
+        raise InvalidError(
+            f"there is no parameter {unknown[0][:80]!r}; there are {', '.join(sorted(_NAMES))}", "bad_parameter"
+        )
+    given = {name: value for name, value in fields.items() if value is not None}
+    min_exit, max_exit = (_exit(name, given.get(name)) for name in ("min_exit", "max_exit"))
+    if min_exit is not None and max_exit is not None and min_exit > max_exit:
+        raise InvalidError(
+            f"min_exit is {min_exit} and max_exit {max_exit}; min_exit must not be larger", "bad_parameter"
+        )
+    quality = _number("quality", given.get("quality"))
+    if quality is not None and not 0 < quality < 1:
+        raise InvalidError(f"quality is {quality:g}; give a share between 0 and 1, for example 0.05", "bad_parameter")
+    extra = given.get("map")
+    if extra is not None and extra not in get_args(Extra):
+        raise InvalidError(f"map is {_shown(extra)}; it may be {', '.join(get_args(Extra))}", "bad_parameter")
+    model = given.get("model")
+    if model is not None and not isinstance(model, str):
+        raise InvalidError(f"model is {_shown(model)}; give a name", "bad_parameter")
+    return Ask(
+        model=model,
+        deadline_ms=positive("deadline_ms", given.get("deadline_ms")),
+        min_exit=min_exit,
+        max_exit=max_exit,
+        quality=quality,
+        extra=extra,
+        best_effort=_boolean("best_effort", given.get("best_effort", False)),
+        box=_box(given.get("box")),
+    )
+
+
+def positive(name: str, value: Any) -> float | None:
+    """A number above 0, or None if there is none. Raises InvalidError."""
+    number = _number(name, value)
+    if number is not None and number <= 0:
+        raise InvalidError(f"{name} is {number:g}; it must be above 0, for example 100", "bad_parameter")
+    return number
+
+
+def _number(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidError(f"{name} is {_shown(value)}; it must be a finite number", "bad_parameter")
+    return number
+
+
+def _exit(name: str, value: Any) -> int | None:
+    number = _number(name, value)
+    if number is None:
+        return None
+    if number != int(number) or number < 1:
+        raise InvalidError(f"{name} is {_shown(value)}; exits are whole numbers from 1", "bad_parameter")
+    return int(number)
+
+
+def _boolean(name: str, value: Any) -> bool:
+    found = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+    if found is None:
+        raise InvalidError(f"{name} is {_shown(value)}; it may be true or false", "bad_parameter")
+    return found
+
+
+def _box(value: Any) -> Box | None:
+    if value is None:
+        return None
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list) or len(parts) != 4 or None in parts:
+        raise InvalidError(
+            f"box is {_shown(value)}; give x,y,width,height in pixels, for example 40,10,120,300", "bad_box"
+        )
+    x, y, width, height = (_number("box", part) or 0.0 for part in parts)
+    if max(abs(x), abs(y), width, height) > 1e6 or min(width, height) < 1:
+        raise InvalidError(
+            f"box is {_shown(value)}; width and height must be at least 1, all below 1,000,000", "bad_box"
+        )
+    return x, y, width, height
+
+
+def _shown(value: Any) -> str:
+    """A value in an error message: short, whatever was sent."""
+    text = repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def accepted_format(accept: str | None) -> Format:
+    """The best of our formats for an `Accept` header (RFC 9110, section 12.5.1). Raises NotAcceptableError."""
+    ranges = dict(_media_range(part) for part in (accept or "*/*").split(","))
+    formats: tuple[Format, ...] = get_args(Format)
+
+    def quality(form: str) -> float:
+        return ranges.get(form, ranges.get(f"{form.partition('/')[0]}/*", ranges.get("*/*", 0.0)))
+
+    best = max(formats, key=quality)
+    if quality(best) <= 0:
+        raise NotAcceptableError(
+            f"Accept is {_shown(accept)}; this server can send {', '.join(formats)}", "not_acceptable"
+        )
+    return best
+
+
+def _media_range(text: str) -> tuple[str, float]:
+    media, *parameters = (part.strip().lower() for part in text.split(";"))
+    try:
+        quality = next((float(value[2:]) for value in parameters if value.startswith("q=")), 1.0)
+    except ValueError:
+        quality = 0.0
+    return media, quality
+
+
+# --- WebSocket messages ---
+
+
+@dataclass(frozen=True)
+class Predict:
+    id: str
+    ask: Ask
+    encoding: Encoding
+
+
+@dataclass(frozen=True)
+class CancelById:
+    id: str
+
+
+@dataclass(frozen=True)
+class NewDeadline:
+    """`deadline_ms` from now."""
+
+    id: str
+    deadline_ms: float
+
+
+class NotJsonError(InvalidError):
+    """A text frame is no JSON object at all: the socket is closed."""
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """Raises NotJsonError unless `text` is a JSON object."""
+    try:
+        message = json.loads(text)
+    except RecursionError as error:
+        raise NotJsonError("the message is nested too deeply; messages are flat objects", "not_json") from error
+    except ValueError as error:
+        raise NotJsonError(f"the message is not JSON: {error}", "not_json") from error
+    if not isinstance(message, dict):
+        raise NotJsonError(
+            f"the message is a JSON {type(message).__name__}; it must be an object with `type`", "not_json"
+        )
+    return message
+
+
+def parse_message(fields: Mapping[str, Any]) -> Predict | CancelById | NewDeadline:
+    """A client's message. Raises InvalidError."""
+    kind, message_id = fields.get("type"), fields.get("id")
+    if not isinstance(message_id, str) or not 1 <= len(message_id) <= MAX_ID or not message_id.isprintable():
+        raise InvalidError(
+            f"id is {_shown(message_id)}; give a string of 1 to {MAX_ID} printable characters", "bad_message"
+        )
+    if kind == "predict":
+        encoding = fields.get("encoding", "png")
+        if encoding not in get_args(Encoding):
+            raise InvalidError(
+                f"encoding is {_shown(encoding)}; it may be {', '.join(get_args(Encoding))}", "bad_message"
+            )
+        options = {name: value for name, value in fields.items() if name not in ("type", "id", "encoding")}
+        return Predict(message_id, parse_ask(options), encoding)
+    if kind == "cancel":
+        return CancelById(message_id)
+    if kind == "deadline":
+        deadline_ms = positive("deadline_ms", fields.get("deadline_ms"))
+        if deadline_ms is None:
+            raise InvalidError("deadline_ms is missing; say how many milliseconds from now", "bad_message")
+        return NewDeadline(message_id, deadline_ms)
+    raise InvalidError(f"type is {_shown(kind)}; it may be predict, cancel, deadline", "bad_message")
+
+
+# --- replies ---
+
+
+def milliseconds(seconds: float) -> float:
+    """Rounded to microseconds."""
+    return round(1000 * seconds, 3)
+
+
+def error_body(error: ServerError, request_id: str | None) -> dict[str, Any]:
+    return {"error": str(error), "code": error.code, "id": request_id}
+
+
+def describe_labels(model: ServedModel) -> dict[str, Any]:
+    """Segmentation: "classes" and "palette" (RGB of each); pose: "joints", "palette", "skeleton" (pairs of joints)."""
+    colours = list(model.palette)
+    palette = [colours[index : index + 3] for index in range(0, len(colours), 3)]
+    if model.config.task == "pose":
+        return {"joints": model.labels, "palette": palette, "skeleton": [list(limb) for limb in model.config.skeleton]}
+    return {"classes": model.labels, "palette": palette}
+
+
+def describe_model(model: ServedModel, facts: ModelFacts | None) -> dict[str, Any]:
+    """What `GET /v1/models/{name}` says. `gmacs` of the dense network and `seconds`, measured, are cumulative at
+    `size`; both are null until the worker is ready."""
+    exits = [
+        {
+            "exit": index + 1,
+            "gmacs": round(facts.macs[index] / GIGA, 4) if facts else None,
+            "seconds": round(facts.seconds[index], 6) if facts else None,
+        }
+        for index in range(model.config.exits)
+    ]
+    return {
+        "name": model.name,
+        "task": model.config.task,
+        "exits": exits,
+        "size": list(model.config.size),
+        "quality": facts.calibrated if facts else None,
+        "licence": model.config.licence,
+        **describe_labels(model),
+    }
+
+
+def base64_png(data: bytes) -> dict[str, Any]:
+    return {"format": "png", "data": base64.b64encode(data).decode("ascii")}
+
+
+def to_json(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

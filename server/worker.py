@@ -1,0 +1,280 @@
+"""The process that owns a device: it runs one step of one job, hears what the front end has to say, and runs the next.
+
+`python -m server.worker` is started by `link.py`, never by hand. The front end does not import this module: torch lives
+here.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from models.anytime import AnytimeModel, State, run
+from models.configs import ModelConfig
+from models.executors import load
+from models.flops import gmacs
+from models.preprocess import MULTIPLE
+from server.budget import Costs, Shape, TrafficCap
+from server.job import (
+    Beat,
+    Cancel,
+    Command,
+    Ended,
+    Event,
+    Exited,
+    ModelFacts,
+    Move,
+    Plan,
+    Ready,
+    Stop,
+    Submit,
+    Unloadable,
+)
+from server.memory import attach
+from server.scheduler import Scheduler, Task
+
+logger = logging.getLogger("anytime.worker")
+
+NICE = 5
+"""The front end must be heard while every core computes."""
+WARM_UP_RUNS = 5
+GIGA = 1024**3
+
+
+class StopRule(Protocol):
+    """When an answer is good enough: calibrated for one model."""
+
+    def stops(self, unsure: float, exit_index: int, epsilon: float) -> bool:
+        """Whether at most a share `epsilon` of the pixels would still change."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and its rule to stop early if it was calibrated."""
+
+    model: AnytimeModel
+    rule: StopRule | None = None
+
+
+@dataclass
+class Running:
+    """A job on the device. `state` is made when its first step is due; dropping it frees what it holds."""
+
+    command: Submit
+    task: Task
+    state: State | None = None
+    started_s: float = 0.0
+    stage_s: float = 0.0
+
+
+class Worker:
+    """The loop. `block` is the memory shared with the front end; `clock` gives monotonic seconds."""
+
+    BEAT_S = 1.0
+
+    def __init__(
+        self,
+        connection: Connection,
+        block: memoryview,
+        models: Mapping[str, Loaded],
+        scheduler: Scheduler,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._connection = connection
+        self._block = block
+        self._models = models
+        self._scheduler = scheduler
+        self._clock = clock
+        self._jobs: dict[int, Running] = {}
+        self._spoke_s = clock()
+
+    def run(self) -> None:
+        """Until the front end is gone: raises EOFError or OSError then."""
+        while True:
+            for command in self._heard():
+                self._obey(command)
+            for ended, stop in self._scheduler.ended(self._clock()):
+                self._end(ended.key, stop)
+            task = self._scheduler.next()
+            if task is not None:
+                self._step(self._jobs[task.key])
+
+    def _heard(self) -> Iterator[Command]:
+        """What has been said since; waits for it when there is nothing to do."""
+        if not len(self._scheduler):
+            yield self._connection.recv()
+        while self._connection.poll():
+            yield self._connection.recv()
+
+    def _say(self, event: Event) -> None:
+        self._connection.send(event)
+        self._spoke_s = self._clock()
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Submit):
+            self._add(command)
+        elif isinstance(command, Cancel):
+            if self._scheduler.cancel(command.key):
+                self._end(command.key, Stop.CANCELLED)
+        elif isinstance(command, Move):
+            self._scheduler.move(command.key, command.deadline_s)
+
+    def _add(self, command: Submit) -> None:
+        model = self._models[command.model].model
+        task = Task(
+            key=command.key,
+            model=command.model,
+            shape=input_shape(model.config, command.layout.height, command.layout.width),
+            steps=tuple(step.exit for step in model.steps),
+            deadline_s=command.deadline_s,
+            required=command.required,
+            max_exit=command.max_exit,
+        )
+        wait_s = self._scheduler.add(task, self._clock())
+        if wait_s is None:
+            self._jobs[command.key] = Running(command, task)
+        else:
+            self._say(Ended(command.key, Stop.REJECTED, wait_s))
+
+    def _end(self, key: int, stop: Stop, error: str | None = None) -> None:
+        del self._jobs[key]
+        self._say(Ended(key, stop, error=error))
+
+    def _step(self, job: Running) -> None:
+        try:
+            self._advance(job)
+        except Exception as error:  # whatever a model raises on one image is that job's end, not the worker's
+            logger.exception("job %d of %s failed", job.command.key, job.command.model)
+            self._scheduler.cancel(job.command.key)
+            self._end(job.command.key, Stop.ERROR, f"{type(error).__name__}: {error}")
+        if self._clock() - self._spoke_s > self.BEAT_S:
+            self._say(Beat())
+
+    def _advance(self, job: Running) -> None:
+        command, task = job.command, job.task
+        loaded = self._models[command.model]
+        began_s = self._clock()
+        if job.state is None:
+            job.started_s = began_s
+            image = command.layout.image(self._block[command.offset :])
+            job.state = loaded.model.begin(image, command.box)
+        loaded.model.advance([job.state])
+        done = job.state.exit
+        exit_index = task.steps[task.next_step]
+        if exit_index is None or done is None:
+            seconds = self._clock() - began_s
+            job.stage_s += seconds
+            self._scheduler.ran(task, seconds)
+            return
+        self._render(loaded.model, job.state, command)
+        now_s = self._clock()
+        job.stage_s += now_s - began_s
+        enough = (
+            command.quality is not None
+            and loaded.rule is not None
+            and loaded.rule.stops(done.unsure, exit_index, command.quality)
+        )
+        self._scheduler.ran(task, now_s - began_s, good_enough=enough)
+        self._scheduler.costs.observe(command.model, task.shape, exit_index, job.stage_s)
+        self._say(Exited(command.key, exit_index, done.unsure, done.macs, job.stage_s, job.started_s, now_s))
+        job.stage_s = 0.0
+
+    def _render(self, model: AnytimeModel, state: State, command: Submit) -> None:
+        found = model.render(state, command.extra)
+        block = self._block[command.offset :]
+        slot = command.layout.keypoints if command.layout.joints else command.layout.labels
+        np.copyto(slot(block, found.index), found.array)
+        if found.extra is not None:
+            np.copyto(command.layout.extra_map(block, found.index), found.extra)
+
+
+def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
+    """What decides the cost of an image: the padded size, or the size of a person's crop."""
+    if config.task == "pose":
+        return config.size
+    return height + -height % MULTIPLE, width + -width % MULTIPLE
+
+
+def warm_up(name: str, model: AnytimeModel, costs: Costs, known_s: tuple[float, ...] | None) -> None:
+    """Run every exit, so that first requests find everything in place, and learn its seconds at the configured size.
+
+    If those are known, from the worker before, once on the smallest image will do.
+    """
+    shape = input_shape(model.config, *model.config.size)
+    if known_s is not None:
+        for exit_index, seconds in enumerate(np.diff(known_s, prepend=0.0), 1):
+            costs.observe(name, shape, exit_index, float(seconds))
+        for _ in run(model, np.zeros((MULTIPLE, MULTIPLE, 3), np.uint8)):
+            pass
+        return
+    image = np.random.default_rng(0).integers(0, 256, (*model.config.size, 3), dtype=np.uint8)
+    for _ in range(WARM_UP_RUNS):
+        began_s = time.monotonic()
+        for exit_index, _ in enumerate(run(model, image), 1):
+            now_s = time.monotonic()
+            costs.observe(name, shape, exit_index, now_s - began_s)
+            began_s = now_s
+
+
+def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
+    """What the front end tells about a model that is warm."""
+    config = loaded.model.config
+    shape = input_shape(config, *config.size)
+    return ModelFacts(
+        macs=tuple(value * GIGA for value in gmacs(config, *config.size)),
+        seconds=tuple(costs.typical_s(name, shape, exit_index) for exit_index in range(1, config.exits + 1)),
+        calibrated=loaded.rule is not None,
+    )
+
+
+def load_rule(directory: Path) -> StopRule | None:
+    """The rule that was calibrated for a model, or None."""
+    return None
+
+
+def load_models(plan: Plan) -> dict[str, Loaded]:
+    """Raises ValueError or OSError on a model that cannot be loaded."""
+    return {
+        name: Loaded(load(Path(path), plan.device, plan.executor, plan.threads), load_rule(Path(path)))
+        for name, path in plan.models.items()
+    }
+
+
+def main(fd: int) -> int:
+    """Serve the front end at the other end of the socket `fd`; what to load is its first message."""
+    # Ctrl-C and a supervisor's SIGTERM reach the whole group; the front end finishes its requests, then ends this.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(NICE)
+    with Connection(fd) as connection:
+        try:
+            plan: Plan = connection.recv()
+            logging.basicConfig(level=plan.log_level, format="%(levelname)s:     %(name)s %(message)s")
+            costs = Costs()
+            try:
+                models = load_models(plan)
+            except (ValueError, OSError) as error:
+                connection.send(Unloadable(str(error)))
+                return 1
+            for name, loaded in models.items():
+                warm_up(name, loaded.model, costs, plan.known.get(name))
+            first = next(iter(models.values())).model
+            told = {name: facts(name, loaded, costs) for name, loaded in models.items()}
+            connection.send(Ready(first.device, first.executor, told))
+            block = attach(plan.arena_fd, plan.arena_bytes)
+            Worker(connection, block, models, Scheduler(costs, TrafficCap(plan.traffic_cap))).run()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return 0  # the front end is gone; so are its requests
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

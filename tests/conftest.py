@@ -1,0 +1,20 @@
+"""One compute thread for tests: the networks are tiny, and results must not depend on how busy the machine is."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the worker processes that tests start
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def live_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real server with `tiny-segmentation` (the default) and `tiny-pose`, its worker a process of its own."""
+    import live  # noqa: PLC0415 - loads torch and the server, which many tests do without
+
+    folder = live.write_models(tmp_path_factory.mktemp("models"))
+    with live.serving(live.settings(folder, default_model="tiny-segmentation", shared_memory_bytes=2**28)) as server:
+        server.wait_for(lambda: server.http.get("/health/ready").is_success)
+        yield server.url

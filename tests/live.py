@@ -1,0 +1,258 @@
+"""Real servers for tests: on a free port, in a thread, with a worker that the test itself plays, or with a real one."""
+
+import asyncio
+import io
+import json
+import os
+import queue
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import tiny
+from numpy.typing import NDArray
+from PIL import Image
+from websockets.sync.client import ClientConnection, connect
+
+from models.checkpoint import save_directory
+from models.configs import ModelConfig
+from server.__main__ import Server, make_server
+from server.job import Cancel, Command, Ended, Event, Exited, ModelFacts, Move, Plan, Ready, Stop, Submit
+from server.link import Link, ProcessLink
+from server.memory import attach
+from server.settings import Settings
+
+PATIENCE_S = 30.0
+"""For what must happen; reached only by a test that fails."""
+CONFIGS = (tiny.SEGMENTATION, tiny.POSE)
+MACS = (10.0, 20.0, 30.0, 40.0)
+
+
+class ScriptedWorker:
+    """Plays the worker: hears commands and says events, both when the test wants to."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.connection, self._own = Pipe()
+        self._block = attach(os.dup(plan.arena_fd), plan.arena_bytes)
+        self._names = list(plan.models)
+
+    def kill(self) -> None:
+        """What the server does with a worker that it is rid of."""
+        self.connection.close()
+        self._own.close()
+
+    def die(self) -> None:
+        self._own.close()
+
+    def say(self, event: Event) -> None:
+        self._own.send(event)
+
+    def say_ready(self, calibrated: bool = False) -> None:
+        facts = ModelFacts(MACS, (0.1, 0.2, 0.3, 0.4), calibrated)
+        self.say(Ready("cpu", "scripted", dict.fromkeys(self._names, facts)))
+
+    def hear(self) -> Command:
+        assert self._own.poll(PATIENCE_S), "the server said nothing"
+        command: Command = self._own.recv()
+        return command
+
+    def hear_submit(self) -> Submit:
+        command = self.hear()
+        assert isinstance(command, Submit)
+        return command
+
+    def hear_cancel(self) -> Cancel:
+        command = self.hear()
+        assert isinstance(command, Cancel)
+        return command
+
+    def hear_move(self) -> Move:
+        command = self.hear()
+        assert isinstance(command, Move)
+        return command
+
+    def hears_nothing(self) -> bool:
+        return not self._own.poll()
+
+    def image(self, submit: Submit) -> NDArray[np.uint8]:
+        """The image as it lies in shared memory."""
+        return submit.layout.image(self._block[submit.offset :]).copy()
+
+    def reach(self, submit: Submit, exit_index: int) -> None:
+        """Finish an exit: its map is `labels(exit_index)`."""
+        block = self._block[submit.offset :]
+        if submit.layout.joints:
+            submit.layout.keypoints(block, exit_index)[:] = exit_index + 0.1
+        else:
+            submit.layout.labels(block, exit_index)[:] = labels(exit_index, submit.layout.height, submit.layout.width)
+        if submit.layout.extra:
+            submit.layout.extra_map(block, exit_index)[:] = exit_index % 2
+        self.say(Exited(submit.key, exit_index, 0.5 / exit_index, round(MACS[exit_index - 1]), 0.1, 0.0, 0.1))
+
+    def end(self, submit: Submit, stop: Stop = Stop.COMPLETE, wait_s: float = 0.0, error: str | None = None) -> None:
+        self.say(Ended(submit.key, stop, wait_s, error))
+
+    def finish(self, submit: Submit, last: int = 4, stop: Stop = Stop.COMPLETE) -> None:
+        """All exits up to `last`, and the end."""
+        for exit_index in range(1, last + 1):
+            self.reach(submit, exit_index)
+        self.end(submit, stop)
+
+
+class Live:
+    """A server that runs."""
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self.loop = loop
+        self.port: int = server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
+        self.socket_url = f"ws://127.0.0.1:{self.port}/v1/stream"
+
+    def predict(self, body: bytes | None = None, **query: object) -> httpx.Response:
+        headers = {name: str(query.pop(name)) for name in ("Accept",) if name in query}
+        return self.http.post("/v1/predict", params=query, content=photo() if body is None else body, headers=headers)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the series of a metric that have these labels."""
+        lines = self.http.get("/metrics").text.splitlines()
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        found = (line for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found if all(label in line for label in wanted))
+
+    def connect(self, **options: Any) -> ClientConnection:
+        """A WebSocket; use it in a `with` block."""
+        return connect(self.socket_url, max_size=None, **options)
+
+    def send_signal(self) -> None:
+        """What SIGTERM does."""
+        self.loop.call_soon_threadsafe(self.server.handle_exit, signal.SIGTERM, None)
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        wait_for(condition)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until something that a server does by itself has happened."""
+    tick = threading.Event()
+    until_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < until_s, "it did not happen"
+        tick.wait(0.01)
+
+
+class Later:
+    """A call that runs meanwhile in a thread."""
+
+    def __init__(self, function: Callable[[], httpx.Response]) -> None:
+        self._result: queue.Queue[httpx.Response | Exception] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, args=(function,), daemon=True)
+        self._thread.start()
+
+    def _run(self, function: Callable[[], httpx.Response]) -> None:
+        try:
+            self._result.put(function())
+        except Exception as error:
+            self._result.put(error)
+
+    def result(self) -> httpx.Response:
+        found = self._result.get(timeout=PATIENCE_S)
+        self._thread.join(PATIENCE_S)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+@contextmanager
+def serving(settings: Settings, launch: Callable[[Plan], Link] = ProcessLink) -> Iterator[Live]:
+    """Run a server in a thread. It may be told to drain meanwhile."""
+    server = make_server(settings, launch)
+    up = threading.Event()
+    startup = server.startup
+
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def started(sockets: object = None) -> None:
+        await startup()
+        loops.append(asyncio.get_running_loop())
+        up.set()
+
+    server.startup = started  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        assert up.wait(PATIENCE_S), "the server did not start"
+        live = Live(server, loops[0])
+        try:
+            yield live
+        finally:
+            live.http.close()
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def scripted(folder: Path, **fields: object) -> Iterator[tuple[Live, Callable[[], ScriptedWorker]]]:
+    """A server whose workers the test plays, and a function that returns each as it is started."""
+    started: queue.Queue[ScriptedWorker] = queue.Queue()
+
+    def launch(plan: Plan) -> ScriptedWorker:
+        worker = ScriptedWorker(plan)
+        started.put(worker)
+        return worker
+
+    with serving(settings(folder, **fields), launch) as live:
+        yield live, lambda: started.get(timeout=PATIENCE_S)
+
+
+def settings(folder: Path, **fields: object) -> Settings:
+    small = {"shared_memory_bytes": 2**24, "threads": 1, "log_level": "error", "default_deadline_ms": 20_000}
+    return Settings.model_validate({"port": 0, "models": folder, **small, **fields})
+
+
+def write_configs(folder: Path, configs: tuple[ModelConfig, ...] = CONFIGS) -> Path:
+    """Model directories without weights, for scripted workers."""
+    for config in configs:
+        (folder / config.name).mkdir()
+        (folder / config.name / "config.json").write_text(json.dumps(config.to_json()))
+    return folder
+
+
+def write_models(folder: Path, configs: tuple[ModelConfig, ...] = CONFIGS) -> Path:
+    for config in configs:
+        save_directory(folder / config.name, tiny.network(config))
+    return folder
+
+
+@lru_cache
+def labels(exit_index: int, height: int, width: int) -> NDArray[np.uint8]:
+    """What a scripted worker answers: a map of three classes that differs by exit."""
+    positions = np.arange(height * width).reshape(height, width)
+    return ((positions // (10 * exit_index)) % 3).astype(np.uint8)
+
+
+def photo(height: int = 60, width: int = 90, kind: str = "PNG", seed: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(tiny.image(height, width, seed)).save(file, kind)
+    return file.getvalue()
+
+
+def decoded(encoding: str, data: bytes, held: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A map as a client makes it from a binary frame, and from the map it holds."""
+    if encoding == "raw":
+        return np.frombuffer(data, np.uint8).reshape(held.shape)
+    if encoding == "delta":
+        return held ^ np.frombuffer(zlib.decompress(data), np.uint8).reshape(held.shape)
+    return np.asarray(Image.open(io.BytesIO(data)))

@@ -1,0 +1,86 @@
+import math
+
+import pytest
+
+from server.budget import Budget, Costs, Quantile, TrafficCap
+
+SHAPE = (64, 96)
+
+
+def test_the_smallest_limit_of_a_budget_wins() -> None:
+    budget = Budget(10.0, math.inf, 4).capped(30.0).capped(0.5, 3).capped(None).capped(2.0, 4)
+    assert budget == Budget(10.0, 10.5, 3)
+
+
+def test_traffic_lowers_the_deepest_exit() -> None:
+    cap = TrafficCap(((16, 3), (32, 1)))
+    assert [cap.deepest(jobs) for jobs in (0, 15, 16, 31, 32, 99)] == [None, None, 3, 3, 1, 1]
+
+
+def test_a_quantile_holds_still_in_small_noise() -> None:
+    quantile = Quantile(0.5, 100.0)
+    for value in (99.0, 101.0, 98.0, 95.0, 101.5):
+        quantile.add(value)
+    assert quantile.value == 100.0
+
+
+def test_a_quantile_rises_sooner_than_it_falls() -> None:
+    rising, falling = Quantile(1.0), Quantile(1.0, window=1)
+    for value in (100.0, 103.0):
+        rising.add(value)
+    for value in (100.0, 95.0):
+        falling.add(value)
+    assert (rising.value, falling.value) == (103.0, 100.0)
+    falling.add(89.0)
+    assert falling.value == 89.0
+
+
+def test_a_quantile_forgets() -> None:
+    quantile = Quantile(0.98, window=8)
+    for value in [50.0] + [10.0] * 8:
+        quantile.add(value)
+    assert quantile.value == 10.0
+
+
+def test_nothing_known_costs_nothing() -> None:
+    assert Costs().typical_s("model", SHAPE, 4) == 0
+    assert Costs().safe_s("model", SHAPE, 4) == 0
+
+
+def test_costs_add_up_and_safe_ones_are_above_typical_ones() -> None:
+    costs = Costs()
+    for exit_index, stage_s in enumerate((0.01, 0.02, 0.03), 1):
+        costs.observe("model", SHAPE, exit_index, stage_s)
+    assert costs.typical_s("model", SHAPE, 2) == pytest.approx(0.03)
+    assert costs.safe_s("model", SHAPE, 3) == pytest.approx(0.06 * Costs.SLOW_LEAST)
+    assert costs.typical_s("model", SHAPE, 0) == 0
+
+
+def test_an_unseen_shape_is_reckoned_from_the_nearest_by_area() -> None:
+    costs = Costs()
+    costs.observe("model", (64, 64), 1, 0.01)
+    costs.observe("model", (640, 640), 1, 0.7)
+    assert costs.typical_s("model", (64, 128), 1) == pytest.approx(0.02)
+    assert costs.typical_s("model", (640, 320), 1) == pytest.approx(0.35)
+    assert costs.typical_s("other", (64, 64), 1) == 0
+
+
+def test_a_stage_that_was_never_reached_at_a_shape_is_reckoned_too() -> None:
+    costs = Costs()
+    for exit_index in (1, 2):
+        costs.observe("model", (64, 64), exit_index, 0.01)
+    costs.observe("model", (128, 64), 1, 0.03)
+    assert costs.typical_s("model", (128, 64), 2) == pytest.approx(0.03 + 0.02)
+
+
+def test_slow_runs_widen_the_safe_estimate_at_every_shape_of_the_model_alone() -> None:
+    costs = Costs()
+    for model in ("slowed", "steady"):
+        for shape in (SHAPE, (64, 64)):
+            costs.observe(model, shape, 1, 0.01)
+    for _ in range(8):
+        costs.observe("slowed", SHAPE, 1, 0.01)
+    costs.observe("slowed", SHAPE, 1, 0.02)
+    assert costs.safe_s("slowed", (64, 64), 1) == pytest.approx(0.02)
+    assert costs.safe_s("steady", (64, 64), 1) == pytest.approx(0.01 * Costs.SLOW_LEAST)
+    assert costs.typical_s("slowed", SHAPE, 1) == pytest.approx(0.01)

@@ -1,0 +1,115 @@
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from models.__main__ import main
+from models.adpc import AdpcNet
+from models.checkpoint import find_models, load_directory, load_weights, read_config, resolve, save_directory
+from models.configs import CONFIGS, ModelConfig
+
+
+def released(config: ModelConfig, prefix: str = "model.") -> dict[str, torch.Tensor]:
+    """A state dict named as released checkpoints name theirs."""
+    network = AdpcNet(config)
+    tensors = {prefix + name: tensor for name, tensor in network.state_dict().items()}
+    if config.masking:
+        window = config.masking.window
+        lambdas = [name for name in tensors if name.endswith("Lambda")]
+        tensors |= {name.replace("Lambda", "square_dis"): torch.zeros(window, window) for name in lambdas}
+    return tensors | {"loss.criterion.weight": torch.ones(config.outputs)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_directory_round_trip(tmp_path: Path, dtype: torch.dtype) -> None:
+    network = tiny.network()
+    save_directory(tmp_path / "m", network, dtype)
+    loaded = load_directory(tmp_path / "m")
+    assert loaded.config == network.config
+    assert not loaded.training
+    for name, tensor in loaded.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, network.state_dict()[name].to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("adpc-w18-cityscapes", "model."), ("ee-w18-cityscapes", "module.model.")]
+)
+def test_import_of_a_released_checkpoint(tmp_path: Path, name: str, prefix: str) -> None:
+    tensors = released(CONFIGS[name], prefix)
+    torch.save(tensors, tmp_path / "released.pth")
+    status = main(["import", str(tmp_path / "released.pth"), "--config", name, "--output", str(tmp_path / "out")])
+    assert status == 0
+    loaded = load_directory(tmp_path / "out").state_dict()
+    assert torch.equal(
+        loaded["stage4.1.branches.3.1.conv2.weight"], tensors[f"{prefix}stage4.1.branches.3.1.conv2.weight"]
+    )
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_import_of_plain_hrnet_weights(tmp_path: Path) -> None:
+    pose = replace(tiny.POSE, heads="one", masking=None)
+    tensors = {n.replace("last_layer.0.", "final_layer."): t for n, t in AdpcNet(pose).state_dict().items()}
+    torch.save({"epoch": torch.tensor(3), "state_dict": tensors}, tmp_path / "hrnet.pth")
+    network = AdpcNet(pose)
+    load_weights(network, tmp_path / "hrnet.pth")
+    assert torch.equal(network.state_dict()["last_layer.0.weight"], tensors["final_layer.weight"])
+
+
+def test_backbone_alone_leaves_the_heads(tmp_path: Path) -> None:
+    torch.save({**tiny.network(seed=1).state_dict(), "classifier.weight": torch.ones(3)}, tmp_path / "b.pth")
+    network = tiny.network(replace(tiny.SEGMENTATION, outputs=7))
+    head = network.state_dict()["last_layer.3.weight"].clone()
+    load_weights(network, tmp_path / "b.pth", backbone_only=True)
+    assert torch.equal(network.state_dict()["conv1.weight"], tiny.network(seed=1).state_dict()["conv1.weight"])
+    assert torch.equal(network.state_dict()["last_layer.3.weight"], head)
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    tensors = tiny.network().state_dict()
+    tensors["surplus"] = torch.ones(1)
+    tensors["conv1.weight"] = torch.ones(2)
+    del tensors["bn1.bias"]
+    torch.save(tensors, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"missing: bn1.bias.*unknown: surplus.*conv1.weight \[2\] instead of \[64, 3"):
+        load_weights(tiny.network(), tmp_path / "w.pth")
+
+
+def test_another_window_is_named(tmp_path: Path) -> None:
+    torch.save(released(tiny.SEGMENTATION), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="7x7 window, but tiny-segmentation has no masks"):
+        load_weights(AdpcNet(replace(tiny.SEGMENTATION, masking=None)), tmp_path / "w.pth")
+
+
+class Exploit:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("raise SystemExit('code in a checkpoint was run')",))
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"conv1.weight": Exploit()}, protocol=2))
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        load_weights(tiny.network(), tmp_path / "evil.pth")
+
+
+@pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
+def test_broken_files_are_value_errors(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_weights(tiny.network(), tmp_path / name)
+
+
+def test_models_are_found_by_path_and_name(tmp_path: Path) -> None:
+    save_directory(tmp_path / "a", tiny.network())
+    assert resolve(str(tmp_path / "a")) == tmp_path / "a"
+    assert find_models(tmp_path) == {"a": tmp_path / "a"}
+    with pytest.raises(ValueError, match="neither a model directory nor a shipped model"):
+        resolve("nothing")
+    with pytest.raises(FileNotFoundError):
+        read_config(tmp_path)
+    (tmp_path / "a" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        read_config(tmp_path / "a")

@@ -1,0 +1,193 @@
+"""The Python client and its command against the real server."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from adpc_client import AsyncClient, BadInputError, Client, NoExitError, NotFoundError, UnsupportedImageError
+from adpc_client.__main__ import main
+from PIL import Image
+
+IMAGE = tiny.image()
+LONG_MS = 20_000.0
+
+
+@pytest.fixture(scope="module")
+def client(live_url):
+    with Client(live_url) as client:
+        yield client
+
+
+@pytest.fixture
+def photo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(IMAGE).save("photo.png")
+    return "photo.png"
+
+
+def test_predict_and_stream_agree_in_every_encoding(client):
+    answer = client.predict(IMAGE, deadline_ms=LONG_MS, extra="unsure")
+    assert (answer.exit, answer.stop, answer.task, answer.model) == (4, "complete", "segmentation", "tiny-segmentation")
+    assert answer.mask.shape == IMAGE.shape[:2] == answer.extra.shape
+    assert answer.classes == tiny.SEGMENTATION.labels and len(answer.timing.compute_ms) == 4
+    maps = {}
+    for encoding in ("raw", "png", "delta"):
+        with client.stream(IMAGE, deadline_ms=LONG_MS, extra="unsure", encoding=encoding) as stream:
+            exits = list(stream)
+        assert sorted([*(got.exit for got in exits), *stream.end.skipped]) == [1, 2, 3, 4]
+        assert np.array_equal(exits[-1].mask, answer.mask) and np.array_equal(exits[-1].extra, answer.extra)
+        assert exits[0].classes == answer.classes and np.array_equal(exits[0].palette, answer.palette)
+        for got in exits:
+            mask, extra = maps.setdefault(got.exit, (got.mask, got.extra))
+            assert np.array_equal(got.mask, mask) and np.array_equal(got.extra, extra)
+    assert len(maps) >= 2 and not np.array_equal(maps[min(maps)][0], answer.mask)
+
+
+def test_pose(client):
+    answer = client.predict(IMAGE, model="tiny-pose", deadline_ms=LONG_MS, box=(10, 5, 60, 50))
+    exits = list(client.stream(IMAGE, model="tiny-pose", deadline_ms=LONG_MS, box=(10, 5, 60, 50)))
+    assert answer.keypoints.shape == (16, 3) and np.array_equal(exits[-1].keypoints, answer.keypoints)
+    assert answer.labels.skeleton == tiny.POSE.skeleton == exits[0].labels.skeleton
+
+
+def test_a_stream_that_is_left_or_cancelled_ends_early(client):
+    with client.stream(IMAGE, deadline_ms=LONG_MS) as left:
+        next(left)
+    with client.stream(IMAGE, deadline_ms=LONG_MS) as hurried:
+        hurried.set_deadline(0.001)
+    with client.stream(IMAGE, deadline_ms=LONG_MS) as cancelled:
+        cancelled.cancel()
+        list(cancelled)
+    assert left.end.stop in ("cancelled", "complete")  # the tiny network may have been faster
+    assert cancelled.end.stop in ("cancelled", "complete")
+    assert list(client.stream(IMAGE, deadline_ms=LONG_MS))[-1].final  # and the connection is none the worse for it
+
+
+def test_errors_of_the_real_server(client):
+    with pytest.raises(NotFoundError, match="tiny-pose, tiny-segmentation") as raised:
+        client.predict(IMAGE, model="none")
+    assert raised.value.code == "unknown_model"
+    with pytest.raises(BadInputError, match="deadline_ms is -1"):
+        client.predict(IMAGE, deadline_ms=-1)
+    with pytest.raises(NoExitError):
+        client.predict(IMAGE, deadline_ms=0.01)
+    with pytest.raises(NoExitError):
+        list(client.stream(IMAGE, deadline_ms=0.01))
+    with pytest.raises((UnsupportedImageError, BadInputError)):
+        client.predict(b"\x89PNG\r\n\x1a\n, it says")
+    with pytest.raises(NotFoundError):
+        client.cancel("nobody")
+
+
+def test_models(client):
+    assert [model.name for model in client.models()] == ["tiny-pose", "tiny-segmentation"]
+    model = client.model("tiny-segmentation")
+    assert model.labels.names == tiny.SEGMENTATION.labels
+    assert [cost.exit for cost in model.exits] == [1, 2, 3, 4] and model.exits[0].gmacs > 0
+
+
+def test_async_many_at_once(live_url):
+    async def ask():
+        async with AsyncClient(live_url) as client:
+            answers = await asyncio.gather(*(client.predict(IMAGE, deadline_ms=LONG_MS) for _ in range(8)))
+            async with client.stream(IMAGE, deadline_ms=LONG_MS) as stream:
+                exits = [got async for got in stream]
+            return answers, exits
+
+    answers, exits = asyncio.run(ask())
+    assert all(np.array_equal(answer.mask, exits[-1].mask) for answer in answers)
+
+
+def test_predict_command_writes_a_picture(live_url, photo, capsys):
+    assert main(["predict", photo, "--url", live_url, "--deadline-ms", str(LONG_MS)]) == 0
+    assert "exit 4/4 of tiny-segmentation (complete)" in capsys.readouterr().out
+    with Image.open("photo-exit-4.png") as mask:
+        assert mask.mode == "P" and mask.size == (90, 60)
+    command = ["predict", photo, "--url", live_url, "--deadline-ms", str(LONG_MS), "--max-exit", "2", "--json"]
+    assert main([*command, "--overlay", "--output", "over.png"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["exit"], figures["stop"], figures["output"]) == (2, "max_exit", "over.png")
+    assert sum(figures["shares"].values()) == pytest.approx(1, abs=1e-3)
+    with Image.open("over.png") as picture:
+        assert picture.mode == "RGB"
+
+
+def test_predict_command_draws_a_pose(live_url, photo):
+    command = ["predict", photo, "--url", live_url, "--model", "tiny-pose", "--deadline-ms", str(LONG_MS)]
+    assert main([*command, "--output", "pose.png"]) == 0
+    with Image.open("pose.png") as picture:
+        assert not np.array_equal(np.asarray(picture), IMAGE)
+
+
+def test_stream_command_writes_every_exit(live_url, photo, tmp_path, capsys):
+    assert main(["stream", photo, "--url", live_url, "--deadline-ms", str(LONG_MS), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1]["exit"] == 4 and lines[-1]["final"]
+    written = sorted(f"photo-exits/{path.name}" for path in (tmp_path / "photo-exits").iterdir())
+    assert written == [f"photo-exits/exit-{line['exit']}.png" for line in lines] == [line["output"] for line in lines]
+
+
+def test_stream_command_follows_an_animation(live_url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    frames = [Image.fromarray(tiny.image(seed=seed)) for seed in range(3)]
+    frames[0].save("film.gif", save_all=True, append_images=frames[1:], duration=20)
+    common = ["--url", live_url, "--deadline-ms", str(LONG_MS), "--max-exit", "1"]
+    assert main(["stream", "film.gif", *common, "--every-frame", "--output", "all"]) == 0
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [f"frame-0000{n}-exit-1.png" for n in range(3)]
+    assert main(["stream", "film.gif", *common, "--output", "newest"]) == 0
+    assert (tmp_path / "newest" / "frame-00002-exit-1.png").exists()  # the last frame always gets its turn
+    assert main(["stream", "film.gif", *common, "--every-frame", "--count", "1", "--output", "one"]) == 0
+    assert len(list((tmp_path / "one").iterdir())) == 1
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("protocol", ["http", "stream"])
+def test_load_command_reports(live_url, capsys, protocol):
+    command = ["load", "--url", live_url, "--protocol", protocol, "--count", "12", "--cancel", "0.3", "--json"]
+    assert main([*command, "--deadline-ms", "2000-4000", "--rate", "200"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["requests"] == 12 == sum(report["exits"].values()) == sum(report["stops"].values())
+    assert main(["load", "--url", live_url, "--count", "4", "--concurrency", "2"]) == 0
+    assert "4 requests in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        (["load", "--url", "http://192.0.2.1"], "not this machine; add --yes"),
+        (["load", "--rate", "0"], "'0' must be above 0"),
+        (["load", "--rate", "5", "--concurrency", "5"], "not allowed with"),
+        (["load", "--cancel", "2"], "between 0 and 1"),
+        (["load", "--deadline-ms", "50-10"], "runs backwards"),
+        (["load", "--count", "1.5"], "whole number"),
+        (["predict", "a.png", "--box", "1,2,3"], "not X,Y,W,H"),
+        ([], "required: command"),
+    ],
+)
+def test_wrong_usage_is_status_2(command, complaint, capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(command)
+    assert raised.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_failures_are_status_1(live_url, photo, capsys):
+    assert main(["predict", "nowhere.png", "--url", live_url]) == 1
+    assert main(["predict", photo, "--url", live_url, "--model", "none"]) == 1
+    assert main(["stream", photo, "--url", live_url, "--deadline-ms", "0.01"]) == 1
+    assert main(["predict", photo, "--url", "nonsense"]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 4 and all(line.startswith("adpc ") for line in errors)
+
+
+def test_help_of_the_command():
+    command = [sys.executable, "-m", "adpc_client", "--help"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent.parent / "clients", capture_output=True, text=True, check=True
+    )
+    assert "predict" in done.stdout and "stream" in done.stdout and "load" in done.stdout

@@ -1,0 +1,121 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from models.anytime import Exit, run
+from models.checkpoint import save_directory
+from models.configs import Masking, ModelConfig
+from models.executors import build, load, resolve_device
+from models.executors.reference import ReferenceExecutor
+from models.flops import gmacs
+
+BASES = [tiny.SEGMENTATION, tiny.POSE]
+
+
+def exits(model: ReferenceExecutor, seeds: list[int]) -> list[list[Exit]]:
+    """The exits of several images that advance as one batch."""
+    states = [model.begin(tiny.image(seed=seed)) for seed in seeds]
+    found: list[list[Exit]] = [[] for _ in seeds]
+    for step in model.steps:
+        model.advance(states)
+        if step.exit is not None:
+            for row, state in zip(found, states, strict=True):
+                assert state.exit is not None
+                row.append(state.exit)
+    return found
+
+
+@pytest.mark.parametrize("base", BASES, ids=["segmentation", "pose"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_steps_give_what_the_network_gives(base: ModelConfig, masked: bool) -> None:
+    network = tiny.network(base if masked else replace(base, masking=None))
+    model = ReferenceExecutor(network)
+    state = model.begin(tiny.image())
+    with torch.no_grad():
+        expected = network(state.progress.features[0])
+    for found, scores in zip(exits(model, [0])[0], expected, strict=True):
+        torch.testing.assert_close(found.scores, scores[0])
+
+
+@pytest.mark.parametrize("base", BASES, ids=["segmentation", "pose"])
+def test_a_batch_gives_what_single_requests_give(base: ModelConfig) -> None:
+    model = ReferenceExecutor(tiny.network(base))
+    for batched, seed in zip(exits(model, [0, 1, 2]), range(3), strict=True):
+        for one, other in zip(batched, exits(model, [seed])[0], strict=True):
+            torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-4)
+            assert one.macs == pytest.approx(other.macs, rel=0.02)  # rounding may flip single positions
+            assert one.unsure == pytest.approx(other.unsure, abs=0.02)
+
+
+def test_requests_interleave_without_touching_each_other() -> None:
+    model = ReferenceExecutor(tiny.network())
+    alone = [exit_map.array for _, exit_map in run(model, tiny.image(seed=3))]
+    first, second = model.begin(tiny.image(seed=3)), model.begin(tiny.image(40, 70, seed=4))
+    maps = []
+    for step in model.steps:
+        model.advance([first])
+        model.advance([second])
+        if step.exit is not None:
+            maps.append(model.render(first).array)
+    assert all(np.array_equal(one, other) for one, other in zip(maps, alone, strict=True))
+
+
+def test_operations_are_the_papers() -> None:
+    dense = ReferenceExecutor(tiny.network(replace(tiny.SEGMENTATION, masking=None)))
+    for found, expected in zip(exits(dense, [0])[0], gmacs(tiny.SEGMENTATION, 64, 96), strict=True):
+        assert found.macs == pytest.approx(expected * 1024**3)
+    masked = exits(ReferenceExecutor(tiny.network()), [0])[0]
+    assert masked[0].macs == exits(dense, [0])[0][0].macs
+    assert masked[3].macs < exits(dense, [0])[0][3].macs
+
+
+def test_unsure_leaves_the_padding_out() -> None:
+    model = ReferenceExecutor(tiny.network(replace(tiny.SEGMENTATION, masking=Masking("max_probability", 1.0))))
+    state = model.begin(tiny.image(33, 33))
+    for _ in model.steps[:3]:
+        model.advance([state])
+    assert state.exit is not None
+    assert state.exit.unsure == 1
+    assert state.exit.active.shape == (16, 16)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 200), (31, 33), (64, 96)])
+def test_maps_have_the_images_size(size: tuple[int, int]) -> None:
+    model = ReferenceExecutor(tiny.network())
+    for _, exit_map in run(model, tiny.image(*size)):
+        assert exit_map.array.shape == size
+
+
+def test_wrong_batches_are_refused() -> None:
+    model = ReferenceExecutor(tiny.network())
+    ahead, behind = model.begin(tiny.image()), model.begin(tiny.image())
+    with pytest.raises(ValueError, match="no exit is finished"):
+        model.render(ahead)
+    model.advance([ahead])
+    with pytest.raises(ValueError, match="2 different steps"):
+        model.advance([ahead, behind])
+    with pytest.raises(ValueError, match="shapes"):
+        model.advance([behind, model.begin(tiny.image(20, 20))])
+    for _ in model.steps[1:]:
+        model.advance([ahead])
+    with pytest.raises(ValueError, match="finished"):
+        model.advance([ahead])
+
+
+def test_executors_and_devices_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ValueError, match="no executor is called 'quantum'"):
+        build(tiny.network(), executor="quantum")
+    for device in ("cuda:99", "tpu"):
+        with pytest.raises(ValueError, match=device):
+            resolve_device(device)
+
+
+def test_load_from_a_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp("model")
+    save_directory(directory, tiny.network())
+    model = load(directory, executor="reference", threads=1)
+    assert (model.executor, model.device) == ("reference", "cpu")
+    assert [step.exit for step in model.steps if step.exit] == [1, 2, 3, 4]

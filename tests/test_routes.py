@@ -1,0 +1,451 @@
+"""HTTP, against a worker that the tests play."""
+
+import base64
+import io
+import json
+import socket
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import live
+import numpy as np
+import pytest
+import tiny
+from live import Later, Live, ScriptedWorker, photo
+from PIL import Image
+
+from server.job import Stop
+
+SEGMENTATION = tiny.SEGMENTATION.name
+POSE = tiny.POSE.name
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, ScriptedWorker]]:
+    folder = live.write_configs(tmp_path_factory.mktemp("models"))
+    limits = {"max_open": 4, "max_body_bytes": 200_000, "max_pixels": 512 * 512}
+    with live.scripted(folder, default_model=SEGMENTATION, **limits) as (server, next_worker):
+        worker = next_worker()
+        worker.say_ready(calibrated=False)
+        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
+        yield server, worker
+
+
+@pytest.fixture
+def server(started: tuple[Live, ScriptedWorker]) -> Iterator[Live]:
+    """Every test leaves nothing behind: no request, no memory, no command unheard."""
+    found, worker = started
+    yield found
+    found.wait_for(lambda: found.metric("anytime_shared_memory_bytes") == 0)
+    assert found.metric("anytime_inflight_requests") == 0
+    assert found.metric("anytime_queue_depth") == 0
+    assert worker.hears_nothing()
+
+
+@pytest.fixture
+def worker(started: tuple[Live, ScriptedWorker]) -> ScriptedWorker:
+    return started[1]
+
+
+def test_a_prediction_in_json(server: Live, worker: ScriptedWorker) -> None:
+    before = server.metric("anytime_requests_total", model=SEGMENTATION, protocol="http", stop="complete")
+    call = Later(lambda: server.predict(model=SEGMENTATION, deadline_ms=15000, map="unsure"))
+    submit = worker.hear_submit()
+    assert (worker.image(submit) == tiny.image()).all()
+    assert submit.extra == "unsure" and submit.max_exit == 4 and submit.required == 1
+    worker.finish(submit)
+    reply = call.result()
+    body = reply.json()
+    assert reply.status_code == 200 and reply.headers["x-request-id"] == body["id"]
+    assert (body["model"], body["task"], body["exit"], body["exits"]) == (SEGMENTATION, "segmentation", 4, 4)
+    assert (body["final"], body["stop"], body["deadline_ms"], body["size"]) == (True, "complete", 15000, [60, 90])
+    assert body["unsure"] == 0.125 and 0 < body["elapsed_ms"] < 15000
+    assert set(body["timing"]) == {"decode_ms", "queue_ms", "compute_ms", "encode_ms"}
+    assert body["timing"]["compute_ms"] == [100.0] * 4
+    assert body["mask"]["classes"] == ["sky", "road", "car"] and body["mask"]["palette"][1] == [128, 64, 128]
+    image = Image.open(io.BytesIO(base64.b64decode(body["mask"]["data"])))
+    assert (np.asarray(image) == live.labels(4, 60, 90)).all()
+    extra = Image.open(io.BytesIO(base64.b64decode(body["map"]["data"])))
+    assert body["map"]["kind"] == "unsure" and (np.asarray(extra) == 0).all()
+    assert server.metric("anytime_requests_total", model=SEGMENTATION, protocol="http", stop="complete") == before + 1
+
+
+def test_a_prediction_as_png_and_as_raw_labels(server: Live, worker: ScriptedWorker) -> None:
+    for accept in ("image/png", "application/octet-stream"):
+        call = Later(lambda accept=accept: server.predict(Accept=accept))
+        worker.finish(worker.hear_submit(), 2, Stop.DEADLINE)
+        reply = call.result()
+        assert reply.headers["content-type"] == accept
+        found = {name: reply.headers[f"x-anytime-{name}"] for name in ("exit", "exits", "stop", "unsure", "size")}
+        assert found == {"exit": "2", "exits": "4", "stop": "deadline", "unsure": "0.25", "size": "60x90"}
+        assert float(reply.headers["x-anytime-elapsed-ms"]) > 0
+        expected = live.labels(2, 60, 90)
+        if accept == "image/png":
+            image = Image.open(io.BytesIO(reply.content))
+            assert image.mode == "P" and (np.asarray(image) == expected).all()
+            assert np.asarray(image.convert("RGB"))[expected == 2][0].tolist() == [64, 0, 128]
+        else:
+            assert reply.content == expected.tobytes()
+
+
+def test_a_pose(server: Live, worker: ScriptedWorker) -> None:
+    call = Later(lambda: server.predict(model=POSE, box="10,5,40,50"))
+    submit = worker.hear_submit()
+    assert submit.box == (10, 5, 40, 50) and submit.layout.joints == 16
+    worker.finish(submit, 3, Stop.MAX_EXIT)
+    body = call.result().json()
+    assert np.array_equal(np.array(body["keypoints"], np.float32), np.full((16, 3), 3.1, np.float32))
+    assert body["joints"][0] == "right ankle" and body["skeleton"][0] == [0, 1] and "mask" not in body
+
+
+def test_a_form(server: Live, worker: ScriptedWorker) -> None:
+    call = Later(lambda: server.http.post("/v1/predict", files={"image": ("photo.png", photo(), "image/png")}))
+    submit = worker.hear_submit()
+    assert (worker.image(submit) == tiny.image()).all()
+    worker.finish(submit)
+    assert call.result().status_code == 200
+
+
+def test_the_smallest_deadline_wins(server: Live, worker: ScriptedWorker) -> None:
+    for header, query, expected in (("0.5", {"deadline_ms": 15000}, 500), ("9", {"deadline_ms": 400.5}, 400.5)):
+        call = Later(
+            lambda header=header, query=query: server.http.post(
+                "/v1/predict", params=query, content=photo(), headers={"X-Request-Timeout-Seconds": header}
+            )
+        )
+        worker.finish(worker.hear_submit())
+        assert call.result().json()["deadline_ms"] == expected
+
+
+def test_a_huge_deadline_is_lowered_to_the_longest(server: Live, worker: ScriptedWorker) -> None:
+    call = Later(lambda: server.predict(deadline_ms=1e300))
+    worker.finish(worker.hear_submit())
+    assert call.result().json()["deadline_ms"] == 30_000
+
+
+def test_the_engine_answers_at_the_deadline_with_the_exit_it_has(server: Live, worker: ScriptedWorker) -> None:
+    call = Later(lambda: server.predict(deadline_ms=150))
+    submit = worker.hear_submit()
+    worker.reach(submit, 1)
+    worker.reach(submit, 2)
+    body = call.result().json()
+    assert (body["exit"], body["stop"], body["final"]) == (2, "deadline", False)
+    assert worker.hear_cancel().key == submit.key
+    wasted = server.metric("anytime_exits_wasted_total")
+    worker.reach(submit, 3)
+    worker.end(submit, Stop.CANCELLED)
+    server.wait_for(lambda: server.metric("anytime_exits_wasted_total") == wasted + 1)
+
+
+def test_without_an_exit_in_time_there_is_a_504(server: Live, worker: ScriptedWorker) -> None:
+    before = server.metric("anytime_requests_total", stop="no_exit")
+    call = Later(lambda: server.predict(deadline_ms=100))
+    submit = worker.hear_submit()
+    reply = call.result()
+    assert reply.status_code == 504 and reply.json()["code"] == "no_exit" and "100.0 ms" in reply.json()["error"]
+    worker.hear_cancel()
+    worker.end(submit, Stop.CANCELLED)
+    assert server.metric("anytime_requests_total", stop="no_exit") == before + 1
+
+
+def test_min_exit_not_reached_is_a_504_unless_best_effort(server: Live, worker: ScriptedWorker) -> None:
+    call = Later(lambda: server.predict(min_exit=3))
+    submit = worker.hear_submit()
+    assert submit.required == 3
+    worker.finish(submit, 2, Stop.DEADLINE)
+    reply = call.result()
+    assert reply.status_code == 504 and reply.json()["code"] == "min_exit_not_reached"
+    call = Later(lambda: server.predict(min_exit=3, best_effort="true"))
+    submit = worker.hear_submit()
+    assert submit.required == 1
+    worker.finish(submit, 2, Stop.DEADLINE)
+    assert call.result().json()["exit"] == 2
+
+
+def test_what_cannot_be_served_in_time_is_refused_with_the_wait(server: Live, worker: ScriptedWorker) -> None:
+    call = Later(server.predict)
+    worker.end(worker.hear_submit(), Stop.REJECTED, wait_s=2.3)
+    reply = call.result()
+    assert (reply.status_code, reply.headers["retry-after"], reply.json()["code"]) == (503, "3", "overloaded")
+
+
+def test_a_model_that_fails_is_a_500_and_the_next_request_works(server: Live, worker: ScriptedWorker) -> None:
+    call = Later(server.predict)
+    worker.end(worker.hear_submit(), Stop.ERROR, error="ValueError: no")
+    reply = call.result()
+    assert (reply.status_code, reply.json()["code"]) == (500, "model_failed")
+    call = Later(server.predict)
+    worker.finish(worker.hear_submit())
+    assert call.result().status_code == 200
+
+
+def test_cancelling_by_id(server: Live, worker: ScriptedWorker) -> None:
+    before = server.metric("anytime_requests_total", stop="cancelled")
+    call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "mine"}))
+    submit = worker.hear_submit()
+    worker.reach(submit, 1)
+    found = server.http.get("/v1/requests/mine").json()
+    assert (found["state"], found["model"], found["stop"]) == ("open", SEGMENTATION, None)
+    assert server.http.delete("/v1/requests/mine").status_code == 200
+    reply = call.result()
+    assert (reply.status_code, reply.json()["code"], reply.json()["id"]) == (499, "cancelled", "mine")
+    assert reply.headers["x-request-id"] == "mine"
+    assert worker.hear_cancel().key == submit.key
+    worker.end(submit, Stop.CANCELLED)
+    assert server.http.get("/v1/requests/mine").json()["stop"] == "cancelled"
+    assert server.http.delete("/v1/requests/mine").json()["state"] == "ended"
+    assert server.metric("anytime_requests_total", stop="cancelled") == before + 1
+
+
+def test_an_unknown_request_is_a_404(server: Live) -> None:
+    for method in ("GET", "DELETE"):
+        reply = server.http.request(method, "/v1/requests/nobody")
+        assert (reply.status_code, reply.json()["code"]) == (404, "unknown_request")
+
+
+def test_hanging_up_cancels(server: Live, worker: ScriptedWorker) -> None:
+    before = server.metric("anytime_requests_total", stop="disconnected")
+    body = photo()
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        submit = worker.hear_submit()
+    assert worker.hear_cancel().key == submit.key
+    worker.end(submit, Stop.CANCELLED)
+    server.wait_for(lambda: server.metric("anytime_requests_total", stop="disconnected") == before + 1)
+
+
+def test_hanging_up_before_the_image_has_arrived(server: Live) -> None:
+    before = server.metric("anytime_requests_total", stop="disconnected")
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+        server.wait_for(lambda: server.metric("anytime_inflight_requests") == 1)
+    server.wait_for(lambda: server.metric("anytime_requests_total", stop="disconnected") == before + 1)
+
+
+def test_an_image_that_arrives_too_slowly_is_a_504(server: Live) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"POST /v1/predict?deadline_ms=50 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+        assert connection.recv(100).startswith(b"HTTP/1.1 504")
+
+
+BAD_QUERIES = [
+    ("deadline_ms=-5", 400, "above 0"),
+    ("deadline_ms=0", 400, "above 0"),
+    ("deadline_ms=nan", 400, "finite"),
+    ("deadline_ms=1e999", 400, "finite"),
+    ("deadline_ms=soon", 400, "finite"),
+    ("deadline_ms=", 400, "finite"),
+    ("min_exit=0", 400, "from 1"),
+    ("min_exit=1.5", 400, "from 1"),
+    ("max_exit=5", 400, "exits 1 to 4"),
+    ("min_exit=3&max_exit=2", 400, "larger"),
+    ("quality=2", 400, "between 0 and 1"),
+    ("quality=0.1", 400, "not calibrated"),
+    ("map=depth", 400, "confidence, exit, unsure"),
+    ("best_effort=perhaps", 400, "true or false"),
+    ("box=1,2,3", 400, "x,y,width,height"),
+    ("box=1,2,3,nan", 400, "finite"),
+    ("box=1,2,30,40", 400, "pose"),
+    (f"model={POSE}&box=95,0,10,10", 400, "outside of the 90x60 image"),
+    ("deadline=100", 400, "deadline_ms"),
+    ("model=nobody", 404, SEGMENTATION),
+]
+
+
+@pytest.mark.parametrize(("query", "status", "words"), BAD_QUERIES, ids=[query for query, _, _ in BAD_QUERIES])
+def test_a_bad_query_says_what_would_be_right(server: Live, query: str, status: int, words: str) -> None:
+    before = server.metric("anytime_requests_total", stop="invalid")
+    reply = server.http.post(f"/v1/predict?{query}", content=photo())
+    assert reply.status_code == status and words in reply.json()["error"]
+    assert set(reply.json()) == {"error", "code", "id"} and reply.headers["x-request-id"] == reply.json()["id"]
+    assert server.metric("anytime_requests_total", stop="invalid") == before + 1
+
+
+def bomb() -> bytes:
+    """A small PNG that says it is 20000x20000."""
+    small = photo()
+    header = b"IHDR" + struct.pack(">II", 20000, 20000) + small[24:29]
+    return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
+
+
+def test_bad_bodies(server: Live, worker: ScriptedWorker) -> None:
+    for body, status, code in (
+        (b"", 400, "empty_body"),
+        (b"not an image at all", 415, "not_an_image"),
+        (photo(kind="JPEG")[:-400], 400, "broken_image"),
+        (photo(kind="PNG")[:200], 400, "broken_image"),
+        (bomb(), 413, "image_too_large"),
+        (b"\x00" * 200_001, 413, "body_too_large"),
+        (photo(kind="GIF"), 415, "not_an_image"),
+    ):
+        reply = server.predict(body)
+        assert (reply.status_code, reply.json()["code"]) == (status, code), body[:20]
+    call = Later(server.predict)
+    worker.finish(worker.hear_submit())
+    assert call.result().status_code == 200
+
+
+def test_a_body_without_length_is_limited_while_it_is_read(server: Live) -> None:
+    reply = server.http.post("/v1/predict", content=(b"\x00" * 50_000 for _ in range(5)))
+    assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
+
+
+def test_bad_forms(server: Live) -> None:
+    reply = server.http.post("/v1/predict", files={"picture": ("a.png", photo(), "image/png")})
+    assert (reply.status_code, reply.json()["code"]) == (400, "bad_form")
+    broken = {"Content-Type": "multipart/form-data; boundary=x"}
+    for content in (b"nonsense", b"--x\r\nContent-Disposition: form-data\r\n\r\n--x--"):
+        reply = server.http.post("/v1/predict", content=content, headers=broken)
+        assert (reply.status_code, reply.json()["code"]) == (400, "bad_form")
+    reply = server.http.post("/v1/predict", content=photo(), headers={"Content-Type": "multipart/form-data"})
+    assert (reply.status_code, reply.json()["code"]) == (400, "bad_form")
+
+
+def test_what_cannot_be_sent_is_a_406(server: Live) -> None:
+    for query, accept in (({}, "text/html"), ({"model": POSE}, "image/png"), ({}, "image/png;q=0")):
+        reply = server.predict(Accept=accept, **query)
+        assert (reply.status_code, reply.json()["code"]) == (406, "not_acceptable")
+    reply = server.predict(Accept="image/png", map="unsure")
+    assert (reply.status_code, reply.json()["code"]) == (400, "bad_parameter")
+
+
+def test_a_bad_id_or_timeout_is_a_400(server: Live) -> None:
+    for headers in ({"X-Request-Id": "x" * 200}, {"X-Request-Timeout-Seconds": "-1"}):
+        assert server.http.post("/v1/predict", content=photo(), headers=headers).status_code == 400
+
+
+def test_too_many_open_requests_are_refused(server: Live, worker: ScriptedWorker) -> None:
+    calls = [Later(server.predict) for _ in range(4)]
+    submits = [worker.hear_submit() for _ in calls]
+    assert server.metric("anytime_inflight_requests") == 4 and server.metric("anytime_queue_depth") == 4
+    reply = server.predict()
+    assert (reply.status_code, reply.json()["code"], reply.headers["retry-after"]) == (503, "overloaded", "1")
+    for submit in submits:
+        worker.finish(submit)
+    assert [call.result().status_code for call in calls] == [200] * 4
+
+
+def test_paths_and_methods_that_are_not_there(server: Live) -> None:
+    reply = server.http.get("/v1/nothing")
+    assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
+    reply = server.http.get("/v1/predict")
+    assert (reply.status_code, reply.json()["code"], reply.headers["allow"]) == (405, "method_not_allowed", "POST")
+
+
+def test_models(server: Live) -> None:
+    listed = server.http.get("/v1/models").json()
+    assert listed["default"] == SEGMENTATION and [model["name"] for model in listed["models"]] == [POSE, SEGMENTATION]
+    found = server.http.get(f"/v1/models/{SEGMENTATION}").json()
+    assert found == listed["models"][1]
+    assert found["task"] == "segmentation" and found["classes"] == ["sky", "road", "car"]
+    assert found["exits"][3] == {"exit": 4, "gmacs": 0.0, "seconds": 0.4}
+    assert server.http.get(f"/v1/models/{POSE}").json()["skeleton"][0] == [0, 1]
+    assert server.http.get("/v1/models/nobody").status_code == 404
+
+
+def test_health_names_device_and_executor(server: Live) -> None:
+    assert server.http.get("/health/live").status_code == 200
+    body = server.http.get("/health/ready").json()
+    assert (body["ready"], body["device"], body["executor"]) == (True, "cpu", "scripted")
+    assert server.metric("anytime_worker_up", device="cpu") == 1
+    assert server.metric("anytime_executor_info", model=POSE, device="cpu", executor="scripted") == 1
+
+
+def test_docs_describe_every_parameter(server: Live) -> None:
+    assert server.http.get("/docs").status_code == 200
+    described = server.http.get("/openapi.json").json()["paths"]["/v1/predict"]["post"]
+    assert {parameter["name"] for parameter in described["parameters"]} >= {"deadline_ms", "box", "quality"}
+    assert "422" not in json.dumps(described)
+
+
+def test_every_series_is_there_from_the_start(tmp_path: Path) -> None:
+    with live.scripted(live.write_configs(tmp_path)) as (fresh, next_worker):
+        next_worker()
+        text = fresh.http.get("/metrics").text
+        for name in (
+            'anytime_requests_total{model="tiny-pose",protocol="websocket",stop="disconnected"} 0.0',
+            'anytime_exits_reached_total{exit="0",model="tiny-pose",stop="no_exit"} 0.0',
+            'anytime_time_to_exit_seconds_count{exit="4",model="tiny-pose"} 0.0',
+            'anytime_deadline_overrun_seconds_bucket{le="0.002",model="tiny-pose"} 0.0',
+            'anytime_unsure_ratio_count{exit="1",model="tiny-pose"} 0.0',
+            'anytime_macs_saved_total{model="tiny-pose"} 0.0',
+            "anytime_websocket_connections 0.0",
+            'anytime_worker_up{device="auto"} 0.0',
+        ):
+            assert name in text
+
+
+def test_before_the_worker_is_ready_nothing_is_served(tmp_path: Path) -> None:
+    with live.scripted(live.write_configs(tmp_path)) as (fresh, next_worker):
+        next_worker()
+        assert fresh.http.get("/health/live").status_code == 200
+        assert fresh.http.get("/health/ready").status_code == 503
+        reply = fresh.predict()
+        assert (reply.status_code, reply.json()["code"], reply.headers["retry-after"]) == (503, "starting", "5")
+        assert fresh.http.get("/v1/models").json()["models"][0]["exits"][0]["seconds"] is None
+
+
+def test_a_dead_worker_is_replaced_and_everyone_is_answered(tmp_path: Path) -> None:
+    with live.scripted(live.write_configs(tmp_path)) as (server, next_worker):
+        worker = next_worker()
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
+        calls = [Later(lambda: server.predict(model=SEGMENTATION)) for _ in range(2)]
+        first, _ = worker.hear_submit(), worker.hear_submit()
+        worker.reach(first, 1)
+        server.wait_for(lambda: server.metric("anytime_queue_depth") == 1)
+        worker.die()
+        replies = sorted((call.result() for call in calls), key=lambda reply: reply.status_code)
+        assert [reply.status_code for reply in replies] == [200, 503]
+        assert (replies[0].json()["exit"], replies[0].json()["stop"]) == (1, "deadline")
+        assert replies[1].json()["code"] == "worker_lost" and "retry-after" in replies[1].headers
+        assert server.metric("anytime_worker_up", device="cpu") == 0
+        worker = next_worker()
+        assert server.http.get("/health/ready").status_code == 503
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
+        call = Later(lambda: server.predict(model=SEGMENTATION))
+        worker.finish(worker.hear_submit())
+        assert call.result().status_code == 200
+        assert server.metric("anytime_worker_restarts_total") == 1
+        assert server.metric("anytime_shared_memory_bytes") == 0
+
+
+def test_without_memory_for_another_image_requests_are_refused(tmp_path: Path) -> None:
+    with live.scripted(live.write_configs(tmp_path), shared_memory_bytes=2**20) as (server, next_worker):
+        worker = next_worker()
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
+        call = Later(lambda: server.predict(photo(300, 400), model=SEGMENTATION))
+        submit = worker.hear_submit()
+        reply = server.predict(photo(300, 400), model=SEGMENTATION)
+        assert (reply.status_code, reply.json()["code"]) == (503, "overloaded")
+        worker.finish(submit)
+        assert call.result().status_code == 200
+
+
+def test_a_client_that_is_too_fast_is_told_to_wait(tmp_path: Path) -> None:
+    with live.scripted(live.write_configs(tmp_path), client_rate=0.01, client_burst=1) as (server, next_worker):
+        worker = next_worker()
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
+        call = Later(server.predict)
+        worker.finish(worker.hear_submit())
+        assert call.result().status_code == 200
+        reply = server.predict()
+        assert (reply.status_code, reply.json()["code"]) == (429, "client_limit")
+        assert 90 <= int(reply.headers["retry-after"]) <= 100
+
+
+def test_quality_goes_to_a_calibrated_model(tmp_path: Path) -> None:
+    with live.scripted(live.write_configs(tmp_path)) as (server, next_worker):
+        worker = next_worker()
+        worker.say_ready(calibrated=True)
+        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
+        call = Later(lambda: server.predict(quality=0.05))
+        submit = worker.hear_submit()
+        assert submit.quality == 0.05
+        worker.finish(submit, 2, Stop.QUALITY)
+        assert call.result().json()["stop"] == "quality"

@@ -1,0 +1,108 @@
+"""The run command, and the golden cases made with the authors' implementation where they lie beside the checkout."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from models.__main__ import main
+from models.anytime import run
+from models.checkpoint import save_directory
+from models.executors import load
+
+GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
+
+
+def test_image_in_logits_and_maps_out(tmp_path: Path) -> None:
+    save_directory(tmp_path / "m", tiny.network())
+    Image.fromarray(tiny.image(50, 70)).save(tmp_path / "in.png")
+    assert (
+        main(
+            [
+                "run",
+                str(tmp_path / "m"),
+                "--input",
+                str(tmp_path / "in.png"),
+                "--output",
+                str(tmp_path / "out.safetensors"),
+            ]
+        )
+        == 0
+    )
+    found = load_file(tmp_path / "out.safetensors")
+    for index, (_, exit_map) in enumerate(run(load(tmp_path / "m", executor="reference"), tiny.image(50, 70)), 1):
+        assert np.array_equal(found[f"map{index}"].numpy(), exit_map.array)
+        assert found[f"logits{index}"].shape == (1, 3, 13, 18)
+
+
+def test_pose_gives_keypoints(tmp_path: Path) -> None:
+    save_directory(tmp_path / "m", tiny.network(tiny.POSE))
+    Image.fromarray(tiny.image(50, 70)).save(tmp_path / "in.png")
+    assert (
+        main(
+            [
+                "run",
+                str(tmp_path / "m"),
+                "--input",
+                str(tmp_path / "in.png"),
+                "--output",
+                str(tmp_path / "o.safetensors"),
+            ]
+        )
+        == 0
+    )
+    found = load_file(tmp_path / "o.safetensors")
+    assert found["map4"].shape == (16, 3)
+    assert found["map4"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("tensors", [{"other": torch.zeros(1)}, {"input": torch.zeros(3, 32, 32)}])
+def test_wrong_tensors_are_named(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_directory(tmp_path / "m", tiny.network())
+    save_file(tensors, tmp_path / "in.safetensors")
+    assert (
+        main(["run", str(tmp_path / "m"), "--input", str(tmp_path / "in.safetensors"), "--output", str(tmp_path / "o")])
+        == 1
+    )
+    assert "must be float (1, 3, height, width)" in capsys.readouterr().err
+
+
+def test_a_threshold_needs_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({}, tmp_path / "w.pth")
+    command = ["run", "ee-w18-cityscapes", "--weights", str(tmp_path / "w.pth"), "--input", "x", "--output", "y"]
+    assert main([*command, "--threshold", "0.5"]) == 1
+    assert "has no masks" in capsys.readouterr().err
+    assert main(command) == 1
+    assert "missing" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden cases are not part of the repository")
+@pytest.mark.parametrize(("case", "config"), [("w18_ee", "ee-w18-cityscapes"), ("w18_rh_ca", "adpc-w18-cityscapes")])
+def test_golden_cases(tmp_path: Path, case: str, config: str) -> None:
+    spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "golden_weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    golden_weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(golden_weights)
+    state = {}
+    for line in (GOLDEN / f"{case}.keys.txt").read_text().splitlines():
+        name, _, shape = line.partition(" ")
+        state[name] = torch.zeros(json.loads(shape))
+    golden_weights.fill(state)
+    torch.save(state | load_file(GOLDEN / f"{case}.state.safetensors"), tmp_path / "w.pth")
+    io = GOLDEN / f"{case}.io.safetensors"
+    threshold = json.loads((GOLDEN / f"{case}.json").read_text())["confidence_threshold"]
+    command = ["run", config, "--weights", str(tmp_path / "w.pth"), "--input", str(io), "--output", str(tmp_path / "o")]
+    assert main([*command, *(["--threshold", str(threshold)] if threshold else [])]) == 0
+    found, expected = load_file(tmp_path / "o"), load_file(io)
+    for index in range(1, 5):
+        wanted = expected[f"logits{index}"]
+        assert (found[f"logits{index}"] - wanted).abs().max() <= 1e-3 * wanted.abs().max()

@@ -1,0 +1,190 @@
+"""The scheduler against a clock that only its own steps move."""
+
+import itertools
+
+import pytest
+
+from server.budget import Costs, TrafficCap
+from server.job import Stop
+from server.scheduler import Scheduler, Task
+
+SHAPE = (64, 96)
+STEPS = (None, 1, None, 2, None, 3, None, 4)
+STEP_S = 0.005
+STAGE_S = 2 * STEP_S
+
+
+def known_costs(stage_s: float = STAGE_S) -> Costs:
+    costs = Costs()
+    for exit_index in range(1, 5):
+        costs.observe("model", SHAPE, exit_index, stage_s)
+    return costs
+
+
+def task(key: int, deadline_s: float = 100.0, required: int = 1, max_exit: int = 4) -> Task:
+    return Task(key, "model", SHAPE, STEPS, deadline_s, required, max_exit)
+
+
+class Device:
+    """Runs what a scheduler says, `step_s` a step, and writes down what happened."""
+
+    def __init__(self, scheduler: Scheduler, step_s: float = STEP_S) -> None:
+        self.scheduler = scheduler
+        self.step_s = step_s
+        self.now_s = 0.0
+        self.order: list[int] = []
+        self.ends: dict[int, tuple[Stop, int]] = {}
+
+    def step(self) -> bool:
+        """One turn of the worker's loop; False when there is nothing to do."""
+        for ended, stop in self.scheduler.ended(self.now_s):
+            self.ends[ended.key] = (stop, ended.exit)
+        chosen = self.scheduler.next()
+        if chosen is None:
+            return False
+        self.order.append(chosen.key)
+        self.now_s += self.step_s
+        self.scheduler.ran(chosen, self.step_s)
+        return True
+
+    def finish(self) -> dict[int, tuple[Stop, int]]:
+        while self.step():
+            pass
+        return self.ends
+
+
+def run_alone(deadline_s: float, step_s: float = STEP_S, costs: Costs | None = None) -> tuple[Stop, int]:
+    scheduler = Scheduler(costs or known_costs())
+    assert scheduler.add(task(1, deadline_s), 0.0) is None
+    return Device(scheduler, step_s).finish()[1]
+
+
+def test_with_time_enough_every_exit_is_reached() -> None:
+    assert run_alone(100.0) == (Stop.COMPLETE, 4)
+
+
+def test_nothing_is_begun_that_would_not_be_ready() -> None:
+    assert run_alone(0.5 * STAGE_S) == (Stop.NO_EXIT, 0)
+    assert run_alone(2 * STAGE_S) == (Stop.DEADLINE, 1)  # the safe estimate of two stages is 5 % more
+    assert run_alone(2.2 * STAGE_S) == (Stop.DEADLINE, 2)
+
+
+def test_the_exit_never_falls_as_the_deadline_grows() -> None:
+    exits = [run_alone(ms / 1000)[1] for ms in range(60)]
+    assert exits == sorted(exits)
+    assert set(exits) == {0, 1, 2, 3, 4}
+
+
+def test_the_choice_of_exit_does_not_hang_on_how_fast_the_first_steps_were() -> None:
+    for deadline_s in (1.5 * STAGE_S, 2.5 * STAGE_S, 3.5 * STAGE_S):
+        assert run_alone(deadline_s, step_s=STEP_S) == run_alone(deadline_s, step_s=0.8 * STEP_S)
+
+
+def test_a_first_exit_is_tried_although_it_is_usually_just_too_slow() -> None:
+    scheduler = Scheduler(known_costs())
+    scheduler.add(task(1, 0.9 * STAGE_S), 0.0)
+    device = Device(scheduler)
+    assert device.step() and device.step()
+    assert device.finish()[1] == (Stop.DEADLINE, 1)
+
+
+def test_an_unknown_model_is_tried() -> None:
+    assert run_alone(100.0, costs=Costs()) == (Stop.COMPLETE, 4)
+
+
+def test_everyone_gets_a_first_exit_before_anyone_gets_a_second() -> None:
+    scheduler = Scheduler(known_costs())
+    for key, deadline_s in ((1, 30.0), (2, 10.0), (3, 20.0)):
+        scheduler.add(task(key, deadline_s), 0.0)
+    device = Device(scheduler)
+    device.finish()
+    assert device.order[:6] == [2, 2, 3, 3, 1, 1]
+    assert [key for key, _ in itertools.groupby(device.order[6:])] == [2, 3, 1]
+
+
+def test_a_newcomer_waits_for_one_step_at_most() -> None:
+    scheduler = Scheduler(known_costs())
+    scheduler.add(task(1), 0.0)
+    device = Device(scheduler)
+    for _ in range(3):
+        device.step()
+    scheduler.add(task(2), device.now_s)
+    device.step()
+    assert device.order == [1, 1, 1, 2]
+
+
+def test_a_cancelled_task_is_gone() -> None:
+    scheduler = Scheduler(known_costs())
+    scheduler.add(task(1), 0.0)
+    assert scheduler.cancel(1) is not None
+    assert scheduler.cancel(1) is None
+    assert Device(scheduler).finish() == {} and len(scheduler) == 0
+
+
+def test_a_deadline_can_be_moved_either_way() -> None:
+    scheduler = Scheduler(known_costs())
+    for key in (1, 2):
+        scheduler.add(task(key, 4.4 * STAGE_S), 0.0)
+    scheduler.move(1, 100.0)
+    scheduler.move(2, 1.5 * STAGE_S)
+    scheduler.move(3, 1.0)  # nobody: it has ended meanwhile
+    assert Device(scheduler).finish() == {1: (Stop.COMPLETE, 4), 2: (Stop.DEADLINE, 1)}
+
+
+@pytest.mark.parametrize("max_exit", [1, 2, 3])
+def test_max_exit_ends_a_task(max_exit: int) -> None:
+    scheduler = Scheduler(known_costs())
+    scheduler.add(task(1, max_exit=max_exit), 0.0)
+    assert Device(scheduler).finish()[1] == (Stop.MAX_EXIT, max_exit)
+
+
+def test_an_answer_that_is_good_enough_ends_a_task() -> None:
+    scheduler = Scheduler(known_costs())
+    scheduler.add(task(1), 0.0)
+    found = scheduler.next()
+    assert found is not None
+    scheduler.ran(found, STEP_S)
+    scheduler.ran(found, STEP_S, good_enough=True)
+    assert scheduler.ended(STAGE_S) == [(found, Stop.QUALITY)]
+
+
+def test_what_is_required_is_not_given_up_for_the_safe_estimate() -> None:
+    scheduler = Scheduler(known_costs())
+    scheduler.add(task(1, deadline_s=2.9 * STAGE_S, required=3), 0.0)
+    assert Device(scheduler, 0.9 * STEP_S).finish()[1] == (Stop.DEADLINE, 3)
+
+
+def test_what_is_required_and_hopeless_is_not_begun() -> None:
+    scheduler = Scheduler(known_costs())
+    scheduler.add(task(1, deadline_s=2.0 * STAGE_S, required=3), 0.0)
+    device = Device(scheduler)
+    assert device.finish()[1] == (Stop.NO_EXIT, 0) and device.order == []
+
+
+def test_a_task_that_others_would_make_late_is_refused_with_the_wait() -> None:
+    scheduler = Scheduler(known_costs())
+    for key in (1, 2, 3):
+        assert scheduler.add(task(key, 1.0), 0.0) is None
+    assert scheduler.add(task(4, 1.0 + 1e-6), 0.0) is None
+    assert scheduler.add(task(5, 2 * STAGE_S), 0.0) is None  # goes first: earlier deadline
+    assert scheduler.add(task(6, 2.5 * STAGE_S), 0.0) is None  # waits for 5 alone
+    assert scheduler.add(task(7, 2.6 * STAGE_S), 0.0) == pytest.approx(2 * STAGE_S)
+    assert len(scheduler) == 6
+
+
+def test_traffic_caps_the_depth_at_the_next_exit() -> None:
+    scheduler = Scheduler(known_costs(), TrafficCap(((2, 1),)))
+    for key in (1, 2):
+        scheduler.add(task(key), 0.0)
+    ends = Device(scheduler).finish()
+    assert ends == {1: (Stop.MAX_EXIT, 1), 2: (Stop.COMPLETE, 4)}
+
+
+def test_a_slow_stage_is_left_at_the_deadline() -> None:
+    scheduler = Scheduler(known_costs())
+    scheduler.add(task(1, 2.2 * STAGE_S), 0.0)
+    device = Device(scheduler)
+    device.step(), device.step()
+    device.step_s = 1.0
+    assert device.finish()[1] == (Stop.DEADLINE, 1)
+    assert device.order == [1, 1, 1]

@@ -1,0 +1,261 @@
+"""The sparse executor against the reference: any mask, any size, any configuration, every instruction set."""
+
+import ctypes
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.adpc import AdpcNet
+from models.anytime import State, run
+from models.configs import Masking, ModelConfig
+from models.executors import build
+from models.executors.native.library import library
+from models.executors.native.programs import Isa
+from models.executors.reference import ReferenceExecutor, ReferenceState
+from models.executors.sparse import SparseExecutor, sources
+from models.preprocess import Frame
+
+MASKED = replace(tiny.SEGMENTATION, masking=Masking("max_probability", 0.998))
+WIDE = replace(MASKED, backbone=replace(tiny.BACKBONE, width=18))  # panels of several vectors, both Winograd tiles
+CONFIGS = {
+    "segmentation": MASKED,
+    "pose": replace(tiny.POSE, masking=Masking("max_score", 0.002)),
+    "wide": WIDE,
+    "deep": replace(MASKED, backbone=replace(tiny.BACKBONE, layer1_blocks=2, modules=(1, 2, 2), blocks=2)),
+    "plain heads": replace(MASKED, heads="plain"),
+    "plain pose": replace(tiny.POSE, heads="plain", masking=Masking("max_score", 0.002, window=3)),
+    "window 9, D = 3/3/3": replace(
+        MASKED, masking=Masking("max_probability", 0.998, window=9), downsamplings=(3, 3, 3)
+    ),
+    "window 5, D = 1/1/1": replace(MASKED, masking=Masking("entropy", 0.01, window=5), downsamplings=(1, 1, 1)),
+}
+SIZES = [(32, 32), (32, 96), (64, 64), (96, 32), (96, 160), (160, 64)]
+SHAPES = ("share", "blobs", "stripes", "pixel", "corner", "border", "empty", "full")
+
+
+@cache
+def network(name: str) -> AdpcNet:
+    return tiny.network(CONFIGS[name])
+
+
+@cache
+def executors(name: str) -> tuple[SparseExecutor, ReferenceExecutor]:
+    return SparseExecutor(network(name), threads=2), ReferenceExecutor(network(name))
+
+
+def mask(shape: str, height: int, width: int, random: np.random.Generator) -> NDArray[np.bool_]:
+    found = np.zeros((height, width), bool)
+    match shape:
+        case "share":
+            found = random.random((height, width)) < random.random()
+        case "blobs":
+            found = random.random((height // 4 + 1, width // 4 + 1)).repeat(4, 0).repeat(4, 1)[:height, :width] < 0.4
+        case "stripes":
+            found[:: random.integers(2, 7)] = True
+            found = found if random.random() < 0.5 else np.resize(found.T, (height, width))
+        case "pixel":
+            found[random.integers(height), random.integers(width)] = True
+        case "corner":
+            found[-1, -1] = True
+        case "border":
+            found[0] = found[:, 0] = found[-1] = found[:, -1] = True
+        case "full":
+            found[:] = True
+    return found
+
+
+def masks(height: int, width: int, random: np.random.Generator, *, shrinking: bool) -> list[Tensor]:
+    """One for each of the first three exits."""
+    found = [mask(SHAPES[random.integers(len(SHAPES))], height, width, random) for _ in range(3)]
+    return [torch.from_numpy(m) for m in (itertools.accumulate(found, np.logical_and) if shrinking else found)]
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest, as a share of the largest score."""
+    return float((one - other).abs().max() / other.abs().max())
+
+
+def compare(
+    sparse: SparseExecutor, reference: ReferenceExecutor, seed: int, batch: int, *, shrinking: bool
+) -> Iterator[float]:
+    random = np.random.default_rng(seed)
+    height, width = SIZES[random.integers(len(SIZES))]
+    inputs = torch.from_numpy(random.standard_normal((batch, 1, 3, height, width)).astype(np.float32))
+    given = [masks(height // 4, width // 4, random, shrinking=shrinking) for _ in range(batch)]
+    states = [sparse.start(x, Frame(height, width)) for x in inputs]
+    expected = [reference.start(x, Frame(height, width)) for x in inputs]
+    for step in sparse.steps:
+        sparse.advance(states)
+        reference.advance(expected)
+        if step.exit is None:
+            continue
+        for state, oracle, positions in zip(states, expected, given, strict=True):
+            assert state.exit is not None and oracle.exit is not None
+            yield difference(state.exit.scores, oracle.exit.scores)
+            assert torch.equal(state.exit.decided, oracle.exit.decided)
+            assert state.exit.macs == pytest.approx(oracle.exit.macs, rel=1e-6)
+            if step.exit < 4:
+                sparse.override(state, positions[step.exit - 1], shrinking=shrinking)
+                reference.override(oracle, positions[step.exit - 1])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("shrinking", [True, False], ids=["shrinking", "any"])
+def test_any_masks_give_what_the_reference_gives(name: str, shrinking: bool) -> None:
+    for seed in range(14):
+        for found in compare(*executors(name), seed, batch=1 + seed % 3 // 2, shrinking=shrinking):
+            assert found < 1e-4 / 2, seed
+
+
+@pytest.mark.parametrize("isa", ["portable", "neon", "avx2", "avx512"])
+def test_every_instruction_set_of_this_machine(isa: str) -> None:
+    if not library().kernels_find(isa.encode()):
+        with pytest.raises(ValueError, match=f"no {isa} kernels"):
+            Isa.find(isa)
+        return
+    for name in ("wide", "pose"):
+        sparse = SparseExecutor(network(name), threads=1, isa=isa)
+        for seed in range(4):
+            for found in compare(sparse, executors(name)[1], seed, batch=1, shrinking=True):
+                assert found < 1e-4 / 2, seed
+
+
+@pytest.mark.parametrize(
+    "masking",
+    [
+        Masking("max_probability", 0.6),
+        Masking("entropy", 0.5),
+        Masking("top_k", 0.4),
+        Masking("random", 0.5),
+        Masking("max_probability", 0.6, adaptivity="training"),
+        None,
+    ],
+    ids=lambda masking: masking and f"{masking.criterion} {masking.adaptivity}",
+)
+def test_every_criterion(masking: Masking | None) -> None:
+    net = tiny.network(replace(tiny.SEGMENTATION, masking=masking))
+    follow(SparseExecutor(net, threads=1), ReferenceExecutor(net))
+
+
+@pytest.mark.parametrize("config", [tiny.POSE, replace(MASKED, heads="one")], ids=["pose", "one exit"])
+def test_other_networks(config: ModelConfig) -> None:
+    net = tiny.network(config)
+    follow(SparseExecutor(net, threads=1), ReferenceExecutor(net))
+
+
+def follow(sparse: SparseExecutor, reference: ReferenceExecutor) -> None:
+    """Both on their own masks; where rounding flips single positions, the reference follows."""
+    state, expected = sparse.begin(tiny.image()), reference.begin(tiny.image())
+    for step in sparse.steps:
+        sparse.advance([state])
+        reference.advance([expected])
+        if step.exit is None:
+            continue
+        assert state.exit is not None and expected.exit is not None
+        assert difference(state.exit.scores, expected.exit.scores) < 1e-4 / 2
+        assert (state.exit.active != expected.exit.active).float().mean() < 0.01
+        assert state.exit.unsure == pytest.approx(expected.exit.unsure, abs=0.01)
+        if expected.progress.masks is not None:
+            reference.override(expected, state.exit.active)
+        else:
+            assert state.positions is None
+
+
+def test_requests_interleave_and_batches_change() -> None:
+    """Three requests, batched as they come, each give what they give alone."""
+    sparse = SparseExecutor(network("segmentation"), threads=2)
+    alone = [[found.array for _, found in run(sparse, tiny.image(seed=seed))] for seed in range(3)]
+    states = [sparse.begin(tiny.image(seed=seed)) for seed in range(3)]
+    maps: list[list[NDArray[np.generic]]] = [[] for _ in states]
+    random = np.random.default_rng(0)
+    while waiting := [row for row, state in enumerate(states) if state.next_step < len(sparse.steps)]:
+        step = states[random.choice(waiting)].next_step
+        group = [row for row in waiting if states[row].next_step == step and random.random() < 0.7]
+        if not group:
+            continue
+        sparse.advance([states[row] for row in group])
+        if sparse.steps[step].exit is not None:
+            for row in group:
+                maps[row].append(sparse.render(states[row]).array)
+    for found, expected in zip(maps, alone, strict=True):
+        assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    scores = []
+    for threads in (1, 3):
+        state = (sparse := SparseExecutor(network("wide"), threads)).begin(tiny.image())
+        for _ in sparse.steps:
+            sparse.advance([state])
+        assert state.exit is not None
+        scores.append(state.exit.scores)
+    assert torch.equal(*scores)
+
+
+def test_a_mask_that_grows_against_the_promise_is_refused() -> None:
+    sparse, _ = executors("segmentation")
+    state = sparse.begin(tiny.image())
+    few = torch.zeros(16, 24, dtype=torch.bool)
+    few[3, 3] = True
+    for step in sparse.steps[:-2]:
+        sparse.advance([state])
+        if step.exit is not None:
+            sparse.override(state, few if step.exit == 1 else ~few, shrinking=True)
+        if step.exit == 2:
+            break
+    with pytest.raises(ValueError, match="grew"):
+        sparse.advance([state])
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "pool_up"])
+@pytest.mark.parametrize("source, factor", [(1, 2), (2, 4), (5, 2), (3, 8)])
+def test_resampling_is_torchs(mode: str, source: int, factor: int) -> None:
+    x = torch.randn(1, 1, source, dtype=torch.float64)
+    expected = torch.nn.functional.interpolate(x, size=source * factor, mode="linear", align_corners=False)
+    target = source * factor
+    if mode == "pool_up":
+        expected, target = torch.nn.functional.avg_pool1d(expected, 2), target // 2
+    index, weight = sources(mode, source, target)  # type: ignore[arg-type]
+    np.testing.assert_allclose((x[0, 0].numpy()[index] * weight).sum(1), expected[0, 0].numpy(), atol=1e-12)
+
+
+def test_auto_is_sparse_where_the_kernels_are_built_and_the_reference_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert build(tiny.network()).executor == "sparse"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    library.cache_clear()
+    try:
+        assert build(tiny.network()).executor == "reference"
+        assert "compiler" in caplog.text
+        with pytest.raises(ValueError, match="not built"):
+            build(tiny.network(), executor="sparse")
+    finally:
+        library.cache_clear()
+
+
+def test_structures_have_the_layout_of_the_native_ones() -> None:
+    from models.executors.native import library as native  # noqa: PLC0415
+
+    sizes = [
+        ctypes.sizeof(getattr(native, name))
+        for name in ("Level", "Slot", "Taps", "Op", "Job", "Pass", "Program", "Context")
+    ]
+    native_sizes = (ctypes.c_int32 * len(sizes))()
+    library().layout(native_sizes)
+    assert list(native_sizes) == sizes
+
+
+def test_inputs_of_other_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiples of 32"):
+        executors("segmentation")[0].start(torch.zeros(1, 3, 40, 64), Frame(40, 64))
+    states: list[State] = [executors("segmentation")[0].begin(tiny.image())]
+    assert not isinstance(states[0], ReferenceState)
