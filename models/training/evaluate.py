@@ -150,12 +150,11 @@ def mean_of(rows: Sequence[dict[str, Any]], score: str) -> float:
 
 def table(result: dict[str, Any]) -> str:
     score = "miou" if "miou" in result["exits"][0] else "pck"
-    lines = [f"exit  {score:>6}   GMACs  masked       ms"]
-    for row in result["exits"]:
-        lines.append(
-            f"{row['exit']:4}  {row[score]:6.2f}  {row['gmacs']:6.3f}  {row['masked']:6.1%}  {row['ms']:7.1f}"
-        )
-    return "\n".join([*lines, f"mean  {result['mean']:6.2f}"])
+    lines = [
+        f"{row['exit']:4}  {row[score]:6.2f}  {row['gmacs']:6.3f}  {row['masked']:6.1%}  {row['ms']:7.1f}"
+        for row in result["exits"]
+    ]
+    return "\n".join([f"exit  {score:>6}   GMACs  masked       ms", *lines, f"mean  {result['mean']:6.2f}"])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -178,9 +177,7 @@ def main(args: argparse.Namespace) -> int:
     if masking is not None and (args.no_masks or args.threshold is not None):
         adaptivity = "training" if args.no_masks else masking.adaptivity
         threshold = masking.threshold if args.threshold is None else args.threshold
-        network.config = replace(
-            network.config, masking=replace(masking, threshold=threshold, adaptivity=adaptivity)
-        )
+        network.config = replace(network.config, masking=replace(masking, threshold=threshold, adaptivity=adaptivity))
     model = build(network, args.device, args.executor, args.threads)
     if network.config.task == "pose":
         result = pose(model, lsp.read(args.data, args.split), flip=not args.no_flip)

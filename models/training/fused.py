@@ -19,9 +19,9 @@ _ACTIVE, _BORDER = 1, 2  # bits of a position's code
 
 
 @triton.jit(do_not_specialize=["positions", "height", "width", "channels"])  # type: ignore[untyped-decorator]
-def _stencil(
+def _stencil(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     x, y, codes, scale, out, partial, positions, height, width, channels,
-    WINDOW: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr, BACKWARD: tl.constexpr,
+    WINDOW: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr, BACKWARD: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """Forward (`x` = y): keeps active rows and makes the others of their active neighbours.
 
@@ -88,7 +88,9 @@ def _codes(mask: Tensor, window: int) -> Tensor:
     return codes
 
 
-def _launch(x: Tensor, y: Tensor, codes: Tensor, scale: Tensor, window: int, backward: bool) -> tuple[Tensor, Tensor]:
+def _launch(
+    x: Tensor, y: Tensor, codes: Tensor, scale: Tensor, window: int, *, backward: bool
+) -> tuple[Tensor, Tensor]:
     count, channels, height, width = x.shape
     positions = count * height * width
     programs = (triton.cdiv(positions, _BLOCK), triton.cdiv(channels, _CHANNELS))
@@ -118,7 +120,7 @@ class _Fill(torch.autograd.Function):
 
 def fill(y: Tensor, mask: Tensor, scale: Tensor, window: int) -> Tensor:
     """As `masked.fill`: y (N, C, H, W) with inactive positions interpolated; mask (N, 1, H, W), 1 where active."""
-    return _Fill.apply(y, _codes(mask, window), scale, window)  # type: ignore[no-any-return]
+    return _Fill.apply(y, _codes(mask, window), scale, window)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def fuse(network: nn.Module) -> None:
