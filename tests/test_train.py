@@ -11,9 +11,10 @@ from PIL import Image
 
 from models import configs
 from models.__main__ import main
+from models.adpc import AdpcNet
 from models.checkpoint import load_directory
 from models.training.recipe import Phase, Recipe
-from models.training.train import CHECKPOINT, setting
+from models.training.train import CHECKPOINT, setting, start_at_zero
 
 RECIPE = Recipe(
     splits=("train",),
@@ -129,3 +130,10 @@ def test_settings_are_json() -> None:
     for text in ("steps", "hold_out=0001TP"):
         with pytest.raises(ValueError, match=text):
             setting(text)
+
+
+def test_pose_heads_start_at_zero() -> None:
+    network = AdpcNet(tiny.POSE)
+    start_at_zero(network)
+    found = network(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), adaptive=False)
+    assert all(heatmaps.abs().max() < 0.1 for heatmaps in found)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.adpc import AdpcNet
@@ -27,6 +27,10 @@ from models.training.recipe import FILE, Recipe
 CHECKPOINT = "checkpoint.pt"
 SAVE_EVERY_S = 30.0
 """Between checkpoints; an interrupted run loses no more than this."""
+
+
+BETAS = (0.9, 0.99)
+"""Of AdamW. A mean over 100 squared gradients soon forgets the first ones, which can be a thousand times larger."""
 
 
 @dataclass
@@ -49,6 +53,8 @@ class Run:
         network = AdpcNet(model)
         if weights:
             load_weights(network, weights)
+        elif model.task == "pose":
+            start_at_zero(network)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device.type == "cuda":
             from models.training.fused import fuse  # noqa: PLC0415  (Triton is there only where there is a GPU)
@@ -59,7 +65,7 @@ class Run:
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
         graphs = device.type == "cuda"  # a replayed step reads its rate from a tensor
         rate = torch.tensor(0.0, device=device) if graphs else 0.0
-        optimizer = torch.optim.AdamW(groups, lr=rate, fused=graphs, capturable=graphs)
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=graphs, capturable=graphs)
         return cls(network, deepcopy(network).eval().requires_grad_(False), optimizer)
 
     def save(self, output: Path) -> None:
@@ -96,6 +102,20 @@ class Run:
     def follow(self, share: float) -> None:
         """Move the mean by this share towards the weights."""
         torch._foreach_lerp_(_floats(self.mean), _floats(self.network), share)
+
+
+def start_at_zero(network: AdpcNet) -> None:
+    """Let every exit begin with heatmaps near 0, which is what most of a heatmap is.
+
+    The last pose exit reads features that no normalisation bounds: drawn as usual, its first loss is 1000 times the
+    loss of an empty heatmap, and AdamW's steps stay small for long after.
+    """
+    for name, head in network.named_children():
+        if name.startswith(("exit", "last_layer")):
+            last = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)][-1]
+            nn.init.normal_(last.weight, std=1e-3)
+            if last.bias is not None:
+                nn.init.zeros_(last.bias)
 
 
 def _floats(network: AdpcNet) -> list[Tensor]:
