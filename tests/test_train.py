@@ -14,7 +14,7 @@ from models.__main__ import main
 from models.adpc import AdpcNet
 from models.checkpoint import load_directory
 from models.training.recipe import Phase, Recipe
-from models.training.train import CHECKPOINT, setting, start_at_zero
+from models.training.train import CHECKPOINT, PLOT, setting, start_at_zero
 
 RECIPE = Recipe(
     splits=("train",),
@@ -56,6 +56,7 @@ def train(data: Path, recipe: Path, output: Path, *more: str) -> dict[str, torch
 
 def test_a_run_that_was_stopped_ends_with_the_same_weights(data: Path, recipe: Path, tmp_path: Path) -> None:
     whole = train(data, recipe, tmp_path / "whole")
+    assert Image.open(tmp_path / "whole" / PLOT).size == (1200, 480)
     train(data, recipe, tmp_path / "parts", "--minutes", "0")
     for _ in range(2):
         stopped = train(data, recipe, tmp_path / "parts", "--resume", "--stop-after", "2")

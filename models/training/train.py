@@ -20,11 +20,11 @@ from tqdm import tqdm
 from models.adpc import AdpcNet
 from models.checkpoint import WEIGHTS_FILE, ZOO, load_weights, resolve, save_directory
 from models.configs import ModelConfig, config
-from models.training import tasks
+from models.training import plot, tasks
 from models.training.graph import Replayed, Update
 from models.training.recipe import FILE, Recipe
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, PLOT = "checkpoint.pt", "training.png"
 SAVE_EVERY_S = 30.0
 """Between checkpoints; an interrupted run loses no more than this."""
 
@@ -228,6 +228,8 @@ def main(args: argparse.Namespace) -> int:
             score_every=args.score_every,
             compiled=args.compile,
         )
+    if run.history:
+        plot.history(run.history, args.output / PLOT)
     return 0
 
 
