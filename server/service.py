@@ -146,13 +146,13 @@ class Service:
         """Run `function` on an encoding thread, and remember how long that takes for so many pixels."""
         began_s = time.monotonic()
         result = await asyncio.get_running_loop().run_in_executor(self._encoders, function)
-        key = (encoding, pixels.bit_length())
-        self._encode_s.setdefault(key, Quantile(0.95)).add(time.monotonic() - began_s)
+        key, seconds = (encoding, pixels.bit_length()), time.monotonic() - began_s
+        self._encode_s.setdefault(key, Quantile(0.95, [seconds])).add(seconds)
         return result
 
     def _reserve_s(self, encoding: str, pixels: int) -> float:
         known = self._encode_s.get((encoding, pixels.bit_length()))
-        encode_s = self.ENCODE_S_PER_PX * pixels if known is None or known.value is None else known.value
+        encode_s = self.ENCODE_S_PER_PX * pixels if known is None else known.value
         return self.SEND_S + encode_s
 
 
