@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from server.budget import Budget
+from server.budget import GRACE_S, Budget
 from server.catalog import ServedModel
 from server.errors import NoExitError, ServerError, UnavailableError
 from server.job import (
@@ -263,6 +263,12 @@ class Engine:
         job.timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._overdue, job)
 
     def _overdue(self, job: Job) -> None:
+        if job.latest >= job.order.required:
+            self.finish(job, Stop.DEADLINE)
+        else:
+            job.timer = asyncio.get_running_loop().call_later(GRACE_S, self._too_late, job)
+
+    def _too_late(self, job: Job) -> None:
         self.finish(job, Stop.DEADLINE if job.exits else Stop.NO_EXIT)
 
     def _hear(self, event: Event) -> None:

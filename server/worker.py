@@ -175,7 +175,7 @@ class Worker:
         if exit_index is None or done is None:
             seconds = self._clock() - began_s
             job.stage_s += seconds
-            self._scheduler.ran(task, seconds)
+            self._scheduler.ran(task, seconds, began_s + seconds)
             return
         self._render(loaded.model, job.state, command)
         now_s = self._clock()
@@ -185,7 +185,7 @@ class Worker:
             and loaded.rule is not None
             and loaded.rule.stops(done.unsure, exit_index, command.quality)
         )
-        self._scheduler.ran(task, now_s - began_s, good_enough=enough)
+        self._scheduler.ran(task, now_s - began_s, now_s, good_enough=enough)
         self._scheduler.costs.observe(command.model, task.shape, exit_index, job.stage_s)
         self._say(Exited(command.key, exit_index, done.unsure, done.macs, job.stage_s, job.started_s, now_s))
         job.stage_s, job.until_exit_s = 0.0, task.used_s

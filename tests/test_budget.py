@@ -42,7 +42,6 @@ def test_a_quantile_forgets() -> None:
 
 def test_nothing_known_costs_nothing() -> None:
     assert Costs().typical_s("model", SHAPE, 4) == 0
-    assert Costs().safe_s("model", SHAPE, 4) == 0
 
 
 def test_costs_add_up_and_safe_ones_are_above_typical_ones() -> None:
@@ -50,7 +49,7 @@ def test_costs_add_up_and_safe_ones_are_above_typical_ones() -> None:
     for exit_index, stage_s in enumerate((0.01, 0.02, 0.03), 1):
         costs.observe("model", SHAPE, exit_index, stage_s)
     assert costs.typical_s("model", SHAPE, 2) == pytest.approx(0.03)
-    assert costs.safe_s("model", SHAPE, 3) == pytest.approx(0.06 * Costs.SLOW_LEAST)
+    assert costs.safe_s("model", SHAPE, 3) == pytest.approx(0.06 * Costs.SLOW_LEAST + Costs.SPARE_S)
     assert costs.typical_s("model", SHAPE, 0) == 0
 
 
@@ -77,11 +76,11 @@ def test_slow_jobs_widen_the_safe_estimate_at_every_shape_of_their_model_alone()
         for shape in (SHAPE, (64, 64)):
             costs.observe(model, shape, 1, 0.01)
     costs.judge("slowed", SHAPE, 1, 0.05)  # one is a hiccup
-    assert costs.safe_s("slowed", (64, 64), 1) == pytest.approx(0.01 * Costs.SLOW_LEAST)
+    assert costs.safe_s("slowed", (64, 64), 1) == pytest.approx(0.01 * Costs.SLOW_LEAST + Costs.SPARE_S)
     for _ in range(4):
         costs.judge("slowed", SHAPE, 1, 0.02)
-    assert costs.safe_s("slowed", (64, 64), 1) == pytest.approx(0.02)
-    assert costs.safe_s("steady", (64, 64), 1) == pytest.approx(0.01 * Costs.SLOW_LEAST)
+    assert costs.safe_s("slowed", (64, 64), 1) == pytest.approx(0.02 + Costs.SPARE_S)
+    assert costs.safe_s("steady", (64, 64), 1) == pytest.approx(0.01 * Costs.SLOW_LEAST + Costs.SPARE_S)
     assert costs.typical_s("slowed", SHAPE, 1) == pytest.approx(0.01)
 
 
@@ -91,7 +90,7 @@ def test_the_safe_estimate_recovers_without_deep_exits_being_run() -> None:
         costs.observe("model", SHAPE, exit_index, 0.01)
     for _ in range(64):
         costs.judge("model", SHAPE, 2, 0.04)
-    assert costs.safe_s("model", SHAPE, 2) == pytest.approx(0.04)
+    assert costs.safe_s("model", SHAPE, 2) == pytest.approx(0.04 + Costs.SPARE_S)
     for _ in range(64):
         costs.judge("model", SHAPE, 1, 0.01)
-    assert costs.safe_s("model", SHAPE, 2) == pytest.approx(0.02 * Costs.SLOW_LEAST)
+    assert costs.safe_s("model", SHAPE, 2) == pytest.approx(0.02 * Costs.SLOW_LEAST + Costs.SPARE_S)
