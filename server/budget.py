@@ -49,20 +49,19 @@ class Quantile:
 
     RISE, FALL = 1.02, 0.9
 
-    def __init__(self, share: float, first: Sequence[float], window: int = 128) -> None:
+    def __init__(self, share: float, first: Sequence[float] = (), window: int = 128) -> None:
         self._share = share
-        self._latest = deque(first, maxlen=window)
-        self.value = self._found()
+        self._latest: deque[float] = deque(maxlen=window)
+        self.value = 0.0
+        for value in first:
+            self.add(value)
 
     def add(self, value: float) -> None:
         self._latest.append(value)
-        found = self._found()
+        ordered = sorted(self._latest)
+        found = ordered[math.ceil(self._share * len(ordered)) - 1]
         if not self.value * self.FALL <= found <= self.value * self.RISE:
             self.value = found
-
-    def _found(self) -> float:
-        ordered = sorted(self._latest)
-        return ordered[math.ceil(self._share * len(ordered)) - 1]
 
 
 class Costs:
@@ -77,6 +76,7 @@ class Costs:
     SLOW_SHARE = 0.95
     SLOW_LEAST = 1.05
     SPARE_S = 0.003
+    SHAPES = 256
 
     def __init__(self) -> None:
         self._stages: dict[tuple[str, int], dict[Shape, Quantile]] = {}
@@ -85,7 +85,11 @@ class Costs:
     def observe(self, model: str, shape: Shape, exit_index: int, stage_s: float) -> None:
         """The stage that ends with exit `exit_index` took `stage_s` of computation."""
         shapes = self._stages.setdefault((model, exit_index), {})
-        shapes.setdefault(shape, Quantile(0.5, [stage_s], window=16)).add(stage_s)
+        typical = shapes.pop(shape, None) or Quantile(0.5, [], window=16)
+        typical.add(stage_s)
+        shapes[shape] = typical
+        if len(shapes) > self.SHAPES:
+            del shapes[next(iter(shapes))]  # the one that was not seen for longest
 
     def judge(self, model: str, shape: Shape, exit_index: int, seconds: float) -> None:
         """A job that came to exit `exit_index` took `seconds` of computation until there."""

@@ -239,16 +239,10 @@ def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
     )
 
 
-def load_rule(directory: Path) -> StopRule | None:
-    """The rule that was calibrated for a model, or None."""
-    return None
-
-
 def load_models(plan: Plan) -> dict[str, Loaded]:
     """Raises ValueError or OSError on a model that cannot be loaded."""
     return {
-        name: Loaded(load(Path(path), plan.device, plan.executor, plan.threads), load_rule(Path(path)))
-        for name, path in plan.models.items()
+        name: Loaded(load(Path(path), plan.device, plan.executor, plan.threads)) for name, path in plan.models.items()
     }
 
 
