@@ -45,8 +45,8 @@ RESTART_S = 5.0
 
 @dataclass(frozen=True)
 class Order:
-    """What a job is to compute. `required`: the first exit that is worth an answer. `reserve_s`: what is kept back of the
-    budget to encode and send."""
+    """What a job is to compute. `required`: the first exit that is worth an answer. `reserve_s`: what is kept back of
+    the budget to encode and send."""
 
     model: ServedModel
     layout: Layout
@@ -309,9 +309,8 @@ class Engine:
         if job.stop in (Stop.CANCELLED, Stop.DISCONNECTED):
             self._metrics.cancel.labels(name).observe(time.monotonic() - job.stopped_s)
         if job.exits:
-            dense = self.known[name].macs[-1] * job.order.model.area_ratio(
-                job.order.layout.height, job.order.layout.width
-            )
+            layout = job.order.layout
+            dense = self.known[name].macs[-1] * job.order.model.area_ratio(layout.height, layout.width)
             self._metrics.macs_saved.labels(name).inc(max(0.0, dense - job.exits[-1].macs))
         self.finish(job, ended.stop, _error(ended))
         self.free(job)

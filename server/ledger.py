@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from server.errors import InvalidError, NotFoundError, ServerError, UnavailableError
+from server.errors import InvalidError, NotFoundError, RequestCancelledError, ServerError, UnavailableError
 from server.job import Stop
 from server.metrics import UNKNOWN, Metrics
 from server.wire import MAX_ID
@@ -46,6 +46,11 @@ class Entry:
         self.cancelled = True
         if self.job is not None:
             self.job.cancel()
+
+    def check(self) -> None:
+        """Raises RequestCancelledError if it was cancelled before there was a job."""
+        if self.cancelled:
+            raise RequestCancelledError("the request was cancelled by its id", "cancelled")
 
     def to_json(self, now_s: float) -> dict[str, Any]:
         budget_s = None if self.deadline_s is None else self.deadline_s - self.arrived_s

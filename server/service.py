@@ -140,8 +140,7 @@ class Service:
         offset = self.engine.take(layout)
         try:
             await _copy(image, layout.image(self.arena.view[offset:]))
-            if entry.cancelled:
-                raise RequestCancelledError("the request was cancelled by its id", "cancelled")
+            entry.check()
             entry.job = job = self.engine.submit(order, offset)
         except BaseException:
             self.arena.give(offset, layout.total_bytes)
