@@ -181,16 +181,19 @@ class Engine:
         self.supervisor.stop()
 
     def check_open(self) -> None:
-        """Raises UnavailableError while no job can be taken at all."""
+        """Raises UnavailableError while no request can be taken at all."""
         if self.draining:
             raise UnavailableError("the server is shutting down; send the request to another one", "draining", 1.0)
+        self._check_ready()
+
+    def _check_ready(self) -> None:
         if self.ready is None:
             raise UnavailableError("the models are being loaded; ask again soon", "starting", RESTART_S)
 
     def submit(self, order: Order) -> Job:
-        """Hand a job to the worker. Raises UnavailableError if there is no worker or no room, NoExitError if its time
-        is over already."""
-        self.check_open()
+        """Hand a job to the worker, also while draining: its request was let in before. Raises UnavailableError if
+        there is no worker or no room, NoExitError if its time is over already."""
+        self._check_ready()
         now_s = time.monotonic()
         layout = order.layout
         if order.budget.deadline_s - order.reserve_s <= now_s:

@@ -33,8 +33,12 @@ class Settings(BaseModel):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     executor: str = Field("auto", description="auto, reference, sparse or onnx")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads to compute with; 0: one for each core")
-    default_deadline_ms: float = Field(1000, gt=0, description="deadline of requests that name none")
-    max_deadline_ms: float = Field(30_000, gt=0, description="longest deadline; later ones are lowered to it")
+    default_deadline_ms: float = Field(
+        1000, gt=0, allow_inf_nan=False, description="deadline of requests that name none"
+    )
+    max_deadline_ms: float = Field(
+        30_000, gt=0, allow_inf_nan=False, description="longest deadline; later ones are lowered to it"
+    )
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest image file")
     max_pixels: int = Field(
         16 * 2**20, ge=1024, description="largest image, in pixels after padding to multiples of 32"
@@ -43,14 +47,18 @@ class Settings(BaseModel):
     max_open: int = Field(64, ge=1, description="requests that may be open at once")
     max_sockets: int = Field(256, ge=1, description="WebSocket connections that may be open at once")
     shared_memory_bytes: int = Field(512 * 2**20, ge=2**20, description="memory for images and maps of open requests")
-    client_rate: float = Field(0, ge=0, description="requests a second that one address may send; 0: no limit")
+    client_rate: float = Field(
+        0, ge=0, allow_inf_nan=False, description="requests a second that one address may send; 0: no limit"
+    )
     client_burst: int = Field(20, ge=1, description="requests that one address may send at once, with --client-rate")
     traffic_cap: Annotated[str, AfterValidator(_traffic_cap)] = Field(
         "", description="deepest exit while many requests are open: '16:3,32:2' is exit 3 from 16 on, 2 from 32 on"
     )
     codec_threads: int = Field(2, ge=1, le=64, description="threads that decode images, and as many that encode maps")
     history: int = Field(1000, ge=1, description="ended requests that can still be looked up")
-    drain_ms: float = Field(30_000, ge=0, description="time for open requests to finish after SIGTERM")
+    drain_ms: float = Field(
+        30_000, ge=0, allow_inf_nan=False, description="time for open requests to finish after SIGTERM"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe message logged")
     access_log: bool = Field(False, description="log every request")
 

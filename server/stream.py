@@ -144,6 +144,7 @@ class Stream:
             task = asyncio.create_task(self._serve(fields, self._image, time.monotonic()))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            await asyncio.sleep(0)  # lets it begin: a cancel may follow at once, and must find it
             return
         try:
             self._obey(parse_message(fields))

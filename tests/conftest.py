@@ -11,8 +11,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def live_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of the real server with tiny models; see `live_server`."""
-    from live_server import live_server  # noqa: PLC0415 - loads torch, which many tests do without
+    """URL of a real server with `tiny-segmentation` (the default) and `tiny-pose`, its worker a process of its own."""
+    import live  # noqa: PLC0415 - loads torch and the server, which many tests do without
 
-    with live_server(tmp_path_factory.mktemp("models")) as url:
-        yield url
+    folder = live.write_models(tmp_path_factory.mktemp("models"))
+    with live.serving(live.settings(folder, default_model="tiny-segmentation", shared_memory_bytes=2**28)) as server:
+        server.wait_for(lambda: server.http.get("/health/ready").is_success)
+        yield server.url

@@ -1,20 +1,27 @@
 """Real servers for tests: on a free port, in a thread, with a worker that the test itself plays, or with a real one."""
 
+import asyncio
 import io
 import json
 import os
 import queue
+import signal
 import threading
+import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import tiny
 from numpy.typing import NDArray
 from PIL import Image
+from websockets.sync.client import ClientConnection, connect
 
 from models.checkpoint import save_directory
 from models.configs import ModelConfig
@@ -24,7 +31,7 @@ from server.link import Link, ProcessLink
 from server.memory import attach
 from server.settings import Settings
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 """For what must happen; reached only by a test that fails."""
 CONFIGS = (tiny.SEGMENTATION, tiny.POSE)
 MACS = (10.0, 20.0, 30.0, 40.0)
@@ -104,8 +111,9 @@ class ScriptedWorker:
 class Live:
     """A server that runs."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
         self.server = server
+        self.loop = loop
         self.port: int = server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
@@ -115,9 +123,6 @@ class Live:
         headers = {name: str(query.pop(name)) for name in ("Accept",) if name in query}
         return self.http.post("/v1/predict", params=query, content=photo() if body is None else body, headers=headers)
 
-    def later(self, function: Callable[[], httpx.Response]) -> "Later":
-        return Later(function)
-
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the series of a metric that have these labels."""
         lines = self.http.get("/metrics").text.splitlines()
@@ -125,17 +130,25 @@ class Live:
         found = (line for line in lines if line.startswith((f"{name}{{", f"{name} ")))
         return sum(float(line.rsplit(" ", 1)[1]) for line in found if all(label in line for label in wanted))
 
-    def counted(self) -> float:
-        return self.metric("anytime_requests_total")
+    def connect(self, **options: Any) -> ClientConnection:
+        """A WebSocket; use it in a `with` block."""
+        return connect(self.socket_url, max_size=None, **options)
+
+    def send_signal(self) -> None:
+        """What SIGTERM does."""
+        self.loop.call_soon_threadsafe(self.server.handle_exit, signal.SIGTERM, None)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Until something that the server does by itself has happened."""
-        tick = threading.Event()
-        for _ in range(round(PATIENCE_S / 0.01)):
-            if condition():
-                return
-            tick.wait(0.01)
-        raise AssertionError("it did not happen")
+        wait_for(condition)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until something that a server does by itself has happened."""
+    tick = threading.Event()
+    until_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < until_s, "it did not happen"
+        tick.wait(0.01)
 
 
 class Later:
@@ -167,8 +180,11 @@ def serving(settings: Settings, launch: Callable[[Plan], Link] = ProcessLink) ->
     up = threading.Event()
     startup = server.startup
 
+    loops: list[asyncio.AbstractEventLoop] = []
+
     async def started(sockets: object = None) -> None:
         await startup()
+        loops.append(asyncio.get_running_loop())
         up.set()
 
     server.startup = started  # type: ignore[method-assign]
@@ -176,7 +192,7 @@ def serving(settings: Settings, launch: Callable[[Plan], Link] = ProcessLink) ->
     thread.start()
     try:
         assert up.wait(PATIENCE_S), "the server did not start"
-        live = Live(server)
+        live = Live(server, loops[0])
         try:
             yield live
         finally:
@@ -220,6 +236,7 @@ def write_models(folder: Path, configs: tuple[ModelConfig, ...] = CONFIGS) -> Pa
     return folder
 
 
+@lru_cache
 def labels(exit_index: int, height: int, width: int) -> NDArray[np.uint8]:
     """What a scripted worker answers: a map of three classes that differs by exit."""
     positions = np.arange(height * width).reshape(height, width)
@@ -230,3 +247,12 @@ def photo(height: int = 60, width: int = 90, kind: str = "PNG", seed: int = 0) -
     file = io.BytesIO()
     Image.fromarray(tiny.image(height, width, seed)).save(file, kind)
     return file.getvalue()
+
+
+def decoded(encoding: str, data: bytes, held: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A map as a client makes it from a binary frame, and from the map it holds."""
+    if encoding == "raw":
+        return np.frombuffer(data, np.uint8).reshape(held.shape)
+    if encoding == "delta":
+        return held ^ np.frombuffer(zlib.decompress(data), np.uint8).reshape(held.shape)
+    return np.asarray(Image.open(io.BytesIO(data)))

@@ -15,21 +15,30 @@ from websockets.sync.server import ServerConnection, serve
 MAP = np.array([[0, 1, 1], [2, 2, 0]], np.uint8)
 
 
-def exit_header(id: str, number: int, payload: bytes, encoding: str = "raw", **more: Any) -> str:
-    header = {"type": "exit", "id": id, "exit": number, "exits": 4, "final": number == 4, "elapsed_ms": 10.0 * number}
+def exit_header(request_id: str, number: int, payload: bytes, encoding: str = "raw", **more: Any) -> str:
+    header = {
+        "type": "exit",
+        "id": request_id,
+        "exit": number,
+        "exits": 4,
+        "final": number == 4,
+        "elapsed_ms": 10.0 * number,
+    }
     return json.dumps(
         {**header, "unsure": 0.5, "encoding": encoding, "size": list(MAP.shape), "bytes": len(payload), **more}
     )
 
 
-def accepted(id: str) -> str:
+def accepted(request_id: str) -> str:
     return json.dumps(
-        {"type": "accepted", "id": id, "model": "tiny", "classes": ["a", "b", "c"], "palette": [[1, 2, 3]] * 3}
+        {"type": "accepted", "id": request_id, "model": "tiny", "classes": ["a", "b", "c"], "palette": [[1, 2, 3]] * 3}
     )
 
 
-def end(id: str, number: int, stop: str = "complete") -> str:
-    return json.dumps({"type": "end", "id": id, "exit": number, "stop": stop, "elapsed_ms": 41.5, "skipped": [2]})
+def end(request_id: str, number: int, stop: str = "complete") -> str:
+    return json.dumps(
+        {"type": "end", "id": request_id, "exit": number, "stop": stop, "elapsed_ms": 41.5, "skipped": [2]}
+    )
 
 
 def delta(array: NDArray[np.uint8], held: NDArray[np.uint8] | None = None) -> bytes:

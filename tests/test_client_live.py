@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,5 +186,8 @@ def test_failures_are_status_1(live_url, photo, capsys):
 
 
 def test_help_of_the_command():
-    done = subprocess.run([sys.executable, "-m", "adpc_client", "--help"], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "adpc_client", "--help"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent.parent / "clients", capture_output=True, text=True, check=True
+    )
     assert "predict" in done.stdout and "stream" in done.stdout and "load" in done.stdout

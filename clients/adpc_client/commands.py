@@ -22,7 +22,7 @@ from adpc_client import load
 from adpc_client.async_client import AsyncClient
 from adpc_client.client import Client
 from adpc_client.draw import mask_picture, overlay
-from adpc_client.errors import ConnectionFailedError, NoExitError
+from adpc_client.errors import ConnectionFailedError, NoExitError, OverloadedError, RateLimitError
 from adpc_client.frames import Frame, Newest, open_source
 from adpc_client.images import encode_image
 from adpc_client.results import Exit, Prediction
@@ -63,10 +63,10 @@ def stream(args: argparse.Namespace) -> int:
             stem = "" if source.still else f"frame-{frame.index:05d}-"
             try:
                 exits += _stream_frame(client, frame, newest, f"{folder}/{stem}", args)
-            except NoExitError as error:
+            except (NoExitError, OverloadedError, RateLimitError) as error:
                 if source.still:
                     raise
-                print(f"frame {frame.index}  no exit: {error}", file=sys.stderr)
+                print(f"frame {frame.index}  {error}", file=sys.stderr)  # the next one may fare better
         if newest is not None and newest.dropped:
             print(f"{newest.dropped} frames were overtaken by newer ones", file=sys.stderr)
     return 0 if exits else 1

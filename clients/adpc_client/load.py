@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
 
 from adpc_client.async_client import AsyncClient
-from adpc_client.errors import AdpcError, NotFoundError, ReplyError
+from adpc_client.errors import AdpcError, ReplyError
 
 Protocol = Literal["http", "stream"]
 _EXPECTED = {429, 499, 503, 504}
@@ -165,9 +166,7 @@ async def _closed_loop(client: AsyncClient, plan: Plan, shots: Iterator[Shot]) -
     async def user() -> list[Outcome]:
         return [await _shoot(client, plan, shot, 0.0) for shot in shots]  # all users draw from the same shots
 
-    return [
-        outcome for outcomes in await asyncio.gather(*(user() for _ in range(plan.concurrency))) for outcome in outcomes
-    ]
+    return list(chain.from_iterable(await asyncio.gather(*(user() for _ in range(plan.concurrency)))))
 
 
 async def _shoot(client: AsyncClient, plan: Plan, shot: Shot, lag_ms: float) -> Outcome:
@@ -214,7 +213,7 @@ def _after(delay_s: float | None, act: Callable[[], Awaitable[None]]) -> asyncio
     async def later() -> None:
         if delay_s is not None:
             await asyncio.sleep(delay_s)
-            with suppress(NotFoundError):  # it was answered first
+            with suppress(AdpcError):  # answered first, or refused: the request itself tells
                 await act()
 
     return asyncio.create_task(later())

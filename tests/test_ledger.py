@@ -1,0 +1,108 @@
+import asyncio
+
+import pytest
+from prometheus_client import REGISTRY
+
+from server.errors import InvalidError, NotFoundError, UnavailableError
+from server.job import Stop
+from server.ledger import Ledger
+from server.metrics import Metrics
+
+
+def count(metrics: Metrics, **labels: str) -> float:
+    found = metrics.registry.get_sample_value("anytime_requests_total", labels)
+    assert found is not None and REGISTRY is not metrics.registry
+    return found
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics({"model": 4})
+
+
+@pytest.fixture
+def ledger(metrics: Metrics) -> Ledger:
+    return Ledger(metrics, max_open=2, kept=3)
+
+
+def test_a_request_is_counted_once_as_it_ended(ledger: Ledger, metrics: Metrics) -> None:
+    with ledger.entry("a", "http", 0.0) as entry:
+        assert len(ledger) == 1 and not ledger.idle.is_set()
+        entry.model, entry.exit, entry.stop = "model", 2, Stop.DEADLINE
+    assert len(ledger) == 0 and ledger.idle.is_set()
+    assert count(metrics, model="model", protocol="http", stop="deadline") == 1
+    reached = {"model": "model", "exit": "2", "stop": "deadline"}
+    assert metrics.registry.get_sample_value("anytime_exits_reached_total", reached) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "stop"),
+    [
+        (InvalidError("no", "no"), "invalid"),
+        (UnavailableError("no", "no"), "rejected"),
+        (RuntimeError(), "error"),
+        (asyncio.CancelledError(), "disconnected"),
+    ],
+)
+def test_whatever_ends_a_request_is_counted(ledger: Ledger, metrics: Metrics, error: BaseException, stop: str) -> None:
+    with pytest.raises(type(error)), ledger.entry(None, "websocket", 0.0):
+        raise error
+    assert count(metrics, model="unknown", protocol="websocket", stop=stop) == 1
+    assert len(ledger) == 0
+
+
+def test_errors_learn_the_id_of_their_request(ledger: Ledger) -> None:
+    error = InvalidError("no", "no")
+    with pytest.raises(InvalidError), ledger.entry("mine", "http", 0.0):
+        raise error
+    assert error.request_id == "mine"
+
+
+def test_only_so_many_may_be_open(ledger: Ledger, metrics: Metrics) -> None:
+    with ledger.entry("a", "http", 0.0), ledger.entry("b", "http", 0.0):
+        with pytest.raises(UnavailableError, match="2 requests are open"), ledger.entry("c", "http", 0.0):
+            pass
+        assert len(ledger) == 2
+    assert count(metrics, model="unknown", protocol="http", stop="rejected") == 1
+
+
+@pytest.mark.parametrize("unfit", ["x" * 129, "tab\t", "ümlaut"])
+def test_an_unfit_id_is_refused_and_counted(ledger: Ledger, metrics: Metrics, unfit: str) -> None:
+    with pytest.raises(InvalidError, match="characters"), ledger.entry(unfit, "http", 0.0):
+        pass
+    assert count(metrics, model="unknown", protocol="http", stop="invalid") == 1
+
+
+def test_the_latest_that_ended_are_kept(ledger: Ledger) -> None:
+    for name in "abcd":
+        with ledger.entry(name, "http", 0.0):
+            pass
+    assert ledger.find("d").elapsed_s is not None
+    with pytest.raises(NotFoundError):
+        ledger.find("a")
+
+
+def test_cancelling_reaches_every_open_request_of_that_id(ledger: Ledger) -> None:
+    cancelled: list[str] = []
+    with ledger.entry("a", "http", 0.0) as first, ledger.entry("a", "http", 0.0) as second:
+        first.cancel = lambda: cancelled.append("first")
+        assert ledger.cancel("a") is second
+    assert cancelled == ["first"] and first.cancelled and second.cancelled
+    assert ledger.cancel("a").stop is not None
+
+
+def test_an_entry_tells_of_itself(ledger: Ledger) -> None:
+    with ledger.entry("a", "http", 10.0) as entry:
+        entry.deadline_s = 10.5
+        told = entry.to_json(10.1)
+    assert told == {
+        "id": "a",
+        "state": "open",
+        "protocol": "http",
+        "model": "unknown",
+        "exit": 0,
+        "stop": None,
+        "deadline_ms": 500.0,
+        "elapsed_ms": 100.0,
+    }
+    assert entry.to_json(99.0)["state"] == "ended"

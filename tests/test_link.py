@@ -1,0 +1,120 @@
+"""The supervisor, with links that are pipes."""
+
+import asyncio
+from collections.abc import Coroutine
+from multiprocessing import Pipe
+from typing import Any
+
+import live
+import pytest
+
+from server.job import Beat, Cancel, Event
+from server.link import Link, Supervisor
+
+
+class PipeLink:
+    def __init__(self) -> None:
+        self.connection, self.other = Pipe()
+
+    def kill(self) -> None:
+        self.connection.close()
+        self.other.close()
+
+
+class Watched:
+    """A supervisor, and what it did."""
+
+    def __init__(self, failures: int = 0, busy: bool = False) -> None:
+        self.links: list[PipeLink] = []
+        self.heard: list[Event] = []
+        self.losses = 0
+        self.busy = busy
+        self.failures = failures
+        self.supervisor = Supervisor(self._launch, self.heard.append, self._lost, lambda: self.busy)
+        self.supervisor.BACKOFF_S = (0.0, 0.001, 0.002)  # type: ignore[misc]
+
+    def _launch(self) -> Link:
+        if self.failures:
+            self.failures -= 1
+            raise OSError("no process left")
+        self.links.append(PipeLink())
+        return self.links[-1]
+
+    def _lost(self) -> None:
+        self.losses += 1
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(live.PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+
+
+def run(check: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(check)
+
+
+def test_events_are_heard_and_commands_are_said() -> None:
+    async def check() -> None:
+        watched = Watched()
+        watched.supervisor.start()
+        link = watched.links[0]
+        link.other.send(Beat())
+        link.other.send(Beat())
+        await until(lambda: len(watched.heard) == 2)
+        watched.supervisor.say(Cancel(7))
+        assert link.other.recv() == Cancel(7)
+        watched.supervisor.stop()
+        assert link.connection.closed and watched.losses == 1
+
+    run(check())
+
+
+def test_a_worker_that_died_is_replaced_again_and_again() -> None:
+    async def check() -> None:
+        watched = Watched()
+        watched.supervisor.start()
+        for deaths in range(1, 5):
+            watched.links[-1].other.close()
+            await until(lambda deaths=deaths: len(watched.links) == deaths + 1)
+            assert watched.losses == deaths
+        watched.supervisor.stop()
+        assert watched.supervisor.starts == 5
+
+    run(check())
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        watched = Watched(failures=2)
+        watched.supervisor.start()
+        await until(lambda: watched.links)
+        watched.supervisor.stop()
+
+    run(check())
+    assert "no process left" in caplog.text
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_worker_is_ended_when_it_has_work_and_says_nothing(busy: bool) -> None:
+    async def check() -> None:
+        watched = Watched(busy=busy)
+        watched.supervisor.SILENCE_S = 0.01  # type: ignore[misc]
+        watched.supervisor.start()
+        await (until(lambda: watched.losses) if busy else asyncio.sleep(0.05))
+        assert bool(watched.losses) == busy
+        watched.supervisor.stop()
+
+    run(check())
+
+
+def test_speaking_to_a_worker_that_is_gone_is_no_error() -> None:
+    async def check() -> None:
+        watched = Watched()
+        watched.supervisor.say(Cancel(1))
+        watched.supervisor.start()
+        watched.links[0].other.close()
+        watched.supervisor.say(Cancel(1))
+        watched.supervisor.stop()
+
+    run(check())

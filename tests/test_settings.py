@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from server.settings import load_settings, parse_traffic_cap
+
+
+def test_flags_win_over_variables_and_variables_over_defaults() -> None:
+    environ = {"ANYTIME_MAX_OPEN": "7", "ANYTIME_PORT": "1234", "ANYTIME_ACCESS_LOG": "1", "PORT": "9"}
+    found = load_settings(["--port", "4321", "--models", "here"], environ)
+    assert (found.port, found.max_open, found.access_log) == (4321, 7, True)
+    assert found.models == Path("here") and found.default_deadline_ms == 1000
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        load_settings([], {}).port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--port", "99999"],
+        ["--max-open", "0"],
+        ["--default-deadline-ms", "-1"],
+        ["--default-deadline-ms", "nan"],
+        ["--traffic-cap", "many"],
+        ["--traffic-cap", "5:0"],
+        ["--log-level", "loud"],
+        ["--nothing"],
+    ],
+)
+def test_a_wrong_setting_is_named_and_ends_with_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_settings(argv, {})
+    assert caught.value.code == 2 and argv[0] in capsys.readouterr().err
+
+
+def test_a_wrong_variable_is_named() -> None:
+    with pytest.raises(SystemExit):
+        load_settings([], {"ANYTIME_THREADS": "all"})
+
+
+def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_settings(["--help"], {})
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    for flag in ("--host", "--max-deadline-ms", "--shared-memory-bytes", "--executor"):
+        assert flag in text
+
+
+def test_the_traffic_cap() -> None:
+    assert parse_traffic_cap("16:3, 32:2") == ((16, 3), (32, 2))
+    assert parse_traffic_cap("") == ()

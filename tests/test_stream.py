@@ -1,0 +1,402 @@
+"""The WebSocket, against a worker that the tests play."""
+
+import base64
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import live
+import numpy as np
+import pytest
+import tiny
+from live import Live, ScriptedWorker, decoded, photo
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection
+
+from server.job import Stop
+
+SEGMENTATION = tiny.SEGMENTATION.name
+POSE = tiny.POSE.name
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, ScriptedWorker]]:
+    folder = live.write_configs(tmp_path_factory.mktemp("models"))
+    limits = {"max_open": 4, "max_body_bytes": 200_000, "max_message_bytes": 10_000}
+    with live.scripted(folder, default_model=SEGMENTATION, **limits) as (server, next_worker):
+        worker = next_worker()
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
+        yield server, worker
+
+
+@pytest.fixture
+def server(started: tuple[Live, ScriptedWorker]) -> Iterator[Live]:
+    """Every test leaves nothing behind: no socket, no request, no memory, no command unheard."""
+    found, worker = started
+    yield found
+    found.wait_for(lambda: found.metric("anytime_shared_memory_bytes") == 0)
+    found.wait_for(lambda: found.metric("anytime_websocket_connections") == 0)
+    assert found.metric("anytime_inflight_requests") == 0
+    assert worker.hears_nothing()
+
+
+@pytest.fixture
+def worker(started: tuple[Live, ScriptedWorker]) -> ScriptedWorker:
+    return started[1]
+
+
+def predict(connection: ClientConnection, request_id: str, body: bytes | None = None, **fields: Any) -> None:
+    connection.send(json.dumps({"type": "predict", "id": request_id, **fields}))
+    connection.send(photo() if body is None else body)
+
+
+def hear(connection: ClientConnection) -> dict[str, Any]:
+    message = connection.recv(live.PATIENCE_S)
+    assert isinstance(message, str)
+    found: dict[str, Any] = json.loads(message)
+    return found
+
+
+def hear_bytes(connection: ClientConnection, count: int) -> bytes:
+    message = connection.recv(live.PATIENCE_S)
+    assert isinstance(message, bytes) and len(message) == count
+    return message
+
+
+@pytest.mark.parametrize("encoding", ["png", "raw", "delta"])
+def test_every_exit_in_every_encoding(server: Live, worker: ScriptedWorker, encoding: str) -> None:
+    with server.connect() as connection:
+        predict(connection, "a", encoding=encoding, deadline_ms=15000, map="unsure")
+        submit = worker.hear_submit()
+        assert (worker.image(submit) == tiny.image()).all()
+        accepted = hear(connection)
+        assert {key: accepted[key] for key in ("type", "id", "model", "task", "exits", "deadline_ms")} == {
+            "type": "accepted",
+            "id": "a",
+            "model": SEGMENTATION,
+            "task": "segmentation",
+            "exits": 4,
+            "deadline_ms": 15000,
+        }
+        assert accepted["classes"] == ["sky", "road", "car"]
+        held = held_extra = np.zeros((60, 90), np.uint8)
+        for exit_index in range(1, 5):
+            worker.reach(submit, exit_index)
+            header = hear(connection)
+            assert (header["type"], header["id"], header["exit"], header["exits"]) == ("exit", "a", exit_index, 4)
+            assert header["final"] == (exit_index == 4) and header["size"] == [60, 90]
+            assert header["encoding"] == encoding and header["unsure"] == 0.5 / exit_index
+            held = decoded(encoding, hear_bytes(connection, header["bytes"]), held)
+            held_extra = decoded(encoding, hear_bytes(connection, header["extra"]["bytes"]), held_extra)
+            assert (held == live.labels(exit_index, 60, 90)).all()
+            assert (held_extra == exit_index % 2).all() and header["extra"]["kind"] == "unsure"
+        worker.end(submit)
+        end = hear(connection)
+        assert 0 < end.pop("elapsed_ms") < 15000
+        assert end == {"type": "end", "id": "a", "exit": 4, "stop": "complete", "skipped": []}
+
+
+def test_json_needs_no_binary_frame(server: Live, worker: ScriptedWorker) -> None:
+    with server.connect() as connection:
+        predict(connection, "a", encoding="json", map="exit")
+        submit = worker.hear_submit()
+        hear(connection)
+        worker.finish(submit, 1)
+        header = hear(connection)
+        mask = decoded("png", base64.b64decode(header["mask"]["data"]), np.zeros((60, 90), np.uint8))
+        assert (mask == live.labels(1, 60, 90)).all() and "bytes" not in header
+        extra = base64.b64decode(header["extra"]["data"])
+        assert (decoded("png", extra, mask) == 1).all() and header["extra"]["kind"] == "exit"
+        assert hear(connection)["type"] == "end"
+
+
+def test_keypoints_come_in_the_header(server: Live, worker: ScriptedWorker) -> None:
+    with server.connect() as connection:
+        predict(connection, "a", model=POSE, box=[1, 2, 30, 40])
+        submit = worker.hear_submit()
+        assert submit.box == (1, 2, 30, 40)
+        assert hear(connection)["joints"][0] == "right ankle"
+        worker.finish(submit, 1)
+        header = hear(connection)
+        assert np.array_equal(np.array(header["keypoints"], np.float32), np.full((16, 3), 1.1, np.float32))
+        assert "bytes" not in header and hear(connection)["type"] == "end"
+
+
+def test_many_requests_on_one_socket(server: Live, worker: ScriptedWorker) -> None:
+    with server.connect() as connection:
+        for request_id in "abc":
+            predict(connection, request_id, encoding="raw")
+        submits = {submit.key: submit for submit in (worker.hear_submit() for _ in range(3))}
+        for exit_index in range(1, 5):
+            for submit in submits.values():
+                worker.reach(submit, exit_index)
+        for submit in submits.values():
+            worker.end(submit)
+        last = dict.fromkeys("abc", 0)
+        ended = set()
+        while len(ended) < 3:
+            message = hear(connection)
+            if message["type"] == "exit":
+                data = hear_bytes(connection, message["bytes"])
+                assert data == live.labels(message["exit"], 60, 90).tobytes()
+                assert message["exit"] > last[message["id"]] and message["id"] not in ended
+                last[message["id"]] = message["exit"]
+            elif message["type"] == "end":
+                assert last[message["id"]] == message["exit"] == 4
+                ended.add(message["id"])
+
+
+def test_cancelling(server: Live, worker: ScriptedWorker) -> None:
+    before = server.metric("anytime_requests_total", protocol="websocket", stop="cancelled")
+    with server.connect() as connection:
+        predict(connection, "a")
+        submit = worker.hear_submit()
+        assert hear(connection)["type"] == "accepted"
+        worker.reach(submit, 1)
+        hear_bytes(connection, hear(connection)["bytes"])
+        connection.send('{"type": "cancel", "id": "a"}')
+        end = hear(connection)
+        assert (end["type"], end["stop"], end["exit"], end["skipped"]) == ("end", "cancelled", 1, [])
+        assert worker.hear_cancel().key == submit.key
+        worker.reach(submit, 2)  # finished before the worker heard of the cancel
+        worker.end(submit, Stop.CANCELLED)
+        connection.send('{"type": "cancel", "id": "a"}')  # it has ended: nothing is said
+        predict(connection, "a")
+        submit = worker.hear_submit()
+        assert hear(connection)["type"] == "accepted"
+        worker.end(submit, Stop.NO_EXIT)
+        assert hear(connection)["code"] == "no_exit"
+    assert server.metric("anytime_requests_total", protocol="websocket", stop="cancelled") == before + 1
+
+
+def test_cancelling_by_id_over_http(server: Live, worker: ScriptedWorker) -> None:
+    with server.connect() as connection:
+        predict(connection, "over-http")
+        submit = worker.hear_submit()
+        hear(connection)
+        assert server.http.delete("/v1/requests/over-http").status_code == 200
+        assert hear(connection)["stop"] == "cancelled"
+        worker.hear_cancel()
+        worker.end(submit, Stop.CANCELLED)
+
+
+def test_a_deadline_is_tightened_and_extended(server: Live, worker: ScriptedWorker) -> None:
+    with server.connect() as connection:
+        predict(connection, "a", deadline_ms=10_000)
+        submit = worker.hear_submit()
+        hear(connection)
+        connection.send('{"type": "deadline", "id": "a", "deadline_ms": 25000}')
+        assert 14 < worker.hear_move().deadline_s - submit.deadline_s < 16
+        connection.send('{"type": "deadline", "id": "a", "deadline_ms": 1e12}')  # lowered to the longest, 30 s
+        assert 19 < worker.hear_move().deadline_s - submit.deadline_s < 21
+        worker.reach(submit, 1)
+        hear_bytes(connection, hear(connection)["bytes"])
+        connection.send('{"type": "deadline", "id": "a", "deadline_ms": 1}')
+        worker.hear_move()
+        end = hear(connection)
+        assert (end["exit"], end["stop"]) == (1, "deadline")
+        worker.hear_cancel()
+        worker.end(submit, Stop.CANCELLED)
+
+
+def test_exits_below_min_exit_are_not_sent(server: Live, worker: ScriptedWorker) -> None:
+    with server.connect() as connection:
+        predict(connection, "a", min_exit=3, encoding="raw")
+        submit = worker.hear_submit()
+        hear(connection)
+        worker.finish(submit, 3, Stop.DEADLINE)
+        header = hear(connection)
+        assert header["exit"] == 3
+        hear_bytes(connection, header["bytes"])
+        assert hear(connection)["skipped"] == []
+        predict(connection, "a", min_exit=3)
+        worker.finish(worker.hear_submit(), 2, Stop.DEADLINE)
+        hear(connection)
+        error = hear(connection)
+        assert (error["code"], error["status"]) == ("min_exit_not_reached", 504)
+
+
+def test_hanging_up_cancels_everything(server: Live, worker: ScriptedWorker) -> None:
+    before = server.metric("anytime_requests_total", protocol="websocket", stop="disconnected")
+    with server.connect() as connection:
+        predict(connection, "a")
+        predict(connection, "b")
+        submits = [worker.hear_submit(), worker.hear_submit()]
+    assert {worker.hear_cancel().key, worker.hear_cancel().key} == {submit.key for submit in submits}
+    for submit in submits:
+        worker.end(submit, Stop.CANCELLED)
+    found = server.metric("anytime_requests_total", protocol="websocket", stop="disconnected")
+    assert found == before + 2
+
+
+def expect_close(connection: ClientConnection, code: int) -> None:
+    with pytest.raises(ConnectionClosed) as closed:
+        connection.recv(live.PATIENCE_S)
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == code
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[" * 9000, "[1]", '"predict"', "{"])
+def test_what_is_not_json_closes_the_socket(server: Live, text: str) -> None:
+    with server.connect() as connection:
+        connection.send(text)
+        error = hear(connection)
+        assert (error["type"], error["code"], error["id"], error["status"]) == ("error", "not_json", None, 400)
+        expect_close(connection, 1003)
+
+
+def test_what_is_too_long_closes_the_socket(server: Live) -> None:
+    for message, code in (("[" * 300_000, "message_too_large"), (b"\x00" * 200_001, "body_too_large")):
+        with server.connect() as connection:
+            if isinstance(message, bytes):
+                connection.send('{"type": "predict", "id": "a"}')
+            connection.send(message)
+            error = hear(connection)
+            assert (error["code"], error["status"]) == (code, 413)
+            if error["id"] is not None:
+                assert hear(connection)["id"] is None  # the request's own error, then the socket's
+            expect_close(connection, 1009)
+
+
+BAD_MESSAGES = [
+    ({"type": "predict", "id": "a", "deadline_ms": -1}, "bad_parameter"),
+    ({"type": "predict", "id": "a", "deadline_ms": True}, "bad_parameter"),
+    ({"type": "predict", "id": "a", "encoding": "gif"}, "bad_message"),
+    ({"type": "predict", "id": "a", "model": "nobody"}, "unknown_model"),
+    ({"type": "predict", "id": "a", "model": 7}, "bad_parameter"),
+    ({"type": "predict", "id": "a", "colour": "red"}, "bad_parameter"),
+    ({"type": "predict", "id": "a", "box": {}}, "bad_box"),
+    ({"type": "predict"}, "bad_message"),
+    ({"type": "predict", "id": ""}, "bad_message"),
+    ({"type": "predict", "id": ["a"]}, "bad_message"),
+    ({"type": "explain", "id": "a"}, "bad_message"),
+    ({"type": "cancel", "id": "nobody"}, "unknown_request"),
+    ({"type": "deadline", "id": "nobody", "deadline_ms": 5}, "unknown_request"),
+    ({"type": "deadline", "id": "a"}, "bad_message"),
+    ({"id": "a"}, "bad_message"),
+]
+
+
+@pytest.mark.parametrize(("message", "code"), BAD_MESSAGES, ids=[json.dumps(message) for message, _ in BAD_MESSAGES])
+def test_after_a_bad_message_the_socket_goes_on(
+    server: Live, worker: ScriptedWorker, message: dict[str, Any], code: str
+) -> None:
+    with server.connect() as connection:
+        connection.send(json.dumps(message))
+        if message.get("type") == "predict":
+            connection.send(photo())
+        error = hear(connection)
+        assert (error["type"], error["code"]) == ("error", code) and error["error"]
+        assert error["id"] == (message.get("id") if isinstance(message.get("id"), str) else None)
+        predict(connection, "good")
+        submit = worker.hear_submit()
+        assert hear(connection)["id"] == "good"
+        worker.end(submit, Stop.NO_EXIT)
+        assert hear(connection)["code"] == "no_exit"
+
+
+def test_frames_out_of_order(server: Live) -> None:
+    with server.connect() as connection:
+        connection.send(photo())
+        assert hear(connection)["code"] == "unexpected_binary"
+        connection.send('{"type": "predict", "id": "a"}')
+        connection.send('{"type": "cancel", "id": "b"}')
+        assert {hear(connection)["code"], hear(connection)["code"]} == {"no_image", "unknown_request"}
+        predict(connection, "c", b"text")
+        error = hear(connection)
+        assert (error["code"], error["status"], error["id"]) == ("not_an_image", 415, "c")
+
+
+def test_an_image_that_never_comes_is_a_504(server: Live) -> None:
+    with server.connect() as connection:
+        connection.send('{"type": "predict", "id": "a", "deadline_ms": 50}')
+        assert hear(connection)["code"] == "no_exit"
+
+
+def test_an_id_is_open_once(server: Live, worker: ScriptedWorker) -> None:
+    with server.connect() as connection:
+        predict(connection, "a")
+        submit = worker.hear_submit()
+        hear(connection)
+        predict(connection, "a")
+        assert hear(connection)["code"] == "duplicate_id"
+        worker.end(submit, Stop.NO_EXIT)
+        assert hear(connection)["code"] == "no_exit"
+
+
+def test_too_many_open_requests_are_refused(server: Live, worker: ScriptedWorker) -> None:
+    with server.connect() as connection:
+        for number in range(4):
+            predict(connection, str(number))
+        submits = [worker.hear_submit() for _ in range(4)]
+        assert {hear(connection)["type"] for _ in range(4)} == {"accepted"}
+        predict(connection, "one more")
+        error = hear(connection)
+        assert (error["code"], error["retry_after_s"], error["id"]) == ("overloaded", 1, "one more")
+        for submit in submits:
+            worker.end(submit, Stop.NO_EXIT)
+        assert {hear(connection)["code"] for _ in range(4)} == {"no_exit"}
+
+
+def test_a_slow_reader_gets_the_newest_exit(tmp_path: Path) -> None:
+    """Maps of 9 MB, more than a socket's buffers hold, to a client that reads none until all have been computed."""
+    fields = {"shared_memory_bytes": 2**27, "default_model": SEGMENTATION}
+    with live.scripted(live.write_configs(tmp_path), **fields) as (server, next_worker):
+        worker = next_worker()
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
+        raw = socket.create_connection(("127.0.0.1", server.port))
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        with server.connect(sock=raw, max_queue=1) as connection:
+            predict(connection, "a", photo(3000, 3000, "JPEG"), encoding="raw", deadline_ms=30_000)
+            worker.finish(worker.hear_submit())
+            server.wait_for(lambda: server.metric("anytime_time_to_exit_seconds_count", exit="4") == 1)
+            assert hear(connection)["type"] == "accepted"
+            sent = []
+            while (message := hear(connection))["type"] == "exit":
+                sent.append(message["exit"])
+                data = hear_bytes(connection, 9_000_000)
+                assert data == live.labels(message["exit"], 3000, 3000).tobytes()
+            assert message["skipped"] and sent[-1] == message["exit"] == 4
+            assert sorted(sent + message["skipped"]) == [1, 2, 3, 4]
+
+
+def test_too_many_sockets_and_too_fast_clients_are_turned_away(tmp_path: Path) -> None:
+    fields = {"max_sockets": 1, "client_rate": 0.001, "client_burst": 1}
+    with live.scripted(live.write_configs(tmp_path), **fields) as (server, next_worker):
+        worker = next_worker()
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
+        with server.connect() as first:
+            with server.connect() as second:
+                assert hear(second)["code"] == "overloaded"
+                expect_close(second, 1013)
+            predict(first, "a")
+            worker.finish(worker.hear_submit(), 1)
+            assert hear(first)["type"] == "accepted"
+        server.wait_for(lambda: server.metric("anytime_websocket_connections") == 0)
+        with server.connect() as third:
+            assert hear(third)["code"] == "client_limit"
+            expect_close(third, 1008)
+
+
+def test_a_server_that_drains_finishes_what_is_open(tmp_path: Path) -> None:
+    with live.scripted(live.write_configs(tmp_path), default_model=SEGMENTATION) as (server, next_worker):
+        worker = next_worker()
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
+        with server.connect() as connection:
+            predict(connection, "a")
+            submit = worker.hear_submit()
+            assert hear(connection)["type"] == "accepted"
+            server.send_signal()
+            server.wait_for(lambda: server.http.get("/health/ready").status_code == 503)
+            assert server.http.get("/health/ready").json()["state"] == "draining"
+            reply = server.predict()
+            assert (reply.status_code, reply.json()["code"]) == (503, "draining")
+            worker.finish(submit, 1, Stop.MAX_EXIT)
+            hear_bytes(connection, hear(connection)["bytes"])
+            assert hear(connection)["type"] == "end"
+            expect_close(connection, 1001)

@@ -1,0 +1,219 @@
+"""The worker's loop, with a model whose steps the tests release one by one."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from types import SimpleNamespace
+from typing import Any
+
+import live
+import numpy as np
+import pytest
+import tiny
+from numpy.typing import NDArray
+
+from models.anytime import Exit, ExitMap, Step
+from server.budget import Costs
+from server.job import Cancel, Ended, Event, Exited, Layout, Move, Stop, Submit
+from server.scheduler import Scheduler
+from server.worker import Loaded, Worker, facts, input_shape, warm_up
+
+STEPS = tuple(Step(f"step{number}", number // 2 if number % 2 == 0 else None) for number in range(1, 9))
+
+
+@dataclass
+class FakeState:
+    image: NDArray[np.uint8]
+    next_step: int = 0
+    exit: Exit | None = None
+
+
+@dataclass
+class FakeModel:
+    """Two steps an exit; exit k's map is the image's red channel + k."""
+
+    config: Any = tiny.SEGMENTATION
+    executor: str = "fake"
+    device: str = "cpu"
+    steps: tuple[Step, ...] = STEPS
+    released: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    advanced: list[int] = field(default_factory=list)
+
+    def begin(self, image: NDArray[np.uint8], box: object = None) -> FakeState:
+        if (image == 13).all():
+            raise ValueError("an unlucky image")
+        return FakeState(image.copy())
+
+    def advance(self, states: Sequence[FakeState]) -> None:
+        assert self.released.acquire(timeout=live.PATIENCE_S)
+        (state,) = states
+        self.advanced.append(int(state.image[0, 0, 0]))
+        index = self.steps[state.next_step].exit
+        state.next_step += 1
+        if index is not None:
+            state.exit = SimpleNamespace(index=index, unsure=1 / index, macs=10 * index)  # type: ignore[assignment]
+
+    def render(self, state: FakeState, extra: str | None = None) -> ExitMap:
+        assert state.exit is not None
+        array = state.image[..., 0] + np.uint8(state.exit.index)
+        return ExitMap(state.exit.index, array, state.exit.unsure, np.full_like(array, 7) if extra else None)
+
+
+@dataclass
+class Harness:
+    """The front end's side of a worker that runs in a thread."""
+
+    connection: Any
+    block: bytearray
+    model: FakeModel
+
+    def submit(self, key: int, value: int, deadline_s: float = 1e12, **fields: Any) -> Submit:
+        layout = Layout(3, 4, 4, extra="extra" in fields)
+        command = Submit(key, "fake", key * 1024, layout, deadline_s, 1, fields.pop("max_exit", 4), **fields)
+        layout.image(memoryview(self.block)[command.offset :])[:] = value
+        self.connection.send(command)
+        return command
+
+    def labels(self, command: Submit, exit_index: int) -> NDArray[np.uint8]:
+        return command.layout.labels(memoryview(self.block)[command.offset :], exit_index)
+
+    def step(self, count: int = 1) -> None:
+        self.model.released.release(count)
+
+    def hear(self) -> Event:
+        assert self.connection.poll(live.PATIENCE_S), "the worker said nothing"
+        event: Event = self.connection.recv()
+        return event
+
+    def hear_until_end(self) -> list[Event]:
+        events = [self.hear()]
+        while not isinstance(events[-1], Ended):
+            events.append(self.hear())
+        return events
+
+
+class Rule:
+    """Good enough from exit 2 on."""
+
+    def stops(self, unsure: float, exit_index: int, epsilon: float) -> bool:
+        assert unsure == 1 / exit_index
+        return exit_index >= 2 and epsilon == 0.1
+
+
+@pytest.fixture
+def harness() -> Iterator[Harness]:
+    ours, theirs = Pipe()
+    block, model = bytearray(16 * 1024), FakeModel()
+    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model, Rule())}, Scheduler(Costs()))  # type: ignore[arg-type]
+
+    def run() -> None:
+        with pytest.raises((EOFError, OSError)):
+            worker.run()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield Harness(ours, block, model)
+    ours.close()
+    model.released.release(100)
+    thread.join(live.PATIENCE_S)
+    assert not thread.is_alive()
+    theirs.close()
+
+
+def test_a_job_from_the_first_step_to_the_end(harness: Harness) -> None:
+    command = harness.submit(1, 50, extra="unsure")
+    harness.step(8)
+    events = harness.hear_until_end()
+    assert [event.exit for event in events[:-1] if isinstance(event, Exited)] == [1, 2, 3, 4]
+    assert events[-1] == Ended(1, Stop.COMPLETE)
+    first = events[0]
+    assert isinstance(first, Exited) and (first.unsure, first.macs) == (1.0, 10)
+    assert first.stage_s >= 0 and first.started_s <= first.finished_s
+    for exit_index in range(1, 5):
+        assert (harness.labels(command, exit_index) == 50 + exit_index).all()
+        assert (command.layout.extra_map(memoryview(harness.block)[1024:], exit_index) == 7).all()
+
+
+def test_after_a_cancel_at_most_one_step_runs(harness: Harness) -> None:
+    harness.submit(1, 50)
+    harness.step(2)
+    assert isinstance(harness.hear(), Exited)  # the third step has begun, or is about to
+    harness.connection.send(Cancel(1))
+    harness.step()
+    assert harness.hear() == Ended(1, Stop.CANCELLED)
+    assert len(harness.model.advanced) <= 3
+    harness.connection.send(Cancel(1))  # nothing to say about a job that has ended
+
+
+def test_a_newcomers_first_exit_comes_before_others_second(harness: Harness) -> None:
+    harness.submit(1, 50)
+    harness.step(2)
+    assert isinstance(harness.hear(), Exited)
+    harness.submit(2, 60)
+    harness.step(3)
+    event = harness.hear()
+    assert isinstance(event, Exited) and (event.key, event.exit) == (2, 1)
+    assert harness.model.advanced[-2:] == [60, 60]
+    harness.step(20)
+    ends = [harness.hear_until_end()[-1], harness.hear_until_end()[-1]]
+    assert {end.key for end in ends if isinstance(end, Ended)} == {1, 2}
+
+
+def test_a_deadline_that_has_passed_ends_a_job_between_steps(harness: Harness) -> None:
+    harness.submit(1, 50)
+    harness.step(2)
+    assert isinstance(harness.hear(), Exited)
+    harness.connection.send(Move(1, 0.0))
+    harness.step()
+    assert harness.hear() == Ended(1, Stop.DEADLINE)
+
+
+def test_a_job_without_any_time_is_not_begun(harness: Harness) -> None:
+    harness.submit(1, 50, deadline_s=0.0)
+    assert harness.hear() == Ended(1, Stop.NO_EXIT)
+    assert harness.model.advanced == []
+
+
+def test_max_exit_and_quality_end_a_job(harness: Harness) -> None:
+    harness.step(20)
+    harness.submit(1, 50, max_exit=1)
+    assert harness.hear_until_end()[-1] == Ended(1, Stop.MAX_EXIT)
+    harness.submit(2, 50, quality=0.1)
+    events = harness.hear_until_end()
+    assert len(events) == 3 and events[-1] == Ended(2, Stop.QUALITY)
+
+
+def test_an_image_that_the_model_fails_on_does_not_end_the_worker(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    harness.submit(1, 13)
+    event = harness.hear()
+    assert isinstance(event, Ended) and event.stop is Stop.ERROR and event.error == "ValueError: an unlucky image"
+    assert "job 1 of fake failed" in caplog.text
+    harness.submit(2, 50)
+    harness.step(8)
+    assert harness.hear_until_end()[-1] == Ended(2, Stop.COMPLETE)
+
+
+def test_warming_up_learns_what_exits_cost() -> None:
+    model = FakeModel()
+    model.released.release(1000)
+    costs = Costs()
+    warm_up("fake", model, costs, None)  # type: ignore[arg-type]
+    told = facts("fake", Loaded(model), costs)  # type: ignore[arg-type]
+    assert len(told.seconds) == len(told.macs) == 4 and not told.calibrated
+    assert list(told.seconds) == sorted(told.seconds) and list(told.macs) == sorted(told.macs)
+
+
+def test_a_worker_that_follows_another_takes_over_what_is_known() -> None:
+    model = FakeModel()
+    model.released.release(8)  # once through is all that it may take
+    costs = Costs()
+    warm_up("fake", model, costs, (0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]
+    assert facts("fake", Loaded(model), costs).seconds == pytest.approx((0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]
+
+
+def test_the_cost_of_an_image_goes_by_its_padded_size_or_the_crop() -> None:
+    assert input_shape(tiny.SEGMENTATION, 33, 64) == (64, 64)
+    assert input_shape(tiny.POSE, 1000, 2000) == (64, 64)
