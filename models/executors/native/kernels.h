@@ -11,7 +11,7 @@ typedef float Loose __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_al
 typedef float Half __attribute__((vector_size(32), aligned(4), may_alias));
 constexpr int LANES = VECTOR_BYTES / 4;
 constexpr int MAX_TAPS = 9;
-constexpr int MAX_SOURCES = 512;
+constexpr int MAX_SOURCES = 21 * 21; // of the widest window that sparse.py takes
 
 inline Vector load(const float *p) { return *(const Loose *)p; }
 inline Vector splat(float x) { return x - Vector{}; }
