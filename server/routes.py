@@ -92,12 +92,13 @@ async def _predict(service: Service, request: Request, entry: Entry) -> Response
     received_s = time.monotonic()
     image = await service.decode(body)
     decode_s = time.monotonic() - received_s
-    with service.submit(ask, known, image, entry, form) as job:
+    pixels = image.shape[0] * image.shape[1]
+    with await service.submit(ask, known, image, entry, form) as job:
+        del body, image  # the job has its own
         async with _hang_up_cancels(request, job):
-            await job.ended()
+            entry.stop = await job.ended()
         check_answer(job)
-        entry.exit, entry.stop = job.latest, job.stop
-        return await service.encode(form, image.shape[0] * image.shape[1], lambda: _answer(job, entry, form, decode_s))
+        return await service.encode(form, pixels, lambda: _answer(job, entry, form, decode_s))
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
@@ -158,7 +159,7 @@ def _answer(job: Job, entry: Entry, form: Format, decode_s: float) -> Response:
         "stop": job.stop,
         "deadline_ms": milliseconds(job.deadline_s - entry.arrived_s),
         "unsure": found.unsure,
-        "size": [job.layout.height, job.layout.width],
+        "size": [job.order.layout.height, job.order.layout.width],
     }
     if model.config.task == "pose":
         body |= {"keypoints": encoder.keypoints(job.keypoints(found.exit)), **describe_labels(model)}
@@ -183,11 +184,11 @@ def _headers(job: Job, entry: Entry) -> dict[str, str]:
     return {
         "X-Request-Id": entry.id,
         "X-Anytime-Exit": str(found.exit),
-        "X-Anytime-Exits": str(job.layout.exits),
+        "X-Anytime-Exits": str(job.order.layout.exits),
         "X-Anytime-Stop": str(job.stop),
         "X-Anytime-Elapsed-Ms": str(milliseconds(time.monotonic() - entry.arrived_s)),
         "X-Anytime-Unsure": f"{found.unsure:.6g}",
-        "X-Anytime-Size": f"{job.layout.height}x{job.layout.width}",
+        "X-Anytime-Size": f"{job.order.layout.height}x{job.order.layout.width}",
     }
 
 

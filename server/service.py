@@ -128,32 +128,46 @@ class Service:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoders, decode, body, self.settings.max_pixels)
 
-    def submit(self, ask: Ask, known: Accepted, image: NDArray[np.uint8], entry: Entry, encoding: str) -> Job:
+    async def submit(self, ask: Ask, known: Accepted, image: NDArray[np.uint8], entry: Entry, encoding: str) -> Job:
         """Start the job of a request, which its id can cancel from now on. Raises ServerError."""
         height, width = image.shape[:2]
         if ask.box is not None:
             _check_box(ask.box, height, width)
-        if entry.cancelled:
-            raise RequestCancelledError("the request was cancelled by its id", "cancelled")
+        layout = known.model.layout(height, width, extra=ask.extra is not None)
         required = 1 if ask.best_effort else ask.min_exit or 1
         reserve_s = self._reserve_s(encoding, height * width)
-        order = Order(known.model, image, known.budget, required, reserve_s, ask.quality, ask.extra, ask.box)
-        job = self.engine.submit(order)
-        entry.cancel = job.cancel
+        order = Order(known.model, layout, known.budget, required, reserve_s, ask.quality, ask.extra, ask.box)
+        offset = self.engine.take(layout)
+        try:
+            await _copy(image, layout.image(self.arena.view[offset:]))
+            entry.check()
+            entry.job = job = self.engine.submit(order, offset)
+        except BaseException:
+            self.arena.give(offset, layout.total_bytes)
+            raise
         return job
 
     async def encode(self, encoding: str, pixels: int, function: Callable[[], T]) -> T:
         """Run `function` on an encoding thread, and remember how long that takes for so many pixels."""
         began_s = time.monotonic()
         result = await asyncio.get_running_loop().run_in_executor(self._encoders, function)
-        key = (encoding, pixels.bit_length())
-        self._encode_s.setdefault(key, Quantile(0.95)).add(time.monotonic() - began_s)
+        key, seconds = (encoding, pixels.bit_length()), time.monotonic() - began_s
+        self._encode_s.setdefault(key, Quantile(0.95)).add(seconds)
         return result
 
     def _reserve_s(self, encoding: str, pixels: int) -> float:
         known = self._encode_s.get((encoding, pixels.bit_length()))
-        encode_s = self.ENCODE_S_PER_PX * pixels if known is None or known.value is None else known.value
+        encode_s = self.ENCODE_S_PER_PX * pixels if known is None else known.value
         return self.SEND_S + encode_s
+
+
+async def _copy(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
+    """Copy an image, and let others have the event loop after each megabyte."""
+    rows = max(1, 2**20 // (3 * image.shape[1]))
+    for top in range(0, len(image), rows):
+        if top:
+            await asyncio.sleep(0)
+        np.copyto(target[top : top + rows], image[top : top + rows])
 
 
 def check_answer(job: Job) -> None:

@@ -56,7 +56,8 @@ def train(data: Path, recipe: Path, output: Path, *more: str) -> dict[str, torch
 
 def test_a_run_that_was_stopped_ends_with_the_same_weights(data: Path, recipe: Path, tmp_path: Path) -> None:
     whole = train(data, recipe, tmp_path / "whole")
-    assert Image.open(tmp_path / "whole" / PLOT).size == (1200, 480)
+    with Image.open(tmp_path / "whole" / PLOT) as picture:
+        assert picture.size == (1200, 480)
     train(data, recipe, tmp_path / "parts", "--minutes", "0")
     for _ in range(2):
         stopped = train(data, recipe, tmp_path / "parts", "--resume", "--stop-after", "2")
