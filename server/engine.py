@@ -45,12 +45,13 @@ RESTART_S = 5.0
 
 @dataclass(frozen=True)
 class Order:
-    """What a job is to compute. `required`: the first exit that is worth an answer. `reserve_s`: what is kept back of
-    the budget to encode and send."""
+    """What a job is to compute. `usual_s`: when it would usually begin. `required`: the first exit that is worth an
+    answer. `reserve_s`: what is kept back of the budget to encode and send."""
 
     model: ServedModel
     layout: Layout
     budget: Budget
+    usual_s: float
     required: int = 1
     reserve_s: float = 0.0
     quality: float | None = None
@@ -245,6 +246,7 @@ class Engine:
             offset=job.offset,
             layout=order.layout,
             deadline_s=job.deadline_s - order.reserve_s,
+            usual_s=order.usual_s,
             required=order.required,
             max_exit=order.budget.max_exit,
             quality=order.quality,

@@ -89,16 +89,14 @@ async def _predict(service: Service, request: Request, entry: Entry) -> Response
         raise NoExitError("the deadline came before the whole body; give a later deadline_ms", "no_exit") from None
     except ClientDisconnect:
         raise DisconnectedError("the client hung up", "disconnected") from None
-    received_s = time.monotonic()
-    image = await service.decode(body)
-    decode_s = time.monotonic() - received_s
-    pixels = image.shape[0] * image.shape[1]
-    with await service.submit(ask, known, image, entry, form) as job:
-        del body, image  # the job has its own
+    picture = await service.decode(body)
+    decode_s = picture.decode_s
+    with await service.submit(ask, known, picture, entry, form) as job:
+        del body, picture  # the job has its own
         async with _hang_up_cancels(request, job):
             entry.stop = await job.ended()
         check_answer(job)
-        return await service.encode(form, pixels, lambda: _answer(job, entry, form, decode_s))
+        return await service.encode(form, job.order.layout.pixels, lambda: _answer(job, entry, form, decode_s))
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:

@@ -14,8 +14,8 @@ from server.job import Stop
 class Task:
     """A job as the scheduler sees it.
 
-    `steps`: the exit that each step completes, or None. `required`: the first exit worth an answer.
-    `used_s`: what it has computed so far. Every other second since it was added, it waited.
+    `steps`: the exit that each step completes, or None. `required`: the first exit worth an answer. `usual_s`: when it
+    would usually begin. `used_s`: what it has computed so far; all other time since it came, it waited.
     """
 
     key: int
@@ -23,6 +23,7 @@ class Task:
     shape: Shape
     steps: tuple[int | None, ...]
     deadline_s: float
+    usual_s: float
     required: int
     max_exit: int
     next_step: int = 0
@@ -41,6 +42,9 @@ class Scheduler:
     FRESH_S = 10.0
     """What is known of a model that has not come to any exit for so long is not taken as a reason to refuse: a slow
     minute would be remembered for ever, if everyone were refused after it."""
+
+    NOISE_S = 0.002
+    """Below what `Costs.safe_s` spares."""
 
     def __init__(self, costs: Costs, cap: TrafficCap | None = None) -> None:
         self.costs = costs
@@ -112,14 +116,19 @@ class Scheduler:
         return None
 
     def _fits(self, task: Task, now_s: float) -> bool:
-        """Whether the next exit will be there in time. `now - used` is when it would have begun had it never waited, so
-        that on an idle device the answer hangs on the deadline alone, not on the noise of the steps before."""
+        """Whether the next exit will be there in time."""
         safe_s = self.costs.safe_s(task.model, task.shape, task.exit + 1)
-        return now_s < task.deadline_s and now_s - task.used_s + safe_s <= task.deadline_s
+        return now_s < task.deadline_s and self._begun_s(task, now_s) + safe_s <= task.deadline_s
 
     def _hopeless(self, task: Task, now_s: float) -> bool:
         """Whether what is required would usually be late."""
         if now_s - self._reached_s.get(task.model, -self.FRESH_S) >= self.FRESH_S:
             return False
         typical_s = self.costs.typical_s(task.model, task.shape, task.required)
-        return now_s - task.used_s + typical_s > task.deadline_s
+        return self._begun_s(task, now_s) + typical_s > task.deadline_s
+
+    def _begun_s(self, task: Task, now_s: float) -> float:
+        """When it would have begun had it never waited since. A little more or less than usual does not count, so that
+        on an idle device the exit that is reached hangs on the deadline alone, not on noise."""
+        begun_s = now_s - task.used_s
+        return task.usual_s if begun_s <= task.usual_s + self.NOISE_S else begun_s

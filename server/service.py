@@ -40,6 +40,15 @@ class Accepted:
     budget: Budget
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image: uint8 (H, W, 3) RGB. `decode_s`: what that took; `usual_s`: when it would usually be done."""
+
+    pixels: NDArray[np.uint8]
+    decode_s: float
+    usual_s: float
+
+
 class Service:
     """What requests need: models, engine, ledger, limits, and threads that decode and encode."""
 
@@ -67,6 +76,7 @@ class Service:
         self._encoders = ThreadPoolExecutor(settings.codec_threads, "encode")
         self.streams: set[Closable] = set()
         self._encode_s: dict[tuple[str, int], Quantile] = {}
+        self._decode_s: dict[int, Quantile] = {}
         self.metrics.worker_up.labels(settings.device).set(0)
         self.metrics.watch(self.metrics.websockets, lambda: len(self.streams))
 
@@ -122,24 +132,37 @@ class Service:
         entry.deadline_s = budget.deadline_s
         return Accepted(model, budget)
 
-    async def decode(self, body: bytes) -> NDArray[np.uint8]:
+    async def decode(self, body: bytes) -> Picture:
         """See `admission.decode`."""
         check_body(body, self.settings.max_body_bytes)
+        began_s = time.monotonic()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, decode, body, self.settings.max_pixels)
+        pixels = await loop.run_in_executor(self._decoders, decode, body, self.settings.max_pixels)
+        seconds = time.monotonic() - began_s
+        usual = self._decode_s.setdefault(pixels.size.bit_length(), Quantile(0.9))
+        usual.add(seconds)
+        return Picture(pixels, seconds, began_s + usual.value)
 
-    async def submit(self, ask: Ask, known: Accepted, image: NDArray[np.uint8], entry: Entry, encoding: str) -> Job:
+    async def submit(self, ask: Ask, known: Accepted, picture: Picture, entry: Entry, encoding: str) -> Job:
         """Start the job of a request, which its id can cancel from now on. Raises ServerError."""
-        height, width = image.shape[:2]
+        height, width = picture.pixels.shape[:2]
         if ask.box is not None:
             _check_box(ask.box, height, width)
         layout = known.model.layout(height, width, extra=ask.extra is not None)
-        required = 1 if ask.best_effort else ask.min_exit or 1
-        reserve_s = self._reserve_s(encoding, height * width)
-        order = Order(known.model, layout, known.budget, required, reserve_s, ask.quality, ask.extra, ask.box)
+        order = Order(
+            model=known.model,
+            layout=layout,
+            budget=known.budget,
+            usual_s=picture.usual_s,
+            required=1 if ask.best_effort else ask.min_exit or 1,
+            reserve_s=self._reserve_s(encoding, height * width),
+            quality=ask.quality,
+            extra=ask.extra,
+            box=ask.box,
+        )
         offset = self.engine.take(layout)
         try:
-            await _copy(image, layout.image(self.arena.view[offset:]))
+            await _copy(picture.pixels, layout.image(self.arena.view[offset:]))
             entry.check()
             entry.job = job = self.engine.submit(order, offset)
         except BaseException:

@@ -219,9 +219,9 @@ class Stream:
             raise NoExitError("the deadline came before the image; give a later deadline_ms", "no_exit") from None
         if isinstance(body, ServerError):
             raise body
-        pixels = await service.decode(body)
-        with await service.submit(message.ask, known, pixels, entry, message.encoding) as job:
-            del body, pixels  # the job has its own
+        picture = await service.decode(body)
+        with await service.submit(message.ask, known, picture, entry, message.encoding) as job:
+            del body, picture  # the job has its own
             found.job = job
             if found.deadline_s is not None:
                 job.move(found.deadline_s)
@@ -258,7 +258,7 @@ class Stream:
                 held = sent[-1] if sent else None
                 header, frames = await self._service.encode(
                     message.encoding,
-                    job.order.layout.height * job.order.layout.width,
+                    job.order.layout.pixels,
                     lambda: _exit(job, newest, held, message.encoding),  # noqa: B023 - awaited before the next turn
                 )
                 header["elapsed_ms"] = milliseconds(time.monotonic() - job.order.budget.arrived_s)

@@ -136,6 +136,7 @@ class Worker:
             shape=input_shape(model.config, command.layout.height, command.layout.width),
             steps=tuple(step.exit for step in model.steps),
             deadline_s=command.deadline_s,
+            usual_s=command.usual_s,
             required=command.required,
             max_exit=command.max_exit,
         )

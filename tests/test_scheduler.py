@@ -21,8 +21,8 @@ def known_costs(stage_s: float = STAGE_S) -> Costs:
     return costs
 
 
-def task(key: int, deadline_s: float = 100.0, required: int = 1, max_exit: int = 4) -> Task:
-    return Task(key, "model", SHAPE, STEPS, deadline_s, required, max_exit)
+def task(key: int, deadline_s: float = 100.0, required: int = 1, max_exit: int = 4, usual_s: float = 0.0) -> Task:
+    return Task(key, "model", SHAPE, STEPS, deadline_s, usual_s, required, max_exit)
 
 
 class Device:
@@ -89,6 +89,15 @@ def test_the_exit_never_falls_as_the_deadline_grows() -> None:
 def test_the_choice_of_exit_does_not_hang_on_how_fast_the_first_steps_were() -> None:
     for deadline_s in (1.5 * STAGE_S, 2.5 * STAGE_S, 3.5 * STAGE_S):
         assert run_alone(deadline_s, step_s=STEP_S) == run_alone(deadline_s, step_s=0.8 * STEP_S)
+
+
+def test_the_choice_of_exit_does_not_hang_on_how_fast_it_was_received() -> None:
+    for early_s in (-0.005, -0.001, 0.0, 0.9 * Scheduler.NOISE_S):
+        scheduler = warm(known_costs())
+        scheduler.add(task(1, 0.001 + 2.1 * STAGE_S + Costs.SPARE_S), 0.0)
+        device = Device(scheduler)
+        device.now_s = early_s
+        assert device.finish()[1] == (Stop.DEADLINE, 2)
 
 
 def test_a_required_exit_may_be_late_by_a_little() -> None:
