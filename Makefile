@@ -3,14 +3,18 @@ PORT ?= 8000
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup serve test check
+.PHONY: setup native serve test check
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml clients/pyproject.toml
+.venv/.ready: pyproject.toml clients/pyproject.toml setup.py $(wildcard models/executors/native/*.cpp models/executors/native/*.h)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]' --editable clients
 	touch $@
+
+# The kernels again, after a change or once there is a compiler.
+native:
+	$(BIN)/pip install --quiet --no-deps --editable .
 
 serve: setup
 	$(BIN)/python -m server --port $(PORT)

@@ -12,8 +12,10 @@ COMMANDS = {
     "flops": ("models.flops", "multiply-adds and parameters, counted as in the paper"),
     "run": ("models.run", "run weights on an image or a tensor, exit by exit"),
     "import": ("models.checkpoint", "turn a released checkpoint into a model directory"),
+    "export": ("models.executors.onnx", "write one ONNX graph for each exit"),
     "train": ("models.training.train", "train a configuration"),
     "evaluate": ("models.training.evaluate", "score every exit of a model on a data set"),
+    "bench": ("models.training.bench", "seconds to every exit, side by side with other runtimes"),
 }
 
 

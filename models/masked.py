@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from models.confidence import Masks
 
-
 Fill = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """See `fill`."""
 
@@ -56,7 +55,7 @@ class MaskedConv2d(nn.Conv2d, MaskAware):
 
 
 def fill(y: Tensor, mask: Tensor, scale: Tensor, window: int) -> Tensor:
-    """y (N, C, H, W) where `mask` (N, 1, H, W) is 1, elsewhere the interpolation of what the mask keeps (equation 3)."""
+    """y (N, C, H, W) where `mask` (N, 1, H, W) is 1, elsewhere the interpolation of what is kept (equation 3)."""
     z = y * mask
     return z + interpolate(z, scale, window) * (1 - mask)
 

@@ -56,6 +56,7 @@ def make_server(settings: Settings, launch: Callable[[Plan], Link] = ProcessLink
             log_level=settings.log_level,
             access_log=settings.access_log,
             server_header=False,
+            timeout_keep_alive=75,  # longer than load balancers keep theirs, or they send into a connection that closes
             timeout_graceful_shutdown=2,  # after `drain`, which waits for requests
         )
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -105,5 +106,5 @@ def _refuse(request: Request, error: ServerError, status: int, headers: dict[str
     if request_id and request_id.isascii() and request_id.isprintable():
         headers["X-Request-Id"] = request_id
     if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     return reply(error_body(error, request_id), status, headers)

@@ -5,9 +5,13 @@ All times are seconds; deadlines are absolute, on the monotonic clock.
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 Shape = tuple[int, ...]
+
+GRACE_S = 0.004
+"""A required exit may come so late and is still sent: it is worth more than the 504 that would be on time."""
 
 
 @dataclass(frozen=True)
@@ -45,53 +49,65 @@ class Quantile:
 
     RISE, FALL = 1.02, 0.9
 
-    def __init__(self, share: float, first: float | None = None, window: int = 128) -> None:
+    def __init__(self, share: float, first: Sequence[float] = (), window: int = 128) -> None:
         self._share = share
-        self._latest: deque[float] = deque([] if first is None else [first], maxlen=window)
-        self.value = first
+        self._latest: deque[float] = deque(maxlen=window)
+        self.value = 0.0
+        for value in first:
+            self.add(value)
 
     def add(self, value: float) -> None:
         self._latest.append(value)
         ordered = sorted(self._latest)
         found = ordered[math.ceil(self._share * len(ordered)) - 1]
-        if self.value is None or not self.value * self.FALL <= found <= self.value * self.RISE:
+        if not self.value * self.FALL <= found <= self.value * self.RISE:
             self.value = found
 
 
 class Costs:
     """Seconds from the start of a job to each of its exits, learnt from what they took.
 
-    The typical (median) seconds of each stage are kept by model and shape; how far the slow ones lie above them is one
-    factor a model, so that a machine that slows down is noticed at any shape. A stage that was not seen at some shape
-    is reckoned from the nearest one, in proportion to its area.
+    The typical (median) seconds of each stage are kept by model and shape; a stage that was not seen at some shape is
+    reckoned from the nearest one, in proportion to its area. How much longer than that slow jobs take is one factor a
+    model, so that a machine that slows down is noticed by whatever runs. It is taken over whole jobs, as one hiccup
+    is little in a job and much in a stage.
     """
 
-    SLOW_SHARE = 0.98
+    SLOW_SHARE = 0.95
     SLOW_LEAST = 1.05
+    SPARE_S = 0.003
+    SHAPES = 256
 
     def __init__(self) -> None:
         self._stages: dict[tuple[str, int], dict[Shape, Quantile]] = {}
-        self._slowdowns: dict[str, Quantile] = {}
+        self._slowness: dict[str, Quantile] = {}
 
     def observe(self, model: str, shape: Shape, exit_index: int, stage_s: float) -> None:
         """The stage that ends with exit `exit_index` took `stage_s` of computation."""
         shapes = self._stages.setdefault((model, exit_index), {})
-        typical = shapes.get(shape)
-        if typical is None or not typical.value:  # nothing to compare it with
-            shapes[shape] = Quantile(0.5, stage_s, window=32)
-            return
-        self._slowdowns.setdefault(model, Quantile(self.SLOW_SHARE)).add(stage_s / typical.value)
+        typical = shapes.pop(shape, None) or Quantile(0.5, [], window=16)
         typical.add(stage_s)
+        shapes[shape] = typical
+        if len(shapes) > self.SHAPES:
+            del shapes[next(iter(shapes))]  # the one that was not seen for longest
+
+    def judge(self, model: str, shape: Shape, exit_index: int, seconds: float) -> None:
+        """A job that came to exit `exit_index` took `seconds` of computation until there."""
+        typical_s = self.typical_s(model, shape, exit_index)
+        if typical_s:
+            # As if twenty jobs had gone well before the first: one that did not proves nothing yet.
+            slowness = self._slowness.setdefault(model, Quantile(self.SLOW_SHARE, [self.SLOW_LEAST] * 20, window=64))
+            slowness.add(seconds / typical_s)
 
     def typical_s(self, model: str, shape: Shape, exit_index: int) -> float:
         """The median seconds from the start to exit `exit_index`; 0 for exit 0, and while nothing is known."""
         return sum(self._stage_s(model, shape, index) for index in range(1, exit_index + 1))
 
     def safe_s(self, model: str, shape: Shape, exit_index: int) -> float:
-        """Seconds that almost every run keeps (98 %), at least 5 % above the typical ones."""
-        slowdown = self._slowdowns.get(model)
-        factor = max(slowdown.value or 0.0 if slowdown else 0.0, self.SLOW_LEAST)
-        return factor * self.typical_s(model, shape, exit_index)
+        """Seconds that almost every job keeps (95 %): at least 5 % and 3 ms above the typical ones."""
+        slowness = self._slowness.get(model)
+        factor = max(slowness.value, self.SLOW_LEAST) if slowness else self.SLOW_LEAST
+        return factor * self.typical_s(model, shape, exit_index) + self.SPARE_S
 
     def _stage_s(self, model: str, shape: Shape, exit_index: int) -> float:
         shapes = self._stages.get((model, exit_index), {})
@@ -99,4 +115,4 @@ class Costs:
             return 0.0
         area = math.prod(shape)
         nearest = shape if shape in shapes else min(shapes, key=lambda seen: abs(math.log(area / math.prod(seen))))
-        return (shapes[nearest].value or 0.0) * area / math.prod(nearest)
+        return shapes[nearest].value * area / math.prod(nearest)

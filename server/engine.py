@@ -16,9 +16,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from server.budget import Budget
+from server.budget import GRACE_S, Budget
 from server.catalog import ServedModel
-from server.errors import NoExitError, ServerError, UnavailableError
+from server.errors import NoExitError, ServerError, UnavailableError, WorkerLostError
 from server.job import (
     Beat,
     Box,
@@ -45,23 +45,18 @@ RESTART_S = 5.0
 
 @dataclass(frozen=True)
 class Order:
-    """What a job is to compute. `image`: uint8 (H, W, 3) RGB. `required`: the first exit that is worth an answer.
-
-    `reserve_s`: what is kept back of the budget to encode and send.
-    """
+    """What a job is to compute. `usual_s`: when it would usually begin. `required`: the first exit that is worth an
+    answer. `reserve_s`: what is kept back of the budget to encode and send."""
 
     model: ServedModel
-    image: NDArray[np.uint8]
+    layout: Layout
     budget: Budget
+    usual_s: float
     required: int = 1
     reserve_s: float = 0.0
     quality: float | None = None
     extra: Extra | None = None
     box: Box | None = None
-
-    @property
-    def layout(self) -> Layout:
-        return self.model.layout(*self.image.shape[:2], extra=self.extra is not None)
 
 
 @dataclass
@@ -70,7 +65,6 @@ class Job:
 
     key: int
     order: Order
-    layout: Layout
     offset: int
     engine: "Engine"
     submitted_s: float
@@ -121,17 +115,17 @@ class Job:
 
     def labels(self, exit_index: int) -> NDArray[np.uint8]:
         """The map of an exit that was reached, uint8 (H, W): a view that is valid inside the `with` block."""
-        return self.layout.labels(self.engine.arena.view[self.offset :], exit_index)
+        return self.order.layout.labels(self.engine.arena.view[self.offset :], exit_index)
 
     def keypoints(self, exit_index: int) -> NDArray[np.float32]:
         """The keypoints of an exit that was reached, float32 (J, 3): a view as well."""
-        return self.layout.keypoints(self.engine.arena.view[self.offset :], exit_index)
+        return self.order.layout.keypoints(self.engine.arena.view[self.offset :], exit_index)
 
     def extra_map(self, exit_index: int) -> NDArray[np.uint8] | None:
         """The further map of an exit, if one was ordered; a view as well."""
-        if not self.layout.extra:
+        if not self.order.layout.extra:
             return None
-        return self.layout.extra_map(self.engine.arena.view[self.offset :], exit_index)
+        return self.order.layout.extra_map(self.engine.arena.view[self.offset :], exit_index)
 
     def cancel(self, stop: Stop = Stop.CANCELLED) -> None:
         """End it now; nothing if it has ended."""
@@ -145,8 +139,8 @@ class Job:
 class Engine:
     """Owns the worker and the memory shared with it.
 
-    `launch` starts a worker. `unloadable` is called with the reason when models
-    cannot be loaded, which starting again would not help.
+    `launch` starts a worker. `unloadable` is called with the reason when models cannot be loaded, which starting again
+    would not help.
     """
 
     def __init__(
@@ -190,18 +184,8 @@ class Engine:
         if self.ready is None:
             raise UnavailableError("the models are being loaded; ask again soon", "starting", RESTART_S)
 
-    def submit(self, order: Order) -> Job:
-        """Hand a job to the worker, also while draining: its request was let in before. Raises UnavailableError if
-        there is no worker or no room, NoExitError if its time is over already."""
-        self._check_ready()
-        now_s = time.monotonic()
-        layout = order.layout
-        if order.budget.deadline_s - order.reserve_s <= now_s:
-            spent_ms = 1000 * (now_s - order.budget.arrived_s)
-            raise NoExitError(
-                f"receiving and decoding took {spent_ms:.0f} ms, which leaves none for exit 1; give more deadline_ms",
-                "no_exit",
-            )
+    def take(self, layout: Layout) -> int:
+        """Memory for an image and its maps: the offset of a block. Raises UnavailableError if there is no room."""
         offset = self.arena.take(layout.total_bytes)
         if offset is None:
             raise UnavailableError(
@@ -210,8 +194,21 @@ class Engine:
                 "overloaded",
                 1.0,
             )
-        np.copyto(layout.image(self.arena.view[offset:]), order.image)
-        job = Job(next(self._keys), order, layout, offset, self, now_s, order.budget.deadline_s)
+        return offset
+
+    def submit(self, order: Order, offset: int) -> Job:
+        """Hand a job to the worker, also while draining: its request was let in before. The image lies in the block at
+        `offset`, which the job gives back; not if this raises: UnavailableError if there is no worker, NoExitError if
+        the time is over already."""
+        self._check_ready()
+        now_s = time.monotonic()
+        if order.budget.deadline_s - order.reserve_s <= now_s:
+            spent_ms = 1000 * (now_s - order.budget.arrived_s)
+            raise NoExitError(
+                f"receiving and decoding took {spent_ms:.0f} ms, which leaves none for exit 1; give more deadline_ms",
+                "no_exit",
+            )
+        job = Job(next(self._keys), order, offset, self, now_s, order.budget.deadline_s)
         self.supervisor.say(self._command(job))
         self.jobs[job.key] = job
         self._set_timer(job)
@@ -239,7 +236,7 @@ class Engine:
         """Give back the memory of a job once nobody looks at it any more."""
         if not job.with_worker and not job.with_reader and job.key in self.jobs:
             del self.jobs[job.key]
-            self.arena.give(job.offset, job.layout.total_bytes)
+            self.arena.give(job.offset, job.order.layout.total_bytes)
 
     def _command(self, job: Job) -> Submit:
         order = job.order
@@ -247,8 +244,9 @@ class Engine:
             key=job.key,
             model=order.model.name,
             offset=job.offset,
-            layout=job.layout,
+            layout=order.layout,
             deadline_s=job.deadline_s - order.reserve_s,
+            usual_s=order.usual_s,
             required=order.required,
             max_exit=order.budget.max_exit,
             quality=order.quality,
@@ -263,6 +261,12 @@ class Engine:
         job.timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._overdue, job)
 
     def _overdue(self, job: Job) -> None:
+        if job.latest >= job.order.required:
+            self.finish(job, Stop.DEADLINE)
+        else:
+            job.timer = asyncio.get_running_loop().call_later(GRACE_S, self._too_late, job)
+
+    def _too_late(self, job: Job) -> None:
         self.finish(job, Stop.DEADLINE if job.exits else Stop.NO_EXIT)
 
     def _hear(self, event: Event) -> None:
@@ -307,7 +311,8 @@ class Engine:
         if job.stop in (Stop.CANCELLED, Stop.DISCONNECTED):
             self._metrics.cancel.labels(name).observe(time.monotonic() - job.stopped_s)
         if job.exits:
-            dense = self.known[name].macs[-1] * job.order.model.area_ratio(job.layout.height, job.layout.width)
+            layout = job.order.layout
+            dense = self.known[name].macs[-1] * job.order.model.area_ratio(layout.height, layout.width)
             self._metrics.macs_saved.labels(name).inc(max(0.0, dense - job.exits[-1].macs))
         self.finish(job, ended.stop, _error(ended))
         self.free(job)
@@ -323,7 +328,7 @@ class Engine:
                 self.finish(job, Stop.DEADLINE)
             else:
                 sentence = "the worker was lost before exit 1; another one is being started, ask again soon"
-                self.finish(job, Stop.ERROR, UnavailableError(sentence, "worker_lost", RESTART_S))
+                self.finish(job, Stop.ERROR, WorkerLostError(sentence, "worker_lost", RESTART_S))
             self.free(job)
 
 

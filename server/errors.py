@@ -70,7 +70,13 @@ class TooManyRequestsError(ServerError):
 
 
 class UnavailableError(ServerError):
-    """Overloaded, starting, draining, or the worker was lost."""
+    """Overloaded, starting or draining."""
 
     status = 503
     stop = "rejected"
+
+
+class WorkerLostError(UnavailableError):
+    """The worker died before there was anything to answer with."""
+
+    stop = "error"

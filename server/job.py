@@ -44,16 +44,20 @@ class Layout:
     extra: bool = False
 
     @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    @property
     def image_bytes(self) -> int:
-        return _aligned(self.height * self.width * 3)
+        return _aligned(self.pixels * 3)
 
     @property
     def map_bytes(self) -> int:
-        return _aligned(self.joints * 12 if self.joints else self.height * self.width)
+        return _aligned(self.joints * 12 if self.joints else self.pixels)
 
     @property
     def extra_bytes(self) -> int:
-        return _aligned(self.height * self.width) if self.extra else 0
+        return _aligned(self.pixels) if self.extra else 0
 
     @property
     def total_bytes(self) -> int:
@@ -61,7 +65,7 @@ class Layout:
 
     def image(self, block: memoryview) -> NDArray[np.uint8]:
         """uint8 (H, W, 3) RGB."""
-        flat = np.frombuffer(block, np.uint8, self.height * self.width * 3)
+        flat = np.frombuffer(block, np.uint8, self.pixels * 3)
         return flat.reshape(self.height, self.width, 3)
 
     def labels(self, block: memoryview, exit_index: int) -> NDArray[np.uint8]:
@@ -81,7 +85,7 @@ class Layout:
         return self.image_bytes + (exit_index - 1) * (self.map_bytes + self.extra_bytes)
 
     def _pixels(self, block: memoryview, start: int) -> NDArray[np.uint8]:
-        return np.frombuffer(block, np.uint8, self.height * self.width, start).reshape(self.height, self.width)
+        return np.frombuffer(block, np.uint8, self.pixels, start).reshape(self.height, self.width)
 
 
 def _aligned(size: int) -> int:
@@ -111,6 +115,7 @@ class Plan:
 @dataclass(frozen=True)
 class Submit:
     """Start a job. `required`: the first exit that is worth an answer. `deadline_s`: when maps must be on the host.
+    `usual_s`: when a job that came as this one did would usually begin.
 
     `quality`: the share of pixels that may still change (see `models/quality.py`), or None. `extra`: the further map.
     """
@@ -120,6 +125,7 @@ class Submit:
     offset: int
     layout: Layout
     deadline_s: float
+    usual_s: float
     required: int
     max_exit: int
     quality: float | None = None

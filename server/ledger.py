@@ -4,15 +4,26 @@ import asyncio
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from server.errors import InvalidError, NotFoundError, ServerError, UnavailableError
+from server.errors import InvalidError, NotFoundError, RequestCancelledError, ServerError, UnavailableError
 from server.job import Stop
 from server.metrics import UNKNOWN, Metrics
 from server.wire import MAX_ID
+
+
+class Progress(Protocol):
+    """What an entry asks of the job that serves it."""
+
+    @property
+    def latest(self) -> int:
+        """The newest exit that was reached; 0: none yet."""
+
+    def cancel(self) -> None:
+        """End it; nothing if it has ended."""
 
 
 @dataclass
@@ -24,11 +35,22 @@ class Entry:
     arrived_s: float
     model: str = UNKNOWN
     deadline_s: float | None = None
-    exit: int = 0
     stop: Stop | None = None
-    elapsed_s: float | None = None
-    cancel: Callable[[], None] | None = field(default=None, repr=False)
+    job: Progress | None = None
     cancelled: bool = False
+    exit: int = 0
+    elapsed_s: float | None = None
+
+    def cancel(self) -> None:
+        """End the job, or see to it that none is begun."""
+        self.cancelled = True
+        if self.job is not None:
+            self.job.cancel()
+
+    def check(self) -> None:
+        """Raises RequestCancelledError if it was cancelled before there was a job."""
+        if self.cancelled:
+            raise RequestCancelledError("the request was cancelled by its id", "cancelled")
 
     def to_json(self, now_s: float) -> dict[str, Any]:
         budget_s = None if self.deadline_s is None else self.deadline_s - self.arrived_s
@@ -38,7 +60,7 @@ class Entry:
             "state": "open" if self.stop is None else "ended",
             "protocol": self.protocol,
             "model": self.model,
-            "exit": self.exit,
+            "exit": self.job.latest if self.job else self.exit,
             "stop": self.stop,
             "deadline_ms": None if budget_s is None else round(1000 * budget_s, 3),
             "elapsed_ms": round(1000 * elapsed_s, 3),
@@ -112,16 +134,15 @@ class Ledger:
         newest = self.find(request_id)
         for entry in list(self._open.values()):
             if entry.id == request_id:
-                entry.cancelled = True
-                if entry.cancel is not None:
-                    entry.cancel()
+                entry.cancel()
         return newest
 
     def _count(self, entry: Entry) -> None:
         now_s = time.monotonic()
         entry.stop = entry.stop or Stop.ERROR
         entry.elapsed_s = now_s - entry.arrived_s
-        entry.cancel = None
+        if entry.job is not None:
+            entry.exit, entry.job = entry.job.latest, None
         metrics = self._metrics
         metrics.requests.labels(entry.model, entry.protocol, entry.stop).inc()
         metrics.exits_reached.labels(entry.model, entry.exit, entry.stop).inc()

@@ -89,15 +89,14 @@ async def _predict(service: Service, request: Request, entry: Entry) -> Response
         raise NoExitError("the deadline came before the whole body; give a later deadline_ms", "no_exit") from None
     except ClientDisconnect:
         raise DisconnectedError("the client hung up", "disconnected") from None
-    received_s = time.monotonic()
-    image = await service.decode(body)
-    decode_s = time.monotonic() - received_s
-    with service.submit(ask, known, image, entry, form) as job:
+    picture = await service.decode(body)
+    decode_s = picture.decode_s
+    with await service.submit(ask, known, picture, entry, form) as job:
+        del body, picture  # the job has its own
         async with _hang_up_cancels(request, job):
-            await job.ended()
+            entry.stop = await job.ended()
         check_answer(job)
-        entry.exit, entry.stop = job.latest, job.stop
-        return await service.encode(form, image.shape[0] * image.shape[1], lambda: _answer(job, entry, form, decode_s))
+        return await service.encode(form, job.order.layout.pixels, lambda: _answer(job, entry, form, decode_s))
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
@@ -158,7 +157,7 @@ def _answer(job: Job, entry: Entry, form: Format, decode_s: float) -> Response:
         "stop": job.stop,
         "deadline_ms": milliseconds(job.deadline_s - entry.arrived_s),
         "unsure": found.unsure,
-        "size": [job.layout.height, job.layout.width],
+        "size": [job.order.layout.height, job.order.layout.width],
     }
     if model.config.task == "pose":
         body |= {"keypoints": encoder.keypoints(job.keypoints(found.exit)), **describe_labels(model)}
@@ -183,11 +182,11 @@ def _headers(job: Job, entry: Entry) -> dict[str, str]:
     return {
         "X-Request-Id": entry.id,
         "X-Anytime-Exit": str(found.exit),
-        "X-Anytime-Exits": str(job.layout.exits),
+        "X-Anytime-Exits": str(job.order.layout.exits),
         "X-Anytime-Stop": str(job.stop),
         "X-Anytime-Elapsed-Ms": str(milliseconds(time.monotonic() - entry.arrived_s)),
         "X-Anytime-Unsure": f"{found.unsure:.6g}",
-        "X-Anytime-Size": f"{job.layout.height}x{job.layout.width}",
+        "X-Anytime-Size": f"{job.order.layout.height}x{job.order.layout.width}",
     }
 
 

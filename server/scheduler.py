@@ -6,7 +6,7 @@ not be ready by its deadline at the safe estimate of `Costs`.
 
 from dataclasses import dataclass
 
-from server.budget import Costs, Shape, TrafficCap
+from server.budget import GRACE_S, Costs, Shape, TrafficCap
 from server.job import Stop
 
 
@@ -14,8 +14,8 @@ from server.job import Stop
 class Task:
     """A job as the scheduler sees it.
 
-    `steps`: the exit that each step completes, or None. `required`: the first exit worth an answer.
-    `used_s`: what it has computed so far. Every other second since it was added, it waited.
+    `steps`: the exit that each step completes, or None. `required`: the first exit worth an answer. `usual_s`: when it
+    would usually begin. `used_s`: what it has computed so far; all other time since it came, it waited.
     """
 
     key: int
@@ -23,6 +23,7 @@ class Task:
     shape: Shape
     steps: tuple[int | None, ...]
     deadline_s: float
+    usual_s: float
     required: int
     max_exit: int
     next_step: int = 0
@@ -38,14 +39,18 @@ class Task:
 class Scheduler:
     """The open tasks of one device."""
 
-    HOPE = 0.8
-    """A required exit is tried as long as this share of its typical time is left: on an idle device trying is free, and
-    refusing for good after a slow minute would be worse than a late 504."""
+    FRESH_S = 10.0
+    """What is known of a model that has not come to any exit for so long is not taken as a reason to refuse: a slow
+    minute would be remembered for ever, if everyone were refused after it."""
+
+    NOISE_S = 0.002
+    """Below what `Costs.safe_s` spares."""
 
     def __init__(self, costs: Costs, cap: TrafficCap | None = None) -> None:
         self.costs = costs
         self._cap = cap or TrafficCap()
         self._tasks: dict[int, Task] = {}
+        self._reached_s: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -53,8 +58,8 @@ class Scheduler:
     def add(self, task: Task, now_s: float) -> float | None:
         """Take a task. Returns None, or refuses it and returns the seconds it would have to wait for others."""
         wait_s = self.wait_s(task.order)
-        fits_alone = now_s + self._hopeful_s(task) <= task.deadline_s
-        if fits_alone and now_s + wait_s + self._hopeful_s(task) > task.deadline_s:
+        alone_s = now_s + self.costs.typical_s(task.model, task.shape, task.required)
+        if alone_s <= task.deadline_s < alone_s + wait_s:
             return wait_s
         self._tasks[task.key] = task
         return None
@@ -87,10 +92,12 @@ class Scheduler:
         """The task whose next step should run; None if there is none. Call `ended` first."""
         return min(self._tasks.values(), key=lambda task: task.order, default=None)
 
-    def ran(self, task: Task, seconds: float, *, good_enough: bool = False) -> None:
+    def ran(self, task: Task, seconds: float, now_s: float, *, good_enough: bool = False) -> None:
         """The next step of `task` has run. `good_enough`: its new exit meets the quality that was asked for."""
         task.used_s += seconds
-        task.exit = task.steps[task.next_step] or task.exit
+        if exit_index := task.steps[task.next_step]:
+            task.exit = exit_index
+            self._reached_s[task.model] = now_s
         task.next_step += 1
         task.good_enough = good_enough
 
@@ -104,15 +111,24 @@ class Scheduler:
             if task.good_enough:
                 return Stop.QUALITY
             return None if self._fits(task, now_s) else Stop.DEADLINE
-        if now_s - task.used_s + self._hopeful_s(task) > task.deadline_s or now_s > task.deadline_s:
+        if now_s > task.deadline_s + GRACE_S or self._hopeless(task, now_s):
             return Stop.DEADLINE if task.exit else Stop.NO_EXIT
         return None
 
     def _fits(self, task: Task, now_s: float) -> bool:
-        """Whether the next exit will be there in time. `now - used` is when it would have begun had it never waited, so
-        that on an idle device the answer hangs on the deadline alone, not on the noise of the steps before."""
+        """Whether the next exit will be there in time."""
         safe_s = self.costs.safe_s(task.model, task.shape, task.exit + 1)
-        return now_s < task.deadline_s and now_s - task.used_s + safe_s <= task.deadline_s
+        return now_s < task.deadline_s and self._begun_s(task, now_s) + safe_s <= task.deadline_s
 
-    def _hopeful_s(self, task: Task) -> float:
-        return self.HOPE * self.costs.typical_s(task.model, task.shape, task.required)
+    def _hopeless(self, task: Task, now_s: float) -> bool:
+        """Whether what is required would usually be late."""
+        if now_s - self._reached_s.get(task.model, -self.FRESH_S) >= self.FRESH_S:
+            return False
+        typical_s = self.costs.typical_s(task.model, task.shape, task.required)
+        return self._begun_s(task, now_s) + typical_s > task.deadline_s
+
+    def _begun_s(self, task: Task, now_s: float) -> float:
+        """When it would have begun had it never waited since. A little more or less than usual does not count, so that
+        on an idle device the exit that is reached hangs on the deadline alone, not on noise."""
+        begun_s = now_s - task.used_s
+        return task.usual_s if begun_s <= task.usual_s + self.NOISE_S else begun_s

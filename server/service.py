@@ -40,6 +40,15 @@ class Accepted:
     budget: Budget
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image: uint8 (H, W, 3) RGB. `decode_s`: what that took; `usual_s`: when it would usually be done."""
+
+    pixels: NDArray[np.uint8]
+    decode_s: float
+    usual_s: float
+
+
 class Service:
     """What requests need: models, engine, ledger, limits, and threads that decode and encode."""
 
@@ -67,6 +76,7 @@ class Service:
         self._encoders = ThreadPoolExecutor(settings.codec_threads, "encode")
         self.streams: set[Closable] = set()
         self._encode_s: dict[tuple[str, int], Quantile] = {}
+        self._decode_s: dict[int, Quantile] = {}
         self.metrics.worker_up.labels(settings.device).set(0)
         self.metrics.watch(self.metrics.websockets, lambda: len(self.streams))
 
@@ -122,38 +132,65 @@ class Service:
         entry.deadline_s = budget.deadline_s
         return Accepted(model, budget)
 
-    async def decode(self, body: bytes) -> NDArray[np.uint8]:
+    async def decode(self, body: bytes) -> Picture:
         """See `admission.decode`."""
         check_body(body, self.settings.max_body_bytes)
+        began_s = time.monotonic()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, decode, body, self.settings.max_pixels)
+        pixels = await loop.run_in_executor(self._decoders, decode, body, self.settings.max_pixels)
+        seconds = time.monotonic() - began_s
+        usual = self._decode_s.setdefault(pixels.size.bit_length(), Quantile(0.9))
+        usual.add(seconds)
+        return Picture(pixels, seconds, began_s + usual.value)
 
-    def submit(self, ask: Ask, known: Accepted, image: NDArray[np.uint8], entry: Entry, encoding: str) -> Job:
+    async def submit(self, ask: Ask, known: Accepted, picture: Picture, entry: Entry, encoding: str) -> Job:
         """Start the job of a request, which its id can cancel from now on. Raises ServerError."""
-        height, width = image.shape[:2]
+        height, width = picture.pixels.shape[:2]
         if ask.box is not None:
             _check_box(ask.box, height, width)
-        if entry.cancelled:
-            raise RequestCancelledError("the request was cancelled by its id", "cancelled")
-        required = 1 if ask.best_effort else ask.min_exit or 1
-        reserve_s = self._reserve_s(encoding, height * width)
-        order = Order(known.model, image, known.budget, required, reserve_s, ask.quality, ask.extra, ask.box)
-        job = self.engine.submit(order)
-        entry.cancel = job.cancel
+        layout = known.model.layout(height, width, extra=ask.extra is not None)
+        order = Order(
+            model=known.model,
+            layout=layout,
+            budget=known.budget,
+            usual_s=picture.usual_s,
+            required=1 if ask.best_effort else ask.min_exit or 1,
+            reserve_s=self._reserve_s(encoding, height * width),
+            quality=ask.quality,
+            extra=ask.extra,
+            box=ask.box,
+        )
+        offset = self.engine.take(layout)
+        try:
+            await _copy(picture.pixels, layout.image(self.arena.view[offset:]))
+            entry.check()
+            entry.job = job = self.engine.submit(order, offset)
+        except BaseException:
+            self.arena.give(offset, layout.total_bytes)
+            raise
         return job
 
     async def encode(self, encoding: str, pixels: int, function: Callable[[], T]) -> T:
         """Run `function` on an encoding thread, and remember how long that takes for so many pixels."""
         began_s = time.monotonic()
         result = await asyncio.get_running_loop().run_in_executor(self._encoders, function)
-        key = (encoding, pixels.bit_length())
-        self._encode_s.setdefault(key, Quantile(0.95)).add(time.monotonic() - began_s)
+        key, seconds = (encoding, pixels.bit_length()), time.monotonic() - began_s
+        self._encode_s.setdefault(key, Quantile(0.95)).add(seconds)
         return result
 
     def _reserve_s(self, encoding: str, pixels: int) -> float:
         known = self._encode_s.get((encoding, pixels.bit_length()))
-        encode_s = self.ENCODE_S_PER_PX * pixels if known is None or known.value is None else known.value
+        encode_s = self.ENCODE_S_PER_PX * pixels if known is None else known.value
         return self.SEND_S + encode_s
+
+
+async def _copy(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
+    """Copy an image, and let others have the event loop after each megabyte."""
+    rows = max(1, 2**20 // (3 * image.shape[1]))
+    for top in range(0, len(image), rows):
+        if top:
+            await asyncio.sleep(0)
+        np.copyto(target[top : top + rows], image[top : top + rows])
 
 
 def check_answer(job: Job) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,10 @@ async def stream(socket: WebSocket) -> None:
     await Stream(socket, service).run()
 
 
+Image = asyncio.Queue[bytes | ServerError]
+"""For one item: the image that follows a header, or why none does."""
+
+
 @dataclass
 class Open:
     """A request between its header and its end. `deadline_s`: a new one that came before the job was submitted."""
@@ -78,7 +83,8 @@ class Stream:
         self._past: deque[str] = deque(maxlen=self.PAST_IDS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
-        self._image: asyncio.Future[bytes] | None = None
+        self._image: Image | None = None
+        """Where the next binary frame belongs; None if no header came before it."""
 
     async def run(self) -> None:
         """Serve the socket until it is closed by either side."""
@@ -134,13 +140,12 @@ class Stream:
             sentence = f"the message has {len(text):,} characters; the limit is {limit:,} (--max-message-bytes)"
             raise TooLargeError(sentence, "message_too_large")
         fields = parse_json(text)
-        if self._image is not None and not self._image.done():
-            self._image.set_exception(
-                InvalidError("a header must be followed by its image, as a binary frame", "no_image")
-            )
+        if self._image is not None:
+            sentence = "a header must be followed by its image, as a binary frame"
+            self._image.put_nowait(InvalidError(sentence, "no_image"))
         self._image = None
         if fields.get("type") == "predict":
-            self._image = asyncio.get_running_loop().create_future()
+            self._image = asyncio.Queue()
             task = asyncio.create_task(self._serve(fields, self._image, time.monotonic()))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -152,23 +157,13 @@ class Stream:
             await self._send_error(error, fields.get("id"))
 
     async def _hear_bytes(self, data: bytes) -> None:
-        limit = self._service.settings.max_body_bytes
+        """An image; one whose request has failed meanwhile is dropped with the queue that nobody reads."""
         if self._image is None:
             sentence = f"{len(data):,} bytes came without a header; send a predict message first"
             await self._send_error(InvalidError(sentence, "unexpected_binary"), None)
             return
-        image, self._image = self._image, None
-        if len(data) > limit:
-            sentence = (
-                f"the image has {len(data):,} bytes; the limit is {limit:,} (--max-body-bytes): send a smaller file"
-            )
-            error = TooLargeError(sentence, "body_too_large")
-            if not image.done():
-                image.set_exception(error)
-            await asyncio.sleep(0)
-            raise error
-        if not image.done():
-            image.set_result(data)
+        self._image.put_nowait(data)
+        self._image = None
 
     def _obey(self, message: Predict | CancelById | NewDeadline) -> None:
         found = self._open.get(message.id)
@@ -176,16 +171,14 @@ class Stream:
             if message.id not in self._past:  # else it has just ended, and its client will read that
                 raise NotFoundError(f"no request {message.id!r} is open on this socket", "unknown_request")
         elif isinstance(message, CancelById):
-            found.entry.cancelled = True
-            if found.job is not None:
-                found.job.cancel()
+            found.entry.cancel()
         elif isinstance(message, NewDeadline):
             latest_s = found.entry.arrived_s + self._service.settings.max_deadline_ms / 1000
             found.entry.deadline_s = found.deadline_s = min(latest_s, time.monotonic() + message.deadline_ms / 1000)
             if found.job is not None:
                 found.job.move(found.deadline_s)
 
-    async def _serve(self, fields: dict[str, Any], image: asyncio.Future[bytes], arrived_s: float) -> None:
+    async def _serve(self, fields: dict[str, Any], image: Image, arrived_s: float) -> None:
         """One request, from its header to its last message."""
         message_id = fields.get("id")
         try:
@@ -201,16 +194,12 @@ class Stream:
         except DisconnectedError:
             return
         except RequestCancelledError:
-            await self._send(
-                {"type": "end", "id": message_id, "exit": 0, "stop": Stop.CANCELLED, "skipped": []}, arrived_s
-            )
+            await self._tell(_end(message_id, 0, Stop.CANCELLED, arrived_s, []))
         except ServerError as error:
             await self._send_error(error, message_id)
         except Exception as error:  # the boundary: whatever it was, the client hears of it and the log has it
             logger.exception("request %r failed", message_id)
             await self._send_error(unexpected(error), message_id)
-        finally:
-            image.cancel()
 
     def _parse(self, fields: dict[str, Any]) -> Predict:
         message = parse_message(fields)
@@ -219,18 +208,20 @@ class Stream:
             raise InvalidError(f"request {message.id!r} is open on this socket; give another id", "duplicate_id")
         return message
 
-    async def _predict(self, message: Predict, image: asyncio.Future[bytes], found: Open) -> None:
+    async def _predict(self, message: Predict, image: Image, found: Open) -> None:
         service, entry = self._service, found.entry
         known = service.accept(message.ask, entry, self._client)
         model, budget = known.model, known.budget
         try:
             async with asyncio.timeout(max(0.0, budget.deadline_s - time.monotonic())):
-                body = await asyncio.shield(image)
+                body = await image.get()
         except TimeoutError:
             raise NoExitError("the deadline came before the image; give a later deadline_ms", "no_exit") from None
-        pixels = await service.decode(body)
-        with service.submit(message.ask, known, pixels, entry, message.encoding) as job:
-            del body, pixels  # the job has its own
+        if isinstance(body, ServerError):
+            raise body
+        picture = await service.decode(body)
+        with await service.submit(message.ask, known, picture, entry, message.encoding) as job:
+            del body, picture  # the job has its own
             found.job = job
             if found.deadline_s is not None:
                 job.move(found.deadline_s)
@@ -245,14 +236,12 @@ class Stream:
             }
             await self._send(accepted)
             sent = await self._send_exits(job, message)
-            entry.exit, entry.stop = job.latest, job.stop
+            entry.stop = job.stop
             if not job.cancelled:
-                if job.error is not None:
-                    raise job.error
+                await job.ended()
                 check_answer(job)
             skipped = [done.exit for done in job.exits if done.exit >= job.order.required and done.exit not in sent]
-            end = {"type": "end", "id": message.id, "exit": job.latest, "stop": job.stop, "skipped": skipped}
-            await self._send(end, entry.arrived_s)
+            await self._send(_end(message.id, job.latest, job.stop, entry.arrived_s, skipped))
 
     async def _send_exits(self, job: Job, message: Predict) -> list[int]:
         """Send the newest exit whenever there is one and the socket takes it. Returns the exits that were sent."""
@@ -269,7 +258,7 @@ class Stream:
                 held = sent[-1] if sent else None
                 header, frames = await self._service.encode(
                     message.encoding,
-                    job.layout.height * job.layout.width,
+                    job.order.layout.pixels,
                     lambda: _exit(job, newest, held, message.encoding),  # noqa: B023 - awaited before the next turn
                 )
                 header["elapsed_ms"] = milliseconds(time.monotonic() - job.order.budget.arrived_s)
@@ -279,25 +268,20 @@ class Stream:
             sent.append(newest)
             last = newest
 
-    async def _send(self, message: dict[str, Any], since_s: float | None = None) -> None:
-        """A message of its own. `since_s` adds `elapsed_ms`."""
+    async def _send(self, message: dict[str, Any]) -> None:
+        """A message of its own. Raises DisconnectedError."""
         async with self._sending:
-            if since_s is not None:
-                message["elapsed_ms"] = milliseconds(time.monotonic() - since_s)
             await self._put(message)
 
+    async def _tell(self, message: dict[str, Any]) -> None:
+        """`_send`, to a client that may have left."""
+        with suppress(DisconnectedError):
+            await self._send(message)
+
     async def _send_error(self, error: ServerError, message_id: Any) -> None:
-        body: dict[str, Any] = {
-            "type": "error",
-            **error_body(error, message_id if isinstance(message_id, str) else None),
-        }
-        body["status"] = error.status
-        if error.retry_after_s is not None:
-            body["retry_after_s"] = error.retry_after_s
-        try:
-            await self._send(body)
-        except DisconnectedError:
-            return
+        body = error_body(error, message_id if isinstance(message_id, str) else None)
+        retry = {} if error.retry_after_s is None else {"retry_after_s": error.retry_after_s}
+        await self._tell({"type": "error", **body, "status": error.status, **retry})
 
     async def _refuse(self, error: ServerError, code: int) -> None:
         await self._send_error(error, None)
@@ -314,6 +298,12 @@ class Stream:
             raise DisconnectedError("the client hung up", "disconnected") from error
 
 
+def _end(request_id: Any, exit_index: int, stop: Stop | None, arrived_s: float, skipped: list[int]) -> dict[str, Any]:
+    elapsed_ms = milliseconds(time.monotonic() - arrived_s)
+    end = {"type": "end", "id": request_id, "exit": exit_index, "stop": stop, "elapsed_ms": elapsed_ms}
+    return {**end, "skipped": skipped}
+
+
 def _exit(job: Job, exit_index: int, held: int | None, encoding: Encoding) -> tuple[dict[str, Any], list[bytes]]:
     """The header of an exit and its binary frames; runs on an encoding thread. `held`: the exit sent before."""
     model = job.order.model
@@ -324,7 +314,7 @@ def _exit(job: Job, exit_index: int, held: int | None, encoding: Encoding) -> tu
         "final": exit_index == model.config.exits,
         "unsure": found.unsure,
         "encoding": encoding,
-        "size": [job.layout.height, job.layout.width],
+        "size": [job.order.layout.height, job.order.layout.width],
     }
     frames: list[bytes] = []
     if model.config.task == "pose":

@@ -73,6 +73,7 @@ class Running:
     state: State | None = None
     started_s: float = 0.0
     stage_s: float = 0.0
+    until_exit_s: float = 0.0
 
 
 class Worker:
@@ -135,6 +136,7 @@ class Worker:
             shape=input_shape(model.config, command.layout.height, command.layout.width),
             steps=tuple(step.exit for step in model.steps),
             deadline_s=command.deadline_s,
+            usual_s=command.usual_s,
             required=command.required,
             max_exit=command.max_exit,
         )
@@ -145,7 +147,9 @@ class Worker:
             self._say(Ended(command.key, Stop.REJECTED, wait_s))
 
     def _end(self, key: int, stop: Stop, error: str | None = None) -> None:
-        del self._jobs[key]
+        job = self._jobs.pop(key)
+        if job.task.exit:
+            self._scheduler.costs.judge(job.command.model, job.task.shape, job.task.exit, job.until_exit_s)
         self._say(Ended(key, stop, error=error))
 
     def _step(self, job: Running) -> None:
@@ -172,7 +176,7 @@ class Worker:
         if exit_index is None or done is None:
             seconds = self._clock() - began_s
             job.stage_s += seconds
-            self._scheduler.ran(task, seconds)
+            self._scheduler.ran(task, seconds, began_s + seconds)
             return
         self._render(loaded.model, job.state, command)
         now_s = self._clock()
@@ -182,10 +186,10 @@ class Worker:
             and loaded.rule is not None
             and loaded.rule.stops(done.unsure, exit_index, command.quality)
         )
-        self._scheduler.ran(task, now_s - began_s, good_enough=enough)
+        self._scheduler.ran(task, now_s - began_s, now_s, good_enough=enough)
         self._scheduler.costs.observe(command.model, task.shape, exit_index, job.stage_s)
         self._say(Exited(command.key, exit_index, done.unsure, done.macs, job.stage_s, job.started_s, now_s))
-        job.stage_s = 0.0
+        job.stage_s, job.until_exit_s = 0.0, task.used_s
 
     def _render(self, model: AnytimeModel, state: State, command: Submit) -> None:
         found = model.render(state, command.extra)
@@ -217,11 +221,12 @@ def warm_up(name: str, model: AnytimeModel, costs: Costs, known_s: tuple[float, 
         return
     image = np.random.default_rng(0).integers(0, 256, (*model.config.size, 3), dtype=np.uint8)
     for _ in range(WARM_UP_RUNS):
-        began_s = time.monotonic()
+        began_s = exit_s = time.monotonic()
         for exit_index, _ in enumerate(run(model, image), 1):
             now_s = time.monotonic()
-            costs.observe(name, shape, exit_index, now_s - began_s)
-            began_s = now_s
+            costs.observe(name, shape, exit_index, now_s - exit_s)
+            exit_s = now_s
+        costs.judge(name, shape, model.config.exits, exit_s - began_s)
 
 
 def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
@@ -235,16 +240,10 @@ def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
     )
 
 
-def load_rule(directory: Path) -> StopRule | None:
-    """The rule that was calibrated for a model, or None."""
-    return None
-
-
 def load_models(plan: Plan) -> dict[str, Loaded]:
     """Raises ValueError or OSError on a model that cannot be loaded."""
     return {
-        name: Loaded(load(Path(path), plan.device, plan.executor, plan.threads), load_rule(Path(path)))
-        for name, path in plan.models.items()
+        name: Loaded(load(Path(path), plan.device, plan.executor, plan.threads)) for name, path in plan.models.items()
     }
 
 

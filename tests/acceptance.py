@@ -170,7 +170,7 @@ async def cancels(args: argparse.Namespace) -> bool:
         memory_mib: list[float] = []
 
         async def user() -> None:
-            client, other = Client(server.port), Client(server.port)
+            client = Client(server.port)
             for number, plan in queue:
                 if number % (args.count // 10) == 0:
                     memory_mib.append(server.worker_memory_mib())
@@ -179,7 +179,7 @@ async def cancels(args: argparse.Namespace) -> bool:
                 if plan != "stay":
                     await asyncio.sleep(rng.uniform(0, 8 * args.users * exit_s))
                     if plan == "delete":
-                        await other.ask(f"/v1/requests/r{number}", method="DELETE")
+                        await Client(server.port).ask(f"/v1/requests/r{number}", method="DELETE")
                     else:
                         client.hang_up()
                         task.cancel()

@@ -46,9 +46,8 @@ class ScriptedWorker:
         self._names = list(plan.models)
 
     def kill(self) -> None:
-        """What the server does with a worker that it is rid of."""
+        """What the server does to be rid of a worker."""
         self.connection.close()
-        self._own.close()
 
     def die(self) -> None:
         self._own.close()

@@ -25,7 +25,7 @@ def test_every_array_has_a_place_of_its_own(layout: Layout) -> None:
 
 
 def test_commands_and_events_cross_a_pipe() -> None:
-    submit = Submit(1, "model", 64, Layout(2, 3, 4), 1.5, 1, 4)
+    submit = Submit(1, "model", 64, Layout(2, 3, 4), 1.5, 1.0, 1, 4)
     ended = Ended(1, Stop.COMPLETE)
     assert pickle.loads(pickle.dumps((submit, ended))) == (submit, ended)
 

@@ -9,6 +9,14 @@ from server.ledger import Ledger
 from server.metrics import Metrics
 
 
+class FakeJob:
+    latest = 2
+    cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 def count(metrics: Metrics, **labels: str) -> float:
     found = metrics.registry.get_sample_value("anytime_requests_total", labels)
     assert found is not None and REGISTRY is not metrics.registry
@@ -28,7 +36,8 @@ def ledger(metrics: Metrics) -> Ledger:
 def test_a_request_is_counted_once_as_it_ended(ledger: Ledger, metrics: Metrics) -> None:
     with ledger.entry("a", "http", 0.0) as entry:
         assert len(ledger) == 1 and not ledger.idle.is_set()
-        entry.model, entry.exit, entry.stop = "model", 2, Stop.DEADLINE
+        entry.model, entry.job, entry.stop = "model", FakeJob(), Stop.DEADLINE
+        assert entry.to_json(1.0)["exit"] == 2
     assert len(ledger) == 0 and ledger.idle.is_set()
     assert count(metrics, model="model", protocol="http", stop="deadline") == 1
     reached = {"model": "model", "exit": "2", "stop": "deadline"}
@@ -83,11 +92,11 @@ def test_the_latest_that_ended_are_kept(ledger: Ledger) -> None:
 
 
 def test_cancelling_reaches_every_open_request_of_that_id(ledger: Ledger) -> None:
-    cancelled: list[str] = []
+    job = FakeJob()
     with ledger.entry("a", "http", 0.0) as first, ledger.entry("a", "http", 0.0) as second:
-        first.cancel = lambda: cancelled.append("first")
+        first.job = job
         assert ledger.cancel("a") is second
-    assert cancelled == ["first"] and first.cancelled and second.cancelled
+    assert job.cancelled and first.cancelled and second.cancelled
     assert ledger.cancel("a").stop is not None
 
 

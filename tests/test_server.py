@@ -23,6 +23,7 @@ from models.executors.reference import ReferenceExecutor
 
 ROOT = Path(__file__).parent.parent
 SEGMENTATION = tiny.SEGMENTATION.name
+PREDICT = f"/v1/predict?model={SEGMENTATION}&deadline_ms=30000"
 
 
 class Process:
@@ -77,14 +78,15 @@ def test_the_map_of_an_exit_is_the_same_over_every_way(server: Process) -> None:
     expected = [found.array for _, found in run(model, tiny.image())]
     assert len({array.tobytes() for array in expected}) == 4
     for exit_index, array in enumerate(expected, 1):
-        query = {"model": SEGMENTATION, "max_exit": exit_index}
+        query = {"model": SEGMENTATION, "max_exit": exit_index, "deadline_ms": 30000}
         headers = {"Accept": "application/octet-stream"}
         reply = server.http.post("/v1/predict", params=query, content=live.photo(), headers=headers)
         assert reply.content == array.tobytes() and reply.headers["x-anytime-exit"] == str(exit_index)
     with connect(f"ws://127.0.0.1:{server.port}/v1/stream") as connection:
+        asked = {"model": SEGMENTATION, "deadline_ms": 30000}
         for encoding in ("raw", "delta", "png"):
             held = np.zeros((60, 90), np.uint8)
-            connection.send(json.dumps({"type": "predict", "id": "a", "model": SEGMENTATION, "encoding": encoding}))
+            connection.send(json.dumps({"type": "predict", "id": "a", **asked, "encoding": encoding}))
             connection.send(live.photo())
             while (message := json.loads(connection.recv(60)))["type"] != "end":
                 if message["type"] == "exit":
@@ -96,19 +98,21 @@ def test_the_map_of_an_exit_is_the_same_over_every_way(server: Process) -> None:
 def test_keypoints_are_those_of_the_model(server: Process) -> None:
     model = ReferenceExecutor(tiny.network(tiny.POSE))
     *_, (_, found) = run(model, tiny.image(), (10.0, 5.0, 40.0, 50.0))
-    reply = server.http.post("/v1/predict", params={"model": "tiny-pose", "box": "10,5,40,50"}, content=live.photo())
+    reply = server.http.post(
+        "/v1/predict", params={"model": "tiny-pose", "box": "10,5,40,50", "deadline_ms": 30000}, content=live.photo()
+    )
     assert np.array_equal(np.array(reply.json()["keypoints"], np.float32), found.array)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (33, 31), (128, 128)])
 def test_maps_have_the_size_of_the_image(server: Process, size: tuple[int, int]) -> None:
     for extra in ("confidence", "exit", "unsure"):
-        body = server.http.post(f"/v1/predict?model={SEGMENTATION}&map={extra}", content=live.photo(*size)).json()
+        body = server.http.post(f"{PREDICT}&map={extra}", content=live.photo(*size)).json()
         assert body["size"] == list(size) and body["exit"] == 4 and body["map"]["kind"] == extra
 
 
 def test_cost_and_saving_are_counted(server: Process) -> None:
-    server.http.post(f"/v1/predict?model={SEGMENTATION}", content=live.photo(64, 96))
+    server.http.post(PREDICT, content=live.photo(64, 96))
     text = server.http.get("/metrics").text
     macs = {m[1]: float(m[2]) for m in re.finditer(rf'anytime_(macs\w*)_total{{model="{SEGMENTATION}"}} (\S+)', text)}
     assert macs["macs"] > 0 and macs["macs_saved"] > 0
@@ -118,8 +122,7 @@ def test_cost_and_saving_are_counted(server: Process) -> None:
 
 
 def test_a_worker_that_is_killed_under_load(server: Process) -> None:
-    query = f"/v1/predict?model={SEGMENTATION}&deadline_ms=30000"
-    calls = [Later(lambda: server.http.post(query, content=live.photo(480, 640))) for _ in range(6)]
+    calls = [Later(lambda: server.http.post(PREDICT, content=live.photo(480, 640))) for _ in range(6)]
     live.wait_for(lambda: "anytime_inflight_requests 6.0" in server.http.get("/metrics").text)
     os.kill(server.worker, signal.SIGKILL)
     for call in calls:
@@ -127,7 +130,7 @@ def test_a_worker_that_is_killed_under_load(server: Process) -> None:
         assert reply.status_code in (200, 503)
         assert reply.status_code == 200 or reply.json()["code"] == "worker_lost"
     server.wait_until_ready()
-    reply = server.http.post(query, content=live.photo())
+    reply = server.http.post(PREDICT, content=live.photo())
     assert reply.status_code == 200 and reply.json()["exit"] == 4
     text = server.http.get("/metrics").text
     assert "anytime_worker_restarts_total 1.0" in text and "anytime_shared_memory_bytes 0.0" in text

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.adpc import AdpcNet
-from models.anytime import State, run
+from models.anytime import run
 from models.configs import Masking, ModelConfig
 from models.executors import build
 from models.executors.native.library import library
 from models.executors.native.programs import Isa
-from models.executors.reference import ReferenceExecutor, ReferenceState
+from models.executors.reference import ReferenceExecutor
 from models.executors.sparse import SparseExecutor, sources
 from models.preprocess import Frame
 
@@ -257,5 +257,11 @@ def test_structures_have_the_layout_of_the_native_ones() -> None:
 def test_inputs_of_other_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 32"):
         executors("segmentation")[0].start(torch.zeros(1, 3, 40, 64), Frame(40, 64))
-    states: list[State] = [executors("segmentation")[0].begin(tiny.image())]
-    assert not isinstance(states[0], ReferenceState)
+    with pytest.raises(ValueError, match="at most"):
+        executors("segmentation")[0].start(torch.zeros(1, 1, 1).expand(1, 3, 32, 1 << 23), Frame(32, 1 << 23))
+
+
+def test_windows_that_are_too_wide_are_refused() -> None:
+    wide = replace(tiny.SEGMENTATION, masking=Masking("max_probability", 0.6, window=23))
+    with pytest.raises(ValueError, match="at most 21"):
+        SparseExecutor(AdpcNet(wide))

@@ -247,17 +247,24 @@ def test_what_is_not_json_closes_the_socket(server: Live, text: str) -> None:
         expect_close(connection, 1003)
 
 
-def test_what_is_too_long_closes_the_socket(server: Live) -> None:
-    for message, code in (("[" * 300_000, "message_too_large"), (b"\x00" * 200_001, "body_too_large")):
-        with server.connect() as connection:
-            if isinstance(message, bytes):
-                connection.send('{"type": "predict", "id": "a"}')
-            connection.send(message)
-            error = hear(connection)
-            assert (error["code"], error["status"]) == (code, 413)
-            if error["id"] is not None:
-                assert hear(connection)["id"] is None  # the request's own error, then the socket's
-            expect_close(connection, 1009)
+def test_a_message_that_is_too_long_closes_the_socket(server: Live) -> None:
+    with server.connect() as connection:
+        connection.send("[" * 300_000)
+        error = hear(connection)
+        assert (error["code"], error["status"]) == ("message_too_large", 413)
+        expect_close(connection, 1009)
+
+
+def test_an_image_that_is_too_large(server: Live) -> None:
+    before = server.metric("anytime_requests_total", protocol="websocket", stop="invalid")
+    with server.connect() as connection:
+        predict(connection, "a", b"\x00" * 200_001)
+        error = hear(connection)
+        assert (error["code"], error["status"], error["id"]) == ("body_too_large", 413, "a")
+        predict(connection, "b", b"\x00" * 400_001)  # more than is read at all
+        expect_close(connection, 1009)
+    found = server.metric("anytime_requests_total", protocol="websocket", stop="invalid")
+    assert found == before + 1
 
 
 BAD_MESSAGES = [

@@ -116,6 +116,7 @@ def test_layers_that_are_faster_dense_give_the_same(
 
 def test_the_check_before_serving_compares_scores(gpu: dict[str, ModuleType]) -> None:
     model = gpu[""].TritonExecutor(network(tiny.POSE), "cpu", torch.float32)
+    model.check(ReferenceExecutor(network(tiny.POSE)))
     with pytest.raises(RuntimeError, match=r"off by .* after exit1; half precision explains 5%"):
         model.check(ReferenceExecutor(tiny.network(tiny.POSE, seed=1)))
 

@@ -70,7 +70,7 @@ class Harness:
 
     def submit(self, key: int, value: int, deadline_s: float = 1e12, **fields: Any) -> Submit:
         layout = Layout(3, 4, 4, extra="extra" in fields)
-        command = Submit(key, "fake", key * 1024, layout, deadline_s, 1, fields.pop("max_exit", 4), **fields)
+        command = Submit(key, "fake", key * 1024, layout, deadline_s, 0.0, 1, fields.pop("max_exit", 4), **fields)
         layout.image(memoryview(self.block)[command.offset :])[:] = value
         self.connection.send(command)
         return command

@@ -31,6 +31,9 @@ from models.preprocess import STRIDE, Box, Frame, prepare
 GROWING = ("top_k", "random")
 """Criteria whose masks may take a position up again that an earlier exit settled."""
 
+MAX_WINDOW = 21  # as many neighbours of a position as the kernels have room for
+MAX_PIXELS = 1 << 27  # rows of the finest features are numbered in 23 bits
+
 
 class Geometry:
     """Native tables for one mask (bool (h, w) at the size of the scores; None: all active)."""
@@ -102,6 +105,10 @@ class SparseExecutor:
         }
         self._resamplings = tuple(resamplings)
         self._window = self.config.masking.window if self.config.masking else 3
+        if self._window > MAX_WINDOW:
+            raise ValueError(
+                f"the window is {self._window}; the sparse executor takes at most {MAX_WINDOW}: use executor reference"
+            )
         self._pool = library().pool_create(threads or torch.get_num_threads())
         weakref.finalize(self, library().pool_free, self._pool)
         self._dense = lru_cache(maxsize=8)(lambda size: Geometry(None, size, self._window, everywhere=False))
@@ -116,6 +123,8 @@ class SparseExecutor:
         height, width = inputs.shape[-2:]
         if height % 32 or width % 32:
             raise ValueError(f"the input is {height}x{width}; both must be multiples of 32: pad it")
+        if height * width > MAX_PIXELS:
+            raise ValueError(f"the input is {height}x{width}; at most {MAX_PIXELS} pixels are taken: scale it down")
         # A row of pixels around stands for the convolution's padding; the row before it is every matrix's zero row.
         flat = empty(3 * ((height + 2) * (width + 2) + 1))
         padded = flat[3:].reshape(height + 2, width + 2, 3)

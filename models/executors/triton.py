@@ -6,6 +6,7 @@ take their features along when others need the place. Nothing waits for the devi
 
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,28 +89,30 @@ class TritonExecutor:
         own = [state for state in states if isinstance(state, TritonState)]
         index = check_batch(states, self.steps)
         step = self.steps[index]
-        plan = self._plan(own[0].shape, len(own))
-        plan.seat(own, index)
         shares = [state.shares[0] for state in own if state.shares]
-        plan.run(index, max(shares, default=1.0))
-        for state in own:
-            state.next_step += 1
-        if step.exit is not None:
-            self._finish(step.exit, own, plan)
+        with self._on_device():
+            plan = self._plan(own[0].shape, len(own))
+            plan.seat(own, index)
+            plan.run(index, max(shares, default=1.0))
+            for state in own:
+                state.next_step += 1
+            if step.exit is not None:
+                self._finish(step.exit, own, plan)
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         if state.exit is None:
             raise ValueError(f"no exit is finished after {state.next_step} of {len(self.steps)} steps; advance further")
         return render(state.exit, self.config, state.frame, extra)
 
+    @torch.inference_mode()
     def check(self, reference: AnytimeModel) -> None:
-        """Compare the exits of a small input with those of `reference`.
+        """Compare the exits of a small input with those of `reference`, whose masks both follow.
 
         Kernels are compiled here and now, for whatever GPU, driver and compiler there are. Raises RuntimeError if that
         fails, or if scores differ by more than half precision explains.
         """
         inputs = torch.randn((1, 3, 64, 96), generator=torch.Generator().manual_seed(0))
-        ours, theirs = (model.start(inputs, Frame(64, 96)) for model in (self, reference))
+        ours, theirs = self.start(inputs, Frame(64, 96)), reference.start(inputs, Frame(64, 96))
         for step in self.steps:
             try:
                 self.advance([ours])
@@ -117,13 +120,18 @@ class TritonExecutor:
                 raise RuntimeError(f"the GPU executor fails on {self.device} in {step.name}: {error}") from error
             reference.advance([theirs])
             if ours.exit is not None and theirs.exit is not None:
-                # The mean: at single positions rounding may decide about the mask.
                 difference = (ours.exit.scores - theirs.exit.scores).abs().mean() / theirs.exit.scores.abs().mean()
                 if not difference < TOLERANCE:
                     raise RuntimeError(
                         f"the GPU executor is off by {difference:.1%} on {self.device} after {step.name}; "
                         f"half precision explains {TOLERANCE:.0%}"
                     )
+                if ours.plan is not None:
+                    with self._on_device():
+                        ours.plan.follow(theirs.exit.active)
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        return torch.cuda.device(self.device) if self.device != "cpu" else nullcontext()
 
     def _plan(self, shape: Size, batch: int) -> "Plan":
         key = shape, batch
@@ -238,6 +246,11 @@ class Plan:
     def dense(self, share: float) -> frozenset[str]:
         """The masked layers that are faster dense when `share` of positions is active."""
         return frozenset(name for name, choice in self.choices.items() if share > choice.dense_from)
+
+    def follow(self, positions: Tensor) -> None:
+        """Go on with these active positions, bool (h, w), and not with the latest exit's own."""
+        self.mask.copy_(positions)
+        self._list()
 
     def fetch_statistics(self) -> NDArray[np.int32]:
         """Of the exit that ran last, see `list_rows`; waits for the device."""

@@ -17,8 +17,9 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much to vary. `rotation_deg`, `shift` (share of the crop): largest amount either way. `colour`: largest relative change of brightness, contrast and saturation. `gamma`:
-    largest factor of the exponent. `cutmix`: probability of pasting a rectangle of another image (segmentation).
+    """How much to vary. `rotation_deg`, `shift` (share of the crop): largest amount either way. `colour`: largest
+    relative change of brightness, contrast and saturation. `gamma`: largest factor of the exponent. `cutmix`:
+    probability of pasting a rectangle of another image (segmentation).
     """
 
     rotation_deg: float = 0.0
@@ -77,6 +78,7 @@ def resample(
     images: Tensor,
     where: Tensor,
     how: Augmentation,
+    *,
     normal: tuple[Tensor, Tensor],
     outside: Tensor,
     generator: torch.Generator,

@@ -25,7 +25,7 @@ def peaks(heatmaps: Tensor) -> Tensor:
 
     As `postprocess.keypoints` decodes, for whole batches.
     """
-    count, joints, height, width = heatmaps.shape
+    height, width = heatmaps.shape[-2:]
     peak = heatmaps.flatten(2).argmax(2)
     y, x = peak // width, peak % width
     padded = torch.nn.functional.pad(heatmaps, (1, 1, 1, 1), mode="replicate").flatten(2)

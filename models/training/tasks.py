@@ -95,7 +95,9 @@ class Segmentation:
         centre = augment.place(linear, size, phase.crop, generator)
         where = augment.grid(linear, centre, size, phase.crop, device)
         padding = torch.zeros_like(self.mean)
-        images = augment.resample(self.images[chosen], where, how, (self.mean, self.std), padding, generator)
+        images = augment.resample(
+            self.images[chosen], where, how, normal=(self.mean, self.std), outside=padding, generator=generator
+        )
         labels = augment.resample_labels(self.labels[chosen], where, camvid.VOID)
         return augment.cutmix(images, labels, how.cutmix, generator) if how.cutmix else (images, labels)
 
@@ -156,7 +158,9 @@ class Pose:
         where = augment.grid(linear, centre, (CROP_SIDE, CROP_SIDE), phase.crop, device)
         black = -self.mean / self.std
         chosen_here = chosen.to(device, non_blocking=True)
-        images = augment.resample(self.images[chosen_here], where, how, (self.mean, self.std), black, generator)
+        images = augment.resample(
+            self.images[chosen_here], where, how, normal=(self.mean, self.std), outside=black, generator=generator
+        )
         joints = _placed(self.joints[chosen], linear, centre, phase.crop)
         joints = torch.where(mirrored[:, None, None], joints[:, self.swapped], joints)
         return images, joints.to(device, non_blocking=True)
@@ -172,8 +176,8 @@ class Pose:
             rows = slice(start, start + SCORED_TOGETHER)
             inputs = (images[rows].float() / 255 - self.mean[:, None, None]) / self.std[:, None, None]
             for exit_index, maps in enumerate(network(inputs)):
-                points = scores.peaks(maps.float().cpu()) * STRIDE
-                right[exit_index].append(scores.correct(points, joints[rows]))
+                points = scores.peaks(maps.float()) * STRIDE
+                right[exit_index].append(scores.correct(points, joints[rows].to(maps.device)))
         return [100 * float(torch.cat(parts).nanmean()) for parts in right]
 
 

@@ -5,26 +5,32 @@ Imports no executor: what is trained is the network with the reference meaning.
 
 import argparse
 import json
+import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.adpc import AdpcNet
 from models.checkpoint import WEIGHTS_FILE, ZOO, load_weights, resolve, save_directory
 from models.configs import ModelConfig, config
-from models.training import tasks
+from models.training import plot, tasks
 from models.training.graph import Replayed, Update
 from models.training.recipe import FILE, Recipe
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, PLOT = "checkpoint.pt", "training.png"
 SAVE_EVERY_S = 30.0
 """Between checkpoints; an interrupted run loses no more than this."""
+
+
+BETAS = (0.9, 0.99)
+"""Of AdamW. A mean over 100 squared gradients soon forgets the first ones, which can be a thousand times larger."""
 
 
 @dataclass
@@ -47,6 +53,8 @@ class Run:
         network = AdpcNet(model)
         if weights:
             load_weights(network, weights)
+        elif model.task == "pose":
+            start_at_zero(network)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device.type == "cuda":
             from models.training.fused import fuse  # noqa: PLC0415  (Triton is there only where there is a GPU)
@@ -57,7 +65,7 @@ class Run:
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
         graphs = device.type == "cuda"  # a replayed step reads its rate from a tensor
         rate = torch.tensor(0.0, device=device) if graphs else 0.0
-        optimizer = torch.optim.AdamW(groups, lr=rate, fused=graphs, capturable=graphs)
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=graphs, capturable=graphs)
         return cls(network, deepcopy(network).eval().requires_grad_(False), optimizer)
 
     def save(self, output: Path) -> None:
@@ -96,6 +104,20 @@ class Run:
         torch._foreach_lerp_(_floats(self.mean), _floats(self.network), share)
 
 
+def start_at_zero(network: AdpcNet) -> None:
+    """Let every exit begin with heatmaps near 0, which is what most of a heatmap is.
+
+    The last pose exit reads features that no normalisation bounds: drawn as usual, its first loss is 1000 times the
+    loss of an empty heatmap, and AdamW's steps stay small for long after.
+    """
+    for name, head in network.named_children():
+        if name.startswith(("exit", "last_layer")):
+            last = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)][-1]
+            nn.init.normal_(last.weight, std=1e-3)
+            if last.bias is not None:
+                nn.init.zeros_(last.bias)
+
+
 def _floats(network: AdpcNet) -> list[Tensor]:
     """Weights and running statistics, without the counters."""
     return [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
@@ -116,7 +138,7 @@ def update_of(run: Run, task: tasks.Task, compiled: bool) -> Update:
     def update(inputs: Tensor, targets: Tensor, adaptive: bool | None) -> Tensor:
         exit_losses = losses(inputs.contiguous(memory_format=torch.channels_last), targets, adaptive)
         run.optimizer.zero_grad()
-        exit_losses.sum().backward()  # equation 1, all weights 1
+        exit_losses.sum().backward()  # type: ignore[no-untyped-call]  # equation 1, all weights 1
         run.optimizer.step()
         return exit_losses.detach()
 
@@ -124,15 +146,27 @@ def update_of(run: Run, task: tasks.Task, compiled: bool) -> Update:
 
 
 def train(
-    run: Run, task: tasks.Task, recipe: Recipe, output: Path, minutes: float, score_every: int, compiled: bool
+    run: Run,
+    task: tasks.Task,
+    recipe: Recipe,
+    output: Path,
+    *,
+    minutes: float = math.inf,
+    steps: float = math.inf,
+    score_every: int = 1000,
+    compiled: bool = False,
 ) -> None:
-    """Train to the recipe's last step, or for `minutes`. Checkpoints and weights are in `output` at the end."""
+    """Train to the recipe's last step, for `minutes` or `steps`. Checkpoints and weights are in `output` at the end.
+
+    On a GPU, to be called in a stream of its own.
+    """
     update = update_of(run, task, compiled)
     started_s = saved_s = time.monotonic()
-    losses, since = torch.zeros(run.network.config.exits, device=run.network.conv1.weight.device), run.step
+    last = min(recipe.steps, run.step + steps)
+    losses, since = torch.zeros(run.network.config.exits, device=next(run.network.parameters()).device), run.step
     run.network.train()
     with tqdm(total=recipe.steps, initial=run.step, unit="step", mininterval=5, smoothing=0.05) as bar:
-        while run.step < recipe.steps and time.monotonic() - started_s < minutes * 60:
+        while run.step < last and time.monotonic() - started_s < minutes * 60:
             run.set_rate(recipe.learning_rate_at(run.step))
             losses += update(*task.batch(run.step), None if recipe.phase_at(run.step).masks else False)
             run.step += 1
@@ -141,7 +175,7 @@ def train(
             if run.step % score_every == 0 or run.step == recipe.steps:
                 mean = (losses / (run.step - since)).tolist()
                 run.history.append({"step": run.step, "losses": mean, "scores": task.score(run.mean)})
-                bar.write(json.dumps(run.history[-1] | {"images_per_s": round((bar.format_dict["rate"] or 0) * recipe.phase_at(run.step - 1).batch)}))
+                bar.write(json.dumps(run.history[-1]))
                 losses, since = torch.zeros_like(losses), run.step
             if time.monotonic() - saved_s > SAVE_EVERY_S:
                 run.save(output)
@@ -160,9 +194,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", metavar="MODEL", help="start from the weights of this model directory")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this long; --resume goes on")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; --resume goes on")
+    parser.add_argument("--stop-after", type=float, default=math.inf, metavar="STEPS", help="likewise")
     parser.add_argument("--score-every", type=int, default=1000, metavar="STEPS")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: minutes at the start, a tenth faster then")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile: minutes at the start, a tenth faster then"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -177,9 +214,31 @@ def main(args: argparse.Namespace) -> int:
         run.load(args.output)
     task = tasks.load(model, recipe, args.data, device)
     epochs = recipe.images_before(recipe.steps) / task.examples
-    print(f"{model.name}: {task.examples} examples, {epochs:.0f} epochs in {recipe.steps} steps on {device}", flush=True)
-    train(run, task, recipe, args.output, args.minutes, args.score_every, args.compile)
+    print(
+        f"{model.name}: {task.examples} examples, {epochs:.0f} epochs in {recipe.steps} steps on {device}", flush=True
+    )
+    with stream(device):
+        train(
+            run,
+            task,
+            recipe,
+            args.output,
+            minutes=args.minutes,
+            steps=args.stop_after,
+            score_every=args.score_every,
+            compiled=args.compile,
+        )
+    if run.history:
+        plot.history(run.history, args.output / PLOT)
     return 0
+
+
+def stream(device: torch.device) -> AbstractContextManager[object]:
+    """A new stream of a GPU, nothing on a CPU."""
+    if device.type != "cuda":
+        return nullcontext()
+    torch.cuda.synchronize()
+    return torch.cuda.stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
 
 def setting(text: str) -> tuple[str, Any]:

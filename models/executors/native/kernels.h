@@ -11,7 +11,7 @@ typedef float Loose __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_al
 typedef float Half __attribute__((vector_size(32), aligned(4), may_alias));
 constexpr int LANES = VECTOR_BYTES / 4;
 constexpr int MAX_TAPS = 9;
-constexpr int MAX_SOURCES = 512;
+constexpr int MAX_SOURCES = 21 * 21; // of the widest window that sparse.py takes
 
 inline Vector load(const float *p) { return *(const Loose *)p; }
 inline Vector splat(float x) { return x - Vector{}; }
@@ -217,8 +217,10 @@ void interpolate(const Block &block, const Op &op) {
     float weights[MAX_SOURCES];
     for (int i = block.first; i < block.last; ++i) {
         const int32_t *from = level.neighbour + level.window[i - level.active];
-        const int count = level.window[i - level.active + 1] - level.window[i - level.active];
-        for (int k = 0; k < count; ++k) {
+        const int all = level.window[i - level.active + 1] - level.window[i - level.active];
+        int count = 0;
+        // The nearest come first, so that the first weight of 0 ends the list.
+        for (int k = 0; k < all && op.weights[from[k] & 255] != 0; ++k, ++count) {
             rows[k] = kept.data + (ptrdiff_t)(from[k] >> 8) * kept.stride;
             weights[k] = op.weights[from[k] & 255];
         }

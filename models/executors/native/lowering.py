@@ -32,6 +32,8 @@ from models.masked import MaskedConv2d, rbf
 
 IMAGE, HALF, FINEST = 0, 1, 2  # levels
 
+NEGLIGIBLE = 1e-10  # an interpolation weight beyond float's precision; the smallest would be denormal, and slow
+
 Mode = Literal["bilinear", "nearest", "pool", "pool_up", "same"]
 Resampling = tuple[Mode, int, int]
 """Mode, source level, target level."""
@@ -117,6 +119,7 @@ def fold(conv: nn.Module, norm: nn.Module | None = None) -> Convolution:
     if isinstance(conv, MaskedConv2d):
         distances = torch.tensor(distance_classes(conv.window), dtype=torch.float64)
         classes = torch.exp(-(conv.Lambda.detach().double() ** 2) * distances) / rbf(conv.Lambda, conv.window)[1]
+        classes[classes < NEGLIGIBLE] = 0
     weight = weight.permute(2, 3, 1, 0).reshape(height * width, channels, out)
     return Convolution(_floats(weight), _optional(bias), _optional(shift), _optional(classes))
 

@@ -50,9 +50,7 @@ def crop(person: Person, side: int, room: float = 1.0) -> tuple[NDArray[np.uint8
     height, width = image.shape[:2]
     x, y, box_width, box_height = person.box
     grow = (room - 1) / 2 * max(box_width, box_height)
-    left, top, length = person_square(
-        height, width, (x - grow, y - grow, box_width + 2 * grow, box_height + 2 * grow)
-    )
+    left, top, length = person_square(height, width, (x - grow, y - grow, box_width + 2 * grow, box_height + 2 * grow))
     cut = Image.fromarray(image).crop((left, top, left + length, top + length))
     frame = Frame(height, width, left, top, length / side)
     joints = np.concatenate([frame.to_input(person.joints[:, :2]), person.joints[:, 2:]], 1)

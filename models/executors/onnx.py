@@ -1,0 +1,262 @@
+"""ONNX: one graph for each exit, written by `python -m models export` and served exit by exit by ONNX Runtime.
+
+A graph takes what the graph before gave, so that nothing is computed twice. Where the network has masks they are an
+input; the graphs hold the reference meaning, dense convolutions under masks. Needs the optional extra `onnx`.
+"""
+
+import argparse
+import importlib
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.adpc import AdpcNet, Progress
+from models.anytime import Step
+from models.checkpoint import load_directory, resolve
+from models.confidence import Masks, active
+from models.executors.reference import ReferenceExecutor
+from models.masked import MaskedConv2d, rbf
+from models.preprocess import STRIDE
+
+OPSET = 17
+TOLERANCE = 1e-4  # of the largest score: what a written graph may differ from the reference
+PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")  # the fastest first
+
+
+class Sliced(Masks):
+    """Masks whose sizes stay free in a traced graph: feature sizes are the scores' halved some times."""
+
+    def at(self, like: Tensor) -> Tensor:
+        step = int(self.positions.shape[-1]) // int(like.shape[-1])
+        return self.positions[:, :, ::step, ::step].to(like.dtype)
+
+
+class ExitGraph(nn.Module):
+    """The steps of a network between one exit and the next, as a function of tensors.
+
+    In: the image, or the branches; with masks, also `positions` bool (N, 1, h, w) and the scores to carry over.
+    Out: the scores, then the branches.
+    """
+
+    def __init__(self, network: AdpcNet, steps: Sequence[Step], *, masked: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.steps = steps
+        self.masked = masked
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        progress = Progress(tensors)
+        if self.masked:
+            *branches, positions, previous = tensors
+            decided = torch.zeros_like(previous[:, :1], dtype=torch.uint8)
+            progress = Progress(tuple(branches), Sliced(positions), previous, decided)
+        for step in self.steps:
+            progress = self.network.advance(progress, step, adaptive=False)
+        assert progress.scores is not None
+        return (progress.scores, *progress.features)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Names of a graph's inputs and outputs."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    masked: bool
+
+
+def groups(network: AdpcNet) -> list[tuple[Step, ...]]:
+    """The steps that lead to each exit."""
+    found: list[tuple[Step, ...]] = []
+    steps: list[Step] = []
+    for step in network.steps:
+        steps.append(step)
+        if step.exit is not None:
+            found.append(tuple(steps))
+            steps = []
+    return found
+
+
+def signatures(network: AdpcNet) -> list[Signature]:
+    masked = network.config.masking is not None
+    counts = (1, 2, 3, 1 if network.config.backbone.last_module_fuses_finest_only else 4)
+    exits = range(network.config.exits)
+    branches = [tuple(f"branch{i}" for i in range(counts[k] if len(exits) > 1 else counts[3])) for k in exits]
+    return [
+        Signature(
+            (*(branches[k - 1] if k else ("image",)), *(("positions", "previous") if masked and k else ())),
+            ("scores", *(f"next_{name}" for name in branches[k])),
+            masked and k > 0,
+        )
+        for k in exits
+    ]
+
+
+def graphs(network: AdpcNet) -> list[bytes]:
+    """The serialised graph of each exit; batch size, height and width stay free."""
+    _need("onnx")
+    network = network.cpu().eval()
+    tensors: tuple[Tensor, ...] = (torch.zeros(1, 3, 64, 96),)
+    found = []
+    for steps, signature in zip(groups(network), signatures(network), strict=True):
+        graph = ExitGraph(network, steps, masked=signature.masked).eval()
+        if signature.masked:
+            scores, *branches = tensors
+            tensors = (*branches, torch.ones_like(scores[:, :1], dtype=torch.bool), scores)
+        elif "image" not in signature.inputs:
+            tensors = tensors[1:]
+        names = (*signature.inputs, *signature.outputs)
+        buffer = io.BytesIO()
+        with torch.no_grad(), warnings.catch_warnings(), _depthwise(network):
+            # The tracer warns of comparisons of sizes; they only tell levels apart, which no input size changes.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                graph,
+                tensors,
+                buffer,  # type: ignore[arg-type]  # the tracing exporter takes a file too
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=list(signature.inputs),
+                output_names=list(signature.outputs),
+                dynamic_axes={name: {0: "batch", 2: f"{name}_height", 3: f"{name}_width"} for name in names},
+            )
+            tensors = graph(*tensors)
+        found.append(buffer.getvalue())
+    return found
+
+
+@contextmanager
+def _depthwise(network: AdpcNet) -> Iterator[None]:
+    """Interpolation as one depthwise convolution with constant weights, which runtimes know, rather than as sums."""
+
+    def fill(y: Tensor, mask: Tensor, scale: Tensor, window: int) -> Tensor:
+        taps, norm = rbf(scale, window)
+        kernel = torch.outer(taps, taps) / norm
+        kernel[window // 2, window // 2] = 0
+        channels = int(y.shape[1])
+        weights = torch.tensor([[kernel.tolist()]] * channels)  # through Python, so that the tracer sees a constant
+        z = y * mask
+        return z + F.conv2d(z, weights, padding=window // 2, groups=channels) * (1 - mask)
+
+    layers = [(layer, layer.fill) for layer in network.modules() if isinstance(layer, MaskedConv2d)]
+    for layer, _ in layers:
+        layer.fill = fill
+    try:
+        yield
+    finally:
+        for layer, before in layers:
+            layer.fill = before
+
+
+class OnnxNetwork:
+    """Exported graphs behind the face of an `AdpcNet`; a step is a whole exit."""
+
+    def __init__(self, network: AdpcNet, device: str, threads: int = 0) -> None:
+        runtime = _need("onnxruntime")
+        self.config = network.config
+        self.steps = tuple(steps[-1] for steps in groups(network))
+        self._start = network.start
+        self._signatures = signatures(network)
+        self._device = device
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        # Waiting threads sleep: the server's front end shares the cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        wanted = PROVIDERS if device.startswith("cuda") else PROVIDERS[-1:]
+        self.providers = [name for name in wanted if name in runtime.get_available_providers()]
+        if device.startswith("cuda") and len(self.providers) == 1:
+            raise ValueError(f"this ONNX Runtime has no CUDA provider for {device}; install onnxruntime-gpu")
+        self._sessions = [runtime.InferenceSession(graph, options, self.providers) for graph in graphs(network)]
+
+    def start(self, images: Tensor) -> Progress:
+        return self._start(images)
+
+    def advance(self, progress: Progress, step: Step) -> Progress:
+        index = self.steps.index(step)
+        signature, session = self._signatures[index], self._sessions[index]
+        tensors = [x.contiguous() for x in progress.features]
+        positions = None
+        if signature.masked:
+            assert progress.scores is not None
+            positions = torch.ones_like(progress.scores[:, :1], dtype=torch.bool)
+            positions = positions if progress.masks is None else progress.masks.positions
+            tensors += [positions, progress.scores.contiguous()]
+        feed = {name: tensor.cpu().numpy() for name, tensor in zip(signature.inputs, tensors, strict=True)}
+        scores, *branches = (torch.from_numpy(array) for array in session.run(list(signature.outputs), feed))
+        decided = torch.full_like(scores[:, :1], step.exit or 0, dtype=torch.uint8)
+        if positions is not None and progress.decided is not None:
+            decided = torch.where(positions, decided, progress.decided)
+        masking = self.config.masking
+        adaptive = masking is not None and masking.adaptivity != "training" and step is not self.steps[-1]
+        masks = Masks(active(scores, masking, step.exit or 0)) if adaptive and masking is not None else None
+        return Progress(tuple(branches), masks, scores, decided)
+
+
+class OnnxExecutor(ReferenceExecutor):
+    """The reference's bookkeeping around ONNX Runtime. `device`: cpu, or cuda for TensorRT or CUDA providers."""
+
+    executor = "onnx"
+
+    def __init__(self, network: AdpcNet, device: str = "cpu", threads: int = 0) -> None:
+        self.network: Any = OnnxNetwork(network, device, threads)
+        self.config = network.config
+        self.device = device
+        self.steps = self.network.steps
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="NAME", help="a shipped model or a model directory")
+    parser.add_argument("--format", choices=("onnx",), default="onnx")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="exit1.onnx .. are written there")
+
+
+def main(args: argparse.Namespace) -> int:
+    network = load_directory(resolve(args.model))
+    args.output.mkdir(parents=True, exist_ok=True)
+    for index, (graph, signature) in enumerate(zip(graphs(network), signatures(network), strict=True), 1):
+        path = args.output / f"exit{index}.onnx"
+        path.write_bytes(graph)
+        print(f"{path}: {', '.join(signature.inputs)} -> {', '.join(signature.outputs)}")
+    worst = difference(network)
+    print(f"largest difference from the reference in ONNX Runtime: {worst:.1e} of the largest score")
+    return 0 if worst <= TOLERANCE else 1
+
+
+def difference(network: AdpcNet, height: int = 96, width: int = 160) -> float:
+    """How far the graphs are from the network at every exit, as a share of the largest score; masks are random."""
+    generator = torch.Generator().manual_seed(0)
+    exported, steps = OnnxNetwork(network, "cpu"), iter(network.steps)
+    images = torch.randn(2, 3, height, width, generator=generator)
+    found, expected = exported.start(images), network.start(images)
+    worst = 0.0
+    for step in exported.steps:
+        found = exported.advance(found, step)
+        with torch.inference_mode():
+            for own in steps:
+                expected = network.advance(expected, own, adaptive=False)
+                if own.exit is not None:
+                    break
+        assert found.scores is not None and expected.scores is not None
+        worst = max(worst, float((found.scores - expected.scores).abs().max() / expected.scores.abs().max()))
+        if network.config.masking is not None:
+            given = torch.rand(2, 1, height // STRIDE, width // STRIDE, generator=generator) < 0.5
+            found, expected = replace(found, masks=Masks(given)), replace(expected, masks=Masks(given))
+    return worst
+
+
+def _need(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{package} is not installed; install the extra `onnx`: pip install --editable '.[onnx]'"
+        ) from error

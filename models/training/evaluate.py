@@ -1,0 +1,191 @@
+"""python -m models evaluate: score every exit of a model on a data set, through the executor that would serve it.
+
+Imports executors and readers, no training loop.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from models.anytime import AnytimeModel, Exit, State
+from models.checkpoint import load_directory, resolve
+from models.executors import EXECUTORS, build
+from models.postprocess import keypoints
+from models.preprocess import Box
+from models.training import scores
+from models.training.data import camvid, lsp
+from models.training.data.people import Person
+
+GIGA = 1024**3
+"""The paper's billion."""
+
+
+class Tally:
+    """What every exit cost and settled, over all images."""
+
+    def __init__(self, exits: int) -> None:
+        self.macs: list[list[float]] = [[] for _ in range(exits)]
+        self.masked: list[list[float]] = [[] for _ in range(exits)]
+        self.ms: list[list[float]] = [[] for _ in range(exits)]
+
+    def watch(self, model: AnytimeModel, states: Sequence[State]) -> Iterator[list[Exit]]:
+        """Run `states` together to the end; yields their exits, one by one, and adds up their costs."""
+        elapsed_s = 0.0
+        for step in model.steps:
+            began_s = time.perf_counter()
+            model.advance(states)
+            elapsed_s += time.perf_counter() - began_s
+            if step.exit is None:
+                continue
+            found = [state.exit for state in states if state.exit is not None]
+            last = step.exit == model.config.exits
+            self.macs[step.exit - 1] += [exit_.macs for exit_ in found]
+            self.masked[step.exit - 1] += [0.0 if last else 1 - exit_.unsure for exit_ in found]
+            self.ms[step.exit - 1].append(1000 * elapsed_s / len(states))
+            yield found
+
+    def rows(self) -> list[dict[str, float]]:
+        """Of each exit: `gmacs` up to it and `masked`, the share of positions that it settled for the next (means),
+        and `ms` up to it (median, for one image)."""
+        return [
+            {
+                "exit": index + 1,
+                "gmacs": round(statistics.fmean(self.macs[index]) / GIGA, 4),
+                "masked": round(statistics.fmean(self.masked[index]), 4),
+                "ms": round(statistics.median(self.ms[index]), 2),
+            }
+            for index in range(len(self.macs))
+        ]
+
+
+def segmentation(model: AnytimeModel, scenes: Sequence[camvid.Scene]) -> dict[str, Any]:
+    """mIoU in percent of each exit's map at the images' size, from one confusion matrix over all images."""
+    tally = Tally(model.config.exits)
+    classes = model.config.outputs
+    matrices = torch.zeros(model.config.exits, classes, classes)
+    for scene in tqdm(scenes, unit=" images"):
+        state = model.begin(scene.image())
+        labels = torch.from_numpy(scene.labels())
+        for (found,) in tally.watch(model, [state]):
+            labelled = torch.from_numpy(model.render(state).array)
+            matrices[found.index - 1] += scores.confusion(labelled, labels, classes, camvid.VOID)
+    rows = tally.rows()
+    for row, matrix in zip(rows, matrices, strict=True):
+        by_class = scores.iou(matrix)
+        row["miou"] = percent(by_class)
+        row["classes"] = {  # type: ignore[assignment]
+            name: None if value.isnan() else percent(value)
+            for name, value in zip(model.config.labels, by_class, strict=True)
+        }
+    return {"exits": rows, "mean": mean_of(rows, "miou")}
+
+
+def pose(model: AnytimeModel, people: Sequence[Person], flip: bool = True) -> dict[str, Any]:
+    """PCK@0.2 and PCKh@0.5 in percent of each exit. `flip`: heatmaps are averaged with those of the mirrored image.
+
+    The person's box is that of its labelled joints. LSP has no head boxes: the head's size is the distance from upper
+    neck to head top, where both are labelled.
+    """
+    tally = Tally(model.config.exits)
+    right: list[list[Tensor]] = [[] for _ in range(model.config.exits)]
+    right_by_head: list[list[Tensor]] = [[] for _ in range(model.config.exits)]
+    for person in tqdm(people, unit=" people"):
+        image = person.image()
+        states = [model.begin(image, person.box)]
+        if flip:
+            states.append(model.begin(*mirrored(image, person.box)))
+        joints = torch.from_numpy(person.joints)[None]
+        head = (joints[:, scores.NECK, :2] - joints[:, scores.HEAD_TOP, :2]).norm(dim=-1)
+        head = head * (joints[:, [scores.NECK, scores.HEAD_TOP], 2] > 0).all(1)
+        for found in tally.watch(model, states):
+            heatmaps = found[0].scores
+            if flip:
+                heatmaps = (heatmaps + unmirrored(found[1].scores, model.config.flip_pairs)) / 2
+            points = torch.from_numpy(keypoints(heatmaps, states[0].frame)[None, :, :2])
+            right[found[0].index - 1].append(scores.correct(points, joints))
+            right_by_head[found[0].index - 1].append(scores.correct_by_head(points, joints, head))
+    rows = tally.rows()
+    for row, by_torso, by_head in zip(rows, right, right_by_head, strict=True):
+        row["pck"] = percent(torch.cat(by_torso))
+        row["pckh"] = percent(torch.cat(by_head))
+    return {"exits": rows, "mean": mean_of(rows, "pck")}
+
+
+def mirrored(image: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.uint8], Box]:
+    x, y, width, height = box
+    return np.ascontiguousarray(image[:, ::-1]), (image.shape[1] - x - width, y, width, height)
+
+
+def unmirrored(heatmaps: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Heatmaps (J, h, w) of a mirrored crop as those of the crop: turned back, left and right joints exchanged.
+
+    Position p of 4-pixel stride is centred on pixel 4p, whose mirror image is not on the grid; moving by one position
+    comes closest (Sun et al., 2019).
+    """
+    order = torch.arange(len(heatmaps))
+    for a, b in pairs:
+        order[a], order[b] = b, a
+    turned = heatmaps.flip(-1)[order.to(heatmaps.device)]
+    return torch.cat([turned[:, :, :1], turned[:, :, :-1]], 2)
+
+
+def percent(values: Tensor) -> float:
+    return round(100 * float(values.nanmean()), 2)
+
+
+def mean_of(rows: Sequence[dict[str, Any]], score: str) -> float:
+    return round(statistics.fmean(row[score] for row in rows), 2)
+
+
+def table(result: dict[str, Any]) -> str:
+    score = "miou" if "miou" in result["exits"][0] else "pck"
+    lines = [
+        f"{row['exit']:4}  {row[score]:6.2f}  {row['gmacs']:6.3f}  {row['masked']:6.1%}  {row['ms']:7.1f}"
+        for row in result["exits"]
+    ]
+    return "\n".join([f"exit  {score:>6}   GMACs  masked       ms", *lines, f"mean  {result['mean']:6.2f}"])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a shipped model or a model directory")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
+    parser.add_argument("--split", required=True, help="a folder of CamVid (train, val, test); train, val, all of LSP")
+    parser.add_argument("--drive", help="only this drive of CamVid, for example 0001TP")
+    parser.add_argument("--executor", choices=EXECUTORS, default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
+    parser.add_argument("--threshold", type=float, help="masking threshold instead of the model's")
+    parser.add_argument("--no-masks", action="store_true", help="compute every position at every exit")
+    parser.add_argument("--no-flip", action="store_true", help="pose: do not average with the mirrored image")
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    network = load_directory(resolve(args.model))
+    masking = network.config.masking
+    if masking is not None and (args.no_masks or args.threshold is not None):
+        adaptivity = "training" if args.no_masks else masking.adaptivity
+        threshold = masking.threshold if args.threshold is None else args.threshold
+        network.config = replace(network.config, masking=replace(masking, threshold=threshold, adaptivity=adaptivity))
+    model = build(network, args.device, args.executor, args.threads)
+    if network.config.task == "pose":
+        result = pose(model, lsp.read(args.data, args.split), flip=not args.no_flip)
+    else:
+        scenes = [scene for scene in camvid.read(args.data, args.split) if args.drive in (None, scene.drive)]
+        if not scenes:
+            raise ValueError(f"no image of {args.data / args.split} is of drive {args.drive}")
+        result = segmentation(model, scenes)
+    result |= {"model": network.config.name, "split": args.split, "executor": model.executor, "device": model.device}
+    print(json.dumps(result) if args.json else table(result))
+    return 0

@@ -1,0 +1,63 @@
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from models.checkpoint import save_directory
+from models.configs import Masking, ModelConfig
+from models.executors import build
+from models.executors import onnx as exporter
+from models.executors.onnx import OnnxExecutor, difference
+from models.executors.reference import ReferenceExecutor
+
+CONFIGS = [
+    tiny.SEGMENTATION,
+    replace(tiny.SEGMENTATION, masking=None, heads="plain"),
+    replace(tiny.SEGMENTATION, masking=None, heads="one"),
+    tiny.POSE,
+    replace(tiny.POSE, masking=None, heads="plain"),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.task} {c.heads} {'masked' if c.masking else 'dense'}")
+def test_graphs_give_what_the_network_gives(config: ModelConfig) -> None:
+    assert difference(tiny.network(config)) < 1e-5
+
+
+def test_the_executor_follows_its_own_masks() -> None:
+    network = tiny.network(replace(tiny.SEGMENTATION, masking=Masking("top_k", 0.4)))
+    model, reference = OnnxExecutor(network, threads=1), ReferenceExecutor(network)
+    assert [step.exit for step in model.steps] == [1, 2, 3, 4]
+    states = [model.begin(tiny.image(seed=seed)) for seed in range(2)]
+    expected = reference.begin(tiny.image(seed=1))
+    done = iter(reference.steps)
+    for step in model.steps:
+        model.advance(states)
+        while next(done).exit is None:
+            reference.advance([expected])
+        reference.advance([expected])
+        found = states[1].exit
+        assert found is not None and expected.exit is not None and found.index == step.exit
+        assert (found.scores - expected.exit.scores).abs().max() < 1e-4 * expected.exit.scores.abs().max()
+        assert torch.equal(found.decided, expected.exit.decided)
+        assert found.macs == expected.exit.macs
+
+
+def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_directory(tmp_path / "model", tiny.network())
+    args = argparse.Namespace(model=str(tmp_path / "model"), format="onnx", output=tmp_path / "graphs")
+    assert exporter.main(args) == 0
+    assert sorted(path.name for path in args.output.iterdir()) == [f"exit{index}.onnx" for index in (1, 2, 3, 4)]
+    assert "branch0, branch1, positions, previous -> scores" in capsys.readouterr().out
+
+
+def test_what_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="onnxruntime-gpu"):
+        OnnxExecutor(tiny.network(), device="cuda")
+    with pytest.raises(ValueError, match="pip install"):
+        exporter._need("a_runtime_that_nobody_wrote")
+    network = tiny.network(replace(tiny.SEGMENTATION, masking=None, heads="one"))
+    assert build(network, executor="onnx").executor == "onnx"

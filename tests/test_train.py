@@ -1,0 +1,141 @@
+"""Training: a run that was stopped goes on to the same weights; recipes; the command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from models import configs
+from models.__main__ import main
+from models.adpc import AdpcNet
+from models.checkpoint import load_directory
+from models.training.recipe import Phase, Recipe
+from models.training.train import CHECKPOINT, PLOT, setting, start_at_zero
+
+RECIPE = Recipe(
+    splits=("train",),
+    phases=(
+        Phase(steps=3, batch=2, crop=(32, 32), scale=(0.5, 1.0), masks=False),
+        Phase(steps=3, batch=3, crop=(32, 64), scale=(0.7, 1.5)),
+    ),
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data set of CamVid's layout: five noisy scenes with labels that follow their brightness."""
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / "data" / split / kind).mkdir(parents=True)
+        for index in range(5):
+            image = tiny.image(48, 64, seed=index)
+            labels = (image.mean(2) // 86).astype(np.uint8)
+            Image.fromarray(image).save(tmp_path / "data" / split / "images" / f"drive{index % 2}_{index}.png")
+            Image.fromarray(labels).save(tmp_path / "data" / split / "labels" / f"drive{index % 2}_{index}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(configs, "CONFIGS", {"tiny": tiny.SEGMENTATION})
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(RECIPE.to_json()))
+    return path
+
+
+def train(data: Path, recipe: Path, output: Path, *more: str) -> dict[str, torch.Tensor]:
+    command = ["train", "tiny", "--data", str(data), "--recipe", str(recipe), "--output", str(output)]
+    assert main([*command, "--device", "cpu", "--score-every", "2", *more]) == 0
+    state: dict[str, torch.Tensor] = torch.load(output / CHECKPOINT, weights_only=True)["network"]
+    return state
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_weights(data: Path, recipe: Path, tmp_path: Path) -> None:
+    whole = train(data, recipe, tmp_path / "whole")
+    with Image.open(tmp_path / "whole" / PLOT) as picture:
+        assert picture.size == (1200, 480)
+    train(data, recipe, tmp_path / "parts", "--minutes", "0")
+    for _ in range(2):
+        stopped = train(data, recipe, tmp_path / "parts", "--resume", "--stop-after", "2")
+        assert any(not torch.equal(stopped[name], whole[name]) for name in whole)
+    parts = train(data, recipe, tmp_path / "parts", "--resume")
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+    means = [load_directory(tmp_path / name).state_dict() for name in ("whole", "parts")]
+    assert all(torch.equal(means[0][name], means[1][name]) for name in means[0])
+
+
+def test_the_seed_decides_the_weights(data: Path, recipe: Path, tmp_path: Path) -> None:
+    first, again = (train(data, recipe, tmp_path / name) for name in ("first", "again"))
+    other = train(data, recipe, tmp_path / "other", "--set", "seed=1")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_another_run_starts_from_weights(data: Path, recipe: Path, tmp_path: Path) -> None:
+    train(data, recipe, tmp_path / "first")
+    train(data, recipe, tmp_path / "second", "--init", str(tmp_path / "first"), "--minutes", "0")
+    first, second = (load_directory(tmp_path / name).state_dict() for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_resuming_nothing_says_so(data: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "tiny", "--data", str(data), "--recipe", str(recipe), "--output", str(tmp_path / "none")]
+    assert main([*command, "--device", "cpu", "--resume"]) == 1
+    assert "leave out --resume to start anew" in capsys.readouterr().err
+
+
+def test_a_recipe_survives_json() -> None:
+    assert Recipe.from_json(json.loads(json.dumps(RECIPE.to_json()))) == RECIPE
+
+
+def test_fields_of_a_recipe_can_be_changed() -> None:
+    changed = RECIPE.override({"phases.1.steps": 9, "augmentation.cutmix": 0.5, "hold_out": ["0001TP"]})
+    assert (changed.steps, changed.augmentation.cutmix, changed.hold_out) == (12, 0.5, ("0001TP",))
+    with pytest.raises(ValueError, match=r"no field 'phases\.7\.steps'"):
+        RECIPE.override({"phases.7.steps": 9})
+    with pytest.raises(ValueError, match="not a training recipe"):
+        RECIPE.override({"colour": 1})
+
+
+def test_phases_follow_each_other() -> None:
+    assert [RECIPE.phase_at(step).batch for step in range(6)] == [2, 2, 2, 3, 3, 3]
+    assert [RECIPE.images_before(step) for step in (0, 2, 3, 4, 6)] == [0, 4, 6, 9, 15]
+    with pytest.raises(IndexError, match="6 steps"):
+        RECIPE.phase_at(6)
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
+    recipe = RECIPE.override({"phases.0.steps": 100, "phases.1.steps": 100, "warm_up": 0.1, "learning_rate": 1.0})
+    rates = [recipe.learning_rate_at(step) for step in range(201)]
+    assert max(rates) == pytest.approx(1, abs=0.03)
+    assert rates[:20] == sorted(rates[:20])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert rates[200] == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("crop", (30, 64), "multiples of 32"), ("batch", 1, "steps of 2 images"), ("steps", -1, "at least 0 steps")],
+)
+def test_impossible_phases_are_refused(field: str, value: object, message: str) -> None:
+    values = {"steps": 1, "batch": 2, "crop": (32, 32), "scale": (1.0, 1.0)} | {field: value}
+    with pytest.raises(ValueError, match=message):
+        Phase(**values)  # type: ignore[arg-type]
+
+
+def test_settings_are_json() -> None:
+    assert setting("steps=1000") == ("steps", 1000)
+    for text in ("steps", "hold_out=0001TP"):
+        with pytest.raises(ValueError, match=text):
+            setting(text)
+
+
+def test_pose_heads_start_at_zero() -> None:
+    network = AdpcNet(tiny.POSE)
+    start_at_zero(network)
+    found = network(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), adaptive=False)
+    assert all(heatmaps.abs().max() < 0.1 for heatmaps in found)
