@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton.runtime.errors import OutOfResources  # type: ignore[import-untyped]
+from triton.runtime.errors import OutOfResources
 
 from models.executors.triton_layers import Layer, Tile, tiles
 from models.executors.triton_pass import Pass, Rows, list_rows, name

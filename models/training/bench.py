@@ -332,6 +332,7 @@ def machine() -> dict[str, str | int | None]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--widths", nargs="+", choices=sorted(ACTIVE), default=["w18", "w48"])
     parser.add_argument("--sizes", nargs="+", type=parse_size, default=SIZES, metavar="HxW")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
@@ -353,6 +354,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Status 1 if a sparse run differs from the reference by more than 1e-4 of the largest score."""
+    if args.device == "cuda":
+        return int(importlib.import_module("models.training.bench_gpu").main(args, ACTIVE))  # needs Triton
     about = {"command": shlex.join(sys.argv), "seed": args.seed, "threads": args.threads, **machine()}
     cases = []
     for width in args.widths:

@@ -1,13 +1,15 @@
 """Side-by-side speed on a GPU: milliseconds to every exit, against the dense runtimes that one could pick instead.
 
-`python -m models.training.bench_gpu` prints the table and writes JSON. Weights are random (they do not matter to time),
-masks are those of a synthetic scene, whose active shares and outlines are those of CamVid's label interiors.
+`python -m models bench --device cuda` comes here. Weights are random (they do not matter to time), masks are those of a
+drawn scene at given active shares.
 """
 
 import argparse
 import json
+import shlex
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -15,19 +17,18 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from models.adpc import AdpcNet
 from models.configs import CONFIGS, Masking
 from models.executors.reference import ReferenceExecutor
 from models.executors.triton import TritonExecutor
-from models.flops import Size, parse_shares, parse_size
-from models.preprocess import STRIDE, Frame
+from models.flops import Size
+from models.preprocess import MULTIPLE, STRIDE, Frame
+from models.training.data import scenes
 
-SHARES = (0.807, 0.616, 0.370)
-"""What the paper's ADP-C leaves active after exits 1 to 3."""
+COMPILE_MODES = ("max-autotune",)
+"""torch.compile's; each takes minutes on an HRNet."""
 
 
 @dataclass(frozen=True)
@@ -41,42 +42,11 @@ class Timing:
     error: float | None = None  # largest difference from the fp32 reference / largest score
 
 
-def scene(height: int, width: int, seed: int = 1, surfaces: int = 3, things: int = 10) -> NDArray[np.int32]:
-    """A label map (height, width) of some wavy surfaces and ellipses of all sizes on them.
-
-    At the paper's shares its masks grow by 1 to 3 % in a 3x3 halo, and cover 41 / 46 / 54 % in blocks of 4 / 8 / 16
-    where 37 % are active: as those of CamVid do.
-    """
-    draw = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width] / height
-    labels = np.zeros((height, width), np.int32)
-    for surface in range(surfaces):
-        a, b, c = draw.normal(size=3)
-        outside = a * (x - draw.uniform(0, width / height)) + b * (y - draw.uniform(0, 1))
-        labels += (outside > 0.1 * np.sin(5 * c * x + 7 * a * y + surface)) << (surface % 4)
-    for thing in range(things):
-        radius = draw.pareto(1.5) * 0.02 + 0.02
-        left, top, aspect = draw.uniform(0, width / height), draw.uniform(0, 1), draw.uniform(0.4, 2.5)
-        labels[((x - left) / radius / aspect) ** 2 + ((y - top) / radius * aspect) ** 2 < 1] = 100 + thing
-    return labels
-
-
-def interiors(labels: NDArray[np.int32], shares: Sequence[float]) -> list[NDArray[np.bool_]]:
-    """For each share, the positions nearest to a label's outline, bool like `labels`; what is far away is settled."""
-    edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
-    distance = distance_transform_edt(~edge) + np.random.default_rng(0).uniform(0, 1e-3, labels.shape)  # no ties
-    ordered = np.sort(distance, axis=None)
-    return [distance <= ordered[max(round(share * ordered.size) - 1, 0)] for share in shares]
-
-
-def positions(size: Size, shares: Sequence[float]) -> dict[int, Tensor]:
-    """Masks by exit, bool (1, 1, h, w), on the GPU."""
-    masks = interiors(scene(size[0] // STRIDE, size[1] // STRIDE), shares)
-    return {
-        index: torch.from_numpy(np.ascontiguousarray(mask)).cuda()[None, None] for index, mask in enumerate(masks, 1)
-    }
+def positions(size: Size, shares: Sequence[float], seed: int) -> dict[int, Tensor]:
+    """Masks by exit, bool (1, 1, h, w), on the GPU: those of a drawn scene."""
+    height, width = size[0] // STRIDE, size[1] // STRIDE
+    masks = scenes.masks(scenes.draw(2 * height, 2 * width, seed), height, width, shares)
+    return {index: torch.from_numpy(mask).cuda()[None, None] for index, mask in enumerate(masks, 1)}
 
 
 def network(name: str) -> AdpcNet:
@@ -197,13 +167,12 @@ def onnx_runtime(name: str, inputs: Tensor, folder: Path) -> Callable[[], object
 
 
 def bench(
-    width: str, size: Size, shares: tuple[float, ...], *, repeats: int, modes: Sequence[str], folder: Path
+    width: str, size: Size, forced: dict[int, Tensor], *, repeats: int, modes: Sequence[str], folder: Path
 ) -> list[Timing]:
     """Every runtime on one-exit HRNet, the anytime network without masks, and with them."""
     label = f"{size[0]}x{size[1]}"
     one, plain, masked = (f"{kind}-{width}-cityscapes" for kind in ("hrnet", "rh", "adpc"))
     inputs = torch.randn(1, 3, *size, device="cuda")
-    forced = positions(size, shares)
     rows = []
 
     def add(runtime: str, name: str, ms: list[float], off: float | None = None) -> None:
@@ -234,29 +203,21 @@ def bench(
     return rows
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m models.training.bench_gpu", description=__doc__)
-    parser.add_argument("--networks", nargs="+", choices=("w18", "w48"), default=["w48", "w18"])
-    parser.add_argument("--sizes", nargs="+", type=parse_size, default=[(512, 1024), (1024, 2048)], metavar="HxW")
-    parser.add_argument("--active", type=parse_shares, default=SHARES, metavar="P1,P2,P3")
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--compile", nargs="*", default=["max-autotune"], metavar="MODE", help="torch.compile's modes")
-    parser.add_argument("--output", type=Path, default=Path("bench-gpu"), metavar="DIR")
-    args = parser.parse_args()
+def main(args: argparse.Namespace, shares: Mapping[str, tuple[float, ...]]) -> int:
+    """`args` of the bench command; `shares` by width, where none are given. Raises ValueError without a GPU."""
     if not torch.cuda.is_available():
-        print("there is no GPU that torch can see; this benchmark needs one")
-        return 1
-    args.output.mkdir(parents=True, exist_ok=True)
-    machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "seed": 0, "active": args.active}
-    print(json.dumps(machine))
+        raise ValueError("torch sees no GPU; benchmark with --device cpu")
+    folder = args.output or Path("bench-gpu")
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"command": shlex.join(sys.argv), "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    modes = COMPILE_MODES if "compile" in args.runtimes else ()
+    print(json.dumps(about))
     rows: list[Timing] = []
-    for width in args.networks:
-        for size in args.sizes:
-            rows += bench(width, size, args.active, repeats=args.repeats, modes=args.compile, folder=args.output)
-            results = {"machine": machine, "rows": [asdict(row) for row in rows]}
-            (args.output / "bench-gpu.json").write_text(json.dumps(results, indent=1))
+    for width in args.widths:
+        for height, breadth in args.sizes:
+            size = (height + -height % MULTIPLE, breadth + -breadth % MULTIPLE)
+            forced = positions(size, args.active or shares[width], args.seed)
+            rows += bench(width, size, forced, repeats=args.repeats, modes=modes, folder=folder)
+            report = {**about, "seed": args.seed, "rows": [asdict(row) for row in rows]}
+            (folder / "bench-gpu.json").write_text(json.dumps(report, indent=1))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
