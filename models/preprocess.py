@@ -44,8 +44,10 @@ class Frame:
         return np.asarray((points - (self.left, self.top) + 0.5) / self.scale - 0.5, np.float32)
 
 
-def prepare(image: NDArray[np.uint8], config: ModelConfig, box: Box | None = None) -> tuple[Tensor, Frame]:
-    """The input for a network, and its frame.
+def prepare(
+    image: NDArray[np.uint8], config: ModelConfig, box: Box | None = None, device: str = "cpu"
+) -> tuple[Tensor, Frame]:
+    """The input for a network, on `device`, and its frame.
 
     `image`: uint8 (H, W, 3) RGB. Returns float32 (1, 3, H', W'), normalised. Segmentation keeps the image's pixels and
     pads below and to the right with the mean colour. Pose cuts out the person's square, `config.size` large; without a
@@ -60,8 +62,8 @@ def prepare(image: NDArray[np.uint8], config: ModelConfig, box: Box | None = Non
         # Pillow's crop fills what lies outside of the image with black, as HRNet's crops are filled.
         crop = Image.fromarray(image).crop((left, top, left + side, top + side))
         resized = crop.resize((config.size[1], config.size[0]), Image.Resampling.BILINEAR)
-        return normalise(np.asarray(resized), config), Frame(height, width, left, top, side / config.size[0])
-    return pad(normalise(image, config)), Frame(height, width)
+        return normalise(np.asarray(resized), config, device), Frame(height, width, left, top, side / config.size[0])
+    return pad(normalise(image, config, device)), Frame(height, width)
 
 
 def person_square(height: int, width: int, box: Box | None) -> tuple[int, int, int]:
@@ -82,10 +84,15 @@ def person_square(height: int, width: int, box: Box | None) -> tuple[int, int, i
     return round(x + (box_width - side) / 2), round(y + (box_height - side) / 2), side
 
 
-def normalise(image: NDArray[np.uint8], config: ModelConfig) -> Tensor:
+def normalise(image: NDArray[np.uint8], config: ModelConfig, device: str = "cpu") -> Tensor:
     """uint8 (H, W, 3) -> float32 (1, 3, H, W), channels last in memory: (x / 255 - mean) / std."""
     scale = 1 / (255 * np.array(config.std, dtype=np.float32))
     shift = -np.array(config.mean, dtype=np.float32) / np.array(config.std, dtype=np.float32)
+    if device != "cpu":  # a quarter of the bytes to send, from memory that the device reads by itself
+        pixels = torch.empty(image.shape, dtype=torch.uint8, pin_memory=True)
+        pixels.numpy()[:] = image
+        scales, shifts = torch.from_numpy(np.stack([scale, shift])).to(device)
+        return torch.addcmul(shifts, pixels.to(device, non_blocking=True), scales).permute(2, 0, 1)[None]
     values = np.multiply(image, scale, dtype=np.float32)
     values += shift
     return torch.from_numpy(values).permute(2, 0, 1)[None]

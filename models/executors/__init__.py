@@ -11,7 +11,7 @@ from models.checkpoint import load_directory
 from models.executors.reference import ReferenceExecutor
 from models.executors.sparse import SparseExecutor
 
-EXECUTORS = ("auto", "reference", "sparse", "onnx")
+EXECUTORS = ("auto", "reference", "sparse", "triton", "onnx")
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +39,28 @@ def build(network: AdpcNet, device: str = "cpu", executor: str = "auto", threads
         return OnnxExecutor(network, device, threads)
     if executor == "sparse" and device != "cpu":
         raise ValueError(f"the sparse executor runs on a CPU, not on {device}; use device cpu or executor reference")
-    if device == "cpu" and executor in ("auto", "sparse"):
-        try:
-            return SparseExecutor(network, threads)
-        except OSError as error:
-            if executor == "sparse":
-                raise ValueError(str(error)) from error
-            log.warning("running the reference executor, which saves no time where masks save work: %s", error)
+    if executor == "triton" and device == "cpu":
+        raise ValueError("the triton executor runs on a GPU, not on cpu; use device cuda or executor sparse")
+    if executor == "reference":
+        return ReferenceExecutor(network, device)
+    try:
+        return _fastest(network, device, threads)
+    except (OSError, ModuleNotFoundError, RuntimeError) as error:
+        if executor != "auto":
+            raise ValueError(str(error)) from error
+        log.warning("running the reference executor, which saves no time where masks save work: %s", error)
     return ReferenceExecutor(network, device)
+
+
+def _fastest(network: AdpcNet, device: str, threads: int) -> AnytimeModel:
+    """The sparse executor of a device. Raises OSError, ModuleNotFoundError, RuntimeError where it cannot run."""
+    if device == "cpu":
+        return SparseExecutor(network, threads)
+    from models.executors.triton import TritonExecutor  # noqa: PLC0415 - Triton comes with PyTorch for CUDA only
+
+    model = TritonExecutor(network, device)
+    model.check(ReferenceExecutor(network, device))
+    return model
 
 
 def resolve_device(device: str) -> str:

@@ -1,0 +1,187 @@
+"""The GPU executor in Triton's interpreter, on a CPU. What only a GPU can show (graphs, speed) is in the benchmark."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from models.adpc import AdpcNet
+from models.anytime import AnytimeModel, Exit
+from models.confidence import Masks
+from models.configs import Masking, ModelConfig
+from models.executors.reference import ReferenceExecutor
+from models.masked import MaskedConv2d
+from models.preprocess import Frame
+
+# Where a tile is not full, it multiplies memory that nobody has written, and throws the result away.
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
+MODULES = [f"models.executors.triton{part}" for part in ("_layers", "_pass", "")]
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[dict[str, ModuleType]]:
+    """The executor's modules, by what follows `triton` in their names; their kernels are interpreted."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is published for Linux only")
+    if "triton" in sys.modules and not sys.modules["triton"].knobs.runtime.interpret:
+        pytest.skip("this process compiles kernels for its GPU already; run this file by itself")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")  # is read when triton and its kernels are imported
+        interpreter = importlib.import_module("triton.runtime.interpreter")
+        # Checking every sum of integers for overflow takes half of the time.
+        options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
+        patch.setattr(interpreter.interpreter_builder, "options", options)
+        yield {name.rpartition("triton")[2]: importlib.import_module(name) for name in MODULES}
+
+
+def network(config: ModelConfig = tiny.SEGMENTATION) -> AdpcNet:
+    """A tiny network with the initial lambda, which reaches one position far; more takes the interpreter long."""
+    net = tiny.network(config)
+    for name, parameter in net.named_parameters():
+        if name.endswith("Lambda"):
+            parameter.data.fill_(3)
+    return net
+
+
+def exits(model: AnytimeModel, inputs: torch.Tensor) -> list[list[Exit]]:
+    """The exits of a batch that advances as one: by exit, by input."""
+    states = [model.start(one[None], Frame(*one.shape[1:])) for one in inputs]
+    found = []
+    for step in model.steps:
+        model.advance(states)
+        if step.exit is not None:
+            found.append([state.exit for state in states if state.exit is not None])
+    return found
+
+
+def same(one: AnytimeModel, other: AnytimeModel, inputs: torch.Tensor, tolerance: float = 1e-5) -> None:
+    for ours, theirs in zip(exits(one, inputs), exits(other, inputs), strict=True):
+        for mine, their in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(
+                mine.scores, their.scores, rtol=0, atol=tolerance * float(their.scores.abs().max())
+            )
+            assert torch.equal(mine.active, their.active)
+            assert torch.equal(mine.decided, their.decided)
+            assert mine.unsure == pytest.approx(their.unsure, abs=1e-6)
+            assert mine.macs == pytest.approx(their.macs, rel=1e-5)
+
+
+def inputs(*shape: int, seed: int = 0) -> torch.Tensor:
+    coarse = torch.randn(*shape[:2], shape[2] // 8, shape[3] // 8, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, scale_factor=8, mode="nearest")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny.SEGMENTATION,
+        tiny.POSE,
+        replace(tiny.SEGMENTATION, masking=Masking("random", 0.6, window=5)),
+        replace(tiny.SEGMENTATION, masking=Masking("max_probability", -1)),  # nothing stays active
+        replace(tiny.SEGMENTATION, masking=Masking("entropy", -1)),  # everything does
+        replace(tiny.POSE, heads="one", masking=None),
+    ],
+    ids=["segmentation", "pose", "random", "empty", "full", "one"],
+)
+def test_networks_equal_the_reference(gpu: dict[str, ModuleType], config: ModelConfig) -> None:
+    ours = gpu[""].TritonExecutor(network(config), "cpu", torch.float32)
+    same(ours, ReferenceExecutor(network(config)), inputs(1, 3, 32, 32))
+
+
+def test_batches_in_half_precision(gpu: dict[str, ModuleType]) -> None:
+    config = replace(tiny.SEGMENTATION, masking=Masking("random", 0.4))
+    batch = inputs(2, 3, 32, 64)
+    halves = exits(gpu[""].TritonExecutor(network(config), "cpu", torch.float16), batch)
+    for ours, theirs in zip(halves, exits(ReferenceExecutor(network(config)), batch), strict=True):
+        for half, full in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(half.scores, full.scores, rtol=0, atol=0.03 * float(full.scores.abs().max()))
+
+
+def test_layers_that_are_faster_dense_give_the_same(
+    gpu: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu["_pass"], "name", lambda layer, x: "any")
+    monkeypatch.setattr(gpu[""].Plan, "dense", lambda plan, share: frozenset({"any"}))
+    ours = gpu[""].TritonExecutor(network(), "cpu", torch.float32)
+    same(ours, ReferenceExecutor(network()), inputs(1, 3, 32, 32))
+
+
+def test_the_check_before_serving_compares_scores(gpu: dict[str, ModuleType]) -> None:
+    model = gpu[""].TritonExecutor(network(tiny.POSE), "cpu", torch.float32)
+    model.check(ReferenceExecutor(network(tiny.POSE)))
+    with pytest.raises(RuntimeError, match=r"off by .* after exit1; half precision explains 5%"):
+        model.check(ReferenceExecutor(tiny.network(tiny.POSE, seed=1)))
+
+
+def test_requests_make_room_for_each_other(gpu: dict[str, ModuleType]) -> None:
+    model = gpu[""].TritonExecutor(network(), "cpu", torch.float32)
+    both = inputs(2, 3, 32, 32)
+    first, second = (model.start(one[None], Frame(32, 32)) for one in both)
+    third = model.start(both[:1], Frame(32, 32))
+    for index, _ in enumerate(model.steps):
+        if index % 2:  # now together, now one after the other
+            model.advance([first, second])
+        else:
+            model.advance([second])
+            model.advance([first])
+        if index == 0:
+            model.advance([third])
+            del third  # cancelled while it sat in the plan
+    for state, expected in zip((first, second), exits(ReferenceExecutor(network()), both)[-1], strict=True):
+        assert state.exit is not None
+        torch.testing.assert_close(state.exit.scores, expected.scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6])
+@pytest.mark.parametrize("kernel, stride, level", [(3, 1, 0), (3, 2, 1), (1, 1, 2)])
+def test_a_convolution_at_any_share(
+    gpu: dict[str, ModuleType], kernel: int, stride: int, level: int, share: float
+) -> None:
+    generator = torch.Generator().manual_seed(round(100 * share) + level)
+    mask = torch.rand(2, 1, 16, 8, generator=generator) < share
+    height, width = 16 >> level, 8 >> level
+    conv = MaskedConv2d(20, 40, kernel, stride, padding=kernel // 2, bias=True, window=7)
+    x = torch.randn(2, 20, height * stride, width * stride, generator=generator)
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * 0.3 if parameter.ndim else torch.tensor(0.7)
+            )
+        expected = F.relu(conv(x, Masks(mask))).permute(0, 2, 3, 1)
+    work_on: Any = gpu["_pass"]
+    layer = gpu["_layers"].fold(conv, None, True, torch.float32)
+    rows, counts = work_on.empty_rows(mask[:, 0].to(torch.uint8))
+    work = work_on.Pass(rows, 16)
+    crop = torch.tensor([[16, 5], [3, 8]], dtype=torch.int32)
+    work_on.list_rows(work, counts, crop, layer.reach, everywhere=True)
+    found = work.convolve(layer, F.pad(x.permute(0, 2, 3, 1), (0, 12)).contiguous())
+    torch.testing.assert_close(found[..., :40], expected, rtol=1e-4, atol=1e-4)
+    statistics = counts[work_on.LEVELS :].view(2, 8)
+    assert statistics[:, level].tolist() == [int(m[:, :: 1 << level, :: 1 << level].sum()) for m in mask]
+    assert statistics[:, 7].tolist() == [int(mask[0, 0, :16, :5].sum()), int(mask[1, 0, :3, :8].sum())]
+
+
+def test_needed_rows_are_all_that_a_later_layer_can_read(gpu: dict[str, ModuleType]) -> None:
+    mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    mask[0, 13, 21] = mask[0, 0, 0] = 1
+    work_on: Any = gpu["_pass"]
+    rows, counts = work_on.empty_rows(mask)
+    crop = torch.zeros(1, 2, dtype=torch.int32)
+    work_on.list_rows(work_on.Pass(rows, 32), counts, crop, 1, everywhere=False)
+    for level, these in enumerate(rows):
+        active, interpolated = these.counts[:2].tolist()
+        size = 32 >> level
+        listed = torch.zeros(size * size, dtype=torch.bool)
+        listed[(these.entries[:active] // 2).long()] = True
+        listed[(these.entries[len(these.entries) - interpolated :] // 2).long()] = True
+        blocks = F.max_pool2d(mask[None].float(), 1 << level)
+        assert torch.equal(listed.view(size, size), F.max_pool2d(blocks, 3, 1, 1)[0, 0] > 0)
+        assert active == int(mask[0, :: 1 << level, :: 1 << level].sum())
