@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.training import bench
+from models.training import bench, runtimes
 from models.training.data import scenes
 
 
@@ -62,7 +62,7 @@ def test_a_runtime_that_is_missing_is_left_out(
     def missing(*_: object) -> None:
         raise ModuleNotFoundError("No module named 'openvino'")
 
-    monkeypatch.setattr(bench, "openvino", missing)
+    monkeypatch.setattr(runtimes, "openvino", missing)
     assert bench.main(arguments(runtimes=["sparse", "openvino"], check=False, json=True)) == 0
     captured = capsys.readouterr()
     assert "left out: openvino (No module named 'openvino')" in captured.err
@@ -76,6 +76,6 @@ def test_masks_of_label_maps(tmp_path: Path) -> None:
     labels = np.zeros((32, 64), np.uint8)
     labels[:, 32:] = 1
     Image.fromarray(labels).save(tmp_path / "val" / "labels" / "0001TP_1.png")
-    task = bench.Task("sparse", "masked", "w18", (32, 64), (0.25,) * 3, data=str(tmp_path))
-    columns = bench.masks(task)[0].numpy().all(0)
+    task = runtimes.Task("sparse", "masked", "w18", (32, 64), (0.25,) * 3, data=str(tmp_path))
+    columns = runtimes.masks(task)[0].numpy().all(0)
     assert columns.sum() == 4 and columns[6:10].all()

@@ -19,7 +19,7 @@ from live import Later
 from websockets.sync.client import connect
 
 from models.anytime import run
-from models.executors.reference import ReferenceExecutor
+from models.executors import build
 
 ROOT = Path(__file__).parent.parent
 SEGMENTATION = tiny.SEGMENTATION.name
@@ -74,7 +74,7 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 
 def test_the_map_of_an_exit_is_the_same_over_every_way(server: Process) -> None:
-    model = ReferenceExecutor(tiny.network())
+    model = build(tiny.network())
     expected = [found.array for _, found in run(model, tiny.image())]
     assert len({array.tobytes() for array in expected}) == 4
     for exit_index, array in enumerate(expected, 1):
@@ -96,7 +96,7 @@ def test_the_map_of_an_exit_is_the_same_over_every_way(server: Process) -> None:
 
 
 def test_keypoints_are_those_of_the_model(server: Process) -> None:
-    model = ReferenceExecutor(tiny.network(tiny.POSE))
+    model = build(tiny.network(tiny.POSE))
     *_, (_, found) = run(model, tiny.image(), (10.0, 5.0, 40.0, 50.0))
     reply = server.http.post(
         "/v1/predict", params={"model": "tiny-pose", "box": "10,5,40,50", "deadline_ms": 30000}, content=live.photo()

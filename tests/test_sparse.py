@@ -17,6 +17,7 @@ from models.adpc import AdpcNet
 from models.anytime import run
 from models.configs import Masking, ModelConfig
 from models.executors import build
+from models.executors.native import programs
 from models.executors.native.library import library
 from models.executors.native.programs import Isa
 from models.executors.reference import ReferenceExecutor
@@ -187,6 +188,20 @@ def test_requests_interleave_and_batches_change() -> None:
                 maps[row].append(sparse.render(states[row]).array)
     for found, expected in zip(maps, alone, strict=True):
         assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_memory_that_was_never_written_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def poisoned(floats: int) -> NDArray[np.float32]:
+        memory = programs.empty(floats)
+        memory[:] = 1e30
+        return memory
+
+    monkeypatch.setattr("models.executors.sparse.empty", poisoned)
+    for name in ("wide", "window 9, D = 3/3/3", "plain heads"):
+        sparse = SparseExecutor(network(name), threads=1)
+        for seed in range(4):
+            for found in compare(sparse, executors(name)[1], seed, batch=1, shrinking=seed % 2 == 0):
+                assert found < 1e-4 / 2
 
 
 def test_threads_do_not_change_a_bit() -> None:

@@ -173,9 +173,16 @@ class OnnxNetwork:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = PROVIDERS if device.startswith("cuda") else PROVIDERS[-1:]
         self.providers = [name for name in wanted if name in runtime.get_available_providers()]
-        if device.startswith("cuda") and len(self.providers) == 1:
-            raise ValueError(f"this ONNX Runtime has no CUDA provider for {device}; install onnxruntime-gpu")
-        self._sessions = [runtime.InferenceSession(graph, options, self.providers) for graph in graphs(network)]
+        self._sessions = []
+        for graph in graphs(network):
+            session = runtime.InferenceSession(graph, options, self.providers)
+            # Asked for a GPU that it cannot use, ONNX Runtime goes on with the CPU; we do not.
+            if device.startswith("cuda") and "CUDAExecutionProvider" not in session.get_providers():
+                raise ValueError(
+                    f"this ONNX Runtime cannot use {device}: it runs on {', '.join(session.get_providers())}; "
+                    "install onnxruntime-gpu and the CUDA libraries that it names, or use device cpu"
+                )
+            self._sessions.append(session)
 
     def start(self, images: Tensor) -> Progress:
         return self._start(images)

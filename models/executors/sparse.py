@@ -21,7 +21,8 @@ from models.anytime import Exit, ExitMap, Extra, State, check_batch
 from models.confidence import active
 from models.executors.native import library as native
 from models.executors.native.library import Floats, library
-from models.executors.native.lowering import FINEST, Lowering, Matrix, Mode, Resampling, distance_classes
+from models.executors.native.lowering import FINEST, Lowering
+from models.executors.native.ops import Matrix, Mode, Resampling, distance_classes
 from models.executors.native.programs import Isa, StepProgram, empty
 from models.executors.reference import UNSURE
 from models.flops import costs
@@ -44,7 +45,8 @@ class Geometry:
         classes[distances] = np.arange(len(distances))
         self.mask = mask
         self.everywhere = everywhere or mask is None
-        data = None if mask is None else np.ascontiguousarray(mask).ctypes.data
+        whole = None if mask is None else np.ascontiguousarray(mask)
+        data = None if whole is None else whole.ctypes.data
         self.native = library().geometry_create(data, *size, window, classes.ctypes.data, everywhere)
         if not self.native:
             raise MemoryError(f"no memory for the tables of a mask of {size[0]}x{size[1]}")
@@ -85,7 +87,7 @@ class SparseState(State):
 
 
 class SparseExecutor:
-    """Runs a network on rows, a batch of requests at a time. See `AnytimeModel`.
+    """Runs a network on rows, a batch of requests at a time; not from several threads at once. See `AnytimeModel`.
 
     `threads`: 0 for torch's number. `isa`: "avx512", "avx2", "neon" or "portable"; None for the machine's best.
     Raises OSError if the native library is not built, ValueError if the machine lacks `isa`.
@@ -148,14 +150,17 @@ class SparseExecutor:
         own = [state for state in states if isinstance(state, SparseState)]
         begins_stage = index > 0 and self.steps[index - 1].exit is not None
         previous = [state.geometry or self._dense_of(state) for state in own]
-        for state, before in zip(own, previous, strict=True):
-            state.geometry = self._settled(state, before) if begins_stage else before
-        for state, before, made in zip(own, previous, self._run(program, own, previous), strict=True):
+        now = previous
+        if begins_stage:
+            now = [self._settled(state, before) for state, before in zip(own, previous, strict=True)]
+        outputs = self._run(program, own, previous, now)
+        for state, geometry, made in zip(own, now, outputs, strict=True):
+            state.geometry = geometry
             state.next_step += 1
             if step.exit is None:
                 state.features = made
             else:
-                self._finish(step.exit, state, made[0], before)
+                self._finish(step.exit, state, made[0], geometry)
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         if state.exit is None:
@@ -179,15 +184,17 @@ class SparseExecutor:
         return Geometry(mask, mask.shape, self._window, everywhere=not state.shrinking)
 
     def _run(
-        self, program: StepProgram, states: Sequence[SparseState], previous: Sequence[Geometry]
+        self,
+        program: StepProgram,
+        states: Sequence[SparseState],
+        previous: Sequence[Geometry],
+        now: Sequence[Geometry],
     ) -> list[list[Floats]]:
         """Run a step for all states; returns what it made for each, in the order of the program's outputs."""
         contexts = (native.Context * len(states))()
         made: list[list[Floats]] = []
-        work = self._work(program, states)
-        for context, state, before in zip(contexts, states, previous, strict=True):
-            assert state.geometry is not None
-            geometry = state.geometry
+        work = self._work(program, now)
+        for context, state, before, geometry in zip(contexts, states, previous, now, strict=True):
             slots = (native.Slot * len(program.slots))()
             outputs: list[Floats] = []
             for number, matrix in enumerate(program.slots):
@@ -211,13 +218,12 @@ class SparseExecutor:
             raise MemoryError(f"no memory to run {len(states)} requests at once; batch fewer")
         return made
 
-    def _work(self, program: StepProgram, states: Sequence[SparseState]) -> list[Floats]:
+    def _work(self, program: StepProgram, geometries: Sequence[Geometry]) -> list[Floats]:
         """Working memory for the slots that are neither inputs nor outputs, last one first. Kept for the next step."""
         fixed = {*program.inputs, *program.outputs, *program.scratch}
         shapes = [
-            (1 + state.geometry.rows(matrix), matrix.stride)
-            for state in states
-            if state.geometry is not None
+            (1 + geometry.rows(matrix), matrix.stride)
+            for geometry in geometries
             for number, matrix in enumerate(program.slots)
             if number not in fixed
         ]

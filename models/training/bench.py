@@ -1,8 +1,7 @@
 """`python -m models bench`: seconds to every exit, side by side in one run: the sparse executor under given masks and
 at full density, and dense runtimes on the one-exit and the anytime network.
 
-The runs of all runtimes are interleaved, so that they meet the same machine. Weights are random; speed does not depend
-on them.
+The runs of all runtimes are interleaved, so that they meet the same machine.
 """
 
 import argparse
@@ -11,69 +10,28 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.adpc import AdpcNet
 from models.configs import config
 from models.executors.native.programs import Isa
-from models.executors.onnx import TOLERANCE, ExitGraph, graphs, groups, signatures
-from models.executors.reference import ReferenceExecutor
-from models.executors.sparse import SparseExecutor
+from models.executors.onnx import TOLERANCE
 from models.flops import Size, gmacs, parse_shares, parse_size
-from models.preprocess import STRIDE, Frame, pad
-from models.training.data import camvid, scenes
+from models.training.runtimes import RUNTIMES, Task, expected, peak, prepare
 
 ACTIVE = {"w18": (0.837, 0.741, 0.523), "w48": (0.807, 0.616, 0.370)}
 """Shares that give the multiply-adds of the paper's tables 1 and 3."""
 SIZES: tuple[Size, ...] = ((360, 480), (512, 1024), (1024, 2048))
-RUNTIMES = ("sparse", "torch", "compile", "onnxruntime", "openvino")
-
 REPEATS = 10
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One image through one runtime: seconds from the start to every exit, and the scores there."""
-
-    seconds: list[float]
-    scores: list[Any]
-
-
-Run = Callable[[], Pass]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A runtime on a network. `kind`: "one exit" and "anytime" are dense; "masked" is anytime under masks."""
-
-    runtime: str
-    kind: str
-    width: str
-    size: Size
-    active: tuple[float, ...] = ()
-    seed: int = 0
-    threads: int = 1
-    data: str | None = None
-
-    @property
-    def config(self) -> str:
-        family = {"one exit": "hrnet", "anytime": "rh", "masked": "adpc"}[self.kind]
-        return f"{family}-{self.width}-cityscapes"
 
 
 @dataclass
@@ -88,147 +46,6 @@ class Row:
     @property
     def seconds(self) -> list[float]:
         return [median(column) for column in zip(*self.passes, strict=True)]
-
-
-def network(task: Task) -> AdpcNet:
-    """Random weights under which activations keep their size; the same for every kind."""
-    torch.manual_seed(task.seed)
-    net = AdpcNet(config(task.config))
-    with torch.no_grad():
-        for layer in net.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight)
-            elif isinstance(layer, nn.BatchNorm2d):
-                layer.momentum = 1.0
-        net.train()(torch.randn(2, 3, 128, 128), adaptive=False)
-    return net.eval()
-
-
-def image(task: Task) -> Tensor:
-    """Noise, (1, 3, H, W) as a network takes it."""
-    return pad(torch.randn(1, 3, *task.size, generator=torch.Generator().manual_seed(task.seed)))
-
-
-def masks(task: Task) -> list[Tensor]:
-    """bool (h, w) after every exit but the last. `task.data`: a folder of CamVid; None: a drawn scene."""
-    height, width = (side // STRIDE for side in image(task).shape[-2:])
-    if task.data is None:
-        labels = scenes.draw(2 * height, 2 * width, task.seed)
-    else:
-        found = camvid.read(Path(task.data), "val")
-        labels = found[task.seed % len(found)].labels()
-    return [torch.from_numpy(mask) for mask in scenes.masks(labels, height, width, task.active)]
-
-
-def prepare(task: Task) -> Run:
-    """Raises ModuleNotFoundError for a runtime that is not installed."""
-    net, inputs = network(task), image(task)
-    torch.set_num_threads(task.threads)
-    if task.runtime == "sparse":
-        given = masks(task) if task.kind == "masked" else []
-        return partial(sparse, SparseExecutor(net, task.threads), inputs, given)
-    if task.runtime in ("torch", "compile"):
-        return partial(chained, eager(net, compiled=task.runtime == "compile"), inputs)
-    make = onnxruntime if task.runtime == "onnxruntime" else openvino
-    return partial(chained, make(net, shapes(net, inputs), task.threads), inputs.numpy())
-
-
-def sparse(model: SparseExecutor, inputs: Tensor, given: Sequence[Tensor]) -> Pass:
-    state = model.start(inputs, Frame(*inputs.shape[-2:]))
-    begin, found = time.perf_counter(), Pass([], [])
-    for step in model.steps:
-        model.advance([state])
-        if step.exit is None or state.exit is None:
-            continue
-        found.seconds.append(time.perf_counter() - begin)
-        found.scores.append(state.exit.scores[None])
-        if given and step.exit < model.config.exits:
-            model.override(state, given[step.exit - 1], shrinking=True)
-    return found
-
-
-Stage = Callable[..., Sequence[Any]]
-"""What leads from one exit to the next: branches (or the image) in; scores and branches out."""
-
-
-def chained(stages: Sequence[Stage], inputs: Any) -> Pass:
-    begin, found, values = time.perf_counter(), Pass([], []), [inputs]
-    with torch.inference_mode():
-        for stage in stages:
-            scores, *values = stage(*values)
-            found.seconds.append(time.perf_counter() - begin)
-            found.scores.append(scores)
-    return found
-
-
-def eager(net: AdpcNet, *, compiled: bool) -> list[Stage]:
-    stages = [ExitGraph(net, steps, masked=False).to(memory_format=torch.channels_last) for steps in groups(net)]  # type: ignore[call-overload]
-    return [torch.compile(stage) for stage in stages] if compiled else stages
-
-
-def shapes(net: AdpcNet, inputs: Tensor) -> list[dict[str, tuple[int, ...]]]:
-    """The shapes of every exit's inputs by name: runtimes are fastest when they know them beforehand."""
-    with torch.device("meta"):
-        meta = AdpcNet(net.config).eval()
-    values, found = (inputs.to("meta"),), []
-    for steps, signature in zip(groups(meta), signatures(net), strict=True):
-        found.append({name: tuple(x.shape) for name, x in zip(signature.inputs, values, strict=True)})
-        _, *values = ExitGraph(meta, steps, masked=False)(*values)
-    return found
-
-
-def onnxruntime(net: AdpcNet, known: Sequence[dict[str, tuple[int, ...]]], threads: int) -> list[Stage]:
-    runtime = importlib.import_module("onnxruntime")
-    stages: list[Stage] = []
-    for graph, by_name in zip(graphs(net), known, strict=True):
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        for name, shape in by_name.items():
-            for axis, value in (("batch", 0), (f"{name}_height", 2), (f"{name}_width", 3)):
-                options.add_free_dimension_override_by_name(axis, shape[value])
-        session = runtime.InferenceSession(graph, options, ["CPUExecutionProvider"])
-        stages.append(
-            lambda *values, session=session, names=tuple(by_name): session.run(
-                None, dict(zip(names, values, strict=True))
-            )
-        )
-    return stages
-
-
-def openvino(net: AdpcNet, known: Sequence[dict[str, tuple[int, ...]]], threads: int) -> list[Stage]:
-    core = importlib.import_module("openvino").Core()
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    stages: list[Stage] = []
-    for graph, by_name in zip(graphs(net), known, strict=True):
-        model = core.read_model(graph)
-        model.reshape({name: list(shape) for name, shape in by_name.items()})
-        compiled = core.compile_model(model, "CPU", options)
-        stages.append(lambda *values, compiled=compiled: [np.array(x) for x in compiled(list(values)).to_tuple()])
-    return stages
-
-
-def expected(task: Task) -> list[Tensor]:
-    """What the reference says at every exit."""
-    net, inputs = network(task), image(task)
-    if task.kind != "masked":
-        with torch.inference_mode():
-            return list(net(inputs, adaptive=False))
-    reference, found = ReferenceExecutor(net), []
-    state = reference.start(inputs, Frame(*inputs.shape[-2:]))
-    given = masks(task)
-    for step in reference.steps:
-        reference.advance([state])
-        if step.exit is not None and state.exit is not None:
-            found.append(state.exit.scores[None])
-            if step.exit < net.config.exits:
-                reference.override(state, given[step.exit - 1])
-    return found
-
-
-def peak(task: Task) -> int:
-    """Bytes resident at most in a process that serves one image, this program's own among them."""
-    prepare(task)()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measure(tasks: Sequence[Task], repeats: int, *, check: bool, memory: bool) -> list[Row]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from models.executors.native import library as native
 from models.executors.native.library import CONVOLVE, INTERPOLATE, TILES_2, TILES_4, WINOGRAD, Floats
-from models.executors.native.lowering import Job, Lowered, Matrix, Op, Resampling, Stages
+from models.executors.native.lowering import Lowered
+from models.executors.native.ops import Job, Matrix, Op, Resampling, Stages
 
 TILES = 24  # a multiple of every kernel's rows in registers (4, 6, 8 and 12)
 BLOCK_ROWS = 4 * TILES

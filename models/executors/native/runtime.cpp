@@ -105,7 +105,7 @@ class Pool {
     }
 
   private:
-    // A thread that waits spins for a few microseconds, as long as an uneven end of a pass lasts, then sleeps.
+    // A thread that waits spins for about 0.1 ms, as long as an uneven end of a pass lasts, then sleeps.
     static constexpr int SPINS = 2000;
 
     void serve(int index) {
