@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 def load(directory: Path, device: str = "cpu", executor: str = "auto", threads: int = 0) -> AnytimeModel:
     """The model of a directory on `device` (auto, cpu, cuda, cuda:N), run by `executor`.
 
-    `auto`: sparse on a CPU, reference elsewhere or where the native kernels are not built. `threads`: CPU threads to
-    compute with; 0 leaves torch's default. Raises ValueError on a device or executor that is not there, and what
+    `auto`: sparse on a CPU, reference on a GPU or where the native kernels are not built. `triton` is experimental and
+    has to be asked for: on an H100 it was right for W18 at 256x512 and wrong for W48 at 512x1024, and what was mended
+    since has not run on a GPU yet. `threads`: CPU threads to compute with; 0 leaves torch's default. Raises ValueError on a device or executor that is not there, and what
     `load_directory` raises.
     """
     return build(load_directory(directory), device, executor, threads)
@@ -41,25 +42,27 @@ def build(network: AdpcNet, device: str = "cpu", executor: str = "auto", threads
         raise ValueError(f"the sparse executor runs on a CPU, not on {device}; use device cpu or executor reference")
     if executor == "triton" and device == "cpu":
         raise ValueError("the triton executor runs on a GPU, not on cpu; use device cuda or executor sparse")
-    if executor == "reference":
-        return ReferenceExecutor(network, device)
-    try:
-        return _fastest(network, device, threads)
-    except (OSError, ModuleNotFoundError, RuntimeError) as error:
-        if executor != "auto":
-            raise ValueError(str(error)) from error
-        log.warning("running the reference executor, which saves no time where masks save work: %s", error)
+    if executor == "triton":
+        return _checked_triton(network, device)
+    if device == "cpu" and executor != "reference":
+        try:
+            return SparseExecutor(network, threads)
+        except OSError as error:
+            if executor == "sparse":
+                raise ValueError(str(error)) from error
+            log.warning("running the reference executor, which saves no time where masks save work: %s", error)
     return ReferenceExecutor(network, device)
 
 
-def _fastest(network: AdpcNet, device: str, threads: int) -> AnytimeModel:
-    """The sparse executor of a device. Raises OSError, ModuleNotFoundError, RuntimeError where it cannot run."""
-    if device == "cpu":
-        return SparseExecutor(network, threads)
-    from models.executors.triton import TritonExecutor  # noqa: PLC0415 - Triton comes with PyTorch for CUDA only
+def _checked_triton(network: AdpcNet, device: str) -> AnytimeModel:
+    """The GPU executor, after a comparison with the reference. Raises ValueError if it fails or differs."""
+    try:
+        from models.executors.triton import TritonExecutor  # noqa: PLC0415 - Triton comes with PyTorch for CUDA only
 
-    model = TritonExecutor(network, device)
-    model.check(ReferenceExecutor(network, device))
+        model = TritonExecutor(network, device)
+        model.check(ReferenceExecutor(network, device))
+    except (ModuleNotFoundError, RuntimeError) as error:
+        raise ValueError(f"{error}; use executor reference") from error
     return model
 
 
