@@ -21,8 +21,9 @@ def load(directory: Path, device: str = "cpu", executor: str = "auto", threads: 
 
     `auto`: sparse on a CPU, reference on a GPU or where the native kernels are not built. `triton` is experimental and
     has to be asked for: on an H100 it was right for W18 at 256x512 and wrong for W48 at 512x1024, and what was mended
-    since has not run on a GPU yet. `threads`: CPU threads to compute with; 0 leaves torch's default. Raises ValueError on a device or executor that is not there, and what
-    `load_directory` raises.
+    since has not run on a GPU yet. `threads`: CPU threads to compute with; 0 leaves torch's default.
+
+    Raises ValueError on a device or executor that is not there, and what `load_directory` raises.
     """
     return build(load_directory(directory), device, executor, threads)
 
