@@ -47,7 +47,7 @@ class Quantile:
     It follows upwards sooner than downwards: who plans with it should not be late, nor change plans for noise.
     """
 
-    RISE, FALL = 1.02, 0.9
+    RISE, FALL = 1.08, 0.85
 
     def __init__(self, share: float, first: Sequence[float] = (), window: int = 128) -> None:
         self._share = share
@@ -85,7 +85,7 @@ class Costs:
     def observe(self, model: str, shape: Shape, exit_index: int, stage_s: float) -> None:
         """The stage that ends with exit `exit_index` took `stage_s` of computation."""
         shapes = self._stages.setdefault((model, exit_index), {})
-        typical = shapes.pop(shape, None) or Quantile(0.5, [], window=16)
+        typical = shapes.pop(shape, None) or Quantile(0.5, [], window=64)
         typical.add(stage_s)
         shapes[shape] = typical
         if len(shapes) > self.SHAPES:
@@ -96,7 +96,7 @@ class Costs:
         typical_s = self.typical_s(model, shape, exit_index)
         if typical_s:
             # As if twenty jobs had gone well before the first: one that did not proves nothing yet.
-            slowness = self._slowness.setdefault(model, Quantile(self.SLOW_SHARE, [self.SLOW_LEAST] * 20, window=64))
+            slowness = self._slowness.setdefault(model, Quantile(self.SLOW_SHARE, [self.SLOW_LEAST] * 20, window=128))
             slowness.add(seconds / typical_s)
 
     def typical_s(self, model: str, shape: Shape, exit_index: int) -> float:
