@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="image, or safetensors with `input`")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="safetensors: logits1.., map1..")
     parser.add_argument("--threshold", type=float, metavar="T", help="masking threshold instead of the model's")
-    parser.add_argument("--executor", choices=EXECUTORS, default="reference")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--executor", choices=EXECUTORS, default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ def test_image_in_logits_and_maps_out(tmp_path: Path) -> None:
         == 0
     )
     found = load_file(tmp_path / "out.safetensors")
-    for index, (_, exit_map) in enumerate(run(load(tmp_path / "m", executor="reference"), tiny.image(50, 70)), 1):
+    for index, (_, exit_map) in enumerate(run(load(tmp_path / "m"), tiny.image(50, 70)), 1):
         assert np.array_equal(found[f"map{index}"].numpy(), exit_map.array)
         assert found[f"logits{index}"].shape == (1, 3, 13, 18)
 
