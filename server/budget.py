@@ -4,7 +4,6 @@ All times are seconds; deadlines are absolute, on the monotonic clock.
 """
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -42,26 +41,28 @@ class TrafficCap:
 
 
 class Quantile:
-    """A quantile of the latest values that holds still: it moves only when it is off by more than a few per cent.
+    """A quantile of a stream of values that moves slowly: exact over the first values, then by stochastic approximation
+    (Robbins and Monro, 1951), each value moving it by at most half a per cent.
 
-    It follows upwards sooner than downwards: who plans with it should not be late, nor change plans for noise.
+    Who plans with it comes to the same plan for nearly the same deadline, whatever noise the last few values had.
     """
 
-    RISE, FALL = 1.08, 0.85
+    EXACT = 16
+    STEP = 0.005
 
-    def __init__(self, share: float, first: Sequence[float] = (), window: int = 128) -> None:
+    def __init__(self, share: float, first: Sequence[float] = ()) -> None:
         self._share = share
-        self._latest: deque[float] = deque(maxlen=window)
+        self._first: list[float] = []
         self.value = 0.0
         for value in first:
             self.add(value)
 
     def add(self, value: float) -> None:
-        self._latest.append(value)
-        ordered = sorted(self._latest)
-        found = ordered[math.ceil(self._share * len(ordered)) - 1]
-        if not self.value * self.FALL <= found <= self.value * self.RISE:
-            self.value = found
+        if len(self._first) < self.EXACT:
+            self._first.append(value)
+            self.value = sorted(self._first)[math.ceil(self._share * len(self._first)) - 1]
+        else:
+            self.value *= 1 + self.STEP * (self._share - (value <= self.value))
 
 
 class Costs:
@@ -75,6 +76,7 @@ class Costs:
 
     SLOW_SHARE = 0.95
     SLOW_LEAST = 1.05
+    SLOW_FIRST = 1.25
     SPARE_S = 0.003
     SHAPES = 256
 
@@ -85,7 +87,7 @@ class Costs:
     def observe(self, model: str, shape: Shape, exit_index: int, stage_s: float) -> None:
         """The stage that ends with exit `exit_index` took `stage_s` of computation."""
         shapes = self._stages.setdefault((model, exit_index), {})
-        typical = shapes.pop(shape, None) or Quantile(0.5, [], window=64)
+        typical = shapes.pop(shape, None) or Quantile(0.5)
         typical.add(stage_s)
         shapes[shape] = typical
         if len(shapes) > self.SHAPES:
@@ -95,9 +97,9 @@ class Costs:
         """A job that came to exit `exit_index` took `seconds` of computation until there."""
         typical_s = self.typical_s(model, shape, exit_index)
         if typical_s:
-            # As if twenty jobs had gone well before the first: one that did not proves nothing yet.
-            slowness = self._slowness.setdefault(model, Quantile(self.SLOW_SHARE, [self.SLOW_LEAST] * 20, window=128))
-            slowness.add(seconds / typical_s)
+            # As if as many jobs as are counted exactly had been this slow: one hiccup proves nothing yet.
+            first = [self.SLOW_FIRST] * Quantile.EXACT
+            self._slowness.setdefault(model, Quantile(self.SLOW_SHARE, first)).add(seconds / typical_s)
 
     def typical_s(self, model: str, shape: Shape, exit_index: int) -> float:
         """The median seconds from the start to exit `exit_index`; 0 for exit 0, and while nothing is known."""
