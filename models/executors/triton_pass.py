@@ -127,10 +127,11 @@ class Pass:
             self.seen[name(layer, x)] = layer, x.shape
         if name(layer, x) in self.dense:
             kept = everywhere(layer, x, None, raw=True)
-            out = torch.empty_like(kept)
+            out = torch.zeros_like(kept)
             return interpolate(layer, rows, kept, residual, out, active_too=True)
         shape = (x.shape[0], x.shape[1] // layer.stride, x.shape[2] // layer.stride, layer.out)
-        out = x.new_empty(shape)
+        # A dense convolution by cuDNN may mix rows that cancel out (Winograd), so all that it reads must be numbers.
+        out = x.new_zeros(shape) if self.dense else x.new_empty(shape)
         kept = x.new_empty(shape) if interpolated else out
         convolve(
             layer,
