@@ -128,7 +128,8 @@ def test_a_worker_that_is_killed_under_load(server: Process) -> None:
     for call in calls:
         reply = call.result()
         assert reply.status_code in (200, 503)
-        assert reply.status_code == 200 or reply.json()["code"] == "worker_lost"
+        # "starting": its image was still being decoded when the worker died.
+        assert reply.status_code == 200 or reply.json()["code"] in ("worker_lost", "starting")
     server.wait_until_ready()
     reply = server.http.post(PREDICT, content=live.photo())
     assert reply.status_code == 200 and reply.json()["exit"] == 4
