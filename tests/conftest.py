@@ -3,6 +3,7 @@
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the worker processes that tests start
+os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, by whichever test comes first
 
 from collections.abc import Iterator
 
