@@ -87,12 +87,12 @@ class Quality:
     """The calibration of one model.
 
     `steps`: pairs (epsilon, threshold), both ascending: a threshold serves from its epsilon up to the next.
-    `images`, `split`: what calibrated it. `fingerprint`: of the weights and masks that were calibrated.
+    `images` of `source` calibrated it. `fingerprint`: of the weights and masks that were calibrated.
     """
 
     steps: tuple[tuple[float, float], ...]
     images: int
-    split: str
+    source: str
     fingerprint: str
 
     def threshold(self, epsilon: float) -> float:
@@ -101,14 +101,14 @@ class Quality:
         return self.steps[index - 1][1] if index else 0.0
 
     @classmethod
-    def fit(cls, doubts: NDArray[np.float64], changed: NDArray[np.float64], split: str, fingerprint: str) -> "Quality":
+    def fit(cls, doubts: NDArray[np.float64], changed: NDArray[np.float64], source: str, fingerprint: str) -> "Quality":
         """The thresholds of every epsilon, rounded to the safe side; arguments as of `threshold`."""
         steps: list[tuple[float, float]] = []
         for epsilon in np.unique(np.ceil(changed * GRID)) / GRID:
             below = math.floor(threshold(doubts, changed, epsilon) * GRID) / GRID
             if below > (steps[-1][1] if steps else 0):
                 steps.append((float(epsilon), below))
-        return cls(tuple(steps), len(doubts), split, fingerprint)
+        return cls(tuple(steps), len(doubts), source, fingerprint)
 
     def stops(self, doubt: float, epsilon: float) -> bool:
         """Whether an exit of such `doubt` is good enough: at most a share `epsilon` would still change."""
@@ -123,7 +123,7 @@ class Quality:
         try:
             data = json.loads(path.read_text())
             steps = tuple((float(epsilon), float(doubt)) for epsilon, doubt in data["steps"])
-            found = cls(steps, int(data["images"]), str(data["split"]), str(data["fingerprint"]))
+            found = cls(steps, int(data["images"]), str(data["source"]), str(data["fingerprint"]))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is not a calibration: {error!r}; {remedy}") from error
         if list(steps) != sorted(steps) or any(not 0 <= value <= 1 for step in steps for value in step):
@@ -137,7 +137,7 @@ class Quality:
 
     def save(self, directory: Path) -> None:
         steps = ",\n  ".join(json.dumps(step) for step in self.steps)
-        head = {"split": self.split, "images": self.images, "fingerprint": self.fingerprint}
+        head = {"source": self.source, "images": self.images, "fingerprint": self.fingerprint}
         text = json.dumps(head, indent=1).removesuffix("\n}") + f',\n "steps": [\n  {steps}\n ]\n}}\n'
         (directory / QUALITY_FILE).write_text(text)
 

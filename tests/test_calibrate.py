@@ -46,13 +46,16 @@ def test_segmentation_from_images_to_the_file(camvid: Path, model: Path, capsys:
     said = json.loads(capsys.readouterr().out)
     assert (said["images"], said["splits"], said["breakable"]) == (IMAGES, 20, 2)
     quality = Quality.load(model)
-    assert (quality.images, quality.split) == (IMAGES, "val")
+    assert (quality.images, quality.source) == (IMAGES, "val")
     assert [row["epsilon"] for row in said["bounds"]] == [0.02, 0.05, 0.1]
     for row in said["bounds"] + said["checked"]:
         assert row["threshold"] == quality.threshold(row["epsilon"]) if "threshold" in row else row["split"] == "few"
         assert 0 <= row["coverage"] <= 1 and 0 <= row["saved"] < 1
-    assert main(command(model, camvid, "val", "--splits", "5")) == 0
+    with_split = quality.steps
+    assert main(["calibrate", str(model), "--data", str(camvid / "val" / "images"), "--splits", "5"]) == 0
     assert "held in" in capsys.readouterr().out
+    quality = Quality.load(model)
+    assert (quality.steps, quality.source) == (with_split, "images"), "the same images, without labels"
 
 
 def synthetic(images: int, seed: int) -> Observed:

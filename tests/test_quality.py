@@ -156,7 +156,7 @@ def test_a_calibration_of_other_weights_or_masks_is_refused(directory: Path) -> 
     ],
 )
 def test_a_broken_file_says_what_to_do(directory: Path, change: dict[str, object]) -> None:
-    right = {"split": "val", "images": 30, "fingerprint": fingerprint(directory), "steps": [[0.1, 0.2]]}
+    right = {"source": "val", "images": 30, "fingerprint": fingerprint(directory), "steps": [[0.1, 0.2]]}
     file = directory / quality.QUALITY_FILE
     file.write_text(json.dumps(right))
     assert Quality.load(directory).stops(0.19, 0.1)

@@ -22,10 +22,14 @@ from models.executors import EXECUTORS, load
 from models.preprocess import Box
 from models.quality import KEPT, MOVED, QUALITY_FILE, Quality, breakable, doubt, fingerprint, threshold
 from models.training.data import camvid, lsp
+from models.training.data.files import images_in, read_rgb
 from models.training.evaluate import Tally
 
 EPSILONS = (0.02, 0.05, 0.10)
 """Bounds that are reported; the calibration is of all."""
+
+Picture = tuple[NDArray[np.uint8], Box | None]
+"""An image, uint8 (H, W, 3), and the person's box, for pose."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class Observed:
         return threshold(self.doubts[:, :-1], self.changed[:, :-1], epsilon)
 
 
-def observe(model: AnytimeModel, pictures: Iterable[tuple[NDArray[np.uint8], Box | None]]) -> Observed:
-    """Run every picture (image, box) through all exits."""
+def observe(model: AnytimeModel, pictures: Iterable[Picture]) -> Observed:
+    """Run every picture through all exits."""
     rows: list[list[tuple[float, float, float]]] = []
     tally = Tally(model.config.exits)
     for image, box in pictures:
@@ -119,9 +123,13 @@ def cross_validate(images: Observed, epsilon: float, splits: int, seed: int = 0)
     }
 
 
-def pictures(config: ModelConfig, directory: Path, split: str) -> Iterator[tuple[NDArray[np.uint8], Box | None]]:
-    """Images of a data set, and of people their boxes, with a progress bar."""
-    if config.task == "pose":
+def pictures(config: ModelConfig, directory: Path, split: str | None) -> Iterator[Picture]:
+    """Images of a data set's split, and the boxes of people; without a split, the images of a folder. With a progress
+    bar."""
+    if split is None:
+        for path in tqdm(images_in(directory), unit=" images"):
+            yield read_rgb(path), None
+    elif config.task == "pose":
         for person in tqdm(lsp.read(directory, split), unit=" people"):
             yield person.image(), person.box
     else:
@@ -146,9 +154,9 @@ def table(result: dict[str, Any]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a shipped model or a model directory; quality.json is written into it")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
-    parser.add_argument("--split", required=True, help="images to calibrate on; best such as it was not trained on")
-    parser.add_argument("--check", metavar="SPLIT", help="also judge the calibration on the images of this split")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a data set's folder, or one of images")
+    parser.add_argument("--split", help="images of a data set to calibrate with, best such as did not train the model")
+    parser.add_argument("--check", metavar="SPLIT", help="also judge the calibration by the images of this split")
     parser.add_argument("--splits", type=int, default=100, help="random halves to show coverage on (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the random halves")
     parser.add_argument("--executor", choices=EXECUTORS, default="auto")
@@ -165,13 +173,15 @@ def main(args: argparse.Namespace) -> int:
     if model.config.exits < 2:
         raise ValueError(f"{model.config.name} has 1 exit; only a model of at least 2 can stop early")
     images = observe(model, pictures(model.config, args.data, args.split))
-    quality = Quality.fit(images.doubts[:, :-1], images.changed[:, :-1], args.split, fingerprint(directory))
+    quality = Quality.fit(
+        images.doubts[:, :-1], images.changed[:, :-1], args.split or args.data.resolve().name, fingerprint(directory)
+    )
     quality.save(directory)
     if not breakable(len(images)):
         print(f"{len(images)} images are too few to promise anything, so no exit stops early; give 22", file=sys.stderr)
     result: dict[str, Any] = {
         "model": model.config.name,
-        "split": args.split,
+        "source": quality.source,
         "images": len(images),
         "breakable": breakable(len(images)),
         "splits": args.splits,
