@@ -168,6 +168,7 @@ def test_segmentation_is_scored_over_all_images(
     assert main([*command, "--json", "--no-masks", "--drive", "drive1"]) == 0
     dense = json.loads(capsys.readouterr().out)
     assert dense["exits"][3]["gmacs"] > gmacs[3]
+    assert [row["masked"] for row in dense["exits"]] == [0] * 4
     assert main([*command, "--drive", "drive7"]) == 1
     assert "drive7" in capsys.readouterr().err
     assert main(command) == 0
