@@ -23,17 +23,19 @@ export class Stream {
     this.#url = url;
   }
 
-  /** Send `image` (a Blob). `on` holds `exit`, `end` and `error`; they are not called once another predict has begun. */
+  /** Send `image` (a promised Blob). `on` holds `exit`, `end` and `error`; they are not called once another predict has begun. */
   async predict(options, image, on) {
     const request = (this.#request = { id: `page-${++this.#count}`, on, held: {} });
-    const socket = await this.#open();
+    const [socket, blob] = await Promise.all([this.#open(), image]);
     if (!socket || this.#request !== request) return;
+    if (request.cancelled) return this.#last("end", { exit: 0, stop: "cancelled", elapsed_ms: 0, skipped: [] });
     socket.send(JSON.stringify({ type: "predict", id: request.id, encoding: "delta", map: "unsure", ...options }));
-    socket.send(image);
+    socket.send(blob);
   }
 
-  /** Stop the work; `end` still comes. */
+  /** Stop the work, or do not begin it; `end` still comes. */
   cancel() {
+    if (this.#request) this.#request.cancelled = true;
     this.#send({ type: "cancel" });
   }
 
