@@ -96,7 +96,7 @@ function run() {
   become("running", "Waiting for the first exit …");
   const small = fitted(photo, $("resolution").value);
   const image = new Promise((done) => small.toBlob(done, "image/jpeg", 0.95));
-  image.then(() => number === runs && timeline.start(deadline_ms()));
+  image.then(() => number === runs && running() && timeline.start(deadline_ms()));
   const box = person.box(small);
   stream.predict({ model: name, deadline_ms: deadline_ms(), ...(box && { box }) }, image, { exit: arrived, end: ended, error: failed });
 }

@@ -28,15 +28,15 @@ export class Stream {
     const request = (this.#request = { id: `page-${++this.#count}`, on, held: {} });
     const [socket, blob] = await Promise.all([this.#open(), image]);
     if (!socket || this.#request !== request) return;
-    if (request.cancelled) return this.#last("end", { exit: 0, stop: "cancelled", elapsed_ms: 0, skipped: [] });
+    request.sent = true;
     socket.send(JSON.stringify({ type: "predict", id: request.id, encoding: "delta", map: "unsure", ...options }));
     socket.send(blob);
   }
 
-  /** Stop the work, or do not begin it; `end` still comes. */
+  /** Stop the work; `end` still comes, at once if the photo was not even sent. */
   cancel() {
-    if (this.#request) this.#request.cancelled = true;
-    this.#send({ type: "cancel" });
+    if (this.#request && !this.#request.sent) this.#last("end", { exit: 0, stop: "cancelled", elapsed_ms: 0, skipped: [] });
+    else this.#send({ type: "cancel" });
   }
 
   /** Milliseconds from now. */
