@@ -21,7 +21,7 @@ from models.configs import ModelConfig
 from models.executors import EXECUTORS, load
 from models.preprocess import Box
 from models.quality import KEPT, MOVED, QUALITY_FILE, Quality, breakable, doubt, fingerprint, threshold
-from models.training.data import camvid, lsp
+from models.training.data import datasets
 from models.training.data.files import images_in, read_rgb
 from models.training.evaluate import Tally
 
@@ -130,10 +130,10 @@ def pictures(config: ModelConfig, directory: Path, split: str | None) -> Iterato
         for path in tqdm(images_in(directory), unit=" images"):
             yield read_rgb(path), None
     elif config.task == "pose":
-        for person in tqdm(lsp.read(directory, split), unit=" people"):
+        for person in tqdm(datasets.people(directory, split), unit=" people"):
             yield person.image(), person.box
     else:
-        for scene in tqdm(camvid.read(directory, split), unit=" images"):
+        for scene in tqdm(datasets.scenes(directory, split), unit=" images"):
             yield scene.image(), None
 
 

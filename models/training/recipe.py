@@ -33,7 +33,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`splits`: folders (CamVid) or parts (LSP) to train on. `hold_out`: drives of CamVid that are left out and scored.
+    """`splits`: of the data set, to train on. `hold_out`: drives of CamVid, or cities, that are left out and scored.
 
     `phases` follow each other; the learning rate rises linearly over `warm_up` (share of all steps), then falls along a
     cosine to 0. `class_softness`: see `losses.class_weights`. `ema_steps`: what is scored and shipped is the
