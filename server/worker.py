@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from models.anytime import AnytimeModel, State, run
+from models.checkpoint import load_directory
 from models.configs import ModelConfig
-from models.executors import load
+from models.executors import build, decide
 from models.flops import gmacs
 from models.preprocess import MULTIPLE
 from server.budget import Costs, Shape, TrafficCap
 from server.job import (
     Beat,
+    Broken,
     Cancel,
     Command,
     Ended,
@@ -58,10 +61,11 @@ class StopRule(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and its rule to stop early if it was calibrated."""
+    """A model, its rule to stop early if it was calibrated, and why this executor runs it if there was a choice."""
 
     model: AnytimeModel
     rule: StopRule | None = None
+    reason: str = ""
 
 
 @dataclass
@@ -155,6 +159,9 @@ class Worker:
     def _step(self, job: Running) -> None:
         try:
             self._advance(job)
+        except torch.AcceleratorError as error:  # nothing works on a device after it has failed once
+            self._say(Broken(str(error).splitlines()[0]))
+            raise
         except Exception as error:  # whatever a model raises on one image is that job's end, not the worker's
             logger.exception("job %d of %s failed", job.command.key, job.command.model)
             self._scheduler.cancel(job.command.key)
@@ -237,14 +244,22 @@ def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
         macs=tuple(value * GIGA for value in gmacs(config, *config.size)),
         seconds=tuple(costs.typical_s(name, shape, exit_index) for exit_index in range(1, config.exits + 1)),
         calibrated=loaded.rule is not None,
+        executor=loaded.model.executor,
+        reason=loaded.reason,
     )
 
 
 def load_models(plan: Plan) -> dict[str, Loaded]:
     """Raises ValueError or OSError on a model that cannot be loaded."""
-    return {
-        name: Loaded(load(Path(path), plan.device, plan.executor, plan.threads)) for name, path in plan.models.items()
-    }
+    loaded = {}
+    for name, path in plan.models.items():
+        if name in plan.decided:
+            executor, reason = plan.decided[name]
+        else:
+            verdict = decide(Path(path), plan.device, plan.executor)
+            executor, reason = verdict.executor, verdict.reason
+        loaded[name] = Loaded(build(load_directory(Path(path)), plan.device, executor, plan.threads), reason=reason)
+    return loaded
 
 
 def main(fd: int) -> int:

@@ -11,11 +11,12 @@ import live
 import numpy as np
 import pytest
 import tiny
+import torch
 from numpy.typing import NDArray
 
 from models.anytime import Exit, ExitMap, Step
 from server.budget import Costs
-from server.job import Cancel, Ended, Event, Exited, Layout, Move, Stop, Submit
+from server.job import Broken, Cancel, Ended, Event, Exited, Layout, Move, Stop, Submit
 from server.scheduler import Scheduler
 from server.worker import Loaded, Worker, facts, input_shape, warm_up
 
@@ -217,3 +218,22 @@ def test_a_worker_that_follows_another_takes_over_what_is_known() -> None:
 def test_the_cost_of_an_image_goes_by_its_padded_size_or_the_crop() -> None:
     assert input_shape(tiny.SEGMENTATION, 33, 64) == (64, 64)
     assert input_shape(tiny.POSE, 1000, 2000) == (64, 64)
+
+
+def test_a_device_that_fails_ends_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    """Its next jobs would fail as well, so the front end starts another, without what broke the device."""
+    ours, theirs = Pipe()
+    model = FakeModel()
+
+    def broken(states: Sequence[FakeState]) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand more")
+
+    model.advance = broken  # type: ignore[method-assign]
+    block = bytearray(16 * 1024)
+    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model)}, Scheduler(Costs()))  # type: ignore[arg-type]
+    Harness(ours, block, model).submit(1, 50)
+    with pytest.raises(torch.AcceleratorError):
+        worker.run()
+    assert ours.recv() == Broken("CUDA error: an illegal memory access was encountered")
+    ours.close()
+    theirs.close()
