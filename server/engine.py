@@ -6,10 +6,11 @@ exit it has, whatever the worker is doing. Imports no torch.
 
 import asyncio
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +23,7 @@ from server.errors import NoExitError, ServerError, UnavailableError, WorkerLost
 from server.job import (
     Beat,
     Box,
+    Broken,
     Cancel,
     Ended,
     Event,
@@ -38,6 +40,8 @@ from server.job import (
 from server.link import Link, Supervisor
 from server.memory import Arena
 from server.metrics import Metrics
+
+logger = logging.getLogger("anytime.engine")
 
 RESTART_S = 5.0
 """What clients are told to wait while a worker starts."""
@@ -277,6 +281,8 @@ class Engine:
                 self._exited(self.jobs[event.key], event)
             case Ended() if event.key in self.jobs:
                 self._ended(self.jobs[event.key], event)
+            case Broken(reason):
+                self._broken(reason)
             case Unloadable(reason):
                 self._unloadable(reason)
             case Beat():
@@ -289,7 +295,17 @@ class Engine:
         if self.supervisor.starts > 1:
             self._metrics.worker_restarts.inc()
         for model in ready.models:
-            self._metrics.executor_info.labels(model, ready.device, ready.executor).set(1)
+            self._metrics.executor_info.labels(model, ready.device, ready.models[model].executor).set(1)
+
+    def _broken(self, reason: str) -> None:
+        """What broke a device is not tried again: the next worker runs the reference in its place."""
+        logger.error("the device failed: %s", reason)
+        self.known = {
+            name: replace(facts, executor="reference", reason=f"{facts.executor} broke the device: {reason}")
+            if facts.executor == "triton"
+            else facts
+            for name, facts in self.known.items()
+        }
 
     def _exited(self, job: Job, exited: Exited) -> None:
         name, metrics = job.order.model.name, self._metrics

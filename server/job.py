@@ -98,7 +98,7 @@ class Plan:
     """The first message to a worker: what to load, and where the shared memory is.
 
     `models`: directories by name. `known`: cumulative seconds of the exits at the configured size, by name,
-    as the worker before measured them, so that this one is ready sooner.
+    as the worker before measured them, so that this one is ready sooner. `decided`: the executor that it ran, and why.
     """
 
     models: dict[str, str]
@@ -106,6 +106,7 @@ class Plan:
     executor: str
     threads: int
     known: dict[str, tuple[float, ...]]
+    decided: dict[str, tuple[str, str]]
     traffic_cap: tuple[tuple[int, int], ...]
     arena_fd: int
     arena_bytes: int
@@ -154,11 +155,14 @@ class ModelFacts:
     """What a worker knows of a loaded model. `macs`, `seconds`: cumulative at every exit, at the configured size.
 
     `macs` are of the dense network; `seconds` were measured while warming up. `calibrated`: `quality` may be asked for.
+    `executor` runs it, for this `reason`, empty where there was no choice.
     """
 
     macs: tuple[float, ...]
     seconds: tuple[float, ...]
     calibrated: bool
+    executor: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,4 +212,11 @@ class Unloadable:
     reason: str
 
 
-Event = Ready | Exited | Ended | Beat | Unloadable
+@dataclass(frozen=True)
+class Broken:
+    """The device failed, and with it whatever else this worker would run: its last event."""
+
+    reason: str
+
+
+Event = Ready | Exited | Ended | Beat | Unloadable | Broken

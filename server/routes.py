@@ -238,7 +238,13 @@ async def ready(request: Request) -> Response:
     device = told.device if told else service.settings.device
     executor = told.executor if told else service.settings.executor
     body = {"ready": serving, "state": state, "device": device, "executor": executor}
-    return reply({**body, "models": [model.name for model in service.catalog]}, 200 if serving else 503)
+    chosen = (
+        {name: {"executor": facts.executor, "reason": facts.reason} for name, facts in told.models.items()}
+        if told
+        else {}
+    )
+    names = [model.name for model in service.catalog]
+    return reply({**body, "models": names, "chosen": chosen}, 200 if serving else 503)
 
 
 @router.get("/metrics", tags=["health"])

@@ -94,6 +94,7 @@ class Service:
             executor=settings.executor,
             threads=settings.threads,
             known={name: facts.seconds for name, facts in self.engine.known.items()},
+            decided={name: (facts.executor, facts.reason) for name, facts in self.engine.known.items()},
             traffic_cap=settings.traffic_levels,
             arena_fd=self.arena.fd,
             arena_bytes=self.arena.size_bytes,

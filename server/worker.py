@@ -15,16 +15,19 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from models.anytime import AnytimeModel, State, run
+from models.checkpoint import load_directory
 from models.configs import ModelConfig
-from models.executors import load
+from models.executors import build, decide
 from models.flops import gmacs
 from models.preprocess import MULTIPLE
 from models.quality import Quality, doubt
 from server.budget import Costs, Shape, TrafficCap
 from server.job import (
     Beat,
+    Broken,
     Cancel,
     Command,
     Ended,
@@ -51,10 +54,11 @@ GIGA = 1024**3
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and when it may stop early, if it was calibrated."""
+    """A model, when it may stop early if it was calibrated, and why this executor runs it if there was a choice."""
 
     model: AnytimeModel
     quality: Quality | None = None
+    reason: str = ""
 
     def good_enough(self, state: State, epsilon: float | None) -> bool:
         """Whether the exit that `state` stands at is as good as the last but for a share `epsilon` that may change."""
@@ -154,6 +158,9 @@ class Worker:
     def _step(self, job: Running) -> None:
         try:
             self._advance(job)
+        except torch.AcceleratorError as error:  # nothing works on a device after it has failed once
+            self._say(Broken(str(error).splitlines()[0]))
+            raise
         except Exception as error:  # whatever a model raises on one image is that job's end, not the worker's
             logger.exception("job %d of %s failed", job.command.key, job.command.model)
             self._scheduler.cancel(job.command.key)
@@ -232,15 +239,24 @@ def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
         macs=tuple(value * GIGA for value in gmacs(config, *config.size)),
         seconds=tuple(costs.typical_s(name, shape, exit_index) for exit_index in range(1, config.exits + 1)),
         calibrated=loaded.quality is not None,
+        executor=loaded.model.executor,
+        reason=loaded.reason,
     )
 
 
 def load_models(plan: Plan) -> dict[str, Loaded]:
     """Raises ValueError or OSError on a model that cannot be loaded."""
-    return {
-        name: Loaded(load(Path(path), plan.device, plan.executor, plan.threads), load_quality(Path(path)))
-        for name, path in plan.models.items()
-    }
+    loaded = {}
+    for name, text in plan.models.items():
+        path = Path(text)
+        if name in plan.decided:
+            executor, reason = plan.decided[name]
+        else:
+            verdict = decide(path, plan.device, plan.executor)
+            executor, reason = verdict.executor, verdict.reason
+        model = build(load_directory(path), plan.device, executor, plan.threads)
+        loaded[name] = Loaded(model, load_quality(path), reason)
+    return loaded
 
 
 def load_quality(directory: Path) -> Quality | None:

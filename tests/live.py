@@ -56,7 +56,7 @@ class ScriptedWorker:
         self._own.send(event)
 
     def say_ready(self, calibrated: bool = False) -> None:
-        facts = ModelFacts(MACS, (0.1, 0.2, 0.3, 0.4), calibrated)
+        facts = ModelFacts(MACS, (0.1, 0.2, 0.3, 0.4), calibrated, "scripted", "the only one")
         self.say(Ready("cpu", "scripted", dict.fromkeys(self._names, facts)))
 
     def hear(self) -> Command:

@@ -349,6 +349,7 @@ def test_health_names_device_and_executor(server: Live) -> None:
     assert server.http.get("/health/live").status_code == 200
     body = server.http.get("/health/ready").json()
     assert (body["ready"], body["device"], body["executor"]) == (True, "cpu", "scripted")
+    assert body["chosen"][POSE] == {"executor": "scripted", "reason": "the only one"}
     assert server.metric("anytime_worker_up", device="cpu") == 1
     assert server.metric("anytime_executor_info", model=POSE, device="cpu", executor="scripted") == 1
 

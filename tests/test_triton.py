@@ -23,7 +23,7 @@ from models.preprocess import Frame
 
 # Where a tile is not full, it multiplies memory that nobody has written, and throws the result away.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
-MODULES = [f"models.executors.triton{part}" for part in ("_layers", "_pass", "")]
+MODULES = [f"models.executors.triton{part}" for part in ("_layers", "_pass", "_choices", "_plan", "")]
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +109,32 @@ def test_layers_that_are_faster_dense_give_the_same(
     gpu: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu["_pass"], "name", lambda layer, x: "any")
-    monkeypatch.setattr(gpu[""].Plan, "dense", lambda plan, share: frozenset({"any"}))
+    monkeypatch.setattr(gpu[""].Plan, "dense", lambda plan, index, share: frozenset({"any"}))
     ours = gpu[""].TritonExecutor(network(), "cpu", torch.float32)
     same(ours, ReferenceExecutor(network()), inputs(1, 3, 32, 32))
 
 
-def test_the_check_before_serving_compares_scores(gpu: dict[str, ModuleType]) -> None:
-    model = gpu[""].TritonExecutor(network(tiny.POSE), "cpu", torch.float32)
-    model.check(ReferenceExecutor(network(tiny.POSE)))
-    with pytest.raises(RuntimeError, match=r"off by .* after exit1; half precision explains 5%"):
-        model.check(ReferenceExecutor(tiny.network(tiny.POSE, seed=1)))
+def test_recorded_steps_of_interleaved_requests(gpu: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the rules of CUDA graphs, with layers that turn dense at different shares."""
+    from paper_graphs import PaperGraphs  # noqa: PLC0415 - after Triton
+
+    def choice(layer: Any, shape: torch.Size, *_: object) -> Any:
+        return gpu["_choices"].Choice(gpu["_layers"].tiles(layer, 64)[0], layer.weight.shape[0] % 3 * 0.3 + 0.3)
+
+    monkeypatch.setattr(gpu["_plan"], "choose", choice)
+    graphs = PaperGraphs(monkeypatch)
+    model = gpu[""].TritonExecutor(network(), "cpu", torch.float32, lambda: graphs)
+    both = inputs(2, 3, 32, 32)
+    first, second = (model.start(one[None], Frame(32, 32)) for one in both)
+    expected = exits(ReferenceExecutor(network()), both)
+    for step in model.steps:
+        for row, state in enumerate((first, second)):
+            model.advance([state])
+            if step.exit is not None:
+                torch.testing.assert_close(state.exit.scores, expected[step.exit - 1][row].scores, rtol=1e-4, atol=1e-4)
+    graphs.verify()
+    (plan,) = model._plans.values()
+    assert len(plan._replays) > len(model.steps)  # some steps were recorded for several shares
 
 
 def test_requests_make_room_for_each_other(gpu: dict[str, ModuleType]) -> None:

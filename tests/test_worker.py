@@ -20,7 +20,7 @@ from models.checkpoint import save_directory
 from models.preprocess import Frame
 from models.quality import Quality, fingerprint
 from server.budget import Costs
-from server.job import Cancel, Ended, Event, Exited, Layout, Move, Stop, Submit
+from server.job import Broken, Cancel, Ended, Event, Exited, Layout, Move, Stop, Submit
 from server.scheduler import Scheduler
 from server.worker import Loaded, Worker, facts, input_shape, load_quality, warm_up
 
@@ -234,3 +234,22 @@ def test_a_calibration_that_does_not_fit_is_not_used(tmp_path: Path, caplog: pyt
     save_directory(tmp_path, tiny.network(seed=1))
     assert load_quality(tmp_path) is None
     assert "without quality stop" in caplog.text and "python -m models calibrate" in caplog.text
+
+
+def test_a_device_that_fails_ends_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    """Its next jobs would fail as well, so the front end starts another, without what broke the device."""
+    ours, theirs = Pipe()
+    model = FakeModel()
+
+    def broken(states: Sequence[FakeState]) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand more")
+
+    model.advance = broken  # type: ignore[method-assign]
+    block = bytearray(16 * 1024)
+    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model)}, Scheduler(Costs()))  # type: ignore[arg-type]
+    Harness(ours, block, model).submit(1, 50)
+    with pytest.raises(torch.AcceleratorError):
+        worker.run()
+    assert ours.recv() == Broken("CUDA error: an illegal memory access was encountered")
+    ours.close()
+    theirs.close()

@@ -1,5 +1,6 @@
 """How a trained network is computed: executors turn it into an `AnytimeModel`."""
 
+import importlib.util
 import logging
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from models.adpc import AdpcNet
 from models.anytime import AnytimeModel
 from models.checkpoint import load_directory
+from models.executors.proof import Verdict, command, prove
 from models.executors.reference import ReferenceExecutor
 from models.executors.sparse import SparseExecutor
 
@@ -17,19 +19,40 @@ log = logging.getLogger(__name__)
 
 
 def load(directory: Path, device: str = "cpu", executor: str = "auto", threads: int = 0) -> AnytimeModel:
-    """The model of a directory on `device` (auto, cpu, cuda, cuda:N), run by `executor`.
+    """The model of a directory on `device` (auto, cpu, cuda, cuda:N), run by `executor`; see `decide`.
 
-    `auto`: sparse on a CPU, reference on a GPU or where the native kernels are not built. `triton` is experimental and
-    has to be asked for: on an H100 it was right for W18 at 256x512 and wrong for W48 at 512x1024, and what was mended
-    since has not run on a GPU yet. `threads`: CPU threads to compute with; 0 leaves torch's default.
-
-    Raises ValueError on a device or executor that is not there, and what `load_directory` raises.
+    `threads`: CPU threads to compute with; 0 leaves torch's default. Raises ValueError on a device or executor that is
+    not there, and what `load_directory` raises.
     """
-    return build(load_directory(directory), device, executor, threads)
+    return build(load_directory(directory), device, decide(directory, device, executor).executor, threads)
+
+
+def decide(directory: Path, device: str, executor: str) -> Verdict:
+    """Which executor is to run the model of a directory, and why.
+
+    On a GPU, `auto` is triton if it is proved right and faster than the reference at the model's size, which takes
+    minutes, and else the reference. `auto` on a CPU is left to `build`. Raises ValueError if `triton` is asked for and
+    not right.
+    """
+    device = resolve_device(device)
+    if device == "cpu" or executor not in ("auto", "triton"):
+        return Verdict(executor, "")
+    if importlib.util.find_spec("triton") is None:
+        verdict = Verdict("reference", "triton is not installed; it comes with PyTorch for CUDA on Linux", sound=False)
+    else:
+        verdict = prove("triton", command(directory, "triton", device))
+    if executor == "triton":
+        if not verdict.sound:
+            raise ValueError(f"{verdict.reason}; use executor reference")
+        return Verdict("triton", verdict.reason)
+    if verdict.executor == "reference":
+        log.warning("running the reference executor, which saves no time where masks save work: %s", verdict.reason)
+    return verdict
 
 
 def build(network: AdpcNet, device: str = "cpu", executor: str = "auto", threads: int = 0) -> AnytimeModel:
-    """`load` for a network in memory, which the executor takes over."""
+    """`load` for a network in memory, which the executor takes over. Nothing is proved: `auto` is the sparse executor
+    on a CPU, the reference on a GPU and where the native kernels are not built."""
     if executor not in EXECUTORS:
         raise ValueError(f"no executor is called {executor!r}; there are {', '.join(EXECUTORS)}")
     if threads > 0:
@@ -44,7 +67,11 @@ def build(network: AdpcNet, device: str = "cpu", executor: str = "auto", threads
     if executor == "triton" and device == "cpu":
         raise ValueError("the triton executor runs on a GPU, not on cpu; use device cuda or executor sparse")
     if executor == "triton":
-        return _checked_triton(network, device)
+        try:
+            from models.executors.triton import TritonExecutor  # noqa: PLC0415 - comes with PyTorch for CUDA only
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{error}; use executor reference") from error
+        return TritonExecutor(network, device)
     if device == "cpu" and executor != "reference":
         try:
             return SparseExecutor(network, threads)
@@ -53,18 +80,6 @@ def build(network: AdpcNet, device: str = "cpu", executor: str = "auto", threads
                 raise ValueError(str(error)) from error
             log.warning("running the reference executor, which saves no time where masks save work: %s", error)
     return ReferenceExecutor(network, device)
-
-
-def _checked_triton(network: AdpcNet, device: str) -> AnytimeModel:
-    """The GPU executor, after a comparison with the reference. Raises ValueError if it fails or differs."""
-    try:
-        from models.executors.triton import TritonExecutor  # noqa: PLC0415 - Triton comes with PyTorch for CUDA only
-
-        model = TritonExecutor(network, device)
-        model.check(ReferenceExecutor(network, device))
-    except (ModuleNotFoundError, RuntimeError) as error:
-        raise ValueError(f"{error}; use executor reference") from error
-    return model
 
 
 def resolve_device(device: str) -> str:

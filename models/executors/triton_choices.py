@@ -5,19 +5,20 @@ Imports the work on the GPU, no network.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from models.executors.triton_graphs import capture
 from models.executors.triton_layers import Layer, Tile, tiles
 from models.executors.triton_pass import Pass, Rows, list_rows, name
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How one masked layer is run. `dense_from`: the active share from which everywhere is faster; 1 or more: never."""
+    """How one masked layer is run. `dense_from`: the active share, in tenths, from which everywhere is faster; 1 or
+    more: never."""
 
     tile: Tile
     dense_from: float
@@ -53,7 +54,7 @@ def choose(layer: Layer, shape: torch.Size, rows: Sequence[Rows], counts: Tensor
     )
     full, dense = seconds(1, tile), seconds(1, tile, frozenset((key,)))
     dense_from = 1 + (dense - full) / (2 * (full - half)) if full > half else float(dense >= full)
-    return Choice(tile, max(dense_from, 0.0))
+    return Choice(tile, round(max(dense_from, 0.0), 1))  # each share that is told apart costs a graph
 
 
 def time_of(job: Callable[[], object], repeats: int = 8, trials: int = 3) -> float:
@@ -69,16 +70,3 @@ def time_of(job: Callable[[], object], repeats: int = 8, trials: int = 3) -> flo
         end.synchronize()
         times.append(float(start.elapsed_time(end)) / 1000 / repeats)
     return min(times[1:])
-
-
-def capture(job: Callable[[], object], pool: Any = None) -> torch.cuda.CUDAGraph:
-    """`job` as a graph. Unlike torch.cuda.graph, this collects no garbage first, which would take most of the time."""
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin(pool, capture_error_mode="thread_local")
-        job()
-        graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
-    return graph
