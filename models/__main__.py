@@ -15,6 +15,7 @@ COMMANDS = {
     "export": ("models.executors.onnx", "write one ONNX graph for each exit"),
     "train": ("models.training.train", "train a configuration"),
     "evaluate": ("models.training.evaluate", "score every exit of a model on a data set"),
+    "compare": ("models.training.compare", "the paper's comparisons: train, score, tabulate and plot every row"),
     "bench": ("models.training.bench", "seconds to every exit, side by side with other runtimes"),
 }
 

@@ -169,7 +169,7 @@ class AdpcNet(nn.Module):
 
     def forward(self, images: Tensor, adaptive: bool | None = None) -> tuple[Tensor, ...]:
         """The scores of every exit, each (N, outputs, H / 4, W / 4): for training and evaluation."""
-        return tuple(exit.scores for exit in self.exits(images, adaptive) if exit.scores is not None)
+        return tuple(found.scores for found in self.exits(images, adaptive) if found.scores is not None)
 
 
 def _convolution(

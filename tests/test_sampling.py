@@ -11,6 +11,7 @@ from torch import Tensor
 from models.anytime import run
 from models.checkpoint import load_directory, load_weights
 from models.flops import GIGA, gmacs
+from models.training.recipe import Phase, Recipe
 from models.training.sampling import (
     EXIT_WEIGHTS,
     MASK_WEIGHTS,
@@ -19,7 +20,6 @@ from models.training.sampling import (
     SampledNet,
     SampledSegmentation,
 )
-from models.training.recipe import Phase, Recipe
 from models.training.train import Run, train
 
 RECIPE = Recipe(
@@ -50,7 +50,7 @@ def task(tmp_path: Path) -> SampledSegmentation:
 
 def shares(net: SampledNet) -> list[float]:
     with torch.no_grad():
-        return [float(exit.masks.positions.float().mean()) for exit in net.eval().exits(IMAGES) if exit.masks]
+        return [float(found.masks.positions.float().mean()) for found in net.eval().exits(IMAGES) if found.masks]
 
 
 def test_gradients_of_the_scores_alone_reach_the_samplers() -> None:

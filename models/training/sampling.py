@@ -69,8 +69,8 @@ class SampledNet(AdpcNet):
     def forward(self, images: Tensor, adaptive: bool | None = None) -> tuple[Tensor, ...]:
         """The scores of every exit; in training, the soft masks of exits 1 to 3 follow them: (N, 1, h, w) in 0..1."""
         exits = tuple(self.exits(images, adaptive))
-        scores = tuple(exit.scores for exit in exits if exit.scores is not None)
-        masks = tuple(exit.masks.positions for exit in exits if exit.masks is not None)
+        scores = tuple(found.scores for found in exits if found.scores is not None)
+        masks = tuple(found.masks.positions for found in exits if found.masks is not None)
         if not self.training:
             return scores
         if masks:
@@ -84,8 +84,7 @@ class SampledSegmentation(Segmentation):
     def losses(self, found: Sequence[Tensor], targets: Tensor) -> Tensor:
         exits = len(EXIT_WEIGHTS)
         terms = [
-            weight * loss
-            for weight, loss in zip(EXIT_WEIGHTS, super().losses(found[:exits], targets), strict=True)
+            weight * loss for weight, loss in zip(EXIT_WEIGHTS, super().losses(found[:exits], targets), strict=True)
         ]
         for index, mask in enumerate(found[exits:]):
             terms[index] = terms[index] + SPARSITY * MASK_WEIGHTS[index] * mask.mean()
@@ -99,5 +98,5 @@ class SampledExecutor(ReferenceExecutor):
         macs = super()._macs(index, shape, masks)
         if masks is None:
             return macs
-        weight = self.network.get_parameter(f"sampler{index - 1}.weight")
-        return macs + weight.numel() * (shape[0] // STRIDE) * (shape[1] // STRIDE)
+        weights: int = self.network.get_parameter(f"sampler{index - 1}.weight").numel()
+        return macs + weights * (shape[0] // STRIDE) * (shape[1] // STRIDE)
