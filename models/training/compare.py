@@ -183,6 +183,6 @@ def main(args: argparse.Namespace) -> int:
             for row in chosen:
                 if row.weights == name and step and report.found.get(row.name, {}).get("step") != step:
                     score(row, shared.model(row), step)
-    report.write()
+    report.plot()
     print(json.dumps(report.to_json()) if args.json else report.markdown())
     return 0

@@ -30,7 +30,7 @@ PANELS: Mapping[Figure, str] = {"exits": "GMACs", "criteria": "GMACs, mean of ex
 class Report:
     """`found`: by row, what `evaluate.segmentation` returned, the `step` of its weights and the `hardware`.
 
-    Written after every row, so that a run that is stopped leaves what it found.
+    JSON and table are written after every row, so that a run that is stopped leaves what it found.
     """
 
     output: Path
@@ -62,7 +62,6 @@ class Report:
     def write(self) -> None:
         (self.output / JSON).write_text(json.dumps(self.to_json(), indent=1) + "\n")
         (self.output / TABLE).write_text(self.markdown())
-        self.plot(self.output / PICTURE)
 
     def to_json(self) -> dict[str, Any]:
         return {**self.about, "rows": self.found}
@@ -93,11 +92,12 @@ class Report:
         steps = sum(phase["steps"] for phase in self.about["recipe"]["phases"])
         return f"{steps} steps" if result["step"] == steps else f"stopped at step {result['step']} of {steps}"
 
-    def plot(self, path: Path) -> None:
-        """A PNG of the panels that have a row; none if no row is found."""
+    def plot(self) -> None:
+        """The picture: a PNG of the panels that have a row; none if no row is found."""
         from matplotlib.figure import Figure as Canvas  # noqa: PLC0415  (an optional dependency, wanted only here)
 
         panels = [panel for panel in PANELS if list(self._curves(panel))]
+        path = self.output / PICTURE
         if not panels:
             path.unlink(missing_ok=True)
             return
