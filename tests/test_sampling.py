@@ -74,7 +74,7 @@ def test_the_samples_are_soft_noisy_and_decided_by_the_seed() -> None:
 
     first, again = masks(), masks()
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert net.temperature == pytest.approx(0.2**0.1)
+    assert net.temperature == pytest.approx(0.03**0.1)
     other = net(IMAGES)[4:]
     assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert ((first[0] > 0.1) & (first[0] < 0.9)).float().mean() > 0.3
@@ -124,7 +124,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(task: SampledSegmenta
     whole = begin()
     (tmp_path / "whole").mkdir()
     train(whole, task, RECIPE, tmp_path / "whole")
-    assert float(whole.network.get_buffer("temperature")) == pytest.approx(0.2**0.5)  # masks in 3 of 6 steps
+    assert float(whole.network.get_buffer("temperature")) == pytest.approx(0.03**0.5)  # masks in 3 of 6 steps
     parts = tmp_path / "parts"
     parts.mkdir()
     train(begin(), task, RECIPE, parts, steps=4)

@@ -10,9 +10,9 @@ Figure = Literal["exits", "criteria", "downsampling", "window"]
 """Where the paper shows such a row: figure 3 (tables 1 and 4), figure 5 right, figure 5 left, table 3."""
 
 SWEEPS: Mapping[Criterion, tuple[float, ...]] = {
-    "max_probability": (0.8, 0.9, 0.95, 0.985, 0.998),
-    "margin": (0.7, 0.85, 0.95, 0.985, 0.998),
-    "entropy": (0.6, 0.35, 0.2, 0.08, 0.015),
+    "max_probability": (0.9, 0.95, 0.985, 0.998),
+    "margin": (0.85, 0.95, 0.985, 0.998),
+    "entropy": (0.35, 0.2, 0.08, 0.015),
     "top_k": (0.7, 0.5, 0.3, 0.1),
     "random": (0.5, 0.3, 0.1),
 }

@@ -23,8 +23,8 @@ SPARSITY = 0.1
 
 INITIAL_BIAS = 3.0
 """Xie et al.: nearly all positions are active at first."""
-LAST_TEMPERATURE = 0.2
-"""Xie et al. let the temperature fall from 1 by a constant factor a step: to 0.17 over 12 epochs of COCO."""
+LAST_TEMPERATURE = 0.03
+"""Xie et al. let the temperature fall from 1 by a constant factor a step, and take 0.03 afterwards."""
 
 
 class SampledNet(AdpcNet):
