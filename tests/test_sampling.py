@@ -32,10 +32,10 @@ RECIPE = Recipe(
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def network(bias: float = 0.0) -> SampledNet:
+def network(bias: float = 0.0, steps: int = 10) -> SampledNet:
     """With samplers that are neither sure of everything nor of nothing."""
     torch.manual_seed(0)
-    net = SampledNet(tiny.SEGMENTATION, steps=10)
+    net = SampledNet(tiny.SEGMENTATION, steps)
     for exit_index in (1, 2, 3):
         torch.nn.init.normal_(net.get_parameter(f"sampler{exit_index}.weight"), std=0.1)
         torch.nn.init.constant_(net.get_parameter(f"sampler{exit_index}.bias"), bias)
@@ -101,7 +101,7 @@ def test_the_loss_weighs_exits_and_adds_the_shares(task: SampledSegmentation) ->
 
 
 def test_the_penalty_drives_the_share_down() -> None:
-    net = network(bias=2.0)
+    net = network(bias=2.0, steps=1000)
     before = shares(net)
     samplers = [parameter for name, parameter in net.named_parameters() if name.startswith("sampler")]
     optimizer = torch.optim.SGD(samplers, lr=20.0)

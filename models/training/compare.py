@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from models.executors import EXECUTORS, build, resolve_device
 from models.training import compare_report, evaluate, tasks
 from models.training.compare_rows import Row, at_inference, rows
 from models.training.data import camvid
-from models.training.recipe import Recipe
+from models.training.recipe import FILE, Recipe
 from models.training.sampling import SampledExecutor, SampledNet, SampledSegmentation
 from models.training.train import CHECKPOINT, Run, setting, stream, train
 
@@ -47,11 +48,12 @@ class Conditions:
         masked = sum(phase.steps for phase in self.recipe.phases if phase.masks)
         make = partial(SampledNet, steps=masked) if row.sampled else AdpcNet
         run = Run.begin(row.model, self.recipe, self.device, make=make)
-        if resume and (directory / CHECKPOINT).is_file():
+        if resume and self.step(row.name):
             run.load(directory)
         if run.step == self.recipe.steps:
             return
-        print(f"{row.name}: from step {run.step} of {self.recipe.steps}", flush=True)
+        (directory / FILE).write_text(json.dumps(self.recipe.to_json(), indent=1) + "\n")
+        print(f"{row.name}: training from step {run.step}", file=sys.stderr)
         task = (SampledSegmentation if row.sampled else tasks.Segmentation)(
             row.model, self.recipe, self.data, self.device
         )
@@ -59,9 +61,16 @@ class Conditions:
             train(run, task, self.recipe, directory, minutes=minutes, steps=steps, score_every=score_every)
 
     def step(self, weights: str) -> int:
-        """How far the row of that name is trained; 0 if it is not."""
-        path = self.output / weights / CHECKPOINT
-        return int(torch.load(path, mmap=True, weights_only=True)["step"]) if path.is_file() else 0
+        """How far the row of that name is trained; 0 if it is not. Raises ValueError if it was by another recipe."""
+        directory = self.output / weights
+        if not (directory / CHECKPOINT).is_file():
+            return 0
+        if Recipe.load(directory / FILE) != self.recipe:
+            raise ValueError(
+                f"{directory} was trained by another recipe: name its own, --recipe {directory / FILE}, or choose "
+                "another --output, or start anew without --resume"
+            )
+        return int(torch.load(directory / CHECKPOINT, mmap=True, weights_only=True)["step"])
 
     def model(self, row: Row) -> AnytimeModel:
         directory = self.output / row.weights
@@ -160,7 +169,7 @@ def main(args: argparse.Namespace) -> int:
     on = hardware(shared.device)
 
     def score(row: Row, model: AnytimeModel, step: int | None) -> None:
-        print(f"{row.name}: scoring", flush=True)
+        print(f"{row.name}: scoring", file=sys.stderr)
         report.add(row, evaluate.segmentation(model, scenes) | {"step": step, "hardware": on})
 
     if args.weights:

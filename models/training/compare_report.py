@@ -69,7 +69,9 @@ class Report:
     def markdown(self) -> str:
         """A table for each figure, every row in it."""
         numbers = " | ".join(map(str, range(1, EXITS + 1)))
-        parts = []
+        machines = dict.fromkeys(result["hardware"] for result in self.found.values())
+        about = f"mIoU in percent over {self.about['images']} images of {self.about['scored_on']}"
+        parts = [f"{about}; computed on {', '.join(machines)}." if machines else f"{about}."]
         for figure, title in TITLES.items():
             lines = [self._line(row) for row in self.rows if row.figure == figure]
             head = f"| | mIoU {numbers} | mean | GMACs {numbers} | mean | trained | `--rows` |"
