@@ -104,7 +104,7 @@ def test_the_penalty_drives_the_share_down() -> None:
     net = network(bias=2.0, steps=1000)
     before = shares(net)
     samplers = [parameter for name, parameter in net.named_parameters() if name.startswith("sampler")]
-    optimizer = torch.optim.SGD(samplers, lr=20.0)
+    optimizer = torch.optim.SGD(samplers, lr=50.0)
     net.train()
     for _ in range(10):
         optimizer.zero_grad()
