@@ -16,7 +16,7 @@ SWEEPS: Mapping[Criterion, tuple[float, ...]] = {
     "top_k": (0.7, 0.5, 0.3, 0.1),
     "random": (0.5, 0.3, 0.1),
 }
-"""Thresholds of each criterion, from many masks to few; those of neighbours are about as sure."""
+"""Thresholds of each criterion, from many masks to few."""
 
 
 @dataclass(frozen=True)
