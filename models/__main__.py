@@ -18,6 +18,7 @@ COMMANDS = {
     "calibrate": ("models.training.calibrate", "find where a model may stop early at a given quality"),
     "picture": ("models.training.picture", "a picture of every exit: prediction, confidence, positions settled"),
     "pckh": ("models.training.pckh", "PCKh of a file of predictions on MPII"),
+    "compare": ("models.training.compare", "the paper's comparisons: train, score, tabulate and plot every row"),
     "bench": ("models.training.bench", "seconds to every exit, side by side with other runtimes"),
 }
 

@@ -4,6 +4,7 @@ The trainable network with the reference meaning. What one request has reached i
 nothing of it is ever kept on a module. Imports no executor.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -132,10 +133,7 @@ class AdpcNet(nn.Module):
     def _exit(self, progress: Progress, step: Step, adaptive: bool) -> Progress:
         xs, masks = progress.features, progress.masks
         last = step is self.steps[-1]
-        head = self.last_layer if last else self.get_submodule(step.name)
-        plain_pose = self.config.task == "pose" and (last or self.config.heads == "plain")
-        x = xs[0] if plain_pose or len(xs) == 1 else torch.cat([xs[0], *(resize(x, xs[0]) for x in xs[1:])], 1)
-        scores = head(x, masks)
+        scores = self.head(step)(self.read(xs, step), masks)
         decided = torch.full_like(scores[:, :1], step.exit or 0, dtype=torch.uint8)
         if masks is not None and progress.scores is not None and progress.decided is not None:
             scores = torch.where(masks.positions, scores, progress.scores)  # equation 7
@@ -146,19 +144,32 @@ class AdpcNet(nn.Module):
             masks = Masks(active(scores.detach(), masking, step.exit or 0))
         return Progress(xs, masks, scores, decided)
 
+    def head(self, step: Step) -> nn.Module:
+        """The head of the exit that `step` completes."""
+        return self.last_layer if step is self.steps[-1] else self.get_submodule(step.name)
+
+    def read(self, xs: tuple[Tensor, ...], step: Step) -> Tensor:
+        """What that head reads of the branches, finest first: (N, C, h, w) at the size of the finest."""
+        plain_pose = self.config.task == "pose" and (step is self.steps[-1] or self.config.heads == "plain")
+        if plain_pose or len(xs) == 1:
+            return xs[0]
+        return torch.cat([xs[0], *(resize(x, xs[0]) for x in xs[1:])], 1)
+
     def _adaptive(self) -> bool:
         masking = self.config.masking
         return masking is not None and masking.adaptivity in ("both", "training" if self.training else "inference")
 
-    def forward(self, images: Tensor, adaptive: bool | None = None) -> tuple[Tensor, ...]:
-        """The scores of every exit, each (N, outputs, H / 4, W / 4): for training and evaluation."""
+    def exits(self, images: Tensor, adaptive: bool | None = None) -> Iterator[Progress]:
+        """The progress at every exit; see `advance`."""
         progress = self.start(images)
-        scores: list[Tensor] = []
         for step in self.steps:
             progress = self.advance(progress, step, adaptive)
-            if step.exit is not None and progress.scores is not None:
-                scores.append(progress.scores)
-        return tuple(scores)
+            if step.exit is not None:
+                yield progress
+
+    def forward(self, images: Tensor, adaptive: bool | None = None) -> tuple[Tensor, ...]:
+        """The scores of every exit, each (N, outputs, H / 4, W / 4): for training and evaluation."""
+        return tuple(found.scores for found in self.exits(images, adaptive) if found.scores is not None)
 
 
 def _convolution(

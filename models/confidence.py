@@ -33,6 +33,9 @@ def active(scores: Tensor, masking: Masking, exit_index: int) -> Tensor:
             return confidence(scores, "segmentation") <= threshold
         case "max_score":
             return confidence(scores, "pose") >= threshold
+        case "margin":
+            first_two = scores.softmax(1).topk(2, 1).values
+            return first_two[:, :1] - first_two[:, 1:] <= threshold
         case "entropy":
             log_probability = scores.log_softmax(1)
             return -(log_probability.exp() * log_probability).sum(1, keepdim=True) >= threshold

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 Task = Literal["segmentation", "pose"]
 Heads = Literal["one", "plain", "redesigned"]
-Criterion = Literal["max_probability", "entropy", "top_k", "random", "max_score"]
+Criterion = Literal["max_probability", "margin", "entropy", "top_k", "random", "max_score"]
 Adaptivity = Literal["training", "inference", "both"]
 
 
@@ -33,8 +33,9 @@ class Backbone:
 class Masking:
     """Which positions an exit settles for the exits after it (section 2, equations 2-7).
 
-    `threshold` is read by `criterion`: `max_probability` settles confidence above it, `entropy` (nats) below it,
-    `max_score` (pose) scores below it; for `top_k` and `random` it is the share of positions settled at each exit.
+    `threshold` is read by `criterion`: `max_probability` settles confidence above it, `margin` (the largest probability
+    less the second) likewise, `entropy` (nats) below it, `max_score` (pose) scores below it; for `top_k` and `random`
+    it is the share of positions settled at each exit.
     `window`: side of the square of neighbours that an unconvolved position is interpolated from.
     """
 

@@ -29,6 +29,13 @@ def test_entropy_settles_what_is_certain() -> None:
     assert torch.equal(active(SCORES, Masking("entropy", 0.5), 1), entropy >= 0.5)
 
 
+def test_margin_settles_where_one_class_leads() -> None:
+    ordered = SCORES.softmax(1).sort(1, descending=True).values
+    positions = active(SCORES, Masking("margin", 0.5), 1)
+    assert torch.equal(positions, ordered[:, :1] - ordered[:, 1:2] <= 0.5)
+    assert 0 < positions.float().mean() < 1
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_top_k_settles_the_most_confident_share_of_each_image(share: float) -> None:
     positions = active(SCORES, Masking("top_k", share), 1)

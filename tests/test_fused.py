@@ -31,6 +31,10 @@ for count, channels, height, width, window, scale in (
             results.append((out.detach(), leaf.grad, lam.grad))
         for plain, found in zip(*results):
             torch.testing.assert_close(found, plain, atol=2e-5, rtol=2e-5)
+
+soft = torch.rand(2, 1, 7, 9, generator=generator).requires_grad_()  # learnt masks keep their gradient
+fused(torch.randn(2, 5, 7, 9, generator=generator), soft, torch.tensor(1.0), 7).sum().backward()
+assert soft.grad.abs().max() > 0
 """
 
 

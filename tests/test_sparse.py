@@ -133,6 +133,7 @@ def test_every_instruction_set_of_this_machine(isa: str) -> None:
     "masking",
     [
         Masking("max_probability", 0.6),
+        Masking("margin", 0.4),
         Masking("entropy", 0.5),
         Masking("top_k", 0.4),
         Masking("random", 0.5),

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
 import torch
@@ -27,15 +26,7 @@ RECIPE = Recipe(
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A data set of CamVid's layout: five noisy scenes with labels that follow their brightness."""
-    for split in ("train", "val"):
-        for kind in ("images", "labels"):
-            (tmp_path / "data" / split / kind).mkdir(parents=True)
-        for index in range(5):
-            image = tiny.image(48, 64, seed=index)
-            labels = (image.mean(2) // 86).astype(np.uint8)
-            Image.fromarray(image).save(tmp_path / "data" / split / "images" / f"drive{index % 2}_{index}.png")
-            Image.fromarray(labels).save(tmp_path / "data" / split / "labels" / f"drive{index % 2}_{index}.png")
+    tiny.write_scenes(tmp_path / "data")
     return tmp_path / "data"
 
 

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from models import masked
 from models.masked import MaskedConv2d
 
 _BLOCK, _CHANNELS = 64, 32  # positions and channels of a program; one tile for all layers, so one compilation
@@ -120,6 +121,8 @@ class _Fill(torch.autograd.Function):
 
 def fill(y: Tensor, mask: Tensor, scale: Tensor, window: int) -> Tensor:
     """As `masked.fill`: y (N, C, H, W) with inactive positions interpolated; mask (N, 1, H, W), 1 where active."""
+    if mask.requires_grad:  # it is being learnt, and soft: the kernel knows 0 and 1 only
+        return masked.fill(y, mask, scale, window)
     return _Fill.apply(y, _codes(mask, window), scale, window)  # type: ignore[no-any-return, no-untyped-call]
 
 

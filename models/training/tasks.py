@@ -79,9 +79,7 @@ class Segmentation:
     """CamVid or Cityscapes: random crops of the scenes, class-weighted cross-entropy, mIoU."""
 
     def __init__(self, config: ModelConfig, recipe: Recipe, directory: Path, device: torch.device) -> None:
-        scenes = [scene for split in recipe.splits for scene in datasets.scenes(directory, split)]
-        train = [scene for scene in scenes if scene.drive not in recipe.hold_out]
-        held_out = [scene for scene in scenes if scene.drive in recipe.hold_out] or datasets.scenes(directory, "val")
+        train, held_out = scenes(recipe, directory)
         self.recipe, self.classes = recipe, config.outputs
         self.mean, self.std = (torch.tensor(values, device=device) for values in (config.mean, config.std))
         self.images, self.labels = _scenes(train, device)
@@ -123,6 +121,13 @@ class Segmentation:
                 found = large[:, :, :height, :width].argmax(1)
                 confusion[exit_index] += scores.confusion(found, labels[rows], self.classes, VOID).cpu()
         return [100 * float(scores.iou(matrix).nanmean()) for matrix in confusion]
+
+
+def scenes(recipe: Recipe, directory: Path) -> tuple[list[Scene], list[Scene]]:
+    """What is trained on, and what is held out and scored: drives, or `val` if there are none."""
+    found = [scene for split in recipe.splits for scene in datasets.scenes(directory, split)]
+    train = [scene for scene in found if scene.drive not in recipe.hold_out]
+    return train, [scene for scene in found if scene.drive in recipe.hold_out] or datasets.scenes(directory, "val")
 
 
 def _scenes(scenes: Sequence[Scene], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -50,10 +51,16 @@ class Run:
         self._followed = _floats(self.mean), _floats(self.network)  # to look for them takes longer than to move them
 
     @classmethod
-    def begin(cls, model: ModelConfig, recipe: Recipe, device: torch.device) -> "Run":
+    def begin(
+        cls,
+        model: ModelConfig,
+        recipe: Recipe,
+        device: torch.device,
+        make: Callable[[ModelConfig], AdpcNet] = AdpcNet,
+    ) -> "Run":
         """From random weights that the recipe's seed decides, or from those of the recipe's `init`."""
         torch.manual_seed(recipe.seed)
-        network = AdpcNet(model)
+        network = make(model)
         if model.task == "pose":
             start_at_zero(network)
         if recipe.init:
@@ -159,10 +166,11 @@ def train(
     *,
     minutes: float = math.inf,
     steps: float = math.inf,
-    score_every: int = 1000,
+    score_every: float = 1000,
     compiled: bool = False,
 ) -> None:
     """Train to the recipe's last step, for `minutes` or `steps`. Checkpoints and weights are in `output` at the end.
+    The network is scored every so many steps and at the last; never if `score_every` is infinite.
 
     On a GPU, to be called in a stream of its own.
     """
@@ -174,11 +182,12 @@ def train(
     with tqdm(total=recipe.steps, initial=run.step, unit="step", mininterval=5, smoothing=0.05) as bar:
         while run.step < last and time.monotonic() - started_s < minutes * 60:
             run.set_rate(recipe.learning_rate_at(run.step))
+            torch.manual_seed(recipe.seed * 9_000_011 + run.step)  # of what a network draws
             losses += update(*task.batch(run.step), None if recipe.phase_at(run.step).masks else False)
             run.step += 1
             run.follow(1 / min(recipe.ema_steps, 1 + run.step / 10))
             bar.update()
-            if run.step % score_every == 0 or run.step == recipe.steps:
+            if run.step % score_every == 0 or (run.step == recipe.steps and score_every < math.inf):
                 mean = (losses / (run.step - since)).tolist()
                 run.history.append({"step": run.step, "losses": mean, "scores": task.score(run.mean)})
                 bar.write(json.dumps(run.history[-1]))
