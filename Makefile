@@ -3,7 +3,7 @@ PORT ?= 8000
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup native serve test check
+.PHONY: setup native serve test check models
 
 setup: .venv/.ready
 
@@ -27,3 +27,13 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy server models clients/adpc_client
 	$(BIN)/python -m pytest
+
+# The shipped models anew, in runs/, from data alone; stopped, it goes on where it was. See models/zoo/README.md.
+models: runs/camvid-adpc-w18/quality.json runs/lsp-adpc-w18/quality.json
+
+runs/camvid-adpc-w18/quality.json: DATA = $(or $(CAMVID),$(error name the data set's folder: make models CAMVID=DIR LSP=DIR))
+runs/lsp-adpc-w18/quality.json: DATA = $(or $(LSP),$(error name the data set's folder: make models CAMVID=DIR LSP=DIR))
+runs/%/quality.json: .venv/.ready
+	$(BIN)/python -m models train $* --data $(DATA) --output runs/$* $(if $(wildcard runs/$*/checkpoint.pt),--resume)
+	$(BIN)/python -m models evaluate runs/$* --data $(DATA) --split val
+	$(BIN)/python -m models calibrate runs/$* --data $(DATA) --split val
