@@ -106,6 +106,7 @@ def compare(
             assert state.exit is not None and oracle.exit is not None
             yield difference(state.exit.scores, oracle.exit.scores)
             assert torch.equal(state.exit.decided, oracle.exit.decided)
+            assert (state.exit.active != oracle.exit.active).sum() <= 2  # rounding flips single positions
             assert state.exit.macs == pytest.approx(oracle.exit.macs, rel=1e-6)
             if step.exit < 4:
                 sparse.override(state, positions[step.exit - 1], shrinking=shrinking)

@@ -209,16 +209,23 @@ class SparseExecutor:
         state.scores = scores
         rows = torch.from_numpy(scores[1:, : self.config.outputs])
         grid = rows.view(height, width, -1).permute(2, 0, 1)
-        decided = np.full((height, width), index, np.uint8)
-        if settled.mask is not None and state.exit is not None:
-            decided = np.where(settled.mask, decided, state.exit.decided.numpy())
+        decided = torch.full((height, width), index, dtype=torch.uint8)
         masking = self.config.masking
-        positions = active(grid[None], masking or UNSURE[self.config.task], index)[0, 0]
+        criterion = masking or UNSURE[self.config.task]
+        before = state.exit
+        computed = torch.from_numpy(settled.mask) if settled.mask is not None else None
+        if before is not None and computed is not None:
+            decided = decided.where(computed, before.decided)
+        if before is None or computed is None or criterion.criterion in GROWING:
+            positions = active(grid[None], criterion, index)[0, 0]
+        else:  # scores that were carried over say what they said
+            positions = before.active.clone()
+            positions[computed] = active(rows[computed.flatten()].T[None, :, None], criterion, index)[0, 0, 0]
         inside = positions
         if self.config.task == "segmentation":  # padding is nobody's pixel
             inside = inside[: -(-state.frame.height // STRIDE), : -(-state.frame.width // STRIDE)]
         unsure = float(inside.float().mean())
-        state.exit = Exit(index, grid, torch.from_numpy(decided), positions, unsure, round(state.macs))
+        state.exit = Exit(index, grid, decided, positions, unsure, round(state.macs))
         state.positions = None
         if masking is not None and masking.adaptivity != "training" and index < self.config.exits:
             state.positions, state.shrinking = positions.numpy(), masking.criterion not in GROWING

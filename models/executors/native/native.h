@@ -1,5 +1,5 @@
 // The data that Python and the native code share: geometries, programs and what they run on. Plain C layout;
-// the same structures are declared in models/executors/native/__init__.py, field by field.
+// the same structures are declared in models/executors/native/library.py, field by field.
 #pragma once
 #include <stdint.h>
 
