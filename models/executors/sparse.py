@@ -83,7 +83,7 @@ class SparseExecutor:
         self._pool = library().pool_create(threads or torch.get_num_threads())
         weakref.finalize(self, library().pool_free, self._pool)
         self._taps = lru_cache(maxsize=8)(self._tables)
-        self._workspace = empty(0)
+        self._workspace = self._spare = empty(0)
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> SparseState:
         return self.start(*prepare(image, self.config, box))
@@ -126,6 +126,7 @@ class SparseExecutor:
             state.geometry = geometry
             state.next_step += 1
             if step.exit is None:
+                self._spare = max(self._spare, *state.features, key=lambda memory: memory.size)
                 state.features = made
             else:
                 self._finish(step.exit, state, made[0], geometry)
@@ -172,7 +173,7 @@ class SparseExecutor:
                 if number in program.inputs:
                     memory = state.features[program.inputs.index(number)]
                 elif number in program.outputs:
-                    memory = _rows(geometry, matrix)
+                    memory = self._rows(geometry, matrix)
                     if matrix.rows == "positions" and state.scores is not None:
                         memory[:] = state.scores  # equation 7: what is not computed is carried over
                     outputs.append(memory)
@@ -185,6 +186,20 @@ class SparseExecutor:
         if library().program_run(self._pool, self.isa.kernels, byref(program.native), contexts, len(states)):
             raise MemoryError(f"no memory to run {len(states)} requests at once; batch fewer")
         return made
+
+    def _rows(self, geometry: Geometry, matrix: Matrix) -> Floats:
+        """Memory for a matrix, (1 + rows, stride), the row of zeros first.
+
+        The largest features that a request has left are kept for those of the next: fresh pages cost as much time as a
+        convolution.
+        """
+        rows = 1 + geometry.rows(matrix)
+        memory = self._spare
+        if rows * matrix.stride <= memory.size <= 2 * rows * matrix.stride:
+            self._spare = empty(0)
+        else:
+            memory = empty(rows * matrix.stride)
+        return memory.reshape(-1)[: rows * matrix.stride].reshape(rows, matrix.stride)
 
     def _work(self, program: StepProgram, geometries: Sequence[Geometry]) -> list[Floats]:
         """Working memory for the slots that are neither inputs nor outputs, last one first. Kept for the next step."""
@@ -279,9 +294,3 @@ def sources(mode: Mode, source: int, target: int) -> tuple[NDArray[np.int64], ND
             # The first of equal (clamped) taps takes all of their weight.
             owner = (index[:, :, None] == taps[:, None, :]).argmax(2)
             return taps, (weight[:, :, None] * (owner[:, :, None] == np.arange(3))).sum(1)
-
-
-def _rows(geometry: Geometry, matrix: Matrix) -> Floats:
-    """Memory for a matrix, (1 + rows, stride), the row of zeros first."""
-    rows = 1 + geometry.rows(matrix)
-    return empty(rows * matrix.stride).reshape(rows, matrix.stride)
