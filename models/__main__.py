@@ -15,6 +15,9 @@ COMMANDS = {
     "export": ("models.executors.onnx", "write one ONNX graph for each exit"),
     "train": ("models.training.train", "train a configuration"),
     "evaluate": ("models.training.evaluate", "score every exit of a model on a data set"),
+    "calibrate": ("models.training.calibrate", "find where a model may stop early at a given quality"),
+    "picture": ("models.training.picture", "a picture of every exit: prediction, confidence, positions settled"),
+    "pckh": ("models.training.pckh", "PCKh of a file of predictions on MPII"),
     "bench": ("models.training.bench", "seconds to every exit, side by side with other runtimes"),
 }
 

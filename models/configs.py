@@ -80,6 +80,11 @@ class ModelConfig:
     def exits(self) -> int:
         return 1 if self.heads == "one" else 4
 
+    @property
+    def settles(self) -> bool:
+        """Whether exits mask what follows at inference."""
+        return self.masking is not None and self.masking.adaptivity in ("both", "inference")
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -116,7 +116,8 @@ class Service:
         ready = self.engine.ready
         if ask.quality is not None and ready is not None and not ready.models[model.name].calibrated:
             raise InvalidError(
-                f"quality is {ask.quality:g}, but {model.name} is not calibrated for it; leave it out, or use max_exit",
+                f"quality is {ask.quality:g}, but {model.name} is not calibrated for it; leave it out or use max_exit "
+                "(whoever runs the server can calibrate the model: python -m models calibrate)",
                 "not_calibrated",
             )
         if ask.box is not None and model.config.task != "pose":

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from models.configs import ModelConfig
 from models.executors import load
 from models.flops import gmacs
 from models.preprocess import MULTIPLE
+from models.quality import Quality, doubt
 from server.budget import Costs, Shape, TrafficCap
 from server.job import (
     Beat,
@@ -49,19 +49,18 @@ WARM_UP_RUNS = 5
 GIGA = 1024**3
 
 
-class StopRule(Protocol):
-    """When an answer is good enough: calibrated for one model."""
-
-    def stops(self, unsure: float, exit_index: int, epsilon: float) -> bool:
-        """Whether at most a share `epsilon` of the pixels would still change."""
-
-
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and its rule to stop early if it was calibrated."""
+    """A model, and when it may stop early, if it was calibrated."""
 
     model: AnytimeModel
-    rule: StopRule | None = None
+    quality: Quality | None = None
+
+    def good_enough(self, state: State, epsilon: float | None) -> bool:
+        """Whether the exit that `state` stands at is as good as the last but for a share `epsilon` that may change."""
+        if self.quality is None or epsilon is None or state.exit is None:
+            return False
+        return self.quality.stops(doubt(state.exit, self.model.config.task, state.frame), epsilon)
 
 
 @dataclass
@@ -179,13 +178,9 @@ class Worker:
             self._scheduler.ran(task, seconds, began_s + seconds)
             return
         self._render(loaded.model, job.state, command)
+        enough = loaded.good_enough(job.state, command.quality)
         now_s = self._clock()
         job.stage_s += now_s - began_s
-        enough = (
-            command.quality is not None
-            and loaded.rule is not None
-            and loaded.rule.stops(done.unsure, exit_index, command.quality)
-        )
         self._scheduler.ran(task, now_s - began_s, now_s, good_enough=enough)
         self._scheduler.costs.observe(command.model, task.shape, exit_index, job.stage_s)
         self._say(Exited(command.key, exit_index, done.unsure, done.macs, job.stage_s, job.started_s, now_s))
@@ -236,15 +231,28 @@ def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
     return ModelFacts(
         macs=tuple(value * GIGA for value in gmacs(config, *config.size)),
         seconds=tuple(costs.typical_s(name, shape, exit_index) for exit_index in range(1, config.exits + 1)),
-        calibrated=loaded.rule is not None,
+        calibrated=loaded.quality is not None,
     )
 
 
 def load_models(plan: Plan) -> dict[str, Loaded]:
     """Raises ValueError or OSError on a model that cannot be loaded."""
     return {
-        name: Loaded(load(Path(path), plan.device, plan.executor, plan.threads)) for name, path in plan.models.items()
+        name: Loaded(load(Path(path), plan.device, plan.executor, plan.threads), load_quality(Path(path)))
+        for name, path in plan.models.items()
     }
+
+
+def load_quality(directory: Path) -> Quality | None:
+    """The calibration of a model, or None. One that does not fit the model any more is not used, and the log says so:
+    the model serves all the same, and requests that ask for `quality` are told that it is not calibrated."""
+    try:
+        return Quality.load(directory)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        logger.warning("%s is served without quality stop: %s", directory.name, error)
+        return None
 
 
 def main(fd: int) -> int:

@@ -55,6 +55,44 @@ def test_pose(client):
     assert answer.labels.skeleton == tiny.POSE.skeleton == exits[0].labels.skeleton
 
 
+def test_a_box_chooses_the_person_wherever_it_stands(client, live_url, tmp_path, monkeypatch, capsys):
+    """The same person at two places of a photo: the same pose, moved; from both clients and the command."""
+    photo = tiny.image(300, 400, seed=1)
+    photo[0:60, 0:60] = photo[200:260, 310:370] = tiny.image(60, 60, seed=2)
+    corner = client.predict(photo, model="tiny-pose", deadline_ms=LONG_MS, box=(6, 6, 48, 48)).keypoints
+    far_box = (316.0, 206.0, 48.0, 48.0)
+    far = client.predict(photo, model="tiny-pose", deadline_ms=LONG_MS, box=far_box).keypoints
+    assert np.allclose(far, corner + np.array([310, 200, 0]), atol=1e-3)
+    assert not np.allclose(far, client.predict(photo, model="tiny-pose", deadline_ms=LONG_MS).keypoints, atol=5)
+
+    async def both():
+        async with AsyncClient(live_url) as other:
+            answer = await other.predict(photo, model="tiny-pose", deadline_ms=LONG_MS, box=far_box)
+            exits = [found async for found in other.stream(photo, model="tiny-pose", deadline_ms=LONG_MS, box=far_box)]
+        return answer.keypoints, exits[-1].keypoints
+
+    assert all(np.array_equal(found, far) for found in asyncio.run(both()))
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(photo).save("photo.png")
+    command = ["predict", "photo.png", "--url", live_url, "--model", "tiny-pose", "--deadline-ms", str(LONG_MS)]
+    assert main([*command, "--box", "316,206,48,48", "--json"]) == 0
+    assert np.allclose(json.loads(capsys.readouterr().out)["keypoints"], far)
+
+
+@pytest.mark.parametrize(
+    ("box", "complaint"),
+    [((90, 0, 5, 5), "outside of the 90x60 image"), ((0, 0, 0.5, 9), "at least 1"), ((0, 0, np.nan, 9), "finite")],
+)
+def test_a_box_without_a_person_is_a_bad_input(client, box, complaint):
+    with pytest.raises(BadInputError, match=complaint) as raised:
+        client.predict(IMAGE, model="tiny-pose", deadline_ms=LONG_MS, box=box)
+    assert raised.value.status == 400
+    with pytest.raises(BadInputError, match=complaint):
+        list(client.stream(IMAGE, model="tiny-pose", deadline_ms=LONG_MS, box=box))
+    with pytest.raises(BadInputError, match="does segmentation"):
+        client.predict(IMAGE, model="tiny-segmentation", deadline_ms=LONG_MS, box=(0, 0, 9, 9))
+
+
 def test_a_stream_that_is_left_or_cancelled_ends_early(client):
     with client.stream(IMAGE, deadline_ms=LONG_MS) as left:
         next(left)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import shutil
 
 import numpy as np
@@ -117,6 +118,29 @@ def test_poses_are_drawn(page):
     assert page.locator("#legend li").count() == 16
     assert page.locator("#mask").evaluate("canvas => [canvas.width, canvas.height]") == [480, 360]
     assert "right ankle" in page.locator("#legend").inner_text()
+
+
+def test_a_person_is_chosen_by_dragging_a_box(page):
+    asked = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda sent: asked.append(sent)))  # noqa: PLW0108
+    expect(page.locator("#person-hint")).to_be_hidden()
+    page.locator("#model").select_option("tiny-pose")
+    expect(page.locator("#person-hint")).to_be_visible()
+    upload(page, photo())
+    finished(page)
+    place = page.locator("#layers").bounding_box()
+    corner = place["x"] + 0.75 * place["width"], place["y"] + 0.5 * place["height"]
+    for to in (0.5, 0.25), (0.75, 0.5):  # drag to there, then click
+        page.mouse.move(*corner)
+        page.mouse.down()
+        page.mouse.move(place["x"] + to[0] * place["width"], place["y"] + to[1] * place["height"], steps=3)
+        page.mouse.up()
+        expect(page.locator("#person")).to_be_visible(visible=to[0] < 0.75)
+        finished(page)
+    boxes = [json.loads(sent).get("box") for sent in asked if isinstance(sent, str) and "predict" in sent]
+    assert boxes == [None, pytest.approx([240, 90, 120, 90], abs=2), None]
+    page.locator("#model").select_option("tiny-segmentation")
+    expect(page.locator("#person-hint")).to_be_hidden()
 
 
 def test_the_sample_scene_needs_no_photo(page):

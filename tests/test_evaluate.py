@@ -1,6 +1,7 @@
 """Readers, and evaluation through an executor."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from scipy.io import savemat
 
 from models.__main__ import main
 from models.checkpoint import save_directory
-from models.training import evaluate
-from models.training.data import camvid, lsp
+from models.configs import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
+from models.training import evaluate, tasks
+from models.training.data import camvid, cityscapes, datasets, lsp
 from models.training.data.people import crop, joints_box
+from models.training.data.street import VOID
+from models.training.recipe import Phase, Recipe
 
 
 @pytest.fixture
@@ -47,13 +51,79 @@ def test_camvid_reads_scenes_and_void(scenes: Path) -> None:
     found = camvid.read(scenes, "val")
     assert [scene.drive for scene in found] == ["drive0", "drive0", "drive1"]
     labels = found[1].labels()
-    assert (labels[:5] == camvid.VOID).all()
+    assert (labels[:5] == VOID).all()
     assert (labels[5:] == 2).all()
     with pytest.raises(FileNotFoundError, match="no image in"):
         camvid.read(scenes, "test")
     found[0].label_path.unlink()
     with pytest.raises(FileNotFoundError, match="no label map"):
         camvid.read(scenes, "val")
+
+
+@pytest.fixture
+def cities(tmp_path: Path) -> Path:
+    """Cityscapes as published: an image and its map of label ids in each of two cities."""
+    for city, label in (("aachen", 7), ("bochum", 33)):
+        for kind in ("leftImg8bit", "gtFine"):
+            (tmp_path / kind / "val" / city).mkdir(parents=True)
+        name = f"{city}_000000_000019"
+        Image.fromarray(tiny.image(32, 64)).save(tmp_path / "leftImg8bit" / "val" / city / f"{name}_leftImg8bit.png")
+        ids = np.full((32, 64), label, np.uint8)
+        ids[0, :6] = 0, 34, 255, 8, 9, 20  # void, void, void (licence plate), sidewalk, void (parking), traffic sign
+        for which in ("labelIds", "instanceIds"):
+            Image.fromarray(ids).save(tmp_path / "gtFine" / "val" / city / f"{name}_gtFine_{which}.png")
+    return tmp_path
+
+
+def test_cityscapes_reads_19_of_34_labels(cities: Path) -> None:
+    found = cityscapes.read(cities, "val")
+    assert [scene.drive for scene in found] == ["aachen", "bochum"]
+    labels = found[1].labels()
+    assert labels[0, :6].tolist() == [VOID, VOID, VOID, 1, VOID, 7]
+    assert (labels[1:] == 18).all()
+    assert (cityscapes.CLASSES != VOID).sum() == len(CITYSCAPES_CLASSES)
+    found[0].label_path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no label map .*gtFine/val/aachen"):
+        cityscapes.read(cities, "val")
+    with pytest.raises(FileNotFoundError, match="leftImg8bit_trainvaltest"):
+        cityscapes.read(cities, "train")
+
+
+def test_a_network_is_trained_on_cityscapes(cities: Path) -> None:
+    recipe = Recipe(splits=("val",), phases=(Phase(2, 2, (32, 32), (0.5, 1.0)),), hold_out=("bochum",))
+    config = replace(tiny.SEGMENTATION, outputs=19)
+    task = tasks.Segmentation(config, recipe, cities, torch.device("cpu"))
+    images, labels = task.batch(0)
+    assert (task.examples, images.shape, labels.shape) == (1, (2, 3, 32, 32), (2, 32, 32))
+    network = tiny.network(config)
+    assert task.losses(network(images), labels).isfinite().all()
+    assert len(task.score(network)) == 4
+    Image.fromarray(tiny.image(40, 64)).save(cityscapes.read(cities, "val")[0].image_path)
+    with pytest.raises(ValueError, match=r"is 40x64 and its label map 32x64, the first one 32x64"):
+        tasks.Segmentation(config, recipe, cities, torch.device("cpu"))
+
+
+def test_cityscapes_is_evaluated_by_a_model_of_its_classes(
+    cities: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = {"outputs": 19, "labels": CITYSCAPES_CLASSES, "palette": CITYSCAPES_PALETTE}
+    save_directory(tmp_path / "model", tiny.network(replace(tiny.SEGMENTATION, **labels)))
+    save_directory(tmp_path / "small", tiny.network())
+    command = ["--data", str(cities), "--split", "val", "--device", "cpu", "--executor", "reference", "--json"]
+    assert main(["evaluate", str(tmp_path / "model"), *command]) == 0
+    row = json.loads(capsys.readouterr().out)["exits"][3]
+    assert row["classes"].keys() == set(CITYSCAPES_CLASSES)
+    assert main(["evaluate", str(tmp_path / "model"), *command, "--drive", "bochum"]) == 0
+    assert main(["evaluate", str(tmp_path / "small"), *command]) == 1
+    assert "has class 7, the model 3 classes" in capsys.readouterr().err
+
+
+def test_a_folder_tells_its_data_set(scenes: Path, tmp_path: Path) -> None:
+    assert len(datasets.scenes(scenes, "val")) == 3
+    with pytest.raises(FileNotFoundError, match=r"neither annot/\*\.json \(MPII\) nor joints\.mat \(LSP\)"):
+        datasets.people(scenes, "val")
+    with pytest.raises(FileNotFoundError, match=r"leftImg8bit .*CamVid"):
+        datasets.scenes(tmp_path / "nowhere", "val")
 
 
 def test_lsp_becomes_mpii(people: Path) -> None:
@@ -98,6 +168,7 @@ def test_segmentation_is_scored_over_all_images(
     assert main([*command, "--json", "--no-masks", "--drive", "drive1"]) == 0
     dense = json.loads(capsys.readouterr().out)
     assert dense["exits"][3]["gmacs"] > gmacs[3]
+    assert [row["masked"] for row in dense["exits"]] == [0] * 4
     assert main([*command, "--drive", "drive7"]) == 1
     assert "drive7" in capsys.readouterr().err
     assert main(command) == 0

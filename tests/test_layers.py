@@ -84,7 +84,17 @@ def test_models_import_no_server_and_networks_no_executor(path: Path) -> None:
     place = path.relative_to(ROOT / "models").parts[0]
     if place == "executors":
         assert not imports_any(path, "models.training")
-    elif path.stem in ("anytime", "configs", "hrnet", "adpc", "masked", "confidence", "preprocess", "postprocess"):
+    elif path.stem in (
+        "anytime",
+        "configs",
+        "hrnet",
+        "adpc",
+        "masked",
+        "confidence",
+        "preprocess",
+        "postprocess",
+        "quality",
+    ):
         assert not imports_any(path, "models.training", "models.executors")
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -20,10 +21,22 @@ from websockets.sync.client import connect
 
 from models.anytime import run
 from models.executors import build
+from models.quality import Quality, doubt, fingerprint
 
 ROOT = Path(__file__).parent.parent
 SEGMENTATION = tiny.SEGMENTATION.name
 PREDICT = f"/v1/predict?model={SEGMENTATION}&deadline_ms=30000"
+
+
+BOUNDS = (0.1, 0.2, 0.3, 0.4)
+
+
+@cache
+def doubts() -> tuple[float, ...]:
+    """Of the exits, for the image that `live.photo` is."""
+    model = build(tiny.network())
+    found = [doubt(state.exit, "segmentation", state.frame) for state, _ in run(model, tiny.image()) if state.exit]
+    return tuple(found)
 
 
 class Process:
@@ -64,7 +77,11 @@ def process(models: Path, log: Path) -> Iterator[Process]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return live.write_models(tmp_path_factory.mktemp("models"))
+    folder = live.write_models(tmp_path_factory.mktemp("models"))
+    directory = folder / SEGMENTATION
+    steps = [(bound, doubt + 1e-4) for bound, doubt in zip(BOUNDS, sorted(doubts()), strict=True)]
+    Quality(tuple(steps), 30, "val", fingerprint(directory)).save(directory)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +126,41 @@ def test_maps_have_the_size_of_the_image(server: Process, size: tuple[int, int])
     for extra in ("confidence", "exit", "unsure"):
         body = server.http.post(f"{PREDICT}&map={extra}", content=live.photo(*size)).json()
         assert body["size"] == list(size) and body["exit"] == 4 and body["map"]["kind"] == extra
+
+
+@pytest.mark.parametrize("quality", [0.05, 0.1, 0.25, 0.35, 0.9])
+def test_quality_stops_at_the_first_exit_that_is_sure_enough(server: Process, quality: float) -> None:
+    """The fixture's calibration: the k-th bound allows the exit of the k-th smallest doubt, and those before it."""
+    below = [*sorted(doubts())[: sum(bound <= quality for bound in BOUNDS)]]
+    expected = next((exit_ for exit_, doubt in enumerate(doubts(), 1) if doubt in below), 4)
+    stop = "quality" if expected < 4 else "complete"
+    assert server.http.get(f"/v1/models/{SEGMENTATION}").json()["quality"] is True
+
+    def counted(protocol: str) -> float:
+        labels = f'model="{SEGMENTATION}",protocol="{protocol}",stop="{stop}"'
+        found = re.search(rf"anytime_requests_total{{{labels}}} (\S+)", server.http.get("/metrics").text)
+        assert found
+        return float(found[1])
+
+    before = counted("http"), counted("websocket")
+    reply = server.http.post(f"{PREDICT}&quality={quality}", content=live.photo()).json()
+    assert (reply["exit"], reply["stop"], reply["final"]) == (expected, stop, expected == 4)
+    with connect(f"ws://127.0.0.1:{server.port}/v1/stream") as connection:
+        asked = {"model": SEGMENTATION, "deadline_ms": 30000, "quality": quality, "encoding": "json"}
+        connection.send(json.dumps({"type": "predict", "id": "a", **asked}))
+        connection.send(live.photo())
+        while (message := json.loads(connection.recv(60)))["type"] != "end":
+            assert message["type"] in ("accepted", "exit")
+        assert (message["exit"], message["stop"]) == (expected, stop)
+    live.wait_for(lambda: counted("websocket") == before[1] + 1)
+    assert counted("http") == before[0] + 1
+
+
+def test_min_exit_goes_before_quality_and_a_model_without_calibration_refuses_it(server: Process) -> None:
+    reply = server.http.post(f"{PREDICT}&quality=0.9&min_exit=3", content=live.photo()).json()
+    assert (reply["exit"], reply["stop"]) == (3, "quality")
+    reply = server.http.post("/v1/predict?model=tiny-pose&quality=0.9", content=live.photo())
+    assert reply.status_code == 400 and reply.json()["code"] == "not_calibrated"
 
 
 def test_cost_and_saving_are_counted(server: Process) -> None:

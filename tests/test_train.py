@@ -77,7 +77,7 @@ def test_the_seed_decides_the_weights(data: Path, recipe: Path, tmp_path: Path) 
 
 def test_another_run_starts_from_weights(data: Path, recipe: Path, tmp_path: Path) -> None:
     train(data, recipe, tmp_path / "first")
-    train(data, recipe, tmp_path / "second", "--init", str(tmp_path / "first"), "--minutes", "0")
+    train(data, recipe, tmp_path / "second", "--set", f"init={json.dumps(str(tmp_path / 'first'))}", "--minutes", "0")
     first, second = (load_directory(tmp_path / name).state_dict() for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

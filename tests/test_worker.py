@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +12,17 @@ import live
 import numpy as np
 import pytest
 import tiny
+import torch
 from numpy.typing import NDArray
 
 from models.anytime import Exit, ExitMap, Step
+from models.checkpoint import save_directory
+from models.preprocess import Frame
+from models.quality import Quality, fingerprint
 from server.budget import Costs
 from server.job import Cancel, Ended, Event, Exited, Layout, Move, Stop, Submit
 from server.scheduler import Scheduler
-from server.worker import Loaded, Worker, facts, input_shape, warm_up
+from server.worker import Loaded, Worker, facts, input_shape, load_quality, warm_up
 
 STEPS = tuple(Step(f"step{number}", number // 2 if number % 2 == 0 else None) for number in range(1, 9))
 
@@ -27,6 +32,7 @@ class FakeState:
     image: NDArray[np.uint8]
     next_step: int = 0
     exit: Exit | None = None
+    frame: Frame = field(default_factory=lambda: Frame(3, 4))
 
 
 @dataclass
@@ -52,7 +58,9 @@ class FakeModel:
         index = self.steps[state.next_step].exit
         state.next_step += 1
         if index is not None:
-            state.exit = SimpleNamespace(index=index, unsure=1 / index, macs=10 * index)  # type: ignore[assignment]
+            sure = 0.4 + 0.1 * index  # the larger of two probabilities, everywhere
+            scores = torch.tensor([sure, 1 - sure]).log().view(2, 1, 1)
+            state.exit = SimpleNamespace(index=index, unsure=1 / index, macs=10 * index, scores=scores)  # type: ignore[assignment]
 
     def render(self, state: FakeState, extra: str | None = None) -> ExitMap:
         assert state.exit is not None
@@ -93,19 +101,15 @@ class Harness:
         return events
 
 
-class Rule:
-    """Good enough from exit 2 on."""
-
-    def stops(self, unsure: float, exit_index: int, epsilon: float) -> bool:
-        assert unsure == 1 / exit_index
-        return exit_index >= 2 and epsilon == 0.1
+QUALITY = Quality(((0.1, 0.45),), 100, "val", "")
+"""Good enough from exit 2 on, whose doubt is 0.4, for 0.1 and above."""
 
 
 @pytest.fixture
 def harness() -> Iterator[Harness]:
     ours, theirs = Pipe()
     block, model = bytearray(16 * 1024), FakeModel()
-    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model, Rule())}, Scheduler(Costs()))  # type: ignore[arg-type]
+    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model, QUALITY)}, Scheduler(Costs()))  # type: ignore[arg-type]
 
     def run() -> None:
         with pytest.raises((EOFError, OSError)):
@@ -182,6 +186,8 @@ def test_max_exit_and_quality_end_a_job(harness: Harness) -> None:
     harness.submit(2, 50, quality=0.1)
     events = harness.hear_until_end()
     assert len(events) == 3 and events[-1] == Ended(2, Stop.QUALITY)
+    harness.submit(3, 50, quality=0.09)
+    assert harness.hear_until_end()[-1] == Ended(3, Stop.COMPLETE)
 
 
 def test_an_image_that_the_model_fails_on_does_not_end_the_worker(
@@ -217,3 +223,14 @@ def test_a_worker_that_follows_another_takes_over_what_is_known() -> None:
 def test_the_cost_of_an_image_goes_by_its_padded_size_or_the_crop() -> None:
     assert input_shape(tiny.SEGMENTATION, 33, 64) == (64, 64)
     assert input_shape(tiny.POSE, 1000, 2000) == (64, 64)
+
+
+def test_a_calibration_that_does_not_fit_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_directory(tmp_path, tiny.network())
+    assert load_quality(tmp_path) is None and not caplog.records
+    quality = Quality(((0.1, 0.2),), 30, "val", fingerprint(tmp_path))
+    quality.save(tmp_path)
+    assert load_quality(tmp_path) == quality
+    save_directory(tmp_path, tiny.network(seed=1))
+    assert load_quality(tmp_path) is None
+    assert "without quality stop" in caplog.text and "python -m models calibrate" in caplog.text

@@ -67,5 +67,5 @@ class Options:
             if isinstance(value, bool):
                 query[name] = "true" if value else "false"
             else:
-                query[name] = ",".join(f"{number:g}" for number in value) if name == "box" else str(value)
+                query[name] = ",".join(f"{number:.15g}" for number in value) if name == "box" else str(value)
         return query

@@ -1,5 +1,6 @@
 // The page: a photo, a deadline and a model go in; exits come out and stay to be looked at.
 import { Legend } from "./legend.js";
+import { Person } from "./person.js";
 import { Stage } from "./stage.js";
 import { Stream } from "./stream.js";
 import { Timeline } from "./timeline.js";
@@ -18,6 +19,7 @@ const STOPPED = {
 const stage = new Stage();
 const timeline = new Timeline(look);
 const legend = new Legend(pick);
+const person = new Person(run);
 const stream = new Stream(new URL("v1/stream", document.baseURI).href.replace(/^http/, "ws"));
 let models = [];
 let longest_ms = 10_000;
@@ -63,6 +65,7 @@ async function take(file) {
 function use(picture) {
   photo = picture;
   stage.show(picture);
+  person.forget();
   $("welcome").hidden = true;
   $("run").disabled = $("another").disabled = false;
   run();
@@ -79,7 +82,7 @@ function fitted(picture, limit) {
   return canvas;
 }
 
-async function run() {
+function run() {
   if (!photo || !model()) return;
   const number = ++runs;
   const { name, exits: costs, classes, joints, palette, skeleton = [] } = model();
@@ -92,10 +95,10 @@ async function run() {
   complain("");
   become("running", "Waiting for the first exit …");
   const small = fitted(photo, $("resolution").value);
-  const image = await new Promise((done) => small.toBlob(done, "image/jpeg", 0.95));
-  if (number !== runs) return;
-  timeline.start(deadline_ms());
-  stream.predict({ model: name, deadline_ms: deadline_ms() }, image, { exit: arrived, end: ended, error: failed });
+  const image = new Promise((done) => small.toBlob(done, "image/jpeg", 0.95));
+  image.then(() => number === runs && running() && timeline.start(deadline_ms()));
+  const box = person.box(small);
+  stream.predict({ model: name, deadline_ms: deadline_ms(), ...(box && { box }) }, image, { exit: arrived, end: ended, error: failed });
 }
 
 function arrived(exit) {
@@ -150,6 +153,8 @@ function describe() {
   $("opacity-value").textContent = `${$("opacity").value} %`;
   stage.opacity($("opacity").value / 100);
   stage.hatch($("show-unsure").checked);
+  person.wanted(model()?.task === "pose");
+  $("person-hint").hidden = model()?.task !== "pose";
 }
 
 $("choose").onclick = $("another").onclick = () => $("file").click();

@@ -23,18 +23,20 @@ export class Stream {
     this.#url = url;
   }
 
-  /** Send `image` (a Blob). `on` holds `exit`, `end` and `error`; they are not called once another predict has begun. */
+  /** Send `image` (a promised Blob). `on` holds `exit`, `end` and `error`; they are not called once another predict has begun. */
   async predict(options, image, on) {
     const request = (this.#request = { id: `page-${++this.#count}`, on, held: {} });
-    const socket = await this.#open();
+    const [socket, blob] = await Promise.all([this.#open(), image]);
     if (!socket || this.#request !== request) return;
+    request.sent = true;
     socket.send(JSON.stringify({ type: "predict", id: request.id, encoding: "delta", map: "unsure", ...options }));
-    socket.send(image);
+    socket.send(blob);
   }
 
-  /** Stop the work; `end` still comes. */
+  /** Stop the work; `end` still comes, at once if the photo was not even sent. */
   cancel() {
-    this.#send({ type: "cancel" });
+    if (this.#request && !this.#request.sent) this.#last("end", { exit: 0, stop: "cancelled", elapsed_ms: 0, skipped: [] });
+    else this.#send({ type: "cancel" });
   }
 
   /** Milliseconds from now. */

@@ -104,12 +104,12 @@ def resample_labels(labels: Tensor, where: Tensor, void: int) -> Tensor:
 
 def cutmix(images: Tensor, labels: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Paste a rectangle (a quarter to half of each side) of the next image of the batch, with this probability."""
-    count, (height, width) = len(images), images.shape[-2:]
-    inside = (torch.rand(count, generator=generator) < probability)[:, None, None]
+    count, (height, width), device = len(images), images.shape[-2:], images.device
+    inside = (torch.rand(count, generator=generator) < probability).view(-1, 1, 1).to(device, non_blocking=True)
     for extent, shape in ((height, (count, -1, 1)), (width, (count, 1, -1))):
         side = uniform(generator, count, 0.25, 0.5) * extent
         start = torch.rand(count, generator=generator) * (extent - side)
-        position = torch.arange(extent)
-        inside = inside & ((position >= start[:, None]) & (position < (start + side)[:, None])).view(shape)
-    inside = inside.to(images.device, non_blocking=True)
+        low, high = torch.stack([start, start + side])[:, :, None].to(device, non_blocking=True)
+        position = torch.arange(extent, device=device)
+        inside = inside & ((position >= low) & (position < high)).view(shape)
     return torch.where(inside[:, None], images.roll(1, 0), images), torch.where(inside, labels.roll(1, 0), labels)

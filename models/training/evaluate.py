@@ -7,7 +7,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,15 @@ from models.executors import EXECUTORS, build
 from models.postprocess import keypoints
 from models.preprocess import Box
 from models.training import scores
-from models.training.data import camvid, lsp
+from models.training.data import datasets
 from models.training.data.people import Person
+from models.training.data.street import VOID, Scene
+from models.training.scores import percent
 
 GIGA = 1024**3
 """The paper's billion."""
+POSE_MEANS = {"mean": "pck", "mean_pckh": "pckh", "mean_pckh_by_joint": "pckh_by_joint"}
+"""What is averaged over the exits."""
 
 
 class Tally:
@@ -49,9 +53,9 @@ class Tally:
             if step.exit is None:
                 continue
             found = [state.exit for state in states if state.exit is not None]
-            last = step.exit == model.config.exits
+            settles = model.config.settles and step.exit < model.config.exits
             self.macs[step.exit - 1] += [exit_.macs for exit_ in found]
-            self.masked[step.exit - 1] += [0.0 if last else 1 - exit_.unsure for exit_ in found]
+            self.masked[step.exit - 1] += [(1 - exit_.unsure) * settles for exit_ in found]
             self.ms[step.exit - 1].append(1000 * elapsed_s / len(states))
             yield found
 
@@ -69,21 +73,22 @@ class Tally:
         ]
 
 
-def segmentation(model: AnytimeModel, scenes: Sequence[camvid.Scene]) -> dict[str, Any]:
+def segmentation(model: AnytimeModel, scenes: Sequence[Scene]) -> dict[str, Any]:
     """mIoU in percent of each exit's map at the images' size, from one confusion matrix over all images."""
     tally = Tally(model.config.exits)
     classes = model.config.outputs
-    matrices = torch.zeros(model.config.exits, classes, classes)
+    matrices = torch.zeros(model.config.exits, classes, classes, dtype=torch.float64)
     for scene in tqdm(scenes, unit=" images"):
         state = model.begin(scene.image())
         labels = torch.from_numpy(scene.labels())
+        check_classes(labels, classes, scene.label_path)
         for (found,) in tally.watch(model, [state]):
             labelled = torch.from_numpy(model.render(state).array)
-            matrices[found.index - 1] += scores.confusion(labelled, labels, classes, camvid.VOID)
+            matrices[found.index - 1] += scores.confusion(labelled, labels, classes, VOID)
     rows = tally.rows()
     for row, matrix in zip(rows, matrices, strict=True):
         by_class = scores.iou(matrix)
-        row["miou"] = percent(by_class)
+        row["miou"] = percent(by_class.nanmean())
         row["classes"] = {  # type: ignore[assignment]
             name: None if value.isnan() else percent(value)
             for name, value in zip(model.config.labels, by_class, strict=True)
@@ -94,8 +99,8 @@ def segmentation(model: AnytimeModel, scenes: Sequence[camvid.Scene]) -> dict[st
 def pose(model: AnytimeModel, people: Sequence[Person], flip: bool = True) -> dict[str, Any]:
     """PCK@0.2 and PCKh@0.5 in percent of each exit. `flip`: heatmaps are averaged with those of the mirrored image.
 
-    The person's box is that of its labelled joints. LSP has no head boxes: the head's size is the distance from upper
-    neck to head top, where both are labelled.
+    Where the data set has no head boxes (LSP), the head's size is the distance from upper neck to head top, if both
+    are labelled.
     """
     tally = Tally(model.config.exits)
     right: list[list[Tensor]] = [[] for _ in range(model.config.exits)]
@@ -106,8 +111,7 @@ def pose(model: AnytimeModel, people: Sequence[Person], flip: bool = True) -> di
         if flip:
             states.append(model.begin(*mirrored(image, person.box)))
         joints = torch.from_numpy(person.joints)[None]
-        head = (joints[:, scores.NECK, :2] - joints[:, scores.HEAD_TOP, :2]).norm(dim=-1)
-        head = head * (joints[:, [scores.NECK, scores.HEAD_TOP], 2] > 0).all(1)
+        head = scores.head_size(joints) if person.head_px is None else torch.tensor([person.head_px])
         for found in tally.watch(model, states):
             heatmaps = found[0].scores
             if flip:
@@ -117,9 +121,18 @@ def pose(model: AnytimeModel, people: Sequence[Person], flip: bool = True) -> di
             right_by_head[found[0].index - 1].append(scores.correct_by_head(points, joints, head))
     rows = tally.rows()
     for row, by_torso, by_head in zip(rows, right, right_by_head, strict=True):
-        row["pck"] = percent(torch.cat(by_torso))
-        row["pckh"] = percent(torch.cat(by_head))
-    return {"exits": rows, "mean": mean_of(rows, "pck")}
+        row["pck"] = percent(torch.cat(by_torso).nanmean())
+        row["pckh"], row["pckh_by_joint"] = map(percent, scores.means(torch.cat(by_head)))
+    return {"exits": rows} | {name: mean_of(rows, score) for name, score in POSE_MEANS.items()}
+
+
+def check_classes(labels: Tensor, classes: int, path: Path) -> None:
+    """Raises ValueError if a label is not one of the model's classes."""
+    highest = int(torch.where(labels == VOID, 0, labels).max())
+    if highest >= classes:
+        raise ValueError(
+            f"{path} has class {highest}, the model {classes} classes from 0; evaluate one that knows them"
+        )
 
 
 def mirrored(image: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.uint8], Box]:
@@ -140,28 +153,33 @@ def unmirrored(heatmaps: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     return torch.cat([turned[:, :, :1], turned[:, :, :-1]], 2)
 
 
-def percent(values: Tensor) -> float:
-    return round(100 * float(values.nanmean()), 2)
-
-
 def mean_of(rows: Sequence[dict[str, Any]], score: str) -> float:
     return round(statistics.fmean(row[score] for row in rows), 2)
 
 
 def table(result: dict[str, Any]) -> str:
-    score = "miou" if "miou" in result["exits"][0] else "pck"
+    """Scores in percent and costs of every exit, and the scores' means."""
+    means = {"mean": "miou"} if "miou" in result["exits"][0] else POSE_MEANS
+    names = means.values()
     lines = [
-        f"{row['exit']:4}  {row[score]:6.2f}  {row['gmacs']:6.3f}  {row['masked']:6.1%}  {row['ms']:7.1f}"
+        f"{row['exit']:4}{cells(names, row)}  {row['gmacs']:6.3f}  {row['masked']:6.1%}  {row['ms']:7.1f}"
         for row in result["exits"]
     ]
-    return "\n".join([f"exit  {score:>6}   GMACs  masked       ms", *lines, f"mean  {result['mean']:6.2f}"])
+    head = f"exit{''.join(f'  {name:>6}' for name in names)}   GMACs  masked       ms"
+    return "\n".join([head, *lines, f"mean{cells(names, {means[name]: result[name] for name in means})}"])
+
+
+def cells(names: Iterable[str], row: Mapping[str, float]) -> str:
+    return "".join(f"  {row[name]:{max(len(name), 6)}.2f}" for name in names)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a shipped model or a model directory")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
-    parser.add_argument("--split", required=True, help="a folder of CamVid (train, val, test); train, val, all of LSP")
-    parser.add_argument("--drive", help="only this drive of CamVid, for example 0001TP")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder of CamVid, Cityscapes, LSP or MPII"
+    )
+    parser.add_argument("--split", required=True, help="train, val; test of CamVid, all of LSP, trainval of MPII")
+    parser.add_argument("--drive", help="only this drive of CamVid (0001TP ...) or city of Cityscapes")
     parser.add_argument("--executor", choices=EXECUTORS, default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
@@ -180,11 +198,11 @@ def main(args: argparse.Namespace) -> int:
         network.config = replace(network.config, masking=replace(masking, threshold=threshold, adaptivity=adaptivity))
     model = build(network, args.device, args.executor, args.threads)
     if network.config.task == "pose":
-        result = pose(model, lsp.read(args.data, args.split), flip=not args.no_flip)
+        result = pose(model, datasets.people(args.data, args.split), flip=not args.no_flip)
     else:
-        scenes = [scene for scene in camvid.read(args.data, args.split) if args.drive in (None, scene.drive)]
+        scenes = [scene for scene in datasets.scenes(args.data, args.split) if args.drive in (None, scene.drive)]
         if not scenes:
-            raise ValueError(f"no image of {args.data / args.split} is of drive {args.drive}")
+            raise ValueError(f"no image of {args.split} in {args.data} is of drive {args.drive}")
         result = segmentation(model, scenes)
     result |= {"model": network.config.name, "split": args.split, "executor": model.executor, "device": model.device}
     print(json.dumps(result) if args.json else table(result))

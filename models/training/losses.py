@@ -10,9 +10,10 @@ from torch import Tensor
 def class_weights(labels: Tensor, classes: int, void: int, softness: float) -> Tensor:
     """float32 (classes,): 1 / ln(softness + share), mean 1 over pixels; rare classes weigh more (Paszke et al., ENet).
 
-    `labels`: integers of any shape. The smaller `softness` (> 1), the more the rare classes weigh.
+    `labels`: integers of any shape but (). The smaller `softness` (> 1), the more the rare classes weigh.
     """
-    counts = torch.bincount(labels[labels != void].flatten().long(), minlength=classes).float()
+    parts = (part[part != void].long() for part in torch.split(labels, 64))  # by parts: 8 bytes a pixel for a moment
+    counts = torch.stack([torch.bincount(part, minlength=classes) for part in parts]).sum(0).float()
     share = counts / counts.sum()
     weights = 1 / torch.log(softness + share)
     return weights / (weights * share).sum()

@@ -33,11 +33,12 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`splits`: folders (CamVid) or parts (LSP) to train on. `hold_out`: drives of CamVid that are left out and scored.
+    """`splits`: of the data set, to train on. `hold_out`: drives of CamVid, or cities, that are left out and scored.
 
     `phases` follow each other; the learning rate rises linearly over `warm_up` (share of all steps), then falls along a
     cosine to 0. `class_softness`: see `losses.class_weights`. `ema_steps`: what is scored and shipped is the
-    exponential mean of the weights over about so many steps.
+    exponential mean of the weights over about so many steps. `init`: a shipped model's name or a model directory that
+    lends its weights to start from, or its backbone alone if it has another task or other outputs.
     """
 
     splits: tuple[str, ...]
@@ -49,6 +50,7 @@ class Recipe:
     ema_steps: int = 500
     class_softness: float = 1.1
     hold_out: tuple[str, ...] = ()
+    init: str | None = None
     seed: int = 0
 
     @property

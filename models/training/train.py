@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.adpc import AdpcNet
-from models.checkpoint import WEIGHTS_FILE, ZOO, load_weights, resolve, save_directory
+from models.checkpoint import WEIGHTS_FILE, ZOO, load_weights, read_config, resolve, save_directory
 from models.configs import ModelConfig, config
 from models.training import plot, tasks
 from models.training.graph import Replayed, Update
@@ -46,15 +46,21 @@ class Run:
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._followed = _floats(self.mean), _floats(self.network)  # to look for them takes longer than to move them
+
     @classmethod
-    def begin(cls, model: ModelConfig, recipe: Recipe, device: torch.device, weights: Path | None = None) -> "Run":
-        """From random weights that the recipe's seed decides, or from a file of weights."""
+    def begin(cls, model: ModelConfig, recipe: Recipe, device: torch.device) -> "Run":
+        """From random weights that the recipe's seed decides, or from those of the recipe's `init`."""
         torch.manual_seed(recipe.seed)
         network = AdpcNet(model)
-        if weights:
-            load_weights(network, weights)
-        elif model.task == "pose":
+        if model.task == "pose":
             start_at_zero(network)
+        if recipe.init:
+            source = resolve(recipe.init)
+            theirs = read_config(source)
+            other_heads = (theirs.task, theirs.outputs) != (model.task, model.outputs)
+            load_weights(network, source / WEIGHTS_FILE, backbone_only=other_heads)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device.type == "cuda":
             from models.training.fused import fuse  # noqa: PLC0415  (Triton is there only where there is a GPU)
@@ -101,7 +107,7 @@ class Run:
 
     def follow(self, share: float) -> None:
         """Move the mean by this share towards the weights."""
-        torch._foreach_lerp_(_floats(self.mean), _floats(self.network), share)
+        torch._foreach_lerp_(*self._followed, share)
 
 
 def start_at_zero(network: AdpcNet) -> None:
@@ -191,7 +197,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=JSON", help="change a field of the recipe, e.g. steps=1000"
     )
-    parser.add_argument("--init", metavar="MODEL", help="start from the weights of this model directory")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; --resume goes on")
@@ -209,7 +214,7 @@ def main(args: argparse.Namespace) -> int:
     recipe = Recipe.load(args.recipe or ZOO / args.config / FILE).override(dict(map(setting, args.set)))
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / FILE).write_text(json.dumps(recipe.to_json(), indent=1) + "\n")
-    run = Run.begin(model, recipe, device, resolve(args.init) / WEIGHTS_FILE if args.init else None)
+    run = Run.begin(model, recipe, device)
     if args.resume:
         run.load(args.output)
     task = tasks.load(model, recipe, args.data, device)

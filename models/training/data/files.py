@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,29 @@ def read_labels(path: Path) -> NDArray[np.uint8]:
         if image.mode not in ("L", "P"):
             raise ValueError(f"{path} is of mode {image.mode}; labels are one 8-bit channel")
         return np.asarray(image)
+
+
+def read_mat(path: Path, *names: str) -> list[NDArray[Any]]:
+    """Variables of a MATLAB file, in the order of `names`. Raises FileNotFoundError, and ValueError on a file that is
+    broken, of version 7.3 or without one of them."""
+    try:
+        from scipy.io import loadmat  # noqa: PLC0415  (an optional dependency, wanted only here)
+        from scipy.io.matlab import MatReadError  # noqa: PLC0415
+    except ImportError as error:
+        raise ValueError(f"reading {path} needs SciPy: pip install 'anytime-inference-server[train]'") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        held = loadmat(path)
+    except NotImplementedError as error:
+        raise ValueError(f"{path} is of MATLAB's version 7.3 (HDF5); save it with -v7") from error
+    except (MatReadError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as a MATLAB file: {error}") from error
+    missing = [name for name in names if name not in held]
+    if missing:
+        found = ", ".join(name for name in held if not name.startswith("__"))
+        raise ValueError(f"{path} has no {', '.join(missing)}; it holds {found or 'nothing'}")
+    return [np.asarray(held[name]) for name in names]
 
 
 def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], threads: int = 16) -> list[Result]:

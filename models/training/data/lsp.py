@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.training.data.files import images_in
+from models.training.data.files import images_in, read_mat
 from models.training.data.people import Person, joints_box
 
 TRAIN = 6000
@@ -24,10 +24,8 @@ def read(directory: Path, split: str) -> list[Person]:
     The box is the smallest around the labelled joints. Raises ValueError on another split or a `joints.mat` that does
     not fit the images.
     """
-    from scipy.io import loadmat  # noqa: PLC0415  (an optional dependency, wanted only here)
-
     paths = images_in(directory / "images")
-    labels = np.asarray(loadmat(directory / "joints.mat")["joints"], dtype=np.float32)
+    labels = read_mat(directory / "joints.mat", "joints")[0].astype(np.float32)
     if labels.shape != (14, 3, len(paths)):
         raise ValueError(f"joints.mat holds {labels.shape}; for {len(paths)} images it must be (14, 3, {len(paths)})")
     people = [Person(path, joints := to_mpii(labels[:, :, i]), joints_box(joints)) for i, path in enumerate(paths)]

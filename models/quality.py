@@ -1,0 +1,150 @@
+"""The quality stop: when an exit's answer is as good as the last one's. `quality.json` of a model directory.
+
+`python -m models calibrate` makes it. Imports no executor and no training.
+
+A request names a bound epsilon: the share of the pixels (of the joints, for pose) that may still change until the last
+exit. No label is needed for that; see "consistency" in Jazbec et al., *Fast yet Safe: Early-Exiting with Risk Control*,
+NeurIPS 2024. What is promised, for each epsilon: with probability >= `CONFIDENCE` over the images that calibrated it,
+of all answers to further images drawn like them a share >= `KEPT` keeps the bound. Nothing is promised for images of
+another kind.
+
+An exit stops when its `doubt` is below a threshold, the same at every exit. A calibration image breaks a threshold that
+lies above the smallest doubt of those of its exits that are not within epsilon, so no `min_exit` can undo the promise.
+The largest threshold is taken that Learn-then-Test (Angelopoulos et al., 2021; fixed sequence from below, binomial
+p-value) does not reject; fewer break it than conformal risk control (Angelopoulos et al., 2022) would allow, so the
+promise holds on average over calibrations as well. It is lowered further until it also holds among the calibration
+images that it stops: otherwise a bound that no early exit can meet would stop, and fail, one image in twenty.
+"""
+
+import hashlib
+import json
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.anytime import Exit
+from models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from models.confidence import confidence
+from models.configs import Task
+from models.preprocess import STRIDE, Frame
+
+QUALITY_FILE = "quality.json"
+KEPT = 0.9
+CONFIDENCE = 0.9
+GRID = 10_000
+"""Bounds and thresholds are kept to 1 / GRID."""
+MOVED = 0.05
+"""A joint has changed if it moved by more than this share of the side of the person's crop."""
+
+
+def doubt(found: Exit, task: Task, frame: Frame) -> float:
+    """How unsure an exit is of its answer as a whole, 0..1: the mean of 1 - confidence.
+
+    Over the positions of the image, every other one of every other row, which a mean does not feel; for pose, over the
+    joints, whose confidence is the height of their peak.
+    """
+    if task == "pose":
+        return 1 - float(found.scores.flatten(1).amax(1).float().clamp(0, 1).mean())
+    height, width = -(-frame.height // STRIDE), -(-frame.width // STRIDE)
+    return 1 - float(confidence(found.scores[None, :, :height:2, :width:2].float(), task).mean())
+
+
+def breakable(images: int) -> int:
+    """How many of so many calibration images may lie below a threshold or at it: the largest k for which fewer than k
+    would be seen with probability <= 1 - CONFIDENCE if a share 1 - KEPT of all images broke it. 0 below 22 images."""
+    share, tail = 1 - KEPT, 0.0
+    for count in range(images):
+        ways = math.lgamma(images + 1) - math.lgamma(count + 1) - math.lgamma(images - count + 1)
+        tail += math.exp(ways + count * math.log(share) + (images - count) * math.log1p(-share))
+        if tail > 1 - CONFIDENCE:
+            return count
+    return 0
+
+
+def threshold(doubts: NDArray[np.float64], changed: NDArray[np.float64], epsilon: float) -> float:
+    """Below which doubt an exit may stop, for one bound; 0 if never.
+
+    `doubts`, `changed`: float64 (images, exits but the last): the doubt of each, and what share of its answer changed
+    until the last.
+    """
+    broken_at = np.where(changed > epsilon, doubts, np.inf).min(1)
+    # What no calibration image showed is not trusted, however seldom the bound was broken.
+    broken_at = np.minimum(np.sort(broken_at), doubts.max())
+    stopped_at = doubts.min(1)
+    for count in range(breakable(len(doubts)), 0, -1):
+        candidate = broken_at[count - 1]
+        if count <= (1 - KEPT) * (1 + np.count_nonzero(stopped_at < candidate)):
+            return float(candidate)
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The calibration of one model.
+
+    `steps`: pairs (epsilon, threshold), both ascending: a threshold serves from its epsilon up to the next.
+    `images` of `source` calibrated it. `fingerprint`: of the weights and masks that were calibrated.
+    """
+
+    steps: tuple[tuple[float, float], ...]
+    images: int
+    source: str
+    fingerprint: str
+
+    def threshold(self, epsilon: float) -> float:
+        """Below which doubt an exit keeps the bound `epsilon`, 0..1; 0 if none does."""
+        index = bisect_right(self.steps, (epsilon, math.inf))
+        return self.steps[index - 1][1] if index else 0.0
+
+    @classmethod
+    def fit(cls, doubts: NDArray[np.float64], changed: NDArray[np.float64], source: str, fingerprint: str) -> "Quality":
+        """The thresholds of every epsilon, rounded to the safe side; arguments as of `threshold`."""
+        steps: list[tuple[float, float]] = []
+        for epsilon in np.unique(np.ceil(changed * GRID)) / GRID:
+            below = math.floor(threshold(doubts, changed, epsilon) * GRID) / GRID
+            if below > (steps[-1][1] if steps else 0):
+                steps.append((float(epsilon), below))
+        return cls(tuple(steps), len(doubts), source, fingerprint)
+
+    def stops(self, doubt: float, epsilon: float) -> bool:
+        """Whether an exit of such `doubt` is good enough: at most a share `epsilon` would still change."""
+        return doubt < self.threshold(epsilon)
+
+    @classmethod
+    def load(cls, directory: Path) -> "Quality":
+        """Raises FileNotFoundError if the model is not calibrated, and ValueError if the file is broken or was made for
+        other weights or masks than those that now lie beside it."""
+        path = directory / QUALITY_FILE
+        remedy = f"calibrate it anew (python -m models calibrate {directory}) or delete the file"
+        try:
+            data = json.loads(path.read_text())
+            steps = tuple((float(epsilon), float(doubt)) for epsilon, doubt in data["steps"])
+            found = cls(steps, int(data["images"]), str(data["source"]), str(data["fingerprint"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is not a calibration: {error!r}; {remedy}") from error
+        if list(steps) != sorted(steps) or any(not 0 <= value <= 1 for step in steps for value in step):
+            raise ValueError(f"{path} holds steps that do not ascend between 0 and 1; {remedy}")
+        if found.fingerprint != (now := fingerprint(directory)):
+            raise ValueError(
+                f"{path} was made for weights and masks {found.fingerprint[:8]}, but those beside it are {now[:8]}; "
+                f"{remedy}"
+            )
+        return found
+
+    def save(self, directory: Path) -> None:
+        steps = ",\n  ".join(json.dumps(step) for step in self.steps)
+        head = {"source": self.source, "images": self.images, "fingerprint": self.fingerprint}
+        text = json.dumps(head, indent=1).removesuffix("\n}") + f',\n "steps": [\n  {steps}\n ]\n}}\n'
+        (directory / QUALITY_FILE).write_text(text)
+
+
+def fingerprint(directory: Path) -> str:
+    """SHA-256 of what decides a model's answers: its weights' file and its masks."""
+    with (directory / WEIGHTS_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps(json.loads((directory / CONFIG_FILE).read_text())["masking"], sort_keys=True).encode())
+    return digest.hexdigest()

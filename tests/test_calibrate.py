@@ -1,0 +1,148 @@
+"""`python -m models calibrate`: what is observed of images, and what is said of the calibration."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from scipy.io import savemat
+
+from models.__main__ import main
+from models.anytime import run
+from models.checkpoint import save_directory
+from models.executors import build
+from models.quality import Quality, doubt
+from models.training.calibrate import Observed, cross_validate, difference, judge, observe
+
+IMAGES = 48  # halves of 24 are enough to stop
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    for split, count in (("val", IMAGES), ("few", 21)):
+        for kind in ("images", "labels"):
+            (tmp_path / split / kind).mkdir(parents=True)
+        for index in range(count):
+            Image.fromarray(tiny.image(32, 64, index)).save(tmp_path / split / "images" / f"a_{index:02}.png")
+            Image.fromarray(np.zeros((32, 64), np.uint8)).save(tmp_path / split / "labels" / f"a_{index:02}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save_directory(tmp_path / "model", tiny.network())
+    return tmp_path / "model"
+
+
+def command(model: Path, data: Path, split: str, *more: str) -> list[str]:
+    return ["calibrate", str(model), "--data", str(data), "--split", split, "--device", "cpu", "--threads", "1", *more]
+
+
+def test_segmentation_from_images_to_the_file(camvid: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(model, camvid, "val", "--json", "--splits", "20", "--check", "few")) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["images"], said["splits"], said["breakable"]) == (IMAGES, 20, 2)
+    quality = Quality.load(model)
+    assert (quality.images, quality.source) == (IMAGES, "val")
+    assert [row["epsilon"] for row in said["bounds"]] == [0.02, 0.05, 0.1]
+    for row in said["bounds"] + said["checked"]:
+        assert row["threshold"] == quality.threshold(row["epsilon"]) if "threshold" in row else row["split"] == "few"
+        assert 0 <= row["coverage"] <= 1 and 0 <= row["saved"] < 1
+    with_split = quality.steps
+    assert main(["calibrate", str(model), "--data", str(camvid / "val" / "images"), "--splits", "5"]) == 0
+    assert "held in" in capsys.readouterr().out
+    quality = Quality.load(model)
+    assert (quality.steps, quality.source) == (with_split, "images"), "the same images, without labels"
+
+
+def synthetic(images: int, seed: int) -> Observed:
+    """Doubt foretells change; an exit costs as much as those before it together."""
+    rng = np.random.default_rng(seed)
+    doubts = rng.gamma(20, 0.05, (images, 1)) * (0.09, 0.07, 0.04, 0.03)
+    changed = doubts * (0.9, 0.8, 0.5, 0) * rng.lognormal(0, 0.1, (images, 4))
+    return Observed(doubts, changed, np.tile([1.0, 2.0, 4.0, 8.0], (images, 1)))
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.05, 0.1])
+def test_random_halves_show_that_the_bound_holds(epsilon: float) -> None:
+    images = synthetic(100, seed=0)
+    shown = cross_validate(images, epsilon, splits=100)
+    assert shown["held"] >= 90 and shown["saved"] > 0.2 and shown["changed"] < epsilon
+    assert shown == cross_validate(images, epsilon, splits=100) != cross_validate(images, epsilon, splits=100, seed=1)
+
+
+def test_halves_in_their_order_show_a_drift() -> None:
+    """The second half changes twice as much at the same doubt: random halves know it, the first half does not."""
+    images = synthetic(100, seed=0)
+    images.changed[50:] *= 2
+    shown = cross_validate(images, 0.05, splits=20)
+    assert shown["coverage"] > 0.9 and shown["in_order"] < 0.7
+
+
+def test_too_few_images_are_said_to_stop_nothing(camvid: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(model, camvid, "few", "--splits", "3")) == 0
+    assert "21 images" in capsys.readouterr().err
+    assert Quality.load(model).steps == ()
+
+
+def test_what_is_observed_is_what_is_served() -> None:
+    model = build(tiny.network(), "cpu", "reference")
+    image = tiny.image()
+    found = observe(model, [(image, None), (tiny.image(40, 40, 1), None)])
+    assert found.doubts.shape == found.changed.shape == found.macs.shape == (2, 4)
+    exits = [(state.exit, state.frame, answer.array) for state, answer in run(model, image)]
+    for index, (exit_, frame, labels) in enumerate(exits):
+        assert exit_ is not None and found.macs[0, index] == exit_.macs
+        assert found.doubts[0, index] == doubt(exit_, "segmentation", frame)
+        assert found.changed[0, index] == (labels != exits[-1][2]).mean()
+    assert found.changed[0, 0] > 0 and found.changed[0, 3] == 0
+
+
+def test_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    joints = np.ones((14, 3, 24))
+    joints[:, :2] = np.random.default_rng(0).uniform(10, 50, (14, 2, 24))
+    for index in range(24):
+        Image.fromarray(tiny.image(60, 64, index)).save(tmp_path / "images" / f"im{index + 1:05d}.png")
+    savemat(tmp_path / "joints.mat", {"joints": joints})
+    save_directory(tmp_path / "model", tiny.network(tiny.POSE))
+    assert main(command(tmp_path / "model", tmp_path, "all", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 24
+    assert Quality.load(tmp_path / "model").images == 24
+
+
+def test_a_joint_has_changed_beyond_a_twentieth_of_the_crop() -> None:
+    last = np.zeros((4, 3), np.float32)
+    moved = last.copy()
+    moved[:, 0], moved[2, 1], moved[:, 2] = (
+        (0, 3, 3, 5.1),
+        4.1,
+        9,
+    )  # 0, 3, 5.08 and 5.1 pixels away; scores do not count
+    assert difference(moved, last, side_px=100) == 0.5
+    assert difference(moved, last, side_px=110) == 0
+
+
+def test_judging_by_hand() -> None:
+    """Three exits. Below 0.3, image 0 stops at exit 1, rightly; 1 at exit 2, wrongly; 2 and 3 not at all."""
+    images = Observed(
+        doubts=np.array([[0.2, 0.1, 0], [0.4, 0.2, 0], [0.5, 0.4, 0], [0.6, 0.3, 0.9]]),
+        changed=np.array([[0.05, 0.01, 0], [0.1, 0.08, 0], [0.2, 0.1, 0], [0.2, 0.1, 0]]),
+        macs=np.array([[1.0, 2, 4]] * 4),
+    )
+    assert judge(images, 0.3, 0.05) == pytest.approx(
+        {"coverage": 0.75, "early": 0.5, "kept": 0.5, "changed": 0.13 / 4, "saved": 5 / 16}
+    )
+    assert judge(images, 0.0, 0.05) == {"coverage": 1, "early": 0, "kept": 1, "changed": 0, "saved": 0}
+
+
+def test_wrong_usage_says_so(tmp_path: Path, camvid: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(model, camvid, "val", "--splits", "0")) == 1
+    assert "--splits is 0" in capsys.readouterr().err
+    save_directory(tmp_path / "one", tiny.network(replace(tiny.SEGMENTATION, heads="one", masking=None)))
+    assert main(command(tmp_path / "one", camvid, "val")) == 1
+    assert "has 1 exit" in capsys.readouterr().err
+    assert not (tmp_path / "one" / "quality.json").exists()

@@ -1,0 +1,193 @@
+"""The quality stop: its promise, its file, and the doubt that it goes by."""
+
+import json
+from fractions import Fraction
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from numpy.typing import NDArray
+
+from models import quality
+from models.anytime import Exit
+from models.checkpoint import CONFIG_FILE, find_models, save_directory
+from models.confidence import confidence
+from models.preprocess import Frame
+from models.quality import Quality, breakable, doubt, fingerprint, threshold
+
+Population = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def population(images: int, seed: int, noise: float = 0.3) -> Population:
+    """Doubts and changes at three exits: both fall from exit to exit, and doubt foretells change, but not surely."""
+    rng = np.random.default_rng(seed)
+    hard = rng.gamma(4, 0.25, (images, 1))
+    doubts = hard * (0.09, 0.07, 0.04) * rng.lognormal(0, 0.1, (images, 3))
+    changed = doubts * (0.9, 0.8, 0.5) * rng.lognormal(0, noise, (images, 3))
+    return doubts.clip(0, 1), changed.clip(0, 1)
+
+
+def broken(people: Population, below: float, epsilon: float) -> float:
+    """The share of images that would stop at an exit which is not within epsilon."""
+    doubts, changed = people
+    return float(((doubts < below) & (changed > epsilon)).any(1).mean())
+
+
+def tail(images: int, count: int) -> Fraction:
+    """Probability of at most `count` of `images` where each has 1 in 10."""
+    return sum((comb(images, k) * Fraction(9) ** (images - k) for k in range(count + 1)), Fraction()) / 10**images
+
+
+@pytest.mark.parametrize("images", [0, 1, 21, 22, 37, 38, 50, 51, 101, 367, 1000])
+def test_how_many_may_break_a_threshold_is_the_binomial_test(images: int) -> None:
+    count = breakable(images)
+    assert count == 0 or tail(images, count - 1) <= Fraction(1, 10)
+    assert tail(images, count) > Fraction(1, 10) or images == 0
+    assert count <= (images + 1) // 10, "more than conformal risk control allows"
+
+
+def test_so_many_images_that_probabilities_underflow() -> None:
+    assert 4800 < breakable(50_000) < 5000
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.05, 0.1])
+def test_the_promise_over_many_calibrations(epsilon: float) -> None:
+    """Learn-then-Test: in at least 9 calibrations of 10, at most 1 of all images in 10 breaks the bound."""
+    everyone = population(20_000, seed=1)
+    failed, stopped = 0, 0.0
+    for seed in range(200):
+        below = threshold(*population(60, seed=100 + seed), epsilon)
+        failed += broken(everyone, below, epsilon) > 0.1
+        stopped += float((everyone[0] < below).any(1).mean()) / 200
+    assert failed <= 20
+    assert stopped > 0.1, "a rule that never stops keeps any promise"
+
+
+def test_what_is_stopped_keeps_the_bound_too() -> None:
+    """No exit is within 0.001: to stop one image in twenty would keep the promise on average, and break each answer."""
+    doubts, changed = population(100, seed=2)
+    assert broken((doubts, changed), float(np.sort(doubts.min(1))[4]), 0.001) == 0.04
+    assert threshold(doubts, changed, 0.001) == 0
+
+
+def test_too_few_images_never_stop() -> None:
+    doubts = np.full((21, 3), 0.1)
+    assert threshold(doubts, np.zeros((21, 3)), 0.05) == 0
+    found = Quality.fit(doubts, np.zeros((21, 3)), "val", "")
+    assert found.steps == () and not found.stops(0.0, 0.99)
+
+
+def test_no_doubt_is_trusted_that_no_image_showed() -> None:
+    doubts, _ = population(50, seed=3)
+    found = Quality.fit(doubts, np.zeros_like(doubts), "val", "")
+    assert found.threshold(0.01) == pytest.approx(doubts.max(), abs=2 / quality.GRID)
+    assert not found.stops(float(doubts.max()) + 0.001, 0.99)
+
+
+def test_a_threshold_by_hand() -> None:
+    """30 images and two exits: breakable is 1, so the threshold is the smallest doubt of an exit above epsilon."""
+    assert breakable(30) == 1
+    doubts = np.stack([np.linspace(0.2, 0.49, 30), np.linspace(0.1, 0.39, 30)], 1)
+    changed = np.stack([np.full(30, 0.02), np.full(30, 0.01)], 1)
+    changed[17, 0], changed[25, 1] = 0.3, 0.2
+    assert threshold(doubts, changed, 0.05) == doubts[25, 1]
+    assert threshold(doubts, changed, 0.25) == doubts[17, 0]
+    assert threshold(doubts, changed, 0.3) == doubts.max()
+    assert threshold(doubts, changed, 0.015) == doubts[0, 0], "every first exit is above it"
+
+
+def test_the_table_serves_every_epsilon_on_the_safe_side() -> None:
+    doubts, changed = population(80, seed=4)
+    found = Quality.fit(doubts, changed, "val", "")
+    epsilons, thresholds = zip(*found.steps, strict=True)
+    assert list(epsilons) == sorted(set(epsilons)) and list(thresholds) == sorted(set(thresholds))
+    step = 1 / quality.GRID
+    for epsilon in np.random.default_rng(5).uniform(0, 0.3, 300):
+        now = found.threshold(epsilon)
+        assert now <= threshold(doubts, changed, epsilon)
+        assert now >= threshold(doubts, changed, epsilon - step) - step
+    assert found.threshold(1e-9) == 0 and not found.stops(0.0, 1e-9)
+    assert found.stops(thresholds[-1] - step, 0.999999)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    save_directory(tmp_path, tiny.network())
+    return tmp_path
+
+
+def test_it_comes_back_from_its_file(directory: Path) -> None:
+    found = Quality.fit(*population(40, seed=6), "val", fingerprint(directory))
+    found.save(directory)
+    assert Quality.load(directory) == found
+    never = Quality((), 3, "val", fingerprint(directory))
+    never.save(directory)
+    assert Quality.load(directory) == never
+
+
+def test_a_calibration_of_other_weights_or_masks_is_refused(directory: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Quality.load(directory)
+    Quality(((0.1, 0.2),), 30, "val", fingerprint(directory)).save(directory)
+    config = (directory / CONFIG_FILE).read_text()
+    (directory / CONFIG_FILE).write_text(config.replace('"threshold": 0.6', '"threshold": 0.7'))
+    with pytest.raises(ValueError, match="made for weights and masks"):
+        Quality.load(directory)
+    (directory / CONFIG_FILE).write_text(config.replace('"licence": ""', '"licence": "none"'))
+    assert Quality.load(directory).images == 30
+    save_directory(directory, tiny.network(seed=1))
+    with pytest.raises(ValueError, match="python -m models calibrate"):
+        Quality.load(directory)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 3},
+        {"steps": [[0.1]]},
+        {"steps": [[0.2, 0.1], [0.1, 0.2]]},
+        {"steps": [[0.1, float("nan")]]},
+        {"steps": [[0.1, 2]]},
+        {"images": "many"},
+        {"fingerprint": None},
+    ],
+)
+def test_a_broken_file_says_what_to_do(directory: Path, change: dict[str, object]) -> None:
+    right = {"source": "val", "images": 30, "fingerprint": fingerprint(directory), "steps": [[0.1, 0.2]]}
+    file = directory / quality.QUALITY_FILE
+    file.write_text(json.dumps(right))
+    assert Quality.load(directory).stops(0.19, 0.1)
+    file.write_text(json.dumps(right | change))
+    with pytest.raises(ValueError, match="calibrate it anew"):
+        Quality.load(directory)
+    file.write_text("{")
+    with pytest.raises(ValueError, match="is not a calibration"):
+        Quality.load(directory)
+
+
+def found_exit(scores: torch.Tensor) -> Exit:
+    nowhere = torch.zeros(scores.shape[1:])
+    return Exit(1, scores, nowhere.byte(), nowhere.bool(), 0.0, 0)
+
+
+def test_doubt_is_the_mean_lack_of_confidence_inside_the_image() -> None:
+    scores = torch.randn(5, 16, 24, generator=torch.Generator().manual_seed(0))
+    inside = confidence(scores[None], "segmentation")[0, 0, :13:2, :17:2]
+    assert doubt(found_exit(scores), "segmentation", Frame(50, 66)) == pytest.approx(1 - float(inside.mean()))
+    scores[:, 13:] = scores[:, :, 17:] = 0  # padding
+    assert doubt(found_exit(scores), "segmentation", Frame(50, 66)) == pytest.approx(1 - float(inside.mean()))
+
+
+def test_doubt_of_a_pose_is_the_height_that_its_peaks_lack() -> None:
+    heatmaps = torch.zeros(2, 8, 8)
+    heatmaps[0, 3, 3], heatmaps[1, 0, 7] = 0.5, 1.2  # a peak above 1 is no surer than 1
+    assert doubt(found_exit(heatmaps), "pose", Frame(64, 64)) == pytest.approx(0.25)
+    assert doubt(found_exit(heatmaps - 2), "pose", Frame(64, 64)) == 1
+
+
+def test_the_calibrations_that_ship_are_of_the_weights_that_ship() -> None:
+    found = [Quality.load(path) for path in find_models().values() if (path / quality.QUALITY_FILE).exists()]
+    assert found and all(calibration.threshold(0.5) > 0 for calibration in found)
