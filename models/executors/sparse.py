@@ -20,10 +20,12 @@ from models.adpc import AdpcNet
 from models.anytime import Exit, ExitMap, Extra, State, check_batch
 from models.confidence import active
 from models.executors.native import library as native
+from models.executors.native.geometry import Geometries, Geometry
 from models.executors.native.library import Floats, library
 from models.executors.native.lowering import FINEST, Lowering
-from models.executors.native.ops import Matrix, Mode, Resampling, distance_classes
+from models.executors.native.ops import Matrix, Mode, Resampling
 from models.executors.native.programs import Isa, StepProgram, empty
+from models.executors.native.winograd import prices
 from models.executors.reference import UNSURE
 from models.flops import costs
 from models.postprocess import render
@@ -34,41 +36,6 @@ GROWING = ("top_k", "random")
 
 MAX_WINDOW = 21  # as many neighbours of a position as the kernels have room for
 MAX_PIXELS = 1 << 27  # rows of the finest features are numbered in 23 bits
-
-
-class Geometry:
-    """Native tables for one mask (bool (h, w) at the size of the scores; None: all active)."""
-
-    def __init__(self, mask: NDArray[np.bool_] | None, size: tuple[int, int], window: int, *, everywhere: bool) -> None:
-        distances = distance_classes(window)
-        classes = np.zeros(distances[-1] + 1, np.int32)
-        classes[distances] = np.arange(len(distances))
-        self.mask = mask
-        self.everywhere = everywhere or mask is None
-        whole = None if mask is None else np.ascontiguousarray(mask)
-        data = None if whole is None else whole.ctypes.data
-        self.native = library().geometry_create(data, *size, window, classes.ctypes.data, everywhere)
-        if not self.native:
-            raise MemoryError(f"no memory for the tables of a mask of {size[0]}x{size[1]}")
-        weakref.finalize(self, library().geometry_free, self.native)
-
-    def rows(self, matrix: Matrix) -> int:
-        level = self.native.contents.level[matrix.level]
-        match matrix.rows:
-            case "needed":
-                return int(level.needed)
-            case "active":
-                return int(level.active)
-            case "positions":
-                return int(level.height * level.width)
-            case "pixels":
-                return int((level.height + 2) * (level.width + 2))
-        return 0
-
-    def share(self, level: int) -> float:
-        """Active share of a level."""
-        at = self.native.contents.level[level]
-        return float(at.active / (at.height * at.width))
 
 
 @dataclass
@@ -102,20 +69,21 @@ class SparseExecutor:
         self.isa = Isa.find(isa)
         lowering = Lowering(network)
         resamplings: dict[Resampling, int] = {}
+        window = self.config.masking.window if self.config.masking else 3
+        if window > MAX_WINDOW:
+            raise ValueError(
+                f"the window is {window}; the sparse executor takes at most {MAX_WINDOW}: use executor reference"
+            )
+        by_level = [prices(64)] * FINEST + [prices(width) for width in self.config.backbone.channels(4)]
         self._programs = {
-            step.name: StepProgram(lowering.step(step.name), self.isa, resamplings) for step in self.steps
+            step.name: StepProgram(lowering.step(step.name), self.isa, resamplings, by_level) for step in self.steps
         }
         self._resamplings = tuple(resamplings)
-        self._window = self.config.masking.window if self.config.masking else 3
-        if self._window > MAX_WINDOW:
-            raise ValueError(
-                f"the window is {self._window}; the sparse executor takes at most {MAX_WINDOW}: use executor reference"
-            )
+        self._geometries = Geometries(window, max(program.near for program in self._programs.values()), by_level)
         self._pool = library().pool_create(threads or torch.get_num_threads())
         weakref.finalize(self, library().pool_free, self._pool)
-        self._dense = lru_cache(maxsize=8)(lambda size: Geometry(None, size, self._window, everywhere=False))
         self._taps = lru_cache(maxsize=8)(self._tables)
-        self._workspace = empty(0)
+        self._workspace = self._spare = empty(0)
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> SparseState:
         return self.start(*prepare(image, self.config, box))
@@ -158,6 +126,7 @@ class SparseExecutor:
             state.geometry = geometry
             state.next_step += 1
             if step.exit is None:
+                self._spare = max(self._spare, *state.features, key=lambda memory: memory.size)
                 state.features = made
             else:
                 self._finish(step.exit, state, made[0], geometry)
@@ -168,7 +137,7 @@ class SparseExecutor:
         return render(state.exit, self.config, state.frame, extra)
 
     def _dense_of(self, state: SparseState) -> Geometry:
-        return self._dense((state.shape[0] // STRIDE, state.shape[1] // STRIDE))
+        return self._geometries.dense((state.shape[0] // STRIDE, state.shape[1] // STRIDE))
 
     def _settled(self, state: SparseState, before: Geometry) -> Geometry:
         """The geometry of the mask that the latest exit left."""
@@ -181,7 +150,7 @@ class SparseExecutor:
             )
         if mask is None:
             return self._dense_of(state)
-        return Geometry(mask, mask.shape, self._window, everywhere=not state.shrinking)
+        return self._geometries.under(mask, everywhere=not state.shrinking)
 
     def _run(
         self,
@@ -204,7 +173,7 @@ class SparseExecutor:
                 if number in program.inputs:
                     memory = state.features[program.inputs.index(number)]
                 elif number in program.outputs:
-                    memory = _rows(geometry, matrix)
+                    memory = self._rows(geometry, matrix)
                     if matrix.rows == "positions" and state.scores is not None:
                         memory[:] = state.scores  # equation 7: what is not computed is carried over
                     outputs.append(memory)
@@ -217,6 +186,20 @@ class SparseExecutor:
         if library().program_run(self._pool, self.isa.kernels, byref(program.native), contexts, len(states)):
             raise MemoryError(f"no memory to run {len(states)} requests at once; batch fewer")
         return made
+
+    def _rows(self, geometry: Geometry, matrix: Matrix) -> Floats:
+        """Memory for a matrix, (1 + rows, stride), the row of zeros first.
+
+        The largest features that a request has left are kept for those of the next: fresh pages cost as much time as a
+        convolution.
+        """
+        rows = 1 + geometry.rows(matrix)
+        memory = self._spare
+        if rows * matrix.stride <= memory.size <= 2 * rows * matrix.stride:
+            self._spare = empty(0)
+        else:
+            memory = empty(rows * matrix.stride)
+        return memory.reshape(-1)[: rows * matrix.stride].reshape(rows, matrix.stride)
 
     def _work(self, program: StepProgram, geometries: Sequence[Geometry]) -> list[Floats]:
         """Working memory for the slots that are neither inputs nor outputs, last one first. Kept for the next step."""
@@ -241,16 +224,23 @@ class SparseExecutor:
         state.scores = scores
         rows = torch.from_numpy(scores[1:, : self.config.outputs])
         grid = rows.view(height, width, -1).permute(2, 0, 1)
-        decided = np.full((height, width), index, np.uint8)
-        if settled.mask is not None and state.exit is not None:
-            decided = np.where(settled.mask, decided, state.exit.decided.numpy())
+        decided = torch.full((height, width), index, dtype=torch.uint8)
         masking = self.config.masking
-        positions = active(grid[None], masking or UNSURE[self.config.task], index)[0, 0]
+        criterion = masking or UNSURE[self.config.task]
+        before = state.exit
+        computed = torch.from_numpy(settled.mask) if settled.mask is not None else None
+        if before is not None and computed is not None:
+            decided = decided.where(computed, before.decided)
+        if before is None or computed is None or criterion.criterion in GROWING:
+            positions = active(grid[None], criterion, index)[0, 0]
+        else:  # scores that were carried over say what they said
+            positions = before.active.clone()
+            positions[computed] = active(rows[computed.flatten()].T[None, :, None], criterion, index)[0, 0, 0]
         inside = positions
         if self.config.task == "segmentation":  # padding is nobody's pixel
             inside = inside[: -(-state.frame.height // STRIDE), : -(-state.frame.width // STRIDE)]
         unsure = float(inside.float().mean())
-        state.exit = Exit(index, grid, torch.from_numpy(decided), positions, unsure, round(state.macs))
+        state.exit = Exit(index, grid, decided, positions, unsure, round(state.macs))
         state.positions = None
         if masking is not None and masking.adaptivity != "training" and index < self.config.exits:
             state.positions, state.shrinking = positions.numpy(), masking.criterion not in GROWING
@@ -274,7 +264,7 @@ class SparseExecutor:
                 axes.append((np.ascontiguousarray(index, np.int32), np.ascontiguousarray(weight, np.float32)))
             (y, weight_y), (x, weight_x) = axes
             # Indices are into the map of the source's level; see `Level` in native.h.
-            y, x = (y + 1) * (-(-(shape[1] >> source) // 4) * 4 + 2), x + 1
+            y, x = (y + 1) * ((shape[1] >> source) + native.MARGIN), x + 1
             alive += [y, x, weight_y, weight_x]
             taps[number] = native.Taps(*(array.ctypes.data for array in alive[-4:]), y.shape[1])
         return taps, alive
@@ -304,9 +294,3 @@ def sources(mode: Mode, source: int, target: int) -> tuple[NDArray[np.int64], ND
             # The first of equal (clamped) taps takes all of their weight.
             owner = (index[:, :, None] == taps[:, None, :]).argmax(2)
             return taps, (weight[:, :, None] * (owner[:, :, None] == np.arange(3))).sum(1)
-
-
-def _rows(geometry: Geometry, matrix: Matrix) -> Floats:
-    """Memory for a matrix, (1 + rows, stride), the row of zeros first."""
-    rows = 1 + geometry.rows(matrix)
-    return empty(rows * matrix.stride).reshape(rows, matrix.stride)

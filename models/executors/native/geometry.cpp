@@ -1,8 +1,10 @@
 // From a mask to geometries: which positions of every feature size are computed, which are interpolated because
 // something active reads them, and which rows they have.
 #include "native.h"
+#include <math.h>
 #include <stdlib.h>
 #include <algorithm>
+#include <new>
 #include <vector>
 
 namespace {
@@ -42,29 +44,35 @@ void add_sources(Bytes &needed, const Bytes &fine, int height, int width) {
     }
 }
 
+// Tiles and single rows that together hold every active position once.
+struct Cover {
+    std::vector<uint16_t> fours, twos;
+    std::vector<int32_t> singles;
+    float price = 0;
+};
+
 struct Tables {
     std::vector<int32_t> map, window, neighbour;
     std::vector<uint8_t> kept;
-    std::vector<uint16_t> yx, tile_2, tile_4;
+    std::vector<uint16_t> yx;
+    Cover cover;
 };
 
 struct Built : Geometry {
     Tables tables[LEVELS];
 };
 
-int whole_tiles(int side) { return (side + 3) & ~3; }
-
 struct Offset {
     int dy, dx, distance;
 };
 
-// The window's offsets, nearest first.
-std::vector<Offset> offsets(int window) {
+// The window's offsets that weigh anything, nearest first.
+std::vector<Offset> offsets(int window, const int32_t *classes) {
     std::vector<Offset> all;
     const int radius = window / 2;
     for (int dy = -radius; dy <= radius; ++dy)
         for (int dx = -radius; dx <= radius; ++dx)
-            if (dy || dx) all.push_back({dy, dx, dy * dy + dx * dx});
+            if ((dy || dx) && classes[dy * dy + dx * dx] >= 0) all.push_back({dy, dx, dy * dy + dx * dx});
     std::stable_sort(all.begin(), all.end(), [](auto &a, auto &b) { return a.distance < b.distance; });
     return all;
 }
@@ -75,7 +83,7 @@ void number(Tables &t, Level &level, const Bytes &active, const Bytes &needed) {
     for (size_t i = 0; i < active.size(); ++i) actives += active[i], all += needed[i];
     level.active = actives;
     level.needed = all;
-    t.map.assign((size_t)(whole_tiles(height) + 2) * pitch, -1);
+    t.map.assign((size_t)(height + MARGIN) * pitch, -1);
     t.yx.resize((size_t)all * 2);
     int next[2] = {actives, 0};
     for (int y = 0; y < height; ++y)
@@ -89,18 +97,67 @@ void number(Tables &t, Level &level, const Bytes &active, const Bytes &needed) {
         }
 }
 
-// The squares of `side` positions that hold an active one.
-std::vector<uint16_t> tiles(const Bytes &active, int height, int width, int side) {
-    std::vector<uint16_t> found;
-    Bytes any((width + side - 1) / side);
-    for (int ty = 0; ty * side < height; ++ty) {
-        std::fill(any.begin(), any.end(), 0);
-        for (int y = ty * side; y < std::min((ty + 1) * side, height); ++y)
-            for (int x = 0; x < width; ++x) any[x / side] |= active[(size_t)y * width + x];
-        for (size_t tx = 0; tx < any.size(); ++tx)
-            if (any[tx]) found.insert(found.end(), {(uint16_t)ty, (uint16_t)tx});
+// The cheapest cover. Rows are taken in bands as high as the largest tile; along a band, the cheapest way to cover what
+// is right of each column is found from right to left. Two columns are cut into halves of the band, each either a tile
+// or singles.
+Cover cover(const Tables &t, const Level &level, const Bytes &active, const Prices &price) {
+    Cover found;
+    const int height = level.height, width = level.width, band = price.four < INFINITY ? 4 : 2;
+    std::vector<int> halves[2];
+    std::vector<float> right(width + 4);
+    std::vector<uint8_t> step(width);
+    for (int y = 0; y < height; y += band) {
+        const int middle = std::min(y + 2, height), end = std::min(y + band, height);
+        for (int half = 0; half < 2; ++half) {
+            halves[half].assign(width + 1, 0);
+            for (int other = half ? middle : y; other < (half ? end : middle); ++other)
+                for (int x = 0; x < width; ++x) halves[half][x] += active[(size_t)other * width + x];
+        }
+        const auto count = [&](int half, int x) { return halves[half][x] + halves[half][x + 1]; };
+        for (int x = width - 1; x >= 0; --x) {
+            const float single = right[x + 1] + halves[0][x] + halves[1][x];
+            const float two = right[x + 2] + std::min<float>(price.two, count(0, x)) + std::min<float>(price.two, count(1, x));
+            const float four = right[x + 4] + price.four;
+            right[x] = std::min({single, two, four});
+            step[x] = right[x] == single ? 1 : right[x] == two ? 2 : 4;
+        }
+        found.price += right[0];
+        for (int x = 0; x < width; x += step[x]) {
+            if (step[x] == 4) {
+                found.fours.insert(found.fours.end(), {(uint16_t)y, (uint16_t)x});
+                continue;
+            }
+            for (int half = 0; half < 2; ++half) {
+                if (step[x] == 2 && count(half, x) > price.two) {
+                    found.twos.insert(found.twos.end(), {(uint16_t)(half ? middle : y), (uint16_t)x});
+                    continue;
+                }
+                for (int other = half ? middle : y; other < (half ? end : middle); ++other)
+                    for (int column = x; column < std::min(x + step[x], width); ++column)
+                        if (active[(size_t)other * width + column])
+                            found.singles.push_back(t.map[(size_t)(other + 1) * level.pitch + column + 1]);
+            }
+        }
     }
+    found.price += (found.fours.empty() ? 0 : price.first_four) + (found.twos.empty() ? 0 : price.first_two);
     return found;
+}
+
+// `cover`, without a kind of tile so few of which are worth having that fetching its weights is not.
+Cover cheapest_cover(const Tables &t, const Level &level, const Bytes &active, Prices price) {
+    constexpr size_t FEW = 2 * 64;
+    Cover best = cover(t, level, active, price);
+    for (float Prices::*kind : {&Prices::four, &Prices::two}) {
+        const size_t tiles = (kind == &Prices::four ? best.fours : best.twos).size();
+        if (!tiles || tiles > FEW) continue;
+        Prices without = price;
+        without.*kind = INFINITY;
+        Cover other = cover(t, level, active, without);
+        if (other.price >= best.price) continue;
+        best = std::move(other);
+        price = without;
+    }
+    return best;
 }
 
 // For each halo row its active neighbours, the nearest first.
@@ -126,20 +183,21 @@ void link(Tables &t, Level &level, const std::vector<Offset> &around, const int3
 #pragma GCC visibility push(default)
 extern "C" {
 
-// `mask`: (height, width) bytes at level 2, null for all active. `classes`: of each squared distance in the window.
-// `everywhere`: interpolate every inactive position, for masks that may grow again at the next exit.
+// `mask`: (height, width) bytes at level 2, null for all active. `classes`: of each squared distance in the window, -1
+// for those too far to weigh anything. `prices`: of every level. `everywhere`: interpolate every inactive position,
+// for masks that may grow again at the next exit.
 Geometry *geometry_create(const uint8_t *mask, int32_t height, int32_t width, int32_t window, const int32_t *classes,
-                          int32_t everywhere) {
+                          const Prices *prices, int32_t everywhere) {
     Built *built = new (std::nothrow) Built();
     if (!built) return nullptr;
-    const std::vector<Offset> around = offsets(window);
+    const std::vector<Offset> around = offsets(window, classes);
     Bytes finer;
     for (int l = 0; l < LEVELS; ++l) {
         Level &level = built->level[l];
         Tables &t = built->tables[l];
         level.height = l < 2 ? height << (2 - l) : height >> (l - 2);
         level.width = l < 2 ? width << (2 - l) : width >> (l - 2);
-        level.pitch = whole_tiles(level.width) + 2;
+        level.pitch = level.width + (l == 0 ? 2 : MARGIN); // the image is padded by 1
         const size_t size = (size_t)level.height * level.width;
         if (l < 2 && (mask || l == 0)) continue; // the image has pixels only, and the stem is never masked
         Bytes active(size, 1);
@@ -151,12 +209,13 @@ Geometry *geometry_create(const uint8_t *mask, int32_t height, int32_t width, in
         if (mask && !everywhere && l > 2) add_sources(needed, finer, level.height, level.width);
         number(t, level, active, needed);
         link(t, level, around, classes);
-        t.tile_2 = tiles(active, level.height, level.width, 2);
-        t.tile_4 = tiles(active, level.height, level.width, 4);
-        level.tiles_2 = (int32_t)t.tile_2.size() / 2;
-        level.tiles_4 = (int32_t)t.tile_4.size() / 2;
-        level.tile_2 = t.tile_2.data();
-        level.tile_4 = t.tile_4.data();
+        t.cover = cheapest_cover(t, level, active, prices[l]);
+        level.tiles_4 = (int32_t)t.cover.fours.size() / 2;
+        level.tiles_2 = (int32_t)t.cover.twos.size() / 2;
+        level.singles = (int32_t)t.cover.singles.size();
+        level.tile_4 = t.cover.fours.data();
+        level.tile_2 = t.cover.twos.data();
+        level.single = t.cover.singles.data();
         level.map = t.map.data();
         level.yx = t.yx.data();
         level.kept = t.kept.data();

@@ -30,6 +30,11 @@ inline void store(float *p, Vector x, int lanes) {
     *(Half *)p = both.half[0];
 }
 
+// Rows that lie anywhere are asked for before they are needed.
+inline void prefetch(const float *row, int channels) {
+    for (int c = 0; c < channels; c += 16) __builtin_prefetch(row + c);
+}
+
 inline int padded(int channels) { return (channels + 7) & ~7; }
 
 // Where the results of an op go, and what is added on the way.
@@ -120,6 +125,11 @@ inline void multiply(const Source &source, const int32_t *rows, int taps, int in
     }
 }
 
+// The row that the i-th of a block is.
+inline int row_at(const Block &block, const Level &level, int i) {
+    return block.rows == SINGLES ? level.single[i] : i;
+}
+
 // Source rows of M output rows from `first` on; past `last` the last one is repeated.
 template <int M>
 void look_up(const Block &block, const Op &op, int first, int32_t *rows) {
@@ -128,7 +138,7 @@ void look_up(const Block &block, const Op &op, int first, int32_t *rows) {
     const Level &source = from.level[op.source_level];
     const int pitch = source.pitch;
     for (int m = 0; m < M; ++m) {
-        int i = first + m < block.last ? first + m : block.last - 1;
+        const int i = row_at(block, target, first + m < block.last ? first + m : block.last - 1);
         if (op.lookup == SAME_ROW) {
             rows[m] = i;
             continue;
@@ -147,26 +157,36 @@ void look_up(const Block &block, const Op &op, int first, int32_t *rows) {
 template <int M, int N>
 void panel(const Block &block, const Op &op, const Source &source, const float *weights, const Sink &sink, int column,
            int lanes) {
-    int32_t rows[MAX_TAPS * M];
+    const Level &level = block.context->now->level[block.level];
+    int32_t both[2][MAX_TAPS * M], *rows = both[0], *next = both[1];
+    look_up<M>(block, op, block.first, rows);
     for (int first = block.first; first < block.last; first += M) {
-        look_up<M>(block, op, first, rows);
+        if (first + M < block.last) {
+            look_up<M>(block, op, first + M, next);
+            if (op.lookup == NEIGHBOURS)
+                for (int i = 0; i < op.taps * M; ++i) prefetch(source.data + next[i] * source.stride, op.in);
+        }
         Vector sum[M][N];
         multiply<M, N>(source, rows, op.taps, op.in, weights, sum);
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
             if (first + m >= block.last) break;
-            const Sink::Row row = sink.row(first + m);
+            const Sink::Row row = sink.row(row_at(block, level, first + m));
 #pragma GCC unroll 4
             for (int n = 0; n < N; ++n) sink.write(row, column + n * LANES, sum[m][n], lanes - n * LANES);
         }
+        int32_t *const done = rows;
+        rows = next;
+        next = done;
     }
 }
 
 // Weights are packed as [panel][tap][channel in][channel out of the panel]; a panel is at most PANEL vectors wide.
+// Together they fill the row to its end: a later op may multiply by 0 what lies there, so it must be a number.
 struct Panels {
     int vectors, count;
 
-    explicit Panels(int channels) : vectors((channels + LANES - 1) / LANES), count((vectors + PANEL - 1) / PANEL) {}
+    explicit Panels(int channels) : vectors((padded(channels) + LANES - 1) / LANES), count((vectors + PANEL - 1) / PANEL) {}
     int begin(int panel) const { return vectors * panel / count; }
     int width(int panel) const { return begin(panel + 1) - begin(panel); }
 };

@@ -5,15 +5,16 @@ Imports numpy and no network. Layouts are those of native.h, field by field.
 
 import ctypes
 import importlib.util
-from ctypes import POINTER, Structure, c_int32, c_int64, c_uint8, c_uint16, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_uint8, c_uint16, c_void_p
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 LEVELS = 6
+MARGIN = 5
 CONVOLVE, WINOGRAD, INTERPOLATE, RESAMPLE = range(4)
-ACTIVE, HALO, NEEDED, TILES_2, TILES_4 = range(5)
+ACTIVE, HALO, NEEDED, TILES_4, TILES_2, SINGLES = range(6)
 SAME_ROW, NEIGHBOURS, PIXELS = range(3)
 
 Floats = NDArray[np.float32]
@@ -21,11 +22,13 @@ Floats = NDArray[np.float32]
 
 class Level(Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("height", "width", "pitch", "active", "needed", "tiles_2", "tiles_4")),
+        *((name, c_int32) for name in ("height", "width", "pitch", "active", "needed")),
+        *((name, c_int32) for name in ("tiles_4", "tiles_2", "singles")),
         ("map", POINTER(c_int32)),
         ("yx", POINTER(c_uint16)),
-        ("tile_2", POINTER(c_uint16)),
         ("tile_4", POINTER(c_uint16)),
+        ("tile_2", POINTER(c_uint16)),
+        ("single", POINTER(c_int32)),
         ("kept", POINTER(c_uint8)),
         ("window", POINTER(c_int32)),
         ("neighbour", POINTER(c_int32)),
@@ -34,6 +37,10 @@ class Level(Structure):
 
 class _Geometry(Structure):
     _fields_ = (("level", Level * LEVELS),)
+
+
+class Prices(Structure):
+    _fields_ = tuple((name, c_float) for name in ("four", "two", "first_four", "first_two"))
 
 
 class Slot(Structure):
@@ -90,7 +97,11 @@ def library() -> ctypes.CDLL:
         raise OSError("the native kernels are not built; install a C++17 compiler, then run `make native`")
     lib = ctypes.CDLL(spec.origin)
     for name, result, arguments in (
-        ("geometry_create", POINTER(_Geometry), (c_void_p, c_int32, c_int32, c_int32, c_void_p, c_int32)),
+        (
+            "geometry_create",
+            POINTER(_Geometry),
+            (c_void_p, c_int32, c_int32, c_int32, c_void_p, POINTER(Prices), c_int32),
+        ),
         ("geometry_free", None, (c_void_p,)),
         ("kernels_find", c_void_p, (ctypes.c_char_p,)),
         ("kernels_name", ctypes.c_char_p, (c_void_p,)),

@@ -1,24 +1,28 @@
 // The data that Python and the native code share: geometries, programs and what they run on. Plain C layout;
-// the same structures are declared in models/executors/native/__init__.py, field by field.
+// the same structures are declared in models/executors/native/library.py, field by field.
 #pragma once
 #include <stdint.h>
 
 // Levels are numbered by the logarithm of their stride: 0 is the image, 2 the finest branch, 5 the coarsest.
 enum { LEVELS = 6 };
 
+// Rows and columns of -1 around a map: one before; after it, what a tile that begins at the last position reads.
+enum { MARGIN = 5 };
+
 enum OpKind { CONVOLVE, WINOGRAD, INTERPOLATE, RESAMPLE };
-enum Rows { ACTIVE, HALO, NEEDED, TILES_2, TILES_4 };
+enum Rows { ACTIVE, HALO, NEEDED, TILES_4, TILES_2, SINGLES };
 enum Lookup { SAME_ROW, NEIGHBOURS, PIXELS };
 
 // One feature size. A row is the channels of one position; active rows come first, then the halo: inactive rows
 // that something active reads. `map` gives the row of each position, -1 where there is none: one row and one column
-// of -1 come before, and at least one after; positions of one column are `pitch` apart. Tiles are squares of 2x2 or
-// 4x4 positions with an active one among them.
+// of -1 come before, and as many after as tiles may reach; positions of one column are `pitch` apart.
+// Tiles of 4x4 and 2x2 positions, which do not overlap, and single rows together hold every active position once.
 struct Level {
-    int32_t height, width, pitch, active, needed, tiles_2, tiles_4;
+    int32_t height, width, pitch, active, needed, tiles_4, tiles_2, singles;
     const int32_t *map;
-    const uint16_t *yx;       // (needed, 2)
-    const uint16_t *tile_2, *tile_4; // (tiles, 2)
+    const uint16_t *yx;              // (needed, 2)
+    const uint16_t *tile_4, *tile_2; // (tiles, 2): y, x of the first position
+    const int32_t *single;           // rows
     const uint8_t *kept;      // (active,) 1 where interpolation reads the raw convolution
     const int32_t *window;    // (needed - active + 1,) where each halo row's neighbours begin
     const int32_t *neighbour; // active row << 8 | class of squared distance
@@ -26,6 +30,12 @@ struct Level {
 
 struct Geometry {
     Level level[LEVELS];
+};
+
+// What tiles cost at one level, where a single position costs 1. `first_four`, `first_two`: what the first tile of a
+// kind costs on top, because it fetches the weights of its kind.
+struct Prices {
+    float four, two, first_four, first_two;
 };
 
 // A matrix of rows; row -1 exists and is zero. A scratch slot lives in a thread and holds one block of rows.
@@ -79,10 +89,10 @@ struct Context {
     const Taps *taps;
 };
 
-// A block of rows [first, last) of one job, one context; channels of group `group` of `groups`.
+// A block of rows (or tiles, or singles) [first, last) of one job, one context; channels of group `group` of `groups`.
 struct Block {
     const Op *ops;
-    int32_t op_count, level, first, last, group, groups;
+    int32_t op_count, level, rows, first, last, group, groups;
     float *scratch;
     const Context *context;
 };

@@ -25,9 +25,15 @@ from models.masked import MaskedConv2d, rbf
 
 NEGLIGIBLE = 1e-10  # an interpolation weight beyond float's precision; the smallest would be denormal, and slow
 
+ROW_MULTIPLE = 8  # of floats in a row of features, whatever the number of channels
+
 Mode = Literal["bilinear", "nearest", "pool", "pool_up", "same"]
 Resampling = tuple[Mode, int, int]
 """Mode, source level, target level."""
+
+
+def padded(channels: int) -> int:
+    return -(-channels // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +46,7 @@ class Matrix:
 
     @property
     def stride(self) -> int:
-        return self.channels if self.rows == "pixels" else -(-self.channels // 8) * 8
+        return self.channels if self.rows == "pixels" else padded(self.channels)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,24 +3,22 @@
 A program belongs to an instruction set and is shared by all requests; what differs between them is a context.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.executors.native import library as native
-from models.executors.native.library import CONVOLVE, INTERPOLATE, TILES_2, TILES_4, WINOGRAD, Floats
+from models.executors.native.library import CONVOLVE, INTERPOLATE, WINOGRAD, Floats
 from models.executors.native.lowering import Lowered
-from models.executors.native.ops import Job, Matrix, Op, Resampling, Stages
+from models.executors.native.ops import ROW_MULTIPLE, Job, Matrix, Op, Resampling, Stages, padded
+from models.executors.native.winograd import tiled
 
 TILES = 24  # a multiple of every kernel's rows in registers (4, 6, 8 and 12)
 BLOCK_ROWS = 4 * TILES
 TRANSFORMED_FLOATS = 80_000  # of a block of tiles: they stay in a core's cache
-FOUR_WEIGHTS = 128 * 128
 ITEM_MACS = 10_000_000  # about 0.1 ms of one core: what a thread should take at once
 
 
@@ -44,7 +42,7 @@ class Isa:
 
     def panels(self, channels: int) -> list[slice]:
         """How output channels are cut into panels, each a whole number of vectors."""
-        vectors = -(-channels // self.lanes)
+        vectors = -(-padded(channels) // self.lanes)
         count = -(-vectors // self.panel)
         edges = [vectors * i // count * self.lanes for i in range(count + 1)]
         return [slice(*pair) for pair in pairwise(edges)]
@@ -52,12 +50,12 @@ class Isa:
     def packed(self, weights: Floats) -> Floats:
         """(taps, in, out) -> [panel][tap][in][out of the panel], zeros where the last vector is cut."""
         panels = self.panels(weights.shape[2])
-        padded = np.pad(weights, ((0, 0), (0, 0), (0, panels[-1].stop - weights.shape[2])))
-        return aligned(np.concatenate([padded[:, :, panel].ravel() for panel in panels]))
+        whole = np.pad(weights, ((0, 0), (0, 0), (0, panels[-1].stop - weights.shape[2])))
+        return aligned(np.concatenate([whole[:, :, panel].ravel() for panel in panels]))
 
     def vector(self, values: Floats) -> Floats:
-        """One value a channel, zeros up to a whole number of vectors."""
-        return aligned(np.pad(values, (0, -values.size % self.lanes)))
+        """One value a channel, zeros up to the end of the row and of its last vector."""
+        return aligned(np.pad(values, (0, -values.size % max(self.lanes, ROW_MULTIPLE))))
 
 
 def aligned(values: Floats) -> Floats:
@@ -78,10 +76,13 @@ class StepProgram:
     """One step of a network.
 
     `slots`: the matrices that a run must place, by number. Those of `inputs` and `outputs` belong to the state, the
-    others are working memory, and those in `scratch` lie in the threads.
+    others are working memory, and those in `scratch` lie in the threads. `near`: classes of distance that weigh
+    anything in an interpolation. `prices`: of the tiles of every level.
     """
 
-    def __init__(self, lowered: Lowered, isa: Isa, resamplings: dict[Resampling, int]) -> None:
+    def __init__(
+        self, lowered: Lowered, isa: Isa, resamplings: dict[Resampling, int], prices: Sequence[native.Prices]
+    ) -> None:
         self._isa = isa
         self._arrays: list[Floats] = []
         stages = [stage for stage in lowered.stages if stage]
@@ -89,7 +90,7 @@ class StepProgram:
         self.inputs = [self._place[matrix] for matrix in lowered.inputs]
         self.outputs = [self._place[matrix] for matrix in lowered.outputs]
         self.scratch: dict[int, int] = {}
-        floats = 0
+        floats, self.near = 0, 0
         for number, matrix in enumerate(self.slots):
             if matrix.rows == "scratch":
                 self.scratch[number] = floats
@@ -99,7 +100,8 @@ class StepProgram:
         ops: list[native.Op] = []
         for stage in stages:
             # Long blocks first, so that short ones fill the end of the pass.
-            cut = sorted(((*_cut(job, isa), job) for job in map(_filtered, stage)), key=lambda item: -item[0])
+            parts = (part for job in stage for part in tiled(job, prices[job.level]))
+            cut = sorted(((*_cut(job, isa), job) for job in parts), key=lambda item: -item[0])
             passes.append(native.Pass(len(jobs), len(cut)))
             for _, block, groups, job in cut:
                 floats = max(floats, _transformed_floats(job, block, isa))
@@ -121,6 +123,7 @@ class StepProgram:
             weights = self._keep(self._isa.packed(op.convolution.weights))
         elif op.convolution is not None and op.convolution.classes is not None:
             weights = self._keep(op.convolution.classes)
+            self.near = max(self.near, int(np.count_nonzero(op.convolution.classes)))
         number = len(resamplings) if op.resampling is None else resamplings.setdefault(op.resampling, len(resamplings))
         return native.Op(
             kind=op.kind,
@@ -186,42 +189,6 @@ def _matrices(stage: Sequence[Job]) -> list[Matrix]:
         if matrix is not None
     )
     return list(dict.fromkeys(every))
-
-
-def _filtered(job: Job) -> Job:
-    """`job` by Winograd's filtering, if it is nothing but a 3x3 convolution of stride 1.
-
-    Large weights take the small tile: those of the large one would come from memory anew for every block.
-    """
-    op = job.ops[0]
-    if len(job.ops) > 1 or op.kind != CONVOLVE or op.convolution is None:
-        return job
-    taps, channels, out = op.convolution.weights.shape
-    if taps != 9 or op.step != 1:
-        return job
-    large = channels * out <= FOUR_WEIGHTS
-    weights = filtered(op.convolution.weights, FOUR if large else TWO)
-    ops = (replace(op, kind=WINOGRAD, convolution=replace(op.convolution, weights=weights)),)
-    return replace(job, rows=TILES_4 if large else TILES_2, ops=ops)
-
-
-def _axis(*points: float) -> NDArray[np.float64]:
-    """(points + 1, 3): what takes 3 taps along one axis to the products at finite points, and at infinity."""
-    rows = []
-    for point in points:
-        norm = math.prod(point - other for other in points if other != point)
-        rows.append([1 / norm, point / norm, point**2 / norm])
-    return np.array([*rows, [0, 0, 1]])
-
-
-TWO = _axis(0, 1, -1) * [[-1], [1], [1], [1]]  # winograd.h has the sign of the first product in the other matrix
-FOUR = _axis(0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
-
-
-def filtered(weights: Floats, axis: NDArray[np.float64]) -> Floats:
-    """(9, in, out) -> (points, in, out)."""
-    points = np.kron(axis, axis) @ weights.reshape(9, -1).astype(np.float64)
-    return points.reshape(-1, *weights.shape[1:]).astype(np.float32)
 
 
 def _transformed_floats(job: Job, block: int, isa: Isa) -> int:

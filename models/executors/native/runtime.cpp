@@ -54,8 +54,9 @@ Range range_of(const Job &job, const Level &level) {
     switch (job.rows) {
     case ACTIVE: return {0, level.active};
     case HALO: return {level.active, level.needed};
-    case TILES_2: return {0, level.tiles_2};
     case TILES_4: return {0, level.tiles_4};
+    case TILES_2: return {0, level.tiles_2};
+    case SINGLES: return {0, level.singles};
     }
     return {0, level.needed};
 }
@@ -169,7 +170,7 @@ class Pool {
         const Range range = range_of(job, share.context->now->level[job.level]);
         const int first = range.first + item % share.blocks * job.block;
         const int last = first + job.block < range.last ? first + job.block : range.last;
-        work.kernels->run({work.program->ops + job.first_op, job.ops, job.level, first, last, item / share.blocks,
+        work.kernels->run({work.program->ops + job.first_op, job.ops, job.level, job.rows, first, last, item / share.blocks,
                            job.groups, scratch, share.context});
     }
 
@@ -204,7 +205,7 @@ int32_t kernels_panel(const Kernels *kernels) { return kernels->panel; }
 
 // Sizes of the structures that Python declares too, so that a test can compare them.
 void layout(int32_t *sizes) {
-    const int32_t all[] = {sizeof(Level), sizeof(Slot), sizeof(Taps), sizeof(Op), sizeof(Job), sizeof(Pass),
+    const int32_t all[] = {sizeof(Level), sizeof(Prices), sizeof(Slot), sizeof(Taps), sizeof(Op), sizeof(Job), sizeof(Pass),
                            sizeof(Program), sizeof(Context)};
     memcpy(sizes, all, sizeof all);
 }

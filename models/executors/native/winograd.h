@@ -19,7 +19,6 @@ struct Two {
         y[1] = difference - x[3 * step];
     }
 
-    static int tiles(const Level &level) { return level.tiles_2; }
     static const uint16_t *list(const Level &level) { return level.tile_2; }
 };
 
@@ -49,7 +48,6 @@ struct Four {
         y[3] = 0.5f * A * difference_a + 2.0f * B * difference_b + x[5 * step];
     }
 
-    static int tiles(const Level &level) { return level.tiles_4; }
     static const uint16_t *list(const Level &level) { return level.tile_4; }
 };
 
@@ -66,10 +64,18 @@ void transform(const Block &block, const Op &op, float *out, ptrdiff_t pitch) {
     const uint16_t *list = F::list(block.context->now->level[block.level]);
     const float *data = rows_of(block, op.source);
     const ptrdiff_t stride = block.context->slots[op.source].stride, width = transformed_stride(op.in);
+    const float *x[P * P], *next[P * P];
+    const auto look_up = [&](int tile, const float **rows) {
+        const int32_t *map = source.map + list[2 * tile] * source.pitch + list[2 * tile + 1];
+        for (int i = 0; i < P * P; ++i) rows[i] = data + map[i / P * source.pitch + i % P] * stride;
+    };
+    look_up(block.first, next);
     for (int tile = block.first; tile < block.last; ++tile) {
-        const float *x[P * P];
-        const int32_t *map = source.map + list[2 * tile] * F::SIDE * source.pitch + list[2 * tile + 1] * F::SIDE;
-        for (int i = 0; i < P * P; ++i) x[i] = data + map[i / P * source.pitch + i % P] * stride;
+        for (int i = 0; i < P * P; ++i) x[i] = next[i];
+        if (tile + 1 < block.last) {
+            look_up(tile + 1, next);
+            for (int i = 0; i < P * P; ++i) prefetch(next[i], op.in);
+        }
         float *to = out + (tile - block.first) * width;
         for (int c = 0; c < op.in; c += LANES, to += LANES) {
             Vector rows[P * P], columns[P * P];
@@ -116,7 +122,7 @@ void winograd_panel(const Block &block, const Op &op, const float *transformed, 
     const Level &level = block.context->now->level[block.level];
     const uint16_t *list = F::list(level);
     for (int tile = block.first; tile < block.last; ++tile) {
-        const int32_t *map = level.map + (list[2 * tile] * S + 1) * level.pitch + list[2 * tile + 1] * S + 1;
+        const int32_t *map = level.map + (list[2 * tile] + 1) * level.pitch + list[2 * tile + 1] + 1;
         Sink::Row rows[S * S];
         bool wanted[S * S];
         for (int i = 0; i < S * S; ++i) {
