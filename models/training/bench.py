@@ -69,6 +69,7 @@ def measure(tasks: Sequence[Task], repeats: int, *, check: bool, memory: bool) -
         runs.append(run)
     for _ in tqdm(range(repeats), desc="measure", leave=False):
         for row, run in zip(rows, runs, strict=True):
+            run()  # brings its memory back, and lets the threads of the runtime before fall asleep
             row.passes.append(run().seconds)
     if memory:
         runs.clear()
