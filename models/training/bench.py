@@ -13,6 +13,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
@@ -32,6 +33,11 @@ ACTIVE = {"w18": (0.837, 0.741, 0.523), "w48": (0.807, 0.616, 0.370)}
 """Shares that give the multiply-adds of the paper's tables 1 and 3."""
 SIZES: tuple[Size, ...] = ((360, 480), (512, 1024), (1024, 2048))
 REPEATS = 10
+RUNTIME_DISTRIBUTIONS = {
+    "torch": ("torch",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+}
 
 
 @dataclass
@@ -135,11 +141,11 @@ def machine() -> dict[str, str | int | None]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
     versions = {}
-    for package in ("torch", "onnxruntime", "openvino"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    for package, distributions in RUNTIME_DISTRIBUTIONS.items():
+        versions[package] = "not installed"
+        for distribution in distributions:
+            with suppress(metadata.PackageNotFoundError):
+                versions[package] = metadata.version(distribution)
     return {
         "cpu": model,
         "cores": os.cpu_count(),
