@@ -1,4 +1,5 @@
-"""What a server with a real model must show: deadlines, cancels, and a worker that is killed. Not collected by pytest.
+"""What a server with a real model must show: deadlines, cancels, a worker that is killed, and what its executor saves.
+Not collected by pytest.
 
 `python tests/acceptance.py deadlines --models models/zoo` starts a server of its own, asks it, prints figures, and ends
 with status 1 if one of them is out of bounds. It needs the cores for itself: timings are of the whole machine.
@@ -246,17 +247,44 @@ async def kill(args: argparse.Namespace) -> bool:
         return sum(answers.values()) == args.users and again.status == 200 and back_s < 5
 
 
+async def exits(args: argparse.Namespace) -> bool:
+    """Milliseconds to every exit of a live server under the sparse executor and under the reference."""
+    image = args.image.read_bytes() if args.image else photo(480, 360)
+    last_ms = {}
+    for executor in ("reference", "sparse"):
+        async with Server(args.models, "--executor", executor) as server:
+            client, path = Client(server.port), f"/v1/predict?model={args.model}&deadline_ms=30000"
+            count = len(json.loads((await client.ask(f"/v1/models/{args.model}")).body)["exits"])
+            answers = [json.loads((await client.ask(path, image)).body) for _ in range(args.count)]
+            unsure = [
+                json.loads((await client.ask(f"{path}&max_exit={k}", image)).body)["unsure"] for k in range(1, count)
+            ]
+            compute_ms = [np.cumsum(answer["timing"]["compute_ms"]) for answer in answers]
+            last_ms[executor] = statistics.median(answer["elapsed_ms"] for answer in answers)
+            print(
+                f"{args.model}, {executor}: ms of computing to every exit",
+                np.median(compute_ms, axis=0).round(1).tolist(),
+            )
+            print(
+                f"  to the answer {last_ms[executor]:.1f}; settled for the next exit", [f"{1 - x:.0%}" for x in unsure]
+            )
+    print(f"exit {count} is {last_ms['reference'] / last_ms['sparse']:.2f}x faster than the reference")
+    return last_ms["sparse"] < last_ms["reference"]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("check", choices=("deadlines", "cancels", "kill"))
+    parser.add_argument("check", choices=("deadlines", "cancels", "kill", "exits"))
     parser.add_argument("--models", type=Path, default=ROOT / "models" / "zoo")
     parser.add_argument("--model", default="camvid-adpc-w18")
     parser.add_argument("--image", type=Path, help="a photo; default: a made one of 480x360")
-    parser.add_argument("--count", type=int, default=None, help="requests; default: 300 deadlines, 1000 cancels")
+    parser.add_argument(
+        "--count", type=int, default=None, help="requests; default: 300 deadlines, 1000 cancels, 20 exits"
+    )
     parser.add_argument("--users", type=int, default=8, help="requests at once")
     args = parser.parse_args(argv)
-    args.count = args.count or {"deadlines": 300, "cancels": 1000, "kill": 0}[args.check]
-    check = {"deadlines": deadlines, "cancels": cancels, "kill": kill}[args.check]
+    args.count = args.count or {"deadlines": 300, "cancels": 1000, "kill": 0, "exits": 20}[args.check]
+    check = {"deadlines": deadlines, "cancels": cancels, "kill": kill, "exits": exits}[args.check]
     passed = asyncio.run(check(args))
     print("PASSED" if passed else "FAILED")
     return 0 if passed else 1

@@ -123,3 +123,11 @@ def test_every_exit_has_its_loss() -> None:
 
 def log_3() -> float:
     return float(torch.tensor(3.0).log())
+
+
+def test_a_tint_scales_each_channel_alone_and_the_rest_is_drawn_as_without_it() -> None:
+    plain, tinted = (augment.colours(Augmentation(tint=tint), 50, seeded(3)) for tint in (0.0, 0.25))
+    gains = tinted[0] / plain[0]
+    assert torch.allclose(gains, gains[:, :, :1].expand(-1, -1, 3), rtol=1e-4)
+    assert 0.75 <= float(gains.min()) < 0.8 and 1.2 < float(gains.max()) <= 1.25
+    assert all(torch.equal(one, other) for one, other in zip(plain[1:], tinted[1:], strict=True))

@@ -73,6 +73,15 @@ def test_another_run_starts_from_weights(data: Path, recipe: Path, tmp_path: Pat
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_mixed_precision_rounds_what_is_multiplied_and_keeps_the_weights_whole(
+    data: Path, recipe: Path, tmp_path: Path
+) -> None:
+    mixed, whole = (train(data, recipe, tmp_path / name, f"--{name}") for name in ("mixed", "no-mixed"))
+    weights = [name for name in whole if name.endswith("weight")]
+    assert all(mixed[name].dtype == torch.float32 and mixed[name].isfinite().all() for name in weights)
+    assert any(not torch.equal(mixed[name], whole[name]) for name in weights)
+
+
 def test_resuming_nothing_says_so(data: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "tiny", "--data", str(data), "--recipe", str(recipe), "--output", str(tmp_path / "none")]
     assert main([*command, "--device", "cpu", "--resume"]) == 1

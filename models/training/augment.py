@@ -18,14 +18,15 @@ Range = tuple[float, float]
 @dataclass(frozen=True)
 class Augmentation:
     """How much to vary. `rotation_deg`, `shift` (share of the crop): largest amount either way. `colour`: largest
-    relative change of brightness, contrast and saturation. `gamma`: largest factor of the exponent. `cutmix`:
-    probability of pasting a rectangle of another image (segmentation).
+    relative change of brightness, contrast and saturation; `tint`: of each of red, green and blue alone. `gamma`:
+    largest factor of the exponent. `cutmix`: probability of pasting a rectangle of another image (segmentation).
     """
 
     rotation_deg: float = 0.0
     shift: float = 0.0
     flip: bool = True
     colour: float = 0.4
+    tint: float = 0.0
     gamma: float = 1.5
     cutmix: float = 0.0
 
@@ -71,7 +72,10 @@ def colours(how: Augmentation, count: int, generator: torch.Generator) -> tuple[
     matrix = matrix * (brightness * contrast)[:, None, None]
     offset = (0.45 * (1 - contrast))[:, None].expand(count, 3)
     limit = math.log(how.gamma)
-    return matrix, offset, torch.exp(uniform(generator, count, -limit, limit))
+    exponent = torch.exp(uniform(generator, count, -limit, limit))
+    if how.tint:
+        matrix = uniform(generator, 3 * count, 1 - how.tint, 1 + how.tint).view(count, 3, 1) * matrix
+    return matrix, offset, exponent
 
 
 def resample(

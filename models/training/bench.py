@@ -27,6 +27,7 @@ from models.configs import config
 from models.executors.native.programs import Isa
 from models.executors.onnx import TOLERANCE
 from models.flops import Size, gmacs, parse_shares, parse_size
+from models.training import bench_gpu
 from models.training.runtimes import RUNTIMES, Task, expected, peak, prepare
 
 ACTIVE = {"w18": (0.837, 0.741, 0.523), "w48": (0.807, 0.616, 0.370)}
@@ -171,6 +172,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory", action="store_true", help="also the peak memory of each, in a process of its own")
+    parser.add_argument("--limit", type=float, default=300, metavar="S", help="seconds for each row on a GPU")
     parser.add_argument("--no-check", dest="check", action="store_false", help="do not compare with the reference")
     parser.add_argument("--output", type=Path, metavar="DIR", help="bench.json and bench.png are written there")
     parser.add_argument("--json", action="store_true")
@@ -179,7 +181,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Status 1 if a sparse run differs from the reference by more than 1e-4 of the largest score."""
     if args.device == "cuda":
-        return int(importlib.import_module("models.training.bench_gpu").main(args, ACTIVE))  # needs Triton
+        return bench_gpu.main(args, ACTIVE)
     about = {"command": shlex.join(sys.argv), "seed": args.seed, "threads": args.threads, **machine()}
     cases = []
     for width in args.widths:
