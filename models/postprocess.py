@@ -1,5 +1,7 @@
 """Exit -> map: labels, keypoints and the further maps, at the image's size. Imports values only."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,12 +13,8 @@ from models.confidence import confidence
 from models.configs import ModelConfig
 from models.preprocess import STRIDE, Frame
 
-
-def render(found: Exit, config: ModelConfig, frame: Frame, extra: Extra | None = None) -> ExitMap:
-    """The answer of one exit; see `AnytimeModel.render`."""
-    array = keypoints(found.scores, frame) if config.task == "pose" else labels(found.scores, frame)
-    further = None if extra is None else extra_map(found, config, frame, extra)
-    return ExitMap(found.index, array, found.unsure, further)
+Labels = Callable[[Tensor, Frame], NDArray[np.uint8]]
+"""See `labels`."""
 
 
 def labels(scores: Tensor, frame: Frame) -> NDArray[np.uint8]:
@@ -26,6 +24,15 @@ def labels(scores: Tensor, frame: Frame) -> NDArray[np.uint8]:
     """
     # max gives the same indices as argmax over the first dimension, eight times as fast on a CPU.
     return _upsampled(scores, frame, "bilinear").max(0).indices.to(torch.uint8).cpu().numpy()
+
+
+def render(
+    found: Exit, config: ModelConfig, frame: Frame, extra: Extra | None = None, labels: Labels = labels
+) -> ExitMap:
+    """The answer of one exit; see `AnytimeModel.render`. `labels`: an executor's own way to make a label map."""
+    array = keypoints(found.scores, frame) if config.task == "pose" else labels(found.scores, frame)
+    further = None if extra is None else extra_map(found, config, frame, extra)
+    return ExitMap(found.index, array, found.unsure, further)
 
 
 def keypoints(heatmaps: Tensor, frame: Frame) -> NDArray[np.float32]:

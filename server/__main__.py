@@ -1,6 +1,7 @@
 """python -m server: serve the models of a folder over HTTP and WebSocket."""
 
 import asyncio
+import ctypes
 import logging
 import sys
 from collections.abc import Callable
@@ -63,7 +64,17 @@ def make_server(settings: Settings, launch: Callable[[Plan], Link] = ProcessLink
     return server
 
 
+def keep_freed_memory() -> None:
+    """Have the allocator keep what an image leaves for the next one, up to 32 MiB a thread. Returning the pages to the
+    system and taking them anew is half of the time of decoding a small image. glibc's alone needs to be told."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: set, they no longer follow what was freed last
+            libc.mallopt(option, 32 * 2**20)
+
+
 def main() -> int:
+    keep_freed_memory()
     settings = load_settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s:     %(name)s %(message)s")
     try:

@@ -256,6 +256,8 @@ def load_models(plan: Plan) -> dict[str, Loaded]:
             executor, reason = verdict.executor, verdict.reason
         model = build(load_directory(path), plan.device, executor, plan.threads)
         loaded[name] = Loaded(model, load_quality(path), reason)
+    if all(one.model.executor == "sparse" for one in loaded.values()):
+        torch.set_num_threads(1)  # it has threads of its own; what is left to torch is too small to wake others for
     return loaded
 
 

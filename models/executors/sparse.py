@@ -21,6 +21,7 @@ from models.anytime import Exit, ExitMap, Extra, State, check_batch
 from models.confidence import active
 from models.executors.native import library as native
 from models.executors.native.geometry import Geometries, Geometry
+from models.executors.native.labels import labels
 from models.executors.native.library import Floats, library
 from models.executors.native.lowering import FINEST, Lowering
 from models.executors.native.ops import Matrix, Mode, Resampling
@@ -29,7 +30,7 @@ from models.executors.native.winograd import prices
 from models.executors.reference import UNSURE
 from models.flops import costs
 from models.postprocess import render
-from models.preprocess import STRIDE, Box, Frame, prepare
+from models.preprocess import MULTIPLE, STRIDE, Box, Frame, cut, normalise_into
 
 GROWING = ("top_k", "random")
 """Criteria whose masks may take a position up again that an earlier exit settled."""
@@ -86,21 +87,31 @@ class SparseExecutor:
         self._workspace = self._spare = empty(0)
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> SparseState:
-        return self.start(*prepare(image, self.config, box))
+        pixels, frame = cut(image, self.config, box)
+        height, width = pixels.shape[:2]
+        state, lines = self._empty(frame, height + -height % MULTIPLE, width + -width % MULTIPLE)
+        normalise_into(lines[:height, : 3 * width], pixels, self.config)
+        lines[height:] = lines[:, 3 * width :] = 0  # the mean colour
+        return state
 
     def start(self, inputs: Tensor, frame: Frame) -> SparseState:
         """`inputs`: float32 (1, 3, H, W), normalised, H and W multiples of 32. Raises ValueError on other sizes."""
         height, width = inputs.shape[-2:]
-        if height % 32 or width % 32:
-            raise ValueError(f"the input is {height}x{width}; both must be multiples of 32: pad it")
+        if height % MULTIPLE or width % MULTIPLE:
+            raise ValueError(f"the input is {height}x{width}; both must be multiples of {MULTIPLE}: pad it")
+        state, lines = self._empty(frame, height, width)
+        lines.reshape(height, width, 3)[:] = inputs[0].permute(1, 2, 0).numpy()
+        return state
+
+    def _empty(self, frame: Frame, height: int, width: int) -> tuple[SparseState, Floats]:
+        """A state whose input is yet to be written, and where: (H, 3 * W), colours of a pixel side by side."""
         if height * width > MAX_PIXELS:
             raise ValueError(f"the input is {height}x{width}; at most {MAX_PIXELS} pixels are taken: scale it down")
         # A row of pixels around stands for the convolution's padding; the row before it is every matrix's zero row.
         flat = empty(3 * ((height + 2) * (width + 2) + 1))
-        padded = flat[3:].reshape(height + 2, width + 2, 3)
-        padded[0] = padded[-1] = padded[:, 0] = padded[:, -1] = 0
-        padded[1:-1, 1:-1] = inputs[0].permute(1, 2, 0).numpy()
-        return SparseState(frame, (height, width), features=[flat.reshape(-1, 3)])
+        padded = flat[3:].reshape(height + 2, 3 * (width + 2))
+        padded[0] = padded[-1] = padded[:, :3] = padded[:, -3:] = 0
+        return SparseState(frame, (height, width), features=[flat.reshape(-1, 3)]), padded[1:-1, 3:-3]
 
     def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
         """Replace the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`.
@@ -134,7 +145,7 @@ class SparseExecutor:
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         if state.exit is None:
             raise ValueError(f"no exit is finished after {state.next_step} of {len(self.steps)} steps; advance further")
-        return render(state.exit, self.config, state.frame, extra)
+        return render(state.exit, self.config, state.frame, extra, labels)
 
     def _dense_of(self, state: SparseState) -> Geometry:
         return self._geometries.dense((state.shape[0] // STRIDE, state.shape[1] // STRIDE))
@@ -232,10 +243,10 @@ class SparseExecutor:
         if before is not None and computed is not None:
             decided = decided.where(computed, before.decided)
         if before is None or computed is None or criterion.criterion in GROWING:
-            positions = active(grid[None], criterion, index)[0, 0]
+            positions = active(grid[None].contiguous(), criterion, index)[0, 0]
         else:  # scores that were carried over say what they said
-            positions = before.active.clone()
-            positions[computed] = active(rows[computed.flatten()].T[None, :, None], criterion, index)[0, 0, 0]
+            fresh = rows.index_select(0, computed.flatten().nonzero()[:, 0]).T.contiguous()
+            positions = before.active.masked_scatter(computed, active(fresh[None, :, None], criterion, index))
         inside = positions
         if self.config.task == "segmentation":  # padding is nobody's pixel
             inside = inside[: -(-state.frame.height // STRIDE), : -(-state.frame.width // STRIDE)]

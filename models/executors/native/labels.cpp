@@ -1,0 +1,89 @@
+// From scores to the label map at the image's size: bilinear upsampling by 4 (pixel areas correspond) and the likeliest
+// class of each pixel.
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <algorithm>
+
+namespace {
+
+constexpr int SCALE = 4;
+
+// Four pixels side by side.
+typedef float Quad __attribute__((vector_size(16)));
+typedef int32_t QuadInt __attribute__((vector_size(16)));
+
+constexpr Quad RIGHT = {0.125f, 0.375f, 0.625f, 0.875f}, LEFT = {0.875f, 0.625f, 0.375f, 0.125f};
+
+// The first of the largest scores at each of `width` positions.
+void likeliest(const float *scores, ptrdiff_t stride, int width, int classes, uint8_t *best) {
+    for (int x = 0; x < width; ++x, scores += stride) {
+        int found = 0;
+        for (int c = 1; c < classes; ++c) found = scores[c] > scores[found] ? c : found;
+        best[x] = (uint8_t)found;
+    }
+}
+
+// The labels of the pixels between four positions: `corner`: their scores, two above and two below.
+void between(const float *const corner[4], int classes, uint8_t (&labels)[SCALE][SCALE]) {
+    Quad best[SCALE];
+    QuadInt found[SCALE];
+    for (int c = 0; c < classes; ++c) {
+        for (int y = 0; y < SCALE; ++y) {
+            const float left = LEFT[y] * corner[0][c] + RIGHT[y] * corner[2][c];
+            const float right = LEFT[y] * corner[1][c] + RIGHT[y] * corner[3][c];
+            const Quad value = LEFT * left + RIGHT * right;
+            if (c == 0) {
+                best[y] = value;
+                found[y] = QuadInt{};
+                continue;
+            }
+            const QuadInt larger = value > best[y];
+            best[y] = larger ? value : best[y];
+            found[y] = larger ? c - QuadInt{} : found[y];
+        }
+    }
+    for (int y = 0; y < SCALE; ++y)
+        for (int x = 0; x < SCALE; ++x) labels[y][x] = (uint8_t)found[y][x];
+}
+
+} // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// `scores`: (height, width, classes), positions `stride` floats apart, at most 256 classes. `best`: room for 2 * width
+// bytes. `labels`: (rows, columns), at most SCALE times as large. Whatever its weights, a mean of four scores of which
+// one class has the largest has that class, too; only pixels between positions that disagree are worth interpolating.
+void labels_of(const float *scores, int32_t height, int32_t width, int32_t stride, int32_t classes, uint8_t *best,
+               uint8_t *labels, int32_t rows, int32_t columns) {
+    const ptrdiff_t line = (ptrdiff_t)width * stride;
+    uint8_t *above = best, *below = best + width;
+    likeliest(scores, stride, width, classes, below);
+    // A cell is the pixels between four positions; around the border it is one half or quarter.
+    for (int y = -1; y < height; ++y) {
+        std::swap(above, below);
+        const float *upper = scores + std::max(y, 0) * line, *lower = scores + std::min(y + 1, height - 1) * line;
+        likeliest(lower, stride, width, classes, below);
+        const int top = SCALE * y + SCALE / 2, first_row = std::max(top, 0), last_row = std::min(top + SCALE, rows);
+        for (int x = -1; x < width; ++x) {
+            const int x0 = std::max(x, 0), x1 = std::min(x + 1, width - 1);
+            const int start = SCALE * x + SCALE / 2, first = std::max(start, 0), last = std::min(start + SCALE, columns);
+            if (first >= last) break;
+            const uint8_t label = above[x0];
+            if (label == above[x1] && label == below[x0] && label == below[x1]) {
+                for (int row = first_row; row < last_row; ++row)
+                    memset(labels + (ptrdiff_t)row * columns + first, label, last - first);
+                continue;
+            }
+            const float *const corner[4] = {upper + x0 * (ptrdiff_t)stride, upper + x1 * (ptrdiff_t)stride,
+                                            lower + x0 * (ptrdiff_t)stride, lower + x1 * (ptrdiff_t)stride};
+            uint8_t cell[SCALE][SCALE];
+            between(corner, classes, cell);
+            for (int row = first_row; row < last_row; ++row)
+                memcpy(labels + (ptrdiff_t)row * columns + first, &cell[row - top][first - start], last - first);
+        }
+    }
+}
+
+}

@@ -1,0 +1,46 @@
+"""Native label maps against torch's."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import postprocess
+from models.executors.native.labels import labels
+from models.preprocess import Frame
+
+
+def in_rows(scores: Tensor) -> Tensor:
+    """The same (C, h, w), the classes of a position side by side and the rows padded with what must not be read."""
+    classes, height, width = scores.shape
+    rows = torch.full((height * width, -(-classes // 8) * 8), 1e30)
+    rows[:, :classes] = scores.permute(1, 2, 0).reshape(-1, classes)
+    return rows[:, :classes].view(height, width, classes).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("classes, size, image", [
+    (11, (24, 32), (96, 128)),
+    (19, (8, 16), (29, 61)),  # cut inside a cell
+    (3, (16, 8), (61, 30)),
+    (2, (8, 8), (1, 1)),
+    (1, (8, 8), (32, 32)),
+    (200, (8, 8), (32, 32)),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["noise", "regions"])
+def test_labels_are_torchs(classes: int, size: tuple[int, int], image: tuple[int, int], kind: str) -> None:
+    random = torch.Generator().manual_seed(classes)
+    scores = torch.randn(classes, *size, generator=random)
+    if kind == "regions":  # most positions agree with their neighbours
+        coarse = torch.randn(1, classes, size[0] // 4, size[1] // 4, generator=random)
+        scores = F.interpolate(coarse, size, mode="nearest")[0] * 5 + scores * 0.1
+    frame = Frame(*image)
+    found, expected = labels(in_rows(scores), frame), postprocess.labels(scores, frame)
+    assert found.shape == image
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, expected)
+
+
+def test_the_first_of_equal_classes_is_taken() -> None:
+    scores = torch.tensor([1.0, 3.0, 3.0]).view(3, 1, 1).expand(3, 8, 8)
+    assert (labels(in_rows(scores), Frame(32, 32)) == 1).all()
