@@ -27,17 +27,13 @@ void likeliest(const float *scores, ptrdiff_t stride, int width, int classes, ui
 // The labels of the pixels between four positions: `corner`: their scores, two above and two below.
 void between(const float *const corner[4], int classes, uint8_t (&labels)[SCALE][SCALE]) {
     Quad best[SCALE];
-    QuadInt found[SCALE];
+    QuadInt found[SCALE] = {};
+    for (Quad &value : best) value = Quad{} - __builtin_inff();
     for (int c = 0; c < classes; ++c) {
         for (int y = 0; y < SCALE; ++y) {
             const float left = LEFT[y] * corner[0][c] + RIGHT[y] * corner[2][c];
             const float right = LEFT[y] * corner[1][c] + RIGHT[y] * corner[3][c];
             const Quad value = LEFT * left + RIGHT * right;
-            if (c == 0) {
-                best[y] = value;
-                found[y] = QuadInt{};
-                continue;
-            }
             const QuadInt larger = value > best[y];
             best[y] = larger ? value : best[y];
             found[y] = larger ? c - QuadInt{} : found[y];
