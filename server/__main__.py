@@ -1,7 +1,6 @@
 """python -m server: serve the models of a folder over HTTP and WebSocket."""
 
 import asyncio
-import ctypes
 import logging
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from server.app import create_app, drain
 from server.errors import ServerError
 from server.job import Plan
 from server.link import Link, ProcessLink
+from server.memory import keep_freed_memory, settle_garbage
 from server.settings import Settings, load_settings
 
 logger = logging.getLogger("anytime")
@@ -64,15 +64,6 @@ def make_server(settings: Settings, launch: Callable[[Plan], Link] = ProcessLink
     return server
 
 
-def keep_freed_memory() -> None:
-    """Have the allocator keep what an image leaves for the next one, up to 32 MiB a thread. Returning the pages to the
-    system and taking them anew is half of the time of decoding a small image. glibc's alone needs to be told."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: set, they no longer follow what was freed last
-            libc.mallopt(option, 32 * 2**20)
-
-
 def main() -> int:
     keep_freed_memory()
     settings = load_settings()
@@ -82,6 +73,7 @@ def main() -> int:
     except (ValueError, ServerError) as error:
         print(f"python -m server: {error}", file=sys.stderr)
         return 1
+    settle_garbage()
     try:
         server.run()
     except SystemExit:  # the port is taken, for example; uvicorn has said so

@@ -41,7 +41,7 @@ from server.job import (
     Submit,
     Unloadable,
 )
-from server.memory import attach
+from server.memory import attach, settle_garbage
 from server.scheduler import Scheduler, Task
 
 logger = logging.getLogger("anytime.worker")
@@ -256,8 +256,6 @@ def load_models(plan: Plan) -> dict[str, Loaded]:
             executor, reason = verdict.executor, verdict.reason
         model = build(load_directory(path), plan.device, executor, plan.threads)
         loaded[name] = Loaded(model, load_quality(path), reason)
-    if all(one.model.executor == "sparse" for one in loaded.values()):
-        torch.set_num_threads(1)  # it has threads of its own; what is left to torch is too small to wake others for
     return loaded
 
 
@@ -295,6 +293,7 @@ def main(fd: int) -> int:
             told = {name: facts(name, loaded, costs) for name, loaded in models.items()}
             connection.send(Ready(first.device, first.executor, told))
             block = attach(plan.arena_fd, plan.arena_bytes)
+            settle_garbage()
             Worker(connection, block, models, Scheduler(costs, TrafficCap(plan.traffic_cap))).run()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return 0  # the front end is gone; so are its requests

@@ -5,7 +5,8 @@ nor interpolated. Exact: the reference's meaning, see models/masked.py. Imports 
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import byref
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -140,7 +141,8 @@ class SparseExecutor:
                 self._spare = max(self._spare, *state.features, key=lambda memory: memory.size)
                 state.features = made
             else:
-                self._finish(step.exit, state, made[0], geometry)
+                with _torch_alone():
+                    self._finish(step.exit, state, made[0], geometry)
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         if state.exit is None:
@@ -279,6 +281,18 @@ class SparseExecutor:
             alive += [y, x, weight_y, weight_x]
             taps[number] = native.Taps(*(array.ctypes.data for array in alive[-4:]), y.shape[1])
         return taps, alive
+
+
+@contextmanager
+def _torch_alone() -> Iterator[None]:
+    """Leaves torch's threads asleep. What an exit asks of torch is little, and threads that it wakes go on to spin for
+    milliseconds on the cores that the pool needs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def sources(mode: Mode, source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
