@@ -20,9 +20,9 @@ from torch import Tensor
 from models.adpc import AdpcNet
 from models.anytime import Exit, ExitMap, Extra, State, check_batch
 from models.confidence import active
+from models.executors.native import exits
 from models.executors.native import library as native
 from models.executors.native.geometry import Geometries, Geometry
-from models.executors.native.labels import labels
 from models.executors.native.library import Floats, library
 from models.executors.native.lowering import FINEST, Lowering
 from models.executors.native.ops import Matrix, Mode, Resampling
@@ -85,6 +85,7 @@ class SparseExecutor:
         self._pool = library().pool_create(threads or torch.get_num_threads())
         weakref.finalize(self, library().pool_free, self._pool)
         self._taps = lru_cache(maxsize=8)(self._tables)
+        self._costs = lru_cache(maxsize=8)(lambda shape: costs(network.config, *shape))
         self._workspace = self._spare = empty(0)
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> SparseState:
@@ -147,7 +148,7 @@ class SparseExecutor:
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         if state.exit is None:
             raise ValueError(f"no exit is finished after {state.next_step} of {len(self.steps)} steps; advance further")
-        return render(state.exit, self.config, state.frame, extra, labels)
+        return render(state.exit, self.config, state.frame, extra, exits.labels)
 
     def _dense_of(self, state: SparseState) -> Geometry:
         return self._geometries.dense((state.shape[0] // STRIDE, state.shape[1] // STRIDE))
@@ -237,33 +238,33 @@ class SparseExecutor:
         state.scores = scores
         rows = torch.from_numpy(scores[1:, : self.config.outputs])
         grid = rows.view(height, width, -1).permute(2, 0, 1)
-        decided = torch.full((height, width), index, dtype=torch.uint8)
         masking = self.config.masking
         criterion = masking or UNSURE[self.config.task]
-        before = state.exit
-        computed = torch.from_numpy(settled.mask) if settled.mask is not None else None
-        if before is not None and computed is not None:
-            decided = decided.where(computed, before.decided)
-        if before is None or computed is None or criterion.criterion in GROWING:
-            positions = active(grid[None].contiguous(), criterion, index)[0, 0]
-        else:  # scores that were carried over say what they said
-            fresh = rows.index_select(0, computed.flatten().nonzero()[:, 0]).T.contiguous()
-            positions = before.active.masked_scatter(computed, active(fresh[None, :, None], criterion, index))
+        computed = settled.mask
+        carried = None if computed is None else state.exit  # what stands where nothing was computed
+        if computed is None or carried is None:
+            decided = torch.full((height, width), index, dtype=torch.uint8)
+        else:
+            decided = carried.decided.masked_fill(torch.from_numpy(computed), index)
+        if criterion.criterion in exits.CRITERIA:
+            positions = exits.active(grid, criterion, computed, None if carried is None else carried.active.numpy())
+        else:
+            positions = active(grid[None].contiguous(), criterion, index)[0, 0].numpy()
         inside = positions
         if self.config.task == "segmentation":  # padding is nobody's pixel
             inside = inside[: -(-state.frame.height // STRIDE), : -(-state.frame.width // STRIDE)]
-        unsure = float(inside.float().mean())
-        state.exit = Exit(index, grid, decided, positions, unsure, round(state.macs))
+        unsure = np.count_nonzero(inside) / inside.size
+        state.exit = Exit(index, grid, decided, torch.from_numpy(positions), unsure, round(state.macs))
         state.positions = None
         if masking is not None and masking.adaptivity != "training" and index < self.config.exits:
-            state.positions, state.shrinking = positions.numpy(), masking.criterion not in GROWING
+            state.positions, state.shrinking = positions, masking.criterion not in GROWING
 
     def _macs(self, index: int, shape: tuple[int, int], settled: Geometry) -> float:
         """Multiply-adds between the exit before and this one, under the mask of the exit before."""
         finest = shape[0] // STRIDE
         return sum(
             cost.macs(settled.share(FINEST + (finest // size[0]).bit_length() - 1))
-            for (size, _), cost in costs(self.config, *shape)[index - 1].items()
+            for (size, _), cost in self._costs(shape)[index - 1].items()
         )
 
     def _tables(self, shape: tuple[int, int]) -> tuple[object, list[NDArray[np.generic]]]:

@@ -1,5 +1,6 @@
-// From scores to the label map at the image's size: bilinear upsampling by 4 (pixel areas correspond) and the likeliest
-// class of each pixel.
+// What an exit's scores say: the label map at the image's size, by bilinear upsampling by 4 (pixel areas correspond), and
+// the positions that stay active (equation 2 of the paper).
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -43,7 +44,19 @@ void between(const float *const corner[4], int classes, uint8_t (&labels)[SCALE]
         for (int x = 0; x < SCALE; ++x) labels[y][x] = (uint8_t)found[y][x];
 }
 
+// Whether the largest softmax probability, 1 / sum(exp(score - largest)), is at most `threshold`.
+bool unsure(const float *scores, int classes, float threshold) {
+    constexpr float NOTHING = -18; // exp(-18) is lost beside the 1 of the largest
+    const float largest = *std::max_element(scores, scores + classes), enough = 1 / threshold;
+    float sum = 0;
+    for (int c = 0; c < classes && sum < enough; ++c)
+        if (scores[c] - largest > NOTHING) sum += expf(scores[c] - largest);
+    return 1 / sum <= threshold;
+}
+
 } // namespace
+
+enum Criterion { MAX_PROBABILITY, MAX_SCORE };
 
 #pragma GCC visibility push(default)
 extern "C" {
@@ -79,6 +92,16 @@ void labels_of(const float *scores, int32_t height, int32_t width, int32_t strid
             for (int row = first_row; row < last_row; ++row)
                 memcpy(labels + (ptrdiff_t)row * columns + first, &cell[row - top][first - start], last - first);
         }
+    }
+}
+
+// `scores`: of `count` positions, `stride` floats apart. Writes `active` where `computed` (null: everywhere).
+void active_at(const float *scores, int32_t count, int32_t stride, int32_t classes, int32_t criterion, float threshold,
+               const uint8_t *computed, uint8_t *active) {
+    for (int32_t i = 0; i < count; ++i, scores += stride) {
+        if (computed && !computed[i]) continue;
+        active[i] = criterion == MAX_PROBABILITY ? unsure(scores, classes, threshold)
+                                                 : *std::max_element(scores, scores + classes) >= threshold;
     }
 }
 

@@ -1,4 +1,4 @@
-"""Native label maps against torch's."""
+"""What scores say by the native code, against torch."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import postprocess
-from models.executors.native.labels import labels
+from models import confidence, postprocess
+from models.configs import Masking
+from models.executors.native import exits
+from models.executors.native.exits import labels
 from models.preprocess import Frame
 
 
@@ -44,3 +46,21 @@ def test_labels_are_torchs(classes: int, size: tuple[int, int], image: tuple[int
 def test_the_first_of_equal_classes_is_taken() -> None:
     scores = torch.tensor([1.0, 3.0, 3.0]).view(3, 1, 1).expand(3, 8, 8)
     assert (labels(in_rows(scores), Frame(32, 32)) == 1).all()
+
+
+@pytest.mark.parametrize("masking", [Masking("max_probability", 0.9), Masking("max_score", 4.0)])
+def test_the_positions_that_stay_active_are_torchs(masking: Masking) -> None:
+    scores = torch.randn(5, 24, 40, generator=torch.Generator().manual_seed(0)) * 3
+    scores[0, :4] += 100  # far beyond what exp can tell apart
+    found = exits.active(in_rows(scores), masking, None, None)
+    assert 0.1 < found.mean() < 0.9
+    assert np.array_equal(found, confidence.active(scores[None], masking, 1)[0, 0].numpy())
+
+
+def test_only_what_was_computed_is_looked_at() -> None:
+    scores = torch.zeros(2, 8, 8)  # as unsure as can be
+    computed, before = np.zeros((2, 8, 8), bool)
+    computed[3, 4] = before[0, 0] = True
+    found = exits.active(in_rows(scores), Masking("max_probability", 0.9), computed, before)
+    assert [tuple(at) for at in np.argwhere(found)] == [(0, 0), (3, 4)]
+    assert before.sum() == 1
