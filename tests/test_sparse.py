@@ -23,9 +23,10 @@ from models.executors.native import programs
 from models.executors.native.geometry import Geometries
 from models.executors.native.library import library
 from models.executors.native.programs import Isa
+from models.executors.native.resampling import sources
 from models.executors.native.winograd import prices
 from models.executors.reference import ReferenceExecutor
-from models.executors.sparse import SparseExecutor, sources
+from models.executors.sparse import SparseExecutor
 from models.preprocess import Frame
 
 MASKED = replace(tiny.SEGMENTATION, masking=Masking("max_probability", 0.998))

@@ -25,8 +25,9 @@ from models.executors.native import library as native
 from models.executors.native.geometry import Geometries, Geometry
 from models.executors.native.library import Floats, library
 from models.executors.native.lowering import FINEST, Lowering
-from models.executors.native.ops import Matrix, Mode, Resampling
+from models.executors.native.ops import Matrix, Resampling
 from models.executors.native.programs import Isa, StepProgram, empty
+from models.executors.native.resampling import tables
 from models.executors.native.winograd import prices
 from models.executors.reference import UNSURE
 from models.flops import costs
@@ -80,12 +81,12 @@ class SparseExecutor:
         self._programs = {
             step.name: StepProgram(lowering.step(step.name), self.isa, resamplings, by_level) for step in self.steps
         }
-        self._resamplings = tuple(resamplings)
         self._geometries = Geometries(window, max(program.near for program in self._programs.values()), by_level)
         self._pool = library().pool_create(threads or torch.get_num_threads())
         weakref.finalize(self, library().pool_free, self._pool)
-        self._taps = lru_cache(maxsize=8)(self._tables)
-        self._costs = lru_cache(maxsize=8)(lambda shape: costs(network.config, *shape))
+        used, config = tuple(resamplings), network.config
+        self._taps = lru_cache(maxsize=8)(lambda shape: tables(used, shape))
+        self._costs = lru_cache(maxsize=8)(lambda shape: costs(config, *shape))
         self._workspace = self._spare = empty(0)
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> SparseState:
@@ -267,22 +268,6 @@ class SparseExecutor:
             for (size, _), cost in self._costs(shape)[index - 1].items()
         )
 
-    def _tables(self, shape: tuple[int, int]) -> tuple[object, list[NDArray[np.generic]]]:
-        """The `Taps` of every resampling for inputs of one size, and the arrays that they point into."""
-        taps = (native.Taps * max(1, len(self._resamplings)))()
-        alive: list[NDArray[np.generic]] = []
-        for number, (mode, source, target) in enumerate(self._resamplings):
-            axes = []
-            for side in shape:
-                index, weight = sources(mode, side >> source, side >> target)
-                axes.append((np.ascontiguousarray(index, np.int32), np.ascontiguousarray(weight, np.float32)))
-            (y, weight_y), (x, weight_x) = axes
-            # Indices are into the map of the source's level; see `Level` in native.h.
-            y, x = (y + 1) * ((shape[1] >> source) + native.MARGIN), x + 1
-            alive += [y, x, weight_y, weight_x]
-            taps[number] = native.Taps(*(array.ctypes.data for array in alive[-4:]), y.shape[1])
-        return taps, alive
-
 
 @contextmanager
 def _torch_alone() -> Iterator[None]:
@@ -294,29 +279,3 @@ def _torch_alone() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def sources(mode: Mode, source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Along one axis: which of `source` positions each of `target` positions is the weighted sum of.
-
-    Returns indices and weights, each (target, taps). Bilinear as torch's without aligned corners.
-    """
-    at = np.arange(target)[:, None]
-    match mode:
-        case "same":
-            return at, np.ones((target, 1))
-        case "nearest":
-            return at * source // target, np.ones((target, 1))
-        case "pool":
-            return 2 * at + np.arange(2), np.full((target, 2), 0.5)
-        case "bilinear":
-            exact = np.maximum((at + 0.5) * source / target - 0.5, 0)
-            first = exact.astype(np.int64)
-            return np.minimum(first + np.arange(2), source - 1), np.abs(exact - first - np.arange(1, -1, -1))
-        case "pool_up":
-            index, weight = sources("bilinear", source, 2 * target)
-            index, weight = index.reshape(target, 4), weight.reshape(target, 4) / 2
-            taps = np.minimum(index[:, :1] + np.arange(3), source - 1)
-            # The first of equal (clamped) taps takes all of their weight.
-            owner = (index[:, :, None] == taps[:, None, :]).argmax(2)
-            return taps, (weight[:, :, None] * (owner[:, :, None] == np.arange(3))).sum(1)
