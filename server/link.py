@@ -119,16 +119,19 @@ class Supervisor:
             logger.warning("the worker does not listen: %s", error)
 
     def _readable(self) -> None:
-        """Hear everything that has been sent. Events are much smaller than a socket's buffer; none comes in parts."""
+        """Hear one event; the loop calls again while there are more. They are much smaller than a socket's buffer, so
+        that none comes in parts."""
+        if self.link is None:
+            return
         self._heard_s = time.monotonic()
         try:
-            while self.link is not None and self.link.connection.poll():
-                event = self.link.connection.recv()
-                if isinstance(event, Ready):
-                    logger.info("the worker was ready after %.1f s", self._heard_s - self._started_s)
-                self._hear(event)
+            event = self.link.connection.recv()
         except (EOFError, OSError):
             self._gone()
+            return
+        if isinstance(event, Ready):
+            logger.info("the worker was ready after %.1f s", self._heard_s - self._started_s)
+        self._hear(event)
 
     def _watch(self) -> None:
         """Kill a worker that is stuck."""

@@ -6,6 +6,7 @@ here.
 
 import logging
 import os
+import select
 import signal
 import sys
 import time
@@ -93,6 +94,8 @@ class Worker:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
+        self._mail = select.poll()  # `connection.poll` would make one anew every step
+        self._mail.register(connection, select.POLLIN)
         self._block = block
         self._models = models
         self._scheduler = scheduler
@@ -115,7 +118,7 @@ class Worker:
         """What has been said since; waits for it when there is nothing to do."""
         if not len(self._scheduler):
             yield self._connection.recv()
-        while self._connection.poll():
+        while self._mail.poll(0):
             yield self._connection.recv()
 
     def _say(self, event: Event) -> None:
