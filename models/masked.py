@@ -47,7 +47,7 @@ class MaskedConv2d(nn.Conv2d, MaskAware):
         super().__init__(channels, out, kernel, stride, padding, bias=bias)
         self.window = window
         self.Lambda = nn.Parameter(torch.tensor(3.0))
-        self.fill: Fill = fill  # training on a GPU puts a faster one in its place
+        self.fill: Fill = fill  # training puts a faster one in its place
 
     def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
         y = super().forward(x)

@@ -1,106 +1,50 @@
-"""Masked interpolation as one GPU kernel forward and one backward, for training: equations 3-6 of `masked.fill`.
+"""Masked interpolation as one pass forward and one backward, for training: equations 3-6 of `masked.fill`.
 
-Imports only the layer whose place it takes.
+The passes are kernels of their own: fused_gpu.py and fused_cpu.py. Imports the layer whose place it takes.
 """
 
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from models import masked
+from models.executors.native.library import library
 from models.masked import MaskedConv2d
 
-_BLOCK, _CHANNELS = 64, 32  # positions and channels of a program; one tile for all layers, so one compilation
-_ACTIVE, _BORDER = 1, 2  # bits of a position's code
+Launch = Callable[..., tuple[Tensor, Tensor]]
+"""launch(x, y, codes, scale, window, backward=) -> out and the gradient of `scale`, a scalar.
+
+Forward: `x` (N, C, H, W), channels last, with inactive positions made of their active neighbours; `y` is not read.
+Backward: `x` is the gradient of that, `y` what was filled. `codes`: see `codes`.
+"""
+
+ACTIVE, BORDER = 1, 2
+"""Bits of a position's code."""
 
 
-@triton.jit(do_not_specialize=["positions", "height", "width", "channels"])  # type: ignore[untyped-decorator]
-def _stencil(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    x, y, codes, scale, out, partial, positions, height, width, channels,
-    WINDOW: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr, BACKWARD: tl.constexpr,  # noqa: N803
-):  # fmt: skip
-    """Forward (`x` = y): keeps active rows and makes the others of their active neighbours.
-
-    Backward (`x` = gradient): the kernel is symmetric, so active rows gather from their inactive neighbours; `partial`
-    gets the gradient of the kernel's scale. Rows are channels-last, `codes` as in `_codes`.
-    """
-    radius: tl.constexpr = WINDOW // 2
-    wanted: tl.constexpr = 3 if BACKWARD else 2  # the border's active positions, or its inactive ones
-    seen: tl.constexpr = 0 if BACKWARD else 1
-    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    valid = position < positions
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    exists = valid[:, None] & (channel < channels)
-    own = position[:, None] * channels + channel
-    code = tl.load(codes + position, mask=valid, other=0)
-    gathers = valid & (code == wanted)
-    active = (code & 1) == 1
-    mean = tl.zeros((BLOCK, CHANNELS), tl.float32)
-    slope = tl.zeros((BLOCK, CHANNELS), tl.float32)
-    # Masks are blobs, so that most programs have no position to interpolate.
-    taps = tl.where(tl.max(gathers.to(tl.int32)) > 0, WINDOW * WINDOW, 0)
-    lam = tl.load(scale).to(tl.float32)
-    beside, beside_slope = 0.0, 0.0
-    for i in range(1, radius + 1):
-        tap = tl.exp(-lam * lam * i * i)
-        beside += 2 * tap
-        beside_slope -= 4 * lam * i * i * tap
-    norm = beside * (2 + beside) + 1e-5
-    norm_slope = beside_slope * (2 + 2 * beside)
-    row, column = (position // width) % height, position % width
-    for index in range(taps):
-        down, right = index // WINDOW - radius, index % WINDOW - radius
-        inside = gathers & (row + down >= 0) & (row + down < height)
-        inside = inside & (column + right >= 0) & (column + right < width)
-        other = position + down * width + right
-        counts = inside & ((tl.load(codes + other, mask=inside, other=0) & 1) == seen)
-        value = tl.load(x + other[:, None] * channels + channel, mask=exists & counts[:, None], other=0).to(tl.float32)
-        distance = down * down + right * right
-        weight = tl.exp(-lam * lam * distance)
-        mean += weight / norm * value
-        if BACKWARD:
-            slope += (-2 * lam * distance * weight / norm - weight * norm_slope / (norm * norm)) * value
-    here = tl.load(x + own, mask=exists, other=0).to(tl.float32)
-    if BACKWARD:
-        result = tl.where(active[:, None], here + mean, 0.0)
-        kept = tl.load(y + own, mask=exists & gathers[:, None], other=0).to(tl.float32)
-        tl.store(partial + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), tl.sum(kept * slope))
-    else:
-        result = tl.where(active[:, None], here, mean)
-    tl.store(out + own, result.to(out.dtype.element_ty), mask=exists)
+def _launch(like: Tensor) -> Launch:
+    """The kernel for the device of a tensor."""
+    launch: Launch = importlib.import_module(f"models.training.fused_{'gpu' if like.is_cuda else 'cpu'}").launch
+    return launch
 
 
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def _codes(mask: Tensor, window: int) -> Tensor:
+def codes(mask: Tensor, window: int) -> Tensor:
     """uint8 (N, 1, H, W): bit 0 active, bit 1 with a position of the other kind within the window. Kept for as long as
     `mask` (N, 1, H, W) lives: all layers of a size share one."""
     if mask not in _known:
         pool = F.max_pool2d(torch.cat([mask, 1 - mask], 1), window, 1, window // 2)
         border = torch.where(mask > 0, pool[:, 1:], pool[:, :1])
-        _known[mask] = (_ACTIVE * mask + _BORDER * border).to(torch.uint8).contiguous()
-    codes: Tensor = _known[mask]
-    return codes
-
-
-def _launch(
-    x: Tensor, y: Tensor, codes: Tensor, scale: Tensor, window: int, *, backward: bool
-) -> tuple[Tensor, Tensor]:
-    count, channels, height, width = x.shape
-    positions = count * height * width
-    programs = (triton.cdiv(positions, _BLOCK), triton.cdiv(channels, _CHANNELS))
-    out = torch.empty_like(x, memory_format=torch.channels_last)
-    partial = torch.empty(programs if backward else 0, device=x.device)
-    _stencil[programs](
-        x, y, codes, scale, out, partial, positions, height, width, channels, window, _BLOCK, _CHANNELS, backward
-    )  # fmt: skip
-    return out, partial
+        _known[mask] = (ACTIVE * mask + BORDER * border).to(torch.uint8).contiguous()
+    found: Tensor = _known[mask]
+    return found
 
 
 class _Fill(torch.autograd.Function):
@@ -109,25 +53,32 @@ class _Fill(torch.autograd.Function):
         y = y.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(y, codes, scale)
         ctx.window = window
-        return _launch(y, y, codes, scale, window, backward=False)[0]
+        return _launch(y)(y, y, codes, scale, window, backward=False)[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
         y, codes, scale = ctx.saved_tensors
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        found, partial = _launch(gradient, y, codes, scale, ctx.window, backward=True)
-        return found, None, partial.sum().to(scale.dtype), None
+        found, slope = _launch(y)(gradient, y, codes, scale, ctx.window, backward=True)
+        return found, None, slope.to(scale.dtype), None
 
 
 def fill(y: Tensor, mask: Tensor, scale: Tensor, window: int) -> Tensor:
     """As `masked.fill`: y (N, C, H, W) with inactive positions interpolated; mask (N, 1, H, W), 1 where active."""
-    if mask.requires_grad:  # it is being learnt, and soft: the kernel knows 0 and 1 only
+    # A mask that is being learnt is soft, and the kernels know 0 and 1 only; no compiler sees into the native one.
+    if mask.requires_grad or (torch.compiler.is_compiling() and not y.is_cuda):
         return masked.fill(y, mask, scale, window)
-    return _Fill.apply(y, _codes(mask, window), scale, window)  # type: ignore[no-any-return, no-untyped-call]
+    return _Fill.apply(y, codes(mask, window), scale, window)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def fuse(network: nn.Module) -> None:
-    """Give every masked convolution of `network` this kernel."""
+def fuse(network: nn.Module, device: torch.device) -> None:
+    """Give every masked convolution of `network` the kernel for `device`, if it is there: without a compiler at the
+    time of the install, a CPU has none."""
+    if device.type == "cpu":
+        try:
+            library()
+        except OSError:
+            return
     for layer in network.modules():
         if isinstance(layer, MaskedConv2d):
             layer.fill = fill

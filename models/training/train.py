@@ -22,6 +22,7 @@ from models.adpc import AdpcNet
 from models.checkpoint import WEIGHTS_FILE, ZOO, load_weights, read_config, resolve, save_directory
 from models.configs import ModelConfig, config
 from models.training import plot, tasks
+from models.training.fused import fuse
 from models.training.graph import Replayed, Update
 from models.training.recipe import FILE, Recipe
 
@@ -69,10 +70,7 @@ class Run:
             other_heads = (theirs.task, theirs.outputs) != (model.task, model.outputs)
             load_weights(network, source / WEIGHTS_FILE, backbone_only=other_heads)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if device.type == "cuda":
-            from models.training.fused import fuse  # noqa: PLC0415  (Triton is there only where there is a GPU)
-
-            fuse(network)
+        fuse(network, device)
         decayed = [p for p in network.parameters() if p.ndim > 1]
         others = [p for p in network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -5,7 +5,7 @@ Imports numpy and no network. Layouts are those of native.h, field by field.
 
 import ctypes
 import importlib.util
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_uint8, c_uint16, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_uint8, c_uint16, c_void_p
 from functools import cache
 
 import numpy as np
@@ -89,6 +89,14 @@ class Context(Structure):
     )
 
 
+class Rows(Structure):
+    _fields_ = tuple((name, c_int32) for name in ("height", "width", "channels"))
+
+
+class Neighbour(Structure):
+    _fields_ = (("dy", c_int32), ("dx", c_int32), ("weight", c_float), ("slope", c_float))
+
+
 @cache
 def library() -> ctypes.CDLL:
     """Raises OSError if the native code was not built on this machine."""
@@ -101,6 +109,14 @@ def library() -> ctypes.CDLL:
             "geometry_create",
             POINTER(_Geometry),
             (c_void_p, c_int32, c_int32, c_int32, c_void_p, POINTER(Prices), c_int32),
+        ),
+        (
+            "fill_lines",
+            c_int32,
+            (
+                *(c_int32, c_void_p, c_void_p, c_void_p, POINTER(Rows), POINTER(Neighbour), c_int32),
+                *(c_void_p, c_int64, c_int64, c_int32, POINTER(c_double)),
+            ),
         ),
         ("geometry_free", None, (c_void_p,)),
         ("kernels_find", c_void_p, (ctypes.c_char_p,)),
