@@ -65,8 +65,8 @@ class _Fill(torch.autograd.Function):
 
 def fill(y: Tensor, mask: Tensor, scale: Tensor, window: int) -> Tensor:
     """As `masked.fill`: y (N, C, H, W) with inactive positions interpolated; mask (N, 1, H, W), 1 where active."""
-    # A mask that is being learnt is soft, and the kernels know 0 and 1 only; no compiler sees into the native one.
-    if mask.requires_grad or (torch.compiler.is_compiling() and not y.is_cuda):
+    native = y.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
+    if mask.requires_grad or not (y.is_cuda or native):  # kernels know masks of 0 and 1 only, not those being learnt
         return masked.fill(y, mask, scale, window)
     return _Fill.apply(y, codes(mask, window), scale, window)  # type: ignore[no-any-return, no-untyped-call]
 
