@@ -18,10 +18,9 @@ class Geometry:
     def __init__(
         self, mask: NDArray[np.bool_] | None, size: tuple[int, int], makers: "Geometries", *, everywhere: bool
     ) -> None:
-        self.mask = mask
+        self.mask = None if mask is None else np.ascontiguousarray(mask)
         self.everywhere = everywhere or mask is None
-        whole = None if mask is None else np.ascontiguousarray(mask)
-        data = None if whole is None else whole.ctypes.data
+        data = None if self.mask is None else self.mask.ctypes.data
         self.native = library().geometry_create(
             data, *size, makers.window, makers.classes.ctypes.data, makers.prices, everywhere
         )
