@@ -248,7 +248,10 @@ void interpolate(const Block &block, const Op &op) {
     }
 }
 
-void resample(const Block &block, const Op &op) {
+// SIDE sources a side. All that does not change from row to row is known to the compiler: a row is few channels.
+template <int SIDE>
+void resample_from(const Block &block, const Op &op) {
+    constexpr int COUNT = SIDE * SIDE;
     const Sink sink = sink_of(block, op);
     const Level &target = block.context->now->level[block.level];
     const Geometry &from = *(op.previous ? block.context->previous : block.context->now);
@@ -256,16 +259,30 @@ void resample(const Block &block, const Op &op) {
     const Taps &taps = block.context->taps[op.resampling];
     const float *data = rows_of(block, op.source);
     const ptrdiff_t stride = block.context->slots[op.source].stride;
-    const float *rows[MAX_TAPS];
-    float weights[MAX_TAPS];
-    const int n = taps.taps;
     for (int i = block.first; i < block.last; ++i) {
-        const int y = target.yx[2 * i] * n, x = target.yx[2 * i + 1] * n;
-        for (int k = 0; k < n * n; ++k) {
-            rows[k] = data + map[taps.y[y + k / n] + taps.x[x + k % n]] * stride;
-            weights[k] = taps.weight_y[y + k / n] * taps.weight_x[x + k % n];
+        const int y = target.yx[2 * i] * SIDE, x = target.yx[2 * i + 1] * SIDE;
+        const float *rows[COUNT];
+        Vector weights[COUNT];
+#pragma GCC unroll 9
+        for (int k = 0; k < COUNT; ++k) {
+            rows[k] = data + map[taps.y[y + k / SIDE] + taps.x[x + k % SIDE]] * stride;
+            weights[k] = splat(taps.weight_y[y + k / SIDE] * taps.weight_x[x + k % SIDE]);
         }
-        combine(rows, weights, n * n, op.out, sink, sink.row(i));
+        const Sink::Row row = sink.row(i);
+        for (int column = 0; column < padded(op.out); column += LANES) {
+            Vector sum = Vector{};
+#pragma GCC unroll 9
+            for (int k = 0; k < COUNT; ++k) sum += weights[k] * load(rows[k] + column);
+            sink.write(row, column, sum, padded(op.out) - column);
+        }
+    }
+}
+
+void resample(const Block &block, const Op &op) {
+    switch (block.context->taps[op.resampling].taps) {
+    case 1: resample_from<1>(block, op); break;
+    case 2: resample_from<2>(block, op); break;
+    case 3: resample_from<3>(block, op); break;
     }
 }
 
