@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from models import masked
 from models.executors.native.library import library
 from models.masked import MaskedConv2d
+from models.training import fused_cpu
 
 Launch = Callable[..., tuple[Tensor, Tensor]]
 """launch(x, y, codes, scale, window, backward=) -> out and the gradient of `scale`, a scalar.
@@ -26,14 +27,16 @@ Backward: `x` is the gradient of that, `y` what was filled. `codes`: see `codes`
 ACTIVE, BORDER = 1, 2
 """Bits of a position's code."""
 
+# Triton is there only where there is a GPU.
+fused_gpu: Any = importlib.import_module("models.training.fused_gpu") if torch.cuda.is_available() else None
+
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
 
 def _launch(like: Tensor) -> Launch:
     """The kernel for the device of a tensor."""
-    launch: Launch = importlib.import_module(f"models.training.fused_{'gpu' if like.is_cuda else 'cpu'}").launch
-    return launch
+    return fused_gpu.launch if like.is_cuda else fused_cpu.launch
 
-
-_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def codes(mask: Tensor, window: int) -> Tensor:
