@@ -38,7 +38,6 @@ def _launch(like: Tensor) -> Launch:
     return fused_gpu.launch if like.is_cuda else fused_cpu.launch
 
 
-
 def codes(mask: Tensor, window: int) -> Tensor:
     """uint8 (N, 1, H, W): bit 0 active, bit 1 with a position of the other kind within the window. Kept for as long as
     `mask` (N, 1, H, W) lives: all layers of a size share one."""
