@@ -197,6 +197,8 @@ def main(args: argparse.Namespace) -> int:
         threshold = masking.threshold if args.threshold is None else args.threshold
         network.config = replace(network.config, masking=replace(masking, threshold=threshold, adaptivity=adaptivity))
     model = build(network, args.device, args.executor, args.threads)
+    if model.executor == "sparse":  # it has threads of its own; torch's would spin beside them after each scoring
+        torch.set_num_threads(1)
     if network.config.task == "pose":
         result = pose(model, datasets.people(args.data, args.split), flip=not args.no_flip)
     else:
