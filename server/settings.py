@@ -31,7 +31,7 @@ class Settings(BaseModel):
     models: Path = Field(ROOT / "models" / "zoo", description="folder of model directories")
     default_model: str = Field("", description="model of requests that name none; empty: the first by name")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    executor: str = Field("auto", description="auto, reference, sparse or onnx")
+    executor: str = Field("auto", description="auto, reference, sparse, triton or onnx")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads to compute with; 0: one for each core")
     default_deadline_ms: float = Field(
         1000, gt=0, allow_inf_nan=False, description="deadline of requests that name none"

@@ -106,6 +106,18 @@ def test_heatmaps_peak_at_the_joint() -> None:
     assert divmod(int(maps.argmax()), 24) == (5, 10)
     assert maps.max() == 1
     torch.testing.assert_close(maps[0, 0, 5, 12], torch.tensor(float(torch.tensor(-0.5).exp())))
+    assert maps[0, 0, 5, 16] > 0  # 3 standard deviations away
+    assert maps[0, 0, 5, 17] == 0
+
+
+def test_a_heatmap_may_be_below_0_where_no_joint_is_near() -> None:
+    joints = torch.tensor([[[8.0, 8.0, 1.0]]])
+    target = heatmaps(joints, (16, 16), 4, 1.0)
+    away = (target == 0).float()
+    losses = pose([target - away, target + away, target - (1 - away)], joints, 4, 1.0)
+    assert losses[0] == 0
+    assert losses[1] == away.mean()
+    assert losses[2] == (1 - away).mean()
 
 
 def test_every_exit_has_its_loss() -> None:

@@ -101,7 +101,7 @@ def test_another_recipe_is_another_comparison(command: Command, capsys: pytest.C
     assert main([*command.words, "--rows", "hrnet", "--resume", "--set", "learning_rate=1"]) == 1
     assert "is of another comparison: its recipe was" in capsys.readouterr().err
     assert main([*command.words, "--rows", "hrnet", "--no-training", "--set", "learning_rate=1"]) == 1
-    assert "hrnet was trained by another recipe: name its own" in capsys.readouterr().err
+    assert "hrnet was trained by a recipe of other learning_rate: name its own" in capsys.readouterr().err
     assert main([*command.words, "--rows", "hrnets"]) == 1
     assert "no row is called hrnets; there are adpc" in capsys.readouterr().err
 

@@ -14,6 +14,7 @@ from scipy.io import savemat
 from models.__main__ import main
 from models.checkpoint import save_directory
 from models.configs import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
+from models.preprocess import Box, person_square
 from models.training import evaluate, tasks
 from models.training.data import camvid, cityscapes, datasets, lsp
 from models.training.data.people import crop, joints_box
@@ -115,7 +116,7 @@ def test_cityscapes_is_evaluated_by_a_model_of_its_classes(
     assert row["classes"].keys() == set(CITYSCAPES_CLASSES)
     assert main(["evaluate", str(tmp_path / "model"), *command, "--drive", "bochum"]) == 0
     assert main(["evaluate", str(tmp_path / "small"), *command]) == 1
-    assert "has class 7, the model 3 classes" in capsys.readouterr().err
+    assert "has class 7, its data set classes 0 to 18, and the model 0 to 2; choose" in capsys.readouterr().err
 
 
 def test_a_folder_tells_its_data_set(scenes: Path, tmp_path: Path) -> None:
@@ -192,8 +193,10 @@ def test_a_mirrored_heatmap_comes_back() -> None:
     assert back[1].sum() == 0
 
 
-def test_the_mirror_moves_the_box() -> None:
+@pytest.mark.parametrize("box", [(2, 3, 5, 6), (2.5, 3, 5, 6), (3, 3.5, 4, 4), (-4, -2, 9.6, 30), (19, 9, 1, 1)])
+def test_the_mirror_s_crop_is_the_crop_s_mirror_to_the_pixel(box: Box) -> None:
     image = tiny.image(10, 20)
-    turned, box = evaluate.mirrored(image, (2, 3, 5, 6))
-    assert box == (13, 3, 5, 6)
+    turned, there = evaluate.mirrored(image, box)
     assert np.array_equal(turned[:, 0], image[:, -1])
+    left, top, side = person_square(10, 20, box)
+    assert person_square(10, 20, there) == (20 - left - side, top, side)

@@ -154,8 +154,12 @@ def test_predictions_are_read_from_every_form(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", points[:, :14])
     with pytest.raises(ValueError, match=r"\(2, 14, 3\); they must be \(people, 16, 2\)"):
         pckh.read_predictions(tmp_path / "a.npy")
+    for suffix in ("mat", "npy", "json"):
+        (tmp_path / f"a.{suffix}").write_bytes(b"")
+        with pytest.raises(ValueError, match=rf"a\.{suffix} cannot be read"):
+            pckh.read_predictions(tmp_path / f"a.{suffix}")
     (tmp_path / "a.h5").touch()
-    with pytest.raises(ValueError, match=r"read from \.mat, \.npy and \.json"):
+    with pytest.raises(ValueError, match=r"read from \.mat, \.npy, \.json"):
         pckh.read_predictions(tmp_path / "a.h5")
     with pytest.raises(FileNotFoundError, match=r"b\.mat"):
         pckh.read_predictions(tmp_path / "b.mat")

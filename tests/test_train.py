@@ -1,6 +1,7 @@
 """Training: a run that was stopped goes on to the same weights; recipes; the command."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from models import configs
 from models.__main__ import main
 from models.adpc import AdpcNet
 from models.checkpoint import load_directory
+from models.training import tasks
+from models.training.data import datasets
 from models.training.recipe import Phase, Recipe
 from models.training.train import CHECKPOINT, PLOT, setting, start_at_zero
 
@@ -45,6 +48,11 @@ def train(data: Path, recipe: Path, output: Path, *more: str) -> dict[str, torch
     return state
 
 
+def history(output: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = torch.load(output / CHECKPOINT, weights_only=True)["history"]
+    return found
+
+
 def test_a_run_that_was_stopped_ends_with_the_same_weights(data: Path, recipe: Path, tmp_path: Path) -> None:
     whole = train(data, recipe, tmp_path / "whole")
     with Image.open(tmp_path / "whole" / PLOT) as picture:
@@ -57,6 +65,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(data: Path, recipe: P
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
     means = [load_directory(tmp_path / name).state_dict() for name in ("whole", "parts")]
     assert all(torch.equal(means[0][name], means[1][name]) for name in means[0])
+    assert history(tmp_path / "parts") == history(tmp_path / "whole")
 
 
 def test_the_seed_decides_the_weights(data: Path, recipe: Path, tmp_path: Path) -> None:
@@ -82,10 +91,30 @@ def test_mixed_precision_rounds_what_is_multiplied_and_keeps_the_weights_whole(
     assert any(not torch.equal(mixed[name], whole[name]) for name in weights)
 
 
-def test_resuming_nothing_says_so(data: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["train", "tiny", "--data", str(data), "--recipe", str(recipe), "--output", str(tmp_path / "none")]
-    assert main([*command, "--device", "cpu", "--resume"]) == 1
-    assert "leave out --resume to start anew" in capsys.readouterr().err
+def test_a_run_is_neither_mixed_with_another_nor_lost(
+    data: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    command = ["train", "tiny", "--data", str(data), "--recipe", str(recipe), "--output", str(output)]
+    command += ["--device", "cpu"]
+    assert main([*command, "--resume"]) == 1
+    assert f"there is no run in {output} to go on with; leave out --resume" in capsys.readouterr().err
+    assert not output.exists()
+    train(data, recipe, output, "--stop-after", "1")
+    files = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert main(command) == 1
+    assert f"{output} holds a run; --resume goes on with it" in capsys.readouterr().err
+    assert main([*command, "--resume", "--set", "seed=3", "--set", "phases.0.batch=4"]) == 1
+    assert f"{output} was trained by a recipe of other phases, seed: name its own" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == files
+
+
+def test_drives_that_cannot_be_held_out_are_named(data: Path) -> None:
+    drives = {scene.drive for scene in datasets.scenes(data, "train")}
+    with pytest.raises(ValueError, match=r"hold_out names 0001TB; the drives are "):
+        tasks.scenes(replace(RECIPE, hold_out=("0001TB",)), data)
+    with pytest.raises(ValueError, match=r"hold_out names all drives, .*; leave one to train on"):
+        tasks.scenes(replace(RECIPE, hold_out=tuple(drives)), data)
 
 
 def test_a_recipe_survives_json() -> None:
@@ -128,7 +157,7 @@ def test_impossible_phases_are_refused(field: str, value: object, message: str) 
 
 
 def test_settings_are_json() -> None:
-    assert setting("steps=1000") == ("steps", 1000)
+    assert setting("phases.0.steps=1000") == ("phases.0.steps", 1000)
     for text in ("steps", "hold_out=0001TP"):
         with pytest.raises(ValueError, match=text):
             setting(text)

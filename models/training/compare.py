@@ -24,7 +24,7 @@ from models.training import compare_report, evaluate, tasks
 from models.training.compare_rows import Row, at_inference, rows
 from models.training.data import datasets
 from models.training.data.street import Scene
-from models.training.recipe import FILE, Recipe
+from models.training.recipe import Recipe
 from models.training.sampling import SampledExecutor, SampledNet, SampledSegmentation
 from models.training.train import CHECKPOINT, Run, setting, stream, train
 
@@ -53,7 +53,7 @@ class Conditions:
             run.load(directory)
         if run.step == self.recipe.steps:
             return
-        (directory / FILE).write_text(json.dumps(self.recipe.to_json(), indent=1) + "\n")
+        self.recipe.save(directory)
         print(f"{row.name}: training from step {run.step}", file=sys.stderr)
         task = (SampledSegmentation if row.sampled else tasks.Segmentation)(
             row.model, self.recipe, self.data, self.device
@@ -66,11 +66,7 @@ class Conditions:
         directory = self.output / weights
         if not (directory / CHECKPOINT).is_file():
             return 0
-        if Recipe.load(directory / FILE) != self.recipe:
-            raise ValueError(
-                f"{directory} was trained by another recipe: name its own, --recipe {directory / FILE}, or choose "
-                "another --output, or start anew without --resume"
-            )
+        self.recipe.check_same(directory)
         return int(torch.load(directory / CHECKPOINT, mmap=True, weights_only=True)["step"])
 
     def model(self, row: Row) -> AnytimeModel:

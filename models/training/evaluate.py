@@ -21,16 +21,15 @@ from tqdm import tqdm
 from models.anytime import AnytimeModel, Exit, State
 from models.checkpoint import load_directory, resolve
 from models.executors import EXECUTORS, build
+from models.flops import GIGA
 from models.postprocess import keypoints
-from models.preprocess import Box
+from models.preprocess import BOX_MARGIN, Box, person_square
 from models.training import scores
 from models.training.data import datasets
 from models.training.data.people import Person
 from models.training.data.street import VOID, Scene
 from models.training.scores import percent
 
-GIGA = 1024**3
-"""The paper's billion."""
 POSE_MEANS = {"mean": "pck", "mean_pckh": "pckh", "mean_pckh_by_joint": "pckh_by_joint"}
 """What is averaged over the exits."""
 
@@ -80,8 +79,7 @@ def segmentation(model: AnytimeModel, scenes: Sequence[Scene]) -> dict[str, Any]
     matrices = torch.zeros(model.config.exits, classes, classes, dtype=torch.float64)
     for scene in tqdm(scenes, unit=" images"):
         state = model.begin(scene.image())
-        labels = torch.from_numpy(scene.labels())
-        check_classes(labels, classes, scene.label_path)
+        labels = torch.from_numpy(scene.labels_for(classes))
         for (found,) in tally.watch(model, [state]):
             labelled = torch.from_numpy(model.render(state).array)
             matrices[found.index - 1] += scores.confusion(labelled, labels, classes, VOID)
@@ -126,18 +124,12 @@ def pose(model: AnytimeModel, people: Sequence[Person], flip: bool = True) -> di
     return {"exits": rows} | {name: mean_of(rows, score) for name, score in POSE_MEANS.items()}
 
 
-def check_classes(labels: Tensor, classes: int, path: Path) -> None:
-    """Raises ValueError if a label is not one of the model's classes."""
-    highest = int(torch.where(labels == VOID, 0, labels).max())
-    if highest >= classes:
-        raise ValueError(
-            f"{path} has class {highest}, the model {classes} classes from 0; evaluate one that knows them"
-        )
-
-
 def mirrored(image: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.uint8], Box]:
-    x, y, width, height = box
-    return np.ascontiguousarray(image[:, ::-1]), (image.shape[1] - x - width, y, width, height)
+    """The image from right to left, and the box whose crop is the mirror image of this box's, to the pixel."""
+    height, width = image.shape[:2]
+    left, top, length = person_square(height, width, box)
+    side, margin = length / BOX_MARGIN, (length - length / BOX_MARGIN) / 2
+    return np.ascontiguousarray(image[:, ::-1]), (width - left - length + margin, top + margin, side, side)
 
 
 def unmirrored(heatmaps: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
@@ -192,7 +184,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     network = load_directory(resolve(args.model))
     masking = network.config.masking
-    if masking is not None and (args.no_masks or args.threshold is not None):
+    if args.drive and network.config.task == "pose":
+        raise ValueError("--drive chooses street scenes, and this is a pose model; leave it out")
+    if args.no_masks or args.threshold is not None:
+        if masking is None:
+            raise ValueError(f"{network.config.name} has no masks; leave --threshold and --no-masks out")
         adaptivity = "training" if args.no_masks else masking.adaptivity
         threshold = masking.threshold if args.threshold is None else args.threshold
         network.config = replace(network.config, masking=replace(masking, threshold=threshold, adaptivity=adaptivity))

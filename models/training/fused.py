@@ -42,10 +42,13 @@ def codes(mask: Tensor, window: int) -> Tensor:
     """uint8 (N, 1, H, W): bit 0 active, bit 1 with a position of the other kind within the window. Kept for as long as
     `mask` (N, 1, H, W) lives: all layers of a size share one."""
     if mask not in _known:
+        _known[mask] = {}
+    known = _known[mask]
+    if window not in known:
         pool = F.max_pool2d(torch.cat([mask, 1 - mask], 1), window, 1, window // 2)
         border = torch.where(mask > 0, pool[:, 1:], pool[:, :1])
-        _known[mask] = (ACTIVE * mask + BORDER * border).to(torch.uint8).contiguous()
-    found: Tensor = _known[mask]
+        known[window] = (ACTIVE * mask + BORDER * border).to(torch.uint8).contiguous()
+    found: Tensor = known[window]
     return found
 
 

@@ -5,6 +5,7 @@ Imports no network.
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ COLUMNS = {
 }  # fmt: skip
 """The columns of MPII's tables: joints whose rates are averaged. The upper neck counts in the means only."""
 
+READERS: dict[str, Callable[[Path], NDArray[Any]]] = {
+    ".mat": lambda path: read_mat(path, "preds")[0],
+    ".npy": np.load,
+    ".json": lambda path: np.asarray(json.loads(path.read_text())),
+}
+"""Of predictions, by the file's ending."""
+
 
 def read_predictions(path: Path) -> NDArray[np.float64]:
     """float64 (N, 16, 2): x, y counted from 1, as the ground truth counts them.
@@ -31,15 +39,12 @@ def read_predictions(path: Path) -> NDArray[np.float64]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of predictions {path}")
-    match path.suffix:
-        case ".mat":
-            (found,) = read_mat(path, "preds")
-        case ".npy":
-            found = np.load(path)
-        case ".json":
-            found = np.asarray(json.loads(path.read_text()))
-        case _:
-            raise ValueError(f"{path} ends in {path.suffix!r}; predictions are read from .mat, .npy and .json")
+    if path.suffix not in READERS:
+        raise ValueError(f"{path} ends in {path.suffix!r}; predictions are read from {', '.join(READERS)}")
+    try:
+        found = READERS[path.suffix](path)
+    except (EOFError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if found.ndim != 3 or found.shape[1] != 16 or found.shape[2] < 2 or not np.issubdtype(found.dtype, np.number):
         raise ValueError(f"the predictions in {path} are {found.dtype} {found.shape}; they must be (people, 16, 2)")
     return found[:, :, :2].astype(np.float64)

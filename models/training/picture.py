@@ -16,6 +16,7 @@ from models.anytime import AnytimeModel, Extra
 from models.checkpoint import load_directory, resolve
 from models.configs import ModelConfig
 from models.executors import EXECUTORS, build
+from models.flops import GIGA
 from models.images import upright_rgb
 from models.postprocess import extra_map
 from models.preprocess import Box, Frame
@@ -35,7 +36,6 @@ SETTLED = "#22a455"
 DECIDED = ("#22a455", "#7fd3e8", "#f5a623", "#d0312d")
 """Of pixels whose prediction is that of exit 1, 2, 3, 4; settled at exit 1 is settled for good."""
 COLUMN_INCHES, DPI = 3.2, 100
-GIGA = 1024**3
 
 
 @dataclass(frozen=True)

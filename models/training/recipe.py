@@ -98,6 +98,22 @@ class Recipe:
             raise FileNotFoundError(f"there is no recipe {path}; name one with --recipe")
         return cls.from_json(json.loads(path.read_text()))
 
+    def save(self, directory: Path) -> None:
+        (directory / FILE).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+
+    def check_same(self, directory: Path) -> None:
+        """Raises ValueError if the run in `directory` is by another recipe, FileNotFoundError if there is none."""
+        path = directory / FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no run in {directory} to go on with; leave out --resume to start anew")
+        theirs = Recipe.load(path)
+        differing = [item.name for item in fields(self) if getattr(self, item.name) != getattr(theirs, item.name)]
+        if differing:
+            raise ValueError(
+                f"{directory} was trained by a recipe of other {', '.join(differing)}: name its own, --recipe "
+                f"{path}, or choose another --output"
+            )
+
     def override(self, settings: Mapping[str, Any]) -> "Recipe":
         """With fields replaced; those of phase 0 and of the augmentation are named `phases.0.NAME`,
         `augmentation.NAME`. Raises ValueError on an unknown one."""

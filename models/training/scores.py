@@ -75,7 +75,7 @@ def percent(value: Tensor) -> float:
 
 
 def _within(points: Tensor, joints: Tensor, size: Tensor, share: float) -> Tensor:
-    """Shares are compared, not distances, so that what lies on the border falls as in the MPII code."""
+    """Shares are compared, not distances, so that ties fall as in code that divides first; a tie is not within."""
     shares = (points - joints[:, :, :2]).norm(dim=-1) / size[:, None]
     scored = (joints[:, :, 2] > 0) & (size > 0)[:, None]
     right = torch.where(scored, (shares < share).to(points.dtype), torch.nan)

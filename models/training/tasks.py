@@ -1,6 +1,6 @@
 """What segmentation and pose do differently in training: batches, losses, scores.
 
-A task holds its whole data set on the device, so that loading never waits: 25 GB for Cityscapes, 6 GB for MPII. Imports
+A task holds its whole data set on the device, so that loading never waits: 25 GB for Cityscapes, 8 GB for MPII. Imports
 the readers and the network's values, no training loop.
 """
 
@@ -23,12 +23,10 @@ from models.training.data.people import Person, crop
 from models.training.data.street import VOID, Scene
 from models.training.recipe import Recipe
 
-CROP_SIDE = 288
-"""Side of the square that is kept of each person, in pixels; it is wider than the network's input by ROOM."""
 SIGMA = 2.0
 """Of a target's Gaussian, in positions of the heatmap of a full-size input; smaller inputs have smaller ones."""
 ROOM = 1.28
-"""Times the person's square: room for zooming out, turning and shifting."""
+"""What is kept of each person is wider than the person's square by this: room for zooming out, turning and shifting."""
 
 SCORED_TOGETHER = 32
 """Images; of larger ones than CamVid's, as many as have the same pixels."""
@@ -70,8 +68,8 @@ class Sampler:
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self.order:
             generator = torch.Generator().manual_seed((self.recipe.seed + 1) * 7_000_003 + epoch)
-            self.order = {epoch: torch.randperm(self.examples, generator=generator)} | dict(self.order.items())
-            self.order = {key: value for key, value in self.order.items() if key >= epoch - 1}
+            recent = {known: order for known, order in self.order.items() if known >= epoch - 1}
+            self.order = recent | {epoch: torch.randperm(self.examples, generator=generator)}
         return self.order[epoch]
 
 
@@ -82,8 +80,8 @@ class Segmentation:
         train, held_out = scenes(recipe, directory)
         self.recipe, self.classes = recipe, config.outputs
         self.mean, self.std = (torch.tensor(values, device=device) for values in (config.mean, config.std))
-        self.images, self.labels = _scenes(train, device)
-        self.held_out = _scenes(held_out, device)
+        self.images, self.labels = _scenes(train, self.classes, device)
+        self.held_out = _scenes(held_out, self.classes, device)
         self.examples = len(train)
         self.sampler = Sampler(len(train), recipe)
         self.weights = losses.class_weights(self.labels, self.classes, VOID, recipe.class_softness)
@@ -124,20 +122,28 @@ class Segmentation:
 
 
 def scenes(recipe: Recipe, directory: Path) -> tuple[list[Scene], list[Scene]]:
-    """What is trained on, and what is held out and scored: drives, or `val` if there are none."""
+    """What is trained on, and what is held out and scored: drives, or `val` if there are none.
+
+    Raises ValueError if a drive to hold out is not there, or nothing else is.
+    """
     found = [scene for split in recipe.splits for scene in datasets.scenes(directory, split)]
+    drives = {scene.drive for scene in found}
+    if unknown := set(recipe.hold_out) - drives:
+        raise ValueError(f"hold_out names {', '.join(sorted(unknown))}; the drives are {', '.join(sorted(drives))}")
     train = [scene for scene in found if scene.drive not in recipe.hold_out]
+    if not train:
+        raise ValueError(f"hold_out names all drives, {', '.join(sorted(drives))}; leave one to train on")
     return train, [scene for scene in found if scene.drive in recipe.hold_out] or datasets.scenes(directory, "val")
 
 
-def _scenes(scenes: Sequence[Scene], device: torch.device) -> tuple[Tensor, Tensor]:
-    """uint8 (N, 3, H, W) and (N, H, W). Raises ValueError unless all are of one size."""
-    height, width = scenes[0].labels().shape
+def _scenes(scenes: Sequence[Scene], classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """uint8 (N, 3, H, W) and (N, H, W). Raises ValueError unless all are of one size and of these classes."""
+    height, width = scenes[0].labels_for(classes).shape
     images = torch.empty(len(scenes), 3, height, width, dtype=torch.uint8, device=device)
     labels = torch.empty(len(scenes), height, width, dtype=torch.uint8, device=device)
 
     def place(index: int) -> None:  # one by one, so that a large data set is not in memory twice
-        image, label_map = scenes[index].image(), scenes[index].labels()
+        image, label_map = scenes[index].image(), scenes[index].labels_for(classes)
         if image.shape != (height, width, 3) or label_map.shape != (height, width):
             raise ValueError(
                 f"{scenes[index].image_path} is {image.shape[0]}x{image.shape[1]} and its label map "
@@ -157,7 +163,8 @@ class Pose:
         self.config, self.recipe = config, recipe
         self.mean, self.std = (torch.tensor(values, device=device) for values in (config.mean, config.std))
         people = [person for split in recipe.splits for person in datasets.people(directory, split)]
-        self.images, self.joints = _people(people, CROP_SIDE, ROOM, device)
+        self.side = round(config.size[0] * ROOM)
+        self.images, self.joints = _people(people, self.side, ROOM, device)
         self.held_out = _people(datasets.people(directory, "val"), config.size[0], 1.0, device)
         self.examples = len(people)
         self.sampler = Sampler(len(people), recipe)
@@ -170,10 +177,10 @@ class Pose:
         generator = self.sampler.generator(step)
         chosen = self.sampler(step)
         linear, mirrored = augment.zooms(how, phase.scale, len(chosen), generator)
-        linear = linear * (CROP_SIDE / ROOM / phase.crop[0])
+        linear = linear * (self.side / ROOM / phase.crop[0])
         shift = augment.uniform(generator, 2 * len(chosen), -how.shift, how.shift).view(-1, 2)
-        centre = CROP_SIDE * (0.5 + shift / ROOM)
-        where = augment.grid(linear, centre, (CROP_SIDE, CROP_SIDE), phase.crop, device)
+        centre = self.side * (0.5 + shift / ROOM)
+        where = augment.grid(linear, centre, (self.side, self.side), phase.crop, device)
         black = -self.mean / self.std
         chosen_here = chosen.to(device, non_blocking=True)
         images = augment.resample(

@@ -27,6 +27,8 @@ from models.training.graph import Replayed, Update
 from models.training.recipe import FILE, Recipe
 
 CHECKPOINT, PLOT = "checkpoint.pt", "training.png"
+PARTS = "network", "mean", "optimizer"
+"""Of a run, what has a state of its own."""
 SAVE_EVERY_S = 30.0
 """Between checkpoints; an interrupted run loses no more than this."""
 
@@ -39,13 +41,16 @@ BETAS = (0.9, 0.99)
 class Run:
     """All that a run must remember to go on as if it had never stopped.
 
-    `mean`: the network with the exponential mean of the weights, which is what is scored and shipped.
+    `mean`: the network with the exponential mean of the weights, which is what is scored and shipped. `losses`: of each
+    exit, summed over the steps since step `since`, the last that was scored.
     """
 
     network: AdpcNet
     mean: AdpcNet
     optimizer: torch.optim.Optimizer
+    losses: Tensor
     step: int = 0
+    since: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -77,13 +82,15 @@ class Run:
         graphs = device.type == "cuda"  # a replayed step reads its rate from a tensor
         rate = torch.tensor(0.0, device=device) if graphs else 0.0
         optimizer = torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=graphs, capturable=graphs)
-        return cls(network, deepcopy(network).eval().requires_grad_(False), optimizer)
+        mean = deepcopy(network).eval().requires_grad_(False)
+        return cls(network, mean, optimizer, torch.zeros(model.exits, device=device))
 
     def save(self, output: Path) -> None:
         """The checkpoint, and the mean as a model directory in half precision."""
-        parts = {name: getattr(self, name).state_dict() for name in ("network", "mean", "optimizer")}
+        parts = {name: getattr(self, name).state_dict() for name in PARTS}
+        values = {name: getattr(self, name) for name in ("losses", "step", "since", "history")}
         partial = output / f"{CHECKPOINT}.part"
-        torch.save({**parts, "step": self.step, "history": self.history}, partial)
+        torch.save({**parts, **values}, partial)
         partial.replace(output / CHECKPOINT)  # a crash while writing leaves the old one
         save_directory(output, self.mean, torch.float16)
 
@@ -93,15 +100,15 @@ class Run:
         if not path.is_file():
             raise FileNotFoundError(f"there is no {path} to resume from; leave out --resume to start anew")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        rates = [group["lr"] for group in self.optimizer.param_groups]
         try:
-            for name in ("network", "mean", "optimizer"):
+            for saved, group in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+                saved |= {name: group[name] for name in ("lr", "fused", "capturable")}  # of this device, not of that
+            for name in PARTS:
                 getattr(self, name).load_state_dict(state[name])
+            self.losses.copy_(state["losses"])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{path} is of another network or recipe: {str(error).splitlines()[0]}") from error
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        self.step, self.history = state["step"], state["history"]
+            raise ValueError(f"{path} is of another network: {str(error).splitlines()[0]}") from error
+        self.step, self.since, self.history = state["step"], state["since"], state["history"]
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -183,21 +190,21 @@ def train(
     update = update_of(run, task, mixed=multiplies_bfloat16(device) if mixed is None else mixed, compiled=compiled)
     started_s = saved_s = time.monotonic()
     last = min(recipe.steps, run.step + steps)
-    losses, since = torch.zeros(run.network.config.exits, device=device), run.step
     run.network.train()
     with tqdm(total=recipe.steps, initial=run.step, unit="step", mininterval=5, smoothing=0.05) as bar:
         while run.step < last and time.monotonic() - started_s < minutes * 60:
             run.set_rate(recipe.learning_rate_at(run.step))
             torch.manual_seed(recipe.seed * 9_000_011 + run.step)  # of what a network draws
-            losses += update(*task.batch(run.step), None if recipe.phase_at(run.step).masks else False)
+            run.losses += update(*task.batch(run.step), None if recipe.phase_at(run.step).masks else False)
             run.step += 1
             run.follow(1 / min(recipe.ema_steps, 1 + run.step / 10))
             bar.update()
             if run.step % score_every == 0 or (run.step == recipe.steps and score_every < math.inf):
-                mean = (losses / (run.step - since)).tolist()
+                mean = (run.losses / (run.step - run.since)).tolist()
                 run.history.append({"step": run.step, "losses": mean, "scores": task.score(run.mean)})
                 bar.write(json.dumps(run.history[-1]))
-                losses, since = torch.zeros_like(losses), run.step
+                run.losses.zero_()
+                run.since = run.step
             if time.monotonic() - saved_s > SAVE_EVERY_S:
                 run.save(output)
                 saved_s = time.monotonic()
@@ -205,18 +212,22 @@ def train(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a named configuration: python -m models flops --help lists them")
+    parser.add_argument("config", help="a named configuration; an unknown name lists them")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model directory to write")
     parser.add_argument("--recipe", type=Path, help=f"default: {FILE} of the shipped model of that name")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=JSON", help="change a field of the recipe, e.g. steps=1000"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="change a field of the recipe, e.g. phases.0.steps=1000",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; --resume goes on")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="STEPS", help="likewise")
-    parser.add_argument("--score-every", type=int, default=1000, metavar="STEPS")
+    parser.add_argument("--score-every", type=at_least_1, default=1000, metavar="STEPS")
     parser.add_argument(
         "--mixed",
         action=argparse.BooleanOptionalAction,
@@ -232,12 +243,15 @@ def main(args: argparse.Namespace) -> int:
     device = torch.device(args.device)
     model = config(args.config)
     recipe = Recipe.load(args.recipe or ZOO / args.config / FILE).override(dict(map(setting, args.set)))
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / FILE).write_text(json.dumps(recipe.to_json(), indent=1) + "\n")
     run = Run.begin(model, recipe, device)
-    if args.resume:
-        run.load(args.output)
     task = tasks.load(model, recipe, args.data, device)
+    if args.resume:
+        recipe.check_same(args.output)
+        run.load(args.output)
+    elif (args.output / CHECKPOINT).exists():
+        raise ValueError(f"{args.output} holds a run; --resume goes on with it, or choose another --output")
+    args.output.mkdir(parents=True, exist_ok=True)
+    recipe.save(args.output)
     epochs = recipe.images_before(recipe.steps) / task.examples
     print(
         f"{model.name}: {task.examples} examples, {epochs:.0f} epochs in {recipe.steps} steps on {device}", flush=True
@@ -259,6 +273,12 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def at_least_1(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1; leave the option out for its default")
+    return value
+
+
 def stream(device: torch.device) -> AbstractContextManager[object]:
     """A new stream of a GPU, nothing on a CPU."""
     if device.type != "cuda":
@@ -271,7 +291,7 @@ def setting(text: str) -> tuple[str, Any]:
     """`NAME=JSON`. Raises ValueError on anything else."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"--set {text}: give NAME=JSON, for example steps=1000")
+        raise ValueError(f"--set {text}: give NAME=JSON, for example phases.0.steps=1000")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError as error:

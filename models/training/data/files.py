@@ -51,7 +51,7 @@ def read_mat(path: Path, *names: str) -> list[NDArray[Any]]:
         held = loadmat(path)
     except NotImplementedError as error:
         raise ValueError(f"{path} is of MATLAB's version 7.3 (HDF5); save it with -v7") from error
-    except (MatReadError, ValueError, TypeError) as error:
+    except (MatReadError, OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as a MATLAB file: {error}") from error
     missing = [name for name in names if name not in held]
     if missing:

@@ -28,7 +28,7 @@ def read(directory: Path, split: str) -> list[Person]:
     labels = read_mat(directory / "joints.mat", "joints")[0].astype(np.float32)
     if labels.shape != (14, 3, len(paths)):
         raise ValueError(f"joints.mat holds {labels.shape}; for {len(paths)} images it must be (14, 3, {len(paths)})")
-    people = [Person(path, joints := to_mpii(labels[:, :, i]), joints_box(joints)) for i, path in enumerate(paths)]
+    people = [_person(path, to_mpii(labels[:, :, index])) for index, path in enumerate(paths)]
     match split:
         case "train":
             return people[:TRAIN]
@@ -37,6 +37,13 @@ def read(directory: Path, split: str) -> list[Person]:
         case "all":
             return people
     raise ValueError(f"there is no split {split!r} of LSP; choose train, val or all")
+
+
+def _person(path: Path, joints: NDArray[np.float32]) -> Person:
+    try:
+        return Person(path, joints, joints_box(joints))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def to_mpii(joints: NDArray[np.float32]) -> NDArray[np.float32]:

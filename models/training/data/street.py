@@ -36,6 +36,17 @@ class Scene:
         """uint8 (H, W): the class, or VOID."""
         return self.classes[read_labels(self.label_path)]
 
+    def labels_for(self, outputs: int) -> NDArray[np.uint8]:
+        """`labels`, for a model of so many classes. Raises ValueError if its classes are others."""
+        labels = self.labels()
+        highest, last = (int(values[values != VOID].max(initial=0)) for values in (labels, self.classes))
+        if highest >= outputs or last < outputs - 1:
+            raise ValueError(
+                f"{self.label_path} has class {highest}, its data set classes 0 to {last}, and the model 0 to "
+                f"{outputs - 1}; choose a model of these classes"
+            )
+        return labels
+
 
 def class_table(values: Sequence[int]) -> NDArray[np.uint8]:
     """uint8 (256,) that makes the k-th of `values` class k, and every other value VOID."""
