@@ -13,6 +13,7 @@ from server.errors import ServerError
 from server.job import Plan
 from server.link import Link, ProcessLink
 from server.memory import keep_freed_memory, settle_garbage
+from server.protocol import Protocol
 from server.settings import Settings, load_settings
 
 logger = logging.getLogger("anytime")
@@ -49,7 +50,7 @@ def make_server(settings: Settings, launch: Callable[[Plan], Link] = ProcessLink
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http="httptools",
+            http=Protocol,
             ws="websockets-sansio",
             # Beyond this a frame is not even read; up to it, too large an image is refused with a sentence.
             ws_max_size=2 * settings.max_body_bytes,

@@ -41,16 +41,20 @@ class ClientLimit:
         self._buckets[client] = (tokens - 1 if tokens >= 1 else tokens, now_s)
         while len(self._buckets) > self.CLIENTS:
             self._buckets.popitem(last=False)
+        self._refuse_without(tokens, client)
+
+    def check_token(self, client: str, now_s: float | None = None) -> None:
+        """Raises TooManyRequestsError if `check` would now."""
+        if self._rate:
+            self._refuse_without(self._tokens(client, time.monotonic() if now_s is None else now_s), client)
+
+    def _refuse_without(self, tokens: float, client: str) -> None:
         if tokens < 1:
             raise TooManyRequestsError(
                 f"{client} may send {self._rate:g} requests a second and {self._burst} at once; wait before the next",
                 "client_limit",
                 (1 - tokens) / self._rate,
             )
-
-    def has_token(self, client: str, now_s: float | None = None) -> bool:
-        """Whether `check` would pass now."""
-        return not self._rate or self._tokens(client, time.monotonic() if now_s is None else now_s) >= 1
 
     def _tokens(self, client: str, now_s: float) -> float:
         tokens, then_s = self._buckets.get(client, (float(self._burst), now_s))

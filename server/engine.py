@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from server.budget import GRACE_S, Budget
 from server.catalog import ServedModel
-from server.errors import NoExitError, ServerError, UnavailableError, WorkerLostError
+from server.errors import NoExitError, ServerError, TooLargeError, UnavailableError, WorkerLostError
 from server.job import (
     Beat,
     Box,
@@ -49,12 +49,14 @@ RESTART_S = 5.0
 
 @dataclass(frozen=True)
 class Order:
-    """What a job is to compute. `usual_s`: when it would usually begin. `required`: the first exit that is worth an
-    answer. `reserve_s`: what is kept back of the budget to encode and send."""
+    """What a job is to compute. `decode_s`: what decoding its image took. `usual_s`: when it would usually begin.
+    `required`: the first exit that is worth an answer. `reserve_s`: what is kept back of the budget to encode and send.
+    """
 
     model: ServedModel
     layout: Layout
     budget: Budget
+    decode_s: float
     usual_s: float
     required: int = 1
     reserve_s: float = 0.0
@@ -74,6 +76,7 @@ class Job:
     submitted_s: float
     deadline_s: float
     exits: list[Exited] = field(default_factory=list)
+    macs: int = 0
     stop: Stop | None = None
     error: ServerError | None = None
     stopped_s: float = 0.0
@@ -160,7 +163,8 @@ class Engine:
         """What a worker said of each model; stays when it dies."""
         self.draining = False
         self.jobs: dict[int, Job] = {}
-        self.supervisor = Supervisor(launch, self._hear, self._lost, lambda: bool(self.jobs))
+        self.supervisor = Supervisor(self._start_worker, self._hear, self._lost, lambda: bool(self.jobs))
+        self._launch = launch
         self._metrics = metrics
         self._unloadable = unloadable
         self._keys = itertools.count(1)
@@ -172,6 +176,11 @@ class Engine:
     def start(self) -> None:
         """Start the worker; `ready` is set once every exit of every model is warm."""
         self.supervisor.start()
+
+    def _start_worker(self) -> Link:
+        if self.supervisor.starts > 1:
+            self._metrics.worker_restarts.inc()
+        return self._launch()
 
     def stop(self) -> None:
         """End the worker, and every job that is left."""
@@ -189,7 +198,14 @@ class Engine:
             raise UnavailableError("the models are being loaded; ask again soon", "starting", RESTART_S)
 
     def take(self, layout: Layout) -> int:
-        """Memory for an image and its maps: the offset of a block. Raises UnavailableError if there is no room."""
+        """Memory for an image and its maps: the offset of a block. Raises UnavailableError if there is no room now,
+        TooLargeError if there never is."""
+        if layout.total_bytes > self.arena.size_bytes:
+            raise TooLargeError(
+                f"the image and its maps need {layout.total_bytes:,} bytes; the limit is {self.arena.size_bytes:,} for "
+                "all open requests together (--shared-memory-bytes): send a smaller image",
+                "image_too_large",
+            )
         offset = self.arena.take(layout.total_bytes)
         if offset is None:
             raise UnavailableError(
@@ -292,8 +308,7 @@ class Engine:
         self.ready, self.known = ready, ready.models
         self._metrics.worker_up.clear()
         self._metrics.worker_up.labels(ready.device).set(1)
-        if self.supervisor.starts > 1:
-            self._metrics.worker_restarts.inc()
+        self._metrics.executor_info.clear()
         for model in ready.models:
             self._metrics.executor_info.labels(model, ready.device, ready.models[model].executor).set(1)
 
@@ -311,7 +326,8 @@ class Engine:
         name, metrics = job.order.model.name, self._metrics
         metrics.stage.labels(name, exited.exit).observe(exited.stage_s)
         metrics.unsure.labels(name, exited.exit).observe(exited.unsure)
-        metrics.macs.labels(name).inc(exited.macs - (job.exits[-1].macs if job.exits else 0))
+        metrics.macs.labels(name).inc(exited.macs - job.macs)
+        job.macs = exited.macs
         if job.stop is not None:
             metrics.exits_wasted.labels(name).inc()
             return
@@ -340,10 +356,11 @@ class Engine:
         self.ready = None
         for job in list(self.jobs.values()):
             job.with_worker = False
-            if job.exits:
+            if job.latest >= job.order.required:
                 self.finish(job, Stop.DEADLINE)
             else:
-                sentence = "the worker was lost before exit 1; another one is being started, ask again soon"
+                first = job.order.required
+                sentence = f"the worker was lost before exit {first}; another one is being started, ask again soon"
                 self.finish(job, Stop.ERROR, WorkerLostError(sentence, "worker_lost", RESTART_S))
             self.free(job)
 

@@ -22,6 +22,11 @@ class ServerError(Exception):
         self.request_id: str | None = None
 
 
+def unexpected(error: Exception) -> ServerError:
+    """What a client is told about a fault of the server."""
+    return ServerError(f"the server failed ({type(error).__name__}); the log says more", "internal")
+
+
 class InvalidError(ServerError):
     """The request cannot be understood."""
 

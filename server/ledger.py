@@ -1,18 +1,30 @@
 """One entry for each request, open or recently ended: it can be looked up and cancelled by id, and is counted once."""
 
 import asyncio
+import logging
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from server.errors import InvalidError, NotFoundError, RequestCancelledError, ServerError, UnavailableError
+from server.errors import (
+    DisconnectedError,
+    InvalidError,
+    NoExitError,
+    NotFoundError,
+    RequestCancelledError,
+    ServerError,
+    UnavailableError,
+    unexpected,
+)
 from server.job import Stop
 from server.metrics import UNKNOWN, Metrics
 from server.wire import MAX_ID
+
+logger = logging.getLogger("anytime.ledger")
 
 
 class Progress(Protocol):
@@ -22,8 +34,11 @@ class Progress(Protocol):
     def latest(self) -> int:
         """The newest exit that was reached; 0: none yet."""
 
-    def cancel(self) -> None:
+    def cancel(self, stop: Stop) -> None:
         """End it; nothing if it has ended."""
+
+    def move(self, deadline_s: float) -> None:
+        """A new deadline; nothing if it has ended."""
 
 
 @dataclass
@@ -37,20 +52,51 @@ class Entry:
     deadline_s: float | None = None
     stop: Stop | None = None
     job: Progress | None = None
-    cancelled: bool = False
+    given_up: Stop | None = None
     exit: int = 0
     elapsed_s: float | None = None
+    _wait: asyncio.Timeout | None = None
 
-    def cancel(self) -> None:
-        """End the job, or see to it that none is begun."""
-        self.cancelled = True
+    def cancel(self, stop: Stop = Stop.CANCELLED) -> None:
+        """End the job, or what is done before there is one. `stop`: why, cancelled or disconnected."""
+        self.given_up = self.given_up or stop
         if self.job is not None:
-            self.job.cancel()
+            self.job.cancel(stop)
+        self._end_wait_in_time()
 
-    def check(self) -> None:
-        """Raises RequestCancelledError if it was cancelled before there was a job."""
-        if self.cancelled:
-            raise RequestCancelledError("the request was cancelled by its id", "cancelled")
+    def move(self, deadline_s: float) -> None:
+        """A new deadline, sooner or later."""
+        self.deadline_s = deadline_s
+        if self.job is not None:
+            self.job.move(deadline_s)
+        self._end_wait_in_time()
+
+    @asynccontextmanager
+    async def preparing(self) -> AsyncIterator[None]:
+        """Around all that is waited for before there is a job: ends it at the deadline, wherever that moves, and at a
+        cancel. Raises NoExitError, RequestCancelledError or DisconnectedError then."""
+        try:
+            async with asyncio.timeout(None) as self._wait:
+                self._end_wait_in_time()
+                yield
+        except TimeoutError:
+            if self.given_up is Stop.CANCELLED:
+                raise RequestCancelledError("the request was cancelled by its id", "cancelled") from None
+            if self.given_up is Stop.DISCONNECTED:
+                raise DisconnectedError("the client hung up", "disconnected") from None
+            spent_ms = 1000 * (time.monotonic() - self.arrived_s)
+            sentence = f"the image was not received and decoded within {spent_ms:.0f} ms; give a later deadline_ms"
+            raise NoExitError(sentence, "no_exit") from None
+        finally:
+            self._wait = None
+
+    def _end_wait_in_time(self) -> None:
+        if self._wait is None or self._wait.expired():
+            return
+        left_s = 0.0
+        if self.given_up is None and self.deadline_s is not None:
+            left_s = max(0.0, self.deadline_s - time.monotonic())
+        self._wait.reschedule(asyncio.get_running_loop().time() + left_s)
 
     def to_json(self, now_s: float) -> dict[str, Any]:
         budget_s = None if self.deadline_s is None else self.deadline_s - self.arrived_s
@@ -103,9 +149,14 @@ class Ledger:
             entry.stop = Stop(error.stop)
             error.request_id = entry.id
             raise
-        except BaseException as error:
-            # A task is cancelled when its connection is gone; anything else is a fault of the server.
-            entry.stop = Stop.ERROR if isinstance(error, Exception) else Stop.DISCONNECTED
+        except Exception as error:  # the boundary: whatever it was, the client hears of it and the log has it
+            entry.stop = Stop.ERROR
+            logger.exception("request %s failed", entry.id)
+            fault = unexpected(error)
+            fault.request_id = entry.id
+            raise fault from error
+        except BaseException:  # a task is cancelled when its connection is gone
+            entry.stop = Stop.DISCONNECTED
             raise
         finally:
             del self._open[id(entry)]

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -67,7 +68,8 @@ class Supervisor:
     """A worker that has work and says nothing for so long is stuck; between steps it speaks every second."""
     QUICK_S = 30.0
     BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
-    """Waits before starting again: the first, and then one for each worker that died within `QUICK_S` of its start."""
+    """Waits before starting again: the first, and then one for each worker that could not be started or died within
+    `QUICK_S` of its start."""
 
     def __init__(
         self,
@@ -82,6 +84,8 @@ class Supervisor:
         self._hear = hear
         self._lost = lost
         self._busy = busy
+        self._unsent: OrderedDict[tuple[type[Command], int], Command] = OrderedDict()
+        """Commands that the worker's socket had no room for, the newest of each kind about a job."""
         self._quick_deaths = 0
         self._started_s = 0.0
         self._heard_s = 0.0
@@ -96,8 +100,10 @@ class Supervisor:
             self.link = self._launch()
         except OSError:
             logger.exception("the worker could not be started")
+            self._quick_deaths += 1
             self._start_later()
             return
+        os.set_blocking(self.link.connection.fileno(), False)
         loop = asyncio.get_running_loop()
         loop.add_reader(self.link.connection.fileno(), self._readable)
         self._timer = loop.call_later(self.SILENCE_S / 10, self._watch)
@@ -108,15 +114,34 @@ class Supervisor:
         self._drop()
 
     def say(self, command: Command) -> None:
-        """Send. What is said to a worker that is gone is lost with it, and `lost` follows."""
+        """Send, or keep until the worker reads on. What is said to a worker that is gone is lost with it, and `lost`
+        follows."""
         if self.link is None:
             return
         if not self._busy():
             self._heard_s = time.monotonic()
-        try:
-            self.link.connection.send(command)
-        except OSError as error:
-            logger.warning("the worker does not listen: %s", error)
+        waiting = bool(self._unsent)
+        self._unsent[type(command), command.key] = command
+        if not waiting:
+            self._send()
+
+    def _send(self) -> None:
+        """What is unsent, until the socket is full; the loop calls again once it is not. Commands are much smaller than
+        the socket's buffer, so that none goes in parts."""
+        assert self.link is not None
+        loop, number = asyncio.get_running_loop(), self.link.connection.fileno()
+        while self._unsent:
+            try:
+                self.link.connection.send(next(iter(self._unsent.values())))
+            except BlockingIOError:
+                loop.add_writer(number, self._send)
+                return
+            except OSError as error:
+                logger.warning("the worker does not listen: %s", error)
+                self._unsent.clear()
+                break
+            self._unsent.popitem(last=False)
+        loop.remove_writer(number)
 
     def _readable(self) -> None:
         """Hear one event; the loop calls again while there are more. They are much smaller than a socket's buffer, so
@@ -153,7 +178,10 @@ class Supervisor:
             self._timer.cancel()
         if self.link is None:
             return
-        asyncio.get_running_loop().remove_reader(self.link.connection.fileno())
+        loop, number = asyncio.get_running_loop(), self.link.connection.fileno()
+        loop.remove_reader(number)
+        loop.remove_writer(number)
+        self._unsent.clear()
         self.link.kill()
         self.link = None
         self._lost()

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from server import encoder
 from server.admission import read_body
 from server.engine import Job
-from server.errors import DisconnectedError, InvalidError, NoExitError, NotAcceptableError
+from server.errors import DisconnectedError, InvalidError, NotAcceptableError
 from server.job import Stop
 from server.ledger import Entry
 from server.service import Service, check_answer
@@ -53,6 +53,24 @@ PREDICT_DOCS: dict[str, Any] = {
         }
     },
 }
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": "What was wrong, with the number, the limit and the remedy.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "error": {"type": "string"},
+                        "code": {"type": "string"},
+                        "id": {"type": "string", "nullable": True},
+                    },
+                }
+            }
+        },
+    }
+    for status in ("4XX", "5XX")
+}
 
 
 def reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -60,7 +78,7 @@ def reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) -
     return Response(to_json(body), status, headers, "application/json")
 
 
-@router.post("/v1/predict", openapi_extra=PREDICT_DOCS, response_class=Response, tags=["predict"])
+@router.post("/v1/predict", openapi_extra=PREDICT_DOCS, responses=REFUSALS, response_class=Response, tags=["predict"])
 async def predict(request: Request) -> Response:
     """The best map that fits the deadline, in one answer."""
     arrived_s = time.monotonic()
@@ -74,7 +92,7 @@ async def _predict(service: Service, request: Request, entry: Entry) -> Response
     form = accepted_format(request.headers.get("accept"))
     timeout_s = positive("X-Request-Timeout-Seconds", request.headers.get("x-request-timeout-seconds"))
     known = service.accept(ask, entry, request.client.host if request.client else "unknown", timeout_s)
-    model, budget = known.model, known.budget
+    model = known.model
     if form != "application/json":
         if model.config.task == "pose":
             raise NotAcceptableError(
@@ -83,20 +101,16 @@ async def _predict(service: Service, request: Request, entry: Entry) -> Response
         if ask.extra:
             raise InvalidError(f"map={ask.extra} is a second map; Accept application/json for both", "bad_parameter")
     try:
-        async with asyncio.timeout(max(0.0, budget.deadline_s - time.monotonic())):
+        async with entry.preparing():
             body = await _body(request, service.settings.max_body_bytes)
-    except TimeoutError:
-        raise NoExitError("the deadline came before the whole body; give a later deadline_ms", "no_exit") from None
     except ClientDisconnect:
         raise DisconnectedError("the client hung up", "disconnected") from None
-    picture = await service.decode(body)
-    decode_s = picture.decode_s
-    with await service.submit(ask, known, picture, entry, form) as job:
-        del body, picture  # the job has its own
-        async with _hang_up_cancels(request, job):
+    async with _hang_up_cancels(request, entry):
+        with await service.begin(ask, known, body, entry, form) as job:
+            del body  # the job has the pixels
             entry.stop = await job.ended()
-        check_answer(job)
-        return await service.encode(form, job.order.layout.pixels, lambda: _answer(job, entry, form, decode_s))
+            check_answer(job)
+            return await service.encode(form, job.order.layout.pixels, lambda: _answer(job, entry, form))
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
@@ -123,13 +137,13 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
 
 
 @asynccontextmanager
-async def _hang_up_cancels(request: Request, job: Job) -> AsyncIterator[None]:
-    """Cancels the job when the client closes the connection. The body must have been read."""
+async def _hang_up_cancels(request: Request, entry: Entry) -> AsyncIterator[None]:
+    """Cancels the request when the client closes the connection. The body must have been read."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        job.cancel(Stop.DISCONNECTED)
+        entry.cancel(Stop.DISCONNECTED)
 
     watcher = asyncio.create_task(watch())
     try:
@@ -138,7 +152,7 @@ async def _hang_up_cancels(request: Request, job: Job) -> AsyncIterator[None]:
         watcher.cancel()
 
 
-def _answer(job: Job, entry: Entry, form: Format, decode_s: float) -> Response:
+def _answer(job: Job, entry: Entry, form: Format) -> Response:
     """Encode the newest exit; runs on an encoding thread."""
     began_s = time.monotonic()
     model, found = job.order.model, job.exits[-1]
@@ -168,7 +182,7 @@ def _answer(job: Job, entry: Entry, form: Format, decode_s: float) -> Response:
         body["map"] = {"kind": job.order.extra, **base64_png(encoder.png(extra))}
     now_s = time.monotonic()
     body["timing"] = {
-        "decode_ms": milliseconds(decode_s),
+        "decode_ms": milliseconds(job.order.decode_s),
         "queue_ms": milliseconds(job.exits[0].started_s - job.submitted_s),
         "compute_ms": [milliseconds(done.stage_s) for done in job.exits],
         "encode_ms": milliseconds(now_s - began_s),
@@ -201,21 +215,21 @@ async def models(request: Request) -> Response:
     return reply({"default": service.catalog.default, "models": described, "deadline_ms": deadlines})
 
 
-@router.get("/v1/models/{name}", tags=["models"])
+@router.get("/v1/models/{name}", responses=REFUSALS, tags=["models"])
 async def model(request: Request, name: str) -> Response:
     """One model: task, labels, and the cost of each exit."""
     service: Service = request.app.state.service
     return reply(describe_model(service.catalog.get(name), service.engine.known.get(name)))
 
 
-@router.get("/v1/requests/{request_id}", tags=["requests"])
+@router.get("/v1/requests/{request_id:path}", responses=REFUSALS, tags=["requests"])
 async def look_up(request: Request, request_id: str) -> Response:
     """A request that is open or ended recently."""
     service: Service = request.app.state.service
     return reply(service.ledger.find(request_id).to_json(time.monotonic()))
 
 
-@router.delete("/v1/requests/{request_id}", tags=["requests"])
+@router.delete("/v1/requests/{request_id:path}", responses=REFUSALS, tags=["requests"])
 async def cancel(request: Request, request_id: str) -> Response:
     """Cancel a request; one that has ended stays as it is."""
     service: Service = request.app.state.service

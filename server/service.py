@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from server.admission import ClientLimit, check_body, decode
 from server.budget import Budget, Quantile
 from server.catalog import Catalog, ServedModel
 from server.engine import Engine, Job, Order
-from server.errors import DisconnectedError, InvalidError, NoExitError, RequestCancelledError, ServerError
+from server.errors import DisconnectedError, InvalidError, NoExitError, RequestCancelledError
 from server.job import Plan, Stop
 from server.ledger import Entry, Ledger
 from server.link import Link, ProcessLink
@@ -134,8 +134,14 @@ class Service:
         entry.deadline_s = budget.deadline_s
         return Accepted(model, budget)
 
-    async def decode(self, body: bytes) -> Picture:
-        """See `admission.decode`."""
+    async def begin(self, ask: Ask, known: Accepted, body: bytes, entry: Entry, encoding: str) -> Job:
+        """Decode the image and start the request's job. Raises ServerError."""
+        async with entry.preparing():
+            picture = await self._decode(body)
+            return await self._submit(ask, known, picture, entry, encoding)
+
+    async def _decode(self, body: bytes) -> Picture:
+        """See `admission.decode`. What is waited for no more before its turn has come is not decoded."""
         check_body(body, self.settings.max_body_bytes)
         began_s = time.monotonic()
         loop = asyncio.get_running_loop()
@@ -145,8 +151,8 @@ class Service:
         usual.add(seconds)
         return Picture(pixels, seconds, began_s + usual.value)
 
-    async def submit(self, ask: Ask, known: Accepted, picture: Picture, entry: Entry, encoding: str) -> Job:
-        """Start the job of a request, which its id can cancel from now on. Raises ServerError."""
+    async def _submit(self, ask: Ask, known: Accepted, picture: Picture, entry: Entry, encoding: str) -> Job:
+        assert entry.deadline_s is not None
         height, width = picture.pixels.shape[:2]
         if ask.box is not None:
             _check_box(ask.box, height, width)
@@ -154,7 +160,8 @@ class Service:
         order = Order(
             model=known.model,
             layout=layout,
-            budget=known.budget,
+            budget=replace(known.budget, deadline_s=entry.deadline_s),
+            decode_s=picture.decode_s,
             usual_s=picture.usual_s,
             required=1 if ask.best_effort else ask.min_exit or 1,
             reserve_s=self._reserve_s(encoding, height * width),
@@ -165,7 +172,6 @@ class Service:
         offset = self.engine.take(layout)
         try:
             await _copy(picture.pixels, layout.image(self.arena.view[offset:]))
-            entry.check()
             entry.job = job = self.engine.submit(order, offset)
         except BaseException:
             self.arena.give(offset, layout.total_bytes)
@@ -220,8 +226,3 @@ def _check_box(box: tuple[float, float, float, float], height: int, width: int) 
             "x,y,width,height in its pixels",
             "bad_box",
         )
-
-
-def unexpected(error: Exception) -> ServerError:
-    """What a client is told about a fault of the server."""
-    return ServerError(f"the server failed ({type(error).__name__}); the log says more", "internal")

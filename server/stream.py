@@ -8,7 +8,6 @@ import logging
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
@@ -19,17 +18,16 @@ from server.engine import Job
 from server.errors import (
     DisconnectedError,
     InvalidError,
-    NoExitError,
     NotFoundError,
     RequestCancelledError,
     ServerError,
     TooLargeError,
-    TooManyRequestsError,
     UnavailableError,
+    unexpected,
 )
 from server.job import Stop
 from server.ledger import Entry
-from server.service import Service, check_answer, unexpected
+from server.service import Service, check_answer
 from server.wire import (
     CancelById,
     Encoding,
@@ -61,15 +59,6 @@ Image = asyncio.Queue[bytes | ServerError]
 """For one item: the image that follows a header, or why none does."""
 
 
-@dataclass
-class Open:
-    """A request between its header and its end. `deadline_s`: a new one that came before the job was submitted."""
-
-    entry: Entry
-    job: Job | None = None
-    deadline_s: float | None = None
-
-
 class Stream:
     """One socket: reads messages, and runs each request in a task of its own."""
 
@@ -79,7 +68,7 @@ class Stream:
         self._socket = socket
         self._service = service
         self._client = socket.client.host if socket.client else "unknown"
-        self._open: dict[str, Open] = {}
+        self._open: dict[str, Entry] = {}
         self._past: deque[str] = deque(maxlen=self.PAST_IDS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
@@ -119,12 +108,13 @@ class Stream:
         if sockets > limit:
             sentence = f"{limit} sockets are open, which is the limit (--max-sockets); connect again later"
             raise UnavailableError(sentence, "overloaded", 1.0)
-        if not self._service.limit.has_token(self._client):
-            raise TooManyRequestsError("requests came too fast; connect again later", "client_limit", 1.0)
+        self._service.limit.check_token(self._client)
 
     async def _read(self) -> None:
         """Hear messages until the client leaves. Raises ServerError on one after which the socket cannot go on."""
         while True:
+            while len(self._tasks) > self._service.settings.max_open:  # most were refused, and the client does not read
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
@@ -136,8 +126,9 @@ class Stream:
 
     async def _hear_text(self, text: str) -> None:
         limit = self._service.settings.max_message_bytes
-        if len(text) > limit:
-            sentence = f"the message has {len(text):,} characters; the limit is {limit:,} (--max-message-bytes)"
+        size_bytes = len(text.encode())
+        if size_bytes > limit:
+            sentence = f"the message has {size_bytes:,} bytes; the limit is {limit:,} (--max-message-bytes)"
             raise TooLargeError(sentence, "message_too_large")
         fields = parse_json(text)
         if self._image is not None:
@@ -171,35 +162,33 @@ class Stream:
             if message.id not in self._past:  # else it has just ended, and its client will read that
                 raise NotFoundError(f"no request {message.id!r} is open on this socket", "unknown_request")
         elif isinstance(message, CancelById):
-            found.entry.cancel()
+            found.cancel()
         elif isinstance(message, NewDeadline):
-            latest_s = found.entry.arrived_s + self._service.settings.max_deadline_ms / 1000
-            found.entry.deadline_s = found.deadline_s = min(latest_s, time.monotonic() + message.deadline_ms / 1000)
-            if found.job is not None:
-                found.job.move(found.deadline_s)
+            latest_s = found.arrived_s + self._service.settings.max_deadline_ms / 1000
+            found.move(min(latest_s, time.monotonic() + message.deadline_ms / 1000))
 
     async def _serve(self, fields: dict[str, Any], image: Image, arrived_s: float) -> None:
         """One request, from its header to its last message."""
-        message_id = fields.get("id")
+        message_id, last = fields.get("id"), None
         try:
             with self._service.ledger.entry(None, "websocket", arrived_s) as entry:
                 message = self._parse(fields)
                 entry.id = message.id
-                self._open[message.id] = Open(entry)
+                self._open[message.id] = entry
                 try:
-                    await self._predict(message, image, self._open[message.id])
+                    await self._predict(message, image, entry)
                 finally:
                     del self._open[message.id]
                     self._past.append(message.id)
         except DisconnectedError:
             return
         except RequestCancelledError:
-            await self._tell(_end(message_id, 0, Stop.CANCELLED, arrived_s, []))
+            last = _end(message_id, 0, Stop.CANCELLED, arrived_s, [])
         except ServerError as error:
-            await self._send_error(error, message_id)
-        except Exception as error:  # the boundary: whatever it was, the client hears of it and the log has it
-            logger.exception("request %r failed", message_id)
-            await self._send_error(unexpected(error), message_id)
+            last = _error(error, message_id)
+        del image  # nor does the error's traceback hold it, however long the client takes to hear of that
+        if last is not None:
+            await self._tell(last)
 
     def _parse(self, fields: dict[str, Any]) -> Predict:
         message = parse_message(fields)
@@ -208,23 +197,16 @@ class Stream:
             raise InvalidError(f"request {message.id!r} is open on this socket; give another id", "duplicate_id")
         return message
 
-    async def _predict(self, message: Predict, image: Image, found: Open) -> None:
-        service, entry = self._service, found.entry
+    async def _predict(self, message: Predict, image: Image, entry: Entry) -> None:
+        service = self._service
         known = service.accept(message.ask, entry, self._client)
-        model, budget = known.model, known.budget
-        try:
-            async with asyncio.timeout(max(0.0, budget.deadline_s - time.monotonic())):
-                body = await image.get()
-        except TimeoutError:
-            raise NoExitError("the deadline came before the image; give a later deadline_ms", "no_exit") from None
+        model = known.model
+        async with entry.preparing():
+            body = await image.get()
         if isinstance(body, ServerError):
             raise body
-        picture = await service.decode(body)
-        with await service.submit(message.ask, known, picture, entry, message.encoding) as job:
-            del body, picture  # the job has its own
-            found.job = job
-            if found.deadline_s is not None:
-                job.move(found.deadline_s)
+        with await service.begin(message.ask, known, body, entry, message.encoding) as job:
+            del body  # the job has the pixels
             accepted = {
                 "type": "accepted",
                 "id": message.id,
@@ -279,9 +261,7 @@ class Stream:
             await self._send(message)
 
     async def _send_error(self, error: ServerError, message_id: Any) -> None:
-        body = error_body(error, message_id if isinstance(message_id, str) else None)
-        retry = {} if error.retry_after_s is None else {"retry_after_s": error.retry_after_s}
-        await self._tell({"type": "error", **body, "status": error.status, **retry})
+        await self._tell(_error(error, message_id))
 
     async def _refuse(self, error: ServerError, code: int) -> None:
         await self._send_error(error, None)
@@ -296,6 +276,12 @@ class Stream:
                 await self._socket.send_text(to_json(frame).decode())
         except (WebSocketDisconnect, RuntimeError) as error:
             raise DisconnectedError("the client hung up", "disconnected") from error
+
+
+def _error(error: ServerError, message_id: Any) -> dict[str, Any]:
+    body = error_body(error, message_id if isinstance(message_id, str) else None)
+    retry = {} if error.retry_after_s is None else {"retry_after_s": error.retry_after_s}
+    return {"type": "error", **body, "status": error.status, **retry}
 
 
 def _end(request_id: Any, exit_index: int, stop: Stop | None, arrived_s: float, skipped: list[int]) -> dict[str, Any]:

@@ -323,4 +323,4 @@ def base64_png(data: bytes) -> dict[str, Any]:
 
 
 def to_json(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()

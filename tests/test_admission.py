@@ -1,5 +1,6 @@
 import asyncio
 import io
+import struct
 from collections.abc import AsyncIterator
 
 import live
@@ -49,6 +50,15 @@ def test_photos_are_turned_upright() -> None:
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees
     found = decode(encoded(Image.fromarray(tiny.image()), exif=exif), MANY)
     assert (found == np.rot90(tiny.image(), -1)).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("tag", [0x011A, 0x0213, 0x0112])
+def test_text_in_a_tag_for_numbers_does_not_spoil_the_pixels(kind: str, tag: int) -> None:
+    head = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2)
+    exif = head + struct.pack("<HHII", 0x0112, 3, 1, 3) + struct.pack("<HHI4s", tag, 2, 4, b"up!\0") + bytes(4)
+    found = decode(encoded(Image.new("RGB", (8, 6), (250, 0, 0)), kind, exif=exif), MANY)
+    assert found.shape == (6, 8, 3) and found[..., 0].min() > 200
 
 
 def test_what_is_no_image_and_what_is_broken() -> None:
@@ -101,13 +111,14 @@ def test_a_client_has_a_burst_and_a_rate() -> None:
     limit = ClientLimit(rate=2.0, burst=3)
     for _ in range(3):
         limit.check("a", 10.0)
-    assert not limit.has_token("a", 10.0)
+    with pytest.raises(TooManyRequestsError, match="a may send 2 requests a second and 3 at once"):
+        limit.check_token("a", 10.0)
     with pytest.raises(TooManyRequestsError) as caught:
         limit.check("a", 10.25)
     assert caught.value.retry_after_s == pytest.approx(0.25)
     limit.check("b", 10.25)
     limit.check("a", 10.5)
-    assert limit.has_token("a", 100.0)
+    limit.check_token("a", 100.0)
 
 
 def test_clients_are_forgotten_and_no_rate_is_no_limit() -> None:

@@ -215,6 +215,16 @@ def test_patience_is_the_deadline_and_the_silence_allowed():
         Timeout(silence_s=0)
 
 
+def test_a_scheme_in_capitals():
+    with Client("HTTP://Server:80/") as server:
+        assert server._endpoint.stream_url == "ws://server:80/v1/stream"
+
+
+def test_an_id_that_a_header_cannot_carry_is_refused():
+    with client(lambda request: httpx.Response(200, json=answer())) as server, pytest.raises(ValueError, match="ASCII"):
+        server.predict(MASK, id="é")
+
+
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://server", "http://"])
 def test_a_url_that_is_none(url):
     with pytest.raises(ValueError, match="http://host:port"):
@@ -238,6 +248,9 @@ def test_models_readiness_and_cancel():
         server.cancel("a")
         with pytest.raises(NotFoundError):
             server.cancel("b")
+        for other in ("a?b", "a#b", "x/../a"):  # not a request called a
+            with pytest.raises(NotFoundError):
+                server.cancel(other)
 
 
 def test_async_does_the_same():
@@ -284,6 +297,11 @@ def test_every_kind_of_image_arrives_unchanged(tmp_path):
         assert np.array_equal(np.asarray(sent(image)), pixels)
     assert np.array_equal(np.asarray(sent(pixels[:, ::-1])), pixels[:, ::-1])
     assert np.array_equal(np.asarray(sent(pixels[..., 0]))[..., 2], pixels[..., 0])
+
+
+def test_sixteen_bits_are_scaled_to_eight():
+    deep = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
+    assert np.asarray(sent(deep))[0, :, 0].tolist() == [0, 1, 255]
 
 
 def test_a_picture_lying_on_its_side_is_sent_upright():

@@ -1,6 +1,8 @@
 """Streams of the Python client against a server that says what each test tells it to."""
 
 import asyncio
+import base64
+import io
 import json
 
 import numpy as np
@@ -83,6 +85,24 @@ def test_delta_and_an_extra_map_are_put_together():
     assert all(np.array_equal(answer.mask, array) for answer, array in zip(answers, maps, strict=True))
     assert np.array_equal(answers[0].extra, unsure[0]) and np.array_equal(answers[1].extra, unsure[1])
     assert answers[2].extra is None
+
+
+def test_json_has_no_binary_frame():
+    def script(talk: Talk) -> None:
+        mask, extra = ({"format": "png", "data": base64.b64encode(png(array)).decode()} for array in (MAP, MAP + 3))
+        header = json.loads(exit_header(talk.id, 1, b"", "json", mask=mask))
+        header["extra"] = {"kind": "unsure", "encoding": "json", **extra}
+        talk.say(json.dumps(header), end(talk.id, 1))
+
+    with scripted(script) as server, Client(server.url) as client:
+        (answer,) = list(client.stream(IMAGE, encoding="json"))
+    assert np.array_equal(answer.mask, MAP) and np.array_equal(answer.extra, MAP + 3)
+
+
+def png(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
 
 
 def test_a_pose_has_no_binary_frame():

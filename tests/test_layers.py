@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 # From the top down: a module of the server imports those after it only.
 SERVER = [
     "__main__",
+    "protocol",
     "app",
     "routes",
     "stream",

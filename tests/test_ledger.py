@@ -1,20 +1,34 @@
 import asyncio
+import time
+from collections.abc import Callable
 
 import pytest
 from prometheus_client import REGISTRY
 
-from server.errors import InvalidError, NotFoundError, UnavailableError
+from server.errors import (
+    DisconnectedError,
+    InvalidError,
+    NoExitError,
+    NotFoundError,
+    RequestCancelledError,
+    ServerError,
+    UnavailableError,
+)
 from server.job import Stop
-from server.ledger import Ledger
+from server.ledger import Entry, Ledger
 from server.metrics import Metrics
 
 
 class FakeJob:
     latest = 2
-    cancelled = False
+    stop: Stop | None = None
+    deadline_s = 0.0
 
-    def cancel(self) -> None:
-        self.cancelled = True
+    def cancel(self, stop: Stop) -> None:
+        self.stop = stop
+
+    def move(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
 
 
 def count(metrics: Metrics, **labels: str) -> float:
@@ -49,7 +63,6 @@ def test_a_request_is_counted_once_as_it_ended(ledger: Ledger, metrics: Metrics)
     [
         (InvalidError("no", "no"), "invalid"),
         (UnavailableError("no", "no"), "rejected"),
-        (RuntimeError(), "error"),
         (asyncio.CancelledError(), "disconnected"),
     ],
 )
@@ -58,6 +71,16 @@ def test_whatever_ends_a_request_is_counted(ledger: Ledger, metrics: Metrics, er
         raise error
     assert count(metrics, model="unknown", protocol="websocket", stop=stop) == 1
     assert len(ledger) == 0
+
+
+def test_a_fault_of_the_server_is_counted_logged_and_told_with_the_id(
+    ledger: Ledger, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ServerError, match=r"failed \(KeyError\)") as caught, ledger.entry("mine", "http", 0.0):
+        raise KeyError("secret")
+    assert (caught.value.request_id, caught.value.status) == ("mine", 500)
+    assert "request mine failed" in caplog.text and "secret" in caplog.text
+    assert count(metrics, model="unknown", protocol="http", stop="error") == 1
 
 
 def test_errors_learn_the_id_of_their_request(ledger: Ledger) -> None:
@@ -96,8 +119,53 @@ def test_cancelling_reaches_every_open_request_of_that_id(ledger: Ledger) -> Non
     with ledger.entry("a", "http", 0.0) as first, ledger.entry("a", "http", 0.0) as second:
         first.job = job
         assert ledger.cancel("a") is second
-    assert job.cancelled and first.cancelled and second.cancelled
+    assert job.stop is first.given_up is second.given_up is Stop.CANCELLED
     assert ledger.cancel("a").stop is not None
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "sentence"),
+    [
+        (lambda entry: entry.cancel(), RequestCancelledError, "cancelled by its id"),
+        (lambda entry: entry.cancel(Stop.DISCONNECTED), DisconnectedError, "hung up"),
+        (lambda entry: entry.move(time.monotonic()), NoExitError, "not received and decoded within"),
+    ],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_what_is_done_before_the_job_ends_at_once(
+    ledger: Ledger, end: Callable[[Entry], None], error: type[ServerError], sentence: str, before: bool
+) -> None:
+    async def wait() -> None:
+        with ledger.entry("a", "http", time.monotonic()) as entry:
+            entry.move(time.monotonic() + 3600)
+            if before:
+                end(entry)
+            async with entry.preparing():
+                loop = asyncio.get_running_loop()
+                loop.call_soon(end, entry)
+                loop.call_soon(end, entry)  # twice is once
+                await loop.create_future()
+
+    with pytest.raises(error, match=sentence):
+        asyncio.run(wait())
+
+
+def test_a_later_deadline_is_waited_for(ledger: Ledger) -> None:
+    async def wait() -> None:
+        with ledger.entry("a", "http", time.monotonic()) as entry:
+            entry.move(time.monotonic() + 0.005)
+            async with entry.preparing():
+                entry.move(time.monotonic() + 3600)
+                await asyncio.sleep(0.01)
+
+    asyncio.run(wait())
+
+
+def test_a_job_hears_of_a_new_deadline(ledger: Ledger) -> None:
+    with ledger.entry("a", "http", 0.0) as entry:
+        entry.job = job = FakeJob()
+        entry.move(7.0)
+    assert job.deadline_s == 7.0
 
 
 def test_an_entry_tells_of_itself(ledger: Ledger) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import live
 import pytest
 
-from server.job import Beat, Cancel, Event
+from server.job import Beat, Cancel, Event, Move
 from server.link import Link, Supervisor
 
 
@@ -93,6 +93,46 @@ def test_a_worker_that_cannot_be_started_is_tried_again(caplog: pytest.LogCaptur
 
     run(check())
     assert "no process left" in caplog.text
+
+
+def test_a_worker_that_cannot_be_started_is_tried_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def check() -> None:
+        watched = Watched(failures=5)
+        monkeypatch.setattr(watched.supervisor, "_start_later", lambda: waits.append(watched.supervisor._quick_deaths))
+        for _ in range(5):
+            watched.supervisor.start()
+
+    run(check())
+    assert waits == [1, 2, 3, 4, 5]
+
+
+def test_commands_wait_while_the_worker_does_not_read() -> None:
+    async def check() -> None:
+        watched = Watched()
+        watched.supervisor.start()
+        link = watched.links[0]
+        told = [Cancel(key) for key in range(5000)]
+        for command in told:
+            watched.supervisor.say(command)
+        for second in range(1000):
+            watched.supervisor.say(Move(7, float(second)))
+        assert len(watched.supervisor._unsent) < len(told)
+        heard: list[object] = []
+
+        def hear() -> bool:
+            while link.other.poll():
+                heard.append(link.other.recv())
+            return heard[-1:] == [Move(7, 999.0)]
+
+        await until(hear)
+        assert heard == [*told, Move(7, 999.0)]
+        watched.supervisor.say(Cancel(1))
+        assert link.other.recv() == Cancel(1)
+        watched.supervisor.stop()
+
+    run(check())
 
 
 @pytest.mark.parametrize("busy", [True, False])

@@ -5,17 +5,22 @@ import io
 import json
 import socket
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import live
 import numpy as np
 import pytest
 import tiny
 from live import Later, Live, ScriptedWorker, photo
+from numpy.typing import NDArray
 from PIL import Image
 
+from server.admission import decode
 from server.job import Stop
 
 SEGMENTATION = tiny.SEGMENTATION.name
@@ -199,6 +204,83 @@ def test_cancelling_by_id(server: Live, worker: ScriptedWorker) -> None:
     assert server.metric("anytime_requests_total", stop="cancelled") == before + 1
 
 
+@pytest.fixture
+def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Set once an image is being decoded, which goes on until the test is over."""
+    begun, over = threading.Event(), threading.Event()
+
+    def slowly(body: bytes, max_pixels: int) -> NDArray[np.uint8]:
+        begun.set()
+        over.wait(live.PATIENCE_S)
+        return decode(body, max_pixels)
+
+    monkeypatch.setattr("server.service.decode", slowly)
+    yield begun
+    over.set()
+
+
+def test_cancelling_before_the_image_has_arrived(server: Live) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nX-Request-Id: early\r\nContent-Length: 9\r\n\r\nh")
+        server.wait_for(lambda: server.metric("anytime_inflight_requests") == 1)
+        assert server.http.delete("/v1/requests/early").status_code == 200
+        assert connection.recv(100).startswith(b"HTTP/1.1 499")
+
+
+def test_cancelling_while_the_image_is_decoded(server: Live, decoding: threading.Event) -> None:
+    call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "early"}))
+    assert decoding.wait(live.PATIENCE_S)
+    assert server.http.delete("/v1/requests/early").status_code == 200
+    reply = call.result()
+    assert (reply.status_code, reply.json()["code"]) == (499, "cancelled")
+
+
+def test_a_deadline_is_kept_while_the_image_is_decoded(server: Live, decoding: threading.Event) -> None:
+    reply = server.predict(deadline_ms=50)
+    assert (reply.status_code, reply.json()["code"]) == (504, "no_exit")
+    assert "was not received and decoded within" in reply.json()["error"]
+
+
+def test_hanging_up_while_the_image_is_decoded(server: Live, decoding: threading.Event) -> None:
+    before, body = server.metric("anytime_requests_total", stop="disconnected"), photo()
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert decoding.wait(live.PATIENCE_S)
+    server.wait_for(lambda: server.metric("anytime_requests_total", stop="disconnected") == before + 1)
+
+
+def test_any_printable_id_can_be_looked_up_and_cancelled(server: Live, worker: ScriptedWorker) -> None:
+    name = "a/b?c#d%2F../e"
+    call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": name}))
+    submit = worker.hear_submit()
+    path = f"/v1/requests/{quote(name, safe='')}"
+    assert server.http.get(path).json()["id"] == name
+    assert server.http.delete(path).status_code == 200
+    assert call.result().status_code == 499
+    worker.hear_cancel()
+    worker.end(submit, Stop.CANCELLED)
+
+
+def test_a_fault_of_the_server_is_a_500_with_the_id(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.service.decode", lambda *_: 1 / 0)
+    reply = server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "unlucky"})
+    assert (reply.status_code, reply.json()["code"], reply.json()["id"]) == (500, "internal", "unlucky")
+    assert reply.headers["x-request-id"] == "unlucky"
+
+
+def test_headers_without_an_end_are_a_431(server: Live) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nX-Long: ")
+        reply = b""
+        with suppress(ConnectionError):
+            for _ in range(64):
+                connection.sendall(b"x" * 65536)
+        with suppress(ConnectionError):
+            reply = connection.recv(1000)
+        assert reply[:12] in (b"HTTP/1.1 431", b"")  # a reset may overtake the answer
+    assert server.http.get("/health/live", headers={"X-Long": "x" * 60_000}).status_code == 200
+
+
 def test_an_unknown_request_is_a_404(server: Live) -> None:
     for method in ("GET", "DELETE"):
         reply = server.http.request(method, "/v1/requests/nobody")
@@ -356,9 +438,10 @@ def test_health_names_device_and_executor(server: Live) -> None:
 
 def test_docs_describe_every_parameter(server: Live) -> None:
     assert server.http.get("/docs").status_code == 200
-    described = server.http.get("/openapi.json").json()["paths"]["/v1/predict"]["post"]
+    paths = server.http.get("/openapi.json").json()["paths"]
+    described = paths["/v1/predict"]["post"]
     assert {parameter["name"] for parameter in described["parameters"]} >= {"deadline_ms", "box", "quality"}
-    assert "422" not in json.dumps(described)
+    assert "422" not in json.dumps(paths)
 
 
 def test_every_series_is_there_from_the_start(tmp_path: Path) -> None:
@@ -396,8 +479,12 @@ def test_a_dead_worker_is_replaced_and_everyone_is_answered(tmp_path: Path) -> N
         calls = [Later(lambda: server.predict(model=SEGMENTATION)) for _ in range(2)]
         first, _ = worker.hear_submit(), worker.hear_submit()
         worker.reach(first, 1)
+        picky = Later(lambda: server.predict(model=SEGMENTATION, min_exit=2))
+        worker.reach(worker.hear_submit(), 1)
         server.wait_for(lambda: server.metric("anytime_queue_depth") == 1)
         worker.die()
+        refused = picky.result()
+        assert refused.status_code == 503 and "lost before exit 2" in refused.json()["error"]
         replies = sorted((call.result() for call in calls), key=lambda reply: reply.status_code)
         assert [reply.status_code for reply in replies] == [200, 503]
         assert (replies[0].json()["exit"], replies[0].json()["stop"]) == (1, "deadline")
@@ -411,6 +498,7 @@ def test_a_dead_worker_is_replaced_and_everyone_is_answered(tmp_path: Path) -> N
         worker.finish(worker.hear_submit())
         assert call.result().status_code == 200
         assert server.metric("anytime_worker_restarts_total") == 1
+        assert server.metric("anytime_executor_info", model=SEGMENTATION) == 1
         assert server.metric("anytime_shared_memory_bytes") == 0
 
 
@@ -423,6 +511,9 @@ def test_without_memory_for_another_image_requests_are_refused(tmp_path: Path) -
         submit = worker.hear_submit()
         reply = server.predict(photo(300, 400), model=SEGMENTATION)
         assert (reply.status_code, reply.json()["code"]) == (503, "overloaded")
+        reply = server.predict(photo(500, 600), model=SEGMENTATION)
+        assert (reply.status_code, reply.json()["code"]) == (413, "image_too_large")
+        assert "the limit is 1,048,576 for all open requests together" in reply.json()["error"]
         worker.finish(submit)
         assert call.result().status_code == 200
 

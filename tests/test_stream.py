@@ -1,10 +1,13 @@
 """The WebSocket, against a worker that the tests play."""
 
+import asyncio
 import base64
 import json
 import socket
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import live
@@ -15,7 +18,12 @@ from live import Live, ScriptedWorker, decoded, photo
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
+from server.admission import ClientLimit
 from server.job import Stop
+from server.ledger import Ledger
+from server.metrics import Metrics
+from server.settings import Settings
+from server.stream import Stream
 
 SEGMENTATION = tiny.SEGMENTATION.name
 POSE = tiny.POSE.name
@@ -314,6 +322,74 @@ def test_frames_out_of_order(server: Live) -> None:
         predict(connection, "c", b"text")
         error = hear(connection)
         assert (error["code"], error["status"], error["id"]) == ("not_an_image", 415, "c")
+
+
+def test_a_request_that_waits_for_its_image_is_cancelled_and_its_deadline_moved(server: Live) -> None:
+    with server.connect() as connection:
+        connection.send('{"type": "predict", "id": "a"}')
+        server.wait_for(lambda: server.metric("anytime_inflight_requests") == 1)
+        assert server.http.delete("/v1/requests/a").status_code == 200
+        end = hear(connection)
+        assert (end["type"], end["stop"], end["exit"]) == ("end", "cancelled", 0)
+        connection.send('{"type": "predict", "id": "b"}')
+        connection.send('{"type": "deadline", "id": "b", "deadline_ms": 1}')  # no header may come before its image
+        assert {hear(connection)["code"]} <= {"no_image", "no_exit"}
+
+
+def test_half_a_character_in_an_id_is_answered(server: Live) -> None:
+    with server.connect() as connection:
+        for kind in ("cancel", "predict"):
+            connection.send(f'{{"type": "{kind}", "id": "\\ud800"}}')
+            answer = hear(connection)
+            assert (answer["type"], answer["code"], answer["id"]) == ("error", "bad_message", "\ud800")
+
+
+def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
+    """What has failed waits for the client's attention without its image, and with many waiting none is read."""
+
+    class Image:  # bytes cannot be watched
+        pass
+
+    class Socket:
+        """One that sends nothing on, and from which messages come as fast as they are read."""
+
+        client = None
+        reads = 0
+
+        def __init__(self) -> None:
+            self.images: list[weakref.ref[Image]] = []
+
+        async def accept(self) -> None:
+            pass
+
+        async def receive(self) -> dict[str, Any]:
+            self.reads += 1
+            if self.reads % 2:
+                return {"type": "websocket.receive", "text": f'{{"type": "predict", "id": "{self.reads}", "box": 7}}'}
+            image = Image()
+            self.images.append(weakref.ref(image))
+            return {"type": "websocket.receive", "bytes": image}
+
+        async def send_text(self, text: str) -> None:
+            await asyncio.get_running_loop().create_future()
+
+    async def check() -> None:
+        service = SimpleNamespace(
+            settings=Settings(max_open=3),
+            ledger=Ledger(Metrics({}), 3, 10),
+            limit=ClientLimit(0, 1),
+            streams=set(),
+        )
+        socket = Socket()
+        running = asyncio.create_task(Stream(socket, service).run())  # type: ignore[arg-type]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert socket.reads == 7  # the header of one more than may be open
+        assert [image() for image in socket.images] == [None] * 3
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(check())
 
 
 def test_an_image_that_never_comes_is_a_504(server: Live) -> None:

@@ -10,7 +10,7 @@ from adpc_client.options import Box, Encoding, Extra, Options, Timeout
 from adpc_client.pool import AsyncPool
 from adpc_client.results import Model, Prediction
 from adpc_client.stream import AsyncStream, StreamRequest
-from adpc_client.transport import CALLERS_OWN, Endpoint, json_body
+from adpc_client.transport import CALLERS_OWN, Endpoint, id_header, json_body, model_path, request_path
 from adpc_client.wire import read_model, read_models, read_prediction
 
 
@@ -75,7 +75,7 @@ class AsyncClient:
         """
         options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box)
         data, content_type = encode_image(image)
-        headers = {"Content-Type": content_type, "Accept": "application/json"} | ({"X-Request-Id": id} if id else {})
+        headers = {"Content-Type": content_type, "Accept": "application/json", **id_header(id)}
         return read_prediction(
             json_body(
                 await self._request(
@@ -104,7 +104,7 @@ class AsyncClient:
 
     async def cancel(self, id: str) -> None:
         """Cancel a request that was given `id`. Raises NotFoundError if it is not open (any more)."""
-        response = await self._request("DELETE", f"/v1/requests/{id}")
+        response = await self._request("DELETE", request_path(id))
         if not response.is_success:
             json_body(response)
 
@@ -114,7 +114,7 @@ class AsyncClient:
 
     async def model(self, name: str) -> Model:
         """One model. Raises NotFoundError."""
-        return read_model(json_body(await self._request("GET", f"/v1/models/{name}")))
+        return read_model(json_body(await self._request("GET", model_path(name))))
 
     async def ready(self) -> bool:
         """Whether the server takes requests now: started, warmed up, not draining."""

@@ -10,7 +10,7 @@ from adpc_client.options import Box, Encoding, Extra, Options, Timeout
 from adpc_client.pool import Pool
 from adpc_client.results import Model, Prediction
 from adpc_client.stream import Stream, StreamRequest
-from adpc_client.transport import CALLERS_OWN, Endpoint, json_body
+from adpc_client.transport import CALLERS_OWN, Endpoint, id_header, json_body, model_path, request_path
 from adpc_client.wire import read_model, read_models, read_prediction
 
 
@@ -75,7 +75,7 @@ class Client:
         """
         options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box)
         data, content_type = encode_image(image)
-        headers = {"Content-Type": content_type, "Accept": "application/json"} | ({"X-Request-Id": id} if id else {})
+        headers = {"Content-Type": content_type, "Accept": "application/json", **id_header(id)}
         return read_prediction(
             json_body(
                 self._request("POST", "/v1/predict", deadline_ms, params=options.query(), headers=headers, content=data)
@@ -102,7 +102,7 @@ class Client:
 
     def cancel(self, id: str) -> None:
         """Cancel a request that was given `id`. Raises NotFoundError if it is not open (any more)."""
-        response = self._request("DELETE", f"/v1/requests/{id}")
+        response = self._request("DELETE", request_path(id))
         if not response.is_success:
             json_body(response)
 
@@ -112,7 +112,7 @@ class Client:
 
     def model(self, name: str) -> Model:
         """One model. Raises NotFoundError."""
-        return read_model(json_body(self._request("GET", f"/v1/models/{name}")))
+        return read_model(json_body(self._request("GET", model_path(name))))
 
     def ready(self) -> bool:
         """Whether the server takes requests now: started, warmed up, not draining."""

@@ -59,8 +59,16 @@ def _encode_file(data: bytes, name: str) -> tuple[bytes, str]:
 def _as_png(image: Image.Image) -> tuple[bytes, str]:
     buffer = io.BytesIO()
     # Level 1: the server is usually near, and the time spent on smaller files comes out of the deadline.
-    ImageOps.exif_transpose(image).convert("RGB").save(buffer, "PNG", compress_level=1)
+    _eight_bits(ImageOps.exif_transpose(image)).convert("RGB").save(buffer, "PNG", compress_level=1)
     return buffer.getvalue(), "image/png"
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit greys are scaled, as the server scales those of a file; Pillow would cut them off at 255."""
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return image
+    scaled = np.asarray(image, np.float64) / 257
+    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
 
 
 def _checked(array: NDArray[Any]) -> NDArray[np.uint8]:

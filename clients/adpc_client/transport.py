@@ -6,6 +6,7 @@ Shared by the sync and the async side; holds no connection itself.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 import httpx
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
@@ -37,7 +38,7 @@ class Endpoint:
         parsed = httpx.URL(self.url)
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ValueError(f"the server's URL is {self.url!r}; it must look like http://host:port")
-        object.__setattr__(self, "url", self.url.rstrip("/"))
+        object.__setattr__(self, "url", str(parsed).rstrip("/"))  # scheme and host in lower case
 
     @property
     def stream_url(self) -> str:
@@ -96,6 +97,23 @@ class Endpoint:
     @property
     def _silence(self) -> str:
         return f"{self.timeout.silence_s:g} s (Timeout.silence_s)"
+
+
+def id_header(id: str | None) -> dict[str, str]:
+    """The header that names a request. Raises ValueError on an id that a header cannot carry."""
+    if not id:
+        return {}
+    if not id.isascii() or not id.isprintable():
+        raise ValueError(f"the id is {id!r}; over HTTP it may have printable ASCII characters only")
+    return {"X-Request-Id": id}
+
+
+def request_path(id: str) -> str:
+    return f"/v1/requests/{quote(id, safe='')}"
+
+
+def model_path(name: str) -> str:
+    return f"/v1/models/{quote(name, safe='')}"
 
 
 def json_body(response: httpx.Response) -> Json:

@@ -44,11 +44,6 @@ def read_models(body: Json) -> tuple[Model, ...]:
     return _read(lambda body: tuple(_model(model) for model in body["models"]), body, "list of models")
 
 
-def read_labels(body: Json) -> Labels:
-    """Classes and palette, or joints, palette and skeleton, as far as `body` has them. Raises ProtocolError."""
-    return _read(_labels, body, "labels")
-
-
 def freeze(array: NDArray[Any]) -> NDArray[Any]:
     array.flags.writeable = False
     return array
@@ -57,7 +52,8 @@ def freeze(array: NDArray[Any]) -> NDArray[Any]:
 class StreamReader:
     """Turns the frames of one request on `/v1/stream` into exits, in order, and applies `delta`.
 
-    A header announces how many bytes follow it as binary frames: the map (never for pose), then the extra map.
+    A header announces how many bytes follow it as binary frames: the map (never for pose), then the extra map. With
+    encoding `json` it holds them itself.
     Raises ProtocolError on anything else, and the server's error when it sends one.
     """
 
@@ -96,11 +92,14 @@ class StreamReader:
             )
         if kind != "exit":
             raise ProtocolError(f"the server sent a message of unknown type {kind!r}")
+        inline = message["encoding"] == "json"
         self._header, self._frames = message, []
-        self._expected = [] if "keypoints" in message else [message]
+        self._expected = [] if "keypoints" in message else [message["mask"] if inline else message]
         if message.get("extra"):
             self._expected.append(message["extra"])
-        return None if self._expected else self._exit()
+        if inline:
+            self._frames = [base64.b64decode(part["data"]) for part in self._expected]
+        return self._exit() if len(self._frames) == len(self._expected) else None
 
     def _binary(self, frame: Any) -> Exit | None:
         if self._header is None:
@@ -135,7 +134,7 @@ class StreamReader:
         )
 
     def _map(self, part: Json, data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
-        encoding, kind = part["encoding"], str(part.get("kind", "mask"))
+        encoding, kind = part.get("format") or part["encoding"], str(part.get("kind", "mask"))
         if encoding == "png":
             return _png(data, size)
         if encoding == "raw":
