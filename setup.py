@@ -2,11 +2,13 @@
 them, and the server runs the reference executor and says so.
 """
 
+import runpy
 from pathlib import Path
 
 from setuptools import Extension, setup
 
 NATIVE = Path("models/executors/native")
+SOURCES = runpy.run_path(str(NATIVE / "sources.py"))["digest"](NATIVE)
 
 setup(
     ext_modules=[
@@ -14,6 +16,7 @@ setup(
             "models.executors.native._native",
             sources=sorted(str(path) for path in NATIVE.glob("*.cpp")),
             depends=sorted(str(path) for path in NATIVE.glob("*.h")),
+            define_macros=[("SOURCES", f'"{SOURCES}"')],
             # Not -march=native: every instruction set is compiled, and the machine's best is chosen when it runs.
             extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-pthread", "-g0"],
             extra_link_args=["-pthread"],

@@ -16,6 +16,7 @@ from models.confidence import Masks, active
 from models.configs import ModelConfig
 from models.hrnet import Bottleneck, HighResolutionModule, Make, Transition, resize
 from models.masked import Chain, Conv2d, MaskedConv2d
+from models.preprocess import check_input
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,7 @@ class AdpcNet(nn.Module):
 
     def start(self, images: Tensor) -> Progress:
         """`images`: float (N, 3, H, W), normalised, H and W multiples of 32. Raises ValueError on other sizes."""
-        height, width = images.shape[-2:]
-        if height % 32 or width % 32:
-            raise ValueError(f"the input is {height}x{width}; both must be multiples of 32: pad it")
+        check_input(images)
         return Progress((images,))
 
     def advance(self, progress: Progress, step: Step, adaptive: bool | None = None) -> Progress:

@@ -5,7 +5,7 @@ Holds no network and no executor, and imports neither.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +101,18 @@ class AnytimeModel(Protocol):
         """
 
 
-def check_batch(states: Sequence[State], steps: tuple[Step, ...]) -> int:
-    """The step that `states` wait for. Raises ValueError unless it is one and the same, at one shape."""
+Own = TypeVar("Own", bound=State)
+
+
+def check_batch(states: Sequence[State], steps: tuple[Step, ...], kind: type[Own]) -> tuple[int, list[Own]]:
+    """The step that `states` wait for, and they as an executor's own. Raises ValueError unless it is one and the same
+    step, at one shape, and TypeError if another executor began one."""
+    own = [state for state in states if isinstance(state, kind)]
+    if len(own) != len(states):
+        others = {type(state).__name__ for state in states} - {kind.__name__}
+        raise TypeError(
+            f"a state is {', '.join(others)}, not {kind.__name__}; advance it by the executor that began it"
+        )
     waiting = {(state.next_step, state.shape) for state in states}
     if len(waiting) != 1:
         raise ValueError(
@@ -111,7 +121,7 @@ def check_batch(states: Sequence[State], steps: tuple[Step, ...]) -> int:
     step = states[0].next_step
     if step >= len(steps):
         raise ValueError(f"the state is finished: all {len(steps)} steps have run")
-    return step
+    return step, own
 
 
 def run(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) -> Iterator[tuple[State, ExitMap]]:

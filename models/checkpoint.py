@@ -5,13 +5,11 @@
 
 import argparse
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -78,7 +76,7 @@ def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False) -
     """Load `.safetensors` or a released `.pth` into `network`, whatever floating type it is stored in.
 
     `backbone_only` leaves the heads as they are: for weights of another task.
-    Raises ValueError that names tensors which are missing, unknown or of another shape.
+    Raises ValueError that names tensors which are missing, unknown, of another shape or not finite.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path}")
@@ -95,6 +93,7 @@ def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False) -
             for n in wanted
             if n in tensors and tensors[n].shape != wanted[n].shape
         ],
+        "not finite": [n for n in wanted if n in tensors and not tensors[n].isfinite().all()],
     }
     found = [f"{len(names)} tensors are {what}: {_some(names)}" for what, names in problems.items() if names]
     if found:
@@ -116,14 +115,23 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a broken file makes torch raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as weights: {reason}") from error
     for wrapper in ("state_dict", "model_state", "model"):  # checkpoints of a training run wrap the weights
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError(f"{path} holds {type(loaded).__name__}, not a state dict of tensors")
+    unfit = [str(name) for name, tensor in loaded.items() if not isinstance(name, str) or not _is_weight(name, tensor)]
+    if unfit:
+        raise ValueError(f"{path} holds {len(unfit)} tensors that are no dense floating ones: {_some(unfit)}")
     return loaded
+
+
+def _is_weight(name: str, tensor: Tensor) -> bool:
+    counts = name.endswith("num_batches_tracked")
+    return tensor.layout == torch.strided and (tensor.is_floating_point() or counts)
 
 
 def _own_names(tensors: Mapping[str, Tensor], network: AdpcNet) -> dict[str, Tensor]:
@@ -143,7 +151,10 @@ def _own_names(tensors: Mapping[str, Tensor], network: AdpcNet) -> dict[str, Ten
                     f"{f'{masking.window}x{masking.window}' if masking else 'no masks'}; choose a configuration with it"
                 )
             continue
-        named[name.replace("final_layer.", "last_layer.0.", 1) if name.startswith("final_layer.") else name] = tensor
+        name = name.replace("final_layer.", "last_layer.0.", 1) if name.startswith("final_layer.") else name
+        if name in named:
+            raise ValueError(f"{released} is there twice, under another name too; leave one of them out")
+        named[name] = tensor
     return named
 
 

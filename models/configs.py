@@ -3,14 +3,37 @@
 Values only; imports nothing of this project.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Task = Literal["segmentation", "pose"]
 Heads = Literal["one", "plain", "redesigned"]
 Criterion = Literal["max_probability", "margin", "entropy", "top_k", "random", "max_score"]
 Adaptivity = Literal["training", "inference", "both"]
+Upsample = Literal["bilinear", "nearest"]
+
+MAX_OUTPUTS = 256
+MAX_BOX = 3.0
+"""Times the image's longer side: the largest side of a person's box."""
+MAX_SIDE = 1 << 17
+"""Of an image, in pixels: at half of it rows and columns are numbered in 16 bits."""
+
+
+def _one_of(name: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; it may be {', '.join(known)}")
+
+
+def _counts(name: str, values: Sequence[object], length: int) -> None:
+    if len(values) != length or not all(type(value) is int and value > 0 for value in values):
+        raise ValueError(f"{name} is {list(values)}; give {length} whole numbers above 0")
+
+
+def _numbers(name: str, values: Sequence[object], length: int) -> None:
+    if len(values) != length or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        raise ValueError(f"{name} is {list(values)}; give {length} finite numbers")
 
 
 @dataclass(frozen=True)
@@ -21,9 +44,14 @@ class Backbone:
     layer1_blocks: int
     modules: tuple[int, int, int]
     blocks: int
-    fuse_upsample: Literal["bilinear", "nearest"] = "bilinear"
+    fuse_upsample: Upsample = "bilinear"
     last_module_fuses_finest_only: bool = False
     bn_momentum: float = 0.01
+
+    def __post_init__(self) -> None:
+        _one_of("fuse_upsample", self.fuse_upsample, get_args(Upsample))
+        _counts("width, layer1_blocks and blocks", (self.width, self.layer1_blocks, self.blocks), 3)
+        _counts("modules", self.modules, 3)
 
     def channels(self, branches: int) -> tuple[int, ...]:
         return tuple(self.width << branch for branch in range(branches))
@@ -45,6 +73,10 @@ class Masking:
     adaptivity: Adaptivity = "both"
 
     def __post_init__(self) -> None:
+        _one_of("criterion", self.criterion, get_args(Criterion))
+        _one_of("adaptivity", self.adaptivity, get_args(Adaptivity))
+        _numbers("threshold", (self.threshold,), 1)
+        _counts("window", (self.window,), 1)
         if self.window % 2 == 0 or self.window < 3:
             raise ValueError(f"window is {self.window}; it must be odd and at least 3, for example 7")
         if self.criterion in ("top_k", "random") and not 0 <= self.threshold <= 1:
@@ -76,6 +108,21 @@ class ModelConfig:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     licence: str = ""
+
+    def __post_init__(self) -> None:
+        _one_of("task", self.task, get_args(Task))
+        _one_of("heads", self.heads, get_args(Heads))
+        _counts("outputs and head_channels", (self.outputs, self.head_channels), 2)
+        _counts("downsamplings", self.downsamplings, 3)
+        _counts("size", self.size, 2)
+        _numbers("mean", self.mean, 3)
+        _numbers("std", self.std, 3)
+        if self.outputs > MAX_OUTPUTS:
+            raise ValueError(f"outputs is {self.outputs}; maps of 8 bits have at most {MAX_OUTPUTS} classes")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}; each must be above 0")
+        if self.task == "pose" and (self.size[0] != self.size[1] or self.size[0] % 32):
+            raise ValueError(f"size is {self.size}; a person's crop is square, its side a multiple of 32: (256, 256)")
 
     @property
     def exits(self) -> int:

@@ -73,12 +73,29 @@ def _upsampled(values: Tensor, frame: Frame, mode: str) -> Tensor:
 
 
 def _placed(values: Tensor, frame: Frame, mode: str) -> Tensor:
-    """(C, h, w) resized to the frame's place in the image, zeros around."""
+    """(C, h, w) resized to the frame's place in the image, zeros around: (C, H, W)."""
     if frame.scale == 1 and frame.left == frame.top == 0:
         return _upsampled(values, frame, mode)
-    height, width = (round(side * STRIDE * frame.scale) for side in values.shape[-2:])
-    corners = False if mode == "bilinear" else None
-    large = F.interpolate(values[None], size=(height, width), mode=mode, align_corners=corners)[0]
-    left, top = round(frame.left), round(frame.top)
-    # Negative padding cuts; together they move the crop to its place.
-    return F.pad(large, (left, frame.width - left - width, top, frame.height - top - height))
+    y, beside_y = _sources(frame.height, frame.top, frame.scale, values.shape[1], values.device)
+    x, beside_x = _sources(frame.width, frame.left, frame.scale, values.shape[2], values.device)
+    if mode == "nearest":
+        found = values[:, y.floor().long()][:, :, x.floor().long()]
+    else:
+        found = _between(_between(values, y - 0.5, 1), x - 0.5, 2)
+    return found.masked_fill(beside_y[:, None] | beside_x, 0)
+
+
+def _sources(pixels: int, start: float, scale: float, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where each of an image's lines or columns lies among positions, in units of them from the edge of the first one,
+    (pixels,); and whether it lies beside them all."""
+    at = (torch.arange(pixels, device=device) + 0.5 - start) / (STRIDE * scale)
+    return at.clamp(0, positions - 1e-3), (at < 0) | (at >= positions)
+
+
+def _between(values: Tensor, at: Tensor, dim: int) -> Tensor:
+    """Linear interpolation along a dimension at places (n,), in units of positions from the centre of the first."""
+    last = values.shape[dim] - 1
+    at = at.clamp(0, last)
+    low = at.floor().long()
+    share = (at - low).view([-1 if other == dim else 1 for other in range(values.ndim)])
+    return values.index_select(dim, low).lerp(values.index_select(dim, (low + 1).clamp(max=last)), share)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models.configs import ModelConfig
+from models.configs import MAX_BOX, ModelConfig
 
 Box = tuple[float, float, float, float]
 """x, y, width, height in pixels of the image; x to the right, y down, from the corner of the first pixel."""
@@ -20,6 +20,8 @@ MULTIPLE = 32
 """Heights and widths of inputs are multiples of this (three strided stages below the quarter)."""
 BOX_MARGIN = 1.25
 """A person's box is made square by its longer side and widened by this, as HRNet widens its detections."""
+CUT_SIDE = 4096
+"""Of a person's square, in pixels, before it is resized; larger ones are first made smaller by a whole number."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def cut(image: NDArray[np.uint8], config: ModelConfig, box: Box | None) -> tuple
 
     `image`: uint8 (H, W, 3) RGB. Segmentation keeps the image's pixels. Pose cuts out the person's square,
     `config.size` large; without a `box` that is the whole image, as large as it fits.
-    Raises ValueError on another shape or dtype, and on a box that is empty or outside of the image.
+    Raises ValueError on another shape or dtype, and on a box that is empty, outside of the image or much larger.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"the image is {image.dtype} {image.shape}; it must be uint8 (height, width, 3)")
@@ -65,14 +67,24 @@ def cut(image: NDArray[np.uint8], config: ModelConfig, box: Box | None) -> tuple
     if config.task != "pose":
         return image, Frame(height, width)
     left, top, side = person_square(height, width, box)
-    # Pillow's crop fills what lies outside of the image with black, as HRNet's crops are filled.
-    crop = Image.fromarray(image).crop((left, top, left + side, top + side))
-    resized = crop.resize((config.size[1], config.size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(resized), Frame(height, width, left, top, side / config.size[0])
+    pixels = crop_square(image, (left, top, side)).resize((config.size[1], config.size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(pixels), Frame(height, width, left, top, side / config.size[0])
+
+
+def crop_square(image: NDArray[np.uint8], square: tuple[int, int, int]) -> Image.Image:
+    """The square (left, top, side) of an image uint8 (H, W, 3), at a size of at most `CUT_SIDE`. What lies outside of
+    the image is black, as HRNet's crops are filled."""
+    left, top, side = square
+    whole, by = Image.fromarray(image), -(-side // CUT_SIDE)
+    if by > 1:
+        whole = whole.reduce(by)
+        left, top, side = round(left / by), round(top / by), round(side / by)
+    return whole.crop((left, top, left + side, top + side))
 
 
 def person_square(height: int, width: int, box: Box | None) -> tuple[int, int, int]:
-    """left, top and side in pixels of the square that a person's crop takes from an image."""
+    """left, top and side in pixels of the square that a person's crop takes from an image. Raises ValueError on a box
+    that is empty, outside of the image or more than `MAX_BOX` times as large."""
     if box is None:
         side = max(height, width)
         return round((width - side) / 2), round((height - side) / 2), side
@@ -84,8 +96,13 @@ def person_square(height: int, width: int, box: Box | None) -> tuple[int, int, i
             f"the box {x:g},{y:g},{box_width:g},{box_height:g} is empty or outside of the {width}x{height} image; "
             "give x,y,width,height in its pixels, at least one pixel large"
         )
-    # A box beyond the image only adds black; three times the image's longer side is all that a crop can use.
-    side = min(max(round(max(box_width, box_height) * BOX_MARGIN), 2), 3 * max(height, width))
+    largest = MAX_BOX * max(height, width)
+    if max(box_width, box_height) > largest:
+        raise ValueError(
+            f"the box is {box_width:g}x{box_height:g}, and the image {width}x{height}; its sides may be at most "
+            f"{largest:g}: give x,y,width,height of the person"
+        )
+    side = max(round(max(box_width, box_height) * BOX_MARGIN), 2)
     return round(x + (box_width - side) / 2), round(y + (box_height - side) / 2), side
 
 
@@ -115,6 +132,15 @@ def _normal(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float3
     """What a pixel of 0..255 is multiplied by, then what is added: (3,) each."""
     mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
     return np.asarray(1 / (255 * std), np.float32), np.asarray(-mean / std, np.float32)
+
+
+def check_input(inputs: Tensor, images: int | None = None) -> None:
+    """Raises ValueError unless `inputs` are (N, 3, H, W), H and W multiples of 32; and N is `images`, if given."""
+    if inputs.ndim != 4 or inputs.shape[1] != 3 or images not in (None, len(inputs)):
+        raise ValueError(f"the input is {tuple(inputs.shape)}; it must be ({images or 'N'}, 3, H, W)")
+    height, width = inputs.shape[-2:]
+    if height % MULTIPLE or width % MULTIPLE:
+        raise ValueError(f"the input is {height}x{width}; both must be multiples of {MULTIPLE}: pad it")
 
 
 def pad(inputs: Tensor) -> Tensor:

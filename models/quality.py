@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.anytime import Exit
-from models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from models.checkpoint import WEIGHTS_FILE, read_config
 from models.confidence import confidence
 from models.configs import Task
 from models.preprocess import STRIDE, Frame
@@ -37,6 +37,8 @@ KEPT = 0.9
 CONFIDENCE = 0.9
 GRID = 10_000
 """Bounds and thresholds are kept to 1 / GRID."""
+DESCRIBES = ("name", "labels", "palette", "skeleton", "flip_pairs", "licence")
+"""What of a configuration only describes answers."""
 MOVED = 0.05
 """A joint has changed if it moved by more than this share of the side of the person's crop."""
 
@@ -117,7 +119,7 @@ class Quality:
     @classmethod
     def load(cls, directory: Path) -> "Quality":
         """Raises FileNotFoundError if the model is not calibrated, and ValueError if the file is broken or was made for
-        other weights or masks than those that now lie beside it."""
+        other weights or another configuration than those that now lie beside it."""
         path = directory / QUALITY_FILE
         remedy = f"calibrate it anew (python -m models calibrate {directory}) or delete the file"
         try:
@@ -130,8 +132,8 @@ class Quality:
             raise ValueError(f"{path} holds steps that do not ascend between 0 and 1; {remedy}")
         if found.fingerprint != (now := fingerprint(directory)):
             raise ValueError(
-                f"{path} was made for weights and masks {found.fingerprint[:8]}, but those beside it are {now[:8]}; "
-                f"{remedy}"
+                f"{path} was made for weights and a configuration {found.fingerprint[:8]}, but those beside it are "
+                f"{now[:8]}; {remedy}"
             )
         return found
 
@@ -143,8 +145,12 @@ class Quality:
 
 
 def fingerprint(directory: Path) -> str:
-    """SHA-256 of what decides a model's answers: its weights' file and its masks."""
+    """SHA-256 of what decides a model's answers: its weights' file and its configuration, but for names and colours.
+
+    Raises ValueError and FileNotFoundError as `read_config` does.
+    """
     with (directory / WEIGHTS_FILE).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
-    digest.update(json.dumps(json.loads((directory / CONFIG_FILE).read_text())["masking"], sort_keys=True).encode())
+    decides = {name: value for name, value in read_config(directory).to_json().items() if name not in DESCRIBES}
+    digest.update(json.dumps(decides, sort_keys=True).encode())
     return digest.hexdigest()

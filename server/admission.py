@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from models.configs import MAX_SIDE
 from models.images import upright_rgb
 from server.catalog import padded_px
 from server.errors import InvalidError, NotAnImageError, TooLargeError, TooManyRequestsError
@@ -109,6 +110,11 @@ def decode(body: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
+    if max(width, height) > MAX_SIDE:
+        raise TooLargeError(
+            f"the image is {width}x{height}; the limit is {MAX_SIDE:,} pixels a side: send a smaller one",
+            "image_too_large",
+        )
     pixels = padded_px(height, width)
     if pixels > max_pixels:
         raise TooLargeError(

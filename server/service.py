@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from models.configs import MAX_BOX
 from server.admission import ClientLimit, check_body, decode
 from server.budget import Budget, Quantile
 from server.catalog import Catalog, ServedModel
@@ -224,5 +225,12 @@ def _check_box(box: tuple[float, float, float, float], height: int, width: int) 
         raise InvalidError(
             f"box is {x:g},{y:g},{box_width:g},{box_height:g}, outside of the {width}x{height} image; give "
             "x,y,width,height in its pixels",
+            "bad_box",
+        )
+    largest = MAX_BOX * max(height, width)
+    if max(box_width, box_height) > largest:
+        raise InvalidError(
+            f"box is {box_width:g} wide and {box_height:g} high, the image {width}x{height}; the limit is {largest:g}: "
+            "give the person's x,y,width,height in its pixels",
             "bad_box",
         )

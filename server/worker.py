@@ -22,7 +22,7 @@ from models.anytime import AnytimeModel, State, run
 from models.checkpoint import load_directory
 from models.configs import ModelConfig
 from models.executors import build, decide
-from models.flops import gmacs
+from models.flops import GIGA, gmacs
 from models.preprocess import MULTIPLE
 from models.quality import Quality, doubt
 from server.budget import Costs, Shape, TrafficCap
@@ -50,7 +50,6 @@ logger = logging.getLogger("anytime.worker")
 NICE = 5
 """The front end must be heard while every core computes."""
 WARM_UP_RUNS = 5
-GIGA = 1024**3
 
 
 @dataclass(frozen=True)

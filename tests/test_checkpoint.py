@@ -2,6 +2,7 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -100,6 +101,33 @@ def test_broken_files_are_value_errors(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not weights")
     with pytest.raises(ValueError, match="cannot be read"):
         load_weights(tiny.network(), tmp_path / name)
+
+
+def test_weights_that_mean_nothing_are_named(tmp_path: Path) -> None:
+    weights, path = dict(tiny.network().state_dict()), tmp_path / "a.pth"
+    for change, message in (
+        ({"conv1.weight": weights["conv1.weight"] * torch.nan}, "1 tensors are not finite: conv1.weight"),
+        ({"conv1.weight": weights["conv1.weight"].long()}, "1 tensors that are no dense floating ones: conv1.weight"),
+        ({"conv1.weight": weights["conv1.weight"] * 1j}, "no dense floating ones: conv1.weight"),
+        ({"conv1.weight": weights["conv1.weight"].to_sparse()}, "no dense floating ones: conv1.weight"),
+        ({0: weights["conv1.weight"]}, "no dense floating ones: 0"),
+        ({"module.conv1.weight": weights["conv1.weight"]}, "module.conv1.weight is there twice"),
+    ):
+        torch.save(weights | change, path)
+        with pytest.raises(ValueError, match=message):
+            load_weights(tiny.network(), path)
+
+
+def test_a_file_with_flipped_bytes_is_a_value_error_or_loads(tmp_path: Path) -> None:
+    path, random = tmp_path / "a.pth", np.random.default_rng(0)
+    torch.save({"conv1.weight": torch.zeros(3)}, path)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    for _ in range(100):
+        broken = whole.copy()
+        broken[random.integers(len(whole), size=3)] ^= 0xFF
+        path.write_bytes(broken.tobytes())
+        with pytest.raises(ValueError, match=r"a\.pth"):
+            load_weights(tiny.network(), path)
 
 
 def test_models_are_found_by_path_and_name(tmp_path: Path) -> None:

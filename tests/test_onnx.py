@@ -10,7 +10,7 @@ from models.checkpoint import save_directory
 from models.configs import Masking, ModelConfig
 from models.executors import build
 from models.executors import onnx as exporter
-from models.executors.onnx import OnnxExecutor, difference
+from models.executors.onnx import TOLERANCE, OnnxExecutor, difference
 from models.executors.reference import ReferenceExecutor
 
 CONFIGS = [
@@ -25,6 +25,13 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.task} {c.heads} {'masked' if c.masking else 'dense'}")
 def test_graphs_give_what_the_network_gives(config: ModelConfig) -> None:
     assert difference(tiny.network(config)) < 1e-5
+
+
+def test_a_graph_that_gives_no_numbers_is_no_match() -> None:
+    broken = tiny.network()
+    with torch.no_grad():
+        broken.conv1.weight[0, 0, 0, 0] = torch.nan
+    assert not difference(broken) <= TOLERANCE
 
 
 def test_the_executor_follows_its_own_masks() -> None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models.anytime import Exit
-from models.postprocess import extra_map, keypoints, labels, render
+from models.postprocess import _placed, extra_map, keypoints, labels, render
 from models.preprocess import Frame, prepare
 
 
@@ -62,6 +62,21 @@ def test_extra_maps_of_a_pose_lie_in_the_box() -> None:
     assert not decided[:20].any()
     assert not decided[84:].any()
     assert not decided[:, 54:].any()
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_a_crop_at_whole_pixels_is_placed_as_torch_resizes_it(mode: str) -> None:
+    values = torch.rand(1, 8, 8)
+    frame = Frame(40, 70, left=-5, top=11, scale=2.0)  # 64x64 pixels
+    corners = False if mode == "bilinear" else None
+    large = F.interpolate(values[None], scale_factor=8, mode=mode, align_corners=corners)[0]
+    expected = F.pad(large, (-5, 11, 11, -35))
+    torch.testing.assert_close(_placed(values, frame, mode), expected)
+
+
+def test_a_crop_that_covers_a_small_image_costs_what_the_image_costs() -> None:
+    frame = Frame(10, 10, left=-1e6, top=-1e6, scale=1e5)
+    assert _placed(torch.ones(1, 8, 8), frame, "bilinear").tolist() == [[[1.0] * 10] * 10]
 
 
 def test_render_adds_the_map_that_was_asked_for() -> None:

@@ -3,7 +3,7 @@ import pytest
 import tiny
 import torch
 
-from models.preprocess import Frame, person_square, prepare
+from models.preprocess import Frame, crop_square, cut, person_square, prepare
 
 
 @pytest.mark.parametrize("size", [(1, 1), (32, 64), (33, 65), (360, 480)])
@@ -66,5 +66,24 @@ def test_boxes_without_pixels_are_refused(box: tuple[float, float, float, float]
         person_square(100, 200, box)
 
 
-def test_a_huge_box_costs_no_huge_crop() -> None:
-    assert person_square(100, 200, (-1e9, -1e9, 2e9, 2e9))[2] == 600
+def test_a_box_much_larger_than_the_image_is_refused() -> None:
+    assert person_square(100, 200, (-50, 0, 600, 10)) == (-125, -370, 750)
+    for side in (601, 1e9, float("inf")):
+        with pytest.raises(ValueError, match=r"the image 200x100; its sides may be at most 600"):
+            person_square(100, 200, (0, 0, side, 10))
+
+
+def test_a_box_larger_than_the_image_sees_the_image_at_its_place() -> None:
+    pixels, frame = cut(np.full((100, 100, 3), 255, np.uint8), tiny.POSE, (-50, -50, 200, 200))
+    y, x = np.where(pixels[..., 0] > 128)
+    corners = np.array([(x.min(), y.min()), (x.max(), y.max())], np.float32)
+    np.testing.assert_allclose(frame.to_image(corners), [(0, 0), (99, 99)], atol=3)
+
+
+def test_a_long_image_costs_no_huge_crop() -> None:
+    image = np.zeros((20, 40_000, 3), np.uint8)
+    image[:, 30_000:] = 255
+    assert crop_square(image, person_square(20, 40_000, None)).size == (4000, 4000)
+    pixels, _ = cut(image, tiny.POSE, None)
+    assert pixels[32, 40:47].max() == 0
+    assert pixels[32, 48:].max() > 0

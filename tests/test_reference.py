@@ -11,6 +11,7 @@ from models.configs import Masking, ModelConfig
 from models.executors import build, load, resolve_device
 from models.executors.reference import ReferenceExecutor
 from models.flops import gmacs
+from models.preprocess import Frame
 
 BASES = [tiny.SEGMENTATION, tiny.POSE]
 
@@ -108,9 +109,18 @@ def test_wrong_batches_are_refused() -> None:
 def test_executors_and_devices_that_are_not_there_are_refused() -> None:
     with pytest.raises(ValueError, match="no executor is called 'quantum'"):
         build(tiny.network(), executor="quantum")
-    for device in ("cuda:99", "tpu"):
+    for device in ("cuda:99", "cuda:x", "tpu"):
         with pytest.raises(ValueError, match=device):
             resolve_device(device)
+    assert resolve_device("cpu:0") == "cpu"
+
+
+def test_inputs_and_states_of_others_are_refused() -> None:
+    model = build(tiny.network(), executor="reference")
+    with pytest.raises(ValueError, match=r"the input is \(2, 3, 32, 32\); it must be \(1, 3, H, W\)"):
+        model.start(torch.zeros(2, 3, 32, 32), Frame(32, 32))
+    with pytest.raises(TypeError, match="a state is SparseState, not ReferenceState"):
+        model.advance([build(tiny.network(), executor="sparse").begin(tiny.image())])
 
 
 def test_load_from_a_directory(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -105,6 +105,12 @@ def test_a_pose(server: Live, worker: ScriptedWorker) -> None:
     assert body["joints"][0] == "right ankle" and body["skeleton"][0] == [0, 1] and "mask" not in body
 
 
+def test_a_box_much_larger_than_the_image_is_a_400(server: Live) -> None:
+    reply = server.predict(model=POSE, box="0,0,1000,5")
+    assert (reply.status_code, reply.json()["code"]) == (400, "bad_box")
+    assert "1000 wide and 5 high, the image 90x60; the limit is 270" in reply.json()["error"]
+
+
 def test_a_form(server: Live, worker: ScriptedWorker) -> None:
     call = Later(lambda: server.http.post("/v1/predict", files={"image": ("photo.png", photo(), "image/png")}))
     submit = worker.hear_submit()

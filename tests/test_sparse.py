@@ -3,9 +3,13 @@
 import ctypes
 import itertools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -280,6 +284,86 @@ def test_a_mask_that_grows_against_the_promise_is_refused() -> None:
         sparse.advance([state])
 
 
+def test_a_promise_is_kept_though_a_later_mask_promises_nothing() -> None:
+    sparse, _ = executors("segmentation")
+    state = sparse.begin(tiny.image())
+    half = torch.zeros(16, 24, dtype=torch.bool)
+    half[:8] = True
+    masks = {1: (half, True), 2: (half, False), 3: (~half, False)}
+    with pytest.raises(ValueError, match="grew"):
+        for step in sparse.steps:
+            sparse.advance([state])
+            if step.exit in masks:
+                positions, shrinking = masks[step.exit]
+                sparse.override(state, positions, shrinking=shrinking)
+    assert state.exit is not None and state.exit.index == 3
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    broken = tiny.network(CONFIGS["segmentation"])
+    with torch.no_grad():
+        broken.stage2[0].branches[0][0].conv1.weight[0, 0, 0, 0] = torch.nan
+    sparse = SparseExecutor(broken)
+    state = sparse.begin(tiny.image())
+    for _ in sparse.steps:
+        sparse.advance([state])
+    assert state.exit is not None and state.exit.scores.isnan().any()
+
+
+def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
+    sparse = SparseExecutor(network("segmentation"), threads=1)
+    kept = []
+    for size in ((256, 256), (64, 64), (64, 64)):
+        state = sparse.begin(tiny.image(*size))
+        for _ in sparse.steps:
+            sparse.advance([state])
+        kept.append(sparse._workspace.size + sparse._spare.size)
+    assert kept[0] > 8 * kept[1] > 0
+    assert kept[1] == kept[2]
+
+
+IN_A_PROCESS = """
+import os, resource, tiny, torch
+from models.executors.native.geometry import Geometry
+from models.executors.sparse import SparseExecutor
+
+sparse = SparseExecutor(tiny.network(), threads=2)
+def answer():
+    state = sparse.begin(tiny.image())
+    for _ in sparse.steps:
+        sparse.advance([state])
+    return state.exit.scores
+before = answer()
+child = os.fork()
+if not child:
+    os._exit(0 if torch.equal(answer(), before) else 1)
+assert os.waitpid(child, 0)[1] == 0
+
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 2**28, resource.RLIM_INFINITY))
+try:
+    SparseExecutor(tiny.network(), threads=2000)
+except ValueError as error:
+    print(error)
+try:
+    Geometry(None, (1 << 13, 1 << 13), sparse._geometries, everywhere=False)
+except MemoryError as error:
+    print(error)
+assert torch.equal(answer(), before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and forks are Linux's here")
+def test_a_fork_has_threads_of_its_own_and_what_the_system_refuses_is_said() -> None:
+    code = [sys.executable, "-c", IN_A_PROCESS]
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    told = subprocess.run(
+        code, env=os.environ | {"PYTHONPATH": path}, check=True, capture_output=True, text=True, timeout=60
+    )
+    assert "gives this process no 2000 threads; ask for fewer" in told.stdout
+    assert "no memory for the tables of a mask of 8192x8192" in told.stdout
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "pool_up"])
 @pytest.mark.parametrize("source, factor", [(1, 2), (2, 4), (5, 2), (3, 8)])
 def test_resampling_is_torchs(mode: str, source: int, factor: int) -> None:
@@ -307,6 +391,16 @@ def test_auto_is_sparse_where_the_kernels_are_built_and_the_reference_elsewhere(
         library.cache_clear()
 
 
+def test_kernels_of_other_sources_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.executors.native.library.digest", lambda _: "0123")
+    library.cache_clear()
+    try:
+        with pytest.raises(OSError, match="built from other sources than these; run `make native`"):
+            library()
+    finally:
+        library.cache_clear()
+
+
 def test_structures_have_the_layout_of_the_native_ones() -> None:
     sizes = [
         ctypes.sizeof(getattr(native, name))
@@ -320,8 +414,9 @@ def test_structures_have_the_layout_of_the_native_ones() -> None:
 def test_inputs_of_other_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 32"):
         executors("segmentation")[0].start(torch.zeros(1, 3, 40, 64), Frame(40, 64))
-    with pytest.raises(ValueError, match="at most"):
-        executors("segmentation")[0].start(torch.zeros(1, 1, 1).expand(1, 3, 32, 1 << 23), Frame(32, 1 << 23))
+    for height, width in ((32, 1 << 23), (32, (1 << 17) + 32)):
+        with pytest.raises(ValueError, match="at most"):
+            executors("segmentation")[0].start(torch.zeros(1, 1, 1).expand(1, 3, height, width), Frame(height, width))
 
 
 def test_windows_that_are_too_wide_are_refused() -> None:

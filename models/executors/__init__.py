@@ -89,6 +89,6 @@ def resolve_device(device: str) -> str:
     kind, _, index = device.partition(":")
     if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"device {device} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
-    if kind not in ("cpu", "cuda"):
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N")
-    return device
+    return "cpu" if kind == "cpu" else device

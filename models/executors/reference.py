@@ -14,7 +14,7 @@ from models.confidence import Masks, active
 from models.configs import Masking
 from models.flops import Size, costs
 from models.postprocess import render
-from models.preprocess import STRIDE, Box, Frame, prepare
+from models.preprocess import STRIDE, Box, Frame, check_input, prepare
 
 UNSURE = {"segmentation": Masking("max_probability", 0.998), "pose": Masking("max_score", 0.002)}
 """What `unsure` means for networks without masks: the paper's thresholds."""
@@ -43,14 +43,15 @@ class ReferenceExecutor:
         return self.start(*prepare(image, self.config, box))
 
     def start(self, inputs: Tensor, frame: Frame) -> ReferenceState:
+        check_input(inputs, images=1)
         inputs = inputs.to(self.device, memory_format=torch.channels_last)
         height, width = inputs.shape[-2:]
         return ReferenceState(frame, (height, width), progress=self.network.start(inputs))
 
     @torch.inference_mode()
     def advance(self, states: Sequence[State]) -> None:
-        own = [state for state in states if isinstance(state, ReferenceState)]
-        step = self.steps[check_batch(states, self.steps)]
+        index, own = check_batch(states, self.steps, ReferenceState)
+        step = self.steps[index]
         before = [state.progress.masks for state in own]
         after = self.network.advance(_batched([state.progress for state in own]), step)
         for row, state in enumerate(own):

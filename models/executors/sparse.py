@@ -4,6 +4,7 @@ Features are rows of active positions and of those that something active reads; 
 nor interpolated. Exact: the reference's meaning, see models/masked.py. Imports the native library, not the server.
 """
 
+import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from torch import Tensor
 from models.adpc import AdpcNet
 from models.anytime import Exit, ExitMap, Extra, State, check_batch
 from models.confidence import active
+from models.configs import MAX_SIDE
 from models.executors.native import exits
 from models.executors.native import library as native
 from models.executors.native.geometry import Geometries, Geometry
@@ -32,26 +34,29 @@ from models.executors.native.winograd import prices
 from models.executors.reference import UNSURE
 from models.flops import costs
 from models.postprocess import render
-from models.preprocess import MULTIPLE, STRIDE, Box, Frame, cut, normalise_into
+from models.preprocess import MULTIPLE, STRIDE, Box, Frame, check_input, cut, normalise_into
 
 GROWING = ("top_k", "random")
 """Criteria whose masks may take a position up again that an earlier exit settled."""
 
 MAX_WINDOW = 21  # as many neighbours of a position as the kernels have room for
 MAX_PIXELS = 1 << 27  # rows of the finest features are numbered in 23 bits
+SHRINK = 4  # memory that is kept for the next request is given back if that is so many times smaller
 
 
 @dataclass
 class SparseState(State):
     """A request's own rows. `features`: of the latest step, each (1 + rows, stride) with a row of zeros first.
 
-    `positions`: the mask that the next stage computes under, bool (h, w), or None for all.
+    `positions`: the mask that the next stage computes under, bool (h, w), or None for all. `promised`: what later masks
+    stay within, because this one was `shrinking`.
     """
 
     features: list[Floats] = field(default_factory=list)
     geometry: Geometry | None = None
     positions: NDArray[np.bool_] | None = None
     shrinking: bool = True
+    promised: NDArray[np.bool_] | None = None
     scores: Floats | None = None
     macs: float = 0.0
 
@@ -60,7 +65,7 @@ class SparseExecutor:
     """Runs a network on rows, a batch of requests at a time; not from several threads at once. See `AnytimeModel`.
 
     `threads`: 0 for torch's number. `isa`: "avx512", "avx2", "neon" or "portable"; None for the machine's best.
-    Raises OSError if the native library is not built, ValueError if the machine lacks `isa`.
+    Raises OSError if the native library is not built, ValueError if the machine lacks `isa` or threads.
     """
 
     executor = "sparse"
@@ -82,12 +87,20 @@ class SparseExecutor:
             step.name: StepProgram(lowering.step(step.name), self.isa, resamplings, by_level) for step in self.steps
         }
         self._geometries = Geometries(window, max(program.near for program in self._programs.values()), by_level)
-        self._pool = library().pool_create(threads or torch.get_num_threads())
-        weakref.finalize(self, library().pool_free, self._pool)
+        self._threads = threads or torch.get_num_threads()
+        self._start_threads()
         used, config = tuple(resamplings), network.config
         self._taps = lru_cache(maxsize=8)(lambda shape: tables(used, shape))
         self._costs = lru_cache(maxsize=8)(lambda shape: costs(config, *shape))
         self._workspace = self._spare = empty(0)
+        self._kept_for_px = 0
+
+    def _start_threads(self) -> None:
+        """The pool of this process: one that was forked off has none of its parent's threads."""
+        self._pool, self._process = library().pool_create(self._threads), os.getpid()
+        if not self._pool:
+            raise ValueError(f"the system gives this process no {self._threads} threads; ask for fewer")
+        weakref.finalize(self, _end_threads, self._pool, self._process)
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> SparseState:
         pixels, frame = cut(image, self.config, box)
@@ -99,17 +112,23 @@ class SparseExecutor:
 
     def start(self, inputs: Tensor, frame: Frame) -> SparseState:
         """`inputs`: float32 (1, 3, H, W), normalised, H and W multiples of 32. Raises ValueError on other sizes."""
+        check_input(inputs, images=1)
         height, width = inputs.shape[-2:]
-        if height % MULTIPLE or width % MULTIPLE:
-            raise ValueError(f"the input is {height}x{width}; both must be multiples of {MULTIPLE}: pad it")
         state, lines = self._empty(frame, height, width)
         lines.reshape(height, width, 3)[:] = inputs[0].permute(1, 2, 0).numpy()
         return state
 
     def _empty(self, frame: Frame, height: int, width: int) -> tuple[SparseState, Floats]:
         """A state whose input is yet to be written, and where: (H, 3 * W), colours of a pixel side by side."""
-        if height * width > MAX_PIXELS:
-            raise ValueError(f"the input is {height}x{width}; at most {MAX_PIXELS} pixels are taken: scale it down")
+        if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
+            raise ValueError(
+                f"the input is {height}x{width}; at most {MAX_PIXELS} pixels and sides of {MAX_SIDE} are taken: scale "
+                "it down"
+            )
+        if SHRINK * height * width < self._kept_for_px:
+            self._workspace = self._spare = empty(0)
+            self._kept_for_px = 0
+        self._kept_for_px = max(self._kept_for_px, height * width)
         # A row of pixels around stands for the convolution's padding; the row before it is every matrix's zero row.
         flat = empty(3 * ((height + 2) * (width + 2) + 1))
         padded = flat[3:].reshape(height + 2, 3 * (width + 2))
@@ -126,21 +145,20 @@ class SparseExecutor:
         state.shrinking = shrinking
 
     def advance(self, states: Sequence[State]) -> None:
-        index = check_batch(states, self.steps)
+        index, own = check_batch(states, self.steps, SparseState)
         step = self.steps[index]
         program = self._programs[step.name]
-        own = [state for state in states if isinstance(state, SparseState)]
         begins_stage = index > 0 and self.steps[index - 1].exit is not None
         previous = [state.geometry or self._dense_of(state) for state in own]
         now = previous
         if begins_stage:
-            now = [self._settled(state, before) for state, before in zip(own, previous, strict=True)]
+            now = [self._settled(state) for state in own]
         outputs = self._run(program, own, previous, now)
         for state, geometry, made in zip(own, now, outputs, strict=True):
             state.geometry = geometry
             state.next_step += 1
             if step.exit is None:
-                self._spare = max(self._spare, *state.features, key=lambda memory: memory.size)
+                self._spare = max(state.features, key=lambda memory: memory.size)
                 state.features = made
             else:
                 with _torch_alone():
@@ -154,17 +172,19 @@ class SparseExecutor:
     def _dense_of(self, state: SparseState) -> Geometry:
         return self._geometries.dense((state.shape[0] // STRIDE, state.shape[1] // STRIDE))
 
-    def _settled(self, state: SparseState, before: Geometry) -> Geometry:
+    def _settled(self, state: SparseState) -> Geometry:
         """The geometry of the mask that the latest exit left."""
-        mask = state.positions
+        mask, promised = state.positions, state.promised
         if mask is None or mask.all():
             mask = None
-        if before.mask is not None and not before.everywhere and (mask is None or (mask & ~before.mask).any()):
+        if promised is not None and (mask is None or (mask & ~promised).any()):
             raise ValueError(
                 "the mask of an exit grew, though it was promised to shrink; override it without `shrinking`"
             )
         if mask is None:
             return self._dense_of(state)
+        if state.shrinking:
+            state.promised = mask
         return self._geometries.under(mask, everywhere=not state.shrinking)
 
     def _run(
@@ -175,6 +195,8 @@ class SparseExecutor:
         now: Sequence[Geometry],
     ) -> list[list[Floats]]:
         """Run a step for all states; returns what it made for each, in the order of the program's outputs."""
+        if self._process != os.getpid():
+            self._start_threads()
         contexts = (native.Context * len(states))()
         made: list[list[Floats]] = []
         work = self._work(program, now)
@@ -267,6 +289,11 @@ class SparseExecutor:
             cost.macs(settled.share(FINEST + (finest // size[0]).bit_length() - 1))
             for (size, _), cost in self._costs(shape)[index - 1].items()
         )
+
+
+def _end_threads(pool: int, process: int) -> None:
+    if process == os.getpid():  # in another, forked off, there is nobody to wait for
+        library().pool_free(pool)
 
 
 @contextmanager

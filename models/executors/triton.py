@@ -20,7 +20,7 @@ from models.executors.triton_network import TritonNetwork
 from models.executors.triton_plan import Plan, Saved, TritonState
 from models.flops import Size, costs
 from models.postprocess import render
-from models.preprocess import STRIDE, Box, Frame, prepare
+from models.preprocess import STRIDE, Box, Frame, check_input, prepare
 
 PLANS = 8
 """Sizes and batches whose graphs are kept; the one that was not used for longest makes room."""
@@ -57,9 +57,8 @@ class TritonExecutor:
         return self.start(*prepare(image, self.config, box, self.device))
 
     def start(self, inputs: Tensor, frame: Frame) -> TritonState:
+        check_input(inputs, images=1)
         height, width = inputs.shape[-2:]
-        if height % 32 or width % 32:
-            raise ValueError(f"the input is {height}x{width}; both must be multiples of 32: pad it")
         crop = (height // STRIDE, width // STRIDE)
         if self.config.task == "segmentation":  # padding is nobody's pixel
             crop = (-(-frame.height // STRIDE), -(-frame.width // STRIDE))
@@ -68,8 +67,7 @@ class TritonExecutor:
     @torch.inference_mode()
     @torch.backends.cudnn.flags(enabled=True, benchmark=True)
     def advance(self, states: Sequence[State]) -> None:
-        own = [state for state in states if isinstance(state, TritonState)]
-        index = check_batch(states, self.steps)
+        index, own = check_batch(states, self.steps, TritonState)
         step = self.steps[index]
         shares = [state.shares[0] for state in own if state.shares]
         with self._on_device():

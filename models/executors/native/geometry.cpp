@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <algorithm>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -178,18 +179,9 @@ void link(Tables &t, Level &level, const std::vector<Offset> &around, const int3
     }
 }
 
-} // namespace
-
-#pragma GCC visibility push(default)
-extern "C" {
-
-// `mask`: (height, width) bytes at level 2, null for all active. `classes`: of each squared distance in the window, -1
-// for those too far to weigh anything. `prices`: of every level. `everywhere`: interpolate every inactive position,
-// for masks that may grow again at the next exit.
-Geometry *geometry_create(const uint8_t *mask, int32_t height, int32_t width, int32_t window, const int32_t *classes,
-                          const Prices *prices, int32_t everywhere) {
-    Built *built = new (std::nothrow) Built();
-    if (!built) return nullptr;
+std::unique_ptr<Built> build(const uint8_t *mask, int32_t height, int32_t width, int32_t window, const int32_t *classes,
+                             const Prices *prices, int32_t everywhere) {
+    auto built = std::make_unique<Built>();
     const std::vector<Offset> around = offsets(window, classes);
     Bytes finer;
     for (int l = 0; l < LEVELS; ++l) {
@@ -224,6 +216,23 @@ Geometry *geometry_create(const uint8_t *mask, int32_t height, int32_t width, in
         finer.swap(needed);
     }
     return built;
+}
+
+} // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// `mask`: (height, width) bytes at level 2, null for all active. `classes`: of each squared distance in the window, -1
+// for those too far to weigh anything. `prices`: of every level. `everywhere`: interpolate every inactive position,
+// for masks that may grow again at the next exit. Null without memory for it.
+Geometry *geometry_create(const uint8_t *mask, int32_t height, int32_t width, int32_t window, const int32_t *classes,
+                          const Prices *prices, int32_t everywhere) {
+    try {
+        return build(mask, height, width, window, classes, prices, everywhere).release();
+    } catch (const std::bad_alloc &) {
+        return nullptr;
+    }
 }
 
 void geometry_free(Geometry *geometry) { delete static_cast<Built *>(geometry); }

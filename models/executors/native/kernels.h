@@ -15,7 +15,7 @@ constexpr int MAX_SOURCES = 21 * 21; // of the widest window that sparse.py take
 
 inline Vector load(const float *p) { return *(const Loose *)p; }
 inline Vector splat(float x) { return x - Vector{}; }
-inline Vector relu(Vector x) { return x > 0 ? x : Vector{}; }
+inline Vector relu(Vector x) { return x < 0 ? Vector{} : x; } // keeps what is not a number
 
 inline void store(float *p, Vector x, int lanes) {
     if (lanes >= LANES) {

@@ -7,9 +7,12 @@ import ctypes
 import importlib.util
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_uint8, c_uint16, c_void_p
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from models.executors.native.sources import digest
 
 LEVELS = 6
 MARGIN = 5
@@ -99,11 +102,14 @@ class Neighbour(Structure):
 
 @cache
 def library() -> ctypes.CDLL:
-    """Raises OSError if the native code was not built on this machine."""
+    """Raises OSError if the native code was not built on this machine, or from other sources than lie beside it."""
     spec = importlib.util.find_spec("models.executors.native._native")
     if spec is None or spec.origin is None:
         raise OSError("the native kernels are not built; install a C++17 compiler, then run `make native`")
     lib = ctypes.CDLL(spec.origin)
+    now = digest(Path(__file__).parent)
+    if now and _built_from(lib) != now:
+        raise OSError("the native kernels were built from other sources than these; run `make native`")
     for name, result, arguments in (
         (
             "geometry_create",
@@ -133,3 +139,13 @@ def library() -> ctypes.CDLL:
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
     return lib
+
+
+def _built_from(lib: ctypes.CDLL) -> str:
+    """The digest of its sources; "" of a library from before it knew."""
+    try:
+        sources = lib.sources
+    except AttributeError:
+        return ""
+    sources.restype = ctypes.c_char_p
+    return bytes(sources()).decode()

@@ -2,6 +2,7 @@
 #include "native.h"
 #include <stdlib.h>
 #include <string.h>
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <memory>
@@ -78,21 +79,22 @@ struct Share {
 
 class Pool {
   public:
-    explicit Pool(int threads) {
-        for (int i = 1; i < threads; ++i) threads_.emplace_back([this, i] { serve(i); });
-    }
-
-    ~Pool() {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            stop_ = true;
+    // Throws std::system_error where the system gives no more threads.
+    explicit Pool(int threads) : scratch_(std::max(threads, 1)), shares_(scratch_.size()) {
+        threads_.reserve(scratch_.size());
+        try {
+            for (int i = 1; i < threads; ++i) threads_.emplace_back([this, i] { serve(i); });
+        } catch (...) {
+            stop();
+            throw;
         }
-        wake_.notify_all();
-        for (std::thread &thread : threads_) thread.join();
     }
 
+    ~Pool() { stop(); }
+
+    // Throws std::bad_alloc before anything has run.
     void run(Work &work) {
-        scratch_.resize(threads_.size() + 1);
+        reserve(work);
         std::unique_lock<std::mutex> lock(mutex_);
         work_ = &work;
         ++generation_;
@@ -108,6 +110,26 @@ class Pool {
   private:
     // A thread that waits spins for about 0.1 ms, as long as an uneven end of a pass lasts, then sleeps.
     static constexpr int SPINS = 2000;
+
+    void stop() {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            stop_ = true;
+        }
+        wake_.notify_all();
+        for (std::thread &thread : threads_) thread.join();
+    }
+
+    // Memory for every thread, so that none has to ask for it.
+    void reserve(const Work &work) {
+        const Program &program = *work.program;
+        const size_t floats = program.scratch_floats + 32;
+        int jobs = 0;
+        for (int p = 0; p < program.pass_count; ++p) jobs = std::max(jobs, (int)program.passes[p].jobs);
+        for (std::vector<float> &scratch : scratch_)
+            if (scratch.size() < floats) scratch.assign(floats, 0.0f);
+        for (std::vector<Share> &shares : shares_) shares.reserve((size_t)jobs * work.contexts_count);
+    }
 
     void serve(int index) {
         uint64_t seen = 0;
@@ -126,10 +148,8 @@ class Pool {
 
     void walk(Work &work, int index) {
         const FlushDenormals flush;
-        std::vector<float> &scratch = scratch_[index];
-        if (scratch.size() < (size_t)work.program->scratch_floats + 32) scratch.assign(work.program->scratch_floats + 32, 0.0f);
-        float *aligned = (float *)(((uintptr_t)scratch.data() + 63) & ~(uintptr_t)63);
-        std::vector<Share> shares;
+        float *aligned = (float *)(((uintptr_t)scratch_[index].data() + 63) & ~(uintptr_t)63);
+        std::vector<Share> &shares = shares_[index];
         for (int p = 0; p < work.program->pass_count; ++p) {
             const Pass &pass = work.program->passes[p];
             shares.clear();
@@ -175,7 +195,8 @@ class Pool {
     }
 
     std::vector<std::thread> threads_;
-    std::vector<std::vector<float>> scratch_;
+    std::vector<std::vector<float>> scratch_; // of each thread
+    std::vector<std::vector<Share>> shares_;
     std::mutex mutex_, pass_mutex_;
     std::condition_variable wake_, done_, pass_done_;
     uint64_t generation_ = 0;
@@ -210,6 +231,10 @@ void layout(int32_t *sizes) {
     memcpy(sizes, all, sizeof all);
 }
 
+// Of the sources that this was built from; see sources.py.
+const char *sources() { return SOURCES; }
+
+// Null where the system does not give so many threads.
 Pool *pool_create(int32_t threads) {
     try {
         return new Pool(threads);

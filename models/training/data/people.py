@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.preprocess import Box, Frame, person_square
+from models.preprocess import Box, Frame, crop_square, person_square
 from models.training.data.files import read_rgb
 
 
@@ -51,7 +51,7 @@ def crop(person: Person, side: int, room: float = 1.0) -> tuple[NDArray[np.uint8
     x, y, box_width, box_height = person.box
     grow = (room - 1) / 2 * max(box_width, box_height)
     left, top, length = person_square(height, width, (x - grow, y - grow, box_width + 2 * grow, box_height + 2 * grow))
-    cut = Image.fromarray(image).crop((left, top, left + length, top + length))
+    cut = crop_square(image, (left, top, length))
     frame = Frame(height, width, left, top, length / side)
     joints = np.concatenate([frame.to_input(person.joints[:, :2]), person.joints[:, 2:]], 1)
     return np.asarray(cut.resize((side, side), Image.Resampling.BILINEAR)), joints
