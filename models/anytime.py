@@ -72,6 +72,12 @@ class State:
     next_step: int = 0
     exit: Exit | None = None
 
+    def latest(self) -> Exit:
+        """Raises ValueError if no exit is finished."""
+        if self.exit is None:
+            raise ValueError(f"no exit is finished after {self.next_step} steps; advance further")
+        return self.exit
+
 
 class AnytimeModel(Protocol):
     """A trained network on a device, run by an executor."""

@@ -134,6 +134,12 @@ def _normal(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float3
     return np.asarray(1 / (255 * std), np.float32), np.asarray(-mean / std, np.float32)
 
 
+def seen(config: ModelConfig, frame: Frame, shape: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of positions that are of the image, of an input of `shape` (H, W): padding is nobody's pixel."""
+    height, width = shape if config.task == "pose" else (frame.height, frame.width)
+    return -(-height // STRIDE), -(-width // STRIDE)
+
+
 def check_input(inputs: Tensor, images: int | None = None) -> None:
     """Raises ValueError unless `inputs` are (N, 3, H, W), H and W multiples of 32; and N is `images`, if given."""
     if inputs.ndim != 4 or inputs.shape[1] != 3 or images not in (None, len(inputs)):

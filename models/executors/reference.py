@@ -14,7 +14,7 @@ from models.confidence import Masks, active
 from models.configs import Masking
 from models.flops import Size, costs
 from models.postprocess import render
-from models.preprocess import STRIDE, Box, Frame, check_input, prepare
+from models.preprocess import Box, Frame, check_input, prepare, seen
 
 UNSURE = {"segmentation": Masking("max_probability", 0.998), "pose": Masking("max_score", 0.002)}
 """What `unsure` means for networks without masks: the paper's thresholds."""
@@ -67,19 +67,15 @@ class ReferenceExecutor:
         state.progress = replace(state.progress, masks=Masks(positions[None, None]))
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
-        if state.exit is None:
-            raise ValueError(f"no exit is finished after {state.next_step} of {len(self.steps)} steps; advance further")
-        return render(state.exit, self.config, state.frame, extra)
+        return render(state.latest(), self.config, state.frame, extra)
 
     def _exit(self, index: int, state: ReferenceState) -> Exit:
         scores, decided = state.progress.scores, state.progress.decided
         assert scores is not None and decided is not None
         masks = state.progress.masks
         positions = masks.positions if masks else active(scores, self.config.masking or UNSURE[self.config.task], index)
-        inside = positions[0, 0]
-        if self.config.task == "segmentation":  # padding is nobody's pixel
-            inside = inside[: -(-state.frame.height // STRIDE), : -(-state.frame.width // STRIDE)]
-        unsure = float(inside.float().mean())
+        height, width = seen(self.config, state.frame, state.shape)
+        unsure = float(positions[0, 0, :height, :width].float().mean())
         return Exit(index, scores[0], decided[0, 0], positions[0, 0], unsure, round(state.macs))
 
     def _macs(self, index: int, shape: Size, masks: Masks | None) -> float:

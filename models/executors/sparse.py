@@ -34,7 +34,7 @@ from models.executors.native.winograd import prices
 from models.executors.reference import UNSURE
 from models.flops import costs
 from models.postprocess import render
-from models.preprocess import MULTIPLE, STRIDE, Box, Frame, check_input, cut, normalise_into
+from models.preprocess import MULTIPLE, STRIDE, Box, Frame, check_input, cut, normalise_into, seen
 
 GROWING = ("top_k", "random")
 """Criteria whose masks may take a position up again that an earlier exit settled."""
@@ -165,9 +165,7 @@ class SparseExecutor:
                     self._finish(step.exit, state, made[0], geometry)
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
-        if state.exit is None:
-            raise ValueError(f"no exit is finished after {state.next_step} of {len(self.steps)} steps; advance further")
-        return render(state.exit, self.config, state.frame, extra, exits.labels)
+        return render(state.latest(), self.config, state.frame, extra, exits.labels)
 
     def _dense_of(self, state: SparseState) -> Geometry:
         return self._geometries.dense((state.shape[0] // STRIDE, state.shape[1] // STRIDE))
@@ -273,10 +271,8 @@ class SparseExecutor:
             positions = exits.active(grid, criterion, computed, None if carried is None else carried.active.numpy())
         else:
             positions = active(grid[None].contiguous(), criterion, index)[0, 0].numpy()
-        inside = positions
-        if self.config.task == "segmentation":  # padding is nobody's pixel
-            inside = inside[: -(-state.frame.height // STRIDE), : -(-state.frame.width // STRIDE)]
-        unsure = np.count_nonzero(inside) / inside.size
+        rows_seen, columns_seen = seen(self.config, state.frame, state.shape)
+        unsure = np.count_nonzero(positions[:rows_seen, :columns_seen]) / (rows_seen * columns_seen)
         state.exit = Exit(index, grid, decided, torch.from_numpy(positions), unsure, round(state.macs))
         state.positions = None
         if masking is not None and masking.adaptivity != "training" and index < self.config.exits:

@@ -20,7 +20,7 @@ from models.executors.triton_network import TritonNetwork
 from models.executors.triton_plan import Plan, Saved, TritonState
 from models.flops import Size, costs
 from models.postprocess import render
-from models.preprocess import STRIDE, Box, Frame, check_input, prepare
+from models.preprocess import Box, Frame, check_input, prepare, seen
 
 PLANS = 8
 """Sizes and batches whose graphs are kept; the one that was not used for longest makes room."""
@@ -58,11 +58,9 @@ class TritonExecutor:
 
     def start(self, inputs: Tensor, frame: Frame) -> TritonState:
         check_input(inputs, images=1)
-        height, width = inputs.shape[-2:]
-        crop = (height // STRIDE, width // STRIDE)
-        if self.config.task == "segmentation":  # padding is nobody's pixel
-            crop = (-(-frame.height // STRIDE), -(-frame.width // STRIDE))
-        return TritonState(frame, (height, width), saved=Saved((inputs.to(self.device),), ()), crop=crop)
+        shape = (int(inputs.shape[2]), int(inputs.shape[3]))
+        crop = seen(self.config, frame, shape)
+        return TritonState(frame, shape, saved=Saved((inputs.to(self.device),), ()), crop=crop)
 
     @torch.inference_mode()
     @torch.backends.cudnn.flags(enabled=True, benchmark=True)
@@ -80,9 +78,7 @@ class TritonExecutor:
                 self._finish(step.exit, own, plan)
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
-        if state.exit is None:
-            raise ValueError(f"no exit is finished after {state.next_step} of {len(self.steps)} steps; advance further")
-        return render(state.exit, self.config, state.frame, extra)
+        return render(state.latest(), self.config, state.frame, extra)
 
     @torch.inference_mode()
     def override(self, state: State, positions: Tensor) -> None:
