@@ -93,7 +93,7 @@ def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False) -
             for n in wanted
             if n in tensors and tensors[n].shape != wanted[n].shape
         ],
-        "not finite": [n for n in wanted if n in tensors and not tensors[n].isfinite().all()],
+        "not finite": [n for n in wanted if n in tensors and not tensors[n].to(wanted[n].dtype).isfinite().all()],
     }
     found = [f"{len(names)} tensors are {what}: {_some(names)}" for what, names in problems.items() if names]
     if found:

@@ -80,15 +80,19 @@ class Entry:
                 self._end_wait_in_time()
                 yield
         except TimeoutError:
-            if self.given_up is Stop.CANCELLED:
-                raise RequestCancelledError("the request was cancelled by its id", "cancelled") from None
-            if self.given_up is Stop.DISCONNECTED:
-                raise DisconnectedError("the client hung up", "disconnected") from None
+            self.check()
             spent_ms = 1000 * (time.monotonic() - self.arrived_s)
             sentence = f"the image was not received and decoded within {spent_ms:.0f} ms; give a later deadline_ms"
             raise NoExitError(sentence, "no_exit") from None
         finally:
             self._wait = None
+
+    def check(self) -> None:
+        """Raises RequestCancelledError or DisconnectedError if it was given up."""
+        if self.given_up is Stop.CANCELLED:
+            raise RequestCancelledError("the request was cancelled by its id", "cancelled") from None
+        if self.given_up is Stop.DISCONNECTED:
+            raise DisconnectedError("the client hung up", "disconnected") from None
 
     def _end_wait_in_time(self) -> None:
         if self._wait is None or self._wait.expired():
@@ -154,7 +158,10 @@ class Ledger:
             logger.exception("request %s failed", entry.id)
             fault = unexpected(error)
             fault.request_id = entry.id
-            raise fault from error
+            try:
+                raise fault from None
+            finally:
+                del fault  # which would hold itself, and the image with it
         except BaseException:  # a task is cancelled when its connection is gone
             entry.stop = Stop.DISCONNECTED
             raise

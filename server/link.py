@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import os
+import pickle
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +21,8 @@ logger = logging.getLogger("anytime.link")
 
 # Threads that spin until the next convolution would keep the front end from the cores.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
+READ_BYTES = 1 << 16
 
 
 class Link(Protocol):
@@ -86,6 +90,10 @@ class Supervisor:
         self._busy = busy
         self._unsent: OrderedDict[tuple[type[Command], int], Command] = OrderedDict()
         """Commands that the worker's socket had no room for, the newest of each kind about a job."""
+        self._outgoing = b""
+        """What is left of a command that went in part."""
+        self._incoming = bytearray()
+        """An event that has come in part."""
         self._quick_deaths = 0
         self._started_s = 0.0
         self._heard_s = 0.0
@@ -120,43 +128,48 @@ class Supervisor:
             return
         if not self._busy():
             self._heard_s = time.monotonic()
-        waiting = bool(self._unsent)
+        waiting = bool(self._outgoing or self._unsent)
         self._unsent[type(command), command.key] = command
         if not waiting:
             self._send()
 
     def _send(self) -> None:
-        """What is unsent, until the socket is full; the loop calls again once it is not. Commands are much smaller than
-        the socket's buffer, so that none goes in parts."""
+        """What is unsent, until the socket is full; the loop calls again once it is not."""
         assert self.link is not None
         loop, number = asyncio.get_running_loop(), self.link.connection.fileno()
-        while self._unsent:
+        while self._outgoing or self._unsent:
+            if not self._outgoing:
+                self._outgoing = _frame(self._unsent.popitem(last=False)[1])
             try:
-                self.link.connection.send(next(iter(self._unsent.values())))
+                self._outgoing = self._outgoing[os.write(number, self._outgoing) :]
             except BlockingIOError:
                 loop.add_writer(number, self._send)
                 return
             except OSError as error:
                 logger.warning("the worker does not listen: %s", error)
-                self._unsent.clear()
-                break
-            self._unsent.popitem(last=False)
+                self._forget()
         loop.remove_writer(number)
 
     def _readable(self) -> None:
-        """Hear one event; the loop calls again while there are more. They are much smaller than a socket's buffer, so
-        that none comes in parts."""
-        if self.link is None:
+        """Hear the events that have come whole."""
+        link = self.link
+        if link is None:
             return
         self._heard_s = time.monotonic()
         try:
-            event = self.link.connection.recv()
-        except (EOFError, OSError):
+            data = os.read(link.connection.fileno(), READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
             self._gone()
             return
-        if isinstance(event, Ready):
-            logger.info("the worker was ready after %.1f s", self._heard_s - self._started_s)
-        self._hear(event)
+        self._incoming += data
+        while self.link is link and (event := _unframed(self._incoming)) is not None:
+            if isinstance(event, Ready):
+                logger.info("the worker was ready after %.1f s", self._heard_s - self._started_s)
+            self._hear(event)
 
     def _watch(self) -> None:
         """Kill a worker that is stuck."""
@@ -181,12 +194,36 @@ class Supervisor:
         loop, number = asyncio.get_running_loop(), self.link.connection.fileno()
         loop.remove_reader(number)
         loop.remove_writer(number)
-        self._unsent.clear()
+        self._forget()
         self.link.kill()
         self.link = None
         self._lost()
+
+    def _forget(self) -> None:
+        """What is on its way to or from a worker that is gone."""
+        self._unsent.clear()
+        self._outgoing = b""
+        self._incoming.clear()
 
     def _start_later(self) -> None:
         wait_s = self.BACKOFF_S[min(max(0, self._quick_deaths - 1), len(self.BACKOFF_S) - 1)]
         logger.error("the worker is gone; starting another in %.1f s", wait_s)
         self._timer = asyncio.get_running_loop().call_later(wait_s, self.start)
+
+
+def _frame(command: Command) -> bytes:
+    """As a `multiprocessing` Connection sends it: the length in 4 bytes, then the pickled object."""
+    data = pickle.dumps(command)
+    return struct.pack("!i", len(data)) + data
+
+
+def _unframed(received: bytearray) -> Event | None:
+    """Take the first event off what a Connection has sent; None while it is not whole."""
+    if len(received) < 4:
+        return None
+    end = 4 + struct.unpack_from("!i", received)[0]
+    if len(received) < end:
+        return None
+    event: Event = pickle.loads(received[4:end])
+    del received[:end]
+    return event

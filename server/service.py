@@ -146,33 +146,42 @@ class Service:
         check_body(body, self.settings.max_body_bytes)
         began_s = time.monotonic()
         loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._decoders, decode, body, self.settings.max_pixels)
+        held, max_pixels = [body], self.settings.max_pixels
+        del body
+        try:
+            pixels = await loop.run_in_executor(self._decoders, lambda: decode(held.pop(), max_pixels))
+        except asyncio.CancelledError:
+            # What stays in the decoders' queue until its turn must not hold the body, neither itself nor by the frames
+            # that this error has passed.
+            held.clear()
+            raise asyncio.CancelledError from None
         seconds = time.monotonic() - began_s
         usual = self._decode_s.setdefault(pixels.size.bit_length(), Quantile(0.9))
         usual.add(seconds)
         return Picture(pixels, seconds, began_s + usual.value)
 
     async def _submit(self, ask: Ask, known: Accepted, picture: Picture, entry: Entry, encoding: str) -> Job:
-        assert entry.deadline_s is not None
         height, width = picture.pixels.shape[:2]
         if ask.box is not None:
             _check_box(ask.box, height, width)
         layout = known.model.layout(height, width, extra=ask.extra is not None)
-        order = Order(
-            model=known.model,
-            layout=layout,
-            budget=replace(known.budget, deadline_s=entry.deadline_s),
-            decode_s=picture.decode_s,
-            usual_s=picture.usual_s,
-            required=1 if ask.best_effort else ask.min_exit or 1,
-            reserve_s=self._reserve_s(encoding, height * width),
-            quality=ask.quality,
-            extra=ask.extra,
-            box=ask.box,
-        )
         offset = self.engine.take(layout)
         try:
             await _copy(picture.pixels, layout.image(self.arena.view[offset:]))
+            entry.check()
+            assert entry.deadline_s is not None  # it may have moved since
+            order = Order(
+                model=known.model,
+                layout=layout,
+                budget=replace(known.budget, deadline_s=entry.deadline_s),
+                decode_s=picture.decode_s,
+                usual_s=picture.usual_s,
+                required=1 if ask.best_effort else ask.min_exit or 1,
+                reserve_s=self._reserve_s(encoding, height * width),
+                quality=ask.quality,
+                extra=ask.extra,
+                box=ask.box,
+            )
             entry.job = job = self.engine.submit(order, offset)
         except BaseException:
             self.arena.give(offset, layout.total_bytes)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import save_file
 
 from models.__main__ import main
 from models.adpc import AdpcNet
@@ -116,6 +117,14 @@ def test_weights_that_mean_nothing_are_named(tmp_path: Path) -> None:
         torch.save(weights | change, path)
         with pytest.raises(ValueError, match=message):
             load_weights(tiny.network(), path)
+
+
+def test_eight_bits_a_weight_are_read(tmp_path: Path) -> None:
+    weights = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tiny.network().state_dict().items()}
+    save_file(
+        {name: tensor for name, tensor in weights.items() if "num_batches" not in name}, tmp_path / "a.safetensors"
+    )
+    load_weights(tiny.network(), tmp_path / "a.safetensors")
 
 
 def test_a_file_with_flipped_bytes_is_a_value_error_or_loads(tmp_path: Path) -> None:

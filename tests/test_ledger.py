@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -81,6 +83,28 @@ def test_a_fault_of_the_server_is_counted_logged_and_told_with_the_id(
     assert (caught.value.request_id, caught.value.status) == ("mine", 500)
     assert "request mine failed" in caplog.text and "secret" in caplog.text
     assert count(metrics, model="unknown", protocol="http", stop="error") == 1
+
+
+def test_a_fault_holds_nothing_of_its_request(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.ledger.logger.exception", lambda *_: None)  # pytest keeps what is logged
+
+    class Image:
+        pass
+
+    def fail() -> weakref.ref[Image]:
+        image = Image()
+        there = weakref.ref(image)
+        try:
+            with ledger.entry("mine", "http", 0.0):
+                raise KeyError(image)
+        except ServerError:
+            return there
+
+    gc.disable()
+    try:
+        assert fail()() is None
+    finally:
+        gc.enable()
 
 
 def test_errors_learn_the_id_of_their_request(ledger: Ledger) -> None:

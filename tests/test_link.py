@@ -1,6 +1,7 @@
 """The supervisor, with links that are pipes."""
 
 import asyncio
+import os
 from collections.abc import Coroutine
 from multiprocessing import Pipe
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 import live
 import pytest
 
-from server.job import Beat, Cancel, Event, Move
-from server.link import Link, Supervisor
+from server.job import Beat, Cancel, Ended, Event, Move, Stop
+from server.link import Link, Supervisor, _frame
 
 
 class PipeLink:
@@ -118,7 +119,7 @@ def test_commands_wait_while_the_worker_does_not_read() -> None:
             watched.supervisor.say(command)
         for second in range(1000):
             watched.supervisor.say(Move(7, float(second)))
-        assert len(watched.supervisor._unsent) < len(told)
+        assert 0 < len(watched.supervisor._unsent) < len(told)
         heard: list[object] = []
 
         def hear() -> bool:
@@ -130,6 +131,25 @@ def test_commands_wait_while_the_worker_does_not_read() -> None:
         assert heard == [*told, Move(7, 999.0)]
         watched.supervisor.say(Cancel(1))
         assert link.other.recv() == Cancel(1)
+        watched.supervisor.stop()
+
+    run(check())
+
+
+def test_events_may_come_in_parts_and_be_large() -> None:
+    async def check() -> None:
+        watched = Watched()
+        watched.supervisor.start()
+        told = [Ended(key, Stop.ERROR, error="x" * 300_000) for key in range(3)]
+        stream = b"".join(_frame(event) for event in told)  # type: ignore[arg-type]
+        number = watched.links[0].other.fileno()
+        at = 0
+        while at < len(stream):
+            at += os.write(number, stream[at : at + 10_000])
+            for _ in range(3):
+                await asyncio.sleep(0)
+        await until(lambda: len(watched.heard) == 3)
+        assert watched.heard == told and not watched.losses
         watched.supervisor.stop()
 
     run(check())

@@ -1,11 +1,14 @@
 """HTTP, against a worker that the tests play."""
 
+import asyncio
 import base64
+import gc
 import io
 import json
 import socket
 import struct
 import threading
+import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -255,6 +258,36 @@ def test_hanging_up_while_the_image_is_decoded(server: Live, decoding: threading
     server.wait_for(lambda: server.metric("anytime_requests_total", stop="disconnected") == before + 1)
 
 
+def test_a_cancel_in_the_last_moment_before_the_job_is_not_lost(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = server.server.config.app.state.service.ledger  # type: ignore[union-attr]
+
+    async def copying(*_: object) -> None:
+        ledger.cancel("early")
+
+    monkeypatch.setattr("server.service._copy", copying)
+    reply = server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "early"})
+    assert (reply.status_code, reply.json()["code"]) == (499, "cancelled")
+
+
+def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(server: Live) -> None:
+    class Body:
+        def __len__(self) -> int:
+            return 1
+
+    service = server.server.config.app.state.service  # type: ignore[union-attr]
+    over, body = threading.Event(), Body()
+    for _ in range(service.settings.codec_threads):
+        service._decoders.submit(over.wait, live.PATIENCE_S)
+    there = weakref.ref(body)
+    waiting = asyncio.run_coroutine_threadsafe(service._decode(body), server.loop)
+    server.wait_for(lambda: service._decoders._work_queue.qsize() == 1)
+    del body
+    assert there() is not None
+    waiting.cancel()
+    server.wait_for(lambda: gc.collect() >= 0 and there() is None)
+    over.set()
+
+
 def test_any_printable_id_can_be_looked_up_and_cancelled(server: Live, worker: ScriptedWorker) -> None:
     name = "a/b?c#d%2F../e"
     call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": name}))
@@ -285,6 +318,26 @@ def test_headers_without_an_end_are_a_431(server: Live) -> None:
             reply = connection.recv(1000)
         assert reply[:12] in (b"HTTP/1.1 431", b"")  # a reset may overtake the answer
     assert server.http.get("/health/live", headers={"X-Long": "x" * 60_000}).status_code == 200
+
+
+def test_trailers_without_an_end_close_the_connection(server: Live) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Long: "
+        connection.sendall(head)
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                connection.sendall(b"x" * 65536)
+
+
+def test_a_body_may_follow_a_header_in_parts(server: Live, worker: ScriptedWorker) -> None:
+    body = photo(200, 300, "BMP")
+    assert len(body) > 100_000
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\n")
+        server.wait_for(lambda: True)
+        connection.sendall(b"Host: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        worker.finish(worker.hear_submit())
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_an_unknown_request_is_a_404(server: Live) -> None:

@@ -320,6 +320,12 @@ def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
         kept.append(sparse._workspace.size + sparse._spare.size)
     assert kept[0] > 8 * kept[1] > 0
     assert kept[1] == kept[2]
+    large, small = sparse.begin(tiny.image(256, 256)), sparse.begin(tiny.image(64, 64))
+    for state in (large, small, sparse.begin(tiny.image(64, 64))):
+        for _ in sparse.steps:
+            sparse.advance([state])
+    sparse.begin(tiny.image(64, 64))
+    assert sparse._workspace.size + sparse._spare.size <= kept[2]
 
 
 IN_A_PROCESS = """

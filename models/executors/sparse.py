@@ -128,7 +128,6 @@ class SparseExecutor:
         if SHRINK * height * width < self._kept_for_px:
             self._workspace = self._spare = empty(0)
             self._kept_for_px = 0
-        self._kept_for_px = max(self._kept_for_px, height * width)
         # A row of pixels around stands for the convolution's padding; the row before it is every matrix's zero row.
         flat = empty(3 * ((height + 2) * (width + 2) + 1))
         padded = flat[3:].reshape(height + 2, 3 * (width + 2))
@@ -195,6 +194,7 @@ class SparseExecutor:
         """Run a step for all states; returns what it made for each, in the order of the program's outputs."""
         if self._process != os.getpid():
             self._start_threads()
+        self._kept_for_px = max(self._kept_for_px, *(height * width for height, width in (s.shape for s in states)))
         contexts = (native.Context * len(states))()
         made: list[list[Floats]] = []
         work = self._work(program, now)
