@@ -1,7 +1,8 @@
 """`python -m models bench`: seconds to every exit, side by side in one run: the sparse executor under given masks and
 at full density, and dense runtimes on the one-exit and the anytime network.
 
-The runs of all runtimes are interleaved, so that they meet the same machine.
+Every runtime has a process of its own, as where it is used; one that dies costs no other. Their runs are interleaved, so
+that they meet the same machine.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
@@ -28,7 +30,7 @@ from models.executors.native.programs import Isa
 from models.executors.onnx import TOLERANCE
 from models.flops import Size, gmacs, parse_shares, parse_size
 from models.training import bench_gpu
-from models.training.runtimes import RUNTIMES, Task, expected, peak, prepare
+from models.training.runtimes import RUNTIMES, Task, expected, load, peak, timed
 
 ACTIVE = {"w18": (0.837, 0.741, 0.523), "w48": (0.807, 0.616, 0.370)}
 """Shares that give the multiply-adds of the paper's tables 1 and 3."""
@@ -57,33 +59,36 @@ class Row:
 
 def measure(tasks: Sequence[Task], repeats: int, *, check: bool, memory: bool) -> list[Row]:
     """The tasks side by side; those whose runtime is not there are left out, with a line that says so."""
-    rows, runs, references = [], [], {}
-    for task in tqdm(tasks, desc="prepare", leave=False):
-        try:
-            run = prepare(task)
-            warm = run()
-        except (ImportError, RuntimeError) as error:  # torch.compile without a compiler raises a RuntimeError
-            print(f"left out: {task.runtime} ({str(error).splitlines()[0]})", file=sys.stderr)
-            continue
-        row = Row(task)
-        if check:
-            key = (task.kind, task.active)
-            if key not in references:
-                references[key] = expected(task)
-            pairs = zip((torch.as_tensor(x) for x in warm.scores), references[key], strict=True)
-            row.difference = max(float((x - y).abs().max() / y.abs().max()) for x, y in pairs)
-        rows.append(row)
-        runs.append(run)
-    for _ in tqdm(range(repeats), desc="measure", leave=False):
-        for row, run in zip(rows, runs, strict=True):
-            run()  # brings its memory back, and lets the threads of the runtime before fall asleep
-            row.passes.append(run().seconds)
+    rows, references = [], {}
+    with ExitStack() as stack:
+        by_runtime = {task.runtime: stack.enter_context(process()) for task in tasks}
+        for task in tqdm(tasks, desc="prepare", leave=False):
+            try:
+                scores = by_runtime[task.runtime].submit(load, task).result()
+            except RuntimeError as error:
+                print(f"left out: {task.runtime} ({error})", file=sys.stderr)
+                continue
+            row = Row(task)
+            if check:
+                key = (task.kind, task.active)
+                if key not in references:
+                    references[key] = expected(task)
+                pairs = zip(map(torch.from_numpy, scores), references[key], strict=True)
+                row.difference = max(float((x - y).abs().max() / y.abs().max()) for x, y in pairs)
+            rows.append(row)
+        for _ in tqdm(range(repeats), desc="measure", leave=False):
+            for row in rows:
+                row.passes.append(by_runtime[row.task.runtime].submit(timed, row.task).result())
     if memory:
-        runs.clear()
         for row in rows:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                row.peak_bytes = pool.apply(peak, (row.task,))
+            with process() as alone:
+                row.peak_bytes = alone.submit(peak, row.task).result()
     return rows
+
+
+def process() -> ProcessPoolExecutor:
+    """One that has done nothing yet."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
 def fastest(rows: Sequence[Row], kind: str, exit_index: int) -> float:
