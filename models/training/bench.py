@@ -1,7 +1,7 @@
 """`python -m models bench`: seconds to every exit, side by side in one run: the sparse executor under given masks and
 at full density, and dense runtimes on the one-exit and the anytime network.
 
-Every runtime has a process of its own, as where it is used; one that dies costs no other. Their runs are interleaved,
+Every runtime has a process of its own, as where it is used. Their runs are interleaved,
 so that they meet the same machine.
 """
 
