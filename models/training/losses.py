@@ -51,20 +51,14 @@ def heatmaps(joints: Tensor, size: tuple[int, int], stride: int, sigma: float) -
     return torch.exp(-squares / 2) * (squares <= REACH**2)
 
 
-BACKGROUND = -0.003
-"""What a heatmap should be at most where its joint is not. Where a joint is with probability p, squared errors pull the
-map to p times its Gaussian; this far below 0, the masks' threshold (0.002) settles what is empty by over 99.5 %."""
-
-
 def pose(scores: Sequence[Tensor], joints: Tensor, stride: int, sigma: float) -> Tensor:
     """Mean squared error of each exit's heatmaps: (exits,). Joints of weight 0 (`joints[..., 2]`) do not count.
 
-    Unlike in the paper, values below `BACKGROUND` are no error where the target is 0: what they say is right. Pulled to
-    0 from both sides, background would be noise around it, at every other position above the masks' threshold.
+    Unlike in the paper, values below 0 are no error where the target is 0: what they say is right. Pulled to 0 from
+    both sides, background would be noise around it, at every other position above the masks' threshold (0.002).
     """
     size = (int(scores[0].shape[-2]), int(scores[0].shape[-1]))
     target = heatmaps(joints, size, stride, sigma)
     weight = joints[:, :, 2, None, None]
-    lowest = torch.where(target > 0, -torch.inf, BACKGROUND)
-    target = torch.where(target > 0, target, BACKGROUND)
+    lowest = torch.where(target > 0, -torch.inf, 0.0)
     return torch.stack([(weight * (torch.maximum(found.float(), lowest) - target) ** 2).mean() for found in scores])
