@@ -3,11 +3,12 @@
 Holds no network and no executor, and imports neither.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -137,3 +138,15 @@ def run(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) -
         model.advance([state])
         if step.exit is not None:
             yield state, model.render(state)
+
+
+def score_difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of scores from the expected ones, as a share of the largest of these; nan where a score
+    is not a number."""
+    expected = expected.float()
+    return float((found.float() - expected).abs().max() / expected.abs().max())
+
+
+def largest(differences: Iterable[float]) -> float:
+    """Unlike with `max`, nan if one of them is."""
+    return float(torch.tensor([0.0, *differences]).max())

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from models.anytime import largest, score_difference
 from models.training import bench, runtimes
 from models.training.data import scenes
 
@@ -56,15 +58,33 @@ def test_everything_is_measured_and_written(tmp_path: Path, capsys: pytest.Captu
     assert "HRNet-W18 at 32x64" in printed and "seed: 0" in printed and "fastest dense runtime" in printed
 
 
-def test_a_runtime_that_is_missing_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("module, why", [
+    ("raise ModuleNotFoundError('no openvino')", "no openvino"),
+    ("import os; os._exit(3)", "terminated abruptly"),
+])  # fmt: skip
+def test_a_runtime_that_is_missing_or_dies_is_left_out(
+    module: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "openvino.py").write_text("raise ModuleNotFoundError(\"No module named 'openvino'\")\n")
+    (tmp_path / "openvino.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
     assert bench.main(arguments(runtimes=["sparse", "openvino"], check=False, json=True)) == 0
     captured = capsys.readouterr()
-    assert "left out: openvino (No module named 'openvino')" in captured.err
+    assert "left out: openvino" in captured.err and why in captured.err
     assert {row["task"]["runtime"] for row in json.loads(captured.out)["rows"]} == {"sparse"}
+    with pytest.raises(ValueError, match="choose others with --runtimes"):
+        bench.main(arguments(runtimes=["openvino"]))
+
+
+@pytest.mark.parametrize(
+    "differences, wrong",
+    [([1e-6, 1e-5], False), ([1e-6, 2e-4], True), ([float("nan"), 1e-6], True), ([1e-6, float("nan")], True)],
+)
+def test_scores_that_are_wrong_or_no_numbers_are_found(differences: list[float], wrong: bool) -> None:
+    expected = torch.tensor([-2.0, 1.0])
+    found = [score_difference(expected + 2 * off, expected) for off in differences]
+    assert found == pytest.approx(differences, rel=0.2, nan_ok=True)
+    row = bench.Row(runtimes.Task("sparse", "anytime", "w18", (32, 64)), difference=largest(found))
+    assert bench.wrong(row) is wrong
 
 
 def test_masks_of_label_maps(tmp_path: Path) -> None:

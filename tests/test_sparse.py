@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.adpc import AdpcNet
-from models.anytime import run
+from models.anytime import run, score_difference
 from models.configs import Masking, ModelConfig
 from models.executors import build
 from models.executors.native import library as native
@@ -88,11 +88,6 @@ def masks(height: int, width: int, random: np.random.Generator, *, shrinking: bo
     return [torch.from_numpy(m) for m in (itertools.accumulate(found, np.logical_and) if shrinking else found)]
 
 
-def difference(one: Tensor, other: Tensor) -> float:
-    """The largest, as a share of the largest score."""
-    return float((one - other).abs().max() / other.abs().max())
-
-
 def compare(
     sparse: SparseExecutor, reference: ReferenceExecutor, seed: int, batch: int, *, shrinking: bool
 ) -> Iterator[float]:
@@ -109,7 +104,7 @@ def compare(
             continue
         for state, oracle, positions in zip(states, expected, given, strict=True):
             assert state.exit is not None and oracle.exit is not None
-            yield difference(state.exit.scores, oracle.exit.scores)
+            yield score_difference(state.exit.scores, oracle.exit.scores)
             assert torch.equal(state.exit.decided, oracle.exit.decided)
             assert (state.exit.active != oracle.exit.active).sum() <= 2  # rounding flips single positions
             assert state.exit.macs == pytest.approx(oracle.exit.macs, rel=1e-6)
@@ -215,7 +210,7 @@ def follow(sparse: SparseExecutor, reference: ReferenceExecutor) -> None:
         if step.exit is None:
             continue
         assert state.exit is not None and expected.exit is not None
-        assert difference(state.exit.scores, expected.exit.scores) < 1e-4 / 2
+        assert score_difference(state.exit.scores, expected.exit.scores) < 1e-4 / 2
         assert (state.exit.active != expected.exit.active).float().mean() < 0.01
         assert state.exit.unsure == pytest.approx(expected.exit.unsure, abs=0.01)
         if expected.progress.masks is not None:

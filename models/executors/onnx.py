@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.adpc import AdpcNet, Progress
-from models.anytime import Step
+from models.anytime import Step, largest, score_difference
 from models.checkpoint import load_directory, resolve
 from models.confidence import Masks, active
 from models.executors.reference import ReferenceExecutor
@@ -248,7 +248,7 @@ def difference(network: AdpcNet, height: int = 96, width: int = 160) -> float:
     exported, steps = OnnxNetwork(network, "cpu"), iter(network.steps)
     images = torch.randn(2, 3, height, width, generator=generator)
     found, expected = exported.start(images), network.start(images)
-    worst = torch.tensor(0.0)
+    worst = 0.0
     for step in exported.steps:
         found = exported.advance(found, step)
         with torch.inference_mode():
@@ -257,12 +257,11 @@ def difference(network: AdpcNet, height: int = 96, width: int = 160) -> float:
                 if own.exit is not None:
                     break
         assert found.scores is not None and expected.scores is not None
-        off = (found.scores - expected.scores).abs().max() / expected.scores.abs().max()
-        worst = torch.maximum(worst, off)  # which keeps what is not a number
+        worst = largest([worst, score_difference(found.scores, expected.scores)])
         if network.config.masking is not None:
             given = torch.rand(2, 1, height // STRIDE, width // STRIDE, generator=generator) < 0.5
             found, expected = replace(found, masks=Masks(given)), replace(expected, masks=Masks(given))
-    return float(worst)
+    return worst
 
 
 def _need(package: str) -> ModuleType:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.anytime import AnytimeModel, State
+from models.anytime import AnytimeModel, State, largest, score_difference
 from models.flops import Size
 from models.preprocess import STRIDE, Frame, pad
 
@@ -145,9 +145,8 @@ def _differences(
             faster.advance([our])
             reference.advance([their])
             if step.exit is not None and our.exit is not None and their.exit is not None:
-                true = their.exit.scores.float()
-                off = (our.exit.scores.float() - true).abs().max() / true.abs().max()
-                found[step.exit - 1] = found[step.exit - 1].maximum(off.cpu())
+                off = score_difference(our.exit.scores, their.exit.scores)
+                found[step.exit - 1] = largest([float(found[step.exit - 1]), off])
                 _follow(faster, our, step.exit, given)
                 _follow(reference, their, step.exit, given)
     return found

@@ -1,7 +1,7 @@
 """`python -m models bench`: seconds to every exit, side by side in one run: the sparse executor under given masks and
 at full density, and dense runtimes on the one-exit and the anytime network.
 
-Every runtime has a process of its own, as where it is used. Their runs are interleaved,
+Every runtime has a process of its own, as where it is used; one that dies costs no other. Their runs are interleaved,
 so that they meet the same machine.
 """
 
@@ -13,7 +13,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
@@ -23,8 +23,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from models.anytime import largest, score_difference
 from models.configs import config
 from models.executors.native.programs import Isa
 from models.executors.onnx import TOLERANCE
@@ -45,11 +47,12 @@ RUNTIME_DISTRIBUTIONS = {
 
 @dataclass
 class Row:
-    """What a task took. `seconds`: medians to every exit. `difference`: from the reference, of the largest score."""
+    """What a task took. `seconds`: medians to every exit. `difference`: from the reference, of the largest score; None
+    where it was not looked for."""
 
     task: Task
     passes: list[list[float]] = field(default_factory=list)
-    difference: float = float("nan")
+    difference: float | None = None
     peak_bytes: int | None = None
 
     @property
@@ -58,32 +61,52 @@ class Row:
 
 
 def measure(tasks: Sequence[Task], repeats: int, *, check: bool, memory: bool) -> list[Row]:
-    """The tasks side by side; those whose runtime is not there are left out, with a line that says so."""
-    rows, references = [], {}
+    """The tasks side by side. Those whose runtime is not there, fails or dies are left out, with a line that says so.
+
+    Raises ValueError if none is left.
+    """
+    references: dict[tuple[str, tuple[float, ...]], list[Tensor]] = {}
     with ExitStack() as stack:
-        by_runtime = {task.runtime: stack.enter_context(process()) for task in tasks}
-        for task in tqdm(tasks, desc="prepare", leave=False):
-            try:
-                scores = by_runtime[task.runtime].submit(load, task).result()
-            except RuntimeError as error:
-                print(f"left out: {task.runtime} ({error})", file=sys.stderr)
-                continue
-            row = Row(task)
+        by_runtime = {runtime: stack.enter_context(process()) for runtime in dict.fromkeys(t.runtime for t in tasks)}
+
+        def prepared(row: Row) -> None:
+            task = row.task
+            scores = by_runtime[task.runtime].submit(load, task).result()
             if check:
                 key = (task.kind, task.active)
                 if key not in references:
                     references[key] = expected(task)
-                pairs = zip(map(torch.from_numpy, scores), references[key], strict=True)
-                row.difference = max(float((x - y).abs().max() / y.abs().max()) for x, y in pairs)
-            rows.append(row)
+                row.difference = largest(map(score_difference, map(torch.from_numpy, scores), references[key]))
+
+        def passed(row: Row) -> None:
+            row.passes.append(by_runtime[row.task.runtime].submit(timed, row.task).result())
+
+        rows = _where([Row(task) for task in tasks], prepared, "prepare")
         for _ in tqdm(range(repeats), desc="measure", leave=False):
-            for row in rows:
-                row.passes.append(by_runtime[row.task.runtime].submit(timed, row.task).result())
+            rows = _where(rows, passed)
     if memory:
-        for row in rows:
-            with process() as alone:
-                row.peak_bytes = alone.submit(peak, row.task).result()
+        rows = _where(rows, _measure_peak)
+    if not rows:
+        raise ValueError("none of the runtimes could be measured, see above; choose others with --runtimes")
     return rows
+
+
+def _where(rows: Sequence[Row], do: Callable[[Row], None], progress: str | None = None) -> list[Row]:
+    """Those rows with which `do` went well."""
+    well = []
+    for row in tqdm(rows, desc=progress, leave=False, disable=progress is None):
+        try:
+            do(row)
+        except RuntimeError as error:  # BrokenProcessPool too: its process died
+            print(f"left out: {row.task.runtime} ({error})", file=sys.stderr)
+        else:
+            well.append(row)
+    return well
+
+
+def _measure_peak(row: Row) -> None:
+    with process() as alone:
+        row.peak_bytes = alone.submit(peak, row.task).result()
 
 
 def process() -> ProcessPoolExecutor:
@@ -107,11 +130,12 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         active = ", ".join(f"{share:.0%}" for share in row.task.active)
         times = [f"{1000 * second:.1f}" for second in row.seconds]
         times = times if len(times) > 1 else ["", "", "", *times]
+        off = "" if row.difference is None else f"{row.difference:.1e}"
         memory = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}"
         yield (
             f"  {row.task.runtime:<12}{row.task.kind + (f' {active}' if active else ''):<28}"
             + "".join(f"{text:>9}" for text in times)
-            + f"{one / row.seconds[-1]:>9.2f}x{row.difference:>12.1e}{memory:>10}"
+            + f"{one / row.seconds[-1]:>9.2f}x{off:>12}{memory:>10}"
         )
     full = next((row.seconds for row in rows if row.task.runtime == "sparse" and row.task.kind == "anytime"), None)
     if full is None:
@@ -184,7 +208,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Status 1 if a sparse run differs from the reference by more than 1e-4 of the largest score."""
+    """Status 1 if a sparse run differs from the reference by more than 1e-4 of the largest score.
+
+    Raises ValueError if no runtime could be measured.
+    """
     if args.device == "cuda":
         return bench_gpu.main(args, ACTIVE)
     about = {"command": shlex.join(sys.argv), "seed": args.seed, "threads": args.threads, **machine()}
@@ -211,8 +238,12 @@ def main(args: argparse.Namespace) -> int:
         args.output.mkdir(parents=True, exist_ok=True)
         (args.output / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
         plot(cases, args.output / "bench.png")
-    wrong = [row for rows in cases for row in rows if row.task.runtime == "sparse" and row.difference > TOLERANCE]
-    return 1 if wrong else 0
+    return 1 if any(wrong(row) for rows in cases for row in rows) else 0
+
+
+def wrong(row: Row) -> bool:
+    """Whether our own executor differs from the reference, by a score that is not a number too."""
+    return row.task.runtime == "sparse" and row.difference is not None and not row.difference <= TOLERANCE
 
 
 def _gmacs(task: Task) -> list[float]:

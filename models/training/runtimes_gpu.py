@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.adpc import AdpcNet
+from models.anytime import largest, score_difference
 from models.configs import CONFIGS, Masking
 from models.executors.reference import ReferenceExecutor
 from models.executors.triton import TritonExecutor
@@ -97,8 +98,7 @@ def error(name: str, size: Size, forced: dict[int, Tensor]) -> float:
             executor.advance([ours])
             reference.advance([true])
             if step.exit is not None and true.exit is not None and ours.exit is not None:
-                difference = (true.exit.scores - ours.exit.scores).abs().max() / true.exit.scores.abs().max()
-                worst = max(worst, float(difference))
+                worst = largest([worst, score_difference(ours.exit.scores, true.exit.scores)])
     return worst
 
 
