@@ -5,6 +5,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the worker processes that tests start
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, by whichever test comes first
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -19,3 +20,22 @@ def live_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with live.serving(live.settings(folder, default_model="tiny-segmentation", shared_memory_bytes=2**28)) as server:
         server.wait_for(lambda: server.http.get("/health/ready").is_success)
         yield server.url
+
+
+@pytest.fixture
+def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Set once an image is being decoded, which goes on until the test is over."""
+    from live import PATIENCE_S  # noqa: PLC0415 - see `live_url`
+
+    from server.admission import decode  # noqa: PLC0415
+
+    begun, over = threading.Event(), threading.Event()
+
+    def slowly(*given: object) -> object:
+        begun.set()
+        over.wait(PATIENCE_S)
+        return decode(*given)
+
+    monkeypatch.setattr("server.service.decode", slowly)
+    yield begun
+    over.set()

@@ -20,10 +20,8 @@ import numpy as np
 import pytest
 import tiny
 from live import Later, Live, ScriptedWorker, photo
-from numpy.typing import NDArray
 from PIL import Image
 
-from server.admission import decode
 from server.job import Stop
 
 SEGMENTATION = tiny.SEGMENTATION.name
@@ -211,21 +209,6 @@ def test_cancelling_by_id(server: Live, worker: ScriptedWorker) -> None:
     assert server.http.get("/v1/requests/mine").json()["stop"] == "cancelled"
     assert server.http.delete("/v1/requests/mine").json()["state"] == "ended"
     assert server.metric("anytime_requests_total", stop="cancelled") == before + 1
-
-
-@pytest.fixture
-def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Set once an image is being decoded, which goes on until the test is over."""
-    begun, over = threading.Event(), threading.Event()
-
-    def slowly(body: bytes, max_pixels: int) -> NDArray[np.uint8]:
-        begun.set()
-        over.wait(live.PATIENCE_S)
-        return decode(body, max_pixels)
-
-    monkeypatch.setattr("server.service.decode", slowly)
-    yield begun
-    over.set()
 
 
 def test_cancelling_before_the_image_has_arrived(server: Live) -> None:

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 import tiny
 from live import Live, ScriptedWorker, decoded, photo
-from numpy.typing import NDArray
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
-from server.admission import ClientLimit, decode
+from server.admission import ClientLimit
 from server.job import Stop
 from server.ledger import Ledger
 from server.metrics import Metrics
@@ -335,21 +334,12 @@ def test_a_request_that_waits_for_its_image_is_cancelled(server: Live) -> None:
         assert (end["type"], end["stop"], end["exit"]) == ("end", "cancelled", 0)
 
 
-def test_a_deadline_is_moved_while_the_image_is_decoded(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, over = threading.Event(), threading.Event()
-
-    def slowly(body: bytes, max_pixels: int) -> NDArray[np.uint8]:
-        begun.set()
-        over.wait(live.PATIENCE_S)
-        return decode(body, max_pixels)
-
-    monkeypatch.setattr("server.service.decode", slowly)
+def test_a_deadline_is_moved_while_the_image_is_decoded(server: Live, decoding: threading.Event) -> None:
     with server.connect() as connection:
         predict(connection, "a", deadline_ms=20_000)
-        assert begun.wait(live.PATIENCE_S)
+        assert decoding.wait(live.PATIENCE_S)
         connection.send('{"type": "deadline", "id": "a", "deadline_ms": 1}')
         assert hear(connection)["code"] == "no_exit"
-    over.set()
 
 
 def test_half_a_character_in_an_id_is_answered(server: Live) -> None:
