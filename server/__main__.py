@@ -37,8 +37,10 @@ class Server(uvicorn.Server):
         self.failed = self.should_exit = True
 
     async def _finish(self) -> None:
-        await drain(self.config.app.state.service)  # type: ignore[union-attr]
-        self.should_exit = True
+        try:
+            await drain(self.config.app.state.service)  # type: ignore[union-attr]
+        finally:
+            self.should_exit = True
 
 
 def make_server(settings: Settings, launch: Callable[[Plan], Link] = ProcessLink) -> Server:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -25,6 +25,9 @@ from server.wire import error_body
 logger = logging.getLogger("anytime.app")
 
 PAGE = ROOT / "clients" / "web"
+
+CLOSE_S = 2.0
+"""For sockets to say goodbye to a client that may not be reading."""
 
 
 def create_app(
@@ -72,7 +75,9 @@ async def drain(service: Service) -> None:
             await service.ledger.idle.wait()
     except TimeoutError:
         logger.warning("%d requests were still open when the time to drain was over", len(service.ledger))
-    await asyncio.gather(*(socket.close(DRAINING) for socket in service.streams))
+    closing = asyncio.gather(*(socket.close(DRAINING) for socket in service.streams), return_exceptions=True)
+    with suppress(TimeoutError):  # a client that does not read does not take its close either
+        await asyncio.wait_for(closing, CLOSE_S)
 
 
 async def _page() -> Response:

@@ -163,7 +163,7 @@ class Engine:
         """What a worker said of each model; stays when it dies."""
         self.draining = False
         self.jobs: dict[int, Job] = {}
-        self.supervisor = Supervisor(self._start_worker, self._hear, self._lost, lambda: bool(self.jobs))
+        self.supervisor = Supervisor(self._start_worker, self._hear, self._lost, self._worker_is_busy)
         self._launch = launch
         self._metrics = metrics
         self._unloadable = unloadable
@@ -176,6 +176,9 @@ class Engine:
     def start(self) -> None:
         """Start the worker; `ready` is set once every exit of every model is warm."""
         self.supervisor.start()
+
+    def _worker_is_busy(self) -> bool:
+        return any(job.with_worker for job in self.jobs.values())
 
     def _start_worker(self) -> Link:
         if self.supervisor.starts > 1:
@@ -229,7 +232,7 @@ class Engine:
                 "no_exit",
             )
         job = Job(next(self._keys), order, offset, self, now_s, order.budget.deadline_s)
-        self.supervisor.say(self._command(job))
+        self.supervisor.say(self._command(job))  # before the worker counts as busy: its silence begins now
         self.jobs[job.key] = job
         self._set_timer(job)
         return job

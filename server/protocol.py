@@ -1,5 +1,7 @@
-"""HTTP on a connection: uvicorn's protocol with a limit on headers and trailers, which it takes at any length."""
+"""HTTP on a connection: uvicorn's protocol with a limit on headers and trailers, which it takes at any length, and the
+time at which each request began to come."""
 
+import time
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -25,6 +27,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._incomplete_bytes = 0
         super().on_message_begin()
+        self.scope["state"]["arrived_s"] = time.monotonic()  # of the first byte: headers may come slowly
 
     def on_headers_complete(self) -> Any:
         self._incomplete_bytes = 0

@@ -81,7 +81,7 @@ def reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) -
 @router.post("/v1/predict", openapi_extra=PREDICT_DOCS, responses=REFUSALS, response_class=Response, tags=["predict"])
 async def predict(request: Request) -> Response:
     """The best map that fits the deadline, in one answer."""
-    arrived_s = time.monotonic()
+    arrived_s = request.state.arrived_s  # see `Protocol`
     service: Service = request.app.state.service
     with service.ledger.entry(request.headers.get("x-request-id"), "http", arrived_s) as entry:
         return await _predict(service, request, entry)

@@ -8,11 +8,13 @@ import json
 import socket
 import struct
 import threading
+import time
 import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import live
@@ -346,6 +348,12 @@ def test_hanging_up_before_the_image_has_arrived(server: Live) -> None:
         connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
         server.wait_for(lambda: server.metric("anytime_inflight_requests") == 1)
     server.wait_for(lambda: server.metric("anytime_requests_total", stop="disconnected") == before + 1)
+
+
+def test_a_deadline_counts_from_the_first_byte_of_the_headers(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.protocol.time", SimpleNamespace(monotonic=lambda: time.monotonic() - 10))
+    reply = server.predict(deadline_ms=9_000)
+    assert (reply.status_code, reply.json()["code"]) == (504, "no_exit")
 
 
 def test_an_image_that_arrives_too_slowly_is_a_504(server: Live) -> None:

@@ -471,6 +471,38 @@ def test_too_many_sockets_and_too_fast_clients_are_turned_away(tmp_path: Path) -
             expect_close(third, 1008)
 
 
+def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is the worker, which has done its part, taken for stuck, nor does the server wait for it to end."""
+    monkeypatch.setattr("server.app.CLOSE_S", 0.1)
+    folder = live.write_configs(tmp_path, (tiny.SEGMENTATION,))
+    with (
+        live.scripted(folder, drain_ms=100, shared_memory_bytes=2**28, max_body_bytes=2**24) as (server, next_worker),
+        socket.create_connection(("127.0.0.1", server.port)) as plain,
+    ):
+        worker = next_worker()
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").is_success)
+        engine = server.server.config.app.state.service.engine
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with server.connect(sock=plain, max_queue=1, ping_interval=None, close_timeout=0.1) as connection:
+            predict(connection, "a", photo(3000, 4000, kind="JPEG"), encoding="raw", deadline_ms=20_000)
+            worker.finish(worker.hear_submit())
+            server.wait_for(lambda: engine.jobs and not any(job.with_worker for job in engine.jobs.values()))
+
+            def an_hour_later() -> None:
+                engine.supervisor._heard_s -= 3600
+                engine.supervisor._watch()
+
+            server.loop.call_soon_threadsafe(an_hour_later)
+            assert server.metric("anytime_worker_restarts_total") == 0
+            assert server.http.get("/health/ready").is_success
+            server.send_signal()
+            server.wait_for(lambda: server.server.should_exit)
+            plain.shutdown(socket.SHUT_RDWR)
+
+
 def test_a_server_that_drains_finishes_what_is_open(tmp_path: Path) -> None:
     with live.scripted(live.write_configs(tmp_path), default_model=SEGMENTATION) as (server, next_worker):
         worker = next_worker()
