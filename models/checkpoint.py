@@ -72,10 +72,11 @@ def resolve(model: str) -> Path:
     raise ValueError(f"{model!r} is neither a model directory nor a shipped model; shipped are {', '.join(shipped)}")
 
 
-def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False) -> None:
+def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False, to_train: bool = False) -> None:
     """Load `.safetensors` or a released `.pth` into `network`, whatever floating type it is stored in.
 
-    `backbone_only` leaves the heads as they are: for weights of another task.
+    `backbone_only` leaves the heads as they are: for weights of another task. `to_train`, or those, may be of a network
+    without masks: each Lambda then stays as it is, as where the paper starts from ImageNet (appendix C).
     Raises ValueError that names tensors which are missing, unknown, of another shape or not finite.
     """
     if not path.is_file():
@@ -83,8 +84,13 @@ def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False) -
     tensors = _own_names(_read(path), network)
     wanted = network.state_dict()
     if backbone_only:
-        tensors = {name: tensor for name, tensor in tensors.items() if name in wanted and not _is_head(name)}
-        wanted = {name: tensor for name, tensor in wanted.items() if not _is_head(name)}
+        tensors = {name: tensor for name, tensor in tensors.items() if _is_backbone(name)}
+        wanted = {name: tensor for name, tensor in wanted.items() if _is_backbone(name)}
+        if network.config.backbone.last_module_fuses_finest_only:  # others fuse more there
+            tensors = {n: tensor for n, tensor in tensors.items() if n in wanted or ".fuse_layers." not in n}
+    if backbone_only or to_train:
+        tensors = {name: tensor for name, tensor in tensors.items() if name in wanted or not _is_lambda(name)}
+        wanted = {name: tensor for name, tensor in wanted.items() if name in tensors or not _is_lambda(name)}
     problems = {
         "missing": [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")],
         "unknown": [n for n in tensors if n not in wanted],
@@ -101,8 +107,12 @@ def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False) -
     network.load_state_dict(tensors, strict=False)
 
 
-def _is_head(name: str) -> bool:
-    return name.startswith(("exit", "last_layer"))
+def _is_backbone(name: str) -> bool:
+    return name.startswith(("conv1.", "bn1.", "conv2.", "bn2.", "layer1.", "transition", "stage"))
+
+
+def _is_lambda(name: str) -> bool:
+    return name.endswith(".Lambda")
 
 
 def _some(names: list[str]) -> str:

@@ -1,5 +1,7 @@
 """Pictures as files give them -> pictures as networks take them. Imports Pillow and numpy only."""
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -34,3 +36,12 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
         scaled = np.asarray(image, np.float64) / 257
         image = Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
     return np.asarray(image.convert("RGB"))
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """The image in a file, as `upright_rgb` has it. Raises OSError, and ValueError that names a broken file."""
+    try:
+        with Image.open(path) as image:
+            return upright_rgb(image)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,7 +15,7 @@ from models.anytime import AnytimeModel
 from models.checkpoint import load_weights, read_config, resolve
 from models.configs import CONFIGS, ModelConfig
 from models.executors import EXECUTORS, build
-from models.images import upright_rgb
+from models.images import read_image
 from models.preprocess import STRIDE, Frame, pad, prepare
 
 
@@ -38,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     network = _network(args.model, args.weights, args.threshold)
     model = build(network, args.device, args.executor)
     is_tensor = args.input.suffix == ".safetensors"
-    inputs, frame = _tensor(args.input) if is_tensor else prepare(_image(args.input), network.config)
+    inputs, frame = _tensor(args.input) if is_tensor else prepare(read_image(args.input), network.config)
     outputs = exits_of(model, inputs, frame, with_maps=not is_tensor)
     save_file(outputs, args.output)
     print(f"{args.output}: {', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in outputs.items())}")
@@ -77,11 +76,6 @@ def _network(model: str, weights: Path | None, threshold: float | None) -> AdpcN
     network = AdpcNet(config)
     load_weights(network, weights)
     return network
-
-
-def _image(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    with Image.open(path) as image:
-        return upright_rgb(image)
 
 
 def _tensor(path: Path) -> tuple[Tensor, Frame]:

@@ -70,6 +70,24 @@ def test_backbone_alone_leaves_the_heads(tmp_path: Path) -> None:
     assert torch.equal(network.state_dict()["last_layer.3.weight"], head)
 
 
+def test_an_imagenet_backbone_starts_a_network_with_masks(tmp_path: Path) -> None:
+    dense = AdpcNet(replace(tiny.SEGMENTATION, masking=None, heads="one"))
+    torch.save({**dense.state_dict(), "incre_modules.0.0.conv1.weight": torch.ones(3)}, tmp_path / "imagenet.pth")
+    network = AdpcNet(tiny.SEGMENTATION)
+    load_weights(network, tmp_path / "imagenet.pth", backbone_only=True)
+    assert torch.equal(network.state_dict()["conv1.weight"], dense.state_dict()["conv1.weight"])
+    assert all(t.eq(3).all() for n, t in network.state_dict().items() if n.endswith(".Lambda"))
+    with pytest.raises(ValueError, match="Lambda"):
+        load_weights(network, tmp_path / "imagenet.pth")
+
+
+def test_a_larger_backbone_is_not_cut_to_size(tmp_path: Path) -> None:
+    larger = AdpcNet(replace(tiny.SEGMENTATION, backbone=replace(tiny.BACKBONE, blocks=2)))
+    torch.save(larger.state_dict(), tmp_path / "larger.pth")
+    with pytest.raises(ValueError, match=r"unknown: stage2\.0\.branches"):
+        load_weights(AdpcNet(tiny.SEGMENTATION), tmp_path / "larger.pth", backbone_only=True)
+
+
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     tensors = tiny.network().state_dict()
     tensors["surplus"] = torch.ones(1)

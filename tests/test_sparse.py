@@ -424,3 +424,11 @@ def test_windows_that_are_too_wide_are_refused() -> None:
     wide = replace(tiny.SEGMENTATION, masking=Masking("max_probability", 0.6, window=23))
     with pytest.raises(ValueError, match="at most 21"):
         SparseExecutor(AdpcNet(wide))
+
+
+@pytest.mark.parametrize("mask", [torch.ones(40, 40, dtype=torch.bool), torch.ones(16, 16)], ids=["shape", "dtype"])
+def test_a_mask_that_does_not_fit_is_refused(mask: Tensor) -> None:
+    model = SparseExecutor(tiny.network(), threads=1)
+    state = model.start(torch.zeros(1, 3, 64, 64), Frame(64, 64))
+    with pytest.raises(ValueError, match=r"it must be bool of \(16, 16\)"):
+        model.override(state, mask)

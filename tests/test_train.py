@@ -12,11 +12,11 @@ from PIL import Image
 from models import configs
 from models.__main__ import main
 from models.adpc import AdpcNet
-from models.checkpoint import load_directory
+from models.checkpoint import load_directory, save_directory
 from models.training import tasks
 from models.training.data import datasets
 from models.training.recipe import Phase, Recipe
-from models.training.train import CHECKPOINT, PLOT, setting, start_at_zero
+from models.training.train import CHECKPOINT, PLOT, Run, setting, start_at_zero
 
 RECIPE = Recipe(
     splits=("train",),
@@ -73,6 +73,17 @@ def test_the_seed_decides_the_weights(data: Path, recipe: Path, tmp_path: Path) 
     other = train(data, recipe, tmp_path / "other", "--set", "seed=1")
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("heads", ["redesigned", "plain", "one"])
+def test_a_network_with_masks_starts_from_one_without(tmp_path: Path, heads: configs.Heads) -> None:
+    dense = AdpcNet(replace(tiny.SEGMENTATION, masking=None, heads=heads))
+    save_directory(tmp_path, dense)
+    run = Run.begin(tiny.SEGMENTATION, replace(RECIPE, init=str(tmp_path)), torch.device("cpu"))
+    theirs, ours = dense.state_dict(), run.network.state_dict()
+    same = {name for name in theirs if name in ours and torch.equal(theirs[name], ours[name])}
+    assert {"conv1.weight", "stage4.0.branches.3.0.conv2.weight"} <= same
+    assert (any(name.startswith("exit1") and name.endswith("weight") for name in same)) == (heads == "redesigned")
 
 
 def test_another_run_starts_from_weights(data: Path, recipe: Path, tmp_path: Path) -> None:

@@ -138,8 +138,12 @@ class SparseExecutor:
         """Replace the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`.
 
         `shrinking` promises that later masks only take positions away, and saves what would be kept for others.
+        Raises ValueError on a mask of another shape or dtype, from which the native code would read astray.
         """
         assert isinstance(state, SparseState)
+        size = (state.shape[0] // STRIDE, state.shape[1] // STRIDE)
+        if positions.dtype != torch.bool or tuple(positions.shape) != size:
+            raise ValueError(f"the mask is {positions.dtype} of {tuple(positions.shape)}; it must be bool of {size}")
         state.positions = positions.cpu().numpy()
         state.shrinking = shrinking
 

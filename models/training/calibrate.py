@@ -19,10 +19,11 @@ from models.anytime import AnytimeModel
 from models.checkpoint import resolve
 from models.configs import ModelConfig
 from models.executors import EXECUTORS, load
+from models.images import read_image
 from models.preprocess import Box
 from models.quality import KEPT, MOVED, QUALITY_FILE, Quality, breakable, doubt, fingerprint, threshold
 from models.training.data import datasets
-from models.training.data.files import images_in, read_rgb
+from models.training.data.files import images_in
 from models.training.evaluate import Tally
 
 EPSILONS = (0.02, 0.05, 0.10)
@@ -128,7 +129,7 @@ def pictures(config: ModelConfig, directory: Path, split: str | None) -> Iterato
     bar."""
     if split is None:
         for path in tqdm(images_in(directory), unit=" images"):
-            yield read_rgb(path), None
+            yield read_image(path), None  # as the server reads it
     elif config.task == "pose":
         for person in tqdm(datasets.people(directory, split), unit=" people"):
             yield person.image(), person.box
@@ -173,6 +174,8 @@ def main(args: argparse.Namespace) -> int:
     if model.config.exits < 2:
         raise ValueError(f"{model.config.name} has 1 exit; only a model of at least 2 can stop early")
     images = observe(model, pictures(model.config, args.data, args.split))
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} image has no two halves to show coverage on; give 22 or more of {args.data}")
     quality = Quality.fit(
         images.doubts[:, :-1], images.changed[:, :-1], args.split or args.data.resolve().name, fingerprint(directory)
     )

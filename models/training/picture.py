@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from models.anytime import AnytimeModel, Extra
 from models.checkpoint import load_directory, resolve
 from models.configs import ModelConfig
 from models.executors import EXECUTORS, build
 from models.flops import GIGA
-from models.images import upright_rgb
+from models.images import read_image
 from models.postprocess import extra_map
 from models.preprocess import Box, Frame
 
@@ -87,7 +86,7 @@ def draw(image: NDArray[np.uint8], shown: list[Shown], frame: Frame, config: Mod
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  (an optional dependency, wanted only here)
     except ImportError as error:
-        raise ValueError("pictures need matplotlib: pip install 'anytime-inference-server[train]'") from error
+        raise ValueError("pictures need matplotlib: pip install --editable '.[train]'") from error
     left, top, right, bottom = seen(frame, config)
     height_inches = COLUMN_INCHES * (bottom - top) / (right - left)
     columns = len(shown) + 1
@@ -235,8 +234,7 @@ def main(args: argparse.Namespace) -> int:
     if len(set(outputs)) < len(outputs):
         raise ValueError("two images have one name, so that their pictures would too; give them in two calls")
     for path, output in zip(args.images, outputs, strict=True):
-        with Image.open(path) as opened:
-            image = upright_rgb(opened)
+        image = read_image(path)
         shown, frame = look(model, image, args.box)
         title = f"{path.name}, {model.config.name}"
         draw(image, shown, frame, model.config, title).savefig(output)

@@ -38,7 +38,7 @@ class Recipe:
     `phases` follow each other; the learning rate rises linearly over `warm_up` (share of all steps), then falls along a
     cosine to 0. `class_softness`: see `losses.class_weights`. `ema_steps`: what is scored and shipped is the
     exponential mean of the weights over about so many steps. `init`: a shipped model's name or a model directory that
-    lends its weights to start from, or its backbone alone if it has another task or other outputs.
+    lends its weights to start from, or its backbone alone if it has another task or other heads.
     """
 
     splits: tuple[str, ...]

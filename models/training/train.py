@@ -27,6 +27,8 @@ from models.training.graph import Replayed, Update
 from models.training.recipe import FILE, Recipe
 
 CHECKPOINT, PLOT = "checkpoint.pt", "training.png"
+HEADS = "task", "outputs", "heads", "head_channels", "downsamplings"
+"""Of a configuration, what weights of heads depend on."""
 PARTS = "network", "mean", "optimizer"
 """Of a run, what has a state of its own."""
 SAVE_EVERY_S = 30.0
@@ -72,8 +74,8 @@ class Run:
         if recipe.init:
             source = resolve(recipe.init)
             theirs = read_config(source)
-            other_heads = (theirs.task, theirs.outputs) != (model.task, model.outputs)
-            load_weights(network, source / WEIGHTS_FILE, backbone_only=other_heads)
+            other_heads = any(getattr(theirs, name) != getattr(model, name) for name in HEADS)
+            load_weights(network, source / WEIGHTS_FILE, backbone_only=other_heads, to_train=True)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         fuse(network, device)
         decayed = [p for p in network.parameters() if p.ndim > 1]

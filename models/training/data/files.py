@@ -44,7 +44,7 @@ def read_mat(path: Path, *names: str) -> list[NDArray[Any]]:
         from scipy.io import loadmat  # noqa: PLC0415  (an optional dependency, wanted only here)
         from scipy.io.matlab import MatReadError  # noqa: PLC0415
     except ImportError as error:
-        raise ValueError(f"reading {path} needs SciPy: pip install 'anytime-inference-server[train]'") from error
+        raise ValueError(f"reading {path} needs SciPy: pip install --editable '.[train]'") from error
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
