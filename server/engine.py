@@ -348,7 +348,7 @@ class Engine:
         if job.exits:
             layout = job.order.layout
             dense = self.known[name].macs[-1] * job.order.model.area_ratio(layout.height, layout.width)
-            self._metrics.macs_saved.labels(name).inc(max(0.0, dense - job.exits[-1].macs))
+            self._metrics.macs_saved.labels(name).inc(max(0.0, dense - job.macs))  # exits after the answer cost too
         self.finish(job, ended.stop, _error(ended))
         self.free(job)
 
