@@ -50,7 +50,8 @@ RESTART_S = 5.0
 @dataclass(frozen=True)
 class Order:
     """What a job is to compute. `decode_s`: what decoding its image took. `usual_s`: when it would usually begin.
-    `required`: the first exit that is worth an answer. `reserve_s`: what is kept back of the budget to encode and send.
+    `required`: the first exit that is worth an answer. `min_exit`: neither traffic nor quality ends the job before.
+    `reserve_s`: what is kept back of the budget to encode and send.
     """
 
     model: ServedModel
@@ -59,6 +60,7 @@ class Order:
     decode_s: float
     usual_s: float
     required: int = 1
+    min_exit: int = 1
     reserve_s: float = 0.0
     quality: float | None = None
     extra: Extra | None = None
@@ -271,6 +273,7 @@ class Engine:
             deadline_s=job.deadline_s - order.reserve_s,
             usual_s=order.usual_s,
             required=order.required,
+            min_exit=order.min_exit,
             max_exit=order.budget.max_exit,
             quality=order.quality,
             extra=order.extra,

@@ -115,8 +115,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Submit:
-    """Start a job. `required`: the first exit that is worth an answer. `deadline_s`: when maps must be on the host.
-    `usual_s`: when a job that came as this one did would usually begin.
+    """Start a job. `required`: the first exit that is worth an answer. `min_exit`: neither traffic nor quality ends
+    the job before. `deadline_s`: when maps must be on the host. `usual_s`: when a job that came as this one did would
+    usually begin.
 
     `quality`: the share of pixels that may still change (see `models/quality.py`), or None. `extra`: the further map.
     """
@@ -129,6 +130,7 @@ class Submit:
     usual_s: float
     required: int
     max_exit: int
+    min_exit: int = 1
     quality: float | None = None
     extra: Extra | None = None
     box: Box | None = None

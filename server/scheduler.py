@@ -1,7 +1,7 @@
 """Which exit of which job runs next. Pure: no clock, torch or asyncio; whoever drives it passes the time in.
 
-Everyone's first exit comes first, then whoever must answer earliest; one step at a time. No exit is begun that would
-not be ready by its deadline at the safe estimate of `Costs`.
+What everyone requires, the first exit if nothing else, comes first, then whoever must answer earliest; one step at a
+time. No exit beyond is begun that would not be ready by its deadline at the safe estimate of `Costs`.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from server.job import Stop
 class Task:
     """A job as the scheduler sees it.
 
-    `steps`: the exit that each step completes, or None. `required`: the first exit worth an answer. `usual_s`: when it
-    would usually begin. `used_s`: what it has computed so far; all other time since it came, it waited.
+    `steps`: the exit that each step completes, or None. `required`: the first exit worth an answer. `min_exit`: neither
+    traffic nor quality ends it before. `usual_s`: when it would usually begin. `used_s`: what it has computed so far; all other time since it came, it waited.
     """
 
     key: int
@@ -26,6 +26,7 @@ class Task:
     usual_s: float
     required: int
     max_exit: int
+    min_exit: int = 1
     next_step: int = 0
     exit: int = 0
     used_s: float = 0.0
@@ -33,7 +34,7 @@ class Task:
 
     @property
     def order(self) -> tuple[bool, float, int]:
-        return self.exit > 0, self.deadline_s, self.key
+        return self.exit >= self.required, self.deadline_s, self.key
 
 
 class Scheduler:
@@ -105,11 +106,14 @@ class Scheduler:
         if task.next_step == len(task.steps):
             return Stop.COMPLETE
         if task.exit >= task.required:
-            at_exit = task.steps[task.next_step - 1] is not None
-            if task.exit >= task.max_exit or (at_exit and deepest is not None and task.exit >= deepest):
+            if task.exit >= task.max_exit:
                 return Stop.MAX_EXIT
-            if task.good_enough:
-                return Stop.QUALITY
+            at_exit = task.steps[task.next_step - 1] is not None
+            if at_exit and task.exit >= task.min_exit:
+                if deepest is not None and task.exit >= deepest:
+                    return Stop.MAX_EXIT
+                if task.good_enough:
+                    return Stop.QUALITY
             return None if self._fits(task, now_s) else Stop.DEADLINE
         if now_s > task.deadline_s + GRACE_S or self._hopeless(task, now_s):
             return Stop.DEADLINE if task.exit else Stop.NO_EXIT

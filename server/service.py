@@ -177,6 +177,7 @@ class Service:
                 decode_s=picture.decode_s,
                 usual_s=picture.usual_s,
                 required=1 if ask.best_effort else ask.min_exit or 1,
+                min_exit=ask.min_exit or 1,
                 reserve_s=self._reserve_s(encoding, height * width),
                 quality=ask.quality,
                 extra=ask.extra,

@@ -143,6 +143,7 @@ class Worker:
             deadline_s=command.deadline_s,
             usual_s=command.usual_s,
             required=command.required,
+            min_exit=command.min_exit,
             max_exit=command.max_exit,
         )
         wait_s = self._scheduler.add(task, self._clock())

@@ -173,7 +173,7 @@ def test_min_exit_not_reached_is_a_504_unless_best_effort(server: Live, worker: 
     assert reply.status_code == 504 and reply.json()["code"] == "min_exit_not_reached"
     call = Later(lambda: server.predict(min_exit=3, best_effort="true"))
     submit = worker.hear_submit()
-    assert submit.required == 1
+    assert (submit.required, submit.min_exit) == (1, 3)
     worker.finish(submit, 2, Stop.DEADLINE)
     assert call.result().json()["exit"] == 2
 

@@ -1,6 +1,7 @@
 """The scheduler against a clock that only its own steps move."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -172,6 +173,32 @@ def test_an_answer_that_is_good_enough_ends_a_task() -> None:
     scheduler.ran(found, STEP_S, STEP_S)
     scheduler.ran(found, STEP_S, STAGE_S, good_enough=True)
     assert scheduler.ended(STAGE_S) == [(found, Stop.QUALITY)]
+
+
+def test_neither_quality_nor_traffic_ends_a_task_before_its_min_exit() -> None:
+    scheduler = warm(known_costs(), TrafficCap(((1, 1),)))
+    best_effort = replace(task(1), min_exit=2)
+    scheduler.add(best_effort, 0.0)
+    for good_enough in (False, True):
+        scheduler.ran(best_effort, STEP_S, 0.0, good_enough=good_enough)
+    assert best_effort.exit == 1 and scheduler.ended(0.0) == []
+    assert Device(scheduler).finish()[1] == (Stop.MAX_EXIT, 2)
+
+
+def test_a_best_effort_task_keeps_the_exit_that_it_has() -> None:
+    scheduler = warm(known_costs())
+    scheduler.add(replace(task(1, 2.2 * STAGE_S), min_exit=4), 0.0)
+    assert Device(scheduler).finish()[1] == (Stop.DEADLINE, 2)
+
+
+def test_what_a_task_requires_comes_before_the_further_exits_of_others() -> None:
+    scheduler = warm(known_costs())
+    scheduler.add(task(1, 3.5 * STAGE_S), 0.0)
+    device = Device(scheduler)
+    for _ in STEPS[:3]:
+        device.step()
+    assert scheduler.add(task(2, 4.6 * STAGE_S, required=3), device.now_s) is None
+    assert device.finish() == {1: (Stop.DEADLINE, 1), 2: (Stop.DEADLINE, 3)}
 
 
 def test_what_is_required_is_not_given_up_for_the_safe_estimate() -> None:
