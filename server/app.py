@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
+from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
 from server import routes, stream
@@ -93,12 +94,20 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """What the framework raises itself: no such path, wrong method."""
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-    allowed = (error.headers or {}).get("Allow", "")
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # of one path's routes, the framework names but the first one's
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
     sentence = {
         404: f"there is nothing at {request.url.path[:200]}; GET /docs lists what there is",
-        405: f"{request.method} is not for {request.url.path[:200]}; use {allowed}",
+        405: f"{request.method} is not for {request.url.path[:200]}; use {headers.get('Allow')}",
     }.get(error.status_code, str(error.detail))
-    return _refuse(request, ServerError(sentence, code), error.status_code, dict(error.headers or {}))
+    return _refuse(request, ServerError(sentence, code), error.status_code, headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """That the path of `request` has."""
+    matching = [route for route in routes.router.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in matching for method in getattr(route, "methods", ())}
 
 
 async def _stranger(request: Request, error: Exception) -> Response:

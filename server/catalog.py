@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from models.configs import ModelConfig
 from server.encoder import palette_bytes
@@ -57,6 +58,11 @@ class Catalog:
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
+
+    def served(self, name: Any) -> str | None:
+        """The model that a request means by `name`, None being the default; None if it is none of the served ones."""
+        name = self.default if name is None else name
+        return name if isinstance(name, str) and name in self._models else None
 
     def get(self, name: str | None) -> ServedModel:
         """The model called `name`, or the default one. Raises NotFoundError and lists them."""

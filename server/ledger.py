@@ -104,14 +104,15 @@ class Entry:
 
     def to_json(self, now_s: float) -> dict[str, Any]:
         budget_s = None if self.deadline_s is None else self.deadline_s - self.arrived_s
+        stop = self.stop or self.given_up  # which is what will end it
         elapsed_s = now_s - self.arrived_s if self.elapsed_s is None else self.elapsed_s
         return {
             "id": self.id,
-            "state": "open" if self.stop is None else "ended",
+            "state": "open" if stop is None else "ended",
             "protocol": self.protocol,
             "model": self.model,
             "exit": self.job.latest if self.job else self.exit,
-            "stop": self.stop,
+            "stop": stop,
             "deadline_ms": None if budget_s is None else round(1000 * budget_s, 3),
             "elapsed_ms": round(1000 * elapsed_s, 3),
         }
@@ -135,13 +136,13 @@ class Ledger:
         return len(self._open)
 
     @contextmanager
-    def entry(self, given_id: str | None, protocol: str, arrived_s: float) -> Iterator[Entry]:
+    def entry(self, given_id: str | None, protocol: str, arrived_s: float, model: str | None = None) -> Iterator[Entry]:
         """The entry of one request, open in the `with` block, counted when it is left, however it is left.
 
-        Its id is the client's, or made. Raises, and counts, InvalidError on an unfit id, and UnavailableError when too
+        `model`: that it is counted under, if it is for one that is served. Its id is the client's, or made. Raises, and counts, InvalidError on an unfit id, and UnavailableError when too
         many requests are open.
         """
-        entry = Entry(uuid.uuid4().hex, protocol, arrived_s)
+        entry = Entry(uuid.uuid4().hex, protocol, arrived_s, model or UNKNOWN)
         self._open[id(entry)] = entry
         self.idle.clear()
         try:

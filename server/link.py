@@ -146,8 +146,9 @@ class Supervisor:
                 loop.add_writer(number, self._send)
                 return
             except OSError as error:
-                logger.warning("the worker does not listen: %s", error)
-                self._forget()
+                logger.warning("the worker does not listen: %s", error)  # what it has said is still heard
+                self._outgoing = b""
+                self._unsent.clear()
         loop.remove_writer(number)
 
     def _readable(self) -> None:
@@ -194,16 +195,12 @@ class Supervisor:
         loop, number = asyncio.get_running_loop(), self.link.connection.fileno()
         loop.remove_reader(number)
         loop.remove_writer(number)
-        self._forget()
+        self._outgoing = b""
+        self._unsent.clear()
+        self._incoming.clear()
         self.link.kill()
         self.link = None
         self._lost()
-
-    def _forget(self) -> None:
-        """What is on its way to or from a worker that is gone."""
-        self._unsent.clear()
-        self._outgoing = b""
-        self._incoming.clear()
 
     def _start_later(self) -> None:
         wait_s = self.BACKOFF_S[min(max(0, self._quick_deaths - 1), len(self.BACKOFF_S) - 1)]

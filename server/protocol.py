@@ -1,6 +1,8 @@
-"""HTTP on a connection: uvicorn's protocol with a limit on headers and trailers, which it takes at any length, and the
-time at which each request began to come."""
+"""HTTP on a connection: uvicorn's protocol with a limit on headers and trailers, which it takes at any length, an end to
+clients that take nothing of their answer, and the time at which each request began to come."""
 
+import asyncio
+import socket
 import time
 from typing import Any
 
@@ -16,13 +18,24 @@ class Protocol(HttpToolsProtocol):
     MAX_BYTES = 64 * 1024
     """That may come without completing anything, after the read that began it. Parsing takes the square of them."""
 
+    UNREAD_S = 60.0
+    """A client that takes not a byte of what waits for it is given up after so long, and frees what it holds: also on
+    the WebSocket that this connection may become. The kernel's word (tcp(7), TCP_USER_TIMEOUT), so Linux's alone."""
+
     _incomplete_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            connection = transport.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * self.UNREAD_S))
 
     def data_received(self, data: bytes) -> None:
         self._incomplete_bytes += len(data)
         super().data_received(data)
         if self._incomplete_bytes > self.MAX_BYTES and not self.transport.is_closing():
-            self._refuse()
+            sentence = f"headers may have {self.MAX_BYTES:,} bytes, and these have more; send shorter ones"
+            self._refuse(b"431 Request Header Fields Too Large", ServerError(sentence, "headers_too_large"))
 
     def on_message_begin(self) -> None:
         self._incomplete_bytes = 0
@@ -41,12 +54,13 @@ class Protocol(HttpToolsProtocol):
         self._incomplete_bytes = 0
         super().on_message_complete()
 
-    def _refuse(self) -> None:
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP."""
+        self._refuse(b"400 Bad Request", ServerError(f"{msg} Speak HTTP/1.1 (RFC 9112)", "bad_http"))
+
+    def _refuse(self, status: bytes, error: ServerError) -> None:
         if self.cycle is None or self.cycle.response_complete:  # else the client would take it for an earlier answer
-            sentence = f"headers may have {self.MAX_BYTES:,} bytes, and these have more; send shorter ones"
-            body = to_json(error_body(ServerError(sentence, "headers_too_large"), None))
-            self.transport.write(
-                b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
-                b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
-            )
+            body = to_json(error_body(error, None))
+            head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            self.transport.write(head % (status, len(body)) + body)
         self.transport.close()

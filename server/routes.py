@@ -15,11 +15,12 @@ from starlette.responses import Response
 from server import encoder
 from server.admission import read_body
 from server.engine import Job
-from server.errors import DisconnectedError, InvalidError, NotAcceptableError
+from server.errors import DisconnectedError, InvalidError
 from server.job import Stop
 from server.ledger import Entry
 from server.service import Service, check_answer
 from server.wire import (
+    FORMATS,
     PARAMETERS,
     Format,
     accepted_format,
@@ -63,7 +64,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
                     "properties": {
                         "error": {"type": "string"},
                         "code": {"type": "string"},
-                        "id": {"type": "string", "nullable": True},
+                        "id": {"type": ["string", "null"]},
                     },
                 }
             }
@@ -83,23 +84,17 @@ async def predict(request: Request) -> Response:
     """The best map that fits the deadline, in one answer."""
     arrived_s = request.state.arrived_s  # see `Protocol`
     service: Service = request.app.state.service
-    with service.ledger.entry(request.headers.get("x-request-id"), "http", arrived_s) as entry:
+    name = service.catalog.served(request.query_params.get("model"))
+    with service.ledger.entry(request.headers.get("x-request-id"), "http", arrived_s, name) as entry:
         return await _predict(service, request, entry)
 
 
 async def _predict(service: Service, request: Request, entry: Entry) -> Response:
     ask = parse_ask(request.query_params)
-    form = accepted_format(request.headers.get("accept"))
     timeout_s = positive("X-Request-Timeout-Seconds", request.headers.get("x-request-timeout-seconds"))
     known = service.accept(ask, entry, request.client.host if request.client else "unknown", timeout_s)
-    model = known.model
-    if form != "application/json":
-        if model.config.task == "pose":
-            raise NotAcceptableError(
-                f"{model.name} answers keypoints; Accept application/json for them", "not_acceptable"
-            )
-        if ask.extra:
-            raise InvalidError(f"map={ask.extra} is a second map; Accept application/json for both", "bad_parameter")
+    one_map = known.model.config.task == "segmentation" and ask.extra is None  # else it takes JSON to hold the answer
+    form = accepted_format(",".join(request.headers.getlist("accept")), FORMATS if one_map else FORMATS[:1])
     try:
         async with entry.preparing():
             body = await _body(request, service.settings.max_body_bytes)

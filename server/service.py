@@ -108,7 +108,6 @@ class Service:
         Raises ServerError where the request cannot be served.
         """
         model = self.catalog.get(ask.model)
-        entry.model = model.name
         self.limit.check(client)
         self.engine.check_open()
         exits = model.config.exits

@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,8 +31,10 @@ class Settings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     models: Path = Field(ROOT / "models" / "zoo", description="folder of model directories")
     default_model: str = Field("", description="model of requests that name none; empty: the first by name")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    executor: str = Field("auto", description="auto, reference, sparse, triton or onnx")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    executor: Literal["auto", "reference", "sparse", "triton", "onnx"] = Field(
+        "auto", description="auto, reference, sparse, triton or onnx"
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads to compute with; 0: one for each core")
     default_deadline_ms: float = Field(
         1000, gt=0, allow_inf_nan=False, description="deadline of requests that name none"
@@ -94,7 +97,13 @@ def load_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
             parser.add_argument(flag, metavar=name.rpartition("_")[2].upper(), help=text)
     flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     environ = os.environ if environ is None else environ
-    variables = {name: environ[key] for name in Settings.model_fields if (key := PREFIX + name.upper()) in environ}
+    names = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    variables = {name: environ[key] for key, name in names.items() if key in environ}
+    for key in environ:
+        if key.startswith(PREFIX) and key not in names:
+            nearest = get_close_matches(key, names, 1)
+            meant = f"; did you mean {nearest[0]}?" if nearest else ""
+            print(f"{parser.prog}: {key} is no setting and does nothing{meant}", file=sys.stderr)
     try:
         return Settings.model_validate({**variables, **flags})
     except ValidationError as error:

@@ -29,6 +29,7 @@ from server.job import Stop
 from server.ledger import Entry
 from server.service import Service, check_answer
 from server.wire import (
+    MAX_ID,
     CancelById,
     Encoding,
     NewDeadline,
@@ -170,8 +171,9 @@ class Stream:
     async def _serve(self, fields: dict[str, Any], image: Image, arrived_s: float) -> None:
         """One request, from its header to its last message."""
         message_id, last = fields.get("id"), None
+        name = self._service.catalog.served(fields.get("model"))
         try:
-            with self._service.ledger.entry(None, "websocket", arrived_s) as entry:
+            with self._service.ledger.entry(None, "websocket", arrived_s, name) as entry:
                 message = self._parse(fields)
                 entry.id = message.id
                 self._open[message.id] = entry
@@ -179,13 +181,15 @@ class Stream:
                     await self._predict(message, image, entry)
                 finally:
                     del self._open[message.id]
-                    self._past.append(message.id)
         except DisconnectedError:
             return
         except RequestCancelledError:
             last = _end(message_id, 0, Stop.CANCELLED, arrived_s, [])
         except ServerError as error:
-            last = _error(error, message_id)
+            last = self._error(error, message_id)
+        finally:
+            if isinstance(message_id, str) and len(message_id) <= MAX_ID:
+                self._past.append(message_id)  # its client may cancel it before it hears of the end
         del image  # nor does the error's traceback hold it, however long the client takes to hear of that
         if last is not None:
             await self._tell(last)
@@ -261,7 +265,13 @@ class Stream:
             await self._send(message)
 
     async def _send_error(self, error: ServerError, message_id: Any) -> None:
-        await self._tell(_error(error, message_id))
+        await self._tell(self._error(error, message_id))
+
+    def _error(self, error: ServerError, message_id: Any) -> dict[str, Any]:
+        message_id = message_id if isinstance(message_id, str) else None
+        retry = {} if error.retry_after_s is None else {"retry_after_s": error.retry_after_s}
+        going_on = {"open": True} if message_id in self._open else {}
+        return {"type": "error", **error_body(error, message_id), "status": error.status, **retry, **going_on}
 
     async def _refuse(self, error: ServerError, code: int) -> None:
         await self._send_error(error, None)
@@ -276,12 +286,6 @@ class Stream:
                 await self._socket.send_text(to_json(frame).decode())
         except (WebSocketDisconnect, RuntimeError) as error:
             raise DisconnectedError("the client hung up", "disconnected") from error
-
-
-def _error(error: ServerError, message_id: Any) -> dict[str, Any]:
-    body = error_body(error, message_id if isinstance(message_id, str) else None)
-    retry = {} if error.retry_after_s is None else {"retry_after_s": error.retry_after_s}
-    return {"type": "error", **body, "status": error.status, **retry}
 
 
 def _end(request_id: Any, exit_index: int, stop: Stop | None, arrived_s: float, skipped: list[int]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ once, and nothing comes between them.
               against the same further map of the last exit sent; for "json", "data" instead of "bytes", and no frame
             {"type": "end", "id", "exit", "stop", "elapsed_ms", "skipped"}: always the last about a request that was
             accepted and did not fail
-            {"type": "error", "id", "code", "error", "status", "retry_after_s"?}: the last about a request that failed;
-            "id" is null when the message belongs to none
+            {"type": "error", "id", "code", "error", "status", "retry_after_s"?, "open"?}: the last about a request that
+              failed, unless "open" is true: then a message about a request was refused, or another of the same id, and
+              the request goes on; "id" is null when the message belongs to none
 
 Imports no torch.
 """
@@ -29,7 +30,7 @@ Imports no torch.
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -41,6 +42,7 @@ GIGA = 1024**3
 MAX_ID = 128
 Encoding = Literal["png", "raw", "delta", "json"]
 Format = Literal["application/json", "image/png", "application/octet-stream"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 @dataclass(frozen=True)
@@ -183,10 +185,10 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def accepted_format(accept: str | None) -> Format:
-    """The best of our formats for an `Accept` header (RFC 9110, section 12.5.1). Raises NotAcceptableError."""
+def accepted_format(accept: str, formats: Sequence[Format] = FORMATS) -> Format:
+    """The best of `formats` for an `Accept` header (RFC 9110, section 12.5.1); empty: there is none. Raises
+    NotAcceptableError."""
     ranges = dict(_media_range(part) for part in (accept or "*/*").split(","))
-    formats: tuple[Format, ...] = get_args(Format)
 
     def quality(form: str) -> float:
         return ranges.get(form, ranges.get(f"{form.partition('/')[0]}/*", ranges.get("*/*", 0.0)))
@@ -194,7 +196,7 @@ def accepted_format(accept: str | None) -> Format:
     best = max(formats, key=quality)
     if quality(best) <= 0:
         raise NotAcceptableError(
-            f"Accept is {_shown(accept)}; this server can send {', '.join(formats)}", "not_acceptable"
+            f"Accept is {_shown(accept)}; this answer can be {' or '.join(formats)}: accept that", "not_acceptable"
         )
     return best
 
@@ -258,7 +260,7 @@ def parse_message(fields: Mapping[str, Any]) -> Predict | CancelById | NewDeadli
             f"id is {_shown(message_id)}; give a string of 1 to {MAX_ID} printable characters", "bad_message"
         )
     if kind == "predict":
-        encoding = fields.get("encoding", "png")
+        encoding = "png" if fields.get("encoding") is None else fields["encoding"]
         if encoding not in get_args(Encoding):
             raise InvalidError(
                 f"encoding is {_shown(encoding)}; it may be {', '.join(get_args(Encoding))}", "bad_message"

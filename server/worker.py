@@ -159,8 +159,9 @@ class Worker:
         self._say(Ended(key, stop, error=error))
 
     def _step(self, job: Running) -> None:
+        exited = None
         try:
-            self._advance(job)
+            exited = self._advance(job)
         except torch.AcceleratorError as error:  # nothing works on a device after it has failed once
             self._say(Broken(str(error).splitlines()[0]))
             raise
@@ -168,10 +169,13 @@ class Worker:
             logger.exception("job %d of %s failed", job.command.key, job.command.model)
             self._scheduler.cancel(job.command.key)
             self._end(job.command.key, Stop.ERROR, f"{type(error).__name__}: {error}")
-        if self._clock() - self._spoke_s > self.BEAT_S:
+        if exited is not None:
+            self._say(exited)
+        elif self._clock() - self._spoke_s > self.BEAT_S:
             self._say(Beat())
 
-    def _advance(self, job: Running) -> None:
+    def _advance(self, job: Running) -> Exited | None:
+        """Run the next step. Returns what is to be said of the exit that it completes, whose map lies in its slot."""
         command, task = job.command, job.task
         loaded = self._models[command.model]
         began_s = self._clock()
@@ -186,15 +190,15 @@ class Worker:
             seconds = self._clock() - began_s
             job.stage_s += seconds
             self._scheduler.ran(task, seconds, began_s + seconds)
-            return
+            return None
         self._render(loaded.model, job.state, command)
         enough = loaded.good_enough(job.state, command.quality)
         now_s = self._clock()
         job.stage_s += now_s - began_s
         self._scheduler.ran(task, now_s - began_s, now_s, good_enough=enough)
         self._scheduler.costs.observe(command.model, task.shape, exit_index, job.stage_s)
-        self._say(Exited(command.key, exit_index, done.unsure, done.macs, job.stage_s, job.started_s, now_s))
-        job.stage_s, job.until_exit_s = 0.0, task.used_s
+        stage_s, job.stage_s, job.until_exit_s = job.stage_s, 0.0, task.used_s
+        return Exited(command.key, exit_index, done.unsure, done.macs, stage_s, job.started_s, now_s)
 
     def _render(self, model: AnytimeModel, state: State, command: Submit) -> None:
         found = model.render(state, command.extra)

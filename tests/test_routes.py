@@ -292,6 +292,14 @@ def test_a_fault_of_the_server_is_a_500_with_the_id(server: Live, monkeypatch: p
     assert reply.headers["x-request-id"] == "unlucky"
 
 
+def test_what_is_no_http_is_a_400(server: Live) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"HELO example.org\r\n\r\n")
+        status, _, rest = connection.recv(1000).partition(b"\r\n")
+    assert status == b"HTTP/1.1 400 Bad Request"
+    assert json.loads(rest.partition(b"\r\n\r\n")[2])["code"] == "bad_http"
+
+
 def test_headers_without_an_end_are_a_431(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"GET /health/live HTTP/1.1\r\nX-Long: ")
@@ -440,7 +448,20 @@ def test_what_cannot_be_sent_is_a_406(server: Live) -> None:
         reply = server.predict(Accept=accept, **query)
         assert (reply.status_code, reply.json()["code"]) == (406, "not_acceptable")
     reply = server.predict(Accept="image/png", map="unsure")
-    assert (reply.status_code, reply.json()["code"]) == (400, "bad_parameter")
+    assert reply.status_code == 406 and "this answer can be application/json: accept that" in reply.json()["error"]
+
+
+def test_what_one_map_cannot_hold_is_json_where_that_is_accepted(server: Live, worker: ScriptedWorker) -> None:
+    call = Later(lambda: server.predict(Accept="image/png, application/json;q=0.5", map="unsure"))
+    worker.finish(worker.hear_submit())
+    assert call.result().json()["map"]["kind"] == "unsure"
+
+
+def test_several_accept_headers_are_one(server: Live, worker: ScriptedWorker) -> None:
+    headers = [("Accept", "text/html"), ("Accept", "image/png")]
+    call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers=headers))
+    worker.finish(worker.hear_submit())
+    assert call.result().headers["content-type"] == "image/png"
 
 
 def test_a_bad_id_or_timeout_is_a_400(server: Live) -> None:
@@ -464,6 +485,8 @@ def test_paths_and_methods_that_are_not_there(server: Live) -> None:
     assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
     reply = server.http.get("/v1/predict")
     assert (reply.status_code, reply.json()["code"], reply.headers["allow"]) == (405, "method_not_allowed", "POST")
+    reply = server.http.post("/v1/requests/mine")
+    assert reply.status_code == 405 and reply.headers["allow"] == "DELETE, GET" and "use DELETE, GET" in reply.text
 
 
 def test_models(server: Live) -> None:

@@ -28,6 +28,8 @@ def test_settings_are_frozen() -> None:
         ["--traffic-cap", "many"],
         ["--traffic-cap", "5:0"],
         ["--log-level", "loud"],
+        ["--executor", "fast"],
+        ["--device", "gpu"],
         ["--nothing"],
     ],
 )
@@ -40,6 +42,11 @@ def test_a_wrong_setting_is_named_and_ends_with_status_2(argv: list[str], capsys
 def test_a_wrong_variable_is_named() -> None:
     with pytest.raises(SystemExit):
         load_settings([], {"ANYTIME_THREADS": "all"})
+
+
+def test_a_misspelt_variable_is_named_and_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load_settings([], {"ANYTIME_MAX_OPN": "7"}) == load_settings([], {})
+    assert "ANYTIME_MAX_OPN is no setting and does nothing; did you mean ANYTIME_MAX_OPEN?" in capsys.readouterr().err
 
 
 def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

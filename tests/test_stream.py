@@ -384,6 +384,7 @@ def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
             settings=Settings(max_open=3),
             ledger=Ledger(Metrics({}), 3, 10),
             limit=ClientLimit(0, 1),
+            catalog=SimpleNamespace(served=lambda _: None),
             streams=set(),
         )
         socket = Socket()
@@ -410,9 +411,34 @@ def test_an_id_is_open_once(server: Live, worker: ScriptedWorker) -> None:
         submit = worker.hear_submit()
         hear(connection)
         predict(connection, "a")
-        assert hear(connection)["code"] == "duplicate_id"
+        error = hear(connection)
+        assert (error["code"], error["open"]) == ("duplicate_id", True)
+        connection.send('{"type": "deadline", "id": "a", "deadline_ms": -1}')
+        error = hear(connection)
+        assert (error["code"], error["id"], error["open"]) == ("bad_parameter", "a", True)
         worker.end(submit, Stop.NO_EXIT)
-        assert hear(connection)["code"] == "no_exit"
+        error = hear(connection)
+        assert error["code"] == "no_exit" and "open" not in error
+
+
+def test_a_cancel_that_crosses_a_refusal_is_not_answered(server: Live) -> None:
+    with server.connect() as connection:
+        predict(connection, "a", min_exit=0)
+        connection.send('{"type": "cancel", "id": "a"}')
+        connection.send('{"type": "cancel", "id": "b"}')
+        assert [hear(connection)["code"] for _ in range(2)] == ["bad_parameter", "unknown_request"]
+
+
+def test_a_refusal_is_counted_under_its_model(server: Live) -> None:
+    def rejected(model: str) -> float:
+        return server.metric("anytime_requests_total", model=model, protocol="websocket", stop="invalid")
+
+    before = {model: rejected(model) for model in (SEGMENTATION, POSE, "unknown")}
+    with server.connect() as connection:
+        for model in (None, POSE, "nobody"):
+            predict(connection, "a", model=model, min_exit=0)
+            assert hear(connection)["type"] == "error"
+    assert {model: rejected(model) - before[model] for model in before} == {SEGMENTATION: 1, POSE: 1, "unknown": 1}
 
 
 def test_too_many_open_requests_are_refused(server: Live, worker: ScriptedWorker) -> None:
@@ -500,6 +526,28 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
             assert server.http.get("/health/ready").is_success
             server.send_signal()
             server.wait_for(lambda: server.server.should_exit)
+            plain.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel's word, and Linux's alone")
+def test_a_client_that_reads_nothing_for_long_frees_what_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.protocol.Protocol.UNREAD_S", 0.2)
+    folder = live.write_configs(tmp_path, (tiny.SEGMENTATION,))
+    with (
+        live.scripted(folder, shared_memory_bytes=2**28, max_body_bytes=2**24) as (server, next_worker),
+        socket.create_connection(("127.0.0.1", server.port)) as plain,
+    ):
+        worker = next_worker()
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").is_success)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with server.connect(sock=plain, max_queue=1, ping_interval=None, close_timeout=0.1) as connection:
+            predict(connection, "a", photo(3000, 4000, kind="JPEG"), encoding="raw", deadline_ms=20_000)
+            worker.finish(worker.hear_submit())
+            server.wait_for(lambda: server.metric("anytime_websocket_connections") == 0)
+            assert server.metric("anytime_inflight_requests") == server.metric("anytime_shared_memory_bytes") == 0
             plain.shutdown(socket.SHUT_RDWR)
 
 

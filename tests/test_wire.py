@@ -60,7 +60,6 @@ def test_an_error_shows_little_of_a_long_value() -> None:
 @pytest.mark.parametrize(
     ("accept", "expected"),
     [
-        (None, "application/json"),
         ("", "application/json"),
         ("*/*", "application/json"),
         ("image/png", "image/png"),
@@ -71,18 +70,19 @@ def test_an_error_shows_little_of_a_long_value() -> None:
         ("APPLICATION/OCTET-STREAM", "application/octet-stream"),
     ],
 )
-def test_the_best_format_is_chosen(accept: str | None, expected: str) -> None:
+def test_the_best_format_is_chosen(accept: str, expected: str) -> None:
     assert accepted_format(accept) == expected
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png;q=0", "image/png;q=x", ",,,"])
 def test_no_format_fits(accept: str) -> None:
-    with pytest.raises(NotAcceptableError, match="can send"):
+    with pytest.raises(NotAcceptableError, match="can be application/json or image/png or"):
         accepted_format(accept)
 
 
 def test_messages() -> None:
     assert parse_message({"type": "predict", "id": "a"}) == Predict("a", Ask(), "png")
+    assert parse_message({"type": "predict", "id": "a", "encoding": None}) == Predict("a", Ask(), "png")
     assert parse_message({"type": "cancel", "id": "a"}) == CancelById("a")
     assert parse_message({"type": "deadline", "id": "a", "deadline_ms": 5}) == NewDeadline("a", 5)
 
