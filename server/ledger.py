@@ -139,8 +139,8 @@ class Ledger:
     def entry(self, given_id: str | None, protocol: str, arrived_s: float, model: str | None = None) -> Iterator[Entry]:
         """The entry of one request, open in the `with` block, counted when it is left, however it is left.
 
-        `model`: that it is counted under, if it is for one that is served. Its id is the client's, or made. Raises, and counts, InvalidError on an unfit id, and UnavailableError when too
-        many requests are open.
+        `model`: that it is counted under, if it is for one that is served. Its id is the client's, or made. Raises, and
+        counts, InvalidError on an unfit id, and UnavailableError when too many requests are open.
         """
         entry = Entry(uuid.uuid4().hex, protocol, arrived_s, model or UNKNOWN)
         self._open[id(entry)] = entry

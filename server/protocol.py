@@ -1,5 +1,5 @@
-"""HTTP on a connection: uvicorn's protocol with a limit on headers and trailers, which it takes at any length, an end to
-clients that take nothing of their answer, and the time at which each request began to come."""
+"""HTTP on a connection: uvicorn's protocol with a limit on headers and trailers, which it takes at any length, an end
+to clients that take nothing of their answer, and the time at which each request began to come."""
 
 import asyncio
 import socket

@@ -15,7 +15,8 @@ class Task:
     """A job as the scheduler sees it.
 
     `steps`: the exit that each step completes, or None. `required`: the first exit worth an answer. `min_exit`: neither
-    traffic nor quality ends it before. `usual_s`: when it would usually begin. `used_s`: what it has computed so far; all other time since it came, it waited.
+    traffic nor quality ends it before. `usual_s`: when it would usually begin. `used_s`: what it has computed so far;
+    all other time since it came, it waited.
     """
 
     key: int

@@ -260,7 +260,8 @@ def parse_message(fields: Mapping[str, Any]) -> Predict | CancelById | NewDeadli
             f"id is {_shown(message_id)}; give a string of 1 to {MAX_ID} printable characters", "bad_message"
         )
     if kind == "predict":
-        encoding = "png" if fields.get("encoding") is None else fields["encoding"]
+        encoding: Any = fields.get("encoding")
+        encoding = "png" if encoding is None else encoding
         if encoding not in get_args(Encoding):
             raise InvalidError(
                 f"encoding is {_shown(encoding)}; it may be {', '.join(get_args(Encoding))}", "bad_message"
