@@ -9,7 +9,7 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml clients/pyproject.toml setup.py $(wildcard models/executors/native/*.cpp models/executors/native/*.h)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]' --editable clients
+	$(BIN)/pip install --quiet --editable '.[dev]' --editable 'clients[video]'
 	touch $@
 
 # The kernels again, after a change or once there is a compiler.

@@ -32,6 +32,11 @@ def test_a_folder_gives_its_images_by_name(folder):
     assert [frame.due_s for frame in open_source(str(folder), fps=4).frames] == [0.0, 0.25, 0.5]
 
 
+def test_only_what_goes_on_by_itself_has_a_pace(folder):
+    assert [open_source(str(folder), fps).paced for fps in (None, 4)] == [False, True]
+    assert open_source("camera:0").paced and not open_source(str(folder / "b.png")).paced
+
+
 def test_a_folder_without_images(tmp_path):
     with pytest.raises(ImageError, match=r"holds no \.bmp, \.jpeg"):
         open_source(str(tmp_path))
@@ -44,7 +49,7 @@ def test_an_animation_goes_at_its_own_pace(tmp_path, form):
     shades[0].save(path, form, save_all=True, append_images=shades[1:], duration=[40, 200, 80], lossless=True)
     source = open_source(str(path))
     frames = list(source.frames)
-    assert not source.still
+    assert source.paced and not source.still
     assert [frame.due_s for frame in frames] == pytest.approx([0.0, 0.04, 0.24])
     assert [int(np.asarray(frame.image).mean()) for frame in frames] == [0, 120, 250]
     assert [frame.due_s for frame in open_source(str(path), fps=10).frames] == pytest.approx([0, 0.1, 0.2])

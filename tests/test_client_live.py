@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import tiny
@@ -182,6 +183,32 @@ def test_stream_command_follows_an_animation(live_url, tmp_path, monkeypatch, ca
     assert main(["stream", "film.gif", *common, "--every-frame", "--count", "1", "--output", "one"]) == 0
     assert len(list((tmp_path / "one").iterdir())) == 1
     capsys.readouterr()
+
+
+def test_stream_command_answers_each_image_of_a_folder(live_url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed in range(5):
+        Image.fromarray(tiny.image(seed=seed)).save(folder / f"{seed}.png")
+    common = ["--url", live_url, "--deadline-ms", str(LONG_MS), "--max-exit", "1"]
+    assert main(["stream", "photos", *common]) == 0
+    assert len(list((tmp_path / "photos-exits").iterdir())) == 5
+    assert "overtaken" not in capsys.readouterr().err
+
+
+def test_stream_command_plays_a_video(live_url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with av.open("film.mp4", "w") as film:
+        track = film.add_stream("mpeg4", rate=25)
+        track.width, track.height, track.pix_fmt = 96, 64, "yuv420p"
+        for seed in range(3):
+            film.mux(track.encode(av.VideoFrame.from_ndarray(tiny.image(64, 96, seed), "rgb24")))
+        film.mux(track.encode())
+    common = ["--url", live_url, "--deadline-ms", str(LONG_MS), "--max-exit", "1", "--every-frame", "--json"]
+    assert main(["stream", "film.mp4", *common]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["frame"], line["size"]) for line in lines] == [(index, [64, 96]) for index in range(3)]
 
 
 @pytest.mark.parametrize("protocol", ["http", "stream"])

@@ -171,6 +171,46 @@ def test_an_error_message_is_raised_as_its_kind(status, kind):
     assert server.connections == 1  # a refusal is no reason to connect again
 
 
+def test_a_late_word_about_the_stream_before_is_no_word_about_this_one():
+    before = []
+
+    def script(talk: Talk) -> None:
+        refusal = {"type": "error", "code": "bad_parameter", "error": "no", "status": 400}
+        if not before:
+            before.append(talk.id)
+            talk.say(json.dumps({**refusal, "id": talk.id}))
+            return
+        talk.say(json.dumps({**refusal, "id": before[0], "code": "unknown_request"}))
+        two_exits(talk)
+
+    with scripted(script) as server, Client(server.url) as client:
+        with pytest.raises(BadInputError):
+            list(client.stream(IMAGE))
+        assert len(list(client.stream(IMAGE))) == 2
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("about", [{"id": None}, {"open": True}])
+def test_a_connection_is_not_used_again_before_the_last_word_about_its_request(about):
+    def script(talk: Talk) -> None:
+        refusal = {"type": "error", "id": talk.id, "code": "bad_message", "error": "what?", "status": 400}
+        talk.say(json.dumps({**refusal, **about}))
+
+    with scripted(script) as server, Client(server.url) as client:
+        for _ in range(2):
+            with pytest.raises(BadInputError, match="what"):
+                list(client.stream(IMAGE))
+    assert server.connections == 2
+
+
+def test_a_deadline_that_is_none_is_not_sent():
+    with scripted(two_exits) as server, Client(server.url) as client, client.stream(IMAGE) as stream:
+        for wrong in (0, -5, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="above 0"):
+                stream.set_deadline(wrong)
+        assert len(list(stream)) == 2
+
+
 @pytest.mark.parametrize(
     ("code", "kind"), [(1013, OverloadedError), (1003, BadInputError), (1006, ConnectionFailedError)]
 )

@@ -54,6 +54,7 @@ def _command(
 def _request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deadline-ms", type=float, metavar="MS", help="default: the server's")
     parser.add_argument("--min-exit", type=int, metavar="N", help="no answer rather than a shallower one")
+    parser.add_argument("--best-effort", action="store_true", help="rather than none, less than --min-exit")
     parser.add_argument("--max-exit", type=int, metavar="N", help="go no deeper")
     parser.add_argument("--quality", type=float, metavar="SHARE", help="stop once fewer pixels would still change")
     parser.add_argument("--box", type=_box, metavar="X,Y,W,H", help="the person in the image, for pose")

@@ -91,17 +91,19 @@ class Client:
         min_exit: int | None = None,
         max_exit: int | None = None,
         quality: float | None = None,
+        best_effort: bool | None = None,
         extra: Extra | None = None,
         box: Box | None = None,
         encoding: Encoding = "delta",
         id: str | None = None,
     ) -> Stream:
         """Every exit as it is finished, until the deadline. Options as for `predict`; see `Stream`."""
-        options = Options(model, deadline_ms, min_exit, max_exit, quality, None, extra, box)
+        options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box)
         return Stream(self._pool, StreamRequest(encode_image(image)[0], options, encoding, id))
 
     def cancel(self, id: str) -> None:
-        """Cancel a request that was given `id`. Raises NotFoundError if it is not open (any more)."""
+        """Cancel a request that was given `id`. One that has ended stays as it is. Raises NotFoundError where the
+        server knows none of that name."""
         response = self._request("DELETE", request_path(id))
         if not response.is_success:
             json_body(response)

@@ -51,11 +51,11 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def stream(args: argparse.Namespace) -> int:
-    """Every exit of every frame, as it comes; of a source that has its own pace, the newest frame wins."""
+    """Every exit of every frame, as it comes; of a source that has a pace of its own, the newest frame wins."""
     source = open_source(args.source, args.fps)
     folder = Path(args.output or f"{Path(args.source).stem.replace(':', '-')}-exits")
     folder.mkdir(parents=True, exist_ok=True)
-    pump = nullcontext() if source.still or args.every_frame else Newest(source.frames)
+    pump = Newest(source.frames) if source.paced and not args.every_frame else nullcontext()
     exits = 0
     with Client(args.url) as client, pump as newest:
         frames: Iterator[Frame] = source.frames if newest is None else iter(newest.take, None)
@@ -122,7 +122,7 @@ def _stream_frame(client: Client, frame: Frame, newest: Newest | None, prefix: s
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("model", "deadline_ms", "min_exit", "max_exit", "quality", "box")
+    names = ("model", "deadline_ms", "min_exit", "best_effort", "max_exit", "quality", "box")
     return {name: getattr(args, name) for name in names}
 
 

@@ -31,10 +31,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class Source:
-    """Frames, read lazily. `still`: there is just one."""
+    """Frames, read lazily. `still`: there is just one. `paced`: they come by themselves, taken or not."""
 
     frames: Iterator[Frame]
     still: bool = False
+    paced: bool = False
 
 
 def open_source(name: str, fps: float | None = None) -> Source:
@@ -44,20 +45,21 @@ def open_source(name: str, fps: float | None = None) -> Source:
     Raises OSError if there is no such file, ImageError if it cannot be read or needs the `video` extra.
     """
     if name.startswith("camera:"):
-        return Source(_video(*_camera(name.removeprefix("camera:")), live=True, fps=None))
+        return Source(_video(*_camera(name.removeprefix("camera:")), live=True, fps=None), paced=True)
     path = Path(name)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in _FILES)
         if not files:
             raise ImageError(f"the folder {name} holds no {', '.join(sorted(_FILES))} files")
-        return Source(Frame(index, file, index / fps if fps else None) for index, file in enumerate(files))
+        frames = (Frame(index, file, index / fps if fps else None) for index, file in enumerate(files))
+        return Source(frames, paced=fps is not None)
     data = path.read_bytes() if path.stat().st_size < 1 << 28 else b""
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
-        return Source(_video(name, None, live=False, fps=fps))
+        return Source(_video(name, None, live=False, fps=fps), paced=True)
     if getattr(image, "n_frames", 1) > 1:
-        return Source(_animation(image, fps))
+        return Source(_animation(image, fps), paced=True)
     return Source(iter([Frame(0, path)]), still=True)
 
 

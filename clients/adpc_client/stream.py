@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from websockets.asyncio.client import ClientConnection as AsyncConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection as Connection
 
-from adpc_client.errors import AdpcError, ReplyError
+from adpc_client.errors import AdpcError
 from adpc_client.options import Encoding, Options
 from adpc_client.pool import AsyncPool, Pool
 from adpc_client.results import End, Exit
@@ -61,6 +62,8 @@ class _Conversation:
         return json.dumps({"type": "cancel", "id": self.id})
 
     def _deadline_message(self, deadline_ms: float) -> str:
+        if not 0 < deadline_ms < math.inf:
+            raise ValueError(f"deadline_ms is {deadline_ms:g}; give the milliseconds from now on, above 0")
         self._wait_s = self._endpoint.timeout.answer_s(deadline_ms)
         return json.dumps({"type": "deadline", "id": self.id, "deadline_ms": deadline_ms})
 
@@ -106,10 +109,10 @@ class Stream(_Conversation):
                     exit = self._take(connection.recv(timeout=self._wait_s))
                 if exit is not None:
                     return exit
-        except BaseException as error:
-            self._finish(reusable=isinstance(error, ReplyError) and error.status > 0)
+        except BaseException:
+            self._finish()
             raise
-        self._finish(reusable=True)
+        self._finish()
         raise StopIteration
 
     def cancel(self) -> None:
@@ -117,7 +120,7 @@ class Stream(_Conversation):
         self._send(self._cancel_message)
 
     def set_deadline(self, deadline_ms: float) -> None:
-        """Tighten or extend the deadline: milliseconds from now."""
+        """Tighten or extend the deadline: milliseconds from now. Raises ValueError unless above 0."""
         self._send(lambda: self._deadline_message(deadline_ms))
 
     def close(self) -> None:
@@ -129,7 +132,7 @@ class Stream(_Conversation):
                     self._take(self._connection.recv(timeout=_DRAIN_S))
             except (AdpcError, TimeoutError, ConnectionClosed):
                 pass  # nobody waits for these exits any more; the connection is just not used again
-        self._finish(reusable=self._over)
+        self._finish()
 
     def _open(self) -> Connection:
         if self._connection is None:
@@ -139,7 +142,7 @@ class Stream(_Conversation):
                     connection.send(self._predict_message())
                     connection.send(self._request.data)
             except BaseException:
-                self._finish(reusable=False)
+                self._finish()
                 raise
         return self._connection
 
@@ -151,10 +154,10 @@ class Stream(_Conversation):
             with self._endpoint.stream_errors():
                 connection.send(message())
 
-    def _finish(self, reusable: bool) -> None:
+    def _finish(self) -> None:
         connection, self._connection, self._over = self._connection, None, True
         if connection is not None:
-            self._pool.release(connection, reusable)
+            self._pool.release(connection, self._reader.over)
 
 
 class AsyncStream(_Conversation):
@@ -185,10 +188,10 @@ class AsyncStream(_Conversation):
                     exit = self._take(await _within(connection.recv(), self._wait_s))
                 if exit is not None:
                     return exit
-        except BaseException as error:
-            await self._finish(reusable=isinstance(error, ReplyError) and error.status > 0)
+        except BaseException:
+            await self._finish()
             raise
-        await self._finish(reusable=True)
+        await self._finish()
         raise StopAsyncIteration
 
     async def cancel(self) -> None:
@@ -196,7 +199,7 @@ class AsyncStream(_Conversation):
         await self._send(self._cancel_message)
 
     async def set_deadline(self, deadline_ms: float) -> None:
-        """Tighten or extend the deadline: milliseconds from now."""
+        """Tighten or extend the deadline: milliseconds from now. Raises ValueError unless above 0."""
         await self._send(lambda: self._deadline_message(deadline_ms))
 
     async def close(self) -> None:
@@ -208,7 +211,7 @@ class AsyncStream(_Conversation):
                     self._take(await _within(self._connection.recv(), _DRAIN_S))
             except (AdpcError, TimeoutError, ConnectionClosed):
                 pass  # nobody waits for these exits any more; the connection is just not used again
-        await self._finish(reusable=self._over)
+        await self._finish()
 
     async def _open(self) -> AsyncConnection:
         if self._connection is None:
@@ -218,7 +221,7 @@ class AsyncStream(_Conversation):
                     await connection.send(self._predict_message())
                     await connection.send(self._request.data)
             except BaseException:
-                await self._finish(reusable=False)
+                await self._finish()
                 raise
         return self._connection
 
@@ -230,10 +233,10 @@ class AsyncStream(_Conversation):
             with self._endpoint.stream_errors():
                 await connection.send(message())
 
-    async def _finish(self, reusable: bool) -> None:
+    async def _finish(self) -> None:
         connection, self._connection, self._over = self._connection, None, True
         if connection is not None:
-            await self._pool.release(connection, reusable)
+            await self._pool.release(connection, self._reader.over)
 
 
 async def _within(waiting: Awaitable[str | bytes], limit_s: float | None) -> str | bytes:

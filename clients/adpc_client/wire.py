@@ -53,7 +53,7 @@ class StreamReader:
     """Turns the frames of one request on `/v1/stream` into exits, in order, and applies `delta`.
 
     A header announces how many bytes follow it as binary frames: the map (never for pose), then the extra map. With
-    encoding `json` it holds them itself.
+    encoding `json` it holds them itself. `over`: the last message about the request has come.
     Raises ProtocolError on anything else, and the server's error when it sends one.
     """
 
@@ -61,6 +61,7 @@ class StreamReader:
         self.id = id
         self.model: str | None = None
         self.labels = Labels()
+        self.over = False
         self._header: Json | None = None
         self._expected: list[Json] = []
         self._frames: list[bytes] = []
@@ -76,7 +77,8 @@ class StreamReader:
         message = parse_json(frame)
         kind = message.get("type")
         if kind == "error":
-            raise reply_error(int(message.get("status", 0)), message, message.get("retry_after_s"))
+            self._error(message)
+            return None
         if message.get("id") != self.id:
             raise ProtocolError(f"the server speaks of request {message.get('id')!r}; only {self.id!r} is open")
         if kind == "accepted":
@@ -84,6 +86,7 @@ class StreamReader:
             self.labels = _labels(message)
             return None
         if kind == "end":
+            self.over = True
             return End(
                 int(message["exit"]),
                 message["stop"],
@@ -100,6 +103,12 @@ class StreamReader:
         if inline:
             self._frames = [base64.b64decode(part["data"]) for part in self._expected]
         return self._exit() if len(self._frames) == len(self._expected) else None
+
+    def _error(self, message: Json) -> None:
+        if message.get("id") not in (None, self.id):
+            return  # a late word about the request that had this connection before
+        self.over = message.get("id") == self.id and not message.get("open")
+        raise reply_error(int(message.get("status", 0)), message, message.get("retry_after_s"))
 
     def _binary(self, frame: Any) -> Exit | None:
         if self._header is None:
