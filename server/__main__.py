@@ -13,7 +13,7 @@ from server.errors import ServerError
 from server.job import Plan
 from server.link import Link, ProcessLink
 from server.memory import keep_freed_memory, settle_garbage
-from server.protocol import Protocol
+from server.protocol import Protocol, SocketProtocol
 from server.settings import Settings, load_settings
 
 logger = logging.getLogger("anytime")
@@ -53,7 +53,7 @@ def make_server(settings: Settings, launch: Callable[[Plan], Link] = ProcessLink
             port=settings.port,
             loop="uvloop",
             http=Protocol,
-            ws="websockets-sansio",
+            ws=SocketProtocol,
             # Beyond this a frame is not even read; up to it, too large an image is refused with a sentence.
             ws_max_size=2 * settings.max_body_bytes,
             ws_per_message_deflate=False,  # PNG and delta are compressed, and it would run on the event loop

@@ -4,12 +4,24 @@ to clients that take nothing of their answer, and the time at which each request
 import asyncio
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
 
 from server.errors import ServerError
 from server.wire import error_body, to_json
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, which on the server's end says goodbye also where goodbyes have been said, and fails."""
+
+    def shutdown(self) -> None:
+        with suppress(InvalidState):
+            super().shutdown()
+        self.transport.close()
 
 
 class Protocol(HttpToolsProtocol):

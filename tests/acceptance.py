@@ -143,7 +143,7 @@ async def deadlines(args: argparse.Namespace) -> bool:
             runs = [(await client.ask(path, image, headers=accept)).seconds for _ in range(10)]
             times_ms.append(1000 * statistics.median(runs))
         print("median ms to each exit:", [round(value, 1) for value in times_ms])
-        asked = np.linspace(times_ms[0] - 5, times_ms[-1] + 50, args.count // REPEATS).round(1).tolist()
+        asked = np.linspace(times_ms[0] - 5, times_ms[-1] + 50, max(2, args.count // REPEATS)).round(1).tolist()
         exits_at: dict[float, list[int]] = {deadline_ms: [] for deadline_ms in asked}
         late_ms = []
         for deadline_ms in (deadline_ms for deadline_ms in asked for _ in range(REPEATS)):
@@ -171,7 +171,8 @@ async def cancels(args: argparse.Namespace) -> bool:
     async with Server(args.models, "--max-open", "32") as server:
         reference = (await Client(server.port).ask(f"/v1/predict?model={args.model}&deadline_ms=30000", image)).body
         expected = json.loads(reference)["mask"]["data"]
-        plans = ["stay"] * (args.count - 3 * args.count // 10) + ["hang up", "delete"] * (3 * args.count // 20)
+        gone = 3 * args.count // 20
+        plans = ["stay"] * (args.count - 2 * gone) + ["hang up", "delete"] * gone
         rng.shuffle(plans)
         queue = iter(enumerate(plans))
         memory_mib: list[float] = []
@@ -179,7 +180,7 @@ async def cancels(args: argparse.Namespace) -> bool:
         async def user() -> None:
             client = Client(server.port)
             for number, plan in queue:
-                if number % (args.count // 10) == 0:
+                if number % max(1, args.count // 10) == 0:
                     memory_mib.append(server.worker_memory_mib())
                 path, header = f"/v1/predict?model={args.model}&deadline_ms=30000", f"X-Request-Id: r{number}\r\n"
                 task = asyncio.create_task(client.ask(path, image, headers=header))

@@ -524,9 +524,10 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
             server.loop.call_soon_threadsafe(an_hour_later)
             assert server.metric("anytime_worker_restarts_total") == 0
             assert server.http.get("/health/ready").is_success
+            plain.sendall(bytes([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xE8]))  # a close, RFC 6455, 5.5.1
             server.send_signal()
-            server.wait_for(lambda: server.server.should_exit)
-            plain.shutdown(socket.SHUT_RDWR)
+            live.wait_for(lambda: not server.server.servers[0].is_serving())  # before it says goodbye to sockets
+            server.loop.call_soon_threadsafe(plain.shutdown, socket.SHUT_RDWR)
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel's word, and Linux's alone")
