@@ -16,7 +16,7 @@ Extra = Literal["confidence", "exit", "unsure"]
 
 
 class Stop(enum.StrEnum):
-    """Why a request ended. The first five are answers; see INTERFACES for `stop` on the wire and in metrics."""
+    """Why a request ended. The first five are answers, and on the wire; the metrics count by all."""
 
     COMPLETE = "complete"
     QUALITY = "quality"

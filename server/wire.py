@@ -1,6 +1,6 @@
 """What crosses the wire: query parameters, replies, and WebSocket messages. Milliseconds live here and nowhere else.
 
-HTTP. `POST /v1/predict` answers JSON (see `prediction`), an indexed PNG, or raw labels. Errors are `error_body`.
+HTTP. `POST /v1/predict` answers JSON (`_answer` in `routes.py`), an indexed PNG, or raw labels. Errors are `error_body`.
 Images are turned upright by their EXIF orientation first; maps have the size of the upright image.
 
 WebSocket `/v1/stream`. Text frames are JSON objects with `type`; the binary frames that a header announces follow it at

@@ -35,7 +35,7 @@ class Timeout:
 
 @dataclass(frozen=True)
 class Options:
-    """The options of one request, as they stand in INTERFACES; None leaves the choice to the server."""
+    """The options of one request, as the server's `/docs` describes them; None leaves the choice to the server."""
 
     model: str | None = None
     deadline_ms: float | None = None
