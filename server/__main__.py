@@ -10,9 +10,9 @@ import uvicorn
 
 from server.app import create_app, drain
 from server.errors import ServerError
-from server.job import Plan
 from server.link import Link, ProcessLink
 from server.memory import keep_freed_memory, settle_garbage
+from server.messages import Plan
 from server.protocol import Protocol, SocketProtocol
 from server.settings import Settings, load_settings
 

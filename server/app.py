@@ -13,11 +13,11 @@ from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
 from server import routes, stream
+from server.answers import reply
 from server.catalog import read_catalog
 from server.errors import ServerError, unexpected
-from server.job import Plan
 from server.link import Link, ProcessLink
-from server.routes import reply
+from server.messages import Plan
 from server.service import Service
 from server.settings import ROOT, Settings
 from server.stream import DRAINING

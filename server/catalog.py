@@ -13,7 +13,7 @@ from typing import Any
 from models.configs import ModelConfig
 from server.encoder import palette_bytes
 from server.errors import NotFoundError
-from server.job import Layout
+from server.messages import Layout
 
 _MULTIPLE = 32
 

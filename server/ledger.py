@@ -20,7 +20,7 @@ from server.errors import (
     UnavailableError,
     unexpected,
 )
-from server.job import Stop
+from server.messages import Stop
 from server.metrics import UNKNOWN, Metrics
 from server.wire import MAX_ID
 

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from server.job import Command, Event, Plan, Ready
+from server.messages import Command, Event, Plan, Ready
 
 logger = logging.getLogger("anytime.link")
 

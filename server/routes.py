@@ -12,26 +12,14 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from server import encoder
 from server.admission import read_body
-from server.engine import Job
+from server.answers import http_answer, reply
+from server.ask import FORMATS, PARAMETERS, accepted_format, parse_ask, positive
 from server.errors import DisconnectedError, InvalidError
-from server.job import Stop
 from server.ledger import Entry
+from server.messages import Stop
 from server.service import Service, check_answer
-from server.wire import (
-    FORMATS,
-    PARAMETERS,
-    Format,
-    accepted_format,
-    base64_png,
-    describe_labels,
-    describe_model,
-    milliseconds,
-    parse_ask,
-    positive,
-    to_json,
-)
+from server.wire import describe_model
 
 router = APIRouter()
 
@@ -74,11 +62,6 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON reply."""
-    return Response(to_json(body), status, headers, "application/json")
-
-
 @router.post("/v1/predict", openapi_extra=PREDICT_DOCS, responses=REFUSALS, response_class=Response, tags=["predict"])
 async def predict(request: Request) -> Response:
     """The best map that fits the deadline, in one answer."""
@@ -105,7 +88,7 @@ async def _predict(service: Service, request: Request, entry: Entry) -> Response
             del body  # the job has the pixels
             entry.stop = await job.ended()
             check_answer(job)
-            return await service.encode(form, job.order.layout.pixels, lambda: _answer(job, entry, form))
+            return await service.encode(form, job.order.layout.pixels, lambda: http_answer(job, entry, form))
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
@@ -145,58 +128,6 @@ async def _hang_up_cancels(request: Request, entry: Entry) -> AsyncIterator[None
         yield
     finally:
         watcher.cancel()
-
-
-def _answer(job: Job, entry: Entry, form: Format) -> Response:
-    """Encode the newest exit; runs on an encoding thread."""
-    began_s = time.monotonic()
-    model, found = job.order.model, job.exits[-1]
-    if form == "application/octet-stream":
-        return Response(job.labels(found.exit).tobytes(), 200, _headers(job, entry), form)
-    if form == "image/png":
-        png = encoder.png(job.labels(found.exit), model.palette)
-        return Response(png, 200, _headers(job, entry), form)
-    body: dict[str, Any] = {
-        "id": entry.id,
-        "model": model.name,
-        "task": model.config.task,
-        "exit": found.exit,
-        "exits": model.config.exits,
-        "final": found.exit == model.config.exits,
-        "stop": job.stop,
-        "deadline_ms": milliseconds(job.deadline_s - entry.arrived_s),
-        "unsure": found.unsure,
-        "size": [job.order.layout.height, job.order.layout.width],
-    }
-    if model.config.task == "pose":
-        body |= {"keypoints": encoder.keypoints(job.keypoints(found.exit)), **describe_labels(model)}
-    else:
-        body["mask"] = {**base64_png(encoder.png(job.labels(found.exit), model.palette)), **describe_labels(model)}
-    extra = job.extra_map(found.exit)
-    if extra is not None:
-        body["map"] = {"kind": job.order.extra, **base64_png(encoder.png(extra))}
-    now_s = time.monotonic()
-    body["timing"] = {
-        "decode_ms": milliseconds(job.order.decode_s),
-        "queue_ms": milliseconds(job.exits[0].started_s - job.submitted_s),
-        "compute_ms": [milliseconds(done.stage_s) for done in job.exits],
-        "encode_ms": milliseconds(now_s - began_s),
-    }
-    body["elapsed_ms"] = milliseconds(now_s - entry.arrived_s)
-    return reply(body, headers={"X-Request-Id": entry.id})
-
-
-def _headers(job: Job, entry: Entry) -> dict[str, str]:
-    found = job.exits[-1]
-    return {
-        "X-Request-Id": entry.id,
-        "X-Anytime-Exit": str(found.exit),
-        "X-Anytime-Exits": str(job.order.layout.exits),
-        "X-Anytime-Stop": str(job.stop),
-        "X-Anytime-Elapsed-Ms": str(milliseconds(time.monotonic() - entry.arrived_s)),
-        "X-Anytime-Unsure": f"{found.unsure:.6g}",
-        "X-Anytime-Size": f"{job.order.layout.height}x{job.order.layout.width}",
-    }
 
 
 @router.get("/v1/models", tags=["models"])

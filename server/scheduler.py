@@ -7,7 +7,7 @@ time. No exit beyond is begun that would not be ready by its deadline at the saf
 from dataclasses import dataclass
 
 from server.budget import GRACE_S, Costs, Shape, TrafficCap
-from server.job import Stop
+from server.messages import Stop
 
 
 @dataclass

@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 
 from models.configs import MAX_BOX
 from server.admission import ClientLimit, check_body, decode
+from server.ask import Ask
 from server.budget import Budget, Quantile
 from server.catalog import Catalog, ServedModel
-from server.engine import Engine, Job, Order
+from server.engine import Engine
 from server.errors import DisconnectedError, InvalidError, NoExitError, RequestCancelledError
-from server.job import Plan, Stop
+from server.job import Job, Order
 from server.ledger import Entry, Ledger
 from server.link import Link, ProcessLink
 from server.memory import Arena
+from server.messages import Plan, Stop
 from server.metrics import Metrics
 from server.settings import Settings
-from server.wire import Ask
 
 T = TypeVar("T")
 

@@ -13,8 +13,7 @@ from typing import Any
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from server import encoder
-from server.engine import Job
+from server.answers import exit_message
 from server.errors import (
     DisconnectedError,
     InvalidError,
@@ -25,17 +24,16 @@ from server.errors import (
     UnavailableError,
     unexpected,
 )
-from server.job import Stop
+from server.job import Job
 from server.ledger import Entry
+from server.messages import Stop
 from server.service import Service, check_answer
 from server.wire import (
     MAX_ID,
     CancelById,
-    Encoding,
     NewDeadline,
     NotJsonError,
     Predict,
-    base64_png,
     describe_labels,
     error_body,
     milliseconds,
@@ -245,7 +243,7 @@ class Stream:
                 header, frames = await self._service.encode(
                     message.encoding,
                     job.order.layout.pixels,
-                    lambda: _exit(job, newest, held, message.encoding),  # noqa: B023 - awaited before the next turn
+                    lambda: exit_message(job, newest, held, message.encoding),  # noqa: B023 - awaited before the next turn
                 )
                 header["elapsed_ms"] = milliseconds(time.monotonic() - job.order.budget.arrived_s)
                 await self._put({"type": "exit", "id": message.id, **header})
@@ -292,46 +290,6 @@ def _end(request_id: Any, exit_index: int, stop: Stop | None, arrived_s: float, 
     elapsed_ms = milliseconds(time.monotonic() - arrived_s)
     end = {"type": "end", "id": request_id, "exit": exit_index, "stop": stop, "elapsed_ms": elapsed_ms}
     return {**end, "skipped": skipped}
-
-
-def _exit(job: Job, exit_index: int, held: int | None, encoding: Encoding) -> tuple[dict[str, Any], list[bytes]]:
-    """The header of an exit and its binary frames; runs on an encoding thread. `held`: the exit sent before."""
-    model = job.order.model
-    found = next(done for done in job.exits if done.exit == exit_index)
-    header: dict[str, Any] = {
-        "exit": exit_index,
-        "exits": model.config.exits,
-        "final": exit_index == model.config.exits,
-        "unsure": found.unsure,
-        "encoding": encoding,
-        "size": [job.order.layout.height, job.order.layout.width],
-    }
-    frames: list[bytes] = []
-    if model.config.task == "pose":
-        header["keypoints"] = encoder.keypoints(job.keypoints(exit_index))
-    elif encoding == "json":
-        header["mask"] = base64_png(encoder.png(job.labels(exit_index), model.palette))
-    else:
-        before = None if held is None else job.labels(held)
-        frames.append(_frame(encoding, job.labels(exit_index), before, model.palette))
-        header["bytes"] = len(frames[-1])
-    extra = job.extra_map(exit_index)
-    if extra is not None:
-        header["extra"] = {"kind": job.order.extra, "encoding": encoding}
-        if encoding == "json":
-            header["extra"] |= base64_png(encoder.png(extra))
-        else:
-            frames.append(_frame(encoding, extra, None if held is None else job.extra_map(held), None))
-            header["extra"]["bytes"] = len(frames[-1])
-    return header, frames
-
-
-def _frame(encoding: Encoding, values: encoder.Map, held: encoder.Map | None, palette: bytes | None) -> bytes:
-    if encoding == "raw":
-        return values.tobytes()
-    if encoding == "delta":
-        return encoder.delta(values, held)
-    return encoder.png(values, palette)
 
 
 def _close_code(error: ServerError) -> int:

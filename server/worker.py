@@ -13,20 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from models.anytime import AnytimeModel, State, run
-from models.checkpoint import load_directory
-from models.configs import ModelConfig
-from models.executors import build, decide
-from models.flops import GIGA, gmacs
-from models.preprocess import MULTIPLE
-from models.quality import Quality, doubt
-from server.budget import Costs, Shape, TrafficCap
-from server.job import (
+from models.anytime import AnytimeModel, State
+from server.budget import Costs, TrafficCap
+from server.loading import Loaded, facts, input_shape, load_models, warm_up
+from server.memory import attach, settle_garbage
+from server.messages import (
     Beat,
     Broken,
     Cancel,
@@ -34,7 +29,6 @@ from server.job import (
     Ended,
     Event,
     Exited,
-    ModelFacts,
     Move,
     Plan,
     Ready,
@@ -42,29 +36,12 @@ from server.job import (
     Submit,
     Unloadable,
 )
-from server.memory import attach, settle_garbage
 from server.scheduler import Scheduler, Task
 
 logger = logging.getLogger("anytime.worker")
 
 NICE = 5
 """The front end must be heard while every core computes."""
-WARM_UP_RUNS = 5
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model, when it may stop early if it was calibrated, and why this executor runs it if there was a choice."""
-
-    model: AnytimeModel
-    quality: Quality | None = None
-    reason: str = ""
-
-    def good_enough(self, state: State, epsilon: float | None) -> bool:
-        """Whether the exit that `state` stands at is as good as the last but for a share `epsilon` that may change."""
-        if self.quality is None or epsilon is None or state.exit is None:
-            return False
-        return self.quality.stops(doubt(state.exit, self.model.config.task, state.frame), epsilon)
 
 
 @dataclass
@@ -207,75 +184,6 @@ class Worker:
         np.copyto(slot(block, found.index), found.array)
         if found.extra is not None:
             np.copyto(command.layout.extra_map(block, found.index), found.extra)
-
-
-def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
-    """What decides the cost of an image: the padded size, or the size of a person's crop."""
-    if config.task == "pose":
-        return config.size
-    return height + -height % MULTIPLE, width + -width % MULTIPLE
-
-
-def warm_up(name: str, model: AnytimeModel, costs: Costs, known_s: tuple[float, ...] | None) -> None:
-    """Run every exit, so that first requests find everything in place, and learn its seconds at the configured size.
-
-    If those are known, from the worker before, once on the smallest image will do.
-    """
-    shape = input_shape(model.config, *model.config.size)
-    if known_s is not None:
-        for exit_index, seconds in enumerate(np.diff(known_s, prepend=0.0), 1):
-            costs.observe(name, shape, exit_index, float(seconds))
-        for _ in run(model, np.zeros((MULTIPLE, MULTIPLE, 3), np.uint8)):
-            pass
-        return
-    image = np.random.default_rng(0).integers(0, 256, (*model.config.size, 3), dtype=np.uint8)
-    for _ in range(WARM_UP_RUNS):
-        began_s = exit_s = time.monotonic()
-        for exit_index, _ in enumerate(run(model, image), 1):
-            now_s = time.monotonic()
-            costs.observe(name, shape, exit_index, now_s - exit_s)
-            exit_s = now_s
-        costs.judge(name, shape, model.config.exits, exit_s - began_s)
-
-
-def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
-    """What the front end tells about a model that is warm."""
-    config = loaded.model.config
-    shape = input_shape(config, *config.size)
-    return ModelFacts(
-        macs=tuple(value * GIGA for value in gmacs(config, *config.size)),
-        seconds=tuple(costs.typical_s(name, shape, exit_index) for exit_index in range(1, config.exits + 1)),
-        calibrated=loaded.quality is not None,
-        executor=loaded.model.executor,
-        reason=loaded.reason,
-    )
-
-
-def load_models(plan: Plan) -> dict[str, Loaded]:
-    """Raises ValueError or OSError on a model that cannot be loaded."""
-    loaded = {}
-    for name, text in plan.models.items():
-        path = Path(text)
-        if name in plan.decided:
-            executor, reason = plan.decided[name]
-        else:
-            verdict = decide(path, plan.device, plan.executor)
-            executor, reason = verdict.executor, verdict.reason
-        model = build(load_directory(path), plan.device, executor, plan.threads)
-        loaded[name] = Loaded(model, load_quality(path), reason)
-    return loaded
-
-
-def load_quality(directory: Path) -> Quality | None:
-    """The calibration of a model, or None. One that does not fit the model any more is not used, and the log says so:
-    the model serves all the same, and requests that ask for `quality` are told that it is not calibrated."""
-    try:
-        return Quality.load(directory)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        logger.warning("%s is served without quality stop: %s", directory.name, error)
-        return None
 
 
 def main(fd: int) -> int:

@@ -26,9 +26,9 @@ from websockets.sync.client import ClientConnection, connect
 from models.checkpoint import save_directory
 from models.configs import ModelConfig
 from server.__main__ import Server, make_server
-from server.job import Cancel, Command, Ended, Event, Exited, ModelFacts, Move, Plan, Ready, Stop, Submit
 from server.link import Link, ProcessLink
 from server.memory import attach
+from server.messages import Cancel, Command, Ended, Event, Exited, ModelFacts, Move, Plan, Ready, Stop, Submit
 from server.settings import Settings
 
 PATIENCE_S = 30.0

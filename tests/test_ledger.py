@@ -16,8 +16,8 @@ from server.errors import (
     ServerError,
     UnavailableError,
 )
-from server.job import Stop
 from server.ledger import Entry, Ledger
+from server.messages import Stop
 from server.metrics import Metrics
 
 

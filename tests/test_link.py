@@ -9,8 +9,8 @@ from typing import Any
 import live
 import pytest
 
-from server.job import Beat, Cancel, Ended, Event, Move, Stop
 from server.link import Link, Supervisor, _frame
+from server.messages import Beat, Cancel, Ended, Event, Move, Stop
 
 
 class PipeLink:

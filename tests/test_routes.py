@@ -24,7 +24,7 @@ import tiny
 from live import Later, Live, ScriptedWorker, photo
 from PIL import Image
 
-from server.job import Stop
+from server.messages import Stop
 
 SEGMENTATION = tiny.SEGMENTATION.name
 POSE = tiny.POSE.name

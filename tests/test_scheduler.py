@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from server.budget import GRACE_S, Costs, TrafficCap
-from server.job import Stop
+from server.messages import Stop
 from server.scheduler import Scheduler, Task
 
 SHAPE = (64, 96)

@@ -20,8 +20,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
 from server.admission import ClientLimit
-from server.job import Stop
 from server.ledger import Ledger
+from server.messages import Stop
 from server.metrics import Metrics
 from server.settings import Settings
 from server.stream import Stream

@@ -20,9 +20,10 @@ from models.checkpoint import save_directory
 from models.preprocess import Frame
 from models.quality import Quality, fingerprint
 from server.budget import Costs
-from server.job import Broken, Cancel, Ended, Event, Exited, Layout, Move, Stop, Submit
+from server.loading import Loaded, facts, input_shape, load_quality, warm_up
+from server.messages import Broken, Cancel, Ended, Event, Exited, Layout, Move, Stop, Submit
 from server.scheduler import Scheduler
-from server.worker import Loaded, Worker, facts, input_shape, load_quality, warm_up
+from server.worker import Worker
 
 STEPS = tuple(Step(f"step{number}", number // 2 if number % 2 == 0 else None) for number in range(1, 9))
 

@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from server.job import Ended, Layout, Stop, Submit
+from server.messages import Ended, Layout, Stop, Submit
 
 
 @pytest.mark.parametrize(
