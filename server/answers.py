@@ -6,10 +6,23 @@ from typing import Any
 from starlette.responses import Response
 
 from server import encoder
-from server.ask import Format
+from server.ask import Format, Parameter
 from server.job import Job
 from server.ledger import Entry
 from server.wire import Encoding, base64_png, describe_labels, milliseconds, to_json
+
+
+ANSWER_HEADERS = (
+    Parameter("X-Request-Id", "string", "the request's"),
+    Parameter(
+        "X-Anytime-Exit", "integer", "the exit reached; this and those below come with a map, JSON says it itself"
+    ),
+    Parameter("X-Anytime-Exits", "integer", "exits of the model"),
+    Parameter("X-Anytime-Stop", "string", "why it stopped: complete, quality, deadline or max_exit"),
+    Parameter("X-Anytime-Elapsed-Ms", "number", "milliseconds since the first byte of the request"),
+    Parameter("X-Anytime-Unsure", "number", "share of the positions that the next exit would still compute"),
+    Parameter("X-Anytime-Size", "string", "HEIGHTxWIDTH of the map"),
+)
 
 
 def reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

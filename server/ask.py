@@ -31,7 +31,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A query parameter or field of a `predict` message, for parsing and for the API's documentation."""
+    """A query parameter or field of a `predict` message, or a header, for parsing and for the API's documentation."""
 
     name: str
     type: str
@@ -55,6 +55,10 @@ PARAMETERS = (
     Parameter("map", "string", f"a further map to add to the answer: {', '.join(get_args(Extra))}"),
     Parameter("best_effort", "boolean", "answer with less than min_exit when that is all there is in time"),
     Parameter("box", "string", "the person's box for pose: x,y,width,height in pixels of the upright image"),
+)
+HEADERS = (
+    Parameter("X-Request-Id", "string", "name of the request, to look it up and cancel it by; without it, one is made"),
+    Parameter("X-Request-Timeout-Seconds", "number", "a deadline as well, in seconds; the smallest wins"),
 )
 _NAMES = frozenset(parameter.name for parameter in PARAMETERS)
 

@@ -13,8 +13,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server.admission import read_body
-from server.answers import http_answer, reply
-from server.ask import FORMATS, PARAMETERS, accepted_format, parse_ask, positive
+from server.answers import ANSWER_HEADERS, http_answer, reply
+from server.ask import FORMATS, HEADERS, PARAMETERS, accepted_format, parse_ask, positive
 from server.errors import DisconnectedError, InvalidError
 from server.ledger import Entry
 from server.messages import Stop
@@ -26,7 +26,8 @@ router = APIRouter()
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
 PREDICT_DOCS: dict[str, Any] = {
     "parameters": [
-        {"name": p.name, "in": "query", "description": p.text, "schema": {"type": p.type}} for p in PARAMETERS
+        *({"name": p.name, "in": "query", "description": p.text, "schema": {"type": p.type}} for p in PARAMETERS),
+        *({"name": p.name, "in": "header", "description": p.text, "schema": {"type": p.type}} for p in HEADERS),
     ],
     "requestBody": {
         "required": True,
@@ -39,6 +40,7 @@ PREDICT_DOCS: dict[str, Any] = {
         "200": {
             "description": "The newest exit that was reached by the deadline.",
             "content": {"application/json": {}, "image/png": _IMAGE, "application/octet-stream": _IMAGE},
+            "headers": {p.name: {"description": p.text, "schema": {"type": p.type}} for p in ANSWER_HEADERS},
         }
     },
 }

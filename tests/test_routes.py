@@ -90,6 +90,8 @@ def test_a_prediction_as_png_and_as_raw_labels(server: Live, worker: ScriptedWor
         assert found == {"exit": "2", "exits": "4", "stop": "deadline", "unsure": "0.25", "size": "60x90"}
         assert float(reply.headers["x-anytime-elapsed-ms"]) > 0
         expected = live.labels(2, 60, 90)
+        described = server.http.get("/openapi.json").json()["paths"]["/v1/predict"]["post"]["responses"]["200"]
+        assert {name.lower() for name in described["headers"]} <= set(reply.headers)
         if accept == "image/png":
             image = Image.open(io.BytesIO(reply.content))
             assert image.mode == "P" and (np.asarray(image) == expected).all()
@@ -513,7 +515,7 @@ def test_docs_describe_every_parameter(server: Live) -> None:
     assert server.http.get("/docs").status_code == 200
     paths = server.http.get("/openapi.json").json()["paths"]
     described = paths["/v1/predict"]["post"]
-    assert {parameter["name"] for parameter in described["parameters"]} >= {"deadline_ms", "box", "quality"}
+    assert {parameter["name"] for parameter in described["parameters"]} >= {"deadline_ms", "box", "X-Request-Id"}
     assert "422" not in json.dumps(paths)
 
 
