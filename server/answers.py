@@ -11,7 +11,6 @@ from server.job import Job
 from server.ledger import Entry
 from server.wire import Encoding, base64_png, describe_labels, milliseconds, to_json
 
-
 ANSWER_HEADERS = (
     Parameter("X-Request-Id", "string", "the request's"),
     Parameter(
