@@ -21,6 +21,18 @@ CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "READ
 _SHOWN = 8  # names in an error message
 
 
+class _Beside:
+    """Stands for a numpy scalar (a score, say) or its dtype that a training run saved beside the weights. Its value is
+    not read, so that numpy's own unpickling never sees what a file holds."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+_NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # of numpy 1, and of 2
+
+
 def load_directory(directory: Path) -> AdpcNet:
     """The network of a model directory, float32, in evaluation mode.
 
@@ -120,11 +132,12 @@ def _some(names: list[str]) -> str:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    """All tensors of a file. A `.pth` is loaded weights-only: no code in it is ever run."""
+    """All tensors of a file. A `.pth` or `.pth.tar` is loaded weights-only: no code in it is ever run."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Beside, name) for name in _NUMPY]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes torch raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read as weights: {reason}") from error

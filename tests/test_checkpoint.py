@@ -61,6 +61,23 @@ def test_import_of_plain_hrnet_weights(tmp_path: Path) -> None:
     assert torch.equal(network.state_dict()["last_layer.0.weight"], tensors["final_layer.weight"])
 
 
+@pytest.mark.parametrize("numpy_1", [True, False])
+def test_numpy_scalars_beside_the_weights_are_passed_over(tmp_path: Path, numpy_1: bool) -> None:
+    """As HRNet's code saves a training run: in torch's older format by numpy 1, in a zip by numpy 2."""
+    weights, path = tiny.network(seed=1).state_dict(), tmp_path / "checkpoint.pth.tar"
+    held = {"epoch": 484, "best_mIoU": np.float64(0.76), "perf": np.float32(88.3), "state_dict": weights}
+    torch.save(held, path, _use_new_zipfile_serialization=not numpy_1)
+    if numpy_1:
+        path.write_bytes(path.read_bytes().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    assert (b"numpy.core" if numpy_1 else b"numpy._core") + b".multiarray\nscalar\n" in path.read_bytes()
+    network = tiny.network()
+    load_weights(network, path)
+    assert torch.equal(network.state_dict()["conv1.weight"], weights["conv1.weight"])
+    torch.save({"conv1.weight": np.float64(1)}, path)
+    with pytest.raises(ValueError, match="not a state dict of tensors"):
+        load_weights(network, path)
+
+
 def test_backbone_alone_leaves_the_heads(tmp_path: Path) -> None:
     torch.save({**tiny.network(seed=1).state_dict(), "classifier.weight": torch.ones(3)}, tmp_path / "b.pth")
     network = tiny.network(replace(tiny.SEGMENTATION, outputs=7))
