@@ -157,6 +157,7 @@ W18 = Backbone(width=18, layer1_blocks=2, modules=(1, 3, 2), blocks=2)
 W48 = Backbone(width=48, layer1_blocks=4, modules=(1, 4, 3), blocks=4)
 W18_POSE = replace(W18, fuse_upsample="nearest", last_module_fuses_finest_only=True, bn_momentum=0.1)
 W32_POSE = Backbone(32, 4, (1, 4, 3), 4, "nearest", last_module_fuses_finest_only=True, bn_momentum=0.1)
+W48_POSE = replace(W32_POSE, width=48)
 
 CITYSCAPES_CLASSES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
@@ -264,6 +265,7 @@ CONFIGS: Mapping[str, ModelConfig] = {
         *_family(replace(_CITYSCAPES, backbone=W18), "cityscapes", "w18", 64, Masking("max_probability", 0.998)),
         *_family(_PASCAL_CONTEXT, "pascal-context", "w48", 64, Masking("max_probability", 0.995)),
         *_family(_MPII, "mpii", "w32", 64, Masking("max_score", 0.002)),
+        *_family(replace(_MPII, backbone=W48_POSE), "mpii", "w48", 64, Masking("max_score", 0.002)),
         *_family(_CAMVID, "camvid", "w18", 64, Masking("max_probability", 0.998)),
         *_family(_LSP, "lsp", "w18", 64, Masking("max_score", 0.002)),
         CAMVID_ADPC_W18,
