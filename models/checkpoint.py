@@ -84,11 +84,11 @@ def resolve(model: str) -> Path:
     raise ValueError(f"{model!r} is neither a model directory nor a shipped model; shipped are {', '.join(shipped)}")
 
 
-def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False, to_train: bool = False) -> None:
+def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False, maskless: bool = False) -> None:
     """Load `.safetensors` or a released `.pth` into `network`, whatever floating type it is stored in.
 
-    `backbone_only` leaves the heads as they are: for weights of another task. `to_train`, or those, may be of a network
-    without masks: each Lambda then stays as it is, as where the paper starts from ImageNet (appendix C).
+    `backbone_only` leaves the heads as they are: for weights of another task. Those, and `maskless` ones, may be of a
+    network without masks: each Lambda then stays as it is, as where the paper starts from ImageNet (appendix C).
     Raises ValueError that names tensors which are missing, unknown, of another shape or not finite.
     """
     if not path.is_file():
@@ -100,7 +100,7 @@ def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False, t
         wanted = {name: tensor for name, tensor in wanted.items() if _is_backbone(name)}
         if network.config.backbone.last_module_fuses_finest_only:  # others fuse more there
             tensors = {n: tensor for n, tensor in tensors.items() if n in wanted or ".fuse_layers." not in n}
-    if backbone_only or to_train:
+    if backbone_only or maskless:
         tensors = {name: tensor for name, tensor in tensors.items() if name in wanted or not _is_lambda(name)}
         wanted = {name: tensor for name, tensor in wanted.items() if name in tensors or not _is_lambda(name)}
     problems = {
@@ -191,12 +191,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take the backbone and start the heads anew (weights of another task, to train from)",
     )
+    parser.add_argument(
+        "--inference-only",
+        action="store_true",
+        help="mask at inference only, each Lambda at its initial 3: for weights trained without masks (EE+RH)",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     model = config(args.config)
+    if args.inference_only:
+        if model.masking is None:
+            raise ValueError(f"{model.name} has no masks; choose an adpc configuration, or leave --inference-only out")
+        model = replace(model, masking=replace(model.masking, adaptivity="inference"))
     network = AdpcNet(replace(model, name=args.name or model.name))
-    load_weights(network, args.file, backbone_only=args.backbone_only)
+    load_weights(network, args.file, backbone_only=args.backbone_only, maskless=args.inference_only)
     save_directory(args.output, network)
     card = args.output / CARD_FILE
     if not card.exists():

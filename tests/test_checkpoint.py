@@ -52,6 +52,26 @@ def test_import_of_a_released_checkpoint(tmp_path: Path, name: str, prefix: str)
     assert (tmp_path / "out" / "README.md").is_file()
 
 
+def test_weights_trained_without_masks_are_masked_at_inference_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = released(CONFIGS["rh-w18-cityscapes"])
+    torch.save(tensors, tmp_path / "rh.pth")
+    command = ["import", str(tmp_path / "rh.pth"), "--output", str(tmp_path / "out"), "--config"]
+    assert main([*command, "adpc-w18-cityscapes"]) == 1
+    assert "143 tensors are missing: " in capsys.readouterr().err
+    assert main([*command, "rh-w18-cityscapes", "--inference-only"]) == 1
+    assert "rh-w18-cityscapes has no masks; choose an adpc configuration" in capsys.readouterr().err
+    assert main([*command, "adpc-w18-cityscapes", "--inference-only"]) == 0
+    network = load_directory(tmp_path / "out")
+    assert network.config.masking == replace(CONFIGS["adpc-w18-cityscapes"].masking, adaptivity="inference")
+    assert all(t == 3 for n, t in network.state_dict().items() if n.endswith(".Lambda"))
+    assert torch.equal(network.state_dict()["exit1.1.weight"], tensors["model.exit1.1.weight"])
+    torch.save({n: t for n, t in tensors.items() if n != "model.bn1.bias"}, tmp_path / "rh.pth")
+    assert main([*command, "adpc-w18-cityscapes", "--inference-only"]) == 1
+    assert "1 tensors are missing: bn1.bias" in capsys.readouterr().err
+
+
 def test_import_of_plain_hrnet_weights(tmp_path: Path) -> None:
     pose = replace(tiny.POSE, heads="one", masking=None)
     tensors = {n.replace("last_layer.0.", "final_layer."): t for n, t in AdpcNet(pose).state_dict().items()}

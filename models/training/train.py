@@ -75,7 +75,7 @@ class Run:
             source = resolve(recipe.init)
             theirs = read_config(source)
             other_heads = any(getattr(theirs, name) != getattr(model, name) for name in HEADS)
-            load_weights(network, source / WEIGHTS_FILE, backbone_only=other_heads, to_train=True)
+            load_weights(network, source / WEIGHTS_FILE, backbone_only=other_heads, maskless=True)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         fuse(network, device)
         decayed = [p for p in network.parameters() if p.ndim > 1]
