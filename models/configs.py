@@ -1,12 +1,13 @@
 """Named configurations of networks: every row of the paper's tables, and the shipped models.
 
-Values only; imports nothing of this project.
+Values only; imports nothing but their checks.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
+
+from models import checks
 
 Task = Literal["segmentation", "pose"]
 Heads = Literal["one", "plain", "redesigned"]
@@ -15,25 +16,11 @@ Adaptivity = Literal["training", "inference", "both"]
 Upsample = Literal["bilinear", "nearest"]
 
 MAX_OUTPUTS = 256
+"""Labels of a map have 8 bits."""
 MAX_BOX = 3.0
 """Times the image's longer side: the largest side of a person's box."""
 MAX_SIDE = 1 << 17
 """Of an image, in pixels: at half of it rows and columns are numbered in 16 bits."""
-
-
-def _one_of(name: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; it may be {', '.join(known)}")
-
-
-def _counts(name: str, values: Sequence[object], length: int) -> None:
-    if len(values) != length or not all(type(value) is int and value > 0 for value in values):
-        raise ValueError(f"{name} is {list(values)}; give {length} whole numbers above 0")
-
-
-def _numbers(name: str, values: Sequence[object], length: int) -> None:
-    if len(values) != length or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-        raise ValueError(f"{name} is {list(values)}; give {length} finite numbers")
 
 
 @dataclass(frozen=True)
@@ -49,9 +36,12 @@ class Backbone:
     bn_momentum: float = 0.01
 
     def __post_init__(self) -> None:
-        _one_of("fuse_upsample", self.fuse_upsample, get_args(Upsample))
-        _counts("width, layer1_blocks and blocks", (self.width, self.layer1_blocks, self.blocks), 3)
-        _counts("modules", self.modules, 3)
+        checks.one_of("fuse_upsample", self.fuse_upsample, get_args(Upsample))
+        for name in ("width", "layer1_blocks", "blocks"):
+            checks.whole(name, getattr(self, name))
+        checks.several("modules", self.modules, 3, checks.whole)
+        checks.kind("last_module_fuses_finest_only", self.last_module_fuses_finest_only, bool)
+        checks.number("bn_momentum", self.bn_momentum, 0, 1)
 
     def channels(self, branches: int) -> tuple[int, ...]:
         return tuple(self.width << branch for branch in range(branches))
@@ -73,10 +63,10 @@ class Masking:
     adaptivity: Adaptivity = "both"
 
     def __post_init__(self) -> None:
-        _one_of("criterion", self.criterion, get_args(Criterion))
-        _one_of("adaptivity", self.adaptivity, get_args(Adaptivity))
-        _numbers("threshold", (self.threshold,), 1)
-        _counts("window", (self.window,), 1)
+        checks.one_of("criterion", self.criterion, get_args(Criterion))
+        checks.one_of("adaptivity", self.adaptivity, get_args(Adaptivity))
+        checks.number("threshold", self.threshold)
+        checks.whole("window", self.window)
         if self.window % 2 == 0 or self.window < 3:
             raise ValueError(f"window is {self.window}; it must be odd and at least 3, for example 7")
         if self.criterion in ("top_k", "random") and not 0 <= self.threshold <= 1:
@@ -110,17 +100,28 @@ class ModelConfig:
     licence: str = ""
 
     def __post_init__(self) -> None:
-        _one_of("task", self.task, get_args(Task))
-        _one_of("heads", self.heads, get_args(Heads))
-        _counts("outputs and head_channels", (self.outputs, self.head_channels), 2)
-        _counts("downsamplings", self.downsamplings, 3)
-        _counts("size", self.size, 2)
-        _numbers("mean", self.mean, 3)
-        _numbers("std", self.std, 3)
-        if self.outputs > MAX_OUTPUTS:
-            raise ValueError(f"outputs is {self.outputs}; maps of 8 bits have at most {MAX_OUTPUTS} classes")
-        if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std}; each must be above 0")
+        checks.one_of("task", self.task, get_args(Task))
+        checks.one_of("heads", self.heads, get_args(Heads))
+        checks.whole("outputs", self.outputs, 1, MAX_OUTPUTS)
+        checks.whole("head_channels", self.head_channels)
+        # Of an input of 32 pixels the finest branch has 8, which can be halved three times.
+        checks.several("downsamplings", self.downsamplings, 3, checks.whole, 1, 3)
+        checks.several("size", self.size, 2, checks.whole, 1, MAX_SIDE)
+        checks.several("mean", self.mean, 3, checks.number)
+        checks.several("std", self.std, 3, checks.above, 0)
+        for name in ("name", "licence"):
+            checks.kind(name, getattr(self, name), str)
+        checks.several("labels", self.labels, None, checks.kind, str)
+        checks.several("palette", self.palette, None, checks.several, 3, checks.whole, 0, 255)
+        for name in ("skeleton", "flip_pairs"):
+            checks.several(name, getattr(self, name), None, checks.several, 2, checks.whole, 0, self.outputs - 1)
+        for name in ("labels", "palette"):
+            if len(getattr(self, name)) > self.outputs:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries for {self.outputs} outputs; leave some out"
+                )
+        if self.task == "segmentation" and self.backbone.last_module_fuses_finest_only:
+            raise ValueError("last_module_fuses_finest_only is for pose; segmentation reads every branch: give false")
         if self.task == "pose" and (self.size[0] != self.size[1] or self.size[0] % 32):
             raise ValueError(f"size is {self.size}; a person's crop is square, its side a multiple of 32: (256, 256)")
 
@@ -138,7 +139,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ModelConfig":
-        """Raises ValueError on a field that is missing or unknown."""
+        """Raises ValueError on a field that is missing, unknown or without meaning."""
         try:
             values = {name: _tuples(value) for name, value in data.items()}
             values["backbone"] = Backbone(**{k: _tuples(v) for k, v in data["backbone"].items()})
