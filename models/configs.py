@@ -130,6 +130,11 @@ class ModelConfig:
         return 1 if self.heads == "one" else 4
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of all classes or joints: the labels, and numbers where there are none."""
+        return *self.labels, *(str(index) for index in range(len(self.labels), self.outputs))
+
+    @property
     def settles(self) -> bool:
         """Whether exits mask what follows at inference."""
         return self.masking is not None and self.masking.adaptivity in ("both", "inference")

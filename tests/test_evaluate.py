@@ -176,6 +176,46 @@ def test_segmentation_is_scored_over_all_images(
     assert "mean" in capsys.readouterr().out
 
 
+def test_what_is_never_labelled_has_no_score_and_what_has_no_name_a_number(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = tiny.network(replace(tiny.SEGMENTATION, outputs=11, labels=("sky",), palette=((0, 0, 0),)))
+    with torch.no_grad():
+        for name, tensor in network.named_parameters():
+            if name.endswith("bias") and len(tensor) == 11:
+                tensor[10] = -1e3  # never found
+    save_directory(tmp_path / "model", network)
+    command = ["evaluate", str(tmp_path / "model"), "--data", str(scenes), "--split", "val", "--device", "cpu"]
+    assert main([*command, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["exits"][3]
+    assert list(row["classes"]) == ["sky", *map(str, range(1, 11))]
+    assert row["classes"]["10"] is None and row["classes"]["1"] is not None
+    for path in (scenes / "val" / "labels").iterdir():
+        Image.fromarray(np.full((50, 70), 11, np.uint8)).save(path)
+    assert main([*command, "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert "NaN" not in printed
+    result = json.loads(printed)
+    assert (result["mean"], [row["miou"] for row in result["exits"]]) == (None, [None] * 4)
+    assert main(command) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["miou", *"-----"]
+
+
+def test_pose_without_heads_has_no_pckh(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    joints = np.random.default_rng(0).uniform(10, 50, (14, 3, 4))
+    joints[:, 2] = 1
+    joints[13, 2] = 0  # no head top
+    savemat(people / "joints.mat", {"joints": joints})
+    save_directory(tmp_path / "model", tiny.network(tiny.POSE))
+    command = ["evaluate", str(tmp_path / "model"), "--data", str(people), "--split", "all", "--device", "cpu"]
+    assert main([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["mean"] >= 0
+    assert [result["mean_pckh"], result["exits"][3]["pckh"], result["exits"][3]["pckh_by_joint"]] == [None] * 3
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[2:] == ["-", "-"]
+
+
 def test_pose_is_scored_by_torso_and_head(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_directory(tmp_path / "model", tiny.network(tiny.POSE))
     command = ["evaluate", str(tmp_path / "model"), "--data", str(people), "--split", "all", "--device", "cpu"]

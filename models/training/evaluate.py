@@ -58,7 +58,7 @@ class Tally:
             self.ms[step.exit - 1].append(1000 * elapsed_s / len(states))
             yield found
 
-    def rows(self) -> list[dict[str, float]]:
+    def rows(self) -> list[dict[str, Any]]:
         """Of each exit: `gmacs` up to it and `masked`, the share of positions that it settled for the next (means),
         and `ms` up to it (median, for one image)."""
         return [
@@ -73,7 +73,8 @@ class Tally:
 
 
 def segmentation(model: AnytimeModel, scenes: Sequence[Scene]) -> dict[str, Any]:
-    """mIoU in percent of each exit's map at the images' size, from one confusion matrix over all images."""
+    """mIoU in percent of each exit's map at the images' size, from one confusion matrix over all images; None for a
+    class that is neither labelled nor found."""
     tally = Tally(model.config.exits)
     classes = model.config.outputs
     matrices = torch.zeros(model.config.exits, classes, classes, dtype=torch.float64)
@@ -87,15 +88,13 @@ def segmentation(model: AnytimeModel, scenes: Sequence[Scene]) -> dict[str, Any]
     for row, matrix in zip(rows, matrices, strict=True):
         by_class = scores.iou(matrix)
         row["miou"] = percent(by_class.nanmean())
-        row["classes"] = {  # type: ignore[assignment]
-            name: None if value.isnan() else percent(value)
-            for name, value in zip(model.config.labels, by_class, strict=True)
-        }
+        row["classes"] = dict(zip(model.config.names, map(percent, by_class), strict=True))
     return {"exits": rows, "mean": mean_of(rows, "miou")}
 
 
 def pose(model: AnytimeModel, people: Sequence[Person], flip: bool = True) -> dict[str, Any]:
-    """PCK@0.2 and PCKh@0.5 in percent of each exit. `flip`: heatmaps are averaged with those of the mirrored image.
+    """PCK@0.2 and PCKh@0.5 in percent of each exit, None where no joint can be scored. `flip`: heatmaps are averaged
+    with those of the mirrored image.
 
     Where the data set has no head boxes (LSP), the head's size is the distance from upper neck to head top, if both
     are labelled.
@@ -145,8 +144,10 @@ def unmirrored(heatmaps: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     return torch.cat([turned[:, :, :1], turned[:, :, :-1]], 2)
 
 
-def mean_of(rows: Sequence[dict[str, Any]], score: str) -> float:
-    return round(statistics.fmean(row[score] for row in rows), 2)
+def mean_of(rows: Sequence[dict[str, Any]], score: str) -> float | None:
+    """None if an exit has none."""
+    values = [row[score] for row in rows]
+    return None if None in values else round(statistics.fmean(values), 2)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -161,8 +162,8 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([head, *lines, f"mean{cells(names, {means[name]: result[name] for name in means})}"])
 
 
-def cells(names: Iterable[str], row: Mapping[str, float]) -> str:
-    return "".join(f"  {row[name]:{max(len(name), 6)}.2f}" for name in names)
+def cells(names: Iterable[str], row: Mapping[str, float | None]) -> str:
+    return "".join(f"  {scores.shown(row[name]):>{max(len(name), 6)}}" for name in names)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,5 +204,5 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError(f"no image of {args.split} in {args.data} is of drive {args.drive}")
         result = segmentation(model, scenes)
     result |= {"model": network.config.name, "split": args.split, "executor": model.executor, "device": model.device}
-    print(json.dumps(result) if args.json else table(result))
+    print(json.dumps(result, allow_nan=False) if args.json else table(result))
     return 0

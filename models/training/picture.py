@@ -167,13 +167,12 @@ def _legend(figure: "Figure", shown: list[Shown], config: ModelConfig, colours: 
     """The colours of the classes that any exit found, or of the body's parts."""
     from matplotlib.patches import Patch  # noqa: PLC0415
 
-    names = config.labels or tuple(f"output {index}" for index in range(config.outputs))
     if config.task == "segmentation":
         found = sorted(set().union(*(np.unique(exit_.prediction).tolist() for exit_ in shown)))
-        handles = [Patch(color=colours[index], label=names[index]) for index in found]
+        handles = [Patch(color=colours[index], label=config.names[index]) for index in found]
     else:
         parts: dict[tuple[float, float, float], list[str]] = {}
-        for (red, green, blue), name in zip(colours.tolist(), names, strict=True):
+        for (red, green, blue), name in zip(colours.tolist(), config.names, strict=True):
             parts.setdefault((red, green, blue), []).append(name)
         handles = [Patch(color=colour, label=", ".join(part)) for colour, part in parts.items()]
     columns = 10 if config.task == "segmentation" else 3
@@ -185,12 +184,12 @@ def _over(ground: Image3, colours: Image3) -> Image3:
 
 
 def _palette(config: ModelConfig) -> Image3:
-    """(outputs, 3); well separated hues for a model that has no colours."""
+    """(outputs, 3); well separated hues for what has no colour."""
     from matplotlib import colormaps  # noqa: PLC0415
 
-    if config.palette:
-        return np.array(config.palette) / 255
-    return np.asarray(colormaps["turbo"](np.arange(config.outputs) * 0.618 % 1))[:, :3]
+    found = np.asarray(colormaps["turbo"](np.arange(config.outputs) * 0.618 % 1))[:, :3]
+    found[: len(config.palette)] = np.array(config.palette).reshape(-1, 3) / 255
+    return found
 
 
 def _rgb(names: tuple[str, ...] | list[str]) -> Image3:
