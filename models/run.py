@@ -39,7 +39,10 @@ def main(args: argparse.Namespace) -> int:
     is_tensor = args.input.suffix == ".safetensors"
     inputs, frame = _tensor(args.input) if is_tensor else prepare(read_image(args.input), network.config)
     outputs = exits_of(model, inputs, frame, with_maps=not is_tensor)
-    save_file(outputs, args.output)
+    try:
+        save_file(outputs, args.output)
+    except SafetensorError as error:
+        raise ValueError(f"{args.output} cannot be written: {error}; name a file in a folder that is there") from error
     print(f"{args.output}: {', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in outputs.items())}")
     return 0
 
