@@ -120,6 +120,12 @@ def test_a_run_is_neither_mixed_with_another_nor_lost(
     assert {path.name: path.read_bytes() for path in output.iterdir()} == files
 
 
+def test_a_device_that_is_not_there_is_said(data: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "tiny"), ("compare", "--config", "tiny"):
+        assert main([*command, "--data", str(data), "--recipe", str(recipe), "--output", "x", "--device", "tpu"]) == 1
+        assert "device 'tpu' is unknown; use auto" in capsys.readouterr().err
+
+
 def test_drives_that_cannot_be_held_out_are_named(data: Path) -> None:
     drives = {scene.drive for scene in datasets.scenes(data, "train")}
     with pytest.raises(ValueError, match=r"hold_out names 0001TB; the drives are "):

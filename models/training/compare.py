@@ -74,7 +74,7 @@ class Conditions:
         if row.sampled:
             sampled = SampledNet(row.model)
             load_weights(sampled, directory / WEIGHTS_FILE)
-            return SampledExecutor(sampled, resolve_device(str(self.device)))
+            return SampledExecutor(sampled, str(self.device))
         return self.built(load_directory(directory), row.model)
 
     def built(self, network: AdpcNet, model: ModelConfig) -> AnytimeModel:
@@ -140,20 +140,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="MODEL", help="score this ADP-C model under every row's masks; no training"
     )
     parser.add_argument("--split", help="score on this folder of DIR; default: what the recipe holds out")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--executor", choices=EXECUTORS, default="auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
 
 
 def main(args: argparse.Namespace) -> int:
+    device = torch.device(resolve_device(args.device))
     torch.set_float32_matmul_precision("high")
     if args.threads > 0:
         torch.set_num_threads(args.threads)
     every = rows(config(args.config))
     chosen = select(every, args.rows)
     recipe = Recipe.load(args.recipe).override(dict(map(setting, args.set)))
-    shared = Conditions(recipe, args.data, args.output, torch.device(args.device), args.executor, args.threads)
+    shared = Conditions(recipe, args.data, args.output, device, args.executor, args.threads)
     scenes = scenes_of(recipe, args.data, args.split)
     about = {
         "config": args.config,
