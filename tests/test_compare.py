@@ -102,6 +102,11 @@ def test_another_recipe_is_another_comparison(command: Command, capsys: pytest.C
     assert "is of another comparison: its recipe was" in capsys.readouterr().err
     assert main([*command.words, "--rows", "hrnet", "--no-training", "--set", "learning_rate=1"]) == 1
     assert "hrnet was trained by a recipe of other learning_rate: name its own" in capsys.readouterr().err
+    for steps in ("0", "-1"):
+        with pytest.raises(SystemExit) as ended:
+            main([*command.words, "--score-every", steps])
+        assert ended.value.code == 2
+        assert f"{steps} is below 1" in capsys.readouterr().err
     assert main([*command.words, "--rows", "hrnets"]) == 1
     assert "no row is called hrnets; there are adpc" in capsys.readouterr().err
 

@@ -26,7 +26,7 @@ from models.training.data import datasets
 from models.training.data.street import Scene
 from models.training.recipe import Recipe
 from models.training.sampling import SampledExecutor, SampledNet, SampledSegmentation
-from models.training.train import CHECKPOINT, Run, setting, stream, train
+from models.training.train import CHECKPOINT, Run, at_least_1, setting, stream, train
 
 RECIPE = Path(__file__).parent / "compare.json"
 
@@ -134,7 +134,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="train on from checkpoints; keep scores of the same step")
     parser.add_argument("--minutes", type=float, default=math.inf, help="of training, each row")
     parser.add_argument("--steps", type=float, default=math.inf, help="of training, each row")
-    parser.add_argument("--score-every", type=float, default=math.inf, metavar="STEPS", help="default: only at the end")
+    parser.add_argument(
+        "--score-every", type=at_least_1, default=math.inf, metavar="STEPS", help="default: only at the end"
+    )
     parser.add_argument("--no-training", action="store_true", help="only score what is trained")
     parser.add_argument(
         "--weights", metavar="MODEL", help="score this ADP-C model under every row's masks; no training"
