@@ -133,12 +133,25 @@ def test_lsp_becomes_mpii(people: Path) -> None:
     assert person.joints[0, 2] == 0
     np.testing.assert_allclose(person.joints[6, :2], person.joints[[2, 3], :2].mean(0))
     np.testing.assert_allclose(person.joints[7, :2], person.joints[[12, 13], :2].mean(0))
-    assert [len(lsp.read(people, split)) for split in ("train", "val", "all")] == [4, 4, 4]
-    with pytest.raises(ValueError, match="choose train, val or all"):
+    with pytest.raises(ValueError, match="choose train, val, all"):
         lsp.read(people, "test")
     (people / "images" / "im00001.png").unlink()
     with pytest.raises(ValueError, match=r"must be \(14, 3, 3\)"):
         lsp.read(people, "all")
+
+
+def test_the_splits_of_lsp_never_meet(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(lsp.read(people, "train")) == len(lsp.read(people, "all")) == 4
+    with pytest.raises(ValueError, match="has 4 people, none of val, which begins at 6000; use all"):
+        lsp.read(people, "val")
+    paths = [Path(f"im{index + 1:05d}.jpg") for index in range(7000)]
+    monkeypatch.setattr(lsp, "images_in", lambda _: paths)
+    monkeypatch.setattr(lsp, "read_mat", lambda *_: [np.random.default_rng(0).uniform(1, 9, (14, 3, 7000))])
+    train, val = ([int(person.image_path.stem[2:]) for person in lsp.read(people, split)] for split in ("train", "val"))
+    assert (train, val) == (list(range(1, 6001)), list(range(6001, 7001)))
+    del paths[-1]  # as where an image is missing
+    with pytest.raises(ValueError, match=r"for the 6999 images of .* must be \(14, 3, 6999\)"):
+        lsp.read(people, "val")
 
 
 def test_a_crop_keeps_joints_on_their_pixels(people: Path) -> None:
