@@ -15,6 +15,8 @@ Criterion = Literal["max_probability", "margin", "entropy", "top_k", "random", "
 Adaptivity = Literal["training", "inference", "both"]
 Upsample = Literal["bilinear", "nearest"]
 
+GROWING: tuple[Criterion, ...] = ("top_k", "random")
+"""Criteria that settle a share of the positions, so that an exit may take up again what an earlier one settled."""
 MAX_OUTPUTS = 256
 """Labels of a map have 8 bits."""
 MAX_BOX = 3.0
@@ -69,7 +71,7 @@ class Masking:
         checks.whole("window", self.window)
         if self.window % 2 == 0 or self.window < 3:
             raise ValueError(f"window is {self.window}; it must be odd and at least 3, for example 7")
-        if self.criterion in ("top_k", "random") and not 0 <= self.threshold <= 1:
+        if self.criterion in GROWING and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold is {self.threshold}; for {self.criterion} it is a share between 0 and 1")
 
 
@@ -139,6 +141,10 @@ class ModelConfig:
         """Whether exits mask what follows at inference."""
         return self.masking is not None and self.masking.adaptivity in ("both", "inference")
 
+    def settles_after(self, exit_index: int) -> bool:
+        """Whether this exit does: the last masks nothing."""
+        return self.settles and exit_index < self.exits
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -164,6 +170,9 @@ W48 = Backbone(width=48, layer1_blocks=4, modules=(1, 4, 3), blocks=4)
 W18_POSE = replace(W18, fuse_upsample="nearest", last_module_fuses_finest_only=True, bn_momentum=0.1)
 W32_POSE = Backbone(32, 4, (1, 4, 3), 4, "nearest", last_module_fuses_finest_only=True, bn_momentum=0.1)
 W48_POSE = replace(W32_POSE, width=48)
+
+UNSURE = {"segmentation": Masking("max_probability", 0.998), "pose": Masking("max_score", 0.002)}
+"""The paper's masks; what `unsure` means for networks without any."""
 
 CITYSCAPES_CLASSES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
@@ -262,18 +271,18 @@ CAMVID_ADPC_W18 = replace(
     masking=Masking("max_probability", 0.985),  # chosen on a drive held out, see the model card
     licence="research use only: trained on CamVid (CC BY-NC 4.0)",
 )
-LSP_ADPC_W18 = replace(_LSP, name="lsp-adpc-w18", heads="redesigned", masking=Masking("max_score", 0.002))
+LSP_ADPC_W18 = replace(_LSP, name="lsp-adpc-w18", heads="redesigned", masking=UNSURE["pose"])
 
 CONFIGS: Mapping[str, ModelConfig] = {
     config.name: config
     for config in [
-        *_family(_CITYSCAPES, "cityscapes", "w48", 128, Masking("max_probability", 0.998)),
-        *_family(replace(_CITYSCAPES, backbone=W18), "cityscapes", "w18", 64, Masking("max_probability", 0.998)),
+        *_family(_CITYSCAPES, "cityscapes", "w48", 128, UNSURE["segmentation"]),
+        *_family(replace(_CITYSCAPES, backbone=W18), "cityscapes", "w18", 64, UNSURE["segmentation"]),
         *_family(_PASCAL_CONTEXT, "pascal-context", "w48", 64, Masking("max_probability", 0.995)),
-        *_family(_MPII, "mpii", "w32", 64, Masking("max_score", 0.002)),
-        *_family(replace(_MPII, backbone=W48_POSE), "mpii", "w48", 64, Masking("max_score", 0.002)),
-        *_family(_CAMVID, "camvid", "w18", 64, Masking("max_probability", 0.998)),
-        *_family(_LSP, "lsp", "w18", 64, Masking("max_score", 0.002)),
+        *_family(_MPII, "mpii", "w32", 64, UNSURE["pose"]),
+        *_family(replace(_MPII, backbone=W48_POSE), "mpii", "w48", 64, UNSURE["pose"]),
+        *_family(_CAMVID, "camvid", "w18", 64, UNSURE["segmentation"]),
+        *_family(_LSP, "lsp", "w18", 64, UNSURE["pose"]),
         CAMVID_ADPC_W18,
         LSP_ADPC_W18,
     ]

@@ -206,9 +206,9 @@ class OnnxNetwork:
         decided = torch.full_like(scores[:, :1], step.exit or 0, dtype=torch.uint8)
         if positions is not None and progress.decided is not None:
             decided = torch.where(positions, decided, progress.decided)
-        masking = self.config.masking
-        adaptive = masking is not None and masking.adaptivity != "training" and step is not self.steps[-1]
-        masks = Masks(active(scores, masking, step.exit or 0)) if adaptive and masking is not None else None
+        masking, masks = self.config.masking, None
+        if masking is not None and self.config.settles_after(step.exit or 0):
+            masks = Masks(active(scores, masking, step.exit or 0))
         return Progress(tuple(branches), masks, scores, decided)
 
 

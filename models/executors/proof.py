@@ -129,8 +129,7 @@ def _masks(image: Tensor, shares: Sequence[float], seed: int) -> list[Tensor]:
 
 
 def _follow(model: Overridable, state: State, exit_index: int, masks: Sequence[Tensor]) -> None:
-    masking = model.config.masking
-    if masking is not None and masking.adaptivity != "training" and exit_index < model.config.exits:
+    if model.config.settles_after(exit_index):
         model.override(state, masks[exit_index - 1].to(model.device))
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from models.anytime import State, Step
 from models.confidence import active
-from models.configs import Masking
-from models.executors.reference import UNSURE
+from models.configs import UNSURE, Masking
 from models.executors.triton_choices import Choice, choose
 from models.executors.triton_graphs import Recorder, Replay
 from models.executors.triton_layers import IMAGE_CHANNELS, Layer, padded
@@ -62,7 +61,7 @@ class Plan:
         self.network, self.shape, self.batch = network, shape, batch
         self.config, device = network.config, network.device
         self.masking: Masking = self.config.masking or UNSURE[self.config.task]
-        self.adaptive = self.config.masking is not None and self.config.masking.adaptivity != "training"
+        self.adaptive = self.config.settles
         height, width = shape[0] // STRIDE, shape[1] // STRIDE
         self.scores = torch.zeros((batch, height, width, padded(self.config.outputs)), device=device)
         self.decided = torch.zeros((batch, height, width), dtype=torch.uint8, device=device)

@@ -65,7 +65,7 @@ def look(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) 
             continue
         extras: tuple[Extra, ...] = ("confidence", "exit", "unsure")
         confidence, decided, unsure = (extra_map(found, config, state.frame, extra) for extra in extras)
-        settles = config.settles and step.exit < config.exits
+        settles = config.settles_after(step.exit)
         shown.append(
             Shown(
                 index=step.exit,
