@@ -80,7 +80,7 @@ class SparseExecutor:
             )
         by_level = [prices(64)] * FINEST + [prices(width) for width in self.config.backbone.channels(4)]
         self._programs = {
-            step.name: StepProgram(lowering.step(step.name), self.isa, resamplings, by_level) for step in self.steps
+            step.name: StepProgram(lowering.step(step), self.isa, resamplings, by_level) for step in self.steps
         }
         self._geometries = Geometries(window, max(program.near for program in self._programs.values()), by_level)
         self._threads = threads or torch.get_num_threads()

@@ -166,7 +166,7 @@ class Plan:
         tiles = {name: choice.tile for name, choice in self.choices.items()}
         work = Pass(rows, self.shape[0] // STRIDE, self.streams, dense=dense, tiles=tiles, seen=seen)
         if step.exit is None:
-            module = step.name.startswith("stage")
+            module = step.module is not None
             after = network.run(step, xs, work, self._after(index) if module else ())
             if not module:  # cuDNN takes no place for its result
                 self._places[step.name] = list(after)
@@ -215,7 +215,7 @@ class Plan:
     def _place(self, index: int) -> str:
         """Modules alternate between two places, so that all their graphs can share them."""
         steps = self.network.steps[: index + 1]
-        modules = sum(step.name.startswith("stage") for step in steps)
+        modules = sum(step.module is not None for step in steps)
         return f"module {modules % 2}" if modules else steps[-1].name
 
     def _warm_up(self, recorder: Recorder) -> None:
