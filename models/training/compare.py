@@ -19,7 +19,8 @@ from models.adpc import AdpcNet
 from models.anytime import AnytimeModel
 from models.checkpoint import WEIGHTS_FILE, load_directory, load_weights, resolve
 from models.configs import ModelConfig, config
-from models.executors import EXECUTORS, build, resolve_device
+from models.executors import build, resolve_device
+from models.options import add_executor
 from models.training import compare_report, evaluate, tasks
 from models.training.compare_rows import Row, at_inference, rows
 from models.training.data import datasets
@@ -142,8 +143,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="MODEL", help="score this ADP-C model under every row's masks; no training"
     )
     parser.add_argument("--split", help="score on this folder of DIR; default: what the recipe holds out")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--executor", choices=EXECUTORS, default="auto")
+    add_executor(parser)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
 

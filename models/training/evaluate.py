@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from models.anytime import AnytimeModel, Exit, State
 from models.checkpoint import load_directory, resolve
-from models.executors import EXECUTORS, build
+from models.executors import build
 from models.flops import GIGA
+from models.options import add_executor, add_threshold, with_threshold
 from models.postprocess import keypoints
 from models.preprocess import BOX_MARGIN, Box, person_square
 from models.training import scores
@@ -173,10 +174,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", required=True, help="train, val; test of CamVid, all of LSP, trainval of MPII")
     parser.add_argument("--drive", help="only this drive of CamVid (0001TP ...) or city of Cityscapes")
-    parser.add_argument("--executor", choices=EXECUTORS, default="auto")
-    parser.add_argument("--device", default="auto")
+    add_executor(parser)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
-    parser.add_argument("--threshold", type=float, help="masking threshold instead of the model's")
+    add_threshold(parser)
     parser.add_argument("--no-masks", action="store_true", help="compute every position at every exit")
     parser.add_argument("--no-flip", action="store_true", help="pose: do not average with the mirrored image")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
@@ -184,15 +184,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     network = load_directory(resolve(args.model))
-    masking = network.config.masking
     if args.drive and network.config.task == "pose":
         raise ValueError("--drive chooses street scenes, and this is a pose model; leave it out")
-    if args.no_masks or args.threshold is not None:
-        if masking is None:
-            raise ValueError(f"{network.config.name} has no masks; leave --threshold and --no-masks out")
-        adaptivity = "training" if args.no_masks else masking.adaptivity
-        threshold = masking.threshold if args.threshold is None else args.threshold
-        network.config = replace(network.config, masking=replace(masking, threshold=threshold, adaptivity=adaptivity))
+    config = with_threshold(network.config, args.threshold)
+    if args.no_masks:
+        if config.masking is None:
+            raise ValueError(f"{config.name} has no masks; leave --no-masks out")
+        config = replace(config, masking=replace(config.masking, adaptivity="training"))
+    network.config = config
     model = build(network, args.device, args.executor, args.threads)
     if model.executor == "sparse":  # it has threads of its own; torch's would spin beside them after each scoring
         torch.set_num_threads(1)

@@ -4,7 +4,7 @@ Imports executors, no training loop; matplotlib only when it draws.
 """
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from models.anytime import AnytimeModel, Extra
 from models.checkpoint import load_directory, resolve
 from models.configs import ModelConfig
-from models.executors import EXECUTORS, build
+from models.executors import build
 from models.flops import GIGA
 from models.images import read_image
+from models.options import add_executor, add_threshold, with_threshold
 from models.postprocess import extra_map
 from models.preprocess import Box, Frame
 
@@ -210,9 +211,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path(), metavar="DIR", help="where NAME-MODEL.png go; default: here"
     )
-    parser.add_argument("--executor", choices=EXECUTORS, default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threshold", type=float, metavar="T", help="masking threshold instead of the model's")
+    add_executor(parser)
+    add_threshold(parser)
     parser.add_argument(
         "--box", type=box, metavar="X,Y,W,H", help="the person in the images, for pose; default: all of it"
     )
@@ -220,11 +220,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     network = load_directory(resolve(args.model))
-    masking = network.config.masking
-    if args.threshold is not None:
-        if masking is None:
-            raise ValueError(f"{network.config.name} has no masks, so --threshold has no meaning; leave it out")
-        network.config = replace(network.config, masking=replace(masking, threshold=args.threshold))
+    network.config = with_threshold(network.config, args.threshold)
     if args.box is not None and network.config.task != "pose":
         raise ValueError(f"--box is for pose; {network.config.name} does segmentation: leave it out")
     model = build(network, args.device, args.executor)
