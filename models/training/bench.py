@@ -32,6 +32,7 @@ from models.executors.native.programs import Isa
 from models.executors.onnx import TOLERANCE
 from models.flops import Size, gmacs, parse_shares, parse_size
 from models.training import bench_gpu
+from models.training.processor import processor
 from models.training.runtimes import RUNTIMES, Task, expected, load, peak, timed
 
 ACTIVE = {"w18": (0.837, 0.741, 0.523), "w48": (0.807, 0.616, 0.370)}
@@ -168,10 +169,6 @@ def plot(cases: Sequence[Sequence[Row]], path: Path) -> None:
 
 def machine() -> dict[str, str | int | None]:
     """What ran what."""
-    model = platform.processor()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
     versions = {}
     for package, distributions in RUNTIME_DISTRIBUTIONS.items():
         versions[package] = "not installed"
@@ -179,7 +176,7 @@ def machine() -> dict[str, str | int | None]:
             with suppress(metadata.PackageNotFoundError):
                 versions[package] = metadata.version(distribution)
     return {
-        "cpu": model,
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "kernels": Isa.find().name,
         "python": platform.python_version(),

@@ -6,7 +6,6 @@ Holds the command; rows are in compare_rows.py, table and figure in compare_repo
 import argparse
 import json
 import math
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from models.training import compare_report, evaluate, tasks
 from models.training.compare_rows import Row, at_inference, rows
 from models.training.data import datasets
 from models.training.data.street import Scene
+from models.training.processor import processor
 from models.training.recipe import Recipe
 from models.training.sampling import SampledExecutor, SampledNet, SampledSegmentation
 from models.training.train import CHECKPOINT, Run, at_least_1, setting, stream, train
@@ -117,10 +117,7 @@ def scenes_of(recipe: Recipe, data: Path, split: str | None) -> list[Scene]:
 def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    return f"{processor()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
