@@ -108,12 +108,10 @@ class Run:
                 saved |= {name: group[name] for name in ("lr", "fused", "capturable")}  # of this device, not of that
             for name in PARTS:
                 getattr(self, name).load_state_dict(state[name])
+            self.losses.copy_(state["losses"])
+            self.step, self.since, self.history = state["step"], state["since"], state["history"]
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"{path} is of another network: {str(error).splitlines()[0]}") from error
-        self.step, self.history = state["step"], state["history"]
-        if "losses" in state:
-            self.losses.copy_(state["losses"])
-        self.since = state.get("since", self.step)  # checkpoints from before there were losses in them
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
