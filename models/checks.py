@@ -45,6 +45,11 @@ def several(name: str, values: Any, count: int | None, check: Callable[..., None
         check(f"{name}[{index}]", value, *limits)
 
 
+def tuples(value: Any) -> Any:
+    """A value out of JSON as fields hold it: lists, and lists in them, are tuples."""
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
+
+
 def _within(least: float, most: float) -> str:
     low = "" if least == -math.inf else f" of at least {least}"
     return low if most == math.inf else f"{low} and at most {most}"

@@ -152,17 +152,13 @@ class ModelConfig:
     def from_json(cls, data: Mapping[str, Any]) -> "ModelConfig":
         """Raises ValueError on a field that is missing, unknown or without meaning."""
         try:
-            values = {name: _tuples(value) for name, value in data.items()}
-            values["backbone"] = Backbone(**{k: _tuples(v) for k, v in data["backbone"].items()})
+            values = {name: checks.tuples(value) for name, value in data.items()}
+            values["backbone"] = Backbone(**{k: checks.tuples(v) for k, v in data["backbone"].items()})
             values["masking"] = Masking(**data["masking"]) if data.get("masking") else None
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
             known = ", ".join(field.name for field in fields(cls))
             raise ValueError(f"not a model configuration: {error}; its fields are {known}") from error
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 W18 = Backbone(width=18, layer1_blocks=2, modules=(1, 3, 2), blocks=2)

@@ -107,7 +107,7 @@ class Recipe:
     def from_json(cls, data: Mapping[str, Any]) -> "Recipe":
         """Raises ValueError on a field that is missing, unknown or without meaning."""
         try:
-            values = {name: _tuples(value) for name, value in data.items()}
+            values = {name: checks.tuples(value) for name, value in data.items()}
             values["phases"] = tuple(Phase(**_values(phase)) for phase in data["phases"])
             values["augmentation"] = Augmentation(**_values(data.get("augmentation", {})))
             return cls(**values)
@@ -153,9 +153,5 @@ class Recipe:
         return Recipe.from_json(data)
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
 def _values(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _tuples(value) for name, value in data.items()}
+    return {name: checks.tuples(value) for name, value in data.items()}
