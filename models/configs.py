@@ -267,7 +267,13 @@ CAMVID_ADPC_W18 = replace(
     masking=Masking("max_probability", 0.985),  # chosen on a drive held out, see the model card
     licence="research use only: trained on CamVid (CC BY-NC 4.0)",
 )
-LSP_ADPC_W18 = replace(_LSP, name="lsp-adpc-w18", heads="redesigned", masking=UNSURE["pose"])
+LSP_ADPC_W18 = replace(
+    _LSP,
+    name="lsp-adpc-w18",
+    heads="redesigned",
+    masking=UNSURE["pose"],
+    licence="research use only: trained on LSP extended (no licence stated) and CamVid (CC BY-NC 4.0)",
+)
 
 CONFIGS: Mapping[str, ModelConfig] = {
     config.name: config

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from models.checkpoint import find_models, read_config
 from models.configs import CONFIGS, Masking, ModelConfig, config
 
 
@@ -17,6 +18,12 @@ def test_labels_and_palette_fit_the_outputs(name: str) -> None:
     assert len(named.labels) == named.outputs
     assert len(named.palette) in (0, named.outputs)
     assert all(joint < named.outputs for pair in (*named.skeleton, *named.flip_pairs) for joint in pair)
+
+
+def test_shipped_models_state_a_licence() -> None:
+    for name, directory in find_models().items():
+        assert "research use only" in CONFIGS[name].licence
+        assert "research use only" in read_config(directory).licence
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
