@@ -122,11 +122,11 @@ class AdpcNet(nn.Module):
             return replace(progress, features=(self.relu(self.bn2(self.conv2(x))),))
         if step.name == "layer1":
             return replace(progress, features=(self.layer1(xs[0]),))
-        if step.name.startswith("stage"):
-            stage, module = int(step.name[5]), int(step.name[7:])
-            if module == 0:
+        if step.module is not None:
+            stage, place = step.module
+            if place == 0:
                 xs = self.get_submodule(f"transition{stage - 1}")(xs, masks)
-            return replace(progress, features=self.get_submodule(f"stage{stage}.{module}")(xs, masks))
+            return replace(progress, features=self.get_submodule(step.name)(xs, masks))
         return self._exit(progress, step, self._adaptive() if adaptive is None else adaptive)
 
     def _exit(self, progress: Progress, step: Step, adaptive: bool) -> Progress:

@@ -29,6 +29,12 @@ class Step:
     name: str
     exit: int | None
 
+    @property
+    def module(self) -> tuple[int, int] | None:
+        """Stage (from 2) and place in it (from 0) of the HRNet module that the step is; None if it is none."""
+        stage, _, place = self.name.removeprefix("stage").partition(".")
+        return (int(stage), int(place)) if place else None
+
 
 @dataclass(frozen=True)
 class Exit:

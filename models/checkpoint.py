@@ -21,6 +21,18 @@ CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "READ
 _SHOWN = 8  # names in an error message
 
 
+class _Beside:
+    """Stands for a numpy scalar (a score, say) or its dtype that a training run saved beside the weights. Its value is
+    not read, so that numpy's own unpickling never sees what a file holds."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+_NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # of numpy 1, and of 2
+
+
 def load_directory(directory: Path) -> AdpcNet:
     """The network of a model directory, float32, in evaluation mode.
 
@@ -72,11 +84,11 @@ def resolve(model: str) -> Path:
     raise ValueError(f"{model!r} is neither a model directory nor a shipped model; shipped are {', '.join(shipped)}")
 
 
-def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False, to_train: bool = False) -> None:
+def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False, maskless: bool = False) -> None:
     """Load `.safetensors` or a released `.pth` into `network`, whatever floating type it is stored in.
 
-    `backbone_only` leaves the heads as they are: for weights of another task. `to_train`, or those, may be of a network
-    without masks: each Lambda then stays as it is, as where the paper starts from ImageNet (appendix C).
+    `backbone_only` leaves the heads as they are: for weights of another task. Those, and `maskless` ones, may be of a
+    network without masks: each Lambda then stays as it is, as where the paper starts from ImageNet (appendix C).
     Raises ValueError that names tensors which are missing, unknown, of another shape or not finite.
     """
     if not path.is_file():
@@ -88,7 +100,7 @@ def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False, t
         wanted = {name: tensor for name, tensor in wanted.items() if _is_backbone(name)}
         if network.config.backbone.last_module_fuses_finest_only:  # others fuse more there
             tensors = {n: tensor for n, tensor in tensors.items() if n in wanted or ".fuse_layers." not in n}
-    if backbone_only or to_train:
+    if backbone_only or maskless:
         tensors = {name: tensor for name, tensor in tensors.items() if name in wanted or not _is_lambda(name)}
         wanted = {name: tensor for name, tensor in wanted.items() if name in tensors or not _is_lambda(name)}
     problems = {
@@ -120,11 +132,12 @@ def _some(names: list[str]) -> str:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    """All tensors of a file. A `.pth` is loaded weights-only: no code in it is ever run."""
+    """All tensors of a file. A `.pth` or `.pth.tar` is loaded weights-only: no code in it is ever run."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Beside, name) for name in _NUMPY]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes torch raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read as weights: {reason}") from error
@@ -178,12 +191,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take the backbone and start the heads anew (weights of another task, to train from)",
     )
+    parser.add_argument(
+        "--inference-only",
+        action="store_true",
+        help="mask at inference only, each Lambda at its initial 3: for weights trained without masks (EE+RH)",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     model = config(args.config)
+    if args.inference_only:
+        if model.masking is None:
+            raise ValueError(f"{model.name} has no masks; choose an adpc configuration, or leave --inference-only out")
+        model = replace(model, masking=replace(model.masking, adaptivity="inference"))
     network = AdpcNet(replace(model, name=args.name or model.name))
-    load_weights(network, args.file, backbone_only=args.backbone_only)
+    load_weights(network, args.file, backbone_only=args.backbone_only, maskless=args.inference_only)
     save_directory(args.output, network)
     card = args.output / CARD_FILE
     if not card.exists():

@@ -1,12 +1,13 @@
 """Named configurations of networks: every row of the paper's tables, and the shipped models.
 
-Values only; imports nothing of this project.
+Values only; imports nothing but their checks.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
+
+from models import checks
 
 Task = Literal["segmentation", "pose"]
 Heads = Literal["one", "plain", "redesigned"]
@@ -14,26 +15,14 @@ Criterion = Literal["max_probability", "margin", "entropy", "top_k", "random", "
 Adaptivity = Literal["training", "inference", "both"]
 Upsample = Literal["bilinear", "nearest"]
 
+GROWING: tuple[Criterion, ...] = ("top_k", "random")
+"""Criteria that settle a share of the positions, so that an exit may take up again what an earlier one settled."""
 MAX_OUTPUTS = 256
+"""Labels of a map have 8 bits."""
 MAX_BOX = 3.0
 """Times the image's longer side: the largest side of a person's box."""
 MAX_SIDE = 1 << 17
 """Of an image, in pixels: at half of it rows and columns are numbered in 16 bits."""
-
-
-def _one_of(name: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; it may be {', '.join(known)}")
-
-
-def _counts(name: str, values: Sequence[object], length: int) -> None:
-    if len(values) != length or not all(type(value) is int and value > 0 for value in values):
-        raise ValueError(f"{name} is {list(values)}; give {length} whole numbers above 0")
-
-
-def _numbers(name: str, values: Sequence[object], length: int) -> None:
-    if len(values) != length or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-        raise ValueError(f"{name} is {list(values)}; give {length} finite numbers")
 
 
 @dataclass(frozen=True)
@@ -49,9 +38,12 @@ class Backbone:
     bn_momentum: float = 0.01
 
     def __post_init__(self) -> None:
-        _one_of("fuse_upsample", self.fuse_upsample, get_args(Upsample))
-        _counts("width, layer1_blocks and blocks", (self.width, self.layer1_blocks, self.blocks), 3)
-        _counts("modules", self.modules, 3)
+        checks.one_of("fuse_upsample", self.fuse_upsample, get_args(Upsample))
+        for name in ("width", "layer1_blocks", "blocks"):
+            checks.whole(name, getattr(self, name))
+        checks.several("modules", self.modules, 3, checks.whole)
+        checks.kind("last_module_fuses_finest_only", self.last_module_fuses_finest_only, bool)
+        checks.number("bn_momentum", self.bn_momentum, 0, 1)
 
     def channels(self, branches: int) -> tuple[int, ...]:
         return tuple(self.width << branch for branch in range(branches))
@@ -73,13 +65,13 @@ class Masking:
     adaptivity: Adaptivity = "both"
 
     def __post_init__(self) -> None:
-        _one_of("criterion", self.criterion, get_args(Criterion))
-        _one_of("adaptivity", self.adaptivity, get_args(Adaptivity))
-        _numbers("threshold", (self.threshold,), 1)
-        _counts("window", (self.window,), 1)
+        checks.one_of("criterion", self.criterion, get_args(Criterion))
+        checks.one_of("adaptivity", self.adaptivity, get_args(Adaptivity))
+        checks.number("threshold", self.threshold)
+        checks.whole("window", self.window)
         if self.window % 2 == 0 or self.window < 3:
             raise ValueError(f"window is {self.window}; it must be odd and at least 3, for example 7")
-        if self.criterion in ("top_k", "random") and not 0 <= self.threshold <= 1:
+        if self.criterion in GROWING and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold is {self.threshold}; for {self.criterion} it is a share between 0 and 1")
 
 
@@ -110,17 +102,28 @@ class ModelConfig:
     licence: str = ""
 
     def __post_init__(self) -> None:
-        _one_of("task", self.task, get_args(Task))
-        _one_of("heads", self.heads, get_args(Heads))
-        _counts("outputs and head_channels", (self.outputs, self.head_channels), 2)
-        _counts("downsamplings", self.downsamplings, 3)
-        _counts("size", self.size, 2)
-        _numbers("mean", self.mean, 3)
-        _numbers("std", self.std, 3)
-        if self.outputs > MAX_OUTPUTS:
-            raise ValueError(f"outputs is {self.outputs}; maps of 8 bits have at most {MAX_OUTPUTS} classes")
-        if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std}; each must be above 0")
+        checks.one_of("task", self.task, get_args(Task))
+        checks.one_of("heads", self.heads, get_args(Heads))
+        checks.whole("outputs", self.outputs, 1, MAX_OUTPUTS)
+        checks.whole("head_channels", self.head_channels)
+        # Of an input of 32 pixels the finest branch has 8, which can be halved three times.
+        checks.several("downsamplings", self.downsamplings, 3, checks.whole, 1, 3)
+        checks.several("size", self.size, 2, checks.whole, 1, MAX_SIDE)
+        checks.several("mean", self.mean, 3, checks.number)
+        checks.several("std", self.std, 3, checks.above, 0)
+        for name in ("name", "licence"):
+            checks.kind(name, getattr(self, name), str)
+        checks.several("labels", self.labels, None, checks.kind, str)
+        checks.several("palette", self.palette, None, checks.several, 3, checks.whole, 0, 255)
+        for name in ("skeleton", "flip_pairs"):
+            checks.several(name, getattr(self, name), None, checks.several, 2, checks.whole, 0, self.outputs - 1)
+        for name in ("labels", "palette"):
+            if len(getattr(self, name)) > self.outputs:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries for {self.outputs} outputs; leave some out"
+                )
+        if self.task == "segmentation" and self.backbone.last_module_fuses_finest_only:
+            raise ValueError("last_module_fuses_finest_only is for pose; segmentation reads every branch: give false")
         if self.task == "pose" and (self.size[0] != self.size[1] or self.size[0] % 32):
             raise ValueError(f"size is {self.size}; a person's crop is square, its side a multiple of 32: (256, 256)")
 
@@ -129,19 +132,28 @@ class ModelConfig:
         return 1 if self.heads == "one" else 4
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of all classes or joints: the labels, and numbers where there are none."""
+        return *self.labels, *(str(index) for index in range(len(self.labels), self.outputs))
+
+    @property
     def settles(self) -> bool:
         """Whether exits mask what follows at inference."""
         return self.masking is not None and self.masking.adaptivity in ("both", "inference")
+
+    def settles_after(self, exit_index: int) -> bool:
+        """Whether this exit does: the last masks nothing."""
+        return self.settles and exit_index < self.exits
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ModelConfig":
-        """Raises ValueError on a field that is missing or unknown."""
+        """Raises ValueError on a field that is missing, unknown or without meaning."""
         try:
-            values = {name: _tuples(value) for name, value in data.items()}
-            values["backbone"] = Backbone(**{k: _tuples(v) for k, v in data["backbone"].items()})
+            values = {name: checks.tuples(value) for name, value in data.items()}
+            values["backbone"] = Backbone(**{k: checks.tuples(v) for k, v in data["backbone"].items()})
             values["masking"] = Masking(**data["masking"]) if data.get("masking") else None
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
@@ -149,14 +161,14 @@ class ModelConfig:
             raise ValueError(f"not a model configuration: {error}; its fields are {known}") from error
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
 W18 = Backbone(width=18, layer1_blocks=2, modules=(1, 3, 2), blocks=2)
 W48 = Backbone(width=48, layer1_blocks=4, modules=(1, 4, 3), blocks=4)
 W18_POSE = replace(W18, fuse_upsample="nearest", last_module_fuses_finest_only=True, bn_momentum=0.1)
 W32_POSE = Backbone(32, 4, (1, 4, 3), 4, "nearest", last_module_fuses_finest_only=True, bn_momentum=0.1)
+W48_POSE = replace(W32_POSE, width=48)
+
+UNSURE = {"segmentation": Masking("max_probability", 0.998), "pose": Masking("max_score", 0.002)}
+"""The paper's masks; what `unsure` means for networks without any."""
 
 CITYSCAPES_CLASSES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
@@ -255,17 +267,24 @@ CAMVID_ADPC_W18 = replace(
     masking=Masking("max_probability", 0.985),  # chosen on a drive held out, see the model card
     licence="research use only: trained on CamVid (CC BY-NC 4.0)",
 )
-LSP_ADPC_W18 = replace(_LSP, name="lsp-adpc-w18", heads="redesigned", masking=Masking("max_score", 0.002))
+LSP_ADPC_W18 = replace(
+    _LSP,
+    name="lsp-adpc-w18",
+    heads="redesigned",
+    masking=UNSURE["pose"],
+    licence="research use only: trained on LSP extended (no licence stated) and CamVid (CC BY-NC 4.0)",
+)
 
 CONFIGS: Mapping[str, ModelConfig] = {
     config.name: config
     for config in [
-        *_family(_CITYSCAPES, "cityscapes", "w48", 128, Masking("max_probability", 0.998)),
-        *_family(replace(_CITYSCAPES, backbone=W18), "cityscapes", "w18", 64, Masking("max_probability", 0.998)),
+        *_family(_CITYSCAPES, "cityscapes", "w48", 128, UNSURE["segmentation"]),
+        *_family(replace(_CITYSCAPES, backbone=W18), "cityscapes", "w18", 64, UNSURE["segmentation"]),
         *_family(_PASCAL_CONTEXT, "pascal-context", "w48", 64, Masking("max_probability", 0.995)),
-        *_family(_MPII, "mpii", "w32", 64, Masking("max_score", 0.002)),
-        *_family(_CAMVID, "camvid", "w18", 64, Masking("max_probability", 0.998)),
-        *_family(_LSP, "lsp", "w18", 64, Masking("max_score", 0.002)),
+        *_family(_MPII, "mpii", "w32", 64, UNSURE["pose"]),
+        *_family(replace(_MPII, backbone=W48_POSE), "mpii", "w48", 64, UNSURE["pose"]),
+        *_family(_CAMVID, "camvid", "w18", 64, UNSURE["segmentation"]),
+        *_family(_LSP, "lsp", "w18", 64, UNSURE["pose"]),
         CAMVID_ADPC_W18,
         LSP_ADPC_W18,
     ]

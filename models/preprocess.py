@@ -141,12 +141,14 @@ def seen(config: ModelConfig, frame: Frame, shape: tuple[int, int]) -> tuple[int
 
 
 def check_input(inputs: Tensor, images: int | None = None) -> None:
-    """Raises ValueError unless `inputs` are (N, 3, H, W), H and W multiples of 32; and N is `images`, if given."""
+    """Raises ValueError unless `inputs` are (N, 3, H, W), H, W multiples of 32 above 0, and N is `images` if given."""
     if inputs.ndim != 4 or inputs.shape[1] != 3 or images not in (None, len(inputs)):
         raise ValueError(f"the input is {tuple(inputs.shape)}; it must be ({images or 'N'}, 3, H, W)")
     height, width = inputs.shape[-2:]
-    if height % MULTIPLE or width % MULTIPLE:
-        raise ValueError(f"the input is {height}x{width}; both must be multiples of {MULTIPLE}: pad it")
+    if height % MULTIPLE or width % MULTIPLE or not height or not width:
+        raise ValueError(
+            f"the input is {height}x{width}; both must be multiples of {MULTIPLE}, at least {MULTIPLE}: pad it"
+        )
 
 
 def pad(inputs: Tensor) -> Tensor:

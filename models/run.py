@@ -1,7 +1,6 @@
 """`python -m models run`: weights on one image or tensor, exit by exit, into a safetensors file."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,9 @@ from models.adpc import AdpcNet
 from models.anytime import AnytimeModel
 from models.checkpoint import load_weights, read_config, resolve
 from models.configs import CONFIGS, ModelConfig
-from models.executors import EXECUTORS, build
+from models.executors import build
 from models.images import read_image
+from models.options import add_executor, add_threshold, with_threshold
 from models.preprocess import STRIDE, Frame, pad, prepare
 
 
@@ -28,9 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="image, or safetensors with `input`")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="safetensors: logits1.., map1..")
-    parser.add_argument("--threshold", type=float, metavar="T", help="masking threshold instead of the model's")
-    parser.add_argument("--executor", choices=EXECUTORS, default="auto")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_threshold(parser)
+    add_executor(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -39,7 +38,10 @@ def main(args: argparse.Namespace) -> int:
     is_tensor = args.input.suffix == ".safetensors"
     inputs, frame = _tensor(args.input) if is_tensor else prepare(read_image(args.input), network.config)
     outputs = exits_of(model, inputs, frame, with_maps=not is_tensor)
-    save_file(outputs, args.output)
+    try:
+        save_file(outputs, args.output)
+    except SafetensorError as error:
+        raise ValueError(f"{args.output} cannot be written: {error}; name a file in a folder that is there") from error
     print(f"{args.output}: {', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in outputs.items())}")
     return 0
 
@@ -69,11 +71,7 @@ def _network(model: str, weights: Path | None, threshold: float | None) -> AdpcN
         config, weights = read_config(directory), weights or directory / "model.safetensors"
     else:
         config = CONFIGS[model]
-    if threshold is not None:
-        if config.masking is None:
-            raise ValueError(f"{config.name} has no masks, so --threshold {threshold:g} has no meaning; leave it out")
-        config = replace(config, masking=replace(config.masking, threshold=threshold))
-    network = AdpcNet(config)
+    network = AdpcNet(with_threshold(config, threshold))
     load_weights(network, weights)
     return network
 

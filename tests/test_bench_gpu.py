@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_bench import arguments
 
+from models.__main__ import main
 from models.training import bench_gpu
 from models.training.bench_gpu import Task, Timing, measured
 
@@ -71,6 +72,26 @@ def test_rows_are_written_as_they_come_and_those_left_out_named(
     assert list(report["left_out"].values()) == ["its process ended with status -9"]
     printed = capsys.readouterr().out
     assert "1.67x faster under masks than the fastest one-exit network (triton)" in printed
+    assert bench_gpu.main(arguments(output=tmp_path, json=True), {"w18": (0.8, 0.6, 0.4)}) == 0
+    assert json.loads(capsys.readouterr().out) == report
+    with pytest.raises(ValueError, match="openvino is measured with --device cpu"):
+        bench_gpu.main(arguments(runtimes=["openvino"]), {})
+
+
+@pytest.mark.parametrize(
+    "device, given",
+    [
+        ("cuda", ["--sweep", "0.5"]), ("cuda", ["--data", "x"]), ("cuda", ["--threads", "2"]), ("cuda", ["--memory"]),
+        ("cuda", ["--no-check"]), ("cpu", ["--limit", "9"]),
+    ],
+)  # fmt: skip
+def test_options_for_the_other_device_are_refused(
+    device: str, given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--device", device, *given])
+    assert ended.value.code == 2
+    assert f"{given[0]} means nothing with --device {device}; leave it out" in capsys.readouterr().err
 
 
 def test_without_a_gpu_it_says_so() -> None:

@@ -52,6 +52,26 @@ def test_import_of_a_released_checkpoint(tmp_path: Path, name: str, prefix: str)
     assert (tmp_path / "out" / "README.md").is_file()
 
 
+def test_weights_trained_without_masks_are_masked_at_inference_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = released(CONFIGS["rh-w18-cityscapes"])
+    torch.save(tensors, tmp_path / "rh.pth")
+    command = ["import", str(tmp_path / "rh.pth"), "--output", str(tmp_path / "out"), "--config"]
+    assert main([*command, "adpc-w18-cityscapes"]) == 1
+    assert "143 tensors are missing: " in capsys.readouterr().err
+    assert main([*command, "rh-w18-cityscapes", "--inference-only"]) == 1
+    assert "rh-w18-cityscapes has no masks; choose an adpc configuration" in capsys.readouterr().err
+    assert main([*command, "adpc-w18-cityscapes", "--inference-only"]) == 0
+    network = load_directory(tmp_path / "out")
+    assert network.config.masking == replace(CONFIGS["adpc-w18-cityscapes"].masking, adaptivity="inference")
+    assert all(t == 3 for n, t in network.state_dict().items() if n.endswith(".Lambda"))
+    assert torch.equal(network.state_dict()["exit1.1.weight"], tensors["model.exit1.1.weight"])
+    torch.save({n: t for n, t in tensors.items() if n != "model.bn1.bias"}, tmp_path / "rh.pth")
+    assert main([*command, "adpc-w18-cityscapes", "--inference-only"]) == 1
+    assert "1 tensors are missing: bn1.bias" in capsys.readouterr().err
+
+
 def test_import_of_plain_hrnet_weights(tmp_path: Path) -> None:
     pose = replace(tiny.POSE, heads="one", masking=None)
     tensors = {n.replace("last_layer.0.", "final_layer."): t for n, t in AdpcNet(pose).state_dict().items()}
@@ -59,6 +79,23 @@ def test_import_of_plain_hrnet_weights(tmp_path: Path) -> None:
     network = AdpcNet(pose)
     load_weights(network, tmp_path / "hrnet.pth")
     assert torch.equal(network.state_dict()["last_layer.0.weight"], tensors["final_layer.weight"])
+
+
+@pytest.mark.parametrize("numpy_1", [True, False])
+def test_numpy_scalars_beside_the_weights_are_passed_over(tmp_path: Path, numpy_1: bool) -> None:
+    """As HRNet's code saves a training run: in torch's older format by numpy 1, in a zip by numpy 2."""
+    weights, path = tiny.network(seed=1).state_dict(), tmp_path / "checkpoint.pth.tar"
+    held = {"epoch": 484, "best_mIoU": np.float64(0.76), "perf": np.float32(88.3), "state_dict": weights}
+    torch.save(held, path, _use_new_zipfile_serialization=not numpy_1)
+    if numpy_1:
+        path.write_bytes(path.read_bytes().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    assert (b"numpy.core" if numpy_1 else b"numpy._core") + b".multiarray\nscalar\n" in path.read_bytes()
+    network = tiny.network()
+    load_weights(network, path)
+    assert torch.equal(network.state_dict()["conv1.weight"], weights["conv1.weight"])
+    torch.save({"conv1.weight": np.float64(1)}, path)
+    with pytest.raises(ValueError, match="not a state dict of tensors"):
+        load_weights(network, path)
 
 
 def test_backbone_alone_leaves_the_heads(tmp_path: Path) -> None:

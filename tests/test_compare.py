@@ -102,6 +102,11 @@ def test_another_recipe_is_another_comparison(command: Command, capsys: pytest.C
     assert "is of another comparison: its recipe was" in capsys.readouterr().err
     assert main([*command.words, "--rows", "hrnet", "--no-training", "--set", "learning_rate=1"]) == 1
     assert "hrnet was trained by a recipe of other learning_rate: name its own" in capsys.readouterr().err
+    for steps in ("0", "-1"):
+        with pytest.raises(SystemExit) as ended:
+            main([*command.words, "--score-every", steps])
+        assert ended.value.code == 2
+        assert f"{steps} is below 1" in capsys.readouterr().err
     assert main([*command.words, "--rows", "hrnets"]) == 1
     assert "no row is called hrnets; there are adpc" in capsys.readouterr().err
 
@@ -139,7 +144,7 @@ def test_weights_are_dressed_in_other_masks(tmp_path: Path) -> None:
 def test_rows_derive_from_adpc() -> None:
     found = {row.name: row for row in rows(tiny.SEGMENTATION)}
     assert len(found) == len(rows(tiny.SEGMENTATION))
-    assert all(found[row.weights].trained for row in found.values())
+    assert all(found[row.weights].weights == row.weights for row in found.values())
     with pytest.raises(ValueError, match="tiny-pose is not ADP-C for segmentation"):
         rows(tiny.POSE)
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from models.checkpoint import find_models, read_config
 from models.configs import CONFIGS, Masking, ModelConfig, config
 
 
@@ -17,6 +18,12 @@ def test_labels_and_palette_fit_the_outputs(name: str) -> None:
     assert len(named.labels) == named.outputs
     assert len(named.palette) in (0, named.outputs)
     assert all(joint < named.outputs for pair in (*named.skeleton, *named.flip_pairs) for joint in pair)
+
+
+def test_shipped_models_state_a_licence() -> None:
+    for name, directory in find_models().items():
+        assert "research use only" in CONFIGS[name].licence
+        assert "research use only" in read_config(directory).licence
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
@@ -35,20 +42,35 @@ def test_broken_json_is_a_value_error(change: dict[str, object]) -> None:
     [
         ("task", "segmentaton", "task is 'segmentaton'; it may be segmentation, pose"),
         ("heads", "redesignd", "heads is"),
-        ("outputs", "3", r"outputs and head_channels is \['3', 64\]; give 2 whole numbers above 0"),
-        ("outputs", 300, "at most 256 classes"),
-        ("downsamplings", [3, 2], "give 3 whole numbers"),
-        ("size", [0, 64], "give 2 whole numbers"),
-        ("mean", [0.5], "give 3 finite numbers"),
-        ("std", [0.5, 0.0, 0.5], "each must be above 0"),
+        ("outputs", "3", "outputs is '3'; give a whole number of at least 1"),
+        ("outputs", 300, "outputs is 300; give a whole number of at least 1 and at most 256"),
+        ("head_channels", True, "head_channels is True; give a whole number"),
+        ("downsamplings", [3, 2], r"downsamplings is \[3, 2\]; give 3 values"),
+        ("downsamplings", [4, 2, 1], r"downsamplings\[0\] is 4; give a whole number of at least 1 and at most 3"),
+        ("size", [0, 64], r"size\[0\] is 0; give a whole number of at least 1 and at most 131072"),
+        ("size", 64, "size is 64; give a list"),
+        ("mean", [0.5], "give 3 values"),
+        ("mean", [0.5, None, 0.5], r"mean\[1\] is None; give a finite number"),
+        ("std", [0.5, 0.0, 0.5], r"std\[1\] is 0.0; give a number above 0"),
+        ("name", None, "name is None; give text"),
+        ("labels", "road", "labels is 'road'; give a list"),
+        ("labels", [1], r"labels\[0\] is 1; give text"),
+        ("labels", ["a"] * 12, "labels has 12 entries for 11 outputs; leave some out"),
+        ("palette", [[0, 0]], r"palette\[0\] is \[0, 0\]; give 3 values"),
+        ("palette", [[0, 0, 256]], r"palette\[0\]\[2\] is 256; give a whole number of at least 0 and at most 255"),
+        ("skeleton", [[0, 11]], r"skeleton\[0\]\[1\] is 11; give a whole number of at least 0 and at most 10"),
+        ("flip_pairs", [0], r"flip_pairs\[0\] is 0; give a list"),
         ("masking.criterion", "max_prob", "criterion is 'max_prob'"),
         ("masking.adaptivity", "inferrence", "it may be training, inference, both"),
-        ("masking.threshold", "0.9", "give 1 finite numbers"),
-        ("masking.threshold", float("nan"), "give 1 finite numbers"),
-        ("masking.window", 7.0, "give 1 whole numbers"),
+        ("masking.threshold", "0.9", "threshold is '0.9'; give a finite number"),
+        ("masking.threshold", float("nan"), "give a finite number"),
+        ("masking.window", 7.0, "window is 7.0; give a whole number"),
         ("backbone.fuse_upsample", "bicubic", "it may be bilinear, nearest"),
-        ("backbone.modules", [1, 1], "give 3 whole numbers"),
-        ("backbone.width", 0, "give 3 whole numbers"),
+        ("backbone.modules", [1, 1], "give 3 values"),
+        ("backbone.width", 0, "width is 0; give a whole number of at least 1"),
+        ("backbone.bn_momentum", 2, "bn_momentum is 2; give a finite number of at least 0 and at most 1"),
+        ("backbone.last_module_fuses_finest_only", 1, "give true or false"),
+        ("backbone.last_module_fuses_finest_only", True, "is for pose; segmentation reads every branch"),
     ],
 )
 def test_values_without_meaning_are_refused(field: str, value: object, message: str) -> None:

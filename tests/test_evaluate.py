@@ -133,12 +133,25 @@ def test_lsp_becomes_mpii(people: Path) -> None:
     assert person.joints[0, 2] == 0
     np.testing.assert_allclose(person.joints[6, :2], person.joints[[2, 3], :2].mean(0))
     np.testing.assert_allclose(person.joints[7, :2], person.joints[[12, 13], :2].mean(0))
-    assert [len(lsp.read(people, split)) for split in ("train", "val", "all")] == [4, 4, 4]
-    with pytest.raises(ValueError, match="choose train, val or all"):
+    with pytest.raises(ValueError, match="choose train, val, all"):
         lsp.read(people, "test")
     (people / "images" / "im00001.png").unlink()
     with pytest.raises(ValueError, match=r"must be \(14, 3, 3\)"):
         lsp.read(people, "all")
+
+
+def test_the_splits_of_lsp_never_meet(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(lsp.read(people, "train")) == len(lsp.read(people, "all")) == 4
+    with pytest.raises(ValueError, match="has 4 people, none of val, which begins at 6000; use all"):
+        lsp.read(people, "val")
+    paths = [Path(f"im{index + 1:05d}.jpg") for index in range(7000)]
+    monkeypatch.setattr(lsp, "images_in", lambda _: paths)
+    monkeypatch.setattr(lsp, "read_mat", lambda *_: [np.random.default_rng(0).uniform(1, 9, (14, 3, 7000))])
+    train, val = ([int(person.image_path.stem[2:]) for person in lsp.read(people, split)] for split in ("train", "val"))
+    assert (train, val) == (list(range(1, 6001)), list(range(6001, 7001)))
+    del paths[-1]  # as where an image is missing
+    with pytest.raises(ValueError, match=r"for the 6999 images of .* must be \(14, 3, 6999\)"):
+        lsp.read(people, "val")
 
 
 def test_a_crop_keeps_joints_on_their_pixels(people: Path) -> None:
@@ -174,6 +187,46 @@ def test_segmentation_is_scored_over_all_images(
     assert "drive7" in capsys.readouterr().err
     assert main(command) == 0
     assert "mean" in capsys.readouterr().out
+
+
+def test_what_is_never_labelled_has_no_score_and_what_has_no_name_a_number(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = tiny.network(replace(tiny.SEGMENTATION, outputs=11, labels=("sky",), palette=((0, 0, 0),)))
+    with torch.no_grad():
+        for name, tensor in network.named_parameters():
+            if name.endswith("bias") and len(tensor) == 11:
+                tensor[10] = -1e3  # never found
+    save_directory(tmp_path / "model", network)
+    command = ["evaluate", str(tmp_path / "model"), "--data", str(scenes), "--split", "val", "--device", "cpu"]
+    assert main([*command, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["exits"][3]
+    assert list(row["classes"]) == ["sky", *map(str, range(1, 11))]
+    assert row["classes"]["10"] is None and row["classes"]["1"] is not None
+    for path in (scenes / "val" / "labels").iterdir():
+        Image.fromarray(np.full((50, 70), 11, np.uint8)).save(path)
+    assert main([*command, "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert "NaN" not in printed
+    result = json.loads(printed)
+    assert (result["mean"], [row["miou"] for row in result["exits"]]) == (None, [None] * 4)
+    assert main(command) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["miou", *"-----"]
+
+
+def test_pose_without_heads_has_no_pckh(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    joints = np.random.default_rng(0).uniform(10, 50, (14, 3, 4))
+    joints[:, 2] = 1
+    joints[13, 2] = 0  # no head top
+    savemat(people / "joints.mat", {"joints": joints})
+    save_directory(tmp_path / "model", tiny.network(tiny.POSE))
+    command = ["evaluate", str(tmp_path / "model"), "--data", str(people), "--split", "all", "--device", "cpu"]
+    assert main([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["mean"] >= 0
+    assert [result["mean_pckh"], result["exits"][3]["pckh"], result["exits"][3]["pckh_by_joint"]] == [None] * 3
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[2:] == ["-", "-"]
 
 
 def test_pose_is_scored_by_torso_and_head(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

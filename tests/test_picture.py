@@ -48,8 +48,11 @@ def test_what_is_shown_is_what_the_exits_said() -> None:
     assert picture.seen(frame, model.config) == (0, 0, 90, 60)
 
 
-def test_a_model_without_masks_settles_nothing() -> None:
-    model = build(tiny.network(replace(tiny.SEGMENTATION, masking=None, palette=())), "cpu", "reference")
+@pytest.mark.parametrize("named", [0, 1])
+def test_a_model_without_masks_settles_nothing(named: int) -> None:
+    labels, palette = tiny.SEGMENTATION.labels[:named], tiny.SEGMENTATION.palette[:named]
+    config = replace(tiny.SEGMENTATION, masking=None, labels=labels, palette=palette)
+    model = build(tiny.network(config), "cpu", "reference")
     image = tiny.image(60, 90)
     shown, frame = picture.look(model, image)
     assert all(exit_.share == 0 and not exit_.settled.any() for exit_ in shown)

@@ -73,7 +73,8 @@ def test_both_are_compared_at_every_exit() -> None:
     assert not judge(found, "sparse").sound
 
 
-def test_a_proof_as_a_process(tmp_path: Path) -> None:
+def test_a_proof_as_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
     save_directory(tmp_path / "model", tiny.network())
     verdict = prove("sparse", command(tmp_path / "model", "sparse", "cpu"))
     assert verdict.sound and "to exit 4, reference" in verdict.reason

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,10 +110,23 @@ def test_wrong_batches_are_refused() -> None:
 def test_executors_and_devices_that_are_not_there_are_refused() -> None:
     with pytest.raises(ValueError, match="no executor is called 'quantum'"):
         build(tiny.network(), executor="quantum")
-    for device in ("cuda:99", "cuda:x", "tpu"):
-        with pytest.raises(ValueError, match=device):
-            resolve_device(device)
     assert resolve_device("cpu:0") == "cpu"
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_devices_are_told_before_anything_is_done(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for device in ("cuda:x", "cuda:", "cuda:-1", "tpu", "cpu:x", ""):
+        with pytest.raises(ValueError, match=f"device '{device}' is unknown; use auto, cpu, cuda or cuda:N"):
+            resolve_device(device)
+    with pytest.raises(ValueError, match=f"device cuda:2 is not there: torch sees {gpus} CUDA devices; use cpu"):
+        resolve_device("cuda:2")
+    assert resolve_device("auto") == ("cuda" if gpus else "cpu")
+    with pytest.raises(ValueError, match="device 'tpu'"):
+        build(tiny.network(), "tpu", "quantum", threads=-1)
+    with pytest.raises(ValueError, match="device 'tpu'"):
+        load(Path("nowhere"), "tpu")
 
 
 def test_inputs_and_states_of_others_are_refused() -> None:

@@ -75,6 +75,21 @@ def test_wrong_tensors_are_named(
     assert "must be float (1, 3, height, width)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("executor", ["reference", "sparse", "onnx"])
+def test_an_empty_input_and_an_output_without_a_folder_are_named(
+    tmp_path: Path, executor: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_directory(tmp_path / "m", tiny.network())
+    command = ["run", str(tmp_path / "m"), "--executor", executor, "--input", str(tmp_path / "in.safetensors")]
+    save_file({"input": torch.zeros(1, 3, 0, 0)}, tmp_path / "in.safetensors")
+    assert main([*command, "--output", str(tmp_path / "o")]) == 1
+    assert "the input is 0x0; both must be multiples of 32, at least 32" in capsys.readouterr().err
+    save_file({"input": torch.zeros(1, 3, 32, 32)}, tmp_path / "in.safetensors")
+    for output in (tmp_path / "none" / "o", tmp_path):
+        assert main([*command, "--output", str(output)]) == 1
+        assert f"{output} cannot be written: " in capsys.readouterr().err
+
+
 def test_a_threshold_needs_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({}, tmp_path / "w.pth")
     command = ["run", "ee-w18-cityscapes", "--weights", str(tmp_path / "w.pth"), "--input", "x", "--output", "y"]

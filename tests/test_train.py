@@ -120,6 +120,12 @@ def test_a_run_is_neither_mixed_with_another_nor_lost(
     assert {path.name: path.read_bytes() for path in output.iterdir()} == files
 
 
+def test_a_device_that_is_not_there_is_said(data: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "tiny"), ("compare", "--config", "tiny"):
+        assert main([*command, "--data", str(data), "--recipe", str(recipe), "--output", "x", "--device", "tpu"]) == 1
+        assert "device 'tpu' is unknown; use auto" in capsys.readouterr().err
+
+
 def test_drives_that_cannot_be_held_out_are_named(data: Path) -> None:
     drives = {scene.drive for scene in datasets.scenes(data, "train")}
     with pytest.raises(ValueError, match=r"hold_out names 0001TB; the drives are "):
@@ -159,12 +165,37 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("crop", (30, 64), "multiples of 32"), ("batch", 1, "steps of 2 images"), ("steps", -1, "at least 0 steps")],
+    [
+        ("splits", [], "0 splits are trained on for 6 steps; give at least 1 of either"),
+        ("splits", "train", "splits is 'train'; give a list"),
+        ("phases", [], "1 splits are trained on for 0 steps"),
+        ("phases.0.crop", [30, 64], "multiples of 32"),
+        ("phases.0.crop", [0, 64], r"crop\[0\] is 0; give a whole number of at least 1"),
+        ("phases.0.batch", 1, "batch is 1; give a whole number of at least 2"),
+        ("phases.0.steps", -1, "steps is -1; give a whole number of at least 0"),
+        ("phases.0.steps", 2.5, "steps is 2.5; give a whole number"),
+        ("phases.0.scale", [0, 0], r"scale\[0\] is 0; give a number above 0"),
+        ("phases.0.scale", [2, 1], "scale goes from 2 to 1; give the smaller one first"),
+        ("phases.0.masks", "no", "masks is 'no'; give true or false"),
+        ("learning_rate", 0, "learning_rate is 0; give a number above 0"),
+        ("learning_rate", "fast", "learning_rate is 'fast'; give a finite number"),
+        ("weight_decay", float("nan"), "weight_decay is nan; give a finite number of at least 0"),
+        ("warm_up", -1, "warm_up is -1; give a finite number of at least 0 and at most 1"),
+        ("ema_steps", 0, "ema_steps is 0; give a whole number of at least 1"),
+        ("class_softness", 1, "class_softness is 1; give a number above 1"),
+        ("hold_out", [1], r"hold_out\[0\] is 1; give text"),
+        ("init", 5, "init is 5; give text"),
+        ("seed", -1, "seed is -1; give a whole number of at least 0"),
+        ("augmentation.rotation_deg", -1, "rotation_deg is -1"),
+        ("augmentation.shift", "a", "shift is 'a'"),
+        ("augmentation.flip", 1, "flip is 1; give true or false"),
+        ("augmentation.colour", 1.5, "colour is 1.5; give a finite number of at least 0 and at most 1"),
+        ("augmentation.gamma", 0, "gamma is 0; give a finite number of at least 1"),
+    ],
 )
-def test_impossible_phases_are_refused(field: str, value: object, message: str) -> None:
-    values = {"steps": 1, "batch": 2, "crop": (32, 32), "scale": (1.0, 1.0)} | {field: value}
+def test_recipes_without_meaning_are_refused(field: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Phase(**values)  # type: ignore[arg-type]
+        RECIPE.override({field: value})
 
 
 def test_settings_are_json() -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import re
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ def load(directory: Path, device: str = "cpu", executor: str = "auto", threads: 
     `threads`: CPU threads to compute with; 0 leaves torch's default. Raises ValueError on a device or executor that is
     not there, and what `load_directory` raises.
     """
+    device = resolve_device(device)
     return build(load_directory(directory), device, decide(directory, device, executor).executor, threads)
 
 
@@ -53,11 +55,11 @@ def decide(directory: Path, device: str, executor: str) -> Verdict:
 def build(network: AdpcNet, device: str = "cpu", executor: str = "auto", threads: int = 0) -> AnytimeModel:
     """`load` for a network in memory, which the executor takes over. Nothing is proved: `auto` is the sparse executor
     on a CPU, the reference on a GPU and where the native kernels are not built."""
+    device = resolve_device(device)
     if executor not in EXECUTORS:
         raise ValueError(f"no executor is called {executor!r}; there are {', '.join(EXECUTORS)}")
     if threads > 0:
         torch.set_num_threads(threads)
-    device = resolve_device(device)
     if executor == "onnx":
         from models.executors.onnx import OnnxExecutor  # noqa: PLC0415 - ONNX Runtime is an optional extra
 
@@ -86,9 +88,11 @@ def resolve_device(device: str) -> str:
     """'auto' -> cuda where there is one, else cpu. Raises ValueError if `device` is not there."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = device.partition(":")
-    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"device {device} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+    known = re.fullmatch(r"(cpu|cuda)(?::([0-9]+))?", device)
+    if known is None:
         raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N")
-    return "cpu" if kind == "cpu" else device
+    if known[1] == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available() or int(known[2] or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+    return device

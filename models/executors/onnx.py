@@ -25,7 +25,7 @@ from models.checkpoint import load_directory, resolve
 from models.confidence import Masks, active
 from models.executors.reference import ReferenceExecutor
 from models.masked import MaskedConv2d, rbf
-from models.preprocess import STRIDE
+from models.preprocess import STRIDE, check_input
 
 OPSET = 17
 TOLERANCE = 1e-4  # of the largest score: what a written graph may differ from the reference
@@ -164,7 +164,6 @@ class OnnxNetwork:
         runtime = _need("onnxruntime")
         self.config = network.config
         self.steps = tuple(steps[-1] for steps in groups(network))
-        self._start = network.start
         self._signatures = signatures(network)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
@@ -189,7 +188,8 @@ class OnnxNetwork:
             self._sessions.append(session)
 
     def start(self, images: Tensor) -> Progress:
-        return self._start(images)
+        check_input(images)
+        return Progress((images,))
 
     def advance(self, progress: Progress, step: Step) -> Progress:
         index = self.steps.index(step)
@@ -206,9 +206,9 @@ class OnnxNetwork:
         decided = torch.full_like(scores[:, :1], step.exit or 0, dtype=torch.uint8)
         if positions is not None and progress.decided is not None:
             decided = torch.where(positions, decided, progress.decided)
-        masking = self.config.masking
-        adaptive = masking is not None and masking.adaptivity != "training" and step is not self.steps[-1]
-        masks = Masks(active(scores, masking, step.exit or 0)) if adaptive and masking is not None else None
+        masking, masks = self.config.masking, None
+        if masking is not None and self.config.settles_after(step.exit or 0):
+            masks = Masks(active(scores, masking, step.exit or 0))
         return Progress(tuple(branches), masks, scores, decided)
 
 

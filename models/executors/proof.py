@@ -1,7 +1,7 @@
 """Whether a faster executor may take the reference's place: both run side by side at the served size, and the faster
 one must be right at every exit and be faster.
 
-That happens in a process of its own (`python -m models.executors.proof`), because what is wrong on a GPU may end the
+That happens in a process of its own (`python -m models.executors`), because what is wrong on a GPU may end the
 process that tries it. Imports executors only where it runs them.
 """
 
@@ -96,7 +96,7 @@ def prove(executor: str, command: Sequence[str], limit_s: float = LIMIT_S) -> Ve
 
 def command(directory: Path, executor: str, device: str) -> list[str]:
     """What proves `executor` with the model of `directory` on `device`."""
-    return [sys.executable, "-m", __spec__.name, str(directory), "--executor", executor, "--device", device]
+    return [sys.executable, "-m", "models.executors", str(directory), "--executor", executor, "--device", device]
 
 
 def _last_line(file: IO[str]) -> str:
@@ -129,8 +129,7 @@ def _masks(image: Tensor, shares: Sequence[float], seed: int) -> list[Tensor]:
 
 
 def _follow(model: Overridable, state: State, exit_index: int, masks: Sequence[Tensor]) -> None:
-    masking = model.config.masking
-    if masking is not None and masking.adaptivity != "training" and exit_index < model.config.exits:
+    if model.config.settles_after(exit_index):
         model.override(state, masks[exit_index - 1].to(model.device))
 
 
@@ -180,7 +179,7 @@ def main() -> int:
     from models.checkpoint import load_directory  # noqa: PLC0415 - the parent needs none of this
     from models.executors import build  # noqa: PLC0415
 
-    parser = argparse.ArgumentParser(prog="python -m models.executors.proof", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m models.executors", description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--executor", required=True)
     parser.add_argument("--device", required=True)
@@ -195,7 +194,3 @@ def main() -> int:
 def _end_with_parent() -> None:
     sys.stdin.read()
     os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,13 +11,10 @@ from torch import Tensor
 from models.adpc import AdpcNet, Progress
 from models.anytime import Exit, ExitMap, Extra, State, check_batch
 from models.confidence import Masks, active
-from models.configs import Masking
+from models.configs import UNSURE
 from models.flops import Size, costs
 from models.postprocess import render
 from models.preprocess import Box, Frame, check_input, prepare, seen
-
-UNSURE = {"segmentation": Masking("max_probability", 0.998), "pose": Masking("max_score", 0.002)}
-"""What `unsure` means for networks without masks: the paper's thresholds."""
 
 
 @dataclass

@@ -21,7 +21,7 @@ from torch import Tensor
 from models.adpc import AdpcNet
 from models.anytime import Exit, ExitMap, Extra, State, check_batch
 from models.confidence import active
-from models.configs import MAX_SIDE
+from models.configs import GROWING, MAX_SIDE, UNSURE
 from models.executors.native import exits
 from models.executors.native import library as native
 from models.executors.native.geometry import Geometries, Geometry
@@ -31,13 +31,9 @@ from models.executors.native.ops import Matrix, Resampling
 from models.executors.native.programs import Isa, StepProgram, empty
 from models.executors.native.resampling import tables
 from models.executors.native.winograd import prices
-from models.executors.reference import UNSURE
 from models.flops import costs
 from models.postprocess import render
 from models.preprocess import MULTIPLE, STRIDE, Box, Frame, check_input, cut, normalise_into, seen
-
-GROWING = ("top_k", "random")
-"""Criteria whose masks may take a position up again that an earlier exit settled."""
 
 MAX_WINDOW = 21  # as many neighbours of a position as the kernels have room for
 MAX_PIXELS = 1 << 27  # rows of the finest features are numbered in 23 bits
@@ -84,7 +80,7 @@ class SparseExecutor:
             )
         by_level = [prices(64)] * FINEST + [prices(width) for width in self.config.backbone.channels(4)]
         self._programs = {
-            step.name: StepProgram(lowering.step(step.name), self.isa, resamplings, by_level) for step in self.steps
+            step.name: StepProgram(lowering.step(step), self.isa, resamplings, by_level) for step in self.steps
         }
         self._geometries = Geometries(window, max(program.near for program in self._programs.values()), by_level)
         self._threads = threads or torch.get_num_threads()
@@ -263,23 +259,22 @@ class SparseExecutor:
         state.scores = scores
         rows = torch.from_numpy(scores[1:, : self.config.outputs])
         grid = rows.view(height, width, -1).permute(2, 0, 1)
-        masking = self.config.masking
-        criterion = masking or UNSURE[self.config.task]
+        masking = self.config.masking or UNSURE[self.config.task]
         computed = settled.mask
         carried = None if computed is None else state.exit  # what stands where nothing was computed
         if computed is None or carried is None:
             decided = torch.full((height, width), index, dtype=torch.uint8)
         else:
             decided = carried.decided.masked_fill(torch.from_numpy(computed), index)
-        if criterion.criterion in exits.CRITERIA:
-            positions = exits.active(grid, criterion, computed, None if carried is None else carried.active.numpy())
+        if masking.criterion in exits.CRITERIA:
+            positions = exits.active(grid, masking, computed, None if carried is None else carried.active.numpy())
         else:
-            positions = active(grid[None].contiguous(), criterion, index)[0, 0].numpy()
+            positions = active(grid[None].contiguous(), masking, index)[0, 0].numpy()
         rows_seen, columns_seen = seen(self.config, state.frame, state.shape)
         unsure = np.count_nonzero(positions[:rows_seen, :columns_seen]) / (rows_seen * columns_seen)
         state.exit = Exit(index, grid, decided, torch.from_numpy(positions), unsure, round(state.macs))
         state.positions = None
-        if masking is not None and masking.adaptivity != "training" and index < self.config.exits:
+        if self.config.settles_after(index):
             state.positions, state.shrinking = positions, masking.criterion not in GROWING
 
     def _macs(self, index: int, shape: tuple[int, int], settled: Geometry) -> float:

@@ -45,9 +45,9 @@ class TritonNetwork:
         self._modules: dict[str, Module] = {}
         self._heads: dict[str, list[Item]] = {}
         for step in self.steps:
-            if step.name.startswith("stage"):
+            if step.module is not None:
                 self._modules[step.name] = self._module(network.get_submodule(step.name))
-                stage = int(step.name[5])
+                stage, _ = step.module
                 transition = network.get_submodule(f"transition{stage - 1}")
                 self._transitions[stage] = [self._chain(layer) for layer in transition.children()]
             elif step.exit is not None:
@@ -58,7 +58,7 @@ class TritonNetwork:
         """Padded channels of the branches after `step`."""
         if step.name == "stem":
             return (self._stem[-1].out,)
-        if step.name.startswith("stage"):
+        if step.module is not None:
             targets = len(self._modules[step.name].fuse)
             return tuple(padded(c) for c in self.config.backbone.channels(targets))
         return (self._layer1[-1][2].out,)
@@ -76,8 +76,9 @@ class TritonNetwork:
                 residual = x if around is None else work.convolve(around, x)
                 x = work.convolve(third, work.convolve(second, work.convolve(first, x)), residual)
             return (x,)
-        stage, number = int(step.name[5]), int(step.name[7:])
-        entry = self._transitions[stage] if number == 0 else [[] for _ in xs]
+        assert step.module is not None
+        stage, place = step.module
+        entry = self._transitions[stage] if place == 0 else [[] for _ in xs]
         return self._run_module(self._modules[step.name], entry, xs, work, out)
 
     def _run_module(

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from models.anytime import State, Step
 from models.confidence import active
-from models.configs import Masking
-from models.executors.reference import UNSURE
+from models.configs import UNSURE, Masking
 from models.executors.triton_choices import Choice, choose
 from models.executors.triton_graphs import Recorder, Replay
 from models.executors.triton_layers import IMAGE_CHANNELS, Layer, padded
@@ -62,7 +61,7 @@ class Plan:
         self.network, self.shape, self.batch = network, shape, batch
         self.config, device = network.config, network.device
         self.masking: Masking = self.config.masking or UNSURE[self.config.task]
-        self.adaptive = self.config.masking is not None and self.config.masking.adaptivity != "training"
+        self.adaptive = self.config.settles
         height, width = shape[0] // STRIDE, shape[1] // STRIDE
         self.scores = torch.zeros((batch, height, width, padded(self.config.outputs)), device=device)
         self.decided = torch.zeros((batch, height, width), dtype=torch.uint8, device=device)
@@ -167,7 +166,7 @@ class Plan:
         tiles = {name: choice.tile for name, choice in self.choices.items()}
         work = Pass(rows, self.shape[0] // STRIDE, self.streams, dense=dense, tiles=tiles, seen=seen)
         if step.exit is None:
-            module = step.name.startswith("stage")
+            module = step.module is not None
             after = network.run(step, xs, work, self._after(index) if module else ())
             if not module:  # cuDNN takes no place for its result
                 self._places[step.name] = list(after)
@@ -216,7 +215,7 @@ class Plan:
     def _place(self, index: int) -> str:
         """Modules alternate between two places, so that all their graphs can share them."""
         steps = self.network.steps[: index + 1]
-        modules = sum(step.name.startswith("stage") for step in steps)
+        modules = sum(step.module is not None for step in steps)
         return f"module {modules % 2}" if modules else steps[-1].name
 
     def _warm_up(self, recorder: Recorder) -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import checks
+
 Range = tuple[float, float]
 """From, to."""
 
@@ -29,6 +31,14 @@ class Augmentation:
     tint: float = 0.0
     gamma: float = 1.5
     cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks.number("rotation_deg", self.rotation_deg, 0, 180)
+        checks.number("shift", self.shift, 0)
+        checks.kind("flip", self.flip, bool)
+        for name in ("colour", "tint", "cutmix"):
+            checks.number(name, getattr(self, name), 0, 1)
+        checks.number("gamma", self.gamma, 1)
 
 
 def uniform(generator: torch.Generator, count: int, low: float, high: float) -> Tensor:

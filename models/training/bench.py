@@ -32,12 +32,15 @@ from models.executors.native.programs import Isa
 from models.executors.onnx import TOLERANCE
 from models.flops import Size, gmacs, parse_shares, parse_size
 from models.training import bench_gpu
+from models.training.processor import processor
 from models.training.runtimes import RUNTIMES, Task, expected, load, peak, timed
 
 ACTIVE = {"w18": (0.837, 0.741, 0.523), "w48": (0.807, 0.616, 0.370)}
 """Shares that give the multiply-adds of the paper's tables 1 and 3."""
 SIZES: tuple[Size, ...] = ((360, 480), (512, 1024), (1024, 2048))
 REPEATS = 10
+CPU_ONLY, GPU_ONLY = ("sweep", "data", "threads", "memory", "no_check"), ("limit",)
+"""Options that mean nothing on the other device."""
 RUNTIME_DISTRIBUTIONS = {
     "torch": ("torch",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
@@ -166,10 +169,6 @@ def plot(cases: Sequence[Sequence[Row]], path: Path) -> None:
 
 def machine() -> dict[str, str | int | None]:
     """What ran what."""
-    model = platform.processor()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
     versions = {}
     for package, distributions in RUNTIME_DISTRIBUTIONS.items():
         versions[package] = "not installed"
@@ -177,7 +176,7 @@ def machine() -> dict[str, str | int | None]:
             with suppress(metadata.PackageNotFoundError):
                 versions[package] = metadata.version(distribution)
     return {
-        "cpu": model,
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "kernels": Isa.find().name,
         "python": platform.python_version(),
@@ -191,42 +190,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", nargs="+", type=parse_size, default=SIZES, metavar="HxW")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
     parser.add_argument("--active", type=parse_shares, metavar="p1,p2,p3", help="default: the paper's operation counts")
-    parser.add_argument(
-        "--sweep", type=parse_shares, default=(), metavar="p,..", help="also these shares at every exit"
-    )
-    parser.add_argument(
-        "--data", metavar="DIR", help="CamVid, whose label maps shape the masks; default: a drawn scene"
-    )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--memory", action="store_true", help="also the peak memory of each, in a process of its own")
-    parser.add_argument("--limit", type=float, default=300, metavar="S", help="seconds for each row on a GPU")
-    parser.add_argument("--no-check", dest="check", action="store_false", help="do not compare with the reference")
     parser.add_argument("--output", type=Path, metavar="DIR", help="bench.json and bench.png are written there")
     parser.add_argument("--json", action="store_true")
+    cpu = parser.add_argument_group("on a CPU")
+    cpu.add_argument("--sweep", type=parse_shares, metavar="p,..", help="also these shares at every exit")
+    cpu.add_argument("--data", metavar="DIR", help="CamVid, whose label maps shape the masks; default: a drawn scene")
+    cpu.add_argument("--threads", type=int, help="default: torch's")
+    cpu.add_argument("--memory", action="store_true", help="also the peak memory of each, in a process of its own")
+    cpu.add_argument("--no-check", action="store_true", help="do not compare with the reference")
+    gpu = parser.add_argument_group("on a GPU")
+    gpu.add_argument("--limit", type=float, metavar="S", help=f"seconds for each row; default: {bench_gpu.LIMIT_S}")
 
 
 def main(args: argparse.Namespace) -> int:
     """Status 1 if a sparse run differs from the reference by more than 1e-4 of the largest score.
 
-    Raises ValueError if no runtime could be measured.
+    Raises ValueError if no runtime could be measured, and argparse's error on options for the other device.
     """
+    for name in CPU_ONLY if args.device == "cuda" else GPU_ONLY:
+        value, option = getattr(args, name), name.replace("_", "-")
+        if value is not None and value is not False:
+            raise argparse.ArgumentError(None, f"--{option} means nothing with --device {args.device}; leave it out")
     if args.device == "cuda":
         return bench_gpu.main(args, ACTIVE)
-    about = {"command": shlex.join(sys.argv), "seed": args.seed, "threads": args.threads, **machine()}
+    threads = args.threads or torch.get_num_threads()
+    about = {"command": shlex.join(sys.argv), "seed": args.seed, "threads": threads, **machine()}
     cases = []
     for width in args.widths:
         for size in args.sizes:
             active = args.active or ACTIVE[width]
-            of = partial(Task, width=width, size=size, seed=args.seed, threads=args.threads, data=args.data)
+            of = partial(Task, width=width, size=size, seed=args.seed, threads=threads, data=args.data)
             tasks = []
             for runtime in args.runtimes:
                 if runtime == "sparse":
-                    shares = [active, *((share,) * 3 for share in args.sweep)]
+                    shares = [active, *((share,) * 3 for share in args.sweep or ())]
                     tasks += [of(runtime, "masked", active=found) for found in shares]
                 tasks += [of(runtime, "anytime"), of(runtime, "one exit")]
-            cases.append(measure(tasks, args.repeats, check=args.check, memory=args.memory))
+            cases.append(measure(tasks, args.repeats, check=not args.no_check, memory=args.memory))
             if not args.json:
                 print("\n".join(table(cases[-1])), flush=True)
     report = {

@@ -12,14 +12,18 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from models.flops import Size
 from models.preprocess import MULTIPLE
+
+LIMIT_S = 300
+"""For a row, unless another is asked for."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +126,15 @@ def main(args: argparse.Namespace, shares: Mapping[str, tuple[float, ...]]) -> i
     """
     if not torch.cuda.is_available():
         raise ValueError("torch sees no GPU; benchmark with --device cpu")
+    if args.runtimes == ["openvino"]:
+        raise ValueError("openvino is measured with --device cpu; choose other --runtimes")
     folder = args.output or Path("bench-gpu")
     folder.mkdir(parents=True, exist_ok=True)
     about = {"command": shlex.join(sys.argv), "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-    print(json.dumps(about))
+    say = partial(print, file=sys.stderr if args.json else sys.stdout, flush=True)
+    say(json.dumps(about))
     rows: list[tuple[Task, Timing]] = []
-    missing: dict[str, str] = {}
+    report: dict[str, Any] = {**about, "rows": [], "left_out": {}}
     for width in args.widths:
         for height, breadth in args.sizes:
             size = (height + -height % MULTIPLE, breadth + -breadth % MULTIPLE)
@@ -135,17 +142,18 @@ def main(args: argparse.Namespace, shares: Mapping[str, tuple[float, ...]]) -> i
             first = len(rows)
             for task in tasks(width, size, active, args.runtimes, repeats=args.repeats, seed=args.seed):
                 try:
-                    timing = measured(task, args.limit)
+                    timing = measured(task, LIMIT_S if args.limit is None else args.limit)
                 except RuntimeError as error:
-                    missing[str(task)] = str(error)
-                    print(f"{task}: left out: {error}", flush=True)
+                    report["left_out"][str(task)] = str(error)
+                    say(f"{task}: left out: {error}")
                 else:
                     rows.append((task, timing))
                     off = "" if timing.error is None else f"   error {timing.error:.1e}"
-                    print(f"{task}: {'  '.join(f'{ms:.3f}' for ms in timing.ms)} ms{off}", flush=True)
-                found = [{**asdict(task), **asdict(timing)} for task, timing in rows]
-                report = {**about, "rows": found, "left_out": missing}
+                    report["rows"].append({**asdict(task), **asdict(timing)})
+                    say(f"{task}: {'  '.join(f'{ms:.3f}' for ms in timing.ms)} ms{off}")
                 (folder / "bench-gpu.json").write_text(json.dumps(report, indent=1) + "\n")
             if line := speed_up(rows[first:]):
-                print(line, flush=True)
+                say(line)
+    if args.json:
+        print(json.dumps(report))
     return 0 if rows else 1

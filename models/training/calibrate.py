@@ -18,8 +18,9 @@ from tqdm import tqdm
 from models.anytime import AnytimeModel
 from models.checkpoint import resolve
 from models.configs import ModelConfig
-from models.executors import EXECUTORS, load
+from models.executors import load
 from models.images import read_image
+from models.options import add_executor
 from models.preprocess import Box
 from models.quality import KEPT, MOVED, QUALITY_FILE, Quality, breakable, doubt, fingerprint, threshold
 from models.training.data import datasets
@@ -160,8 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", metavar="SPLIT", help="also judge the calibration by the images of this split")
     parser.add_argument("--splits", type=int, default=100, help="random halves to show coverage on (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the random halves")
-    parser.add_argument("--executor", choices=EXECUTORS, default="auto")
-    parser.add_argument("--device", default="auto")
+    add_executor(parser)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
 

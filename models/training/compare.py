@@ -6,7 +6,6 @@ Holds the command; rows are in compare_rows.py, table and figure in compare_repo
 import argparse
 import json
 import math
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +18,16 @@ from models.adpc import AdpcNet
 from models.anytime import AnytimeModel
 from models.checkpoint import WEIGHTS_FILE, load_directory, load_weights, resolve
 from models.configs import ModelConfig, config
-from models.executors import EXECUTORS, build, resolve_device
+from models.executors import build, resolve_device
+from models.options import add_executor
 from models.training import compare_report, evaluate, tasks
 from models.training.compare_rows import Row, at_inference, rows
 from models.training.data import datasets
 from models.training.data.street import Scene
+from models.training.processor import processor
 from models.training.recipe import Recipe
 from models.training.sampling import SampledExecutor, SampledNet, SampledSegmentation
-from models.training.train import CHECKPOINT, Run, setting, stream, train
+from models.training.train import CHECKPOINT, Run, at_least_1, setting, stream, train
 
 RECIPE = Path(__file__).parent / "compare.json"
 
@@ -74,7 +75,7 @@ class Conditions:
         if row.sampled:
             sampled = SampledNet(row.model)
             load_weights(sampled, directory / WEIGHTS_FILE)
-            return SampledExecutor(sampled, resolve_device(str(self.device)))
+            return SampledExecutor(sampled, str(self.device))
         return self.built(load_directory(directory), row.model)
 
     def built(self, network: AdpcNet, model: ModelConfig) -> AnytimeModel:
@@ -116,10 +117,7 @@ def scenes_of(recipe: Recipe, data: Path, split: str | None) -> list[Scene]:
 def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    return f"{processor()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,26 +132,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="train on from checkpoints; keep scores of the same step")
     parser.add_argument("--minutes", type=float, default=math.inf, help="of training, each row")
     parser.add_argument("--steps", type=float, default=math.inf, help="of training, each row")
-    parser.add_argument("--score-every", type=float, default=math.inf, metavar="STEPS", help="default: only at the end")
+    parser.add_argument(
+        "--score-every", type=at_least_1, default=math.inf, metavar="STEPS", help="default: only at the end"
+    )
     parser.add_argument("--no-training", action="store_true", help="only score what is trained")
     parser.add_argument(
         "--weights", metavar="MODEL", help="score this ADP-C model under every row's masks; no training"
     )
     parser.add_argument("--split", help="score on this folder of DIR; default: what the recipe holds out")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--executor", choices=EXECUTORS, default="auto")
+    add_executor(parser)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
 
 
 def main(args: argparse.Namespace) -> int:
+    device = torch.device(resolve_device(args.device))
     torch.set_float32_matmul_precision("high")
     if args.threads > 0:
         torch.set_num_threads(args.threads)
     every = rows(config(args.config))
     chosen = select(every, args.rows)
     recipe = Recipe.load(args.recipe).override(dict(map(setting, args.set)))
-    shared = Conditions(recipe, args.data, args.output, torch.device(args.device), args.executor, args.threads)
+    shared = Conditions(recipe, args.data, args.output, device, args.executor, args.threads)
     scenes = scenes_of(recipe, args.data, args.split)
     about = {
         "config": args.config,

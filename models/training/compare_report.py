@@ -4,6 +4,7 @@ Imports no training loop.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -134,8 +135,9 @@ class Report:
 
 
 def _values(result: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """mIoU and GMACs of every exit."""
-    return [row["miou"] for row in result["exits"]], [row["gmacs"] for row in result["exits"]]
+    """mIoU (nan where nothing is labelled) and GMACs of every exit."""
+    miou = [math.nan if row["miou"] is None else row["miou"] for row in result["exits"]]
+    return miou, [row["gmacs"] for row in result["exits"]]
 
 
 def _cells(values: Sequence[float], digits: int) -> list[str]:

@@ -31,10 +31,6 @@ class Row:
     weights: str
     sampled: bool = False
 
-    @property
-    def trained(self) -> bool:
-        return self.weights == self.name
-
 
 def rows(adpc: ModelConfig) -> tuple[Row, ...]:
     """Every row, those first that the others take weights from. `adpc`: the full method on some data set.

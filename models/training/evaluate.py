@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from models.anytime import AnytimeModel, Exit, State
 from models.checkpoint import load_directory, resolve
-from models.executors import EXECUTORS, build
+from models.executors import build
 from models.flops import GIGA
+from models.options import add_executor, add_threshold, with_threshold
 from models.postprocess import keypoints
 from models.preprocess import BOX_MARGIN, Box, person_square
 from models.training import scores
@@ -52,13 +53,13 @@ class Tally:
             if step.exit is None:
                 continue
             found = [state.exit for state in states if state.exit is not None]
-            settles = model.config.settles and step.exit < model.config.exits
+            settles = model.config.settles_after(step.exit)
             self.macs[step.exit - 1] += [exit_.macs for exit_ in found]
             self.masked[step.exit - 1] += [(1 - exit_.unsure) * settles for exit_ in found]
             self.ms[step.exit - 1].append(1000 * elapsed_s / len(states))
             yield found
 
-    def rows(self) -> list[dict[str, float]]:
+    def rows(self) -> list[dict[str, Any]]:
         """Of each exit: `gmacs` up to it and `masked`, the share of positions that it settled for the next (means),
         and `ms` up to it (median, for one image)."""
         return [
@@ -73,7 +74,8 @@ class Tally:
 
 
 def segmentation(model: AnytimeModel, scenes: Sequence[Scene]) -> dict[str, Any]:
-    """mIoU in percent of each exit's map at the images' size, from one confusion matrix over all images."""
+    """mIoU in percent of each exit's map at the images' size, from one confusion matrix over all images; None for a
+    class that is neither labelled nor found."""
     tally = Tally(model.config.exits)
     classes = model.config.outputs
     matrices = torch.zeros(model.config.exits, classes, classes, dtype=torch.float64)
@@ -87,15 +89,13 @@ def segmentation(model: AnytimeModel, scenes: Sequence[Scene]) -> dict[str, Any]
     for row, matrix in zip(rows, matrices, strict=True):
         by_class = scores.iou(matrix)
         row["miou"] = percent(by_class.nanmean())
-        row["classes"] = {  # type: ignore[assignment]
-            name: None if value.isnan() else percent(value)
-            for name, value in zip(model.config.labels, by_class, strict=True)
-        }
+        row["classes"] = dict(zip(model.config.names, map(percent, by_class), strict=True))
     return {"exits": rows, "mean": mean_of(rows, "miou")}
 
 
 def pose(model: AnytimeModel, people: Sequence[Person], flip: bool = True) -> dict[str, Any]:
-    """PCK@0.2 and PCKh@0.5 in percent of each exit. `flip`: heatmaps are averaged with those of the mirrored image.
+    """PCK@0.2 and PCKh@0.5 in percent of each exit, None where no joint can be scored. `flip`: heatmaps are averaged
+    with those of the mirrored image.
 
     Where the data set has no head boxes (LSP), the head's size is the distance from upper neck to head top, if both
     are labelled.
@@ -145,8 +145,10 @@ def unmirrored(heatmaps: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     return torch.cat([turned[:, :, :1], turned[:, :, :-1]], 2)
 
 
-def mean_of(rows: Sequence[dict[str, Any]], score: str) -> float:
-    return round(statistics.fmean(row[score] for row in rows), 2)
+def mean_of(rows: Sequence[dict[str, Any]], score: str) -> float | None:
+    """None if an exit has none."""
+    values = [row[score] for row in rows]
+    return None if None in values else round(statistics.fmean(values), 2)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -161,8 +163,8 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([head, *lines, f"mean{cells(names, {means[name]: result[name] for name in means})}"])
 
 
-def cells(names: Iterable[str], row: Mapping[str, float]) -> str:
-    return "".join(f"  {row[name]:{max(len(name), 6)}.2f}" for name in names)
+def cells(names: Iterable[str], row: Mapping[str, float | None]) -> str:
+    return "".join(f"  {scores.shown(row[name]):>{max(len(name), 6)}}" for name in names)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -172,10 +174,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", required=True, help="train, val; test of CamVid, all of LSP, trainval of MPII")
     parser.add_argument("--drive", help="only this drive of CamVid (0001TP ...) or city of Cityscapes")
-    parser.add_argument("--executor", choices=EXECUTORS, default="auto")
-    parser.add_argument("--device", default="auto")
+    add_executor(parser)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
-    parser.add_argument("--threshold", type=float, help="masking threshold instead of the model's")
+    add_threshold(parser)
     parser.add_argument("--no-masks", action="store_true", help="compute every position at every exit")
     parser.add_argument("--no-flip", action="store_true", help="pose: do not average with the mirrored image")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
@@ -183,15 +184,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     network = load_directory(resolve(args.model))
-    masking = network.config.masking
     if args.drive and network.config.task == "pose":
         raise ValueError("--drive chooses street scenes, and this is a pose model; leave it out")
-    if args.no_masks or args.threshold is not None:
-        if masking is None:
-            raise ValueError(f"{network.config.name} has no masks; leave --threshold and --no-masks out")
-        adaptivity = "training" if args.no_masks else masking.adaptivity
-        threshold = masking.threshold if args.threshold is None else args.threshold
-        network.config = replace(network.config, masking=replace(masking, threshold=threshold, adaptivity=adaptivity))
+    config = with_threshold(network.config, args.threshold)
+    if args.no_masks:
+        if config.masking is None:
+            raise ValueError(f"{config.name} has no masks; leave --no-masks out")
+        config = replace(config, masking=replace(config.masking, adaptivity="training"))
+    network.config = config
     model = build(network, args.device, args.executor, args.threads)
     if model.executor == "sparse":  # it has threads of its own; torch's would spin beside them after each scoring
         torch.set_num_threads(1)
@@ -203,5 +203,5 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError(f"no image of {args.split} in {args.data} is of drive {args.drive}")
         result = segmentation(model, scenes)
     result |= {"model": network.config.name, "split": args.split, "executor": model.executor, "device": model.device}
-    print(json.dumps(result) if args.json else table(result))
+    print(json.dumps(result, allow_nan=False) if args.json else table(result))
     return 0

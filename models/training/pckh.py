@@ -50,8 +50,9 @@ def read_predictions(path: Path) -> NDArray[np.float64]:
     return found[:, :, :2].astype(np.float64)
 
 
-def pckh(points: NDArray[np.float64], truth: mpii.Truth, share: float) -> dict[str, float]:
-    """Percent of joints found within `share` of the head's size: both means (see `scores.means`) and every column."""
+def pckh(points: NDArray[np.float64], truth: mpii.Truth, share: float) -> dict[str, float | None]:
+    """Percent of joints found within `share` of the head's size: both means (see `scores.means`) and every column; None
+    where one of its joints is never labelled."""
     if len(points) != len(truth.joints):
         raise ValueError(f"there are predictions for {len(points)} people, ground truth for {len(truth.joints)}")
     joints, head_px = torch.from_numpy(truth.joints), torch.from_numpy(truth.head_px)
@@ -79,13 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     points, truth = read_predictions(args.predictions), mpii.read_truth(args.annotations)
     rows = [pckh(points, truth, share) for share in args.within]
-    print(json.dumps({"people": len(points), "pckh": rows}) if args.json else table(rows))
+    print(json.dumps({"people": len(points), "pckh": rows}, allow_nan=False) if args.json else table(rows))
     return 0
 
 
-def table(rows: list[dict[str, float]]) -> str:
+def table(rows: list[dict[str, float | None]]) -> str:
     """`mean` counts every labelled joint once, `mean_by_joint` every kind of joint alike."""
-    lines: list[list[Any]] = [list(rows[0]), *([f"{value:.2f}" for value in row.values()] for row in rows)]
+    lines: list[list[Any]] = [list(rows[0]), *([scores.shown(value) for value in row.values()] for row in rows)]
     return "\n".join(
         "  ".join(f"{cell:>{len(name)}}" for cell, name in zip(line, rows[0], strict=True)) for line in lines
     )

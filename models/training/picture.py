@@ -4,7 +4,7 @@ Imports executors, no training loop; matplotlib only when it draws.
 """
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from models.anytime import AnytimeModel, Extra
 from models.checkpoint import load_directory, resolve
 from models.configs import ModelConfig
-from models.executors import EXECUTORS, build
+from models.executors import build
 from models.flops import GIGA
 from models.images import read_image
+from models.options import add_executor, add_threshold, with_threshold
 from models.postprocess import extra_map
 from models.preprocess import Box, Frame
 
@@ -65,7 +66,7 @@ def look(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) 
             continue
         extras: tuple[Extra, ...] = ("confidence", "exit", "unsure")
         confidence, decided, unsure = (extra_map(found, config, state.frame, extra) for extra in extras)
-        settles = config.settles and step.exit < config.exits
+        settles = config.settles_after(step.exit)
         shown.append(
             Shown(
                 index=step.exit,
@@ -167,13 +168,12 @@ def _legend(figure: "Figure", shown: list[Shown], config: ModelConfig, colours: 
     """The colours of the classes that any exit found, or of the body's parts."""
     from matplotlib.patches import Patch  # noqa: PLC0415
 
-    names = config.labels or tuple(f"output {index}" for index in range(config.outputs))
     if config.task == "segmentation":
         found = sorted(set().union(*(np.unique(exit_.prediction).tolist() for exit_ in shown)))
-        handles = [Patch(color=colours[index], label=names[index]) for index in found]
+        handles = [Patch(color=colours[index], label=config.names[index]) for index in found]
     else:
         parts: dict[tuple[float, float, float], list[str]] = {}
-        for (red, green, blue), name in zip(colours.tolist(), names, strict=True):
+        for (red, green, blue), name in zip(colours.tolist(), config.names, strict=True):
             parts.setdefault((red, green, blue), []).append(name)
         handles = [Patch(color=colour, label=", ".join(part)) for colour, part in parts.items()]
     columns = 10 if config.task == "segmentation" else 3
@@ -185,12 +185,12 @@ def _over(ground: Image3, colours: Image3) -> Image3:
 
 
 def _palette(config: ModelConfig) -> Image3:
-    """(outputs, 3); well separated hues for a model that has no colours."""
+    """(outputs, 3); well separated hues for what has no colour."""
     from matplotlib import colormaps  # noqa: PLC0415
 
-    if config.palette:
-        return np.array(config.palette) / 255
-    return np.asarray(colormaps["turbo"](np.arange(config.outputs) * 0.618 % 1))[:, :3]
+    found = np.asarray(colormaps["turbo"](np.arange(config.outputs) * 0.618 % 1))[:, :3]
+    found[: len(config.palette)] = np.array(config.palette).reshape(-1, 3) / 255
+    return found
 
 
 def _rgb(names: tuple[str, ...] | list[str]) -> Image3:
@@ -211,9 +211,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path(), metavar="DIR", help="where NAME-MODEL.png go; default: here"
     )
-    parser.add_argument("--executor", choices=EXECUTORS, default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threshold", type=float, metavar="T", help="masking threshold instead of the model's")
+    add_executor(parser)
+    add_threshold(parser)
     parser.add_argument(
         "--box", type=box, metavar="X,Y,W,H", help="the person in the images, for pose; default: all of it"
     )
@@ -221,11 +220,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     network = load_directory(resolve(args.model))
-    masking = network.config.masking
-    if args.threshold is not None:
-        if masking is None:
-            raise ValueError(f"{network.config.name} has no masks, so --threshold has no meaning; leave it out")
-        network.config = replace(network.config, masking=replace(masking, threshold=args.threshold))
+    network.config = with_threshold(network.config, args.threshold)
     if args.box is not None and network.config.task != "pose":
         raise ValueError(f"--box is for pose; {network.config.name} does segmentation: leave it out")
     model = build(network, args.device, args.executor)

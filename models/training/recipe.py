@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from models import checks
 from models.training.augment import Augmentation, Range
 
 FILE = "train.json"
+MAX_SEED = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,13 @@ class Phase:
     masks: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch < 2:
-            raise ValueError(f"{self.steps} steps of {self.batch} images; at least 0 steps of 2 images are needed")
+        checks.whole("steps", self.steps, 0)
+        checks.whole("batch", self.batch, 2)
+        checks.several("crop", self.crop, 2, checks.whole)
+        checks.several("scale", self.scale, 2, checks.above, 0)
+        checks.kind("masks", self.masks, bool)
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale goes from {self.scale[0]} to {self.scale[1]}; give the smaller one first")
         if self.crop[0] % 32 or self.crop[1] % 32:
             raise ValueError(f"the crop is {self.crop[0]}x{self.crop[1]}; both must be multiples of 32")
 
@@ -52,6 +59,22 @@ class Recipe:
     hold_out: tuple[str, ...] = ()
     init: str | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("splits", "hold_out"):
+            checks.several(name, getattr(self, name), None, checks.kind, str)
+        checks.above("learning_rate", self.learning_rate, 0)
+        checks.whole("ema_steps", self.ema_steps)
+        checks.number("weight_decay", self.weight_decay, 0)
+        checks.number("warm_up", self.warm_up, 0, 1)
+        checks.above("class_softness", self.class_softness, 1)
+        checks.whole("seed", self.seed, 0, MAX_SEED)
+        if self.init is not None:
+            checks.kind("init", self.init, str)
+        if not (self.splits and self.steps):
+            raise ValueError(
+                f"{len(self.splits)} splits are trained on for {self.steps} steps; give at least 1 of either"
+            )
 
     @property
     def steps(self) -> int:
@@ -82,9 +105,9 @@ class Recipe:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Recipe":
-        """Raises ValueError on a field that is missing or unknown."""
+        """Raises ValueError on a field that is missing, unknown or without meaning."""
         try:
-            values = {name: _tuples(value) for name, value in data.items()}
+            values = {name: checks.tuples(value) for name, value in data.items()}
             values["phases"] = tuple(Phase(**_values(phase)) for phase in data["phases"])
             values["augmentation"] = Augmentation(**_values(data.get("augmentation", {})))
             return cls(**values)
@@ -130,9 +153,5 @@ class Recipe:
         return Recipe.from_json(data)
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
 def _values(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _tuples(value) for name, value in data.items()}
+    return {name: checks.tuples(value) for name, value in data.items()}

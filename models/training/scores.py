@@ -70,8 +70,14 @@ def means(right: Tensor) -> tuple[Tensor, Tensor]:
     return right.nanmean(), right.nanmean(0).nanmean()
 
 
-def percent(value: Tensor) -> float:
-    return round(100 * float(value), 2)
+def percent(value: Tensor) -> float | None:
+    """None where nothing was scored (nan)."""
+    return None if value.isnan() else round(100 * float(value), 2)
+
+
+def shown(value: float | None) -> str:
+    """A table's cell."""
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _within(points: Tensor, joints: Tensor, size: Tensor, share: float) -> Tensor:

@@ -1,6 +1,6 @@
 """python -m models train: one screenful of loop around a task, a network and a recipe.
 
-Imports no executor: what is trained is the network with the reference meaning.
+Runs no executor: what is trained is the network with the reference meaning.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from models.adpc import AdpcNet
 from models.checkpoint import WEIGHTS_FILE, ZOO, load_weights, read_config, resolve, save_directory
 from models.configs import ModelConfig, config
+from models.executors import resolve_device
 from models.training import plot, tasks
 from models.training.fused import fuse
 from models.training.graph import Replayed, Update
@@ -75,7 +76,7 @@ class Run:
             source = resolve(recipe.init)
             theirs = read_config(source)
             other_heads = any(getattr(theirs, name) != getattr(model, name) for name in HEADS)
-            load_weights(network, source / WEIGHTS_FILE, backbone_only=other_heads, to_train=True)
+            load_weights(network, source / WEIGHTS_FILE, backbone_only=other_heads, maskless=True)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         fuse(network, device)
         decayed = [p for p in network.parameters() if p.ndim > 1]
@@ -107,12 +108,10 @@ class Run:
                 saved |= {name: group[name] for name in ("lr", "fused", "capturable")}  # of this device, not of that
             for name in PARTS:
                 getattr(self, name).load_state_dict(state[name])
+            self.losses.copy_(state["losses"])
+            self.step, self.since, self.history = state["step"], state["since"], state["history"]
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"{path} is of another network: {str(error).splitlines()[0]}") from error
-        self.step, self.history = state["step"], state["history"]
-        if "losses" in state:
-            self.losses.copy_(state["losses"])
-        self.since = state.get("since", self.step)  # checkpoints from before there were losses in them
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -228,7 +227,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a field of the recipe, e.g. phases.0.steps=1000",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; --resume goes on")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="STEPS", help="likewise")
     parser.add_argument("--score-every", type=at_least_1, default=1000, metavar="STEPS")
@@ -244,7 +243,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     torch.set_float32_matmul_precision("high")
-    device = torch.device(args.device)
+    device = torch.device(resolve_device(args.device))
     model = config(args.config)
     recipe = Recipe.load(args.recipe or ZOO / args.config / FILE).override(dict(map(setting, args.set)))
     run = Run.begin(model, recipe, device)

@@ -2,7 +2,7 @@
 // something active reads them, and which rows they have.
 #include "native.h"
 #include <math.h>
-#include <stdlib.h>
+#include <stddef.h>
 #include <algorithm>
 #include <memory>
 #include <new>

@@ -19,7 +19,6 @@ class Geometry:
         self, mask: NDArray[np.bool_] | None, size: tuple[int, int], makers: "Geometries", *, everywhere: bool
     ) -> None:
         self.mask = None if mask is None else np.ascontiguousarray(mask)
-        self.everywhere = everywhere or mask is None
         data = None if self.mask is None else self.mask.ctypes.data
         self.native = library().geometry_create(
             data, *size, makers.window, makers.classes.ctypes.data, makers.prices, everywhere

@@ -108,7 +108,8 @@ def library() -> ctypes.CDLL:
         raise OSError("the native kernels are not built; install a C++17 compiler, then run `make native`")
     lib = ctypes.CDLL(spec.origin)
     now = digest(Path(__file__).parent)
-    if now and _built_from(lib) != now:
+    lib.sources.restype = ctypes.c_char_p
+    if now and lib.sources() != now.encode():
         raise OSError("the native kernels were built from other sources than these; run `make native`")
     for name, result, arguments in (
         (
@@ -139,13 +140,3 @@ def library() -> ctypes.CDLL:
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
     return lib
-
-
-def _built_from(lib: ctypes.CDLL) -> str:
-    """The digest of its sources; "" of a library from before it knew."""
-    try:
-        sources = lib.sources
-    except AttributeError:
-        return ""
-    sources.restype = ctypes.c_char_p
-    return bytes(sources()).decode()

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from models.adpc import AdpcNet
+from models.anytime import Step
 from models.executors.native.library import ACTIVE, NEEDED, PIXELS
 from models.executors.native.ops import (
     Convolution,
@@ -49,14 +50,14 @@ class Lowering:
         self.config = network.config
         self.scores = Matrix(FINEST, self.config.outputs, "positions")
 
-    def step(self, name: str) -> Lowered:
-        if name == "stem":
+    def step(self, step: Step) -> Lowered:
+        if step.name == "stem":
             return self._stem()
-        if name == "layer1":
+        if step.name == "layer1":
             return self._layer1()
-        if name.startswith("stage"):
-            return self._module(int(name[5]), int(name[7:]))
-        return self._exit(int(name[4:]))
+        if step.module is not None:
+            return self._module(*step.module)
+        return self._exit(int(step.name.removeprefix("exit")))
 
     def _stem(self) -> Lowered:
         network = self.network

@@ -1,11 +1,9 @@
 // Runs programs: a persistent pool of threads, blocks of rows handed out one by one, a meeting after each pass.
 #include "native.h"
-#include <stdlib.h>
 #include <string.h>
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
-#include <memory>
 #include <mutex>
 #include <new>
 #include <thread>

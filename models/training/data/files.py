@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+THREADS = 16
+"""That decode."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,7 +62,7 @@ def read_mat(path: Path, *names: str) -> list[NDArray[Any]]:
     return [np.asarray(held[name]) for name in names]
 
 
-def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], threads: int = 16) -> list[Result]:
+def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """`function` of every item, in order. Decoders leave the interpreter's lock, so threads help."""
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(function, items))

@@ -11,32 +11,32 @@ from numpy.typing import NDArray
 from models.training.data.files import images_in, read_mat
 from models.training.data.people import Person, joints_box
 
-TRAIN = 6000
-"""Of lspet's 7,000 images, the first 6,000 are for training and the last 1,000 for validation."""
-VAL = 1000
+SPLITS = {"train": slice(0, 6000), "val": slice(6000, 7000), "all": slice(None)}
+"""By the place in joints.mat: of lspet's 7,000 people, the first 6,000 are for training, the last 1,000 for scoring."""
 _TO_MPII = (0, 1, 2, 3, 4, 5, -1, -1, 12, 13, 6, 7, 8, 9, 10, 11)
 _MIDPOINTS = {6: (2, 3), 7: (12, 13)}  # pelvis and thorax, between hips and shoulders
 
 
 def read(directory: Path, split: str) -> list[Person]:
-    """`split`: `train` (the first 6,000), `val` (the last 1,000) or `all`.
+    """`split`: one of `SPLITS`. The box is the smallest around the labelled joints.
 
-    The box is the smallest around the labelled joints. Raises ValueError on another split or a `joints.mat` that does
-    not fit the images.
+    Raises ValueError on another split or one that nobody is in, and where an image of `joints.mat` is missing.
     """
+    if split not in SPLITS:
+        raise ValueError(f"there is no split {split!r} of LSP; choose {', '.join(SPLITS)}")
     paths = images_in(directory / "images")
     labels = read_mat(directory / "joints.mat", "joints")[0].astype(np.float32)
     if labels.shape != (14, 3, len(paths)):
-        raise ValueError(f"joints.mat holds {labels.shape}; for {len(paths)} images it must be (14, 3, {len(paths)})")
-    people = [_person(path, to_mpii(labels[:, :, index])) for index, path in enumerate(paths)]
-    match split:
-        case "train":
-            return people[:TRAIN]
-        case "val":
-            return people[-VAL:]
-        case "all":
-            return people
-    raise ValueError(f"there is no split {split!r} of LSP; choose train, val or all")
+        raise ValueError(
+            f"joints.mat holds {labels.shape}; for the {len(paths)} images of {directory / 'images'} it must be "
+            f"(14, 3, {len(paths)}): put in or leave out what is of one alone"
+        )
+    chosen = range(len(paths))[SPLITS[split]]
+    if not chosen:
+        raise ValueError(
+            f"{directory} has {len(paths)} people, none of {split}, which begins at {SPLITS[split].start}; use all"
+        )
+    return [_person(paths[index], to_mpii(labels[:, :, index])) for index in chosen]
 
 
 def _person(path: Path, joints: NDArray[np.float32]) -> Person:
