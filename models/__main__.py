@@ -19,7 +19,7 @@ COMMANDS = {
     "picture": ("models.training.picture", "a picture of every exit: prediction, confidence, positions settled"),
     "pckh": ("models.training.pckh", "PCKh of a file of predictions on MPII"),
     "compare": ("models.training.compare", "the paper's comparisons: train, score, tabulate and plot every row"),
-    "bench": ("models.training.bench", "seconds to every exit, side by side with other runtimes"),
+    "bench": ("models.training.bench.command", "seconds to every exit, side by side with other runtimes"),
 }
 
 

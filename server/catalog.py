@@ -31,12 +31,6 @@ class ServedModel:
         """RGB of every class or joint."""
         return palette_bytes(self.config.palette, self.config.outputs)
 
-    @property
-    def labels(self) -> list[str]:
-        """Names of the classes or joints; a number where the configuration names none."""
-        names = self.config.labels
-        return [names[index] if index < len(names) else str(index) for index in range(self.config.outputs)]
-
     def layout(self, height: int, width: int, *, extra: bool) -> Layout:
         joints = self.config.outputs if self.config.task == "pose" else 0
         return Layout(height, width, self.config.exits, joints, extra)

@@ -127,8 +127,12 @@ def describe_labels(model: ServedModel) -> dict[str, Any]:
     colours = list(model.palette)
     palette = [colours[index : index + 3] for index in range(0, len(colours), 3)]
     if model.config.task == "pose":
-        return {"joints": model.labels, "palette": palette, "skeleton": [list(limb) for limb in model.config.skeleton]}
-    return {"classes": model.labels, "palette": palette}
+        return {
+            "joints": list(model.config.names),
+            "palette": palette,
+            "skeleton": [list(limb) for limb in model.config.skeleton],
+        }
+    return {"classes": list(model.config.names), "palette": palette}
 
 
 def describe_model(model: ServedModel, facts: ModelFacts | None) -> dict[str, Any]:

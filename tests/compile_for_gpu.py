@@ -23,9 +23,9 @@ from triton.runtime.jit import JITFunction
 
 from models.adpc import AdpcNet
 from models.configs import config
-from models.executors import triton_pass
+from models.executors.gpu import passes
+from models.executors.gpu.layers import Layer, tiles
 from models.executors.triton import TritonExecutor
-from models.executors.triton_layers import Layer, tiles
 from models.preprocess import Frame
 from models.training import fused_gpu
 
@@ -52,7 +52,7 @@ class Absent:
 
 compiled: dict[str, dict[str, Any]] = {}
 """By hash."""
-launch, convolve = JITFunction.run, triton_pass.convolve
+launch, convolve = JITFunction.run, passes.convolve
 
 
 def compile_only(self: JITFunction, *args: object, grid: object, warmup: bool, **options: object) -> object:
@@ -102,7 +102,7 @@ if __name__ == "__main__":
     driver.set_active(Absent(int(sys.argv[1])))
     JITFunction.run = compile_only
     if sys.argv[2:]:
-        triton_pass.convolve = with_every_tile
+        passes.convolve = with_every_tile
         serving(AdpcNet(config(f"adpc-{sys.argv[2]}-cityscapes")).eval(), 512, 1024)
     else:
         serving(tiny.network(tiny.SEGMENTATION), 64, 96)

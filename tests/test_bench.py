@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from models.anytime import largest, score_difference
-from models.training import bench, runtimes
+from models.training.bench import command, runtimes
 from models.training.data import scenes
 
 
@@ -35,7 +35,7 @@ def test_masks_at_the_ends(share: float, expected: float) -> None:
 
 def arguments(**changes: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
+    command.add_arguments(parser)
     args = parser.parse_args(["--widths", "w18", "--sizes", "32x64", "--repeats", "1", "--threads", "1"])
     for name, value in changes.items():
         setattr(args, name, value)
@@ -44,7 +44,7 @@ def arguments(**changes: object) -> argparse.Namespace:
 
 def test_everything_is_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = arguments(runtimes=["sparse", "torch", "onnxruntime"], sweep=(0.5,), output=tmp_path)
-    assert bench.main(args) == 0
+    assert command.main(args) == 0
     report = json.loads((tmp_path / "bench.json").read_text())
     kinds = [(row["task"]["runtime"], row["task"]["kind"], len(row["seconds"])) for row in report["rows"]]
     assert kinds == [
@@ -67,12 +67,12 @@ def test_a_runtime_that_is_missing_or_dies_is_left_out(
 ) -> None:
     (tmp_path / "openvino.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
-    assert bench.main(arguments(runtimes=["sparse", "openvino"], no_check=True, json=True)) == 0
+    assert command.main(arguments(runtimes=["sparse", "openvino"], no_check=True, json=True)) == 0
     captured = capsys.readouterr()
     assert "left out: openvino" in captured.err and why in captured.err
     assert {row["task"]["runtime"] for row in json.loads(captured.out)["rows"]} == {"sparse"}
     with pytest.raises(ValueError, match="choose others with --runtimes"):
-        bench.main(arguments(runtimes=["openvino"]))
+        command.main(arguments(runtimes=["openvino"]))
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_scores_that_are_wrong_or_no_numbers_are_found(differences: list[float],
     expected = torch.tensor([-2.0, 1.0])
     found = [score_difference(expected + 2 * off, expected) for off in differences]
     assert found == pytest.approx(differences, rel=0.2, nan_ok=True)
-    row = bench.Row(runtimes.Task("sparse", "anytime", "w18", (32, 64)), difference=largest(found))
-    assert bench.wrong(row) is wrong
+    row = command.Row(runtimes.Task("sparse", "anytime", "w18", (32, 64)), difference=largest(found))
+    assert command.wrong(row) is wrong
 
 
 def test_masks_of_label_maps(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 from test_bench import arguments
 
 from models.__main__ import main
-from models.training import bench_gpu
-from models.training.bench_gpu import Task, Timing, measured
+from models.training.bench import gpu
+from models.training.bench.gpu import Task, Timing, measured
 
 TASK = Task("torch", "hrnet-w18-cityscapes", (32, 64))
 
@@ -61,8 +61,8 @@ def test_rows_are_written_as_they_come_and_those_left_out_named(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "none")
-    monkeypatch.setattr(bench_gpu, "measured", some)
-    assert bench_gpu.main(arguments(output=tmp_path), {"w18": (0.8, 0.6, 0.4)}) == 0
+    monkeypatch.setattr(gpu, "measured", some)
+    assert gpu.main(arguments(output=tmp_path), {"w18": (0.8, 0.6, 0.4)}) == 0
     report = json.loads((tmp_path / "bench-gpu.json").read_text())
     found = [(row["runtime"], row["network"].split("-")[0], row["active"]) for row in report["rows"]]
     assert found == [
@@ -72,10 +72,10 @@ def test_rows_are_written_as_they_come_and_those_left_out_named(
     assert list(report["left_out"].values()) == ["its process ended with status -9"]
     printed = capsys.readouterr().out
     assert "1.67x faster under masks than the fastest one-exit network (triton)" in printed
-    assert bench_gpu.main(arguments(output=tmp_path, json=True), {"w18": (0.8, 0.6, 0.4)}) == 0
+    assert gpu.main(arguments(output=tmp_path, json=True), {"w18": (0.8, 0.6, 0.4)}) == 0
     assert json.loads(capsys.readouterr().out) == report
     with pytest.raises(ValueError, match="openvino is measured with --device cpu"):
-        bench_gpu.main(arguments(runtimes=["openvino"]), {})
+        gpu.main(arguments(runtimes=["openvino"]), {})
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_options_for_the_other_device_are_refused(
 
 def test_without_a_gpu_it_says_so() -> None:
     with pytest.raises(ValueError, match="--device cpu"):
-        bench_gpu.main(arguments(), {})
+        gpu.main(arguments(), {})

@@ -23,12 +23,12 @@ from models.preprocess import Frame
 
 # Where a tile is not full, it multiplies memory that nobody has written, and throws the result away.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
-MODULES = [f"models.executors.triton{part}" for part in ("_layers", "_pass", "_choices", "_plan", "")]
+MODULES = [f"models.executors.{name}" for name in ("gpu.layers", "gpu.passes", "gpu.choices", "gpu.plan", "triton")]
 
 
 @pytest.fixture(scope="module")
 def gpu() -> Iterator[dict[str, ModuleType]]:
-    """The executor's modules, by what follows `triton` in their names; their kernels are interpreted."""
+    """The executor's modules, by the last part of their names; their kernels are interpreted."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is published for Linux only")
     if "triton" in sys.modules and not sys.modules["triton"].knobs.runtime.interpret:
@@ -39,7 +39,7 @@ def gpu() -> Iterator[dict[str, ModuleType]]:
         # Checking every sum of integers for overflow takes half of the time.
         options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
         patch.setattr(interpreter.interpreter_builder, "options", options)
-        yield {name.rpartition("triton")[2]: importlib.import_module(name) for name in MODULES}
+        yield {name.rpartition(".")[2]: importlib.import_module(name) for name in MODULES}
 
 
 def network(config: ModelConfig = tiny.SEGMENTATION) -> AdpcNet:
@@ -92,14 +92,14 @@ def inputs(*shape: int, seed: int = 0) -> torch.Tensor:
     ids=["segmentation", "pose", "random", "empty", "full", "one"],
 )
 def test_networks_equal_the_reference(gpu: dict[str, ModuleType], config: ModelConfig) -> None:
-    ours = gpu[""].TritonExecutor(network(config), "cpu", torch.float32)
+    ours = gpu["triton"].TritonExecutor(network(config), "cpu", torch.float32)
     same(ours, ReferenceExecutor(network(config)), inputs(1, 3, 32, 32))
 
 
 def test_batches_in_half_precision(gpu: dict[str, ModuleType]) -> None:
     config = replace(tiny.SEGMENTATION, masking=Masking("random", 0.4))
     batch = inputs(2, 3, 32, 64)
-    halves = exits(gpu[""].TritonExecutor(network(config), "cpu", torch.float16), batch)
+    halves = exits(gpu["triton"].TritonExecutor(network(config), "cpu", torch.float16), batch)
     for ours, theirs in zip(halves, exits(ReferenceExecutor(network(config)), batch), strict=True):
         for half, full in zip(ours, theirs, strict=True):
             torch.testing.assert_close(half.scores, full.scores, rtol=0, atol=0.03 * float(full.scores.abs().max()))
@@ -108,9 +108,9 @@ def test_batches_in_half_precision(gpu: dict[str, ModuleType]) -> None:
 def test_layers_that_are_faster_dense_give_the_same(
     gpu: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu["_pass"], "name", lambda layer, x: "any")
-    monkeypatch.setattr(gpu[""].Plan, "dense", lambda plan, index, share: frozenset({"any"}))
-    ours = gpu[""].TritonExecutor(network(), "cpu", torch.float32)
+    monkeypatch.setattr(gpu["passes"], "name", lambda layer, x: "any")
+    monkeypatch.setattr(gpu["triton"].Plan, "dense", lambda plan, index, share: frozenset({"any"}))
+    ours = gpu["triton"].TritonExecutor(network(), "cpu", torch.float32)
     same(ours, ReferenceExecutor(network()), inputs(1, 3, 32, 32))
 
 
@@ -119,11 +119,11 @@ def test_recorded_steps_of_interleaved_requests(gpu: dict[str, ModuleType], monk
     from paper_graphs import PaperGraphs  # noqa: PLC0415 - after Triton
 
     def choice(layer: Any, shape: torch.Size, *_: object) -> Any:
-        return gpu["_choices"].Choice(gpu["_layers"].tiles(layer, 64)[0], layer.weight.shape[0] % 3 * 0.3 + 0.3)
+        return gpu["choices"].Choice(gpu["layers"].tiles(layer, 64)[0], layer.weight.shape[0] % 3 * 0.3 + 0.3)
 
-    monkeypatch.setattr(gpu["_plan"], "choose", choice)
+    monkeypatch.setattr(gpu["plan"], "choose", choice)
     graphs = PaperGraphs(monkeypatch)
-    model = gpu[""].TritonExecutor(network(), "cpu", torch.float32, lambda: graphs)
+    model = gpu["triton"].TritonExecutor(network(), "cpu", torch.float32, lambda: graphs)
     both = inputs(2, 3, 32, 32)
     first, second = (model.start(one[None], Frame(32, 32)) for one in both)
     expected = exits(ReferenceExecutor(network()), both)
@@ -138,7 +138,7 @@ def test_recorded_steps_of_interleaved_requests(gpu: dict[str, ModuleType], monk
 
 
 def test_requests_make_room_for_each_other(gpu: dict[str, ModuleType]) -> None:
-    model = gpu[""].TritonExecutor(network(), "cpu", torch.float32)
+    model = gpu["triton"].TritonExecutor(network(), "cpu", torch.float32)
     both = inputs(2, 3, 32, 32)
     first, second = (model.start(one[None], Frame(32, 32)) for one in both)
     third = model.start(both[:1], Frame(32, 32))
@@ -172,8 +172,8 @@ def test_a_convolution_at_any_share(
                 torch.randn(parameter.shape, generator=generator) * 0.3 if parameter.ndim else torch.tensor(0.7)
             )
         expected = F.relu(conv(x, Masks(mask))).permute(0, 2, 3, 1)
-    work_on: Any = gpu["_pass"]
-    layer = gpu["_layers"].fold(conv, None, True, torch.float32)
+    work_on: Any = gpu["passes"]
+    layer = gpu["layers"].fold(conv, None, True, torch.float32)
     rows, counts = work_on.empty_rows(mask[:, 0].to(torch.uint8))
     work = work_on.Pass(rows, 16)
     crop = torch.tensor([[16, 5], [3, 8]], dtype=torch.int32)
@@ -188,7 +188,7 @@ def test_a_convolution_at_any_share(
 def test_needed_rows_are_all_that_a_later_layer_can_read(gpu: dict[str, ModuleType]) -> None:
     mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
     mask[0, 13, 21] = mask[0, 0, 0] = 1
-    work_on: Any = gpu["_pass"]
+    work_on: Any = gpu["passes"]
     rows, counts = work_on.empty_rows(mask)
     crop = torch.zeros(1, 2, dtype=torch.int32)
     work_on.list_rows(work_on.Pass(rows, 32), counts, crop, 1, everywhere=False)

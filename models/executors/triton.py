@@ -14,10 +14,10 @@ from torch import Tensor
 
 from models.adpc import AdpcNet
 from models.anytime import Exit, ExitMap, Extra, State, check_batch
-from models.executors.triton_choices import Choice
-from models.executors.triton_graphs import CudaGraphs, Recorder
-from models.executors.triton_network import TritonNetwork
-from models.executors.triton_plan import Plan, Saved, TritonState
+from models.executors.gpu.choices import Choice
+from models.executors.gpu.graphs import CudaGraphs, Recorder
+from models.executors.gpu.network import TritonNetwork
+from models.executors.gpu.plan import Plan, Saved, TritonState
 from models.flops import Size, costs
 from models.postprocess import render
 from models.preprocess import Box, Frame, check_input, prepare, seen

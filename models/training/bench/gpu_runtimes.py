@@ -21,7 +21,7 @@ from models.executors.reference import ReferenceExecutor
 from models.executors.triton import TritonExecutor
 from models.flops import Size
 from models.preprocess import STRIDE, Frame
-from models.training.bench_gpu import Task, Timing
+from models.training.bench.gpu import Task, Timing
 from models.training.data import scenes
 
 COMPILE_MODE = "max-autotune"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from models.executors.triton_graphs import capture
-from models.executors.triton_layers import Layer, Tile, tiles
-from models.executors.triton_pass import Pass, Rows, list_rows, name
+from models.executors.gpu.graphs import capture
+from models.executors.gpu.layers import Layer, Tile, tiles
+from models.executors.gpu.passes import Pass, Rows, list_rows, name
 
 
 @dataclass(frozen=True)

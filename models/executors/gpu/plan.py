@@ -16,11 +16,11 @@ from torch import Tensor
 from models.anytime import State, Step
 from models.confidence import active
 from models.configs import UNSURE, Masking
-from models.executors.triton_choices import Choice, choose
-from models.executors.triton_graphs import Recorder, Replay
-from models.executors.triton_layers import IMAGE_CHANNELS, Layer, padded
-from models.executors.triton_network import Branches, TritonNetwork
-from models.executors.triton_pass import LEVELS, SETTLED_BY, Pass, empty_rows, list_rows, settle
+from models.executors.gpu.choices import Choice, choose
+from models.executors.gpu.graphs import Recorder, Replay
+from models.executors.gpu.layers import IMAGE_CHANNELS, Layer, padded
+from models.executors.gpu.network import Branches, TritonNetwork
+from models.executors.gpu.passes import LEVELS, SETTLED_BY, Pass, empty_rows, list_rows, settle
 from models.flops import Size
 from models.preprocess import STRIDE
 

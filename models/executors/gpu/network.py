@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from models.adpc import AdpcNet
 from models.anytime import Step
 from models.configs import ModelConfig
-from models.executors.triton_layers import Layer, fold, padded
-from models.executors.triton_pass import Pass
+from models.executors.gpu.layers import Layer, fold, padded
+from models.executors.gpu.passes import Pass
 from models.hrnet import BasicBlock, Bottleneck, HighResolutionModule
 
 Branches = tuple[Tensor, ...]

@@ -56,7 +56,7 @@ class Timing:
 
 def measure(task: Task) -> Timing:
     """In this process, which from then on has Triton and a GPU's context."""
-    timing: Timing = importlib.import_module("models.training.runtimes_gpu").measure(task)
+    timing: Timing = importlib.import_module("models.training.bench.gpu_runtimes").measure(task)
     return timing
 
 

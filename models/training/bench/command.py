@@ -31,9 +31,9 @@ from models.configs import config
 from models.executors.native.programs import Isa
 from models.executors.onnx import TOLERANCE
 from models.flops import Size, gmacs, parse_shares, parse_size
-from models.training import bench_gpu
+from models.training.bench import gpu
+from models.training.bench.runtimes import RUNTIMES, Task, expected, load, peak, timed
 from models.training.processor import processor
-from models.training.runtimes import RUNTIMES, Task, expected, load, peak, timed
 
 ACTIVE = {"w18": (0.837, 0.741, 0.523), "w48": (0.807, 0.616, 0.370)}
 """Shares that give the multiply-adds of the paper's tables 1 and 3."""
@@ -200,8 +200,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cpu.add_argument("--threads", type=int, help="default: torch's")
     cpu.add_argument("--memory", action="store_true", help="also the peak memory of each, in a process of its own")
     cpu.add_argument("--no-check", action="store_true", help="do not compare with the reference")
-    gpu = parser.add_argument_group("on a GPU")
-    gpu.add_argument("--limit", type=float, metavar="S", help=f"seconds for each row; default: {bench_gpu.LIMIT_S}")
+    on_gpu = parser.add_argument_group("on a GPU")
+    on_gpu.add_argument("--limit", type=float, metavar="S", help=f"seconds for each row; default: {gpu.LIMIT_S}")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -214,7 +214,7 @@ def main(args: argparse.Namespace) -> int:
         if value is not None and value is not False:
             raise argparse.ArgumentError(None, f"--{option} means nothing with --device {args.device}; leave it out")
     if args.device == "cuda":
-        return bench_gpu.main(args, ACTIVE)
+        return gpu.main(args, ACTIVE)
     threads = args.threads or torch.get_num_threads()
     about = {"command": shlex.join(sys.argv), "seed": args.seed, "threads": threads, **machine()}
     cases = []

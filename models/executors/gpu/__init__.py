@@ -1,0 +1,1 @@
+"""What the `triton` executor runs: Triton kernels, the network lowered to them, and CUDA graphs of its steps."""
