@@ -5,7 +5,7 @@ Holds no network and no executor, and imports neither.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -112,6 +112,14 @@ class AnytimeModel(Protocol):
         `extra` adds `confidence` (0..255 for 0..1; scores for pose are clipped to that), `exit` (which exit decided
         the pixel) or `unsure` (1 where the next exit would compute). Raises ValueError if no exit is finished.
         """
+
+
+@runtime_checkable
+class Overridable(AnytimeModel, Protocol):
+    """A model whose masks can be given."""
+
+    def override(self, state: State, positions: Tensor) -> None:
+        """Replace the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`."""
 
 
 Own = TypeVar("Own", bound=State)

@@ -93,6 +93,12 @@ class Costs:
         if len(shapes) > self.SHAPES:
             del shapes[next(iter(shapes))]  # the one that was not seen for longest
 
+    def observe_cut(self, model: str, shape: Shape, exit_index: int, stage_s: float) -> None:
+        """That stage was left after `stage_s`, unfinished. If it takes longer than it was known to, that is learnt: else
+        a stage that never fits would be begun again and again."""
+        if 0 < self._stage_s(model, shape, exit_index) < stage_s:
+            self.observe(model, shape, exit_index, stage_s)
+
     def judge(self, model: str, shape: Shape, exit_index: int, seconds: float) -> None:
         """A job that came to exit `exit_index` took `seconds` of computation until there."""
         typical_s = self.typical_s(model, shape, exit_index)

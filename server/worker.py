@@ -131,8 +131,10 @@ class Worker:
 
     def _end(self, key: int, stop: Stop, error: str | None = None) -> None:
         job = self._jobs.pop(key)
-        if job.task.exit:
-            self._scheduler.costs.judge(job.command.model, job.task.shape, job.task.exit, job.until_exit_s)
+        costs, model, shape, reached = self._scheduler.costs, job.command.model, job.task.shape, job.task.exit
+        if reached:
+            costs.judge(model, shape, reached, job.until_exit_s)
+        costs.observe_cut(model, shape, reached + 1, job.stage_s)
         self._say(Ended(key, stop, error=error))
 
     def _step(self, job: Running) -> None:

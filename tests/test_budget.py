@@ -96,3 +96,23 @@ def test_the_safe_estimate_recovers_without_deep_exits_being_run() -> None:
         costs.judge("model", SHAPE, 1, 0.01)
     assert slow_s > 0.03
     assert costs.safe_s("model", SHAPE, 2) == pytest.approx(0.02 * Costs.SLOW_LEAST + Costs.SPARE_S)
+
+
+def test_a_stage_that_is_cut_at_the_deadline_is_soon_not_begun() -> None:
+    costs = Costs()
+    for exit_index in (1, 2):
+        costs.observe("a", SHAPE, exit_index, 0.01)
+    left_s = 0.03  # of the deadline, after exit 1; the second stage takes longer than was known
+    for _ in range(5):
+        if costs.safe_s("a", SHAPE, 2) - costs.typical_s("a", SHAPE, 1) <= left_s:
+            costs.observe_cut("a", SHAPE, 2, left_s)
+    assert costs.safe_s("a", SHAPE, 2) - costs.typical_s("a", SHAPE, 1) > left_s
+
+
+def test_a_stage_that_is_cut_early_or_of_which_nothing_is_known_teaches_nothing() -> None:
+    costs = Costs()
+    costs.observe_cut("a", SHAPE, 1, 0.5)
+    assert costs.typical_s("a", SHAPE, 1) == 0
+    costs.observe("a", SHAPE, 1, 0.01)
+    costs.observe_cut("a", SHAPE, 1, 0.005)
+    assert costs.typical_s("a", SHAPE, 1) == 0.01

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from models.anytime import Exit, ExitMap, Step
 from models.checkpoint import save_directory
+from models.executors.reference import ReferenceExecutor
 from models.preprocess import Frame
 from models.quality import Quality, fingerprint
 from server.budget import Costs
-from server.loading import Loaded, facts, input_shape, load_quality, warm_up
+from server.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, input_shape, load_quality, warm_up
 from server.messages import Broken, Cancel, Ended, Event, Exited, Layout, Move, Stop, Submit
 from server.scheduler import Scheduler
 from server.worker import Worker
@@ -34,6 +35,7 @@ class FakeState:
     next_step: int = 0
     exit: Exit | None = None
     frame: Frame = field(default_factory=lambda: Frame(3, 4))
+    shape: tuple[int, int] = (64, 96)
 
 
 @dataclass
@@ -211,6 +213,15 @@ def test_warming_up_learns_what_exits_cost() -> None:
     told = facts("fake", Loaded(model), costs)  # type: ignore[arg-type]
     assert len(told.seconds) == len(told.macs) == 4 and not told.calibrated
     assert list(told.seconds) == sorted(told.seconds) and list(told.macs) == sorted(told.macs)
+
+
+def test_warming_up_is_under_masks_such_as_pictures_leave() -> None:
+    """Whatever the network makes of the noise that it is shown."""
+    model = ReferenceExecutor(tiny.network())
+    given: list[float] = []
+    model.override = lambda state, positions: given.append(float(positions.float().mean()))  # type: ignore[method-assign]
+    warm_up("tiny", model, Costs(), None)
+    assert given == pytest.approx(WARM_UP_SHARES * WARM_UP_RUNS, abs=0.01)
 
 
 def test_a_worker_that_follows_another_takes_over_what_is_known() -> None:

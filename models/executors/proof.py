@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import IO, Protocol
+from typing import IO
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.anytime import AnytimeModel, State, largest, score_difference
+from models.anytime import Overridable, State, largest, score_difference
 from models.flops import Size
 from models.preprocess import STRIDE, Frame, pad
 
@@ -35,12 +35,6 @@ LIMIT_S = 600.0
 SHARES = ((0.8, 0.6, 0.35), (0.3, 0.1, 0.02))
 """Active after each exit in the two requests that are interleaved; the first are the paper's means, which are timed."""
 REPEATS = 5
-
-
-class Overridable(AnytimeModel, Protocol):
-    """A model whose masks can be given."""
-
-    def override(self, state: State, positions: Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -107,16 +101,19 @@ def _last_line(file: IO[str]) -> str:
 def measure(faster: Overridable, reference: Overridable, size: Size, repeats: int = REPEATS) -> Findings:
     """Both on noise of `size`, under the same masks."""
     images = [pad(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed))) for seed in (0, 1)]
-    masks = [_masks(image, shares, seed) for seed, (image, shares) in enumerate(zip(images, SHARES, strict=True))]
+    masks = [
+        blobs(image.shape[-2:], shares, seed) for seed, (image, shares) in enumerate(zip(images, SHARES, strict=True))
+    ]
     # What was recorded with the first requests must serve later ones.
     rounds = [_differences(faster, reference, images, masks) for _ in range(2)]
     times = [_seconds(model, images[0], masks[0], repeats) for model in (faster, reference)]
     return Findings(tuple(torch.stack(rounds).amax(0).tolist()), *times)
 
 
-def _masks(image: Tensor, shares: Sequence[float], seed: int) -> list[Tensor]:
-    """Blobs, bool (h, w), each within the one before, of which `shares` are active."""
-    height, width = (side // STRIDE for side in image.shape[-2:])
+def blobs(size: Size, shares: Sequence[float], seed: int) -> list[Tensor]:
+    """Masks for an input of `size` (H, W): bool (H / 4, W / 4), each within the one before, of which `shares` are
+    active."""
+    height, width = (side // STRIDE for side in size)
     noise = torch.rand(1, 1, height // 8 + 2, width // 8 + 2, generator=torch.Generator().manual_seed(seed))
     hills = F.interpolate(noise, size=(height, width), mode="bicubic")[0, 0]
     order = hills.flatten().argsort(descending=True)
