@@ -94,8 +94,8 @@ class Costs:
             del shapes[next(iter(shapes))]  # the one that was not seen for longest
 
     def observe_cut(self, model: str, shape: Shape, exit_index: int, stage_s: float) -> None:
-        """That stage was left after `stage_s`, unfinished. If it takes longer than it was known to, that is learnt: else
-        a stage that never fits would be begun again and again."""
+        """That stage was left unfinished after `stage_s`. If that is longer than it was known to take, it is learnt:
+        else a stage that never fits would be begun again and again."""
         if 0 < self._stage_s(model, shape, exit_index) < stage_s:
             self.observe(model, shape, exit_index, stage_s)
 

@@ -102,7 +102,8 @@ def measure(faster: Overridable, reference: Overridable, size: Size, repeats: in
     """Both on noise of `size`, under the same masks."""
     images = [pad(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed))) for seed in (0, 1)]
     masks = [
-        blobs(image.shape[-2:], shares, seed) for seed, (image, shares) in enumerate(zip(images, SHARES, strict=True))
+        blobs((image.shape[2], image.shape[3]), shares, seed)
+        for seed, (image, shares) in enumerate(zip(images, SHARES, strict=True))
     ]
     # What was recorded with the first requests must serve later ones.
     rounds = [_differences(faster, reference, images, masks) for _ in range(2)]
