@@ -156,8 +156,8 @@ Command = Submit | Cancel | Move
 class ModelFacts:
     """What a worker knows of a loaded model. `macs`, `seconds`: cumulative at every exit, at the configured size.
 
-    `macs` are of the dense network; `seconds` were measured while warming up, under masks. `calibrated`: `quality` may be asked for.
-    `executor` runs it, for this `reason`, empty where there was no choice.
+    `macs` are of the dense network; `seconds` were measured while warming up, under masks. `calibrated`: `quality`
+    may be asked for. `executor` runs it, for this `reason`, empty where there was no choice.
     """
 
     macs: tuple[float, ...]

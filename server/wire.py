@@ -137,7 +137,8 @@ def describe_labels(model: ServedModel) -> dict[str, Any]:
 
 def describe_model(model: ServedModel, facts: ModelFacts | None) -> dict[str, Any]:
     """What `GET /v1/models/{name}` says. `gmacs` of the dense network, and `seconds` as measured at the start under
-    masks such as pictures leave, are cumulative at `size`; `quality`: whether the model is calibrated for it. All three are null until the worker is ready."""
+    masks such as pictures leave, are cumulative at `size`; `quality`: whether the model is calibrated for it. All three
+    are null until the worker is ready."""
     exits = [
         {
             "exit": index + 1,
