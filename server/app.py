@@ -96,7 +96,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
     headers = dict(error.headers or {})
     if error.status_code == 405:  # of one path's routes, the framework names but the first one's
-        headers["Allow"] = ", ".join(sorted(_methods(request)))
+        headers["Allow"] = ", ".join(sorted(_methods(request))) or headers.get("Allow", "")
     sentence = {
         404: f"there is nothing at {request.url.path[:200]}; GET /docs lists what there is",
         405: f"{request.method} is not for {request.url.path[:200]}; use {headers.get('Allow')}",

@@ -247,7 +247,7 @@ class Engine:
             layout = job.order.layout
             dense = self.known[name].macs[-1] * job.order.model.area_ratio(layout.height, layout.width)
             self._metrics.macs_saved.labels(name).inc(max(0.0, dense - job.macs))  # exits after the answer cost too
-        self.finish(job, ended.stop, _error(ended))
+        self.finish(job, ended.stop, _error(ended, job.order.required))
         self.free(job)
 
     def _lost(self) -> None:
@@ -266,11 +266,11 @@ class Engine:
             self.free(job)
 
 
-def _error(ended: Ended) -> ServerError | None:
+def _error(ended: Ended, required: int) -> ServerError | None:
     if ended.stop is Stop.REJECTED:
         wait_s = max(1.0, math.ceil(ended.wait_s))
         sentence = (
-            f"{ended.wait_s * 1000:.0f} ms of work wait before exit 1, more than deadline_ms leaves; ask again later"
+            f"{ended.wait_s * 1000:.0f} ms of work wait before exit {required}, more than deadline_ms leaves; ask later"
         )
         return UnavailableError(sentence, "overloaded", wait_s)
     if ended.stop is Stop.ERROR:

@@ -34,6 +34,10 @@ class Progress(Protocol):
     def latest(self) -> int:
         """The newest exit that was reached; 0: none yet."""
 
+    @property
+    def stop(self) -> Stop | None:
+        """Why it ended; None: it has not."""
+
     def cancel(self, stop: Stop) -> None:
         """End it; nothing if it has ended."""
 
@@ -104,7 +108,7 @@ class Entry:
 
     def to_json(self, now_s: float) -> dict[str, Any]:
         budget_s = None if self.deadline_s is None else self.deadline_s - self.arrived_s
-        stop = self.stop or self.given_up  # which is what will end it
+        stop = self.stop or (self.job and self.job.stop) or self.given_up  # the first of them ends it
         elapsed_s = now_s - self.arrived_s if self.elapsed_s is None else self.elapsed_s
         return {
             "id": self.id,

@@ -71,7 +71,11 @@ class Protocol(HttpToolsProtocol):
         self._refuse(b"400 Bad Request", ServerError(f"{msg} Speak HTTP/1.1 (RFC 9112)", "bad_http"))
 
     def _refuse(self, status: bytes, error: ServerError) -> None:
-        if self.cycle is None or self.cycle.response_complete:  # else the client would take it for an earlier answer
+        cycle = self.cycle
+        own = (
+            cycle is not None and cycle.more_body and not cycle.response_started
+        )  # it is of the request being received
+        if cycle is None or cycle.response_complete or own:  # else the client would take it for an earlier answer
             body = to_json(error_body(error, None))
             head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
             self.transport.write(head % (status, len(body)) + body)

@@ -1,7 +1,7 @@
 """Which exit of which job runs next. Pure: no clock, torch or asyncio; whoever drives it passes the time in.
 
-What everyone requires, the first exit if nothing else, comes first, then whoever must answer earliest; one step at a
-time. No exit beyond is begun that would not be ready by its deadline at the safe estimate of `Costs`.
+Everyone's first exit comes first, then what is required beyond it, then whoever must answer earliest; one step at a
+time. No further exit is begun that would not be ready by its deadline at the safe estimate of `Costs`.
 """
 
 from dataclasses import dataclass
@@ -34,8 +34,9 @@ class Task:
     good_enough: bool = False
 
     @property
-    def order(self) -> tuple[bool, float, int]:
-        return self.exit >= self.required, self.deadline_s, self.key
+    def order(self) -> tuple[int, float, int]:
+        rank = 0 if self.exit == 0 else 1 if self.exit < self.required else 2
+        return rank, self.deadline_s, self.key
 
 
 class Scheduler:
@@ -59,20 +60,23 @@ class Scheduler:
 
     def add(self, task: Task, now_s: float) -> float | None:
         """Take a task. Returns None, or refuses it and returns the seconds it would have to wait for others."""
-        wait_s = self.wait_s(task.order)
+        wait_s = self._wait_s(task)
         alone_s = now_s + self.costs.typical_s(task.model, task.shape, task.required)
         if alone_s <= task.deadline_s < alone_s + wait_s:
             return wait_s
         self._tasks[task.key] = task
         return None
 
-    def wait_s(self, order: tuple[bool, float, int]) -> float:
-        """Typical seconds of work that comes before a task of that order."""
-        return sum(
-            max(0.0, self.costs.typical_s(task.model, task.shape, task.required) - task.used_s)
-            for task in self._tasks.values()
-            if task.exit < task.required and task.order < order
-        )
+    def _wait_s(self, task: Task) -> float:
+        """Typical seconds of others' work that comes before what a new task requires."""
+        wait_s = 0.0
+        for other in self._tasks.values():
+            earlier = (other.deadline_s, other.key) < (task.deadline_s, task.key)
+            first = earlier or task.required > 1  # everyone's first exit comes before more than that
+            until = other.required if earlier and task.required > 1 else int(first)
+            if other.exit < until:
+                wait_s += max(0.0, self.costs.typical_s(other.model, other.shape, until) - other.used_s)
+        return wait_s
 
     def cancel(self, key: int) -> Task | None:
         return self._tasks.pop(key, None)

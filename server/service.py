@@ -104,7 +104,7 @@ class Service:
         )
 
     def accept(self, ask: Ask, entry: Entry, client: str, timeout_s: float | None = None) -> Accepted:
-        """What is known before the image has been read. Fills in the entry's model and deadline.
+        """What is known before the image has been read. Fills in the entry's deadline.
 
         Raises ServerError where the request cannot be served.
         """

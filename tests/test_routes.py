@@ -302,6 +302,12 @@ def test_what_is_no_http_is_a_400(server: Live) -> None:
     assert json.loads(rest.partition(b"\r\n\r\n")[2])["code"] == "bad_http"
 
 
+def test_a_body_that_is_no_http_is_a_400(server: Live) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+
+
 def test_headers_without_an_end_are_a_431(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"GET /health/live HTTP/1.1\r\nX-Long: ")
@@ -489,6 +495,7 @@ def test_paths_and_methods_that_are_not_there(server: Live) -> None:
     assert (reply.status_code, reply.json()["code"], reply.headers["allow"]) == (405, "method_not_allowed", "POST")
     reply = server.http.post("/v1/requests/mine")
     assert reply.status_code == 405 and reply.headers["allow"] == "DELETE, GET" and "use DELETE, GET" in reply.text
+    assert server.http.post("/docs").headers["allow"]
 
 
 def test_models(server: Live) -> None:

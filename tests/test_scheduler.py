@@ -201,6 +201,15 @@ def test_what_a_task_requires_comes_before_the_further_exits_of_others() -> None
     assert device.finish() == {1: (Stop.DEADLINE, 1), 2: (Stop.DEADLINE, 3)}
 
 
+def test_a_first_exit_comes_before_what_others_require_beyond_theirs() -> None:
+    scheduler = warm(known_costs())
+    assert scheduler.add(task(1, 12.4 * STAGE_S), 0.0) is None
+    assert [scheduler.add(task(key, 12.1 * STAGE_S, required=4), 0.0) for key in (2, 3)] == [None, None]
+    assert scheduler.add(task(4, 12.1 * STAGE_S, required=4), 0.0) == pytest.approx(9 * STAGE_S)
+    ends = Device(scheduler).finish()
+    assert ends[1][1] >= 1 and ends[2] == ends[3] == (Stop.COMPLETE, 4)
+
+
 def test_what_is_required_is_not_given_up_for_the_safe_estimate() -> None:
     scheduler = warm(known_costs())
     scheduler.add(task(1, deadline_s=3.0001 * STAGE_S, required=3), 0.0)
