@@ -159,9 +159,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def accepted_format(accept: str, formats: Sequence[Format] = FORMATS) -> Format:
-    """The best of `formats` for an `Accept` header (RFC 9110, section 12.5.1); empty: there is none. Raises
-    NotAcceptableError."""
+def accepted_format(accept: str, formats: Sequence[Format] = FORMATS, what: str = "a map") -> Format:
+    """The best of `formats` for an `Accept` header (RFC 9110, section 12.5.1); empty: there is none. `what` is asked
+    for, in words. Raises NotAcceptableError."""
     ranges = dict(_media_range(part) for part in (accept or "*/*").split(","))
 
     def quality(form: str) -> float:
@@ -170,7 +170,7 @@ def accepted_format(accept: str, formats: Sequence[Format] = FORMATS) -> Format:
     best = max(formats, key=quality)
     if quality(best) <= 0:
         raise NotAcceptableError(
-            f"Accept is {shown(accept)}; this answer can be {' or '.join(formats)}: accept that", "not_acceptable"
+            f"Accept is {shown(accept)}; {what} can be {' or '.join(formats)}: accept that", "not_acceptable"
         )
     return best
 

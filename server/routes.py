@@ -78,8 +78,9 @@ async def _predict(service: Service, request: Request, entry: Entry) -> Response
     ask = parse_ask(request.query_params)
     timeout_s = positive("X-Request-Timeout-Seconds", request.headers.get("x-request-timeout-seconds"))
     known = service.accept(ask, entry, request.client.host if request.client else "unknown", timeout_s)
-    one_map = known.model.config.task == "segmentation" and ask.extra is None  # else it takes JSON to hold the answer
-    form = accepted_format(",".join(request.headers.getlist("accept")), FORMATS if one_map else FORMATS[:1])
+    what = "keypoints" if known.model.config.task == "pose" else "a map" if ask.extra is None else "two maps"
+    formats = FORMATS if what == "a map" else ("application/json",)
+    form = accepted_format(",".join(request.headers.getlist("accept")), formats, what)
     try:
         async with entry.preparing():
             body = await _body(request, service.settings.max_body_bytes)

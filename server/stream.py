@@ -168,7 +168,8 @@ class Stream:
 
     async def _serve(self, fields: dict[str, Any], image: Image, arrived_s: float) -> None:
         """One request, from its header to its last message."""
-        message_id, last = fields.get("id"), None
+        message_id: Any = fields.get("id")
+        last: dict[str, Any] | ServerError | None = None
         name = self._service.catalog.served(fields.get("model"))
         try:
             with self._service.ledger.entry(None, "websocket", arrived_s, name) as entry:
@@ -178,18 +179,19 @@ class Stream:
                 try:
                     await self._predict(message, image, entry)
                 finally:
-                    del self._open[message.id]
+                    self._forget(entry)
         except DisconnectedError:
             return
         except RequestCancelledError:
             last = _end(message_id, 0, Stop.CANCELLED, arrived_s, [])
         except ServerError as error:
-            last = self._error(error, message_id)
-        finally:
             if isinstance(message_id, str) and len(message_id) <= MAX_ID:
-                self._past.append(message_id)  # its client may cancel it before it hears of the end
+                self._past.append(message_id)  # its client may cancel it before it hears of this
+            last = error
         del image  # nor does the error's traceback hold it, however long the client takes to hear of that
-        if last is not None:
+        if isinstance(last, ServerError):
+            await self._send_error(last, message_id)
+        elif last is not None:
             await self._tell(last)
 
     def _parse(self, fields: dict[str, Any]) -> Predict:
@@ -225,7 +227,14 @@ class Stream:
                 await job.ended()
                 check_answer(job)
             skipped = [done.exit for done in job.exits if done.exit >= job.order.required and done.exit not in sent]
-            await self._send(_end(message.id, job.latest, job.stop, entry.arrived_s, skipped))
+            async with self._sending:
+                self._forget(entry)  # nothing that follows this says that it is open
+                await self._put(_end(message.id, job.latest, job.stop, entry.arrived_s, skipped))
+
+    def _forget(self, entry: Entry) -> None:
+        if self._open.get(entry.id) is entry:
+            del self._open[entry.id]
+            self._past.append(entry.id)
 
     async def _send_exits(self, job: Job, message: Predict) -> list[int]:
         """Send the newest exit whenever there is one and the socket takes it. Returns the exits that were sent."""
@@ -263,7 +272,9 @@ class Stream:
             await self._send(message)
 
     async def _send_error(self, error: ServerError, message_id: Any) -> None:
-        await self._tell(self._error(error, message_id))
+        with suppress(DisconnectedError):
+            async with self._sending:
+                await self._put(self._error(error, message_id))
 
     def _error(self, error: ServerError, message_id: Any) -> dict[str, Any]:
         message_id = message_id if isinstance(message_id, str) else None

@@ -209,6 +209,8 @@ def test_a_deadline_that_is_none_is_not_sent():
             with pytest.raises(ValueError, match="above 0"):
                 stream.set_deadline(wrong)
         assert len(list(stream)) == 2
+        with pytest.raises(ValueError, match="above 0"):
+            stream.set_deadline(-5)  # also once it is over
 
 
 @pytest.mark.parametrize(

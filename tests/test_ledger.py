@@ -27,7 +27,7 @@ class FakeJob:
     deadline_s = 0.0
 
     def cancel(self, stop: Stop) -> None:
-        self.stop = stop
+        self.stop = self.stop or stop
 
     def move(self, deadline_s: float) -> None:
         self.deadline_s = deadline_s
@@ -190,6 +190,17 @@ def test_a_job_hears_of_a_new_deadline(ledger: Ledger) -> None:
         entry.job = job = FakeJob()
         entry.move(7.0)
     assert job.deadline_s == 7.0
+
+
+def test_an_entry_tells_what_ends_it(ledger: Ledger) -> None:
+    with ledger.entry("a", "http", 0.0) as entry:
+        entry.cancel()
+        assert (entry.to_json(1.0)["state"], entry.to_json(1.0)["stop"]) == ("ended", "cancelled")
+    with ledger.entry("b", "websocket", 0.0) as entry:
+        entry.job = FakeJob()
+        entry.job.stop = Stop.COMPLETE  # and the client is still reading
+        entry.cancel()
+        assert entry.to_json(1.0)["stop"] == "complete"
 
 
 def test_an_entry_tells_of_itself(ledger: Ledger) -> None:

@@ -456,7 +456,7 @@ def test_what_cannot_be_sent_is_a_406(server: Live) -> None:
         reply = server.predict(Accept=accept, **query)
         assert (reply.status_code, reply.json()["code"]) == (406, "not_acceptable")
     reply = server.predict(Accept="image/png", map="unsure")
-    assert reply.status_code == 406 and "this answer can be application/json: accept that" in reply.json()["error"]
+    assert reply.status_code == 406 and "two maps can be application/json: accept that" in reply.json()["error"]
 
 
 def test_what_one_map_cannot_hold_is_json_where_that_is_accepted(server: Live, worker: ScriptedWorker) -> None:

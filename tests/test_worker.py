@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from models.anytime import Exit, ExitMap, Step
 from models.checkpoint import save_directory
+from models.executors import build
 from models.executors.reference import ReferenceExecutor
 from models.preprocess import Frame
 from models.quality import Quality, fingerprint
@@ -222,6 +223,31 @@ def test_warming_up_is_under_masks_such_as_pictures_leave() -> None:
     model.override = lambda state, positions: given.append(float(positions.float().mean()))  # type: ignore[method-assign]
     warm_up("tiny", model, Costs(), None)
     assert given == pytest.approx(WARM_UP_SHARES * WARM_UP_RUNS, abs=0.01)
+
+
+@pytest.mark.parametrize("executor", ["reference", "sparse", "onnx"])
+def test_every_executor_warms_up(executor: str) -> None:
+    model, costs = build(tiny.network(), "cpu", executor), Costs()
+    warm_up("tiny", model, costs, None)
+    seconds = facts("tiny", Loaded(model), costs).seconds
+    assert len(seconds) == 4 and list(seconds) == sorted(seconds) and seconds[0] > 0
+
+
+def test_a_stage_that_is_given_up_is_learnt_from() -> None:
+    """One that has computed for longer than stages like it were known to take."""
+    ours, theirs = Pipe()
+    model, costs, block = FakeModel(), Costs(), bytearray(16 * 1024)
+    model.released.release(100)
+    costs.observe("fake", (32, 32), 1, 1e-9)
+    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model)}, Scheduler(costs))  # type: ignore[arg-type]
+    for key in (1, 2):
+        Harness(ours, block, model).submit(key, 50)
+        worker._obey(theirs.recv())
+        worker._step(worker._jobs[key])
+        worker._obey(Cancel(key))
+    assert costs.typical_s("fake", (32, 32), 1) > 1e-9
+    ours.close()
+    theirs.close()
 
 
 def test_a_worker_that_follows_another_takes_over_what_is_known() -> None:

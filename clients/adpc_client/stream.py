@@ -7,7 +7,7 @@ import asyncio
 import json
 import math
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -117,11 +117,11 @@ class Stream(_Conversation):
 
     def cancel(self) -> None:
         """Stop the work. The iteration goes on to the `end`, whose `stop` is `cancelled`."""
-        self._send(self._cancel_message)
+        self._send(self._cancel_message())
 
     def set_deadline(self, deadline_ms: float) -> None:
         """Tighten or extend the deadline: milliseconds from now. Raises ValueError unless above 0."""
-        self._send(lambda: self._deadline_message(deadline_ms))
+        self._send(self._deadline_message(deadline_ms))
 
     def close(self) -> None:
         """Cancel what is left, if anything, and free the connection for the next stream."""
@@ -146,13 +146,13 @@ class Stream(_Conversation):
                 raise
         return self._connection
 
-    def _send(self, message: Callable[[], str]) -> None:
+    def _send(self, message: str) -> None:
         connection = self._connection
         if connection is None and not self._over:
             raise RuntimeError("the stream is not open yet; enter its `with` first")
         if connection is not None and not self._over:
             with self._endpoint.stream_errors():
-                connection.send(message())
+                connection.send(message)
 
     def _finish(self) -> None:
         connection, self._connection, self._over = self._connection, None, True
@@ -196,11 +196,11 @@ class AsyncStream(_Conversation):
 
     async def cancel(self) -> None:
         """Stop the work. The iteration goes on to the `end`, whose `stop` is `cancelled`."""
-        await self._send(self._cancel_message)
+        await self._send(self._cancel_message())
 
     async def set_deadline(self, deadline_ms: float) -> None:
         """Tighten or extend the deadline: milliseconds from now. Raises ValueError unless above 0."""
-        await self._send(lambda: self._deadline_message(deadline_ms))
+        await self._send(self._deadline_message(deadline_ms))
 
     async def close(self) -> None:
         """Cancel what is left, if anything, and free the connection for the next stream."""
@@ -225,13 +225,13 @@ class AsyncStream(_Conversation):
                 raise
         return self._connection
 
-    async def _send(self, message: Callable[[], str]) -> None:
+    async def _send(self, message: str) -> None:
         connection = self._connection
         if connection is None and not self._over:
             raise RuntimeError("the stream is not open yet; enter its `async with` first")
         if connection is not None and not self._over:
             with self._endpoint.stream_errors():
-                await connection.send(message())
+                await connection.send(message)
 
     async def _finish(self) -> None:
         connection, self._connection, self._over = self._connection, None, True

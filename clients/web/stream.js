@@ -75,7 +75,7 @@ export class Stream {
       this.#exit = wanted ? { ...message, request: this.#request, mask: null, unsureMap: null } : null;
       this.#missing = [...(message.keypoints ? [] : ["mask"]), ...(message.extra ? ["unsureMap"] : [])];
       this.#deliver();
-    } else if (wanted && message.type === "error") this.#last("error", message.error);
+    } else if (wanted && message.type === "error" && !message.open) this.#last("error", message.error);
     else if (wanted && message.type === "end") this.#last("end", message);
   }
 

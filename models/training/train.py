@@ -110,7 +110,9 @@ class Run:
                 getattr(self, name).load_state_dict(state[name])
             self.losses.copy_(state["losses"])
             self.step, self.since, self.history = state["step"], state["since"], state["history"]
-        except (KeyError, RuntimeError, ValueError) as error:
+        except KeyError as error:
+            raise ValueError(f"{path} has no {error}; it is of another version: leave out --resume") from error
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} is of another network: {str(error).splitlines()[0]}") from error
 
     def set_rate(self, rate: float) -> None:

@@ -12,7 +12,7 @@ from models.training.data.files import images_in, read_mat
 from models.training.data.people import Person, joints_box
 
 SPLITS = {"train": slice(0, 6000), "val": slice(6000, 7000), "all": slice(None)}
-"""By the place in joints.mat: of lspet's 7,000 people, the first 6,000 are for training, the last 1,000 for scoring."""
+"""By the place in joints.mat: of lspet's 7,000 people, the first 6,000 are for training, the next 1,000 for scoring."""
 _TO_MPII = (0, 1, 2, 3, 4, 5, -1, -1, 12, 13, 6, 7, 8, 9, 10, 11)
 _MIDPOINTS = {6: (2, 3), 7: (12, 13)}  # pelvis and thorax, between hips and shoulders
 
