@@ -23,9 +23,9 @@ from models.anytime import run, score_difference
 from models.configs import Masking, ModelConfig
 from models.executors import build
 from models.executors.native import library as native
-from models.executors.native import programs
 from models.executors.native.geometry import Geometries
 from models.executors.native.library import library
+from models.executors.native.memory import empty
 from models.executors.native.programs import Isa
 from models.executors.native.resampling import sources
 from models.executors.native.winograd import prices
@@ -241,10 +241,11 @@ def test_requests_interleave_and_batches_change() -> None:
 
 def test_memory_that_was_never_written_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def poisoned(floats: int) -> NDArray[np.float32]:
-        memory = programs.empty(floats)
+        memory = empty(floats)
         memory[:] = 1e30
         return memory
 
+    monkeypatch.setattr("models.executors.native.memory.empty", poisoned)
     monkeypatch.setattr("models.executors.sparse.empty", poisoned)
     for name in ("wide", "window 9, D = 3/3/3", "plain heads"):
         sparse = SparseExecutor(network(name), threads=1)
@@ -312,7 +313,7 @@ def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
         state = sparse.begin(tiny.image(*size))
         for _ in sparse.steps:
             sparse.advance([state])
-        kept.append(sparse._workspace.size + sparse._spare.size)
+        kept.append(sparse._memory.kept_floats)
     assert kept[0] > 8 * kept[1] > 0
     assert kept[1] == kept[2]
     large, small = sparse.begin(tiny.image(256, 256)), sparse.begin(tiny.image(64, 64))
@@ -320,7 +321,7 @@ def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
         for _ in sparse.steps:
             sparse.advance([state])
     sparse.begin(tiny.image(64, 64))
-    assert sparse._workspace.size + sparse._spare.size <= kept[2]
+    assert sparse._memory.kept_floats <= kept[2]
 
 
 IN_A_PROCESS = """
@@ -405,7 +406,7 @@ def test_kernels_of_other_sources_are_not_used(monkeypatch: pytest.MonkeyPatch) 
 def test_structures_have_the_layout_of_the_native_ones() -> None:
     sizes = [
         ctypes.sizeof(getattr(native, name))
-        for name in ("Level", "Prices", "Slot", "Taps", "Op", "Job", "Pass", "Program", "Context")
+        for name in ("Level", "Prices", "Matrix", "Taps", "Op", "Job", "Pass", "Program", "Context")
     ]
     native_sizes = (ctypes.c_int32 * len(sizes))()
     library().layout(native_sizes)

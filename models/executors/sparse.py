@@ -8,10 +8,9 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import byref
+from ctypes import c_void_p
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -28,7 +27,8 @@ from models.executors.native.geometry import Geometries, Geometry
 from models.executors.native.library import Floats, library
 from models.executors.native.lowering import FINEST, Lowering
 from models.executors.native.ops import Matrix, Resampling
-from models.executors.native.programs import Isa, StepProgram, empty
+from models.executors.native.memory import Memory, empty
+from models.executors.native.programs import Isa, StepProgram
 from models.executors.native.resampling import tables
 from models.executors.native.winograd import prices
 from models.flops import costs
@@ -37,12 +37,11 @@ from models.preprocess import MULTIPLE, STRIDE, Box, Frame, check_input, cut, no
 
 MAX_WINDOW = 21  # as many neighbours of a position as the kernels have room for
 MAX_PIXELS = 1 << 27  # rows of the finest features are numbered in 23 bits
-SHRINK = 4  # memory that is kept for the next request is given back if that is so many times smaller
 
 
 @dataclass
 class SparseState(State):
-    """A request's own rows. `features`: of the latest step, each (1 + rows, stride) with a row of zeros first.
+    """A request's own rows. `features`: of the latest step, room for (1 + rows, stride) each, zeros in the first row.
 
     `positions`: the mask that the next stage computes under, bool (h, w), or None for all. `promised`: what later masks
     stay within, because this one was `shrinking`.
@@ -88,8 +87,7 @@ class SparseExecutor:
         used, config = tuple(resamplings), network.config
         self._taps = lru_cache(maxsize=8)(lambda shape: tables(used, shape))
         self._costs = lru_cache(maxsize=8)(lambda shape: costs(config, *shape))
-        self._workspace = self._spare = empty(0)
-        self._kept_for_px = 0
+        self._memory = Memory()
 
     def _start_threads(self) -> None:
         """The pool of this process: one that was forked off has none of its parent's threads."""
@@ -121,14 +119,13 @@ class SparseExecutor:
                 f"the input is {height}x{width}; at most {MAX_PIXELS} pixels and sides of {MAX_SIDE} are taken: scale "
                 "it down"
             )
-        if SHRINK * height * width < self._kept_for_px:
-            self._workspace = self._spare = empty(0)
-            self._kept_for_px = 0
+        self._memory.expect(height * width)
         # A row of pixels around stands for the convolution's padding; the row before it is every matrix's zero row.
-        flat = empty(3 * ((height + 2) * (width + 2) + 1))
-        padded = flat[3:].reshape(height + 2, 3 * (width + 2))
+        floats = 3 * (height + 2) * (width + 2)
+        pixels = self._memory.take(3 + floats)
+        padded = pixels[3 : 3 + floats].reshape(height + 2, 3 * (width + 2))
         padded[0] = padded[-1] = padded[:, :3] = padded[:, -3:] = 0
-        return SparseState(frame, (height, width), features=[flat.reshape(-1, 3)]), padded[1:-1, 3:-3]
+        return SparseState(frame, (height, width), features=[pixels]), padded[1:-1, 3:-3]
 
     def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
         """Replace the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`.
@@ -156,12 +153,12 @@ class SparseExecutor:
         for state, geometry, made in zip(own, now, outputs, strict=True):
             state.geometry = geometry
             state.next_step += 1
-            if step.exit is None:
-                self._spare = max(state.features, key=lambda memory: memory.size)
-                state.features = made
-            else:
+            if step.exit is not None:
                 with _torch_alone():
                     self._finish(step.exit, state, made[0], geometry)
+            if step.exit is None or state.next_step == len(self.steps):
+                self._memory.leave(state.features)
+                state.features = [] if step.exit is not None else made
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         return render(state.latest(), self.config, state.frame, extra, exits.labels)
@@ -194,70 +191,36 @@ class SparseExecutor:
         """Run a step for all states; returns what it made for each, in the order of the program's outputs."""
         if self._process != os.getpid():
             self._start_threads()
-        self._kept_for_px = max(self._kept_for_px, *(height * width for height, width in (s.shape for s in states)))
         contexts = (native.Context * len(states))()
         made: list[list[Floats]] = []
-        work = self._work(program, now)
         for context, state, before, geometry in zip(contexts, states, previous, now, strict=True):
-            slots = (native.Slot * len(program.slots))()
-            outputs: list[Floats] = []
-            for number, matrix in enumerate(program.slots):
-                if number in program.scratch:
-                    slots[number] = native.Slot(None, matrix.stride, program.scratch[number])
-                    continue
-                if number in program.inputs:
-                    memory = state.features[program.inputs.index(number)]
-                elif number in program.outputs:
-                    memory = self._rows(geometry, matrix)
-                    if matrix.rows == "positions" and state.scores is not None:
-                        memory[:] = state.scores  # equation 7: what is not computed is carried over
-                    outputs.append(memory)
-                else:
-                    memory = work.pop()
-                slots[number] = native.Slot(memory.ctypes.data + 4 * matrix.stride, matrix.stride, -1)
-            taps, _ = self._taps(state.shape)
-            context.now, context.previous, context.slots, context.taps = geometry.native, before.native, slots, taps
-            made.append(outputs)
-        if library().program_run(self._pool, self.isa.kernels, byref(program.native), contexts, len(states)):
+            made.append([self._output(matrix, state, geometry) for matrix in program.outputs])
+            features = [memory.ctypes.data for memory in (*state.features, *made[-1])]
+            context.now, context.previous = geometry.native, before.native
+            context.features = (c_void_p * len(features))(*features)
+            context.taps, _ = self._taps(state.shape)
+        lib = library()
+        floats = lib.program_floats(program.native, contexts, len(states))
+        work = self._memory.working(floats, max(height * width for height, width in (state.shape for state in states)))
+        if lib.program_run(self._pool, self.isa.kernels, program.native, contexts, len(states), work.ctypes.data):
             raise MemoryError(f"no memory to run {len(states)} requests at once; batch fewer")
         return made
 
-    def _rows(self, geometry: Geometry, matrix: Matrix) -> Floats:
-        """Memory for a matrix, (1 + rows, stride), the row of zeros first.
-
-        The largest features that a request has left are kept for those of the next: fresh pages cost as much time as a
-        convolution.
-        """
-        rows = 1 + geometry.rows(matrix)
-        memory = self._spare
-        if rows * matrix.stride <= memory.size <= 2 * rows * matrix.stride:
-            self._spare = empty(0)
-        else:
-            memory = empty(rows * matrix.stride)
-        return memory.reshape(-1)[: rows * matrix.stride].reshape(rows, matrix.stride)
-
-    def _work(self, program: StepProgram, geometries: Sequence[Geometry]) -> list[Floats]:
-        """Working memory for the slots that are neither inputs nor outputs, last one first. Kept for the next step."""
-        fixed = {*program.inputs, *program.outputs, *program.scratch}
-        shapes = [
-            (1 + geometry.rows(matrix), matrix.stride)
-            for geometry in geometries
-            for number, matrix in enumerate(program.slots)
-            if number not in fixed
-        ]
-        sizes = [-(-(rows * stride + 32) // 16) * 16 for rows, stride in shapes]
-        if sum(sizes) > self._workspace.size:
-            self._workspace = empty(sum(sizes))
-        ends = accumulate(sizes)
-        pieces = [self._workspace[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-        return pieces[::-1]
+    def _output(self, matrix: Matrix, state: SparseState, geometry: Geometry) -> Floats:
+        """Memory for what a step leaves, at least (1 + rows, stride)."""
+        floats = (1 + geometry.rows(matrix)) * matrix.stride
+        if matrix.rows != "positions":
+            return self._memory.take(floats)
+        if geometry.mask is None or state.scores is None:
+            return empty(floats)
+        return state.scores.copy()  # equation 7: what is not computed is carried over
 
     def _finish(self, index: int, state: SparseState, scores: Floats, settled: Geometry) -> None:
         """Note the exit and, if more follow, the mask for the next stage."""
         height, width = (side // STRIDE for side in state.shape)
         state.macs += self._macs(index, state.shape, settled)
         state.scores = scores
-        rows = torch.from_numpy(scores[1:, : self.config.outputs])
+        rows = torch.from_numpy(scores.reshape(1 + height * width, -1)[1:, : self.config.outputs])
         grid = rows.view(height, width, -1).permute(2, 0, 1)
         masking = self.config.masking or UNSURE[self.config.task]
         computed = settled.mask

@@ -46,8 +46,8 @@ class Prices(Structure):
     _fields_ = tuple((name, c_float) for name in ("four", "two", "first_four", "first_two"))
 
 
-class Slot(Structure):
-    _fields_ = (("data", c_void_p), ("stride", c_int32), ("scratch", c_int32))
+class Matrix(Structure):
+    _fields_ = tuple((name, c_int32) for name in ("level", "holds", "stride", "feature", "scratch"))
 
 
 class Taps(Structure):
@@ -77,8 +77,9 @@ class Program(Structure):
         ("passes", POINTER(Pass)),
         ("jobs", POINTER(Job)),
         ("ops", POINTER(Op)),
+        ("matrices", POINTER(Matrix)),
         ("pass_count", c_int32),
-        ("slot_count", c_int32),
+        ("matrix_count", c_int32),
         ("scratch_floats", c_int64),
     )
 
@@ -87,8 +88,9 @@ class Context(Structure):
     _fields_ = (
         ("now", POINTER(_Geometry)),
         ("previous", POINTER(_Geometry)),
-        ("slots", POINTER(Slot)),
+        ("features", POINTER(c_void_p)),
         ("taps", POINTER(Taps)),
+        ("slots", c_void_p),
     )
 
 
@@ -136,7 +138,8 @@ def library() -> ctypes.CDLL:
         ("layout", None, (POINTER(c_int32),)),
         ("pool_create", c_void_p, (c_int32,)),
         ("pool_free", None, (c_void_p,)),
-        ("program_run", c_int32, (c_void_p, c_void_p, POINTER(Program), POINTER(Context), c_int32)),
+        ("program_floats", c_int64, (POINTER(Program), POINTER(Context), c_int32)),
+        ("program_run", c_int32, (c_void_p, c_void_p, POINTER(Program), POINTER(Context), c_int32, c_void_p)),
     ):
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments

@@ -38,7 +38,16 @@ struct Prices {
     float four, two, first_four, first_two;
 };
 
-// A matrix of rows; row -1 exists and is zero. A scratch slot lives in a thread and holds one block of rows.
+// What a matrix has one row of.
+enum Holds { NEEDED_ROWS, ACTIVE_ROWS, POSITIONS, PIXELS_AROUND };
+
+// A matrix of rows; row -1 exists and is zero. It is the request's own (`feature`: which of its context), or a block in
+// a thread's scratch (`scratch`: where), or else working memory.
+struct Matrix {
+    int32_t level, holds, stride, feature, scratch;
+};
+
+// Where a matrix lies in one run: row 0, or an offset in a thread's scratch.
 struct Slot {
     float *data;
     int32_t stride;
@@ -55,7 +64,7 @@ struct Taps {
 // value = conv, interpolation or resampling; kept = value + bias; result = relu(value + bias + shift + residual).
 struct Op {
     int32_t kind;
-    int32_t source, target, residual, kept; // slots, -1 for none
+    int32_t source, target, residual, kept; // matrices, -1 for none
     int32_t source_level, previous;         // previous: the source's rows are those of the geometry before
     int32_t lookup, step, taps;             // convolution: source rows, stride, 1, 3 or 9 taps; Winograd: products of a tile, 16 or 36
     int32_t resampling;                     // which `Taps`
@@ -78,15 +87,17 @@ struct Program {
     const Pass *passes;
     const Job *jobs;
     const Op *ops;
-    int32_t pass_count, slot_count;
+    const Matrix *matrices;
+    int32_t pass_count, matrix_count;
     int64_t scratch_floats;
 };
 
-// One request in a batch.
+// One request in a batch. `features`: what the step reads of it, then what it leaves, each from its row of zeros on.
 struct Context {
     const Geometry *now, *previous;
-    const Slot *slots;
+    float *const *features;
     const Taps *taps;
+    const Slot *slots; // set by program_run: where each matrix lies
 };
 
 // A block of rows (or tiles, or singles) [first, last) of one job, one context; channels of group `group` of `groups`.

@@ -13,12 +13,14 @@ import numpy as np
 from models.executors.native import library as native
 from models.executors.native.library import CONVOLVE, INTERPOLATE, WINOGRAD, Floats
 from models.executors.native.lowering import Lowered
+from models.executors.native.memory import aligned
 from models.executors.native.ops import ROW_MULTIPLE, Job, Matrix, Op, Resampling, Stages, padded
 from models.executors.native.winograd import tiled
 
 TILES = 24  # a multiple of every kernel's rows in registers (4, 6, 8 and 12)
 BLOCK_ROWS = 4 * TILES
 TRANSFORMED_FLOATS = 80_000  # of a block of tiles: they stay in a core's cache
+HOLDS = {"needed": 0, "active": 1, "positions": 2, "pixels": 3}
 ITEM_MACS = 10_000_000  # about 0.1 ms of one core: what a thread should take at once
 
 
@@ -58,26 +60,11 @@ class Isa:
         return aligned(np.pad(values, (0, -values.size % max(self.lanes, ROW_MULTIPLE))))
 
 
-def aligned(values: Floats) -> Floats:
-    """A copy that begins on a cache line."""
-    copy = empty(values.size)
-    copy[:] = values
-    return copy
-
-
-def empty(floats: int) -> Floats:
-    """Uninitialised memory that begins on a cache line; a vector may be read past its end."""
-    memory = np.empty(floats + 32, np.float32)
-    begin = -memory.ctypes.data % 64 // 4
-    return memory[begin : begin + floats]
-
-
 class StepProgram:
     """One step of a network.
 
-    `slots`: the matrices that a run must place, by number. Those of `inputs` and `outputs` belong to the state, the
-    others are working memory, and those in `scratch` lie in the threads. `near`: classes of distance that weigh
-    anything in an interpolation. `prices`: of the tiles of every level.
+    `outputs`: what it leaves of each request. `near`: classes of distance that weigh anything in an interpolation.
+    `prices`: of the tiles of every level.
     """
 
     def __init__(
@@ -86,15 +73,17 @@ class StepProgram:
         self._isa = isa
         self._arrays: list[Floats] = []
         stages = [stage for stage in lowered.stages if stage]
-        self.slots, self._place = _placed(stages, (*lowered.inputs, *lowered.outputs))
-        self.inputs = [self._place[matrix] for matrix in lowered.inputs]
-        self.outputs = [self._place[matrix] for matrix in lowered.outputs]
-        self.scratch: dict[int, int] = {}
+        features = (*lowered.inputs, *lowered.outputs)
+        placed, self._place = _placed(stages, features)
+        self.outputs = lowered.outputs
         floats, self.near = 0, 0
-        for number, matrix in enumerate(self.slots):
-            if matrix.rows == "scratch":
-                self.scratch[number] = floats
-                floats += matrix.stride * BLOCK_ROWS
+        matrices: list[native.Matrix] = []
+        for matrix in placed:
+            feature = features.index(matrix) if matrix in features else -1
+            scratch = floats if matrix.rows == "scratch" else -1
+            floats += matrix.stride * BLOCK_ROWS if matrix.rows == "scratch" else 0
+            holds = HOLDS.get(matrix.rows, 0)
+            matrices.append(native.Matrix(matrix.level, holds, matrix.stride, feature, scratch))
         passes: list[native.Pass] = []
         jobs: list[native.Job] = []
         ops: list[native.Op] = []
@@ -111,8 +100,9 @@ class StepProgram:
             (native.Pass * len(passes))(*passes),
             (native.Job * len(jobs))(*jobs),
             (native.Op * len(ops))(*ops),
+            (native.Matrix * len(matrices))(*matrices),
             len(passes),
-            len(self.slots),
+            len(matrices),
             floats,
         )
 

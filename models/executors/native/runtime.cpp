@@ -60,6 +60,15 @@ Range range_of(const Job &job, const Level &level) {
     return {0, level.needed};
 }
 
+// Floats of a matrix in working memory, its row of zeros in front; 0 for one that lies elsewhere.
+size_t work_floats(const Matrix &matrix, const Context &context) {
+    if (matrix.feature >= 0 || matrix.scratch >= 0) return 0;
+    const Level &level = context.now->level[matrix.level];
+    const size_t rows = matrix.holds == ACTIVE_ROWS ? level.active : level.needed;
+    // A vector may be read and written past the end; the next one begins on a cache line.
+    return ((1 + rows) * matrix.stride + 47) & ~(size_t)15;
+}
+
 // What is to run now. Every thread walks the same passes; `taken` and `finished` count the blocks of each.
 struct Work {
     const Kernels *kernels;
@@ -224,8 +233,8 @@ int32_t kernels_panel(const Kernels *kernels) { return kernels->panel; }
 
 // Sizes of the structures that Python declares too, so that a test can compare them.
 void layout(int32_t *sizes) {
-    const int32_t all[] = {sizeof(Level), sizeof(Prices), sizeof(Slot), sizeof(Taps), sizeof(Op), sizeof(Job), sizeof(Pass),
-                           sizeof(Program), sizeof(Context)};
+    const int32_t all[] = {sizeof(Level), sizeof(Prices), sizeof(Matrix), sizeof(Taps), sizeof(Op), sizeof(Job),
+                           sizeof(Pass),  sizeof(Program), sizeof(Context)};
     memcpy(sizes, all, sizeof all);
 }
 
@@ -243,14 +252,34 @@ Pool *pool_create(int32_t threads) {
 
 void pool_free(Pool *pool) { delete pool; }
 
-// One step for all contexts. Returns 0, or 1 without memory for it.
-int32_t program_run(Pool *pool, const Kernels *kernels, const Program *program, const Context *contexts, int32_t count) {
+// Floats of working memory that a run for all contexts takes.
+int64_t program_floats(const Program *program, const Context *contexts, int32_t count) {
+    size_t floats = 0;
+    for (int c = 0; c < count; ++c)
+        for (int m = 0; m < program->matrix_count; ++m) floats += work_floats(program->matrices[m], contexts[c]);
+    return (int64_t)floats;
+}
+
+// One step for all contexts. `memory`: as many floats as program_floats says. Returns 0, or 1 without memory for it.
+int32_t program_run(Pool *pool, const Kernels *kernels, const Program *program, Context *contexts, int32_t count,
+                    float *memory) {
     try {
-        for (int c = 0; c < count; ++c)
-            for (int s = 0; s < program->slot_count; ++s) {
-                const Slot &slot = contexts[c].slots[s];
-                if (slot.scratch < 0 && slot.data) memset(slot.data - slot.stride, 0, slot.stride * sizeof(float));
+        std::vector<Slot> slots;
+        slots.reserve((size_t)count * program->matrix_count);
+        for (int c = 0; c < count; ++c) {
+            contexts[c].slots = slots.data() + slots.size();
+            for (int m = 0; m < program->matrix_count; ++m) {
+                const Matrix &matrix = program->matrices[m];
+                if (matrix.scratch >= 0) {
+                    slots.push_back({nullptr, matrix.stride, matrix.scratch});
+                    continue;
+                }
+                float *zeros = matrix.feature >= 0 ? contexts[c].features[matrix.feature] : memory;
+                memory += work_floats(matrix, contexts[c]);
+                memset(zeros, 0, matrix.stride * sizeof(float));
+                slots.push_back({zeros + matrix.stride, matrix.stride, -1});
             }
+        }
         Work work = {kernels, program, contexts, count, std::vector<std::atomic<int>>(program->pass_count),
                      std::vector<std::atomic<int>>(program->pass_count)};
         pool->run(work);
