@@ -3,6 +3,7 @@
 #include "native.h"
 #include <math.h>
 #include <stddef.h>
+#include <string.h>
 #include <algorithm>
 #include <memory>
 #include <new>
@@ -11,6 +12,20 @@
 namespace {
 
 using Bytes = std::vector<uint8_t>;
+
+// Calls `use` with the index of every byte of a line that is set; lines are mostly empty, or mostly full.
+template <class Use>
+inline void each(const uint8_t *line, int width, const Use &use) {
+    int x = 0;
+    for (uint64_t eight; x + 8 <= width; x += 8) {
+        memcpy(&eight, line + x, sizeof eight);
+        if (!eight) continue;
+        for (int k = 0; k < 8; ++k)
+            if (line[x + k]) use(x + k);
+    }
+    for (; x < width; ++x)
+        if (line[x]) use(x);
+}
 
 // Positions around `from` that a 3x3 convolution reads.
 Bytes dilated(const Bytes &from, int height, int width) {
@@ -36,12 +51,11 @@ Bytes dilated(const Bytes &from, int height, int width) {
 void add_sources(Bytes &needed, const Bytes &fine, int height, int width) {
     for (int y = 0; y < 2 * height; ++y) {
         const int y0 = std::max((y - 1) >> 1, 0), y1 = std::min(((y - 1) >> 1) + 1, height - 1);
-        for (int x = 0; x < 2 * width; ++x) {
-            if (!fine[(size_t)y * 2 * width + x]) continue;
+        each(&fine[(size_t)y * 2 * width], 2 * width, [&](int x) {
             const int x0 = std::max((x - 1) >> 1, 0), x1 = std::min(((x - 1) >> 1) + 1, width - 1);
             needed[(size_t)y0 * width + x0] = needed[(size_t)y0 * width + x1] = 1;
             needed[(size_t)y1 * width + x0] = needed[(size_t)y1 * width + x1] = 1;
-        }
+        });
     }
 }
 
@@ -87,15 +101,15 @@ void number(Tables &t, Level &level, const Bytes &active, const Bytes &needed) {
     t.map.assign((size_t)(height + MARGIN) * pitch, -1);
     t.yx.resize((size_t)all * 2);
     int next[2] = {actives, 0};
-    for (int y = 0; y < height; ++y)
-        for (int x = 0; x < width; ++x) {
-            const size_t at = (size_t)y * width + x;
-            if (!needed[at]) continue;
-            const int row = next[active[at]]++;
-            t.map[(size_t)(y + 1) * pitch + x + 1] = row;
+    for (int y = 0; y < height; ++y) {
+        const uint8_t *of_active = &active[(size_t)y * width];
+        int32_t *map = &t.map[(size_t)(y + 1) * pitch + 1];
+        each(&needed[(size_t)y * width], width, [&](int x) {
+            const int row = map[x] = next[of_active[x]]++;
             t.yx[2 * row] = (uint16_t)y;
             t.yx[2 * row + 1] = (uint16_t)x;
-        }
+        });
+    }
 }
 
 // The cheapest cover. Rows are taken in bands as high as the largest tile; along a band, the cheapest way to cover what
@@ -116,6 +130,11 @@ Cover cover(const Tables &t, const Level &level, const Bytes &active, const Pric
         }
         const auto count = [&](int half, int x) { return halves[half][x] + halves[half][x + 1]; };
         for (int x = width - 1; x >= 0; --x) {
+            if (halves[0][x] + halves[1][x] == 0) { // a tile from here on covers no more than one from the next column on
+                right[x] = right[x + 1];
+                step[x] = 1;
+                continue;
+            }
             const float single = right[x + 1] + halves[0][x] + halves[1][x];
             const float two = right[x + 2] + std::min<float>(price.two, count(0, x)) + std::min<float>(price.two, count(1, x));
             const float four = right[x + 4] + price.four;
@@ -124,6 +143,7 @@ Cover cover(const Tables &t, const Level &level, const Bytes &active, const Pric
         }
         found.price += right[0];
         for (int x = 0; x < width; x += step[x]) {
+            if (right[x] == right[x + step[x]]) continue; // nothing to cover
             if (step[x] == 4) {
                 found.fours.insert(found.fours.end(), {(uint16_t)y, (uint16_t)x});
                 continue;
@@ -166,17 +186,22 @@ void link(Tables &t, Level &level, const std::vector<Offset> &around, const int3
     const int height = level.height, width = level.width, pitch = level.pitch;
     t.kept.assign(level.active, 0);
     t.window.assign(1, 0);
+    t.window.reserve(1 + level.needed - level.active);
+    t.neighbour.resize((level.needed - level.active) * around.size());
+    size_t count = 0;
     for (int row = level.active; row < level.needed; ++row) {
         const int y = t.yx[2 * row], x = t.yx[2 * row + 1];
+        const int32_t *map = &t.map[(size_t)(y + 1) * pitch + x + 1];
         for (const Offset &o : around) {
             if (y + o.dy < 0 || y + o.dy >= height || x + o.dx < 0 || x + o.dx >= width) continue;
-            const int32_t neighbour = t.map[(size_t)(y + o.dy + 1) * pitch + x + o.dx + 1];
+            const int32_t neighbour = map[o.dy * pitch + o.dx];
             if (neighbour < 0 || neighbour >= level.active) continue;
             t.kept[neighbour] = 1;
-            t.neighbour.push_back(neighbour << 8 | classes[o.distance]);
+            t.neighbour[count++] = neighbour << 8 | classes[o.distance];
         }
-        t.window.push_back((int32_t)t.neighbour.size());
+        t.window.push_back((int32_t)count);
     }
+    t.neighbour.resize(count);
 }
 
 std::unique_ptr<Built> build(const uint8_t *mask, int32_t height, int32_t width, int32_t window, const int32_t *classes,
@@ -194,9 +219,10 @@ std::unique_ptr<Built> build(const uint8_t *mask, int32_t height, int32_t width,
         if (l < 2 && (mask || l == 0)) continue; // the image has pixels only, and the stem is never masked
         Bytes active(size, 1);
         if (mask)
-            for (int y = 0; y < level.height; ++y)
-                for (int x = 0; x < level.width; ++x)
-                    active[(size_t)y * level.width + x] = mask[((size_t)y << (l - 2)) * width + ((size_t)x << (l - 2))];
+            for (int y = 0; y < level.height; ++y) {
+                const uint8_t *from = mask + ((size_t)y << (l - 2)) * width;
+                for (int x = 0; x < level.width; ++x) active[(size_t)y * level.width + x] = from[x << (l - 2)];
+            }
         Bytes needed = everywhere || !mask ? Bytes(size, 1) : dilated(active, level.height, level.width);
         if (mask && !everywhere && l > 2) add_sources(needed, finer, level.height, level.width);
         number(t, level, active, needed);
