@@ -48,12 +48,20 @@ def test_the_first_of_equal_classes_is_taken() -> None:
     assert (labels(in_rows(scores), Frame(32, 32)) == 1).all()
 
 
-@pytest.mark.parametrize("masking", [Masking("max_probability", 0.9), Masking("max_score", 4.0)])
-def test_the_positions_that_stay_active_are_torchs(masking: Masking) -> None:
-    scores = torch.randn(5, 24, 40, generator=torch.Generator().manual_seed(0)) * 3
-    scores[0, :4] += 100  # far beyond what exp can tell apart
+MAX_PROBABILITIES = [Masking("max_probability", threshold) for threshold in (0.4, 0.9, 0.998)]
+
+
+@pytest.mark.parametrize(
+    "masking", [*MAX_PROBABILITIES, Masking("max_score", 4.0)], ids=lambda found: f"{found.threshold}"
+)
+@pytest.mark.parametrize("classes", [3, 5, 8, 19])
+def test_the_positions_that_stay_active_are_torchs(masking: Masking, classes: int) -> None:
+    scores = torch.randn(classes, 24, 40, generator=torch.Generator().manual_seed(0)) * 3
+    scores[-1, :4] += 100  # far beyond what exp can tell apart
+    scores[:, 4] = scores[:, 4].sort(0).values  # the largest come last
+    scores[0, 5] = scores[-1, 5] = 9  # equal ones
     found = exits.active(in_rows(scores), masking, None, None)
-    assert 0.1 < found.mean() < 0.9
+    assert 0 < found.mean() < 1
     assert np.array_equal(found, confidence.active(scores[None], masking, 1)[0, 0].numpy())
 
 

@@ -44,15 +44,51 @@ void between(const float *const corner[4], int classes, uint8_t (&labels)[SCALE]
         for (int x = 0; x < SCALE; ++x) labels[y][x] = (uint8_t)found[y][x];
 }
 
-// Whether the largest softmax probability, 1 / sum(exp(score - largest)), is at most `threshold`.
-bool unsure(const float *scores, int classes, float threshold) {
-    constexpr float NOTHING = -18; // exp(-18) is lost beside the 1 of the largest
-    const float largest = *std::max_element(scores, scores + classes), enough = 1 / threshold;
-    float sum = 0;
-    for (int c = 0; c < classes && sum < enough; ++c)
-        if (scores[c] - largest > NOTHING) sum += expf(scores[c] - largest);
-    return 1 / sum <= threshold;
-}
+// Whether the largest softmax probability, 1 / sum(exp(score - largest)), is at most `threshold`. Mostly the gap between
+// the two largest scores tells: the sum lies between 1 + exp(-gap) and 1 + (classes - 1) * exp(-gap).
+class Unsure {
+  public:
+    Unsure(int classes, float threshold)
+        : classes_(classes), threshold_(threshold), near_(-logf(1 / threshold - 1)), far_(near_ + logf(classes - 1.0f)) {}
+
+    bool operator()(const float *scores) const {
+        float largest = -INFINITY, second = -INFINITY;
+        const auto take = [&](float score) { // what is not a number is larger than nothing
+            const float lower = score > largest ? largest : score;
+            second = lower > second ? lower : second;
+            largest = score > largest ? score : largest;
+        };
+        int c = 0;
+        if (classes_ >= 8) {
+            Quad largests, seconds = Quad{} - INFINITY;
+            memcpy(&largests, scores, sizeof largests);
+            for (c = 4; c + 4 <= classes_; c += 4) {
+                Quad four;
+                memcpy(&four, scores + c, sizeof four);
+                const Quad lower = four > largests ? largests : four;
+                seconds = lower > seconds ? lower : seconds;
+                largests = four > largests ? four : largests;
+            }
+            for (int k = 0; k < 4; ++k) take(largests[k]), take(seconds[k]);
+        }
+        for (; c < classes_; ++c) take(scores[c]);
+        const float gap = largest - second;
+        return gap <= near_ || (!(gap > far_) && exactly(scores, largest));
+    }
+
+  private:
+    bool exactly(const float *scores, float largest) const {
+        constexpr float NOTHING = -18; // exp(-18) is lost beside the 1 of the largest
+        const float enough = 1 / threshold_;
+        float sum = 0;
+        for (int c = 0; c < classes_ && sum < enough; ++c)
+            if (scores[c] - largest > NOTHING) sum += expf(scores[c] - largest);
+        return 1 / sum <= threshold_;
+    }
+
+    int classes_;
+    float threshold_, near_, far_; // gaps up to which it is unsure for certain, and from which it is sure
+};
 
 } // namespace
 
@@ -98,10 +134,10 @@ void labels_of(const float *scores, int32_t height, int32_t width, int32_t strid
 // `scores`: of `count` positions, `stride` floats apart. Writes `active` where `computed` (null: everywhere).
 void active_at(const float *scores, int32_t count, int32_t stride, int32_t classes, int32_t criterion, float threshold,
                const uint8_t *computed, uint8_t *active) {
+    const Unsure unsure(classes, threshold);
     for (int32_t i = 0; i < count; ++i, scores += stride) {
         if (computed && !computed[i]) continue;
-        active[i] = criterion == MAX_PROBABILITY ? unsure(scores, classes, threshold)
-                                                 : *std::max_element(scores, scores + classes) >= threshold;
+        active[i] = criterion == MAX_PROBABILITY ? unsure(scores) : *std::max_element(scores, scores + classes) >= threshold;
     }
 }
 

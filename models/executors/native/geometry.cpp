@@ -182,26 +182,31 @@ Cover cheapest_cover(const Tables &t, const Level &level, const Bytes &active, P
 }
 
 // For each halo row its active neighbours, the nearest first.
-void link(Tables &t, Level &level, const std::vector<Offset> &around, const int32_t *classes) {
-    const int height = level.height, width = level.width, pitch = level.pitch;
-    t.kept.assign(level.active, 0);
-    t.window.assign(1, 0);
-    t.window.reserve(1 + level.needed - level.active);
-    t.neighbour.resize((level.needed - level.active) * around.size());
+void link(Tables &t, const Level &level, const std::vector<Offset> &around, const int32_t *classes, int radius) {
+    // The row of each active position, -1 elsewhere and as far around the map as any window reaches.
+    const ptrdiff_t pitch = level.width + 2 * radius;
+    std::vector<int32_t> rows((level.height + 2 * radius) * pitch, -1);
+    const auto at = [&](int row) { return &rows[(t.yx[2 * row] + radius) * pitch + t.yx[2 * row + 1] + radius]; };
+    for (int row = 0; row < level.active; ++row) *at(row) = row;
+    std::vector<ptrdiff_t> step;
+    for (const Offset &o : around) step.push_back(o.dy * pitch + o.dx);
+    const size_t halo = level.needed - level.active;
+    const std::unique_ptr<int32_t[]> found(new int32_t[halo * around.size()]);
     size_t count = 0;
+    t.window.assign(1, 0);
+    t.window.reserve(1 + halo);
     for (int row = level.active; row < level.needed; ++row) {
-        const int y = t.yx[2 * row], x = t.yx[2 * row + 1];
-        const int32_t *map = &t.map[(size_t)(y + 1) * pitch + x + 1];
-        for (const Offset &o : around) {
-            if (y + o.dy < 0 || y + o.dy >= height || x + o.dx < 0 || x + o.dx >= width) continue;
-            const int32_t neighbour = map[o.dy * pitch + o.dx];
-            if (neighbour < 0 || neighbour >= level.active) continue;
-            t.kept[neighbour] = 1;
-            t.neighbour[count++] = neighbour << 8 | classes[o.distance];
+        const int32_t *const from = at(row);
+        for (size_t k = 0; k < around.size(); ++k) {
+            const int32_t neighbour = from[step[k]];
+            found[count] = neighbour * 256 | classes[around[k].distance]; // stays only if there is one: no branch to mispredict
+            count += neighbour >= 0;
         }
         t.window.push_back((int32_t)count);
     }
-    t.neighbour.resize(count);
+    t.neighbour.assign(found.get(), found.get() + count);
+    t.kept.assign(level.active, 0);
+    for (const int32_t neighbour : t.neighbour) t.kept[neighbour >> 8] = 1;
 }
 
 std::unique_ptr<Built> build(const uint8_t *mask, int32_t height, int32_t width, int32_t window, const int32_t *classes,
@@ -226,7 +231,7 @@ std::unique_ptr<Built> build(const uint8_t *mask, int32_t height, int32_t width,
         Bytes needed = everywhere || !mask ? Bytes(size, 1) : dilated(active, level.height, level.width);
         if (mask && !everywhere && l > 2) add_sources(needed, finer, level.height, level.width);
         number(t, level, active, needed);
-        link(t, level, around, classes);
+        link(t, level, around, classes, window / 2);
         t.cover = cheapest_cover(t, level, active, prices[l]);
         level.tiles_4 = (int32_t)t.cover.fours.size() / 2;
         level.tiles_2 = (int32_t)t.cover.twos.size() / 2;
