@@ -26,8 +26,8 @@ from models.executors.native import library as native
 from models.executors.native.geometry import Geometries, Geometry
 from models.executors.native.library import Floats, library
 from models.executors.native.lowering import FINEST, Lowering
-from models.executors.native.ops import Matrix, Resampling
 from models.executors.native.memory import Memory, empty
+from models.executors.native.ops import Matrix, Resampling
 from models.executors.native.programs import Isa, StepProgram
 from models.executors.native.resampling import tables
 from models.executors.native.winograd import prices
