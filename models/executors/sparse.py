@@ -125,7 +125,9 @@ class SparseExecutor:
         pixels = self._memory.take(3 + floats)
         padded = pixels[3 : 3 + floats].reshape(height + 2, 3 * (width + 2))
         padded[0] = padded[-1] = padded[:, :3] = padded[:, -3:] = 0
-        return SparseState(frame, (height, width), features=[pixels]), padded[1:-1, 3:-3]
+        state = SparseState(frame, (height, width), features=[pixels])
+        weakref.finalize(state, self._memory.leave, state.features, height * width).atexit = False
+        return state, padded[1:-1, 3:-3]
 
     def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
         """Replace the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`.
@@ -156,9 +158,9 @@ class SparseExecutor:
             if step.exit is not None:
                 with _torch_alone():
                     self._finish(step.exit, state, made[0], geometry)
-            if step.exit is None or state.next_step == len(self.steps):
-                self._memory.leave(state.features)
-                state.features = [] if step.exit is not None else made
+            if step.exit is None:
+                self._memory.leave(state.features, state.shape[0] * state.shape[1])
+                state.features[:] = made
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         return render(state.latest(), self.config, state.frame, extra, exits.labels)

@@ -23,28 +23,30 @@ def aligned(values: Floats) -> Floats:
 
 
 class Memory:
-    """Of one executor. `kept_floats`: what lies there for the next request."""
+    """Of one executor. Requests are as large as their images, in pixels."""
 
     def __init__(self) -> None:
+        self._latest = 0
         self._forget()
 
     def _forget(self) -> None:
         self._left: list[Floats] = []
         self._working = empty(0)
-        self._pixels = 0
+        self._largest = 0
 
     @property
     def kept_floats(self) -> int:
         return self._working.size + sum(array.size for array in self._left)
 
     def expect(self, pixels: int) -> None:
-        """A request of so many pixels begins."""
-        if SHRINK * pixels < self._pixels:
+        """A request begins."""
+        self._latest = pixels
+        if SHRINK * pixels < self._largest:
             self._forget()
 
     def working(self, floats: int, pixels: int) -> Floats:
-        """For one step of requests of so many pixels; the same memory every time, if it is enough."""
-        self._pixels = max(self._pixels, pixels)
+        """For one step of a request; the same memory every time, if it is enough."""
+        self._largest = max(self._largest, pixels)
         if floats > self._working.size:
             self._working = empty(floats)
         return self._working
@@ -55,6 +57,9 @@ class Memory:
         best = min(fitting, key=lambda i: self._left[i].size, default=None)
         return empty(floats) if best is None else self._left.pop(best)
 
-    def leave(self, arrays: list[Floats]) -> None:
-        """What was taken and nobody uses any more."""
+    def leave(self, arrays: list[Floats], pixels: int) -> None:
+        """What was taken for a request and nobody uses any more."""
+        if SHRINK * self._latest < pixels:
+            return
+        self._largest = max(self._largest, pixels)
         self._left = sorted([*self._left, *arrays], key=lambda array: -array.size)[:KEPT]
