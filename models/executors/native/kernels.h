@@ -57,6 +57,11 @@ struct Sink {
                 residual ? residual + i * residual_stride : nullptr};
     }
 
+    // Ahead of `write`. What is added lies too far apart, at one panel's channels of each row, for the hardware to foresee.
+    void ask(int i, int column, int channels) const {
+        if (residual) prefetch(residual + i * residual_stride + column, channels);
+    }
+
     void write(const Row &row, int column, Vector value, int lanes) const {
         if (bias) value += load(bias + column);
         if (row.kept) store(row.kept + column, value, lanes);
@@ -165,9 +170,7 @@ void panel(const Block &block, const Op &op, const Source &source, const float *
             look_up<M>(block, op, first + M, next);
             if (op.lookup == NEIGHBOURS)
                 for (int i = 0; i < op.taps * M; ++i) prefetch(source.data + next[i] * source.stride, op.in);
-            if (sink.residual) // too far apart, at one panel's channels of each row, for the hardware to foresee
-                for (int m = 0; m < M && first + M + m < block.last; ++m)
-                    prefetch(sink.residual + row_at(block, level, first + M + m) * sink.residual_stride + column, N * LANES);
+            for (int m = 0; m < M && first + M + m < block.last; ++m) sink.ask(row_at(block, level, first + M + m), column, N * LANES);
         }
         Vector sum[M][N];
         multiply<M, N>(source, rows, op.taps, op.in, weights, sum);

@@ -121,8 +121,13 @@ void winograd_panel(const Block &block, const Op &op, const float *transformed, 
     }
     const Level &level = block.context->now->level[block.level];
     const uint16_t *list = F::list(level);
+    const auto map_at = [&](int tile) { return level.map + (list[2 * tile] + 1) * level.pitch + list[2 * tile + 1] + 1; };
     for (int tile = block.first; tile < block.last; ++tile) {
-        const int32_t *map = level.map + (list[2 * tile] + 1) * level.pitch + list[2 * tile + 1] + 1;
+        const int32_t *map = map_at(tile);
+        if (tile + 1 < block.last) {
+            const int32_t *next = map_at(tile + 1);
+            for (int i = 0; i < S * S; ++i) sink.ask(next[i / S * level.pitch + i % S], column, N * LANES);
+        }
         Sink::Row rows[S * S];
         bool wanted[S * S];
         for (int i = 0; i < S * S; ++i) {
