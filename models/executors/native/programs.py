@@ -195,22 +195,19 @@ def _transformed_floats(job: Job, block: int, isa: Isa) -> int:
 def _cut(job: Job, isa: Isa) -> tuple[int, int, int]:
     """Multiply-adds of one item, rows (or tiles) of its blocks, and groups of channels.
 
-    Where weights are many, an item takes some channels of many rows rather than all channels of a few.
+    Where weights are many, an item takes some channels of many rows rather than all channels of a few; of tiles it takes
+    all, which are transformed once.
     """
     per_row = sum(
         op.convolution.weights.size if op.convolution is not None and op.kind != INTERPOLATE else 16 * op.channels
         for op in job.ops
     )
-    panels = len(isa.panels(job.ops[0].channels))
-    op = job.ops[0]
-    groups, most = 1, BLOCK_ROWS
+    op, groups, least, most = job.ops[0], 1, TILES // 2, BLOCK_ROWS
     if op.kind == WINOGRAD and op.convolution is not None:
         points, channels, _ = op.convolution.weights.shape
-        most = min(
-            BLOCK_ROWS, max(TILES // 2, TRANSFORMED_FLOATS // (points * channels) // (TILES // 2) * (TILES // 2))
-        )
-    if len(job.ops) == 1 and op.kind in (CONVOLVE, WINOGRAD):
-        groups = min(panels, max(1, per_row * most // ITEM_MACS))
-    rows = ITEM_MACS * groups // per_row // (TILES // 2) * (TILES // 2)
-    block = min(most, max(TILES // 2, rows))
+        least, most = TILES, TRANSFORMED_FLOATS // (points * channels)
+    elif op.kind == CONVOLVE and len(job.ops) == 1:
+        groups = min(len(isa.panels(op.channels)), max(1, per_row * most // ITEM_MACS))
+    rows = min(most, ITEM_MACS * groups // per_row) // (TILES // 2) * (TILES // 2)
+    block = min(max(least, rows), BLOCK_ROWS)
     return per_row * block // groups, block, groups

@@ -14,8 +14,9 @@ from models.executors.native import library as native
 from models.executors.native.library import CONVOLVE, SINGLES, TILES_2, TILES_4, WINOGRAD, Floats
 from models.executors.native.ops import Job
 
-FOUR_WEIGHTS = 128 * 128
-"""Channels in times out up to which the tile of 4x4 pays: larger weights come from memory anew for every block."""
+FOUR_WEIGHTS = 192 * 192
+"""Channels in times out up to which the tile of 4x4 pays: the weights of larger ones take longer to come from memory
+than the products that they save."""
 
 
 def prices(channels: int) -> native.Prices:
