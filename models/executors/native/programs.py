@@ -195,8 +195,8 @@ def _transformed_floats(job: Job, block: int, isa: Isa) -> int:
 def _cut(job: Job, isa: Isa) -> tuple[int, int, int]:
     """Multiply-adds of one item, rows (or tiles) of its blocks, and groups of channels.
 
-    Where weights are many, an item takes some channels of many rows rather than all channels of a few; of tiles it takes
-    all, which are transformed once.
+    Where weights are many, an item takes some channels of many rows rather than all channels of a few. Of tiles it
+    takes all, so that they are transformed once.
     """
     per_row = sum(
         op.convolution.weights.size if op.convolution is not None and op.kind != INTERPOLATE else 16 * op.channels
