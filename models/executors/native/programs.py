@@ -17,12 +17,11 @@ from models.executors.native.memory import aligned
 from models.executors.native.ops import ROW_MULTIPLE, Job, Matrix, Op, Resampling, Stages, padded
 from models.executors.native.winograd import tiled
 
+HOLDS = {"needed": 0, "active": 1, "positions": 2, "pixels": 3}  # `Holds` in native.h, by a matrix's rows
 TILES = 24  # a multiple of every kernel's rows in registers (4, 6, 8 and 12)
 BLOCK_ROWS = 4 * TILES
-TRANSFORMED_FLOATS = (
-    84_000  # of a block of tiles: they stay in a core's cache; as many as 24 tiles of 4x4 have at 96 channels
-)
-HOLDS = {"needed": 0, "active": 1, "positions": 2, "pixels": 3}
+# Of a block of tiles: they stay in a core's cache. As many as 24 tiles of 4x4 have at 96 channels.
+TRANSFORMED_FLOATS = 84_000
 ITEM_MACS = 10_000_000  # about 0.1 ms of one core: what a thread should take at once
 
 
