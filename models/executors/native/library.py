@@ -65,7 +65,7 @@ class Op(Structure):
 
 
 class Job(Structure):
-    _fields_ = tuple((name, c_int32) for name in ("level", "rows", "first_op", "ops", "block", "groups"))
+    _fields_ = tuple((name, c_int32) for name in ("level", "rows", "first_op", "ops", "block", "groups", "cost"))
 
 
 class Pass(Structure):

@@ -74,8 +74,9 @@ struct Op {
 };
 
 // A chain of ops that runs block by block over the rows of one level. `groups`: the channels are split among threads.
+// `cost`: multiply-adds of a row.
 struct Job {
-    int32_t level, rows, first_op, ops, block, groups;
+    int32_t level, rows, first_op, ops, block, groups, cost;
 };
 
 // Jobs that do not depend on each other; all threads meet at the end of a pass.

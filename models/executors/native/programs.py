@@ -91,11 +91,11 @@ class StepProgram:
         for stage in stages:
             # Long blocks first, so that short ones fill the end of the pass.
             parts = (part for job in stage for part in tiled(job, prices[job.level]))
-            cut = sorted(((*_cut(job, isa), job) for job in parts), key=lambda item: -item[0])
+            cut = sorted(((*_cut(job, isa), job) for job in parts), key=lambda item: -item[0] * item[1] // item[2])
             passes.append(native.Pass(len(jobs), len(cut)))
-            for _, block, groups, job in cut:
+            for cost, block, groups, job in cut:
                 floats = max(floats, _transformed_floats(job, block, isa))
-                jobs.append(native.Job(job.level, job.rows, len(ops), len(job.ops), block, groups))
+                jobs.append(native.Job(job.level, job.rows, len(ops), len(job.ops), block, groups, cost))
                 ops += [self._op(op, resamplings) for op in job.ops]
         self.native = native.Program(
             (native.Pass * len(passes))(*passes),
@@ -192,7 +192,7 @@ def _transformed_floats(job: Job, block: int, isa: Isa) -> int:
 
 
 def _cut(job: Job, isa: Isa) -> tuple[int, int, int]:
-    """Multiply-adds of one item, rows (or tiles) of its blocks, and groups of channels.
+    """Multiply-adds of one row (or tile), rows of a block, and groups of channels: an item is a block of one group.
 
     Where weights are many, an item takes some channels of many rows rather than all channels of a few. Of tiles it
     takes all, so that they are transformed once.
@@ -209,4 +209,4 @@ def _cut(job: Job, isa: Isa) -> tuple[int, int, int]:
         groups = min(len(isa.panels(op.channels)), max(1, per_row * most // ITEM_MACS))
     rows = min(most, ITEM_MACS * groups // per_row) // (TILES // 2) * (TILES // 2)
     block = min(max(least, rows), BLOCK_ROWS)
-    return per_row * block // groups, block, groups
+    return per_row, block, groups

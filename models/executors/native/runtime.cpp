@@ -1,5 +1,6 @@
-// Runs programs: a persistent pool of threads, blocks of rows handed out one by one, a meeting after each pass.
-#include "native.h"
+// Runs programs: a persistent pool of threads, each with its own blocks of rows in every pass, until it helps the others
+// with theirs; a meeting after each pass.
+#include "plan.h"
 #include <string.h>
 #include <algorithm>
 #include <atomic>
@@ -44,22 +45,6 @@ const Kernels *best() {
     return &baseline_kernels;
 }
 
-// First and last row, or tile, of a job.
-struct Range {
-    int first, last;
-};
-
-Range range_of(const Job &job, const Level &level) {
-    switch (job.rows) {
-    case ACTIVE: return {0, level.active};
-    case HALO: return {level.active, level.needed};
-    case TILES_4: return {0, level.tiles_4};
-    case TILES_2: return {0, level.tiles_2};
-    case SINGLES: return {0, level.singles};
-    }
-    return {0, level.needed};
-}
-
 // Floats of a matrix in working memory, its row of zeros in front; 0 for one that lies elsewhere.
 size_t work_floats(const Matrix &matrix, const Context &context) {
     if (matrix.feature >= 0 || matrix.scratch >= 0) return 0;
@@ -69,25 +54,30 @@ size_t work_floats(const Matrix &matrix, const Context &context) {
     return ((1 + rows) * matrix.stride + 47) & ~(size_t)15;
 }
 
-// What is to run now. Every thread walks the same passes; `taken` and `finished` count the blocks of each.
+// How many of a thread's items in one pass are taken, and how many of them by others; on a cache line of its own.
+struct alignas(64) Taken {
+    std::atomic<int> all{0}, by_others{0};
+
+    // Whether one of `items` was left.
+    bool take(int items) {
+        return all.load(std::memory_order_relaxed) < items && all.fetch_add(1, std::memory_order_relaxed) < items;
+    }
+};
+
+// What is to run now. Every thread walks the same passes. `taken`: (passes, threads); `finished`: items of each pass.
 struct Work {
     const Kernels *kernels;
     const Program *program;
     const Context *contexts;
     int contexts_count;
-    std::vector<std::atomic<int>> taken, finished;
-};
-
-struct Share {
-    const Job *job;
-    const Context *context;
-    int first_item, blocks;
+    std::vector<Taken> taken;
+    std::vector<std::atomic<int>> finished;
 };
 
 class Pool {
   public:
     // Throws std::system_error where the system gives no more threads.
-    explicit Pool(int threads) : scratch_(std::max(threads, 1)), shares_(scratch_.size()) {
+    explicit Pool(int threads) : scratch_(std::max(threads, 1)), plans_(scratch_.size()) {
         threads_.reserve(scratch_.size());
         try {
             for (int i = 1; i < threads; ++i) threads_.emplace_back([this, i] { serve(i); });
@@ -98,6 +88,8 @@ class Pool {
     }
 
     ~Pool() { stop(); }
+
+    int threads() const { return (int)scratch_.size(); }
 
     // Throws std::bad_alloc before anything has run.
     void run(Work &work) {
@@ -135,7 +127,7 @@ class Pool {
         for (int p = 0; p < program.pass_count; ++p) jobs = std::max(jobs, (int)program.passes[p].jobs);
         for (std::vector<float> &scratch : scratch_)
             if (scratch.size() < floats) scratch.assign(floats, 0.0f);
-        for (std::vector<Share> &shares : shares_) shares.reserve((size_t)jobs * work.contexts_count);
+        for (Plan &plan : plans_) plan.reserve((size_t)jobs * work.contexts_count);
     }
 
     void serve(int index) {
@@ -156,30 +148,25 @@ class Pool {
     void walk(Work &work, int index) {
         const FlushDenormals flush;
         float *aligned = (float *)(((uintptr_t)scratch_[index].data() + 63) & ~(uintptr_t)63);
-        std::vector<Share> &shares = shares_[index];
+        Plan &plan = plans_[index];
+        const int threads = this->threads();
         for (int p = 0; p < work.program->pass_count; ++p) {
-            const Pass &pass = work.program->passes[p];
-            shares.clear();
-            int items = 0;
-            for (int j = pass.first_job; j < pass.first_job + pass.jobs; ++j)
-                for (int c = 0; c < work.contexts_count; ++c) {
-                    const Job &job = work.program->jobs[j];
-                    const Range range = range_of(job, work.contexts[c].now->level[job.level]);
-                    const int blocks = (range.last - range.first + job.block - 1) / job.block;
-                    if (!blocks) continue;
-                    shares.push_back({&job, &work.contexts[c], items, blocks});
-                    items += blocks * job.groups;
-                }
-            size_t at = 0;
-            for (int item; (item = work.taken[p].fetch_add(1, std::memory_order_relaxed)) < items;) {
-                while (at + 1 < shares.size() && shares[at + 1].first_item <= item) ++at;
-                compute(work, shares[at], item - shares[at].first_item, aligned);
-                if (work.finished[p].fetch_add(1, std::memory_order_acq_rel) + 1 == items) {
-                    std::lock_guard<std::mutex> lock(pass_mutex_);
-                    pass_done_.notify_all();
+            plan.make(*work.program, work.program->passes[p], work.contexts, work.contexts_count);
+            for (int k = 0; k < threads; ++k) {
+                const int owner = (index + k) % threads;
+                const int first = plan.first_of(owner, threads), end = plan.first_of(owner + 1, threads);
+                Taken &taken = work.taken[p * threads + owner];
+                // Its own from the first on, those of others from the last on: they do not meet before all are taken.
+                for (int own = first; taken.take(end - first);) {
+                    const int item = k == 0 ? own++ : end - 1 - taken.by_others.fetch_add(1, std::memory_order_relaxed);
+                    work.kernels->run(plan.block(item, *work.program, aligned));
+                    if (work.finished[p].fetch_add(1, std::memory_order_acq_rel) + 1 == plan.items()) {
+                        std::lock_guard<std::mutex> lock(pass_mutex_);
+                        pass_done_.notify_all();
+                    }
                 }
             }
-            meet(work.finished[p], items);
+            meet(work.finished[p], plan.items());
         }
     }
 
@@ -192,18 +179,9 @@ class Pool {
         pass_done_.wait(lock, [&] { return finished.load(std::memory_order_acquire) == items; });
     }
 
-    static void compute(const Work &work, const Share &share, int item, float *scratch) {
-        const Job &job = *share.job;
-        const Range range = range_of(job, share.context->now->level[job.level]);
-        const int first = range.first + item % share.blocks * job.block;
-        const int last = first + job.block < range.last ? first + job.block : range.last;
-        work.kernels->run({work.program->ops + job.first_op, job.ops, job.level, job.rows, first, last, item / share.blocks,
-                           job.groups, scratch, share.context});
-    }
-
     std::vector<std::thread> threads_;
     std::vector<std::vector<float>> scratch_; // of each thread
-    std::vector<std::vector<Share>> shares_;
+    std::vector<Plan> plans_;
     std::mutex mutex_, pass_mutex_;
     std::condition_variable wake_, done_, pass_done_;
     uint64_t generation_ = 0;
@@ -280,7 +258,7 @@ int32_t program_run(Pool *pool, const Kernels *kernels, const Program *program, 
                 slots.push_back({zeros + matrix.stride, matrix.stride, -1});
             }
         }
-        Work work = {kernels, program, contexts, count, std::vector<std::atomic<int>>(program->pass_count),
+        Work work = {kernels, program, contexts, count, std::vector<Taken>((size_t)program->pass_count * pool->threads()),
                      std::vector<std::atomic<int>>(program->pass_count)};
         pool->run(work);
         return 0;
