@@ -10,7 +10,10 @@ from models import confidence, postprocess
 from models.configs import Masking
 from models.executors.native import exits
 from models.executors.native.exits import labels
+from models.executors.native.pool import Pool
 from models.preprocess import Frame
+
+POOL = Pool(3)
 
 
 def in_rows(scores: Tensor) -> Tensor:
@@ -37,7 +40,7 @@ def test_labels_are_torchs(classes: int, size: tuple[int, int], image: tuple[int
         coarse = torch.randn(1, classes, size[0] // 4, size[1] // 4, generator=random)
         scores = F.interpolate(coarse, size, mode="nearest")[0] * 5 + scores * 0.1
     frame = Frame(*image)
-    found, expected = labels(in_rows(scores), frame), postprocess.labels(scores, frame)
+    found, expected = labels(POOL, in_rows(scores), frame), postprocess.labels(scores, frame)
     assert found.shape == image
     assert found.dtype == np.uint8
     assert np.array_equal(found, expected)
@@ -45,7 +48,7 @@ def test_labels_are_torchs(classes: int, size: tuple[int, int], image: tuple[int
 
 def test_the_first_of_equal_classes_is_taken() -> None:
     scores = torch.tensor([1.0, 3.0, 3.0]).view(3, 1, 1).expand(3, 8, 8)
-    assert (labels(in_rows(scores), Frame(32, 32)) == 1).all()
+    assert (labels(POOL, in_rows(scores), Frame(32, 32)) == 1).all()
 
 
 MAX_PROBABILITIES = [Masking("max_probability", threshold) for threshold in (0.4, 0.9, 0.998)]
@@ -60,7 +63,7 @@ def test_the_positions_that_stay_active_are_torchs(masking: Masking, classes: in
     scores[-1, :4] += 100  # far beyond what exp can tell apart
     scores[:, 4] = scores[:, 4].sort(0).values  # the largest come last
     scores[0, 5] = scores[-1, 5] = 9  # equal ones
-    found = exits.active(in_rows(scores), masking, None, None)
+    found = exits.active(POOL, in_rows(scores), masking, None, None)
     assert 0 < found.mean() < 1
     assert np.array_equal(found, confidence.active(scores[None], masking, 1)[0, 0].numpy())
 
@@ -69,6 +72,6 @@ def test_only_what_was_computed_is_looked_at() -> None:
     scores = torch.zeros(2, 8, 8)  # as unsure as can be
     computed, before = np.zeros((2, 8, 8), bool)
     computed[3, 4] = before[0, 0] = True
-    found = exits.active(in_rows(scores), Masking("max_probability", 0.9), computed, before)
+    found = exits.active(POOL, in_rows(scores), Masking("max_probability", 0.9), computed, before)
     assert [tuple(at) for at in np.argwhere(found)] == [(0, 0), (3, 4)]
     assert before.sum() == 1

@@ -325,7 +325,7 @@ def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
         for _ in sparse.steps:
             sparse.advance([state])
         kept.append(sparse._memory.kept_floats)
-    assert kept[0] > 8 * kept[1] > 0
+    assert kept[0] > 4 * kept[1] > 0
     assert kept[1] == kept[2]
     large, small = sparse.begin(tiny.image(256, 256)), sparse.begin(tiny.image(64, 64))
     for state in (large, small, sparse.begin(tiny.image(64, 64))):

@@ -4,13 +4,12 @@ Features are rows of active positions and of those that something active reads; 
 nor interpolated. Exact: the reference's meaning, see models/masked.py. Imports the native library, not the server.
 """
 
-import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import c_void_p
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -24,16 +23,18 @@ from models.configs import GROWING, MAX_SIDE, UNSURE
 from models.executors.native import exits
 from models.executors.native import library as native
 from models.executors.native.geometry import Geometries, Geometry
+from models.executors.native.image import normalise
 from models.executors.native.library import Floats, library
 from models.executors.native.lowering import FINEST, Lowering
 from models.executors.native.memory import Memory, empty
 from models.executors.native.ops import Matrix, Resampling
+from models.executors.native.pool import Pool
 from models.executors.native.programs import Isa, StepProgram
 from models.executors.native.resampling import tables
 from models.executors.native.winograd import prices
 from models.flops import costs
 from models.postprocess import render
-from models.preprocess import MULTIPLE, STRIDE, Box, Frame, check_input, cut, normalise_into, seen
+from models.preprocess import MULTIPLE, STRIDE, Box, Frame, check_input, cut, seen
 
 MAX_WINDOW = 21  # as many neighbours of a position as the kernels have room for
 MAX_PIXELS = 1 << 27  # rows of the finest features are numbered in 23 bits
@@ -82,26 +83,17 @@ class SparseExecutor:
             step.name: StepProgram(lowering.step(step), self.isa, resamplings, by_level) for step in self.steps
         }
         self._geometries = Geometries(window, max(program.near for program in self._programs.values()), by_level)
-        self._threads = threads or torch.get_num_threads()
-        self._start_threads()
+        self._pool = Pool(threads or torch.get_num_threads())
         used, config = tuple(resamplings), network.config
         self._taps = lru_cache(maxsize=8)(lambda shape: tables(used, shape))
         self._costs = lru_cache(maxsize=8)(lambda shape: costs(config, *shape))
         self._memory = Memory()
 
-    def _start_threads(self) -> None:
-        """The pool of this process: one that was forked off has none of its parent's threads."""
-        self._pool, self._process = library().pool_create(self._threads), os.getpid()
-        if not self._pool:
-            raise ValueError(f"the system gives this process no {self._threads} threads; ask for fewer")
-        weakref.finalize(self, _end_threads, self._pool, self._process)
-
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> SparseState:
         pixels, frame = cut(image, self.config, box)
         height, width = pixels.shape[:2]
         state, lines = self._empty(frame, height + -height % MULTIPLE, width + -width % MULTIPLE)
-        normalise_into(lines[:height, : 3 * width], pixels, self.config)
-        lines[height:] = lines[:, 3 * width :] = 0  # the mean colour
+        normalise(self._pool, pixels, self.config, lines)
         return state
 
     def start(self, inputs: Tensor, frame: Frame) -> SparseState:
@@ -163,7 +155,7 @@ class SparseExecutor:
                 state.features[:] = made
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
-        return render(state.latest(), self.config, state.frame, extra, exits.labels)
+        return render(state.latest(), self.config, state.frame, extra, partial(exits.labels, self._pool))
 
     def _dense_of(self, state: SparseState) -> Geometry:
         return self._geometries.dense((state.shape[0] // STRIDE, state.shape[1] // STRIDE))
@@ -191,8 +183,6 @@ class SparseExecutor:
         now: Sequence[Geometry],
     ) -> list[list[Floats]]:
         """Run a step for all states; returns what it made for each, in the order of the program's outputs."""
-        if self._process != os.getpid():
-            self._start_threads()
         contexts = (native.Context * len(states))()
         made: list[list[Floats]] = []
         for context, state, before, geometry in zip(contexts, states, previous, now, strict=True):
@@ -202,9 +192,10 @@ class SparseExecutor:
             context.features = (c_void_p * len(features))(*features)
             context.taps, _ = self._taps(state.shape)
         lib = library()
-        floats = lib.program_floats(program.native, contexts, len(states))
+        pool = self._pool.native
+        floats = lib.program_floats(pool, program.native, contexts, len(states))
         work = self._memory.working(floats, max(height * width for height, width in (state.shape for state in states)))
-        if lib.program_run(self._pool, self.isa.kernels, program.native, contexts, len(states), work.ctypes.data):
+        if lib.program_run(pool, self.isa.kernels, program.native, contexts, len(states), work.ctypes.data):
             raise MemoryError(f"no memory to run {len(states)} requests at once; batch fewer")
         return made
 
@@ -232,7 +223,8 @@ class SparseExecutor:
         else:
             decided = carried.decided.masked_fill(torch.from_numpy(computed), index)
         if masking.criterion in exits.CRITERIA:
-            positions = exits.active(grid, masking, computed, None if carried is None else carried.active.numpy())
+            before = None if carried is None else carried.active.numpy()
+            positions = exits.active(self._pool, grid, masking, computed, before)
         else:
             positions = active(grid[None].contiguous(), masking, index)[0, 0].numpy()
         rows_seen, columns_seen = seen(self.config, state.frame, state.shape)
@@ -249,11 +241,6 @@ class SparseExecutor:
             cost.macs(settled.share(FINEST + (finest // size[0]).bit_length() - 1))
             for (size, _), cost in self._costs(shape)[index - 1].items()
         )
-
-
-def _end_threads(pool: int, process: int) -> None:
-    if process == os.getpid():  # in another, forked off, there is nobody to wait for
-        library().pool_free(pool)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 // What an exit's scores say: the label map at the image's size, by bilinear upsampling by 4 (pixel areas correspond), and
 // the positions that stay active (equation 2 of the paper).
+#include "pool.h"
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -15,6 +16,15 @@ typedef float Quad __attribute__((vector_size(16)));
 typedef int32_t QuadInt __attribute__((vector_size(16)));
 
 constexpr Quad RIGHT = {0.125f, 0.375f, 0.625f, 0.875f}, LEFT = {0.875f, 0.625f, 0.375f, 0.125f};
+
+// Calls `work` for every line of a map, some neighbours by each thread at a time.
+template <class Work>
+void in_bands(Pool &pool, int lines, const Work &work) {
+    constexpr int BAND = 8;
+    pool.each((lines + BAND - 1) / BAND, [&](int band) {
+        for (int y = BAND * band; y < std::min(BAND * (band + 1), lines); ++y) work(y);
+    });
+}
 
 // The first of the largest scores at each of `width` positions.
 void likeliest(const float *scores, ptrdiff_t stride, int width, int classes, uint8_t *best) {
@@ -97,23 +107,21 @@ enum Criterion { MAX_PROBABILITY, MAX_SCORE };
 #pragma GCC visibility push(default)
 extern "C" {
 
-// `scores`: (height, width, classes), positions `stride` floats apart, at most 256 classes. `best`: room for 2 * width
-// bytes. `labels`: (rows, columns), at most SCALE times as large. Whatever its weights, a mean of four scores of which
+// `scores`: (height, width, classes), positions `stride` floats apart, at most 256 classes. `best`: room for (height,
+// width). `labels`: (rows, columns), at most SCALE times as large. Whatever its weights, a mean of four scores of which
 // one class has the largest has that class, too; only pixels between positions that disagree are worth interpolating.
-void labels_of(const float *scores, int32_t height, int32_t width, int32_t stride, int32_t classes, uint8_t *best,
-               uint8_t *labels, int32_t rows, int32_t columns) {
+void labels_of(Pool *pool, const float *scores, int32_t height, int32_t width, int32_t stride, int32_t classes,
+               uint8_t *best, uint8_t *labels, int32_t rows, int32_t columns) {
     const ptrdiff_t line = (ptrdiff_t)width * stride;
-    uint8_t *above = best, *below = best + width;
-    likeliest(scores, stride, width, classes, below);
+    in_bands(*pool, height, [&](int y) { likeliest(scores + y * line, stride, width, classes, best + (ptrdiff_t)y * width); });
     // A cell is the pixels between four positions; around the border it is one half or quarter.
-    for (int y = -1; y < height; ++y) {
-        std::swap(above, below);
-        const float *upper = scores + std::max(y, 0) * line, *lower = scores + std::min(y + 1, height - 1) * line;
-        likeliest(lower, stride, width, classes, below);
-        const int top = SCALE * y + SCALE / 2, first_row = std::max(top, 0), last_row = std::min(top + SCALE, rows);
-        for (int x = -1; x < width; ++x) {
-            const int x0 = std::max(x, 0), x1 = std::min(x + 1, width - 1);
-            const int start = SCALE * x + SCALE / 2, first = std::max(start, 0), last = std::min(start + SCALE, columns);
+    in_bands(*pool, height + 1, [&](int y) {
+        const int y0 = std::max(y - 1, 0), y1 = std::min(y, height - 1);
+        const uint8_t *above = best + (ptrdiff_t)y0 * width, *below = best + (ptrdiff_t)y1 * width;
+        const int top = SCALE * y - SCALE / 2, first_row = std::max(top, 0), last_row = std::min(top + SCALE, rows);
+        for (int x = 0; x <= width; ++x) {
+            const int x0 = std::max(x - 1, 0), x1 = std::min(x, width - 1);
+            const int start = SCALE * x - SCALE / 2, first = std::max(start, 0), last = std::min(start + SCALE, columns);
             if (first >= last) break;
             const uint8_t label = above[x0];
             if (label == above[x1] && label == below[x0] && label == below[x1]) {
@@ -121,6 +129,7 @@ void labels_of(const float *scores, int32_t height, int32_t width, int32_t strid
                     memset(labels + (ptrdiff_t)row * columns + first, label, last - first);
                 continue;
             }
+            const float *const upper = scores + y0 * line, *const lower = scores + y1 * line;
             const float *const corner[4] = {upper + x0 * (ptrdiff_t)stride, upper + x1 * (ptrdiff_t)stride,
                                             lower + x0 * (ptrdiff_t)stride, lower + x1 * (ptrdiff_t)stride};
             uint8_t cell[SCALE][SCALE];
@@ -128,17 +137,20 @@ void labels_of(const float *scores, int32_t height, int32_t width, int32_t strid
             for (int row = first_row; row < last_row; ++row)
                 memcpy(labels + (ptrdiff_t)row * columns + first, &cell[row - top][first - start], last - first);
         }
-    }
+    });
 }
 
-// `scores`: of `count` positions, `stride` floats apart. Writes `active` where `computed` (null: everywhere).
-void active_at(const float *scores, int32_t count, int32_t stride, int32_t classes, int32_t criterion, float threshold,
-               const uint8_t *computed, uint8_t *active) {
+// `scores`: of (height, width) positions, `stride` floats apart. Writes `active` where `computed` (null: everywhere).
+void active_at(Pool *pool, const float *scores, int32_t height, int32_t width, int32_t stride, int32_t classes,
+               int32_t criterion, float threshold, const uint8_t *computed, uint8_t *active) {
     const Unsure unsure(classes, threshold);
-    for (int32_t i = 0; i < count; ++i, scores += stride) {
-        if (computed && !computed[i]) continue;
-        active[i] = criterion == MAX_PROBABILITY ? unsure(scores) : *std::max_element(scores, scores + classes) >= threshold;
-    }
+    in_bands(*pool, height, [&](int y) {
+        for (ptrdiff_t i = (ptrdiff_t)y * width; i < (y + 1) * (ptrdiff_t)width; ++i) {
+            if (computed && !computed[i]) continue;
+            const float *of = scores + i * stride;
+            active[i] = criterion == MAX_PROBABILITY ? unsure(of) : *std::max_element(of, of + classes) >= threshold;
+        }
+    });
 }
 
 }

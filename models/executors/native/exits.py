@@ -9,21 +9,23 @@ from torch import Tensor
 
 from models.configs import Masking
 from models.executors.native.library import library
+from models.executors.native.pool import Pool
 from models.preprocess import STRIDE, Frame
 
 CRITERIA = {"max_probability": 0, "max_score": 1}
 """Those of a `Masking` that `active` knows, by their number in exits.cpp."""
 
 
-def labels(scores: Tensor, frame: Frame) -> NDArray[np.uint8]:
+def labels(pool: Pool, scores: Tensor, frame: Frame) -> NDArray[np.uint8]:
     """As `postprocess.labels`: logits float32 (C, h, w) -> uint8 (H, W), but for ties by rounding. The classes of a
     position must be neighbours in memory, and (h, w) a quarter of the padded image."""
     classes, height, width = scores.shape
     stride = _stride(scores)
     assert frame.height <= STRIDE * height and frame.width <= STRIDE * width
     found = np.empty((frame.height, frame.width), np.uint8)
-    best = np.empty(2 * width, np.uint8)
+    best = np.empty((height, width), np.uint8)
     library().labels_of(
+        pool.native,
         scores.data_ptr(),
         height,
         width,
@@ -38,7 +40,11 @@ def labels(scores: Tensor, frame: Frame) -> NDArray[np.uint8]:
 
 
 def active(
-    scores: Tensor, masking: Masking, computed: NDArray[np.bool_] | None, before: NDArray[np.bool_] | None
+    pool: Pool,
+    scores: Tensor,
+    masking: Masking,
+    computed: NDArray[np.bool_] | None,
+    before: NDArray[np.bool_] | None,
 ) -> NDArray[np.bool_]:
     """As `confidence.active`: the positions that stay active, bool (h, w), of scores float32 (C, h, w), by one of
     `CRITERIA`. Only where `computed` (h, w; None: everywhere) are they looked at; the others stay what they were
@@ -47,8 +53,10 @@ def active(
     classes, height, width = scores.shape
     found = np.empty((height, width), np.bool_) if before is None else before.copy()
     library().active_at(
+        pool.native,
         scores.data_ptr(),
-        height * width,
+        height,
+        width,
         _stride(scores),
         classes,
         CRITERIA[masking.criterion],

@@ -133,12 +133,17 @@ def library() -> ctypes.CDLL:
         ("kernels_name", ctypes.c_char_p, (c_void_p,)),
         ("kernels_lanes", c_int32, (c_void_p,)),
         ("kernels_panel", c_int32, (c_void_p,)),
-        ("active_at", None, (c_void_p, *[c_int32] * 4, c_float, c_void_p, c_void_p)),
-        ("labels_of", None, (c_void_p, *[c_int32] * 4, c_void_p, c_void_p, c_int32, c_int32)),
+        ("active_at", None, (c_void_p, c_void_p, *[c_int32] * 5, c_float, c_void_p, c_void_p)),
+        ("labels_of", None, (c_void_p, c_void_p, *[c_int32] * 4, c_void_p, c_void_p, c_int32, c_int32)),
+        (
+            "normalise",
+            None,
+            (*(c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_void_p), *(c_void_p, c_int32, c_int32, c_int32)),
+        ),
         ("layout", None, (POINTER(c_int32),)),
         ("pool_create", c_void_p, (c_int32,)),
         ("pool_free", None, (c_void_p,)),
-        ("program_floats", c_int64, (POINTER(Program), POINTER(Context), c_int32)),
+        ("program_floats", c_int64, (c_void_p, POINTER(Program), POINTER(Context), c_int32)),
         ("program_run", c_int32, (c_void_p, c_void_p, POINTER(Program), POINTER(Context), c_int32, c_void_p)),
     ):
         function = getattr(lib, name)

@@ -1,13 +1,12 @@
-// Runs programs: a persistent pool of threads, each with its own blocks of rows in every pass, until it helps the others
-// with theirs; a meeting after each pass.
+// Runs programs: every thread of a pool has its own blocks of rows in every pass, until it helps the others with theirs; a
+// meeting after each pass.
 #include "plan.h"
+#include "pool.h"
 #include <string.h>
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
-#include <new>
-#include <thread>
 #include <vector>
 
 namespace {
@@ -54,6 +53,9 @@ size_t work_floats(const Matrix &matrix, const Context &context) {
     return ((1 + rows) * matrix.stride + 47) & ~(size_t)15;
 }
 
+// Floats of scratch for one thread, as many whole cache lines.
+size_t scratch_floats(const Program &program) { return (program.scratch_floats + 31) & ~(size_t)15; }
+
 // How many of a thread's items in one pass are taken, and how many of them by others; on a cache line of its own.
 struct alignas(64) Taken {
     std::atomic<int> all{0}, by_others{0};
@@ -64,130 +66,64 @@ struct alignas(64) Taken {
     }
 };
 
-// What is to run now. Every thread walks the same passes. `taken`: (passes, threads); `finished`: items of each pass.
-struct Work {
-    const Kernels *kernels;
-    const Program *program;
-    const Context *contexts;
-    int contexts_count;
-    std::vector<Taken> taken;
-    std::vector<std::atomic<int>> finished;
-};
-
-class Pool {
+// One run of a program. Every thread walks the same passes.
+class Run {
   public:
-    // Throws std::system_error where the system gives no more threads.
-    explicit Pool(int threads) : scratch_(std::max(threads, 1)), plans_(scratch_.size()) {
-        threads_.reserve(scratch_.size());
-        try {
-            for (int i = 1; i < threads; ++i) threads_.emplace_back([this, i] { serve(i); });
-        } catch (...) {
-            stop();
-            throw;
-        }
+    // `scratch`: scratch_floats for each thread.
+    Run(const Kernels &kernels, const Program &program, const Context *contexts, int count, int threads, float *scratch)
+        : kernels_(kernels), program_(program), contexts_(contexts), count_(count), threads_(threads), scratch_(scratch),
+          plans_(threads), taken_((size_t)program.pass_count * threads), finished_(program.pass_count) {
+        int jobs = 0;
+        for (int p = 0; p < program.pass_count; ++p) jobs = std::max(jobs, (int)program.passes[p].jobs);
+        for (Plan &plan : plans_) plan.reserve((size_t)jobs * count); // so that no thread has to ask for memory
     }
 
-    ~Pool() { stop(); }
-
-    int threads() const { return (int)scratch_.size(); }
-
-    // Throws std::bad_alloc before anything has run.
-    void run(Work &work) {
-        reserve(work);
-        std::unique_lock<std::mutex> lock(mutex_);
-        work_ = &work;
-        ++generation_;
-        left_ = (int)threads_.size();
-        lock.unlock();
-        wake_.notify_all();
-        walk(work, 0);
-        lock.lock();
-        done_.wait(lock, [this] { return left_ == 0; });
-        work_ = nullptr;
+    void walk(int index) {
+        const FlushDenormals flush;
+        Plan &plan = plans_[index];
+        for (int p = 0; p < program_.pass_count; ++p) {
+            plan.make(program_, program_.passes[p], contexts_, count_);
+            for (int k = 0; k < threads_; ++k) {
+                const int owner = (index + k) % threads_;
+                const int first = plan.first_of(owner, threads_), end = plan.first_of(owner + 1, threads_);
+                Taken &taken = taken_[p * threads_ + owner];
+                // Its own from the first on, those of others from the last on: they do not meet before all are taken.
+                for (int own = first; taken.take(end - first);) {
+                    const int item = k == 0 ? own++ : end - 1 - taken.by_others.fetch_add(1, std::memory_order_relaxed);
+                    kernels_.run(plan.block(item, program_, scratch_ + index * scratch_floats(program_)));
+                    if (finished_[p].fetch_add(1, std::memory_order_acq_rel) + 1 == plan.items()) {
+                        const std::lock_guard<std::mutex> lock(mutex_);
+                        pass_done_.notify_all();
+                    }
+                }
+            }
+            meet(finished_[p], plan.items());
+        }
     }
 
   private:
     // A thread that waits spins for about 0.1 ms, as long as an uneven end of a pass lasts, then sleeps.
     static constexpr int SPINS = 2000;
 
-    void stop() {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            stop_ = true;
-        }
-        wake_.notify_all();
-        for (std::thread &thread : threads_) thread.join();
-    }
-
-    // Memory for every thread, so that none has to ask for it.
-    void reserve(const Work &work) {
-        const Program &program = *work.program;
-        const size_t floats = program.scratch_floats + 32;
-        int jobs = 0;
-        for (int p = 0; p < program.pass_count; ++p) jobs = std::max(jobs, (int)program.passes[p].jobs);
-        for (std::vector<float> &scratch : scratch_)
-            if (scratch.size() < floats) scratch.assign(floats, 0.0f);
-        for (Plan &plan : plans_) plan.reserve((size_t)jobs * work.contexts_count);
-    }
-
-    void serve(int index) {
-        uint64_t seen = 0;
-        std::unique_lock<std::mutex> lock(mutex_);
-        while (true) {
-            wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
-            if (stop_) return;
-            seen = generation_;
-            Work &work = *work_;
-            lock.unlock();
-            walk(work, index);
-            lock.lock();
-            if (--left_ == 0) done_.notify_all();
-        }
-    }
-
-    void walk(Work &work, int index) {
-        const FlushDenormals flush;
-        float *aligned = (float *)(((uintptr_t)scratch_[index].data() + 63) & ~(uintptr_t)63);
-        Plan &plan = plans_[index];
-        const int threads = this->threads();
-        for (int p = 0; p < work.program->pass_count; ++p) {
-            plan.make(*work.program, work.program->passes[p], work.contexts, work.contexts_count);
-            for (int k = 0; k < threads; ++k) {
-                const int owner = (index + k) % threads;
-                const int first = plan.first_of(owner, threads), end = plan.first_of(owner + 1, threads);
-                Taken &taken = work.taken[p * threads + owner];
-                // Its own from the first on, those of others from the last on: they do not meet before all are taken.
-                for (int own = first; taken.take(end - first);) {
-                    const int item = k == 0 ? own++ : end - 1 - taken.by_others.fetch_add(1, std::memory_order_relaxed);
-                    work.kernels->run(plan.block(item, *work.program, aligned));
-                    if (work.finished[p].fetch_add(1, std::memory_order_acq_rel) + 1 == plan.items()) {
-                        std::lock_guard<std::mutex> lock(pass_mutex_);
-                        pass_done_.notify_all();
-                    }
-                }
-            }
-            meet(work.finished[p], plan.items());
-        }
-    }
-
-    void meet(std::atomic<int> &finished, int items) {
+    void meet(const std::atomic<int> &finished, int items) {
         for (int spin = 0; spin < SPINS; ++spin) {
             if (finished.load(std::memory_order_acquire) == items) return;
             relax();
         }
-        std::unique_lock<std::mutex> lock(pass_mutex_);
+        std::unique_lock<std::mutex> lock(mutex_);
         pass_done_.wait(lock, [&] { return finished.load(std::memory_order_acquire) == items; });
     }
 
-    std::vector<std::thread> threads_;
-    std::vector<std::vector<float>> scratch_; // of each thread
-    std::vector<Plan> plans_;
-    std::mutex mutex_, pass_mutex_;
-    std::condition_variable wake_, done_, pass_done_;
-    uint64_t generation_ = 0;
-    Work *work_ = nullptr;
-    int left_ = 0;
-    bool stop_ = false;
+    const Kernels &kernels_;
+    const Program &program_;
+    const Context *const contexts_;
+    const int count_, threads_;
+    float *const scratch_;
+    std::vector<Plan> plans_;                // of each thread
+    std::vector<Taken> taken_;               // (passes, threads)
+    std::vector<std::atomic<int>> finished_; // items of each pass
+    std::mutex mutex_;
+    std::condition_variable pass_done_;
 };
 
 } // namespace
@@ -219,26 +155,16 @@ void layout(int32_t *sizes) {
 // Of the sources that this was built from; see sources.py.
 const char *sources() { return SOURCES; }
 
-// Null where the system does not give so many threads.
-Pool *pool_create(int32_t threads) {
-    try {
-        return new Pool(threads);
-    } catch (...) {
-        return nullptr;
-    }
-}
-
-void pool_free(Pool *pool) { delete pool; }
-
 // Floats of working memory that a run for all contexts takes.
-int64_t program_floats(const Program *program, const Context *contexts, int32_t count) {
-    size_t floats = 0;
+int64_t program_floats(const Pool *pool, const Program *program, const Context *contexts, int32_t count) {
+    size_t floats = pool->threads() * scratch_floats(*program);
     for (int c = 0; c < count; ++c)
         for (int m = 0; m < program->matrix_count; ++m) floats += work_floats(program->matrices[m], contexts[c]);
     return (int64_t)floats;
 }
 
-// One step for all contexts. `memory`: as many floats as program_floats says. Returns 0, or 1 without memory for it.
+// One step for all contexts. `memory`: as many floats as program_floats says, from a cache line on. Returns 0, or 1 if
+// there was no memory for what else it takes.
 int32_t program_run(Pool *pool, const Kernels *kernels, const Program *program, Context *contexts, int32_t count,
                     float *memory) {
     try {
@@ -258,9 +184,8 @@ int32_t program_run(Pool *pool, const Kernels *kernels, const Program *program, 
                 slots.push_back({zeros + matrix.stride, matrix.stride, -1});
             }
         }
-        Work work = {kernels, program, contexts, count, std::vector<Taken>((size_t)program->pass_count * pool->threads()),
-                     std::vector<std::atomic<int>>(program->pass_count)};
-        pool->run(work);
+        Run run(*kernels, *program, contexts, count, pool->threads(), memory);
+        pool->run([&](int index) { run.walk(index); });
         return 0;
     } catch (...) {
         return 1;
