@@ -10,8 +10,6 @@ typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
 typedef float Loose __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 typedef float Half __attribute__((vector_size(32), aligned(4), may_alias));
 constexpr int LANES = VECTOR_BYTES / 4;
-constexpr int MAX_TAPS = 9;
-constexpr int MAX_SOURCES = 21 * 21; // of the widest window that sparse.py takes
 
 inline Vector load(const float *p) { return *(const Loose *)p; }
 inline Vector splat(float x) { return x - Vector{}; }
@@ -130,63 +128,6 @@ inline void multiply(const Source &source, const int32_t *rows, int taps, int in
     }
 }
 
-// The row that the i-th of a block is.
-inline int row_at(const Block &block, const Level &level, int i) {
-    return block.rows == SINGLES ? level.single[i] : i;
-}
-
-// Source rows of M output rows from `first` on; past `last` the last one is repeated.
-template <int M>
-void look_up(const Block &block, const Op &op, int first, int32_t *rows) {
-    const Level &target = block.context->now->level[block.level];
-    const Geometry &from = *(op.previous ? block.context->previous : block.context->now);
-    const Level &source = from.level[op.source_level];
-    const int pitch = source.pitch;
-    for (int m = 0; m < M; ++m) {
-        const int i = row_at(block, target, first + m < block.last ? first + m : block.last - 1);
-        if (op.lookup == SAME_ROW) {
-            rows[m] = i;
-            continue;
-        }
-        int at = (target.yx[2 * i] * op.step + 1) * pitch + target.yx[2 * i + 1] * op.step + 1;
-        if (op.lookup == PIXELS) {
-            for (int t = 0; t < 3; ++t) rows[t * M + m] = at + (t - 1) * pitch - 1;
-        } else if (op.taps == 1) {
-            rows[m] = source.map[at];
-        } else {
-            for (int t = 0; t < 9; ++t) rows[t * M + m] = source.map[at + (t / 3 - 1) * pitch + t % 3 - 1];
-        }
-    }
-}
-
-template <int M, int N>
-void panel(const Block &block, const Op &op, const Source &source, const float *weights, const Sink &sink, int column,
-           int lanes) {
-    const Level &level = block.context->now->level[block.level];
-    int32_t both[2][MAX_TAPS * M], *rows = both[0], *next = both[1];
-    look_up<M>(block, op, block.first, rows);
-    for (int first = block.first; first < block.last; first += M) {
-        if (first + M < block.last) {
-            look_up<M>(block, op, first + M, next);
-            if (op.lookup == NEIGHBOURS)
-                for (int i = 0; i < op.taps * M; ++i) prefetch(source.data + next[i] * source.stride, op.in);
-            for (int m = 0; m < M && first + M + m < block.last; ++m) sink.ask(row_at(block, level, first + M + m), column, N * LANES);
-        }
-        Vector sum[M][N];
-        multiply<M, N>(source, rows, op.taps, op.in, weights, sum);
-#pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) {
-            if (first + m >= block.last) break;
-            const Sink::Row row = sink.row(row_at(block, level, first + m));
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) sink.write(row, column + n * LANES, sum[m][n], lanes - n * LANES);
-        }
-        int32_t *const done = rows;
-        rows = next;
-        next = done;
-    }
-}
-
 // Weights are packed as [panel][tap][channel in][channel out of the panel]; a panel is at most PANEL vectors wide.
 // Together they fill the row to its end: a later op may multiply by 0 what lies there, so it must be a number.
 struct Panels {
@@ -197,101 +138,8 @@ struct Panels {
     int width(int panel) const { return begin(panel + 1) - begin(panel); }
 };
 
-void convolve(const Block &block, const Op &op) {
-    const Sink sink = sink_of(block, op);
-    const Source source = {rows_of(block, op.source), block.context->slots[op.source].stride};
-    const Panels panels(op.out);
-    const ptrdiff_t depth = (ptrdiff_t)op.taps * op.in * LANES;
-    for (int p = panels.count * block.group / block.groups; p < panels.count * (block.group + 1) / block.groups; ++p) {
-        const float *weights = op.weights + panels.begin(p) * depth;
-        const int column = panels.begin(p) * LANES, lanes = padded(op.out) - column;
-        switch (panels.width(p)) {
-        case 1: panel<TILE_1, 1>(block, op, source, weights, sink, column, lanes); break;
-        case 2: panel<TILE_2, 2>(block, op, source, weights, sink, column, lanes); break;
-        case 3: panel<TILE_3, 3>(block, op, source, weights, sink, column, lanes); break;
-#if PANEL >= 4
-        case 4: panel<TILE_4, 4>(block, op, source, weights, sink, column, lanes); break;
-#endif
-        }
-    }
-}
-
-// One row: the weighted sum of `count` rows.
-void combine(const float *const *rows, const float *weights, int count, int channels, const Sink &sink,
-             const Sink::Row &row) {
-    for (int column = 0; column < channels; column += 4 * LANES) {
-        Vector sum[4] = {};
-        const int left = padded(channels) - column;
-        if (left > 3 * LANES) {
-            for (int i = 0; i < count; ++i)
-                for (int n = 0; n < 4; ++n) sum[n] += weights[i] * load(rows[i] + column + n * LANES);
-        } else {
-            for (int n = 0; n * LANES < left; ++n)
-                for (int i = 0; i < count; ++i) sum[n] += weights[i] * load(rows[i] + column + n * LANES);
-        }
-        for (int n = 0; n < 4 && n * LANES < left; ++n)
-            sink.write(row, column + n * LANES, sum[n], left - n * LANES);
-    }
-}
-
-// Halo rows from the kept raw rows around them; the weights are those of each class of distance.
-void interpolate(const Block &block, const Op &op) {
-    const Sink sink = sink_of(block, op);
-    const Level &level = block.context->now->level[block.level];
-    const Slot &kept = block.context->slots[op.source];
-    const float *rows[MAX_SOURCES];
-    float weights[MAX_SOURCES];
-    for (int i = block.first; i < block.last; ++i) {
-        const int32_t *from = level.neighbour + level.window[i - level.active];
-        const int all = level.window[i - level.active + 1] - level.window[i - level.active];
-        int count = 0;
-        // The nearest come first, so that the first weight of 0 ends the list.
-        for (int k = 0; k < all && op.weights[from[k] & 255] != 0; ++k, ++count) {
-            rows[k] = kept.data + (ptrdiff_t)(from[k] >> 8) * kept.stride;
-            weights[k] = op.weights[from[k] & 255];
-        }
-        combine(rows, weights, count, op.out, sink, sink.row(i));
-    }
-}
-
-// SIDE sources a side. All that does not change from row to row is known to the compiler: a row is few channels.
-template <int SIDE>
-void resample_from(const Block &block, const Op &op) {
-    constexpr int COUNT = SIDE * SIDE;
-    const Sink sink = sink_of(block, op);
-    const Level &target = block.context->now->level[block.level];
-    const Geometry &from = *(op.previous ? block.context->previous : block.context->now);
-    const int32_t *map = from.level[op.source_level].map;
-    const Taps &taps = block.context->taps[op.resampling];
-    const float *data = rows_of(block, op.source);
-    const ptrdiff_t stride = block.context->slots[op.source].stride;
-    for (int i = block.first; i < block.last; ++i) {
-        const int y = target.yx[2 * i] * SIDE, x = target.yx[2 * i + 1] * SIDE;
-        const float *rows[COUNT];
-        Vector weights[COUNT];
-#pragma GCC unroll 9
-        for (int k = 0; k < COUNT; ++k) {
-            rows[k] = data + map[taps.y[y + k / SIDE] + taps.x[x + k % SIDE]] * stride;
-            weights[k] = splat(taps.weight_y[y + k / SIDE] * taps.weight_x[x + k % SIDE]);
-        }
-        const Sink::Row row = sink.row(i);
-        for (int column = 0; column < padded(op.out); column += LANES) {
-            Vector sum = Vector{};
-#pragma GCC unroll 9
-            for (int k = 0; k < COUNT; ++k) sum += weights[k] * load(rows[k] + column);
-            sink.write(row, column, sum, padded(op.out) - column);
-        }
-    }
-}
-
-void resample(const Block &block, const Op &op) {
-    switch (block.context->taps[op.resampling].taps) {
-    case 1: resample_from<1>(block, op); break;
-    case 2: resample_from<2>(block, op); break;
-    case 3: resample_from<3>(block, op); break;
-    }
-}
-
+#include "direct.h"
+#include "sums.h"
 #include "winograd.h"
 
 void run(const Block &block) {
