@@ -35,7 +35,9 @@ class Settings(BaseModel):
     executor: Literal["auto", "reference", "sparse", "triton", "onnx"] = Field(
         "auto", description="auto, reference, sparse, triton or onnx"
     )
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads to compute with; 0: one for each core")
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads to compute with; 0: one for each core that the server may use"
+    )
     default_deadline_ms: float = Field(
         1000, gt=0, allow_inf_nan=False, description="deadline of requests that name none"
     )

@@ -10,6 +10,7 @@ import torch
 from models.adpc import AdpcNet
 from models.anytime import AnytimeModel
 from models.checkpoint import load_directory
+from models.cores import usable
 from models.executors.proof import Verdict, command, prove
 from models.executors.reference import ReferenceExecutor
 from models.executors.sparse import SparseExecutor
@@ -22,8 +23,8 @@ log = logging.getLogger(__name__)
 def load(directory: Path, device: str = "cpu", executor: str = "auto", threads: int = 0) -> AnytimeModel:
     """The model of a directory on `device` (auto, cpu, cuda, cuda:N), run by `executor`; see `decide`.
 
-    `threads`: CPU threads to compute with; 0 leaves torch's default. Raises ValueError on a device or executor that is
-    not there, and what `load_directory` raises.
+    `threads`: CPU threads to compute with; 0 for one on each core that is to be had. Raises ValueError on a device or
+    executor that is not there, and what `load_directory` raises.
     """
     device = resolve_device(device)
     return build(load_directory(directory), device, decide(directory, device, executor).executor, threads)
@@ -58,8 +59,8 @@ def build(network: AdpcNet, device: str = "cpu", executor: str = "auto", threads
     device = resolve_device(device)
     if executor not in EXECUTORS:
         raise ValueError(f"no executor is called {executor!r}; there are {', '.join(EXECUTORS)}")
-    if threads > 0:
-        torch.set_num_threads(threads)
+    threads = threads or usable()
+    torch.set_num_threads(threads)
     if executor == "onnx":
         from models.executors.onnx import OnnxExecutor  # noqa: PLC0415 - ONNX Runtime is an optional extra
 
