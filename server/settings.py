@@ -5,6 +5,7 @@ Every setting is a flag (`--max-open 64`) and a variable (`ANYTIME_MAX_OPEN=64`)
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -99,10 +100,11 @@ def load_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
             parser.add_argument(flag, metavar=name.rpartition("_")[2].upper(), help=text)
     flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     environ = os.environ if environ is None else environ
+    given = {key: text for key, text in environ.items() if key.startswith(PREFIX) and not _links(key, text)}
     names = {PREFIX + name.upper(): name for name in Settings.model_fields}
-    variables = {name: environ[key] for key, name in names.items() if key in environ}
-    for key in environ:
-        if key.startswith(PREFIX) and key not in names:
+    variables = {name: given[key] for key, name in names.items() if key in given}
+    for key in given:
+        if key not in names:
             nearest = get_close_matches(key, names, 1)
             meant = f"; did you mean {nearest[0]}?" if nearest else ""
             print(f"{parser.prog}: {key} is no setting and does nothing{meant}", file=sys.stderr)
@@ -111,5 +113,13 @@ def load_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
     except ValidationError as error:
         for problem in error.errors():
             name = str(problem["loc"][0])
-            print(f"{parser.prog}: --{name.replace('_', '-')} {problem['input']!r}: {problem['msg']}", file=sys.stderr)
+            source = f"--{name.replace('_', '-')}" if name in flags else PREFIX + name.upper()
+            print(f"{parser.prog}: {source} {problem['input']!r}: {problem['msg']}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _links(key: str, text: str) -> bool:
+    """Whether Kubernetes has set a variable, as it does in every pod beside a service that is called `anytime`."""
+    return re.fullmatch(rf"{PREFIX}(SERVICE_(HOST|PORT.*)|PORT_\d+_.*)", key) is not None or (
+        key == f"{PREFIX}PORT" and "://" in text
+    )

@@ -39,9 +39,24 @@ def test_a_wrong_setting_is_named_and_ends_with_status_2(argv: list[str], capsys
     assert caught.value.code == 2 and argv[0] in capsys.readouterr().err
 
 
-def test_a_wrong_variable_is_named() -> None:
+def test_a_wrong_variable_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        load_settings([], {"ANYTIME_THREADS": "all"})
+        load_settings(["--port", "1"], {"ANYTIME_THREADS": "all"})
+    assert "ANYTIME_THREADS 'all': " in capsys.readouterr().err
+
+
+def test_links_to_a_service_of_kubernetes_are_no_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    address = "tcp://10.0.0.1:80"
+    links = {"SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "80", "SERVICE_PORT_HTTP": "80", "PORT": address}
+    links |= {
+        "PORT_80_TCP": address,
+        "PORT_80_TCP_PROTO": "tcp",
+        "PORT_80_TCP_PORT": "80",
+        "PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    assert load_settings([], {f"ANYTIME_{name}": value for name, value in links.items()}) == load_settings([], {})
+    assert capsys.readouterr().err == ""
+    assert load_settings([], {"ANYTIME_PORT": "9000", "ANYTIME_SERVICE_HOST": "10.0.0.1"}).port == 9000
 
 
 def test_a_misspelt_variable_is_named_and_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
