@@ -118,8 +118,12 @@ class AnytimeModel(Protocol):
 class Overridable(AnytimeModel, Protocol):
     """A model whose masks can be given."""
 
-    def override(self, state: State, positions: Tensor) -> None:
-        """Replace the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`."""
+    def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
+        """Replace the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`.
+
+        `shrinking` promises that later masks only take positions away, as those of most criteria do; an executor may
+        save what it would keep for others.
+        """
 
 
 Own = TypeVar("Own", bound=State)

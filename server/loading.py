@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.anytime import AnytimeModel, Overridable, State, run
 from models.checkpoint import load_directory
-from models.configs import ModelConfig
+from models.configs import GROWING, ModelConfig
 from models.executors import build, decide
 from models.executors.proof import blobs
 from models.flops import GIGA, gmacs
@@ -85,7 +85,9 @@ def _stages(model: AnytimeModel, image: NDArray[np.uint8], masks: Sequence[Tenso
         model.render(state)
         yield step.exit, time.monotonic() - began_s
         if isinstance(model, Overridable) and model.config.settles_after(step.exit):
-            model.override(state, masks[step.exit - 1].to(state.latest().active.device))
+            positions = masks[step.exit - 1].to(state.latest().active.device)
+            masking = model.config.masking
+            model.override(state, positions, shrinking=masking is not None and masking.criterion not in GROWING)
         began_s = time.monotonic()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models.adpc import AdpcNet
 from models.anytime import run, score_difference
-from models.configs import Masking, ModelConfig
+from models.configs import Criterion, Masking, ModelConfig
 from models.executors import build
 from models.executors.native import library as native
 from models.executors.native.geometry import Geometries
@@ -444,3 +444,22 @@ def test_a_mask_that_does_not_fit_is_refused(mask: Tensor) -> None:
     state = model.start(torch.zeros(1, 3, 64, 64), Frame(64, 64))
     with pytest.raises(ValueError, match=r"it must be bool of \(16, 16\)"):
         model.override(state, mask)
+
+
+@pytest.mark.parametrize("criterion, lean", [("max_probability", True), ("top_k", False)])
+def test_a_request_computes_no_row_that_its_own_masks_do_not_need(criterion: Criterion, lean: bool) -> None:
+    masking = Masking(criterion, 0.4)
+    model = SparseExecutor(tiny.network(replace(tiny.SEGMENTATION, masking=masking)), threads=1)
+    state = model.begin(tiny.image(256, 256))
+    for step in model.steps:
+        model.advance([state])
+        if step.exit == 1:  # one corner stays active
+            positions = torch.zeros(64, 64, dtype=torch.bool)
+            positions[:8, :8] = True
+            assert state.positions is not None
+            state.positions[:] = positions.numpy()
+        if step.exit == 2:
+            assert state.geometry is not None
+            level = state.geometry.native.contents.level[2]
+            assert (level.needed < level.height * level.width) is lean
+            return

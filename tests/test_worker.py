@@ -220,7 +220,9 @@ def test_warming_up_is_under_masks_such_as_pictures_leave() -> None:
     """Whatever the network makes of the noise that it is shown."""
     model = ReferenceExecutor(tiny.network())
     given: list[float] = []
-    model.override = lambda state, positions: given.append(float(positions.float().mean()))  # type: ignore[method-assign]
+    model.override = lambda state, positions, shrinking: given.append(  # type: ignore[method-assign]
+        float(positions.float().mean()) if shrinking else -1.0
+    )
     warm_up("tiny", model, Costs(), None)
     assert given == pytest.approx(WARM_UP_SHARES * WARM_UP_RUNS, abs=0.01)
 

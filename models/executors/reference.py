@@ -58,8 +58,8 @@ class ReferenceExecutor:
                 state.macs += self._macs(step.exit, state.shape, before[row])
                 state.exit = self._exit(step.exit, state)
 
-    def override(self, state: State, positions: Tensor) -> None:
-        """Replace the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`."""
+    def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
+        """See `Overridable.override`; nothing is saved here."""
         assert isinstance(state, ReferenceState)
         state.progress = replace(state.progress, masks=Masks(positions[None, None]))
 

@@ -122,16 +122,15 @@ class SparseExecutor:
         return state, padded[1:-1, 3:-3]
 
     def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
-        """Replace the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`.
+        """See `Overridable.override`; what `shrinking` promises is checked when the next stage begins.
 
-        `shrinking` promises that later masks only take positions away, and saves what would be kept for others.
         Raises ValueError on a mask of another shape or dtype, from which the native code would read astray.
         """
         assert isinstance(state, SparseState)
         size = (state.shape[0] // STRIDE, state.shape[1] // STRIDE)
         if positions.dtype != torch.bool or tuple(positions.shape) != size:
             raise ValueError(f"the mask is {positions.dtype} of {tuple(positions.shape)}; it must be bool of {size}")
-        state.positions = positions.cpu().numpy()
+        state.positions = positions.cpu().numpy().copy()  # the caller may use its memory again
         state.shrinking = shrinking
 
     def advance(self, states: Sequence[State]) -> None:

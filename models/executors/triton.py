@@ -81,8 +81,9 @@ class TritonExecutor:
         return render(state.latest(), self.config, state.frame, extra)
 
     @torch.inference_mode()
-    def override(self, state: State, positions: Tensor) -> None:
-        """Replace the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`."""
+    def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
+        """See `Overridable.override`; what is saved depends on the criterion of the configuration alone, so that masks
+        of one whose masks shrink must shrink."""
         assert isinstance(state, TritonState)
         with self._on_device():
             plan = self._plan(state.shape, 1)
