@@ -118,6 +118,10 @@ def test_a_run_is_neither_mixed_with_another_nor_lost(
     assert main([*command, "--resume", "--set", "seed=3", "--set", "phases.0.batch=4"]) == 1
     assert f"{output} was trained by a recipe of other phases, seed: name its own" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in output.iterdir()} == files
+    checkpoint = output / "checkpoint.pt"
+    checkpoint.write_bytes(files["checkpoint.pt"][:1000])
+    assert main([*command, "--resume"]) == 1
+    assert f"{checkpoint} cannot be read: " in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there_is_said(data: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

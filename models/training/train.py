@@ -98,11 +98,15 @@ class Run:
         save_directory(output, self.mean, torch.float16)
 
     def load(self, output: Path) -> None:
-        """Raises FileNotFoundError, and ValueError if the checkpoint is another network's."""
+        """Raises FileNotFoundError, and ValueError if the checkpoint is broken or another network's."""
         path = output / CHECKPOINT
         if not path.is_file():
             raise FileNotFoundError(f"there is no {path} to resume from; leave out --resume to start anew")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a broken file makes torch raise anything
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{path} cannot be read: {reason}; leave out --resume to start anew") from error
         try:
             for saved, group in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
                 saved |= {name: group[name] for name in ("lr", "fused", "capturable")}  # of this device, not of that
