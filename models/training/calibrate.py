@@ -179,7 +179,6 @@ def main(args: argparse.Namespace) -> int:
     quality = Quality.fit(
         images.doubts[:, :-1], images.changed[:, :-1], args.split or args.data.resolve().name, fingerprint(directory)
     )
-    quality.save(directory)
     if not breakable(len(images)):
         print(f"{len(images)} images are too few to promise anything, so no exit stops early; give 22", file=sys.stderr)
     result: dict[str, Any] = {
@@ -203,6 +202,7 @@ def main(args: argparse.Namespace) -> int:
             {"epsilon": epsilon, "split": args.check} | judge(others, quality.threshold(epsilon), epsilon)
             for epsilon in EPSILONS
         ]
+    quality.save(directory)  # last: what fails before leaves the old one
     print(json.dumps(result) if args.json else table(result))
     if not args.json:
         print(f"written to {directory / QUALITY_FILE}")

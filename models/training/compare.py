@@ -162,6 +162,7 @@ def main(args: argparse.Namespace) -> int:
         "images": len(scenes),
         "recipe": recipe.to_json(),
     }
+    network = load_directory(resolve(args.weights)) if args.weights else None  # before an old report is touched
     report = compare_report.Report.begin(args.output, about, every, resume=args.resume)
     on = hardware(shared.device)
 
@@ -169,8 +170,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"{row.name}: scoring", file=sys.stderr)
         report.add(row, evaluate.segmentation(model, scenes) | {"step": step, "hardware": on})
 
-    if args.weights:
-        network = load_directory(resolve(args.weights))
+    if network is not None:
         for row in at_inference(chosen):
             if row.name not in report.found:
                 score(row, shared.built(network, row.model), None)
