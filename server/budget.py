@@ -44,15 +44,18 @@ class Quantile:
     """A quantile of a stream of values that moves slowly: exact over the first values, then by stochastic approximation
     (Robbins and Monro, 1951), each value moving it by at most half a per cent.
 
-    Who plans with it comes to the same plan for nearly the same deadline, whatever noise the last few values had.
+    Who plans with it comes to the same plan for nearly the same deadline, whatever noise the last few values had. What
+    `RUN` values in a row stay below is forgotten, and the largest of them taken: the machine was slow, and is no more.
     """
 
     EXACT = 16
     STEP = 0.005
+    RUN = 32
 
     def __init__(self, share: float, first: Sequence[float] = ()) -> None:
         self._share = share
         self._first: list[float] = []
+        self._below: list[float] = []
         self.value = 0.0
         for value in first:
             self.add(value)
@@ -62,7 +65,11 @@ class Quantile:
             self._first.append(value)
             self.value = sorted(self._first)[math.ceil(self._share * len(self._first)) - 1]
         else:
+            self._below = [*self._below, value] if value < self.value else []
             self.value *= 1 + self.STEP * (self._share - (value <= self.value))
+            if len(self._below) == self.RUN:
+                self.value = min(self.value, max(self._below))
+                self._below = []
 
 
 class Costs:

@@ -149,16 +149,18 @@ class Service:
         held, max_pixels = [body], self.settings.max_pixels
         del body
         try:
-            pixels = await loop.run_in_executor(self._decoders, lambda: decode(held.pop(), max_pixels))
+            pixels, turn_s = await loop.run_in_executor(
+                self._decoders, lambda: _in_turn(lambda: decode(held.pop(), max_pixels))
+            )
         except asyncio.CancelledError:
             # What stays in the decoders' queue until its turn must not hold the body, neither itself nor by the frames
             # that this error has passed.
             held.clear()
             raise asyncio.CancelledError from None
-        seconds = time.monotonic() - began_s
         usual = self._decode_s.setdefault(pixels.size.bit_length(), Quantile(0.9))
-        usual.add(seconds)
-        return Picture(pixels, seconds, began_s + usual.value)
+        now_s = time.monotonic()
+        usual.add(now_s - turn_s)
+        return Picture(pixels, now_s - began_s, began_s + usual.value)
 
     async def _submit(self, ask: Ask, known: Accepted, picture: Picture, entry: Entry, encoding: str) -> Job:
         height, width = picture.pixels.shape[:2]
@@ -191,9 +193,8 @@ class Service:
 
     async def encode(self, encoding: str, pixels: int, function: Callable[[], T]) -> T:
         """Run `function` on an encoding thread, and remember how long that takes for so many pixels."""
-        began_s = time.monotonic()
-        result = await asyncio.get_running_loop().run_in_executor(self._encoders, function)
-        key, seconds = (encoding, pixels.bit_length()), time.monotonic() - began_s
+        result, turn_s = await asyncio.get_running_loop().run_in_executor(self._encoders, lambda: _in_turn(function))
+        key, seconds = (encoding, pixels.bit_length()), time.monotonic() - turn_s
         self._encode_s.setdefault(key, Quantile(0.95)).add(seconds)
         return result
 
@@ -201,6 +202,13 @@ class Service:
         known = self._encode_s.get((encoding, pixels.bit_length()))
         encode_s = self.ENCODE_S_PER_PX * pixels if known is None else known.value
         return self.SEND_S + encode_s
+
+
+def _in_turn(function: Callable[[], T]) -> tuple[T, float]:
+    """Its result, and when its turn on a thread had come: what requests of a burst wait for theirs says nothing of the
+    next one."""
+    turn_s = time.monotonic()
+    return function(), turn_s
 
 
 async def _copy(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:

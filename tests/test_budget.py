@@ -116,3 +116,10 @@ def test_a_stage_that_is_cut_early_or_of_which_nothing_is_known_teaches_nothing(
     costs.observe("a", SHAPE, 1, 0.01)
     costs.observe_cut("a", SHAPE, 1, 0.005)
     assert costs.typical_s("a", SHAPE, 1) == 0.01
+
+
+def test_a_quantile_forgets_a_slow_time() -> None:
+    quantile = Quantile(0.9, [100.0] * Quantile.EXACT)
+    for _ in range(Quantile.RUN):
+        quantile.add(1.0)
+    assert quantile.value == 1.0

@@ -275,6 +275,22 @@ def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(se
     over.set()
 
 
+def test_what_waits_for_a_decoder_is_not_usual(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = server.server.config.app.state.service  # type: ignore[union-attr]
+    clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
+    monkeypatch.setattr("server.service.time", clock)
+    service._decode_s.clear()
+    over = threading.Event()
+    for _ in range(service.settings.codec_threads):
+        service._decoders.submit(over.wait, live.PATIENCE_S)
+    waiting = asyncio.run_coroutine_threadsafe(service._decode(photo()), server.loop)
+    server.wait_for(lambda: service._decoders._work_queue.qsize() == 1)
+    clock.now_s = 100.0
+    over.set()
+    picture = waiting.result(live.PATIENCE_S)
+    assert (picture.decode_s, picture.usual_s) == (100.0, 0.0)
+
+
 def test_any_printable_id_can_be_looked_up_and_cancelled(server: Live, worker: ScriptedWorker) -> None:
     name = "a/b?c#d%2F../e"
     call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": name}))

@@ -223,6 +223,12 @@ def test_what_is_required_and_hopeless_is_not_begun() -> None:
     assert device.finish()[1] == (Stop.NO_EXIT, 0) and device.order == []
 
 
+def test_what_was_usual_costs_no_exit_that_there_is_time_for() -> None:
+    scheduler = warm(known_costs())
+    scheduler.add(task(1, deadline_s=4.5 * STAGE_S, usual_s=100.0), 0.0)
+    assert Device(scheduler).finish()[1] == (Stop.COMPLETE, 4)
+
+
 def test_a_task_that_others_would_make_late_is_refused_with_the_wait() -> None:
     scheduler = warm(known_costs())
     for key in (1, 2, 3):
