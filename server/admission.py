@@ -17,6 +17,8 @@ from server.catalog import padded_px
 from server.errors import InvalidError, NotAnImageError, TooLargeError, TooManyRequestsError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAX_SCANS = 64
+"""Of a JPEG; encoders make about ten. Nothing else bounds the time that a small file can take."""
 
 # Pillow's own limit only warns, and is for all of a process; `decode` has one that refuses.
 Image.MAX_IMAGE_PIXELS = None
@@ -95,6 +97,13 @@ def decode(body: bytes, max_pixels: int) -> NDArray[np.uint8]:
     Raises NotAnImageError on other formats,
     TooLargeError before decoding what has too many pixels, InvalidError on a file that is broken or cut off.
     """
+    scans = body.count(b"\xff\xda") if body.startswith(b"\xff\xd8") else 0  # within one, a JPEG has no such bytes
+    if scans > MAX_SCANS:
+        raise InvalidError(
+            f"the image comes in {scans:,} scans, each of which takes as long as the whole; the limit is {MAX_SCANS}: "
+            "save it anew",
+            "too_many_scans",
+        )
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS) as image:
             _check_size(image, max_pixels)

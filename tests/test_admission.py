@@ -72,6 +72,14 @@ def test_what_is_no_image_and_what_is_broken() -> None:
             decode(whole[: len(whole) // 2], MANY)
 
 
+def test_a_jpeg_of_many_scans_is_not_decoded() -> None:
+    whole = encoded(Image.fromarray(tiny.image()), "JPEG", progressive=True)
+    assert decode(whole, MANY).shape == tiny.image().shape
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    with pytest.raises(InvalidError, match=r"in 1,0.. scans, .*; the limit is 64: save it anew"):
+        decode(whole[:-2] + 1000 * scan + whole[-2:], MANY)
+
+
 def test_bytes_that_were_damaged_never_get_through_as_another_error() -> None:
     rng = np.random.default_rng(0)
     for kind in ("PNG", "JPEG", "WEBP", "BMP"):

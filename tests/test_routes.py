@@ -13,6 +13,7 @@ import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from http.client import HTTPResponse
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -316,6 +317,25 @@ def test_what_is_no_http_is_a_400(server: Live) -> None:
         status, _, rest = connection.recv(1000).partition(b"\r\n")
     assert status == b"HTTP/1.1 400 Bad Request"
     assert json.loads(rest.partition(b"\r\n\r\n")[2])["code"] == "bad_http"
+
+
+@pytest.mark.parametrize("upgrade", [b"h2c", b"websocket, h2c"])
+@pytest.mark.parametrize("cut", [10, 120, 2000], ids=["in the first line", "in the headers", "in the body"])
+def test_who_asks_for_another_protocol_in_vain_is_served(
+    server: Live, worker: ScriptedWorker, upgrade: bytes, cut: int
+) -> None:
+    body = photo(kind="BMP")
+    head = b"POST /v1/predict?deadline_ms=20000 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    head += b"Upgrade: %b\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Length: %d\r\n\r\n" % (upgrade, len(body))
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        for _ in range(2):  # the connection goes on
+            connection.sendall((head + body)[:cut])
+            connection.sendall((head + body)[cut:])
+            submit = worker.hear_submit()
+            worker.finish(submit, last=1, stop=Stop.MAX_EXIT)
+            reply = HTTPResponse(connection)
+            reply.begin()
+            assert reply.status == 200 and json.loads(reply.read())["exit"] == 1
 
 
 def test_a_body_that_is_no_http_is_a_400(server: Live) -> None:
