@@ -120,9 +120,12 @@ class Costs:
 
     def safe_s(self, model: str, shape: Shape, exit_index: int) -> float:
         """Seconds that almost every job keeps (95 %): at least 5 % and 3 ms above the typical ones."""
-        slowness = self._slowness.get(model)
-        factor = max(slowness.value, self.SLOW_LEAST) if slowness else self.SLOW_LEAST
-        return factor * self.typical_s(model, shape, exit_index) + self.SPARE_S
+        return self.slowness(model) * self.typical_s(model, shape, exit_index) + self.SPARE_S
+
+    def slowness(self, model: str) -> float:
+        """How much longer than typical ones almost no job takes (95 %)."""
+        known = self._slowness.get(model)
+        return max(known.value, self.SLOW_LEAST) if known else self.SLOW_LEAST
 
     def _stage_s(self, model: str, shape: Shape, exit_index: int) -> float:
         shapes = self._stages.get((model, exit_index), {})

@@ -59,24 +59,32 @@ class Scheduler:
         return len(self._tasks)
 
     def add(self, task: Task, now_s: float) -> float | None:
-        """Take a task. Returns None, or refuses it and returns the seconds it would have to wait for others."""
-        wait_s = self._wait_s(task)
-        alone_s = now_s + self.costs.typical_s(task.model, task.shape, task.required)
-        if alone_s <= task.deadline_s < alone_s + wait_s:
-            return wait_s
+        """Take a task. Returns None, or refuses it and returns the seconds that it would have to wait for others: until
+        its turn, if it would be late then, or until all have what they require, if it would make one of them late."""
+        before, after = self._ready_s(), self._ready_s(task)
+        ready_s, alone_s = after.pop(task.key), self.costs.typical_s(task.model, task.shape, task.required)
+        if alone_s <= task.deadline_s - now_s < ready_s:
+            return ready_s - alone_s
+        for key, other in self._tasks.items():
+            if key in before and before[key] <= other.deadline_s - now_s < self.costs.slowness(other.model) * after[key]:
+                return max(before.values())
         self._tasks[task.key] = task
         return None
 
-    def _wait_s(self, task: Task) -> float:
-        """Typical seconds of others' work that comes before what a new task requires."""
-        wait_s = 0.0
-        for other in self._tasks.values():
-            earlier = (other.deadline_s, other.key) < (task.deadline_s, task.key)
-            first = earlier or task.required > 1  # everyone's first exit comes before more than that
-            until = other.required if earlier and task.required > 1 else int(first)
-            if other.exit < until:
-                wait_s += max(0.0, self.costs.typical_s(other.model, other.shape, until) - other.used_s)
-        return wait_s
+    def _ready_s(self, *more: Task) -> dict[int, float]:
+        """Typical seconds until each task that waits for what it requires has it, in the order of `Task.order`."""
+        work = []
+        for task in (*self._tasks.values(), *more):
+            first_s, all_s = (self.costs.typical_s(task.model, task.shape, index) for index in (1, task.required))
+            if task.exit == 0:
+                work.append(((0, task.deadline_s, task.key), max(0.0, first_s - task.used_s)))
+            if task.exit < task.required and task.required > 1:
+                work.append(((1, task.deadline_s, task.key), max(0.0, all_s - max(first_s, task.used_s))))
+        ready_s, passed_s = {}, 0.0
+        for (_, _, key), seconds in sorted(work):
+            passed_s += seconds
+            ready_s[key] = passed_s
+        return ready_s
 
     def cancel(self, key: int) -> Task | None:
         return self._tasks.pop(key, None)

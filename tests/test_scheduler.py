@@ -240,6 +240,17 @@ def test_a_task_that_others_would_make_late_is_refused_with_the_wait() -> None:
     assert len(scheduler) == 6
 
 
+def test_a_task_that_would_make_others_late_is_refused() -> None:
+    scheduler = warm(known_costs())
+    for key in (1, 2, 3):
+        assert scheduler.add(task(key, 3.5 * STAGE_S), 0.0) is None
+    assert scheduler.add(task(4, 1.1 * STAGE_S), 0.0) == pytest.approx(3 * STAGE_S)
+    assert scheduler.add(task(5, 4.5 * STAGE_S), 0.0) is None  # comes after them
+    assert {key: exit_index >= 1 for key, (_, exit_index) in Device(scheduler).finish().items()} == dict.fromkeys(
+        (1, 2, 3, 5), True
+    )
+
+
 def test_traffic_caps_the_depth_at_the_next_exit() -> None:
     scheduler = warm(known_costs(), TrafficCap(((2, 1),)))
     for key in (1, 2):
