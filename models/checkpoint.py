@@ -206,6 +206,8 @@ def main(args: argparse.Namespace) -> int:
         model = replace(model, masking=replace(model.masking, adaptivity="inference"))
     network = AdpcNet(replace(model, name=args.name or model.name))
     load_weights(network, args.file, backbone_only=args.backbone_only, maskless=args.inference_only)
+    if (args.output / CONFIG_FILE).exists():
+        raise ValueError(f"{args.output} holds a model; choose another --output")
     save_directory(args.output, network)
     card = args.output / CARD_FILE
     if not card.exists():

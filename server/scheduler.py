@@ -66,7 +66,10 @@ class Scheduler:
         if alone_s <= task.deadline_s - now_s < ready_s:
             return ready_s - alone_s
         for key, other in self._tasks.items():
-            if key in before and before[key] <= other.deadline_s - now_s < self.costs.slowness(other.model) * after[key]:
+            if (
+                key in before
+                and before[key] <= other.deadline_s - now_s < self.costs.slowness(other.model) * after[key]
+            ):
                 return max(before.values())
         self._tasks[task.key] = task
         return None

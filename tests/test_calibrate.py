@@ -14,7 +14,7 @@ from models.__main__ import main
 from models.anytime import run
 from models.checkpoint import save_directory
 from models.executors import build
-from models.quality import Quality, doubt
+from models.quality import Quality, doubt, fingerprint
 from models.training.calibrate import Observed, cross_validate, difference, judge, observe
 
 IMAGES = 48  # halves of 24 are enough to stop
@@ -82,10 +82,13 @@ def test_halves_in_their_order_show_a_drift() -> None:
     assert shown["coverage"] > 0.9 and shown["in_order"] < 0.7
 
 
-def test_too_few_images_are_said_to_stop_nothing(camvid: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command(model, camvid, "few", "--splits", "3")) == 0
-    assert "21 images" in capsys.readouterr().err
-    assert Quality.load(model).steps == ()
+def test_too_few_images_leave_the_calibration_that_there_is(
+    camvid: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Quality((), 100, "an earlier one", fingerprint(model)).save(model)
+    assert main(command(model, camvid, "few", "--splits", "3")) == 1
+    assert "21 images are too few to promise anything; give 22 or more of" in capsys.readouterr().err
+    assert Quality.load(model).source == "an earlier one"
 
 
 def test_what_is_observed_is_what_is_served() -> None:

@@ -40,11 +40,15 @@ def test_directory_round_trip(tmp_path: Path, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("name", "prefix"), [("adpc-w18-cityscapes", "model."), ("ee-w18-cityscapes", "module.model.")]
 )
-def test_import_of_a_released_checkpoint(tmp_path: Path, name: str, prefix: str) -> None:
+def test_import_of_a_released_checkpoint(
+    tmp_path: Path, name: str, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     tensors = released(CONFIGS[name], prefix)
     torch.save(tensors, tmp_path / "released.pth")
-    status = main(["import", str(tmp_path / "released.pth"), "--config", name, "--output", str(tmp_path / "out")])
-    assert status == 0
+    command = ["import", str(tmp_path / "released.pth"), "--config", name, "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert main(command) == 1
+    assert f"{tmp_path / 'out'} holds a model; choose another --output" in capsys.readouterr().err
     loaded = load_directory(tmp_path / "out").state_dict()
     assert torch.equal(
         loaded["stage4.1.branches.3.1.conv2.weight"], tensors[f"{prefix}stage4.1.branches.3.1.conv2.weight"]

@@ -55,6 +55,15 @@ def test_an_animation_goes_at_its_own_pace(tmp_path, form):
     assert [frame.due_s for frame in open_source(str(path), fps=10).frames] == pytest.approx([0, 0.1, 0.2])
 
 
+@pytest.mark.parametrize("form", ["MPO", "TIFF"])
+def test_a_photo_with_a_preview_is_no_animation(tmp_path, form):
+    photo, preview = (Image.new("RGB", size) for size in ((48, 36), (16, 12)))
+    path = tmp_path / "photo"
+    photo.save(path, form, save_all=True, append_images=[preview])
+    source = open_source(str(path))
+    assert source.still and [frame.index for frame in source.frames] == [0]
+
+
 @pytest.mark.parametrize("name", ["film.mp4", "camera:0"])
 def test_videos_and_cameras_name_the_extra_that_they_need(tmp_path, monkeypatch, name):
     def missing(module):

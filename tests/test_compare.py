@@ -100,7 +100,11 @@ def test_another_recipe_is_another_comparison(command: Command, capsys: pytest.C
     command("--rows", "hrnet", "--steps", "1")
     assert main([*command.words, "--rows", "hrnet", "--resume", "--set", "learning_rate=1"]) == 1
     assert "is of another comparison: its recipe was" in capsys.readouterr().err
-    assert main([*command.words, "--rows", "hrnet", "--no-training", "--set", "learning_rate=1"]) == 1
+    again = [*command.words, "--rows", "hrnet", "--no-training", "--set", "learning_rate=1"]
+    assert main(again) == 1
+    assert "holds a comparison; --resume goes on with it, or choose another --output" in capsys.readouterr().err
+    (command.output / "comparison.json").unlink()
+    assert main(again) == 1
     assert "hrnet was trained by a recipe of other learning_rate: name its own" in capsys.readouterr().err
     for steps in ("0", "-1"):
         with pytest.raises(SystemExit) as ended:

@@ -17,6 +17,8 @@ from adpc_client.errors import ImageError
 from adpc_client.images import ImageSource
 
 _FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_ANIMATED = ("GIF", "WEBP", "PNG")
+"""Formats whose further pictures are frames; in others, such as MPO of phones, they are previews or pages."""
 _CAMERA = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
 
 
@@ -58,7 +60,7 @@ def open_source(name: str, fps: float | None = None) -> Source:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         return Source(_video(name, None, live=False, fps=fps), paced=True)
-    if getattr(image, "n_frames", 1) > 1:
+    if image.format in _ANIMATED and getattr(image, "is_animated", False):
         return Source(_animation(image, fps), paced=True)
     return Source(iter([Frame(0, path)]), still=True)
 

@@ -5,7 +5,6 @@ Imports executors and readers, no training loop. What is promised, and how, stan
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +179,7 @@ def main(args: argparse.Namespace) -> int:
         images.doubts[:, :-1], images.changed[:, :-1], args.split or args.data.resolve().name, fingerprint(directory)
     )
     if not breakable(len(images)):
-        print(f"{len(images)} images are too few to promise anything, so no exit stops early; give 22", file=sys.stderr)
+        raise ValueError(f"{len(images)} images are too few to promise anything; give 22 or more of {args.data}")
     result: dict[str, Any] = {
         "model": model.config.name,
         "source": quality.source,

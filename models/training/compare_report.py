@@ -41,8 +41,11 @@ class Report:
 
     @classmethod
     def begin(cls, output: Path, about: dict[str, Any], rows: Sequence[Row], *, resume: bool) -> "Report":
-        """Raises ValueError if `output` holds a comparison of another kind: its rows could not be compared."""
+        """Raises ValueError if `output` holds a comparison that is not to be gone on with, or one of another kind: its
+        rows could not be compared."""
         report = cls(output, json.loads(json.dumps(about)), rows)
+        if not resume and (output / JSON).exists():
+            raise ValueError(f"{output} holds a comparison; --resume goes on with it, or choose another --output")
         if resume and (output / JSON).is_file():
             before = json.loads((output / JSON).read_text())
             report.found = before.pop("rows")
@@ -50,7 +53,7 @@ class Report:
                 if before.get(name) != value:
                     raise ValueError(
                         f"{output / JSON} is of another comparison: its {name} was {json.dumps(before.get(name))}; "
-                        "choose another --output, or start anew without --resume"
+                        "choose another --output"
                     )
         output.mkdir(parents=True, exist_ok=True)
         report.write()
