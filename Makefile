@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml clients/pyproject.toml setup.py $(wildcard models/executors/native/*.cpp models/executors/native/*.h)
+.venv/.ready: pyproject.toml clients/pyproject.toml setup.py $(wildcard models/executors/cpu/native/*.cpp models/executors/cpu/native/*.h)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]' --editable 'clients[video]'
 	touch $@

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-NATIVE = Path("models/executors/native")
-SOURCES = runpy.run_path(str(NATIVE / "sources.py"))["digest"](NATIVE)
+PACKAGE = Path("models/executors/cpu")
+NATIVE = PACKAGE / "native"
+SOURCES = runpy.run_path(str(PACKAGE / "sources.py"))["digest"](NATIVE)
 
 setup(
     ext_modules=[
         Extension(
-            "models.executors.native._native",
+            "models.executors.cpu._native",
             sources=sorted(str(path) for path in NATIVE.glob("*.cpp")),
             depends=sorted(str(path) for path in NATIVE.glob("*.h")),
             define_macros=[("SOURCES", f'"{SOURCES}"')],

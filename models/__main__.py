@@ -7,19 +7,22 @@ import importlib
 import sys
 
 COMMANDS = {
-    "list": ("models.list", "the shipped models"),
-    "show": ("models.show", "one model: configuration, labels, what each exit costs"),
-    "flops": ("models.flops", "multiply-adds and parameters, counted as in the paper"),
-    "run": ("models.run", "run weights on an image or a tensor, exit by exit"),
+    "list": ("models.commands.list", "the shipped models"),
+    "show": ("models.commands.show", "one model: configuration, labels, what each exit costs"),
+    "flops": ("models.network.flops", "multiply-adds and parameters, counted as in the paper"),
+    "run": ("models.commands.run", "run weights on an image or a tensor, exit by exit"),
     "import": ("models.checkpoint", "turn a released checkpoint into a model directory"),
     "export": ("models.executors.onnx", "write one ONNX graph for each exit"),
     "train": ("models.training.train", "train a configuration"),
-    "evaluate": ("models.training.evaluate", "score every exit of a model on a data set"),
-    "calibrate": ("models.training.calibrate", "find where a model may stop early at a given quality"),
-    "picture": ("models.training.picture", "a picture of every exit: prediction, confidence, positions settled"),
-    "pckh": ("models.training.pckh", "PCKh of a file of predictions on MPII"),
-    "compare": ("models.training.compare", "the paper's comparisons: train, score, tabulate and plot every row"),
-    "bench": ("models.training.bench.command", "seconds to every exit, side by side with other runtimes"),
+    "evaluate": ("models.evaluation.evaluate", "score every exit of a model on a data set"),
+    "calibrate": ("models.evaluation.calibrate", "find where a model may stop early at a given quality"),
+    "picture": ("models.evaluation.picture", "a picture of every exit: prediction, confidence, positions settled"),
+    "pckh": ("models.evaluation.pckh", "PCKh of a file of predictions on MPII"),
+    "compare": (
+        "models.training.comparison.compare",
+        "the paper's comparisons: train, score and plot every row",
+    ),
+    "bench": ("models.bench.command", "seconds to every exit, side by side with other runtimes"),
 }
 
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.configs import ModelConfig
-from models.preprocess import Box, Frame
+from models.imaging.preprocess import Box, Frame
+from models.network.configs import ModelConfig
 
 Extra = Literal["confidence", "exit", "unsure"]
 """A further map of an exit: see `AnytimeModel.render`."""

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.adpc import AdpcNet
-from models.configs import ModelConfig, config
+from models.network.adpc import AdpcNet
+from models.network.configs import ModelConfig, config
 
 ZOO = Path(__file__).parent / "zoo"
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"

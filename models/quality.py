@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 from models.anytime import Exit
 from models.checkpoint import WEIGHTS_FILE, read_config
-from models.confidence import confidence
-from models.configs import Task
-from models.preprocess import STRIDE, Frame
+from models.imaging.preprocess import STRIDE, Frame
+from models.network.confidence import confidence
+from models.network.configs import Task
 
 QUALITY_FILE = "quality.json"
 KEPT = 0.9

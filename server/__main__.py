@@ -9,11 +9,11 @@ from types import FrameType
 import uvicorn
 
 from server.app import create_app, drain
+from server.engine.messages import Plan
+from server.engine.shared_memory import keep_freed_memory, settle_garbage
+from server.engine.worker_process import Link, ProcessLink
 from server.errors import ServerError
-from server.link import Link, ProcessLink
-from server.memory import keep_freed_memory, settle_garbage
-from server.messages import Plan
-from server.protocol import Protocol, SocketProtocol
+from server.protocols.connection import Protocol, SocketProtocol
 from server.settings import Settings, load_settings
 
 logger = logging.getLogger("anytime")

@@ -12,16 +12,17 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
-from server import routes, stream
-from server.answers import reply
 from server.catalog import read_catalog
+from server.engine.messages import Plan
+from server.engine.worker_process import Link, ProcessLink
 from server.errors import ServerError, unexpected
-from server.link import Link, ProcessLink
-from server.messages import Plan
-from server.service import Service
+from server.protocols import http as routes
+from server.protocols import stream
+from server.protocols.replies import reply
+from server.protocols.stream import DRAINING
+from server.protocols.wire import error_body
+from server.requests.service import Service
 from server.settings import ROOT, Settings
-from server.stream import DRAINING
-from server.wire import error_body
 
 logger = logging.getLogger("anytime.app")
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.configs import ModelConfig
-from server.encoder import palette_bytes
+from models.network.configs import ModelConfig
+from server.engine.messages import Layout
 from server.errors import NotFoundError
-from server.messages import Layout
+from server.protocols.encoder import palette_bytes
 
 _MULTIPLE = 32
 

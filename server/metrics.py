@@ -17,7 +17,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from server.messages import Stop
+from server.engine.messages import Stop
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 RATIO = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

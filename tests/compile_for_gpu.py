@@ -21,13 +21,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from models.adpc import AdpcNet
-from models.configs import config
 from models.executors.gpu import passes
+from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.layers import Layer, tiles
-from models.executors.triton import TritonExecutor
-from models.preprocess import Frame
-from models.training import fused_gpu
+from models.imaging.preprocess import Frame
+from models.network.adpc import AdpcNet
+from models.network.configs import config
+from models.training.fused import gpu as fused_gpu
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 USAGE = re.compile(r"REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:\d+ LOCAL:(?P<local>\d+)")

@@ -27,7 +27,7 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Set once an image is being decoded, which goes on until the test is over."""
     from live import PATIENCE_S  # noqa: PLC0415 - see `live_url`
 
-    from server.admission import decode  # noqa: PLC0415
+    from server.requests.admission import decode  # noqa: PLC0415
 
     begun, over = threading.Event(), threading.Event()
 
@@ -36,6 +36,6 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         over.wait(PATIENCE_S)
         return decode(*given)
 
-    monkeypatch.setattr("server.service.decode", slowly)
+    monkeypatch.setattr("server.requests.service.decode", slowly)
     yield begun
     over.set()

@@ -24,11 +24,11 @@ from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
 from models.checkpoint import save_directory
-from models.configs import ModelConfig
+from models.network.configs import ModelConfig
 from server.__main__ import Server, make_server
-from server.link import Link, ProcessLink
-from server.memory import attach
-from server.messages import Cancel, Command, Ended, Event, Exited, ModelFacts, Move, Plan, Ready, Stop, Submit
+from server.engine.messages import Cancel, Command, Ended, Event, Exited, ModelFacts, Move, Plan, Ready, Stop, Submit
+from server.engine.shared_memory import attach
+from server.engine.worker_process import Link, ProcessLink
 from server.settings import Settings
 
 PATIENCE_S = 30.0

@@ -9,8 +9,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from server.admission import ClientLimit, decode, read_body
 from server.errors import InvalidError, NotAnImageError, TooLargeError, TooManyRequestsError
+from server.requests.admission import ClientLimit, decode, read_body
 
 MANY = 10**9
 

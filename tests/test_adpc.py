@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 
-from models.adpc import AdpcNet
-from models.configs import Masking, ModelConfig
-from models.masked import MaskedConv2d
+from models.network.adpc import AdpcNet
+from models.network.configs import Masking, ModelConfig
+from models.network.masked import MaskedConv2d
 
 INPUTS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from models.anytime import largest, score_difference
-from models.training.bench import command, runtimes
-from models.training.data import scenes
+from models.bench import command, runtimes
+from models.data import scenes
 
 
 def tiles(mask: np.ndarray, side: int) -> float:

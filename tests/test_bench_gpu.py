@@ -10,8 +10,8 @@ import torch
 from test_bench import arguments
 
 from models.__main__ import main
-from models.training.bench import gpu
-from models.training.bench.gpu import Task, Timing, measured
+from models.bench import gpu
+from models.bench.gpu import Task, Timing, measured
 
 TASK = Task("torch", "hrnet-w18-cityscapes", (32, 64))
 

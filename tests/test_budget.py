@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from server.budget import Budget, Costs, Quantile, TrafficCap
+from server.requests.budget import Budget, Costs, Quantile, TrafficCap
 
 SHAPE = (64, 96)
 

@@ -13,9 +13,9 @@ from scipy.io import savemat
 from models.__main__ import main
 from models.anytime import run
 from models.checkpoint import save_directory
+from models.evaluation.calibrate import Observed, cross_validate, difference, judge, observe
 from models.executors import build
 from models.quality import Quality, doubt, fingerprint
-from models.training.calibrate import Observed, cross_validate, difference, judge, observe
 
 IMAGES = 48  # halves of 24 are enough to stop
 

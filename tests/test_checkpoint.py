@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from models.__main__ import main
-from models.adpc import AdpcNet
 from models.checkpoint import find_models, load_directory, load_weights, read_config, resolve, save_directory
-from models.configs import CONFIGS, ModelConfig
+from models.network.adpc import AdpcNet
+from models.network.configs import CONFIGS, ModelConfig
 
 
 def released(config: ModelConfig, prefix: str = "model.") -> dict[str, torch.Tensor]:

@@ -9,11 +9,13 @@ import tiny
 import torch
 from PIL import Image
 
-from models import configs
 from models.__main__ import main
 from models.checkpoint import load_directory, save_directory
-from models.training import compare, compare_report, compare_rows
-from models.training.compare_rows import rows
+from models.network import configs
+from models.training.comparison import compare
+from models.training.comparison import report as compare_report
+from models.training.comparison import rows as compare_rows
+from models.training.comparison.rows import rows
 from models.training.recipe import Phase, Recipe
 
 RECIPE = Recipe(
@@ -92,7 +94,7 @@ def test_a_row_that_is_not_trained_or_not_finished_says_so(command: Command) -> 
 
 def test_scores_are_kept_until_there_are_newer_weights(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     before = command("--rows", "rh")
-    monkeypatch.delattr("models.training.evaluate.segmentation")
+    monkeypatch.delattr("models.evaluation.evaluate.segmentation")
     assert command("--rows", "rh", "--resume") == before
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from models.confidence import Masks, active, confidence
-from models.configs import Masking
+from models.network.confidence import Masks, active, confidence
+from models.network.configs import Masking
 
 SCORES = torch.randn(2, 5, 12, 16, generator=torch.Generator().manual_seed(0)) * 3
 

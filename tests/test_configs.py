@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from models.checkpoint import find_models, read_config
-from models.configs import CONFIGS, Masking, ModelConfig, config
+from models.network.configs import CONFIGS, Masking, ModelConfig, config
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import cores
+from models.executors import machine as cores
 
 
 @pytest.mark.parametrize("membership, files, expected", [

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from server import encoder
+from server.protocols import encoder
 
 PALETTE = ((128, 128, 128), (128, 64, 128))
 

@@ -13,12 +13,13 @@ from scipy.io import savemat
 
 from models.__main__ import main
 from models.checkpoint import save_directory
-from models.configs import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
-from models.preprocess import Box, person_square
-from models.training import evaluate, tasks
-from models.training.data import camvid, cityscapes, datasets, lsp
-from models.training.data.people import crop, joints_box
-from models.training.data.street import VOID
+from models.data import camvid, cityscapes, datasets, lsp
+from models.data.people import crop, joints_box
+from models.data.street import VOID
+from models.evaluation import evaluate
+from models.imaging.preprocess import Box, person_square
+from models.network.configs import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
+from models.training import tasks
 from models.training.recipe import Phase, Recipe
 
 

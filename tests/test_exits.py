@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import confidence, postprocess
-from models.configs import Masking
-from models.executors.native import exits
-from models.executors.native.exits import labels
-from models.executors.native.pool import Pool
-from models.preprocess import Frame
+from models.executors.cpu import exits
+from models.executors.cpu.exits import labels
+from models.executors.cpu.pool import Pool
+from models.imaging import postprocess
+from models.imaging.preprocess import Frame
+from models.network import confidence
+from models.network.configs import Masking
 
 POOL = Pool(3)
 

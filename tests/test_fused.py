@@ -10,11 +10,11 @@ import pytest
 
 COMPARE = """
 import importlib, sys, torch
-from models.masked import fill
+from models.network.masked import fill
 from models.training import fused as module
 from models.training.fused import fill as fused
 
-kernel = importlib.import_module(f"models.training.{sys.argv[1]}")
+kernel = importlib.import_module(f"models.training.fused.{sys.argv[1]}")
 module._launch = lambda like: kernel.launch
 torch.set_num_threads(2)
 generator = torch.Generator().manual_seed(0)
@@ -51,9 +51,9 @@ assert soft.grad.abs().max() > 0
 """
 
 
-@pytest.mark.parametrize("kernel", ["fused_cpu", "fused_gpu"])
+@pytest.mark.parametrize("kernel", ["cpu", "gpu"])
 def test_fused_interpolation_and_its_gradients(kernel: str) -> None:
-    if kernel == "fused_gpu" and importlib.util.find_spec("triton") is None:
+    if kernel == "gpu" and importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is published for Linux only")
     root = Path(__file__).parent.parent
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(root)}

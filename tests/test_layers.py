@@ -9,31 +9,31 @@ ROOT = Path(__file__).parent.parent
 
 # From the top down: a module of the server imports those after it only.
 SERVER = [
-    "__main__",
-    "protocol",
-    "app",
-    "routes",
-    "stream",
-    "answers",
-    "service",
-    "engine",
-    "job",
-    "link",
-    "worker",
-    "loading",
-    "scheduler",
-    "ledger",
-    "wire",
-    "ask",
-    "admission",
-    "catalog",
-    "settings",
-    "metrics",
-    "budget",
-    "messages",
-    "encoder",
-    "memory",
-    "errors",
+    "server.__main__",
+    "server.protocols.connection",
+    "server.app",
+    "server.protocols.http",
+    "server.protocols.stream",
+    "server.protocols.replies",
+    "server.requests.service",
+    "server.engine.engine",
+    "server.requests.job",
+    "server.engine.worker_process",
+    "server.worker.process",
+    "server.worker.loading",
+    "server.worker.scheduler",
+    "server.requests.registry",
+    "server.protocols.wire",
+    "server.protocols.options",
+    "server.requests.admission",
+    "server.catalog",
+    "server.settings",
+    "server.metrics",
+    "server.requests.budget",
+    "server.engine.messages",
+    "server.protocols.encoder",
+    "server.engine.shared_memory",
+    "server.errors",
 ]
 
 
@@ -56,52 +56,62 @@ def imports_any(path: Path, *packages: str) -> set[str]:
     return {name for name in imported(path) if any(name == top or name.startswith(f"{top}.") for top in packages)}
 
 
-@pytest.mark.parametrize("path", files("server"), ids=lambda path: path.name)
-def test_the_server_imports_models_and_never_training(path: Path) -> None:
-    assert not imports_any(path, "models.training", "clients", "adpc_client", "tests")
+def dotted(path: Path) -> str:
+    """`server/app.py` -> `server.app`."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-@pytest.mark.parametrize("path", files("server"), ids=lambda path: path.name)
-def test_only_the_worker_imports_what_needs_torch(path: Path) -> None:
-    if path.stem not in ("worker", "loading"):
-        found = imports_any(path, "torch", "models", "server.worker", "server.loading")
+def modules(folder: str) -> list[str]:
+    return [dotted(path) for path in files(folder) if path.stem != "__init__"]
+
+
+def path_of(module: str) -> Path:
+    return ROOT / f"{module.replace('.', '/')}.py"
+
+
+@pytest.mark.parametrize("module", modules("server"))
+def test_the_server_imports_what_it_serves_and_no_more(module: str) -> None:
+    above = ("models.training", "models.evaluation", "models.bench", "models.data", "models.commands")
+    assert not imports_any(path_of(module), *above, "clients", "adpc_client", "tests")
+
+
+@pytest.mark.parametrize("module", modules("server"))
+def test_only_the_worker_imports_what_needs_torch(module: str) -> None:
+    if not module.startswith("server.worker."):
+        found = imports_any(path_of(module), "torch", "models", "server.worker")
         assert found <= {
-            *("models", "models.configs", "models.images", "models.images.upright_rgb"),
-            *(f"models.configs.{name}" for name in ("ModelConfig", "MAX_BOX", "MAX_SIDE")),
+            *("models", "models.network.configs", "models.imaging.images", "models.imaging.images.upright_rgb"),
+            *(f"models.network.configs.{name}" for name in ("ModelConfig", "MAX_BOX", "MAX_SIDE")),
         }
 
 
 def test_every_module_of_the_server_has_its_layer() -> None:
-    assert {path.stem for path in files("server")} - {"__init__"} == set(SERVER)
+    assert set(modules("server")) == set(SERVER)
 
 
-@pytest.mark.parametrize("path", files("server"), ids=lambda path: path.name)
-def test_inside_the_server_imports_run_downwards(path: Path) -> None:
-    if path.stem == "__init__":
-        return
-    below = SERVER[SERVER.index(path.stem) + 1 :]
-    modules = {name.split(".")[1] for name in imports_any(path, "server") if "." in name}
-    assert modules <= set(below), f"{path.name} imports {modules - set(below)}"
+@pytest.mark.parametrize("module", modules("server"))
+def test_inside_the_server_imports_run_downwards(module: str) -> None:
+    below = set(SERVER[SERVER.index(module) + 1 :])
+    found = imports_any(path_of(module), *SERVER) & set(SERVER)
+    assert found <= below, f"{module} imports {found - below}"
 
 
-@pytest.mark.parametrize("path", files("models"), ids=lambda path: str(path.relative_to(ROOT)))
-def test_models_import_no_server_and_networks_no_executor(path: Path) -> None:
-    assert not imports_any(path, "server", "clients", "adpc_client")
-    place = path.relative_to(ROOT / "models").parts[0]
-    if place == "executors":
-        assert not imports_any(path, "models.training")
-    elif path.stem in (
-        "anytime",
-        "configs",
-        "hrnet",
-        "adpc",
-        "masked",
-        "confidence",
-        "preprocess",
-        "postprocess",
-        "quality",
-    ):
-        assert not imports_any(path, "models.training", "models.executors")
+# What a folder of models/ must not import; commands are on top and may import all of it.
+ABOVE = {
+    "network": ("executors", "imaging.postprocess", "data", "evaluation", "training", "bench", "commands"),
+    "imaging": ("executors", "data", "evaluation", "training", "bench", "commands"),
+    "data": ("executors", "evaluation", "training", "bench", "commands"),
+    "executors": ("data", "evaluation", "training", "bench", "commands"),
+    "evaluation": ("training", "bench"),
+    "training": ("bench",),
+}
+
+
+@pytest.mark.parametrize("module", modules("models"))
+def test_imports_of_models_run_one_way(module: str) -> None:
+    assert not imports_any(path_of(module), "server", "clients", "adpc_client")
+    above = ABOVE.get(module.split(".")[1], ())
+    assert not imports_any(path_of(module), *(f"models.{name}" for name in above))
 
 
 @pytest.mark.parametrize("path", files("clients"), ids=lambda path: path.name)

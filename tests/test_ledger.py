@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import REGISTRY
 
+from server.engine.messages import Stop
 from server.errors import (
     DisconnectedError,
     InvalidError,
@@ -16,9 +17,8 @@ from server.errors import (
     ServerError,
     UnavailableError,
 )
-from server.ledger import Entry, Ledger
-from server.messages import Stop
 from server.metrics import Metrics
+from server.requests.registry import Entry, Ledger
 
 
 class FakeJob:
@@ -86,7 +86,7 @@ def test_a_fault_of_the_server_is_counted_logged_and_told_with_the_id(
 
 
 def test_a_fault_holds_nothing_of_its_request(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.ledger.logger.exception", lambda *_: None)  # pytest keeps what is logged
+    monkeypatch.setattr("server.requests.registry.logger.exception", lambda *_: None)  # pytest keeps what is logged
 
     class Image:
         pass

@@ -9,8 +9,8 @@ from typing import Any
 import live
 import pytest
 
-from server.link import Link, Supervisor, _frame
-from server.messages import Beat, Cancel, Ended, Event, Move, Stop
+from server.engine.messages import Beat, Cancel, Ended, Event, Move, Stop
+from server.engine.worker_process import Link, Supervisor, _frame
 
 
 class PipeLink:

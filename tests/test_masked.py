@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from models.confidence import Masks
-from models.masked import MaskedConv2d, interpolate
+from models.network.confidence import Masks
+from models.network.masked import MaskedConv2d, interpolate
 
 
 def interpolated(z: torch.Tensor, scale: float, window: int, y: int, x: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from server.memory import Arena, attach
+from server.engine.shared_memory import Arena, attach
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from server.messages import Ended, Layout, Stop, Submit
+from server.engine.messages import Ended, Layout, Stop, Submit
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from scipy.io import savemat
 
 from models.__main__ import main
 from models.checkpoint import save_directory
-from models.training import pckh, scores, tasks
-from models.training.data import mpii
+from models.data import mpii
+from models.evaluation import pckh, scores
+from models.training import tasks
 from models.training.recipe import Phase, Recipe
 
 NAMES = [

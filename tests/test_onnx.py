@@ -7,11 +7,11 @@ import tiny
 import torch
 
 from models.checkpoint import save_directory
-from models.configs import Masking, ModelConfig
 from models.executors import build
 from models.executors import onnx as exporter
 from models.executors.onnx import TOLERANCE, OnnxExecutor, difference
 from models.executors.reference import ReferenceExecutor
+from models.network.configs import Masking, ModelConfig
 
 CONFIGS = [
     tiny.SEGMENTATION,

@@ -12,9 +12,9 @@ from PIL import Image
 
 from models.__main__ import main
 from models.checkpoint import save_directory
-from models.configs import ModelConfig
+from models.evaluation import picture
 from models.executors import build
-from models.training import picture
+from models.network.configs import ModelConfig
 
 
 @pytest.fixture

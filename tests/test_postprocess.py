@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from models.anytime import Exit
-from models.postprocess import _placed, extra_map, keypoints, labels, render
-from models.preprocess import Frame, prepare
+from models.imaging.postprocess import _placed, extra_map, keypoints, labels, render
+from models.imaging.preprocess import Frame, prepare
 
 
 def test_labels_compare_upsampled_scores() -> None:

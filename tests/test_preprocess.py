@@ -3,7 +3,7 @@ import pytest
 import tiny
 import torch
 
-from models.preprocess import Frame, crop_square, cut, person_square, prepare
+from models.imaging.preprocess import Frame, crop_square, cut, person_square, prepare
 
 
 @pytest.mark.parametrize("size", [(1, 1), (32, 64), (33, 65), (360, 480)])

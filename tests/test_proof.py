@@ -11,9 +11,9 @@ import torch
 
 from models import executors
 from models.checkpoint import save_directory
-from models.executors.proof import Findings, Verdict, command, judge, measure, prove
+from models.executors.cpu.executor import SparseExecutor
 from models.executors.reference import ReferenceExecutor
-from models.executors.sparse import SparseExecutor
+from models.executors.verify import Findings, Verdict, command, judge, measure, prove
 
 GOOD = Findings((1e-3, 2e-3), (0.001, 0.002), (0.002, 0.004))
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from models import quality
 from models.anytime import Exit
 from models.checkpoint import CONFIG_FILE, find_models, save_directory
-from models.confidence import confidence
-from models.preprocess import Frame
+from models.imaging.preprocess import Frame
+from models.network.confidence import confidence
 from models.quality import Quality, breakable, doubt, fingerprint, threshold
 
 Population = tuple[NDArray[np.float64], NDArray[np.float64]]

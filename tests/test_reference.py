@@ -8,11 +8,11 @@ import torch
 
 from models.anytime import Exit, run
 from models.checkpoint import save_directory
-from models.configs import Masking, ModelConfig
 from models.executors import build, load, resolve_device
 from models.executors.reference import ReferenceExecutor
-from models.flops import gmacs
-from models.preprocess import Frame
+from models.imaging.preprocess import Frame
+from models.network.configs import Masking, ModelConfig
+from models.network.flops import gmacs
 
 BASES = [tiny.SEGMENTATION, tiny.POSE]
 

@@ -25,7 +25,7 @@ import tiny
 from live import Later, Live, ScriptedWorker, photo
 from PIL import Image
 
-from server.messages import Stop
+from server.engine.messages import Stop
 
 SEGMENTATION = tiny.SEGMENTATION.name
 POSE = tiny.POSE.name
@@ -252,7 +252,7 @@ def test_a_cancel_in_the_last_moment_before_the_job_is_not_lost(server: Live, mo
     async def copying(*_: object) -> None:
         ledger.cancel("early")
 
-    monkeypatch.setattr("server.service._copy", copying)
+    monkeypatch.setattr("server.requests.service._copy", copying)
     reply = server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "early"})
     assert (reply.status_code, reply.json()["code"]) == (499, "cancelled")
 
@@ -279,7 +279,7 @@ def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(se
 def test_what_waits_for_a_decoder_is_not_usual(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     service = server.server.config.app.state.service  # type: ignore[union-attr]
     clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
-    monkeypatch.setattr("server.service.time", clock)
+    monkeypatch.setattr("server.requests.service.time", clock)
     service._decode_s.clear()
     over = threading.Event()
     for _ in range(service.settings.codec_threads):
@@ -305,7 +305,7 @@ def test_any_printable_id_can_be_looked_up_and_cancelled(server: Live, worker: S
 
 
 def test_a_fault_of_the_server_is_a_500_with_the_id(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.service.decode", lambda *_: 1 / 0)
+    monkeypatch.setattr("server.requests.service.decode", lambda *_: 1 / 0)
     reply = server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "unlucky"})
     assert (reply.status_code, reply.json()["code"], reply.json()["id"]) == (500, "internal", "unlucky")
     assert reply.headers["x-request-id"] == "unlucky"
@@ -403,7 +403,7 @@ def test_hanging_up_before_the_image_has_arrived(server: Live) -> None:
 
 
 def test_a_deadline_counts_from_the_first_byte_of_the_headers(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.protocol.time", SimpleNamespace(monotonic=lambda: time.monotonic() - 10))
+    monkeypatch.setattr("server.protocols.connection.time", SimpleNamespace(monotonic=lambda: time.monotonic() - 10))
     reply = server.predict(deadline_ms=9_000)
     assert (reply.status_code, reply.json()["code"]) == (504, "no_exit")
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from models.anytime import run
 from models.checkpoint import load_directory, load_weights
-from models.flops import GIGA, gmacs
-from models.training.recipe import Phase, Recipe
-from models.training.sampling import (
+from models.network.flops import GIGA, gmacs
+from models.training.comparison.sampling import (
     EXIT_WEIGHTS,
     MASK_WEIGHTS,
     SPARSITY,
@@ -20,6 +19,7 @@ from models.training.sampling import (
     SampledNet,
     SampledSegmentation,
 )
+from models.training.recipe import Phase, Recipe
 from models.training.train import Run, train
 
 RECIPE = Recipe(

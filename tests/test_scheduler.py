@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from server.budget import GRACE_S, Costs, TrafficCap
-from server.messages import Stop
-from server.scheduler import Scheduler, Task
+from server.engine.messages import Stop
+from server.requests.budget import GRACE_S, Costs, TrafficCap
+from server.worker.scheduler import Scheduler, Task
 
 SHAPE = (64, 96)
 STEPS = (None, 1, None, 2, None, 3, None, 4)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.postprocess import keypoints
-from models.preprocess import STRIDE, Frame
-from models.training import scores
+from models.evaluation import scores
+from models.imaging.postprocess import keypoints
+from models.imaging.preprocess import STRIDE, Frame
 
 
 def person(torso_px: float = 10.0) -> torch.Tensor:

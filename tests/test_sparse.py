@@ -18,20 +18,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.adpc import AdpcNet
 from models.anytime import run, score_difference
-from models.configs import Criterion, Masking, ModelConfig
 from models.executors import build
-from models.executors.native import library as native
-from models.executors.native.geometry import Geometries
-from models.executors.native.library import library
-from models.executors.native.memory import empty
-from models.executors.native.programs import Isa
-from models.executors.native.resampling import sources
-from models.executors.native.winograd import prices
+from models.executors.cpu import library as native
+from models.executors.cpu.executor import SparseExecutor
+from models.executors.cpu.geometry import Geometries
+from models.executors.cpu.library import library
+from models.executors.cpu.memory import empty
+from models.executors.cpu.programs import Isa
+from models.executors.cpu.resampling import sources
+from models.executors.cpu.winograd import prices
 from models.executors.reference import ReferenceExecutor
-from models.executors.sparse import SparseExecutor
-from models.preprocess import Frame
+from models.imaging.preprocess import Frame
+from models.network.adpc import AdpcNet
+from models.network.configs import Criterion, Masking, ModelConfig
 
 MASKED = replace(tiny.SEGMENTATION, masking=Masking("max_probability", 0.998))
 WIDE = replace(MASKED, backbone=replace(tiny.BACKBONE, width=18))  # panels of several vectors, both Winograd tiles
@@ -140,7 +140,7 @@ def test_every_instruction_set_of_this_machine(isa: str) -> None:
     ids=["tiles of 4x4", "tiles of 2x2", "single rows", "cheap tiles", "mixed"],
 )
 def test_every_way_to_cover_a_mask(price: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.executors.sparse.prices", lambda _: native.Prices(*price, 0, 0))
+    monkeypatch.setattr("models.executors.cpu.executor.prices", lambda _: native.Prices(*price, 0, 0))
     for name in ("wide", "pose"):
         sparse = SparseExecutor(network(name), threads=2)
         for seed in range(6):
@@ -245,8 +245,8 @@ def test_memory_that_was_never_written_is_never_read(monkeypatch: pytest.MonkeyP
         memory[:] = 1e30
         return memory
 
-    monkeypatch.setattr("models.executors.native.memory.empty", poisoned)
-    monkeypatch.setattr("models.executors.sparse.empty", poisoned)
+    monkeypatch.setattr("models.executors.cpu.memory.empty", poisoned)
+    monkeypatch.setattr("models.executors.cpu.executor.empty", poisoned)
     for name in ("wide", "window 9, D = 3/3/3", "plain heads"):
         sparse = SparseExecutor(network(name), threads=1)
         for seed in range(4):
@@ -337,7 +337,7 @@ def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
 
 IN_A_PROCESS = """
 import os, resource, tiny, torch
-from models.executors.native.geometry import Geometry
+from models.executors.cpu.geometry import Geometry
 from models.executors.sparse import SparseExecutor
 
 sparse = SparseExecutor(tiny.network(), threads=2)
@@ -405,7 +405,7 @@ def test_auto_is_sparse_where_the_kernels_are_built_and_the_reference_elsewhere(
 
 
 def test_kernels_of_other_sources_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.executors.native.library.digest", lambda _: "0123")
+    monkeypatch.setattr("models.executors.cpu.library.digest", lambda _: "0123")
     library.cache_clear()
     try:
         with pytest.raises(OSError, match="built from other sources than these; run `make native`"):

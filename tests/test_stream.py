@@ -19,12 +19,12 @@ from live import Live, ScriptedWorker, decoded, photo
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
-from server.admission import ClientLimit
-from server.ledger import Ledger
-from server.messages import Stop
+from server.engine.messages import Stop
 from server.metrics import Metrics
+from server.protocols.stream import Stream
+from server.requests.admission import ClientLimit
+from server.requests.registry import Ledger
 from server.settings import Settings
-from server.stream import Stream
 
 SEGMENTATION = tiny.SEGMENTATION.name
 POSE = tiny.POSE.name
@@ -534,7 +534,7 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
 def test_a_client_that_reads_nothing_for_long_frees_what_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.protocol.Protocol.UNREAD_S", 0.2)
+    monkeypatch.setattr("server.protocols.connection.Protocol.UNREAD_S", 0.2)
     folder = live.write_configs(tmp_path, (tiny.SEGMENTATION,))
     with (
         live.scripted(folder, shared_memory_bytes=2**28, max_body_bytes=2**24) as (server, next_worker),

@@ -9,12 +9,12 @@ import tiny
 import torch
 from PIL import Image
 
-from models import configs
 from models.__main__ import main
-from models.adpc import AdpcNet
 from models.checkpoint import load_directory, save_directory
+from models.data import datasets
+from models.network import configs
+from models.network.adpc import AdpcNet
 from models.training import tasks
-from models.training.data import datasets
 from models.training.recipe import Phase, Recipe
 from models.training.train import CHECKPOINT, PLOT, Run, setting, start_at_zero
 

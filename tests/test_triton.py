@@ -13,17 +13,17 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from models.adpc import AdpcNet
 from models.anytime import AnytimeModel, Exit
-from models.confidence import Masks
-from models.configs import Masking, ModelConfig
 from models.executors.reference import ReferenceExecutor
-from models.masked import MaskedConv2d
-from models.preprocess import Frame
+from models.imaging.preprocess import Frame
+from models.network.adpc import AdpcNet
+from models.network.confidence import Masks
+from models.network.configs import Masking, ModelConfig
+from models.network.masked import MaskedConv2d
 
 # Where a tile is not full, it multiplies memory that nobody has written, and throws the result away.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
-MODULES = [f"models.executors.{name}" for name in ("gpu.layers", "gpu.passes", "gpu.choices", "gpu.plan", "triton")]
+MODULES = [f"models.executors.gpu.{name}" for name in ("layers", "passes", "tuning", "plan", "executor")]
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +92,14 @@ def inputs(*shape: int, seed: int = 0) -> torch.Tensor:
     ids=["segmentation", "pose", "random", "empty", "full", "one"],
 )
 def test_networks_equal_the_reference(gpu: dict[str, ModuleType], config: ModelConfig) -> None:
-    ours = gpu["triton"].TritonExecutor(network(config), "cpu", torch.float32)
+    ours = gpu["executor"].TritonExecutor(network(config), "cpu", torch.float32)
     same(ours, ReferenceExecutor(network(config)), inputs(1, 3, 32, 32))
 
 
 def test_batches_in_half_precision(gpu: dict[str, ModuleType]) -> None:
     config = replace(tiny.SEGMENTATION, masking=Masking("random", 0.4))
     batch = inputs(2, 3, 32, 64)
-    halves = exits(gpu["triton"].TritonExecutor(network(config), "cpu", torch.float16), batch)
+    halves = exits(gpu["executor"].TritonExecutor(network(config), "cpu", torch.float16), batch)
     for ours, theirs in zip(halves, exits(ReferenceExecutor(network(config)), batch), strict=True):
         for half, full in zip(ours, theirs, strict=True):
             torch.testing.assert_close(half.scores, full.scores, rtol=0, atol=0.03 * float(full.scores.abs().max()))
@@ -109,8 +109,8 @@ def test_layers_that_are_faster_dense_give_the_same(
     gpu: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu["passes"], "name", lambda layer, x: "any")
-    monkeypatch.setattr(gpu["triton"].Plan, "dense", lambda plan, index, share: frozenset({"any"}))
-    ours = gpu["triton"].TritonExecutor(network(), "cpu", torch.float32)
+    monkeypatch.setattr(gpu["executor"].Plan, "dense", lambda plan, index, share: frozenset({"any"}))
+    ours = gpu["executor"].TritonExecutor(network(), "cpu", torch.float32)
     same(ours, ReferenceExecutor(network()), inputs(1, 3, 32, 32))
 
 
@@ -119,11 +119,11 @@ def test_recorded_steps_of_interleaved_requests(gpu: dict[str, ModuleType], monk
     from paper_graphs import PaperGraphs  # noqa: PLC0415 - after Triton
 
     def choice(layer: Any, shape: torch.Size, *_: object) -> Any:
-        return gpu["choices"].Choice(gpu["layers"].tiles(layer, 64)[0], layer.weight.shape[0] % 3 * 0.3 + 0.3)
+        return gpu["tuning"].Choice(gpu["layers"].tiles(layer, 64)[0], layer.weight.shape[0] % 3 * 0.3 + 0.3)
 
     monkeypatch.setattr(gpu["plan"], "choose", choice)
     graphs = PaperGraphs(monkeypatch)
-    model = gpu["triton"].TritonExecutor(network(), "cpu", torch.float32, lambda: graphs)
+    model = gpu["executor"].TritonExecutor(network(), "cpu", torch.float32, lambda: graphs)
     both = inputs(2, 3, 32, 32)
     first, second = (model.start(one[None], Frame(32, 32)) for one in both)
     expected = exits(ReferenceExecutor(network()), both)
@@ -138,7 +138,7 @@ def test_recorded_steps_of_interleaved_requests(gpu: dict[str, ModuleType], monk
 
 
 def test_requests_make_room_for_each_other(gpu: dict[str, ModuleType]) -> None:
-    model = gpu["triton"].TritonExecutor(network(), "cpu", torch.float32)
+    model = gpu["executor"].TritonExecutor(network(), "cpu", torch.float32)
     both = inputs(2, 3, 32, 32)
     first, second = (model.start(one[None], Frame(32, 32)) for one in both)
     third = model.start(both[:1], Frame(32, 32))

@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from server.ask import Ask, accepted_format, parse_ask
 from server.errors import InvalidError, NotAcceptableError
-from server.wire import CancelById, NewDeadline, NotJsonError, Predict, parse_json, parse_message, to_json
+from server.protocols.options import Ask, accepted_format, parse_ask
+from server.protocols.wire import CancelById, NewDeadline, NotJsonError, Predict, parse_json, parse_message, to_json
 
 
 def test_strings_and_json_values_mean_the_same() -> None:

@@ -19,13 +19,13 @@ from models.anytime import Exit, ExitMap, Step
 from models.checkpoint import save_directory
 from models.executors import build
 from models.executors.reference import ReferenceExecutor
-from models.preprocess import Frame
+from models.imaging.preprocess import Frame
 from models.quality import Quality, fingerprint
-from server.budget import Costs
-from server.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, input_shape, load_quality, warm_up
-from server.messages import Broken, Cancel, Ended, Event, Exited, Layout, Move, Stop, Submit
-from server.scheduler import Scheduler
-from server.worker import Worker
+from server.engine.messages import Broken, Cancel, Ended, Event, Exited, Layout, Move, Stop, Submit
+from server.requests.budget import Costs
+from server.worker.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, input_shape, load_quality, warm_up
+from server.worker.process import Worker
+from server.worker.scheduler import Scheduler
 
 STEPS = tuple(Step(f"step{number}", number // 2 if number % 2 == 0 else None) for number in range(1, 9))
 

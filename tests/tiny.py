@@ -9,9 +9,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from models.adpc import AdpcNet
-from models.configs import MPII_FLIP_PAIRS, MPII_JOINTS, MPII_PALETTE, MPII_SKELETON, Backbone, Masking, ModelConfig
-from models.preprocess import prepare
+from models.imaging.preprocess import prepare
+from models.network.adpc import AdpcNet
+from models.network.configs import (
+    MPII_FLIP_PAIRS,
+    MPII_JOINTS,
+    MPII_PALETTE,
+    MPII_SKELETON,
+    Backbone,
+    Masking,
+    ModelConfig,
+)
 
 BACKBONE = Backbone(width=4, layer1_blocks=1, modules=(1, 1, 1), blocks=1)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from models.adpc import AdpcNet
 from models.anytime import AnytimeModel
 from models.checkpoint import load_directory
-from models.cores import usable
-from models.executors.proof import Verdict, command, prove
+from models.executors.cpu.executor import SparseExecutor
+from models.executors.machine import usable
 from models.executors.reference import ReferenceExecutor
-from models.executors.sparse import SparseExecutor
+from models.executors.verify import Verdict, command, prove
+from models.network.adpc import AdpcNet
 
 EXECUTORS = ("auto", "reference", "sparse", "triton", "onnx")
 
@@ -71,7 +71,7 @@ def build(network: AdpcNet, device: str = "cpu", executor: str = "auto", threads
         raise ValueError("the triton executor runs on a GPU, not on cpu; use device cuda or executor sparse")
     if executor == "triton":
         try:
-            from models.executors.triton import TritonExecutor  # noqa: PLC0415 - comes with PyTorch for CUDA only
+            from models.executors.gpu.executor import TritonExecutor  # noqa: PLC0415 - comes with PyTorch for CUDA only
         except ModuleNotFoundError as error:
             raise ValueError(f"{error}; use executor reference") from error
         return TritonExecutor(network, device)

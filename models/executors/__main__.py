@@ -1,7 +1,7 @@
-"""`python -m models.executors`: the process in which an executor is tried; see proof.py."""
+"""`python -m models.executors`: the process in which an executor is tried; see verify.py."""
 
 import sys
 
-from models.executors.proof import main
+from models.executors.verify import main
 
 sys.exit(main())

@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.adpc import AdpcNet, Progress
 from models.anytime import Step, largest, score_difference
 from models.checkpoint import load_directory, resolve
-from models.confidence import Masks, active
 from models.executors.reference import ReferenceExecutor
-from models.masked import MaskedConv2d, rbf
-from models.preprocess import STRIDE, check_input
+from models.imaging.preprocess import STRIDE, check_input
+from models.network.adpc import AdpcNet, Progress
+from models.network.confidence import Masks, active
+from models.network.masked import MaskedConv2d, rbf
 
 OPSET = 17
 TOLERANCE = 1e-4  # of the largest score: what a written graph may differ from the reference

@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.adpc import AdpcNet, Progress
 from models.anytime import Exit, ExitMap, Extra, State, check_batch
-from models.confidence import Masks, active
-from models.configs import UNSURE
-from models.flops import Size, costs
-from models.postprocess import render
-from models.preprocess import Box, Frame, check_input, prepare, seen
+from models.imaging.postprocess import render
+from models.imaging.preprocess import Box, Frame, check_input, prepare, seen
+from models.network.adpc import AdpcNet, Progress
+from models.network.confidence import Masks, active
+from models.network.configs import UNSURE
+from models.network.flops import Size, costs
 
 
 @dataclass

@@ -13,14 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.adpc import AdpcNet
-from models.configs import ModelConfig
-from models.preprocess import MULTIPLE, STRIDE
-from models.training import augment, losses, scores
-from models.training.data import datasets
-from models.training.data.files import in_parallel
-from models.training.data.people import Person, crop
-from models.training.data.street import VOID, Scene
+from models.data import datasets
+from models.data.files import in_parallel
+from models.data.people import Person, crop
+from models.data.street import VOID, Scene
+from models.evaluation import scores
+from models.imaging.preprocess import MULTIPLE, STRIDE
+from models.network.adpc import AdpcNet
+from models.network.configs import ModelConfig
+from models.training import augment, losses
 from models.training.recipe import Recipe
 
 SIGMA = 2.0

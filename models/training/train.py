@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.adpc import AdpcNet
 from models.checkpoint import WEIGHTS_FILE, ZOO, load_weights, read_config, resolve, save_directory
-from models.configs import ModelConfig, config
 from models.executors import resolve_device
+from models.network.adpc import AdpcNet
+from models.network.configs import ModelConfig, config
 from models.training import plot, tasks
 from models.training.fused import fuse
 from models.training.graph import Replayed, Update

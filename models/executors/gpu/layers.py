@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.masked import MaskedConv2d, rbf
+from models.network.masked import MaskedConv2d, rbf
 
 GRANULE = 16  # channels: the least that a tensor core multiplies
 IMAGE_CHANNELS = 8

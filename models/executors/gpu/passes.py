@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.configs import Masking
 from models.executors.gpu import kernels
 from models.executors.gpu.layers import Layer, Tile, power_of_two, tiles
+from models.network.configs import Masking
 
 LEVELS = 4  # feature sizes: h / 4 to h / 32
 PATCH = 8  # lists follow patches of this many positions squared, so that neighbouring rows share cache lines

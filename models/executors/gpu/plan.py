@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.anytime import State, Step
-from models.confidence import active
-from models.configs import UNSURE, Masking
-from models.executors.gpu.choices import Choice, choose
 from models.executors.gpu.graphs import Recorder, Replay
 from models.executors.gpu.layers import IMAGE_CHANNELS, Layer, padded
-from models.executors.gpu.network import Branches, TritonNetwork
+from models.executors.gpu.lowering import Branches, TritonNetwork
 from models.executors.gpu.passes import LEVELS, SETTLED_BY, Pass, empty_rows, list_rows, settle
-from models.flops import Size
-from models.preprocess import STRIDE
+from models.executors.gpu.tuning import Choice, choose
+from models.imaging.preprocess import STRIDE
+from models.network.confidence import active
+from models.network.configs import UNSURE, Masking
+from models.network.flops import Size
 
 
 @dataclass(frozen=True)

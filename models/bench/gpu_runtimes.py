@@ -1,0 +1,167 @@
+"""What `python -m models bench --device cuda` runs: the Triton executor, and the dense runtimes of a GPU.
+
+Weights are random (they do not matter to time), masks are those of a drawn scene. Needs a GPU and Triton.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.anytime import largest, score_difference
+from models.bench.gpu import Task, Timing
+from models.data import scenes
+from models.executors.gpu.executor import TritonExecutor
+from models.executors.reference import ReferenceExecutor
+from models.imaging.preprocess import STRIDE, Frame
+from models.network.adpc import AdpcNet
+from models.network.configs import CONFIGS, Masking
+from models.network.flops import Size
+
+COMPILE_MODE = "max-autotune"
+"""torch.compile's; it takes minutes on an HRNet."""
+
+
+def positions(size: Size, shares: Sequence[float], seed: int) -> dict[int, Tensor]:
+    """Masks by exit, bool (1, 1, h, w), on the GPU: those of a drawn scene."""
+    height, width = size[0] // STRIDE, size[1] // STRIDE
+    masks = scenes.masks(scenes.draw(2 * height, 2 * width, seed), height, width, shares)
+    return {index: torch.from_numpy(mask).cuda()[None, None] for index, mask in enumerate(masks, 1)}
+
+
+def network(name: str) -> AdpcNet:
+    """Random weights whose features stay in range: batch norms as after training on noise."""
+    torch.manual_seed(0)
+    net = AdpcNet(CONFIGS[name]).cuda()
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = None
+            nn.init.uniform_(layer.weight, 0.7, 1.1)
+            nn.init.normal_(layer.bias, 0, 0.1)
+    with torch.no_grad():
+        net.train()(torch.randn(2, 3, 256, 256, device="cuda"), adaptive=False)
+    return net.eval()
+
+
+def steps(executor: TritonExecutor, inputs: Tensor, repeats: int) -> list[float]:
+    """Milliseconds until the scores of every exit are known to be there, with all that a request costs the host."""
+    frame = Frame(*inputs.shape[2:])
+    times: list[list[float]] = []
+    for _ in range(repeats + 2):
+        torch.cuda.synchronize()
+        began_s = time.perf_counter()
+        state = executor.start(inputs, frame)
+        times.append([])
+        for step in executor.steps:
+            executor.advance([state])
+            if step.exit is not None:
+                torch.cuda.synchronize()
+                times[-1].append((time.perf_counter() - began_s) * 1000)
+    return [median(column) for column in zip(*times[2:], strict=True)]
+
+
+def whole(run: Callable[[], object], repeats: int) -> list[float]:
+    times = []
+    for _ in range(repeats + 2):
+        torch.cuda.synchronize()
+        began_s = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - began_s) * 1000)
+    return [median(times[2:])]
+
+
+def error(name: str, size: Size, forced: dict[int, Tensor]) -> float:
+    """Largest difference of any exit's scores from those of the fp32 reference under the same masks."""
+
+    def chosen(scores: Tensor, _: Masking, index: int) -> Tensor:
+        return forced.get(index, torch.zeros_like(scores[:, :1], dtype=torch.bool))
+
+    inputs, frame = torch.randn(1, 3, *size, device="cuda"), Frame(*size)
+    reference = ReferenceExecutor(network(name), "cuda")
+    executor = TritonExecutor(network(name), "cuda")
+    executor.forced = forced
+    worst = 0.0
+    with (
+        patch("models.network.adpc.active", chosen),
+        patch("models.executors.reference.active", chosen),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        true, ours = reference.start(inputs, frame), executor.start(inputs, frame)
+        for step in executor.steps:
+            executor.advance([ours])
+            reference.advance([true])
+            if step.exit is not None and true.exit is not None and ours.exit is not None:
+                worst = largest([worst, score_difference(ours.exit.scores, true.exit.scores)])
+    return worst
+
+
+def torch_graph(name: str, inputs: Tensor) -> Callable[[], object]:
+    """Eager PyTorch: half precision, channels last, one CUDA graph."""
+    net = network(name).half().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    halves = inputs.half().to(memory_format=torch.channels_last)
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        with torch.cuda.stream(stream):
+            net(halves, adaptive=False)
+        with torch.cuda.graph(graph):
+            net(halves, adaptive=False)
+    return graph.replay
+
+
+def torch_compile(name: str, inputs: Tensor) -> Callable[[], object]:
+    net = network(name).half().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    halves = inputs.half().to(memory_format=torch.channels_last)
+    torch._inductor.config.freezing = True  # folds batch norms
+    compiled = torch.compile(lambda images: net(images, adaptive=False), mode=COMPILE_MODE)
+
+    def run() -> object:
+        with torch.inference_mode():
+            return compiled(halves)
+
+    run()
+    return run
+
+
+def onnx_runtime(name: str, inputs: Tensor) -> Callable[[], object]:
+    """Raises ModuleNotFoundError unless ONNX Runtime is installed with CUDA."""
+    import onnxruntime  # type: ignore[import-untyped]  # noqa: PLC0415 - an optional extra
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise ModuleNotFoundError("the installed ONNX Runtime has no CUDA; install onnxruntime-gpu")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        torch.onnx.export(network(name).half(), (inputs.half(),), path, dynamo=False)
+        session = onnxruntime.InferenceSession(path, providers=["CUDAExecutionProvider"])
+    binding = session.io_binding()
+    halves = inputs.half().contiguous()
+    feed = session.get_inputs()[0]
+    binding.bind_input(feed.name, "cuda", 0, np.float16, tuple(halves.shape), halves.data_ptr())
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cuda")
+    return lambda: session.run_with_iobinding(binding)
+
+
+DENSE = {"torch": torch_graph, "compile": torch_compile, "onnxruntime": onnx_runtime}
+
+
+def measure(task: Task) -> Timing:
+    """On the GPU of this process."""
+    inputs = torch.randn(1, 3, *task.size, device="cuda")
+    if task.runtime != "triton":
+        return Timing(whole(DENSE[task.runtime](task.network, inputs), task.repeats))
+    executor = TritonExecutor(network(task.network), "cuda")
+    if not task.active:
+        return Timing(steps(executor, inputs, task.repeats))
+    executor.forced = positions(task.size, task.active, task.seed)
+    ms = steps(executor, inputs, task.repeats)
+    choices = executor.choices[f"{task.size[0]}x{task.size[1]}x1"]
+    chosen = {name: f"{choice}, {choice.tile}" for name, choice in choices.items()}
+    return Timing(ms, error(task.network, task.size, executor.forced), chosen)

@@ -1,0 +1,227 @@
+"""The runtimes that `python -m models bench` compares, each as a function that takes one image through one network.
+
+Weights are random; speed does not depend on them.
+"""
+
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.data import camvid, scenes
+from models.executors.cpu.executor import SparseExecutor
+from models.executors.onnx import ExitGraph, graphs, groups, signatures
+from models.executors.reference import ReferenceExecutor
+from models.imaging.preprocess import STRIDE, Frame, pad
+from models.network.adpc import AdpcNet
+from models.network.configs import config
+from models.network.flops import Size
+
+RUNTIMES = ("sparse", "torch", "compile", "onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One image through one runtime: seconds from the start to every exit, and the scores there."""
+
+    seconds: list[float]
+    scores: list[Any]
+
+
+Run = Callable[[], Pass]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A runtime on a network. `kind`: "one exit" and "anytime" are dense; "masked" is anytime under masks."""
+
+    runtime: str
+    kind: str
+    width: str
+    size: Size
+    active: tuple[float, ...] = ()
+    seed: int = 0
+    threads: int = 1
+    data: str | None = None
+
+    @property
+    def config(self) -> str:
+        family = {"one exit": "hrnet", "anytime": "rh", "masked": "adpc"}[self.kind]
+        return f"{family}-{self.width}-cityscapes"
+
+
+def network(task: Task) -> AdpcNet:
+    """Random weights under which activations keep their size; the same for every kind."""
+    torch.manual_seed(task.seed)
+    net = AdpcNet(config(task.config))
+    with torch.no_grad():
+        for layer in net.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
+            elif isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 1.0
+        net.train()(torch.randn(2, 3, 128, 128), adaptive=False)
+    return net.eval()
+
+
+def image(task: Task) -> Tensor:
+    """Noise, (1, 3, H, W) as a network takes it."""
+    return pad(torch.randn(1, 3, *task.size, generator=torch.Generator().manual_seed(task.seed)))
+
+
+def masks(task: Task) -> list[Tensor]:
+    """bool (h, w) after every exit but the last. `task.data`: a folder of CamVid; None: a drawn scene."""
+    height, width = (side // STRIDE for side in image(task).shape[-2:])
+    if task.data is None:
+        labels = scenes.draw(2 * height, 2 * width, task.seed)
+    else:
+        found = camvid.read(Path(task.data), "val")
+        labels = found[task.seed % len(found)].labels()
+    return [torch.from_numpy(mask) for mask in scenes.masks(labels, height, width, task.active)]
+
+
+def prepare(task: Task) -> Run:
+    """Raises ModuleNotFoundError for a runtime that is not installed."""
+    net, inputs = network(task), image(task)
+    torch.set_num_threads(task.threads)
+    if task.runtime == "sparse":
+        given = masks(task) if task.kind == "masked" else []
+        return partial(sparse, SparseExecutor(net, task.threads), inputs, given)
+    if task.runtime in ("torch", "compile"):
+        return partial(chained, eager(net, compiled=task.runtime == "compile"), inputs)
+    make = onnxruntime if task.runtime == "onnxruntime" else openvino
+    return partial(chained, make(net, shapes(net, inputs), task.threads), inputs.numpy())
+
+
+_loaded: dict[Task, Run] = {}
+"""What this process has prepared."""
+
+
+def load(task: Task) -> list[NDArray[np.float32]]:
+    """Prepare a task in this process; returns its scores at every exit. Raises RuntimeError if the runtime is not there
+    or fails."""
+    try:
+        run = _loaded[task] = prepare(task)
+        return [np.asarray(scores) for scores in run().scores]
+    except (ImportError, RuntimeError) as error:  # torch.compile without a compiler raises one that pickles badly
+        raise RuntimeError(str(error).splitlines()[0]) from None
+
+
+def timed(task: Task) -> list[float]:
+    """Seconds to every exit of a task that is loaded."""
+    run = _loaded[task]
+    run()  # brings its memory back, and lets the threads of the runtime before fall asleep
+    return run().seconds
+
+
+def sparse(model: SparseExecutor, inputs: Tensor, given: Sequence[Tensor]) -> Pass:
+    state = model.start(inputs, Frame(*inputs.shape[-2:]))
+    begin, found = time.perf_counter(), Pass([], [])
+    for step in model.steps:
+        model.advance([state])
+        if step.exit is None or state.exit is None:
+            continue
+        found.seconds.append(time.perf_counter() - begin)
+        found.scores.append(state.exit.scores[None])
+        if given and step.exit < model.config.exits:
+            model.override(state, given[step.exit - 1], shrinking=True)
+    return found
+
+
+Stage = Callable[..., Sequence[Any]]
+"""What leads from one exit to the next: branches (or the image) in; scores and branches out."""
+
+
+def chained(stages: Sequence[Stage], inputs: Any) -> Pass:
+    begin, found, values = time.perf_counter(), Pass([], []), [inputs]
+    with torch.inference_mode():
+        for stage in stages:
+            scores, *values = stage(*values)
+            found.seconds.append(time.perf_counter() - begin)
+            found.scores.append(scores)
+    return found
+
+
+def eager(net: AdpcNet, *, compiled: bool) -> list[Stage]:
+    stages = [ExitGraph(net, steps, masked=False).to(memory_format=torch.channels_last) for steps in groups(net)]  # type: ignore[call-overload]
+    return [torch.compile(stage) for stage in stages] if compiled else stages
+
+
+def shapes(net: AdpcNet, inputs: Tensor) -> list[dict[str, tuple[int, ...]]]:
+    """The shapes of every exit's inputs by name: runtimes are fastest when they know them beforehand."""
+    with torch.device("meta"):
+        meta = AdpcNet(net.config).eval()
+    values, found = (inputs.to("meta"),), []
+    for steps, signature in zip(groups(meta), signatures(net), strict=True):
+        found.append({name: tuple(x.shape) for name, x in zip(signature.inputs, values, strict=True)})
+        _, *values = ExitGraph(meta, steps, masked=False)(*values)
+    return found
+
+
+def onnxruntime(net: AdpcNet, known: Sequence[dict[str, tuple[int, ...]]], threads: int) -> list[Stage]:
+    runtime = importlib.import_module("onnxruntime")
+    stages: list[Stage] = []
+    for graph, by_name in zip(graphs(net), known, strict=True):
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        for name, shape in by_name.items():
+            for axis, value in (("batch", 0), (f"{name}_height", 2), (f"{name}_width", 3)):
+                options.add_free_dimension_override_by_name(axis, shape[value])
+        session = runtime.InferenceSession(graph, options, ["CPUExecutionProvider"])
+        stages.append(
+            lambda *values, session=session, names=tuple(by_name): session.run(
+                None, dict(zip(names, values, strict=True))
+            )
+        )
+    return stages
+
+
+def openvino(net: AdpcNet, known: Sequence[dict[str, tuple[int, ...]]], threads: int) -> list[Stage]:
+    core = importlib.import_module("openvino").Core()
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    stages: list[Stage] = []
+    for graph, by_name in zip(graphs(net), known, strict=True):
+        model = core.read_model(graph)
+        model.reshape({name: list(shape) for name, shape in by_name.items()})
+        compiled = core.compile_model(model, "CPU", options)
+        stages.append(lambda *values, compiled=compiled: [np.array(x) for x in compiled(list(values)).to_tuple()])
+    return stages
+
+
+def expected(task: Task) -> list[Tensor]:
+    """What the reference says at every exit."""
+    net, inputs = network(task), image(task)
+    if task.kind != "masked":
+        with torch.inference_mode():
+            return list(net(inputs, adaptive=False))
+    reference, found = ReferenceExecutor(net), []
+    state = reference.start(inputs, Frame(*inputs.shape[-2:]))
+    given = masks(task)
+    for step in reference.steps:
+        reference.advance([state])
+        if step.exit is not None and state.exit is not None:
+            found.append(state.exit.scores[None])
+            if step.exit < net.config.exits:
+                reference.override(state, given[step.exit - 1])
+    return found
+
+
+def peak(task: Task) -> int | None:
+    """Bytes that are resident at most while a process serves one image, the model among them; None but on Linux."""
+    run = prepare(task)
+    run()
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():
+        return None
+    reset.write_text("5")  # forgets the peak so far: exporting and compiling are not serving
+    run()
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

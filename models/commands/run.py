@@ -1,0 +1,87 @@
+"""`python -m models run`: weights on one image or tensor, exit by exit, into a safetensors file."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.anytime import AnytimeModel
+from models.checkpoint import load_weights, read_config, resolve
+from models.commands.options import add_executor, add_threshold, with_threshold
+from models.executors import build
+from models.imaging.images import read_image
+from models.imaging.preprocess import STRIDE, Frame, pad, prepare
+from models.network.adpc import AdpcNet
+from models.network.configs import CONFIGS, ModelConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="CONFIG_OR_MODEL", help="a configuration, a shipped model or a model directory"
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help=".safetensors or a released .pth; default: the model's"
+    )
+    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="image, or safetensors with `input`")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="safetensors: logits1.., map1..")
+    add_threshold(parser)
+    add_executor(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    network = _network(args.model, args.weights, args.threshold)
+    model = build(network, args.device, args.executor)
+    is_tensor = args.input.suffix == ".safetensors"
+    inputs, frame = _tensor(args.input) if is_tensor else prepare(read_image(args.input), network.config)
+    outputs = exits_of(model, inputs, frame, with_maps=not is_tensor)
+    try:
+        save_file(outputs, args.output)
+    except SafetensorError as error:
+        raise ValueError(f"{args.output} cannot be written: {error}; name a file in a folder that is there") from error
+    print(f"{args.output}: {', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in outputs.items())}")
+    return 0
+
+
+def exits_of(model: AnytimeModel, inputs: Tensor, frame: Frame, *, with_maps: bool) -> dict[str, Tensor]:
+    """`logitsN`, float32 (1, C, ceil(h / 4), ceil(w / 4)) of the input before padding, and `mapN`, for every exit N."""
+    outputs: dict[str, Tensor] = {}
+    state = model.start(inputs, frame)
+    rows, columns = inputs.shape[-2:]
+    if model.config.task == "segmentation":
+        rows, columns = frame.height, frame.width
+    for step in model.steps:
+        model.advance([state])
+        if step.exit is None or state.exit is None:
+            continue
+        scores = state.exit.scores[None, :, : -(-rows // STRIDE), : -(-columns // STRIDE)]
+        outputs[f"logits{step.exit}"] = scores.float().cpu().contiguous()
+        if with_maps:
+            outputs[f"map{step.exit}"] = torch.from_numpy(np.ascontiguousarray(model.render(state).array))
+    return outputs
+
+
+def _network(model: str, weights: Path | None, threshold: float | None) -> AdpcNet:
+    config: ModelConfig
+    if weights is None or model not in CONFIGS:
+        directory = resolve(model)
+        config, weights = read_config(directory), weights or directory / "model.safetensors"
+    else:
+        config = CONFIGS[model]
+    network = AdpcNet(with_threshold(config, threshold))
+    load_weights(network, weights)
+    return network
+
+
+def _tensor(path: Path) -> tuple[Tensor, Frame]:
+    try:
+        inputs = load_file(path).get("input")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    if inputs is None or inputs.ndim != 4 or inputs.shape[:2] != (1, 3):
+        shape = "missing" if inputs is None else tuple(inputs.shape)
+        raise ValueError(f"`input` of {path} is {shape}; it must be float (1, 3, height, width)")
+    return pad(inputs.float()), Frame(inputs.shape[2], inputs.shape[3])

@@ -1,0 +1,55 @@
+"""A street scene, an image and its label map on disk: what readers of segmentation data sets return.
+
+Imports no network.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.files import read_labels, read_rgb
+
+VOID = 255
+"""The label of pixels that are not scored."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`drive`: scenes of one name were taken together, so that they are held out together.
+
+    `classes`: uint8 (256,), the class or VOID of each value in the label file; see `class_table`.
+    """
+
+    image_path: Path
+    label_path: Path
+    drive: str
+    classes: NDArray[np.uint8] = field(repr=False, compare=False)
+
+    def image(self) -> NDArray[np.uint8]:
+        """uint8 (H, W, 3)."""
+        return read_rgb(self.image_path)
+
+    def labels(self) -> NDArray[np.uint8]:
+        """uint8 (H, W): the class, or VOID."""
+        return self.classes[read_labels(self.label_path)]
+
+    def labels_for(self, outputs: int) -> NDArray[np.uint8]:
+        """`labels`, for a model of so many classes. Raises ValueError if its classes are others."""
+        labels = self.labels()
+        highest, last = (int(values[values != VOID].max(initial=0)) for values in (labels, self.classes))
+        if highest >= outputs or last < outputs - 1:
+            raise ValueError(
+                f"{self.label_path} has class {highest}, its data set classes 0 to {last}, and the model 0 to "
+                f"{outputs - 1}; choose a model of these classes"
+            )
+        return labels
+
+
+def class_table(values: Sequence[int]) -> NDArray[np.uint8]:
+    """uint8 (256,) that makes the k-th of `values` class k, and every other value VOID."""
+    table = np.full(256, VOID, np.uint8)
+    table[list(values)] = np.arange(len(values))
+    return table

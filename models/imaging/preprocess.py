@@ -1,0 +1,151 @@
+"""Image -> network input, and where that input lies in the image. Imports values only."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from models.network.configs import MAX_BOX, ModelConfig
+
+Box = tuple[float, float, float, float]
+"""x, y, width, height in pixels of the image; x to the right, y down, from the corner of the first pixel."""
+
+STRIDE = 4
+"""Scores are computed at a quarter of the input's height and width."""
+MULTIPLE = 32
+"""Heights and widths of inputs are multiples of this (three strided stages below the quarter)."""
+BOX_MARGIN = 1.25
+"""A person's box is made square by its longer side and widened by this, as HRNet widens its detections."""
+CUT_SIDE = 4096
+"""Of a person's square, in pixels, before it is resized; larger ones are first made smaller by a whole number."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a network's input lies in an image of `height` x `width` pixels.
+
+    Corner (0, 0) of the input is at (`left`, `top`) in the image, and one of its pixels is `scale` image pixels.
+    """
+
+    height: int
+    width: int
+    left: float = 0.0
+    top: float = 0.0
+    scale: float = 1.0
+
+    def to_image(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x, y (.., 2) of the input in those of the image; pixel centres are at integers in both."""
+        return np.asarray((points + 0.5) * self.scale - 0.5 + (self.left, self.top), np.float32)
+
+    def to_input(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The inverse of `to_image`."""
+        return np.asarray((points - (self.left, self.top) + 0.5) / self.scale - 0.5, np.float32)
+
+
+def prepare(
+    image: NDArray[np.uint8], config: ModelConfig, box: Box | None = None, device: str = "cpu"
+) -> tuple[Tensor, Frame]:
+    """The input for a network, on `device`, and its frame: float32 (1, 3, H', W'), normalised; see `cut` and `pad`."""
+    pixels, frame = cut(image, config, box)
+    return pad(normalise(pixels, config, device)), frame
+
+
+def cut(image: NDArray[np.uint8], config: ModelConfig, box: Box | None) -> tuple[NDArray[np.uint8], Frame]:
+    """The pixels that a network sees, uint8 (h, w, 3), and their frame.
+
+    `image`: uint8 (H, W, 3) RGB. Segmentation keeps the image's pixels. Pose cuts out the person's square,
+    `config.size` large; without a `box` that is the whole image, as large as it fits.
+    Raises ValueError on another shape or dtype, and on a box that is empty, outside of the image or much larger.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(f"the image is {image.dtype} {image.shape}; it must be uint8 (height, width, 3)")
+    height, width = image.shape[:2]
+    if config.task != "pose":
+        return image, Frame(height, width)
+    left, top, side = person_square(height, width, box)
+    pixels = crop_square(image, (left, top, side)).resize((config.size[1], config.size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(pixels), Frame(height, width, left, top, side / config.size[0])
+
+
+def crop_square(image: NDArray[np.uint8], square: tuple[int, int, int]) -> Image.Image:
+    """The square (left, top, side) of an image uint8 (H, W, 3), at a size of at most `CUT_SIDE`. What lies outside of
+    the image is black, as HRNet's crops are filled."""
+    left, top, side = square
+    whole, by = Image.fromarray(image), -(-side // CUT_SIDE)
+    if by > 1:
+        whole = whole.reduce(by)
+        left, top, side = round(left / by), round(top / by), round(side / by)
+    return whole.crop((left, top, left + side, top + side))
+
+
+def person_square(height: int, width: int, box: Box | None) -> tuple[int, int, int]:
+    """left, top and side in pixels of the square that a person's crop takes from an image. Raises ValueError on a box
+    that is empty, outside of the image or more than `MAX_BOX` times as large."""
+    if box is None:
+        side = max(height, width)
+        return round((width - side) / 2), round((height - side) / 2), side
+    x, y, box_width, box_height = box
+    if not (
+        box_width >= 1 and box_height >= 1 and x < width and y < height and x + box_width > 0 and y + box_height > 0
+    ):
+        raise ValueError(
+            f"the box {x:g},{y:g},{box_width:g},{box_height:g} is empty or outside of the {width}x{height} image; "
+            "give x,y,width,height in its pixels, at least one pixel large"
+        )
+    largest = MAX_BOX * max(height, width)
+    if max(box_width, box_height) > largest:
+        raise ValueError(
+            f"the box is {box_width:g}x{box_height:g}, and the image {width}x{height}; its sides may be at most "
+            f"{largest:g}: give x,y,width,height of the person"
+        )
+    side = max(round(max(box_width, box_height) * BOX_MARGIN), 2)
+    return round(x + (box_width - side) / 2), round(y + (box_height - side) / 2), side
+
+
+def normalise(image: NDArray[np.uint8], config: ModelConfig, device: str = "cpu") -> Tensor:
+    """uint8 (H, W, 3) -> float32 (1, 3, H, W), channels last in memory: (x / 255 - mean) / std."""
+    if device == "cpu":
+        lines, width = image.reshape(len(image), -1), image.shape[1]
+        # Whole lines at once: loops over three colours take seven times as long.
+        scale, shift = (np.tile(values, width) for values in normal(config))
+        values = np.multiply(lines, scale, dtype=np.float32)
+        values += shift
+        return torch.from_numpy(values.reshape(image.shape)).permute(2, 0, 1)[None]
+    # A quarter of the bytes to send, from memory that the device reads by itself.
+    pixels = torch.empty(image.shape, dtype=torch.uint8, pin_memory=True)
+    pixels.numpy()[:] = image
+    scale, shift = torch.from_numpy(np.stack(normal(config))).to(device)
+    return torch.addcmul(shift, pixels.to(device, non_blocking=True), scale).permute(2, 0, 1)[None]
+
+
+def normal(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What a pixel of 0..255 is multiplied by, then what is added: (3,) each."""
+    mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
+    return np.asarray(1 / (255 * std), np.float32), np.asarray(-mean / std, np.float32)
+
+
+def seen(config: ModelConfig, frame: Frame, shape: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of positions that are of the image, of an input of `shape` (H, W): padding is nobody's pixel."""
+    height, width = shape if config.task == "pose" else (frame.height, frame.width)
+    return -(-height // STRIDE), -(-width // STRIDE)
+
+
+def check_input(inputs: Tensor, images: int | None = None) -> None:
+    """Raises ValueError unless `inputs` are (N, 3, H, W), H, W multiples of 32 above 0, and N is `images` if given."""
+    if inputs.ndim != 4 or inputs.shape[1] != 3 or images not in (None, len(inputs)):
+        raise ValueError(f"the input is {tuple(inputs.shape)}; it must be ({images or 'N'}, 3, H, W)")
+    height, width = inputs.shape[-2:]
+    if height % MULTIPLE or width % MULTIPLE or not height or not width:
+        raise ValueError(
+            f"the input is {height}x{width}; both must be multiples of {MULTIPLE}, at least {MULTIPLE}: pad it"
+        )
+
+
+def pad(inputs: Tensor) -> Tensor:
+    """Zeros (the mean colour) below and to the right, up to multiples of 32."""
+    height, width = inputs.shape[-2:]
+    return F.pad(inputs, (0, -width % MULTIPLE, 0, -height % MULTIPLE))

@@ -1,0 +1,150 @@
+"""What a comparison found: its JSON, a table of every row, a figure like the paper's figures 3 and 5.
+
+Imports no training loop.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.checkpoint import WEIGHTS_FILE
+from models.training.comparison.rows import Figure, Row
+
+JSON, TABLE, PICTURE = "comparison.json", "comparison.md", "comparison.png"
+EXITS = 4
+TITLES: Mapping[Figure, str] = {
+    "exits": "Methods (figure 3, tables 1 and 4)",
+    "downsampling": "Downsampling at exits 1/2/3 (figure 5, left)",
+    "window": "Window of the interpolation (table 3)",
+    "criteria": "Masking criteria, at inference only (figure 5, right)",
+}
+
+PANELS: Mapping[Figure, str] = {"exits": "GMACs", "criteria": "GMACs, mean of exits", "downsampling": "exit"}
+"""Those of the picture, and what their x axes show."""
+
+
+@dataclass
+class Report:
+    """`found`: by row, what `evaluate.segmentation` returned, the `step` of its weights and the `hardware`.
+
+    JSON and table are written after every row, so that a run that is stopped leaves what it found.
+    """
+
+    output: Path
+    about: dict[str, Any]
+    rows: Sequence[Row]
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, output: Path, about: dict[str, Any], rows: Sequence[Row], *, resume: bool) -> "Report":
+        """Raises ValueError if `output` holds a comparison that is not to be gone on with, or one of another kind: its
+        rows could not be compared."""
+        report = cls(output, json.loads(json.dumps(about)), rows)
+        if not resume and (output / JSON).exists():
+            raise ValueError(f"{output} holds a comparison; --resume goes on with it, or choose another --output")
+        if resume and (output / JSON).is_file():
+            before = json.loads((output / JSON).read_text())
+            report.found = before.pop("rows")
+            for name, value in report.about.items():
+                if before.get(name) != value:
+                    raise ValueError(
+                        f"{output / JSON} is of another comparison: its {name} was {json.dumps(before.get(name))}; "
+                        "choose another --output"
+                    )
+        output.mkdir(parents=True, exist_ok=True)
+        report.write()
+        return report
+
+    def add(self, row: Row, result: dict[str, Any]) -> None:
+        self.found[row.name] = result
+        self.write()
+
+    def write(self) -> None:
+        (self.output / JSON).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        (self.output / TABLE).write_text(self.markdown())
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.about, "rows": self.found}
+
+    def markdown(self) -> str:
+        """A table for each figure, every row in it."""
+        numbers = " | ".join(map(str, range(1, EXITS + 1)))
+        machines = dict.fromkeys(result["hardware"] for result in self.found.values())
+        about = f"mIoU in percent over {self.about['images']} images of {self.about['scored_on']}"
+        parts = [f"{about}; computed on {', '.join(machines)}." if machines else f"{about}."]
+        for figure, title in TITLES.items():
+            lines = [self._line(row) for row in self.rows if row.figure == figure]
+            head = f"| | mIoU {numbers} | mean | GMACs {numbers} | mean | trained | `--rows` |"
+            parts.append("\n".join([f"**{title}**\n", head, "|" + "---|" * (2 * EXITS + 5), *lines]))
+        return "\n\n".join(parts) + "\n"
+
+    def _line(self, row: Row) -> str:
+        result = self.found.get(row.name)
+        scores, gmacs = ([], []) if result is None else _values(result)
+        cells = [*_cells(scores, 1), *_cells(gmacs, 2)]
+        return f"| {row.title} | {' | '.join(cells)} | {self._state(row)} | `{row.name}` |"
+
+    def _state(self, row: Row) -> str:
+        """How the weights of a row were made, in the table's words."""
+        result = self.found.get(row.name)
+        if result is None:
+            return "not scored" if (self.output / row.weights / WEIGHTS_FILE).is_file() else "not trained"
+        if result["step"] is None:
+            return str(self.about["weights"])
+        steps = sum(phase["steps"] for phase in self.about["recipe"]["phases"])
+        return f"{steps} steps" if result["step"] == steps else f"stopped at step {result['step']} of {steps}"
+
+    def plot(self) -> None:
+        """The picture: a PNG of the panels that have a row; none if no row is found."""
+        from matplotlib.figure import Figure as Canvas  # noqa: PLC0415  (an optional dependency, wanted only here)
+
+        panels = [panel for panel in PANELS if list(self._curves(panel))]
+        path = self.output / PICTURE
+        if not panels:
+            path.unlink(missing_ok=True)
+            return
+        canvas = Canvas(figsize=(6 * len(panels), 4.5), layout="constrained")
+        for axes, panel in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for label, x, y in self._curves(panel):
+                axes.plot(x, y, "rx" if len(x) == 1 and panel == "exits" else "o-", markersize=5, label=label)
+            score = "mIoU, mean of exits" if panel == "criteria" else "mIoU"
+            axes.set(title=TITLES[panel], xlabel=PANELS[panel], ylabel=score)
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small")
+        canvas.savefig(path, dpi=120)
+
+    def _curves(self, panel: Figure) -> Iterator[tuple[str, list[float], list[float]]]:
+        """Label, x and y of each curve."""
+        rows = [row for row in self.rows if row.name in self.found]
+        if panel == "criteria":
+            points: dict[str, list[tuple[float, float]]] = {}
+            for row in rows:
+                if row.figure == panel and row.model.masking:
+                    scores, gmacs = _values(self.found[row.name])
+                    criterion = row.model.masking.criterion.replace("_", " ")
+                    points.setdefault(criterion, []).append((statistics.fmean(gmacs), statistics.fmean(scores)))
+            for criterion, pairs in points.items():
+                x, y = zip(*sorted(pairs), strict=True)
+                yield criterion, list(x), list(y)
+        elif panel != "downsampling" or any(row.figure == panel for row in rows):
+            for row in rows:
+                scores, gmacs = _values(self.found[row.name])
+                if row.figure == panel or (panel == "downsampling" and row.name == "rh"):
+                    yield row.title, gmacs if panel == "exits" else list(range(1, len(scores) + 1)), scores
+
+
+def _values(result: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """mIoU (nan where nothing is labelled) and GMACs of every exit."""
+    miou = [math.nan if row["miou"] is None else row["miou"] for row in result["exits"]]
+    return miou, [row["gmacs"] for row in result["exits"]]
+
+
+def _cells(values: Sequence[float], digits: int) -> list[str]:
+    """One for each exit and their mean; a network's only exit is the last."""
+    shown = [f"{value:.{digits}f}" for value in values]
+    mean = f"{statistics.fmean(values):.{digits}f}" if len(values) > 1 else "-"
+    return [*["-"] * (EXITS - len(values)), *shown, mean]

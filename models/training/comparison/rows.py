@@ -1,0 +1,77 @@
+"""The rows of the paper's comparisons: which network, whose weights. Values only; imports no network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from models.network.configs import Criterion, Masking, ModelConfig
+
+Figure = Literal["exits", "criteria", "downsampling", "window"]
+"""Where the paper shows such a row: figure 3 (tables 1 and 4), figure 5 right, figure 5 left, table 3."""
+
+SWEEPS: Mapping[Criterion, tuple[float, ...]] = {
+    "max_probability": (0.9, 0.95, 0.985, 0.998),
+    "margin": (0.85, 0.95, 0.985, 0.998),
+    "entropy": (0.35, 0.2, 0.08, 0.015),
+    "top_k": (0.7, 0.5, 0.3, 0.1),
+    "random": (0.5, 0.3, 0.1),
+}
+"""Thresholds of each criterion, from many masks to few."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """`weights`: the row whose training they come from: its own name if it is trained itself. `sampled`: masks are
+    those of `sampling.SampledNet`."""
+
+    name: str
+    title: str
+    figure: Figure
+    model: ModelConfig
+    weights: str
+    sampled: bool = False
+
+
+def rows(adpc: ModelConfig) -> tuple[Row, ...]:
+    """Every row, those first that the others take weights from. `adpc`: the full method on some data set.
+
+    Raises ValueError if it is no segmentation with redesigned heads and masks.
+    """
+    masking = adpc.masking
+    if adpc.task != "segmentation" or adpc.heads != "redesigned" or masking is None:
+        raise ValueError(
+            f"{adpc.name} is not ADP-C for segmentation; choose a configuration with redesigned heads and masks"
+        )
+    heads = replace(adpc, masking=None)
+    found: list[Row] = []
+
+    def add(
+        name: str, title: str, model: ModelConfig, *, figure: Figure = "exits", weights: str = "", sampled: bool = False
+    ) -> None:
+        found.append(Row(name, title, figure, replace(model, name=name), weights or name, sampled))
+
+    add("hrnet", "one-exit HRNet", replace(heads, heads="one"))
+    add("ee", "EE: four exits", replace(heads, heads="plain"))
+    add("rh", "EE + RH: redesigned heads, D = 3/2/1", heads)
+    add("adpc", "ADP-C: masks in training and inference", adpc)
+    add("adpc-inference", "ADP-C: masks at inference only", adpc, weights="rh")
+    add("adpc-dense", "ADP-C: masks in training only", heads, weights="adpc")
+    add("sampling", "feature-based stochastic sampling", adpc, sampled=True)
+    for depths in ((1, 1, 1), (3, 3, 3)):
+        name = "".join(map(str, depths))
+        title = f"EE + RH, D = {'/'.join(map(str, depths))}"
+        add(f"d{name}", title, replace(heads, downsamplings=depths), figure="downsampling")
+    for window in (3, 5, 9):
+        model = replace(adpc, masking=replace(masking, window=window))
+        add(f"window{window}", f"ADP-C, {window}x{window} window", model, figure="window")
+    for criterion, thresholds in SWEEPS.items():
+        for threshold in thresholds:
+            model = replace(adpc, masking=Masking(criterion, threshold, masking.window))
+            title = f"{criterion.replace('_', ' ')} {threshold:g}"
+            add(f"{criterion}-{threshold:g}", title, model, figure="criteria", weights="rh")
+    return tuple(found)
+
+
+def at_inference(chosen: Sequence[Row]) -> list[Row]:
+    """The rows that differ in masks alone, so that one trained model of ADP-C can be put through all of them."""
+    return [row for row in chosen if row.weights == "adpc" or row.figure in ("criteria", "window")]

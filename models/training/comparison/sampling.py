@@ -1,0 +1,102 @@
+"""The paper's baseline: masks predicted from features by stochastic sampling (Xie et al., ECCV 2020), as section 3 and
+appendix C of the paper adapt it. A network, its loss, and its executor; imports no training loop.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from models.anytime import Step
+from models.executors.reference import ReferenceExecutor
+from models.imaging.preprocess import STRIDE
+from models.network.adpc import AdpcNet, Progress
+from models.network.confidence import Masks
+from models.network.configs import ModelConfig
+from models.network.flops import Size
+from models.training.tasks import Segmentation
+
+EXIT_WEIGHTS = (0.5, 0.5, 0.5, 1.0)
+MASK_WEIGHTS = (1 / 3, 2 / 3, 1.0)
+SPARSITY = 0.1
+
+INITIAL_BIAS = 3.0
+"""Xie et al.: nearly all positions are active at first."""
+LAST_TEMPERATURE = 0.03
+"""Xie et al. let the temperature fall from 1 by a constant factor a step, and take 0.03 afterwards."""
+
+
+class SampledNet(AdpcNet):
+    """EE+RH with masks from a 3x3 convolution over what each exit's head reads, one number a position.
+
+    In training a mask is a soft sample of the binary Gumbel-softmax distribution, and outputs are not carried over:
+    nothing says that an unsampled position is settled. Otherwise positions are active at probability 0.5 or more.
+    `steps`: calls in training with masks over which the temperature falls to its last value.
+    Raises ValueError unless `config` is of segmentation with four exits and masks (of which the window is read).
+    """
+
+    temperature: Tensor
+
+    def __init__(self, config: ModelConfig, steps: int = 1) -> None:
+        if config.task != "segmentation" or config.exits != 4 or config.masking is None:
+            raise ValueError(f"{config.name} has {config.exits} exits; sampling wants segmentation with 4 and masks")
+        super().__init__(config)
+        for exit_index in (1, 2, 3):
+            channels = 256 if exit_index == 1 else sum(config.backbone.channels(exit_index))
+            sampler = nn.Conv2d(channels, 1, 3, padding=1)
+            nn.init.zeros_(sampler.weight)
+            nn.init.constant_(sampler.bias, INITIAL_BIAS)  # type: ignore[arg-type]
+            self.add_module(f"sampler{exit_index}", sampler)
+        self.decay = LAST_TEMPERATURE ** (1 / max(steps, 1))
+        self.register_buffer("temperature", torch.tensor(1.0))
+
+    def _exit(self, progress: Progress, step: Step, adaptive: bool) -> Progress:
+        x = self.read(progress.features, step)
+        scores = self.head(step)(x, progress.masks)
+        decided = torch.full_like(scores[:, :1], step.exit or 0, dtype=torch.uint8)
+        masks = None
+        if adaptive and step is not self.steps[-1]:
+            logits = self.get_submodule(f"sampler{step.exit}")(x).float()
+            masks = Masks(self._sampled(logits) if self.training else logits >= 0)
+        return replace(progress, masks=masks, scores=scores, decided=decided)
+
+    def _sampled(self, logits: Tensor) -> Tensor:
+        """Equation 7 of Jang et al. (2016) for two categories: the difference of two Gumbel variables is logistic."""
+        noise = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6).logit()
+        return ((logits + noise) * self.temperature.reciprocal()).sigmoid()  # a new tensor: the buffer moves on
+
+    def forward(self, images: Tensor, adaptive: bool | None = None) -> tuple[Tensor, ...]:
+        """The scores of every exit; in training, the soft masks of exits 1 to 3 follow them: (N, 1, h, w) in 0..1."""
+        exits = tuple(self.exits(images, adaptive))
+        scores = tuple(found.scores for found in exits if found.scores is not None)
+        masks = tuple(found.masks.positions for found in exits if found.masks is not None)
+        if not self.training:
+            return scores
+        if masks:
+            self.temperature.mul_(self.decay)
+        return scores + masks
+
+
+class SampledSegmentation(Segmentation):
+    """Segmentation with the exits' own weights, and the mean of each soft mask as a penalty at its exit."""
+
+    def losses(self, found: Sequence[Tensor], targets: Tensor) -> Tensor:
+        exits = len(EXIT_WEIGHTS)
+        terms = [
+            weight * loss for weight, loss in zip(EXIT_WEIGHTS, super().losses(found[:exits], targets), strict=True)
+        ]
+        for index, mask in enumerate(found[exits:]):
+            terms[index] = terms[index] + SPARSITY * MASK_WEIGHTS[index] * mask.mean()
+        return torch.stack(terms)
+
+
+class SampledExecutor(ReferenceExecutor):
+    """Counts what the samplers cost: each before the exit that its mask is for."""
+
+    def _macs(self, index: int, shape: Size, masks: Masks | None) -> float:
+        macs = super()._macs(index, shape, masks)
+        if masks is None:
+            return macs
+        weights: int = self.network.get_parameter(f"sampler{index - 1}.weight").numel()
+        return macs + weights * (shape[0] // STRIDE) * (shape[1] // STRIDE)

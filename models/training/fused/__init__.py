@@ -1,0 +1,89 @@
+"""Masked interpolation as one pass forward and one backward, for training: equations 3-6 of `masked.fill`.
+
+The passes are kernels of their own: gpu.py and cpu.py. Imports the layer whose place it takes.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from models.executors.cpu.library import library
+from models.network import masked
+from models.network.masked import MaskedConv2d
+from models.training.fused import cpu
+
+Launch = Callable[..., tuple[Tensor, Tensor]]
+"""launch(x, y, codes, scale, window, backward=) -> out and the gradient of `scale`, a scalar.
+
+Forward: `x` (N, C, H, W), channels last, with inactive positions made of their active neighbours; `y` is not read.
+Backward: `x` is the gradient of that, `y` what was filled. `codes`: see `codes`.
+"""
+
+ACTIVE, BORDER = 1, 2
+"""Bits of a position's code."""
+
+# Triton is there only where there is a GPU.
+gpu: Any = importlib.import_module("models.training.fused.gpu") if torch.cuda.is_available() else None
+
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _launch(like: Tensor) -> Launch:
+    """The kernel for the device of a tensor."""
+    return gpu.launch if like.is_cuda else cpu.launch
+
+
+def codes(mask: Tensor, window: int) -> Tensor:
+    """uint8 (N, 1, H, W): bit 0 active, bit 1 with a position of the other kind within the window. Kept for as long as
+    `mask` (N, 1, H, W) lives: all layers of a size share one."""
+    if mask not in _known:
+        _known[mask] = {}
+    known = _known[mask]
+    if window not in known:
+        pool = F.max_pool2d(torch.cat([mask, 1 - mask], 1), window, 1, window // 2)
+        border = torch.where(mask > 0, pool[:, 1:], pool[:, :1])
+        known[window] = (ACTIVE * mask + BORDER * border).to(torch.uint8).contiguous()
+    found: Tensor = known[window]
+    return found
+
+
+class _Fill(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, codes: Tensor, scale: Tensor, window: int) -> Tensor:
+        y = y.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(y, codes, scale)
+        ctx.window = window
+        return _launch(y)(y, y, codes, scale, window, backward=False)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        y, codes, scale = ctx.saved_tensors
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        found, slope = _launch(y)(gradient, y, codes, scale, ctx.window, backward=True)
+        return found, None, slope.to(scale.dtype), None
+
+
+def fill(y: Tensor, mask: Tensor, scale: Tensor, window: int) -> Tensor:
+    """As `masked.fill`: y (N, C, H, W) with inactive positions interpolated; mask (N, 1, H, W), 1 where active."""
+    native = y.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
+    if mask.requires_grad or not (y.is_cuda or native):  # kernels know masks of 0 and 1 only, not those being learnt
+        return masked.fill(y, mask, scale, window)
+    return _Fill.apply(y, codes(mask, window), scale, window)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def fuse(network: nn.Module, device: torch.device) -> None:
+    """Give every masked convolution of `network` the kernel for `device`, if it is there: without a compiler at the
+    time of the install, a CPU has none."""
+    if device.type == "cpu":
+        try:
+            library()
+        except OSError:
+            return
+    for layer in network.modules():
+        if isinstance(layer, MaskedConv2d):
+            layer.fill = fill

@@ -1,0 +1,226 @@
+"""A worker process as the front end holds it: started, spoken to, restarted when it dies. Imports no torch."""
+
+import asyncio
+import logging
+import os
+import pickle
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Protocol
+
+from server.engine.messages import Command, Event, Plan, Ready
+
+logger = logging.getLogger("anytime.link")
+
+# Threads that spin until the next convolution would keep the front end from the cores.
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
+READ_BYTES = 1 << 16
+
+
+class Link(Protocol):
+    """The front end's end of a worker."""
+
+    connection: Connection
+
+    def kill(self) -> None:
+        """End it at once; returns when it no longer touches the shared memory."""
+
+
+class ProcessLink:
+    """A worker in a process of its own. Raises OSError if it cannot be started.
+
+    It has a command line of its own rather than being forked off by `multiprocessing`: what its thread pool reads from
+    the environment must stand before torch is imported, and no helper process is left beside it.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "server.worker.process", str(theirs.fileno())],
+                cwd=Path(__file__).parents[2],
+                env={**os.environ, **PASSIVE},
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), plan.arena_fd),
+            )
+            self.connection = Connection(ours.detach())
+        self.connection.send(plan)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self.connection.close()
+
+
+class Supervisor:
+    """Keeps one worker running. `launch` starts one, `hear` gets its events, `lost` is
+    called when it is gone, `busy` says whether it should be heard from."""
+
+    SILENCE_S = 60.0
+    """A worker that has work and says nothing for so long is stuck; between steps it speaks every second."""
+    QUICK_S = 30.0
+    BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+    """Waits before starting again: the first, and then one for each worker that could not be started or died within
+    `QUICK_S` of its start."""
+
+    def __init__(
+        self,
+        launch: Callable[[], Link],
+        hear: Callable[[Event], None],
+        lost: Callable[[], None],
+        busy: Callable[[], bool],
+    ) -> None:
+        self.link: Link | None = None
+        self.starts = 0
+        self._launch = launch
+        self._hear = hear
+        self._lost = lost
+        self._busy = busy
+        self._unsent: OrderedDict[tuple[type[Command], int], Command] = OrderedDict()
+        """Commands that the worker's socket had no room for, the newest of each kind about a job."""
+        self._outgoing = b""
+        """What is left of a command that went in part."""
+        self._incoming = bytearray()
+        """An event that has come in part."""
+        self._quick_deaths = 0
+        self._started_s = 0.0
+        self._heard_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        """Start a worker, now."""
+        self.starts += 1
+        self._started_s = self._heard_s = time.monotonic()
+        try:
+            self.link = self._launch()
+        except OSError:
+            logger.exception("the worker could not be started")
+            self._quick_deaths += 1
+            self._start_later()
+            return
+        os.set_blocking(self.link.connection.fileno(), False)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.link.connection.fileno(), self._readable)
+        self._timer = loop.call_later(self.SILENCE_S / 10, self._watch)
+
+    def stop(self) -> None:
+        """End the worker for good."""
+        self._stopped = True
+        self._drop()
+
+    def say(self, command: Command) -> None:
+        """Send, or keep until the worker reads on. What is said to a worker that is gone is lost with it, and `lost`
+        follows."""
+        if self.link is None:
+            return
+        if not self._busy():
+            self._heard_s = time.monotonic()
+        waiting = bool(self._outgoing or self._unsent)
+        self._unsent[type(command), command.key] = command
+        if not waiting:
+            self._send()
+
+    def _send(self) -> None:
+        """What is unsent, until the socket is full; the loop calls again once it is not."""
+        assert self.link is not None
+        loop, number = asyncio.get_running_loop(), self.link.connection.fileno()
+        while self._outgoing or self._unsent:
+            if not self._outgoing:
+                self._outgoing = _frame(self._unsent.popitem(last=False)[1])
+            try:
+                self._outgoing = self._outgoing[os.write(number, self._outgoing) :]
+            except BlockingIOError:
+                loop.add_writer(number, self._send)
+                return
+            except OSError as error:
+                logger.warning("the worker does not listen: %s", error)  # what it has said is still heard
+                self._outgoing = b""
+                self._unsent.clear()
+        loop.remove_writer(number)
+
+    def _readable(self) -> None:
+        """Hear the events that have come whole."""
+        link = self.link
+        if link is None:
+            return
+        self._heard_s = time.monotonic()
+        try:
+            data = os.read(link.connection.fileno(), READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._gone()
+            return
+        self._incoming += data
+        while self.link is link and (event := _unframed(self._incoming)) is not None:
+            if isinstance(event, Ready):
+                logger.info("the worker was ready after %.1f s", self._heard_s - self._started_s)
+            self._hear(event)
+
+    def _watch(self) -> None:
+        """Kill a worker that is stuck."""
+        if self._busy() and time.monotonic() - self._heard_s > self.SILENCE_S:
+            logger.error("the worker has said nothing for %.0f s; ending it", self.SILENCE_S)
+            self._gone()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(self.SILENCE_S / 10, self._watch)
+
+    def _gone(self) -> None:
+        quick = time.monotonic() - self._started_s < self.QUICK_S
+        self._quick_deaths = self._quick_deaths + 1 if quick else 0
+        self._drop()
+        if not self._stopped:
+            self._start_later()
+
+    def _drop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.link is None:
+            return
+        loop, number = asyncio.get_running_loop(), self.link.connection.fileno()
+        loop.remove_reader(number)
+        loop.remove_writer(number)
+        self._outgoing = b""
+        self._unsent.clear()
+        self._incoming.clear()
+        self.link.kill()
+        self.link = None
+        self._lost()
+
+    def _start_later(self) -> None:
+        wait_s = self.BACKOFF_S[min(max(0, self._quick_deaths - 1), len(self.BACKOFF_S) - 1)]
+        logger.error("the worker is gone; starting another in %.1f s", wait_s)
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self.start)
+
+
+def _frame(command: Command) -> bytes:
+    """As a `multiprocessing` Connection sends it: the length in 4 bytes, then the pickled object."""
+    data = pickle.dumps(command)
+    return struct.pack("!i", len(data)) + data
+
+
+def _unframed(received: bytearray) -> Event | None:
+    """Take the first event off what a Connection has sent; None while it is not whole."""
+    if len(received) < 4:
+        return None
+    end = 4 + struct.unpack_from("!i", received)[0]
+    if len(received) < end:
+        return None
+    event: Event = pickle.loads(received[4:end])
+    del received[:end]
+    return event

@@ -1,0 +1,197 @@
+"""HTTP: predictions, models, requests, health and metrics. The WebSocket is in `stream.py`. Imports no torch."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from server.engine.messages import Stop
+from server.errors import DisconnectedError, InvalidError
+from server.protocols.options import FORMATS, HEADERS, PARAMETERS, accepted_format, parse_ask, positive
+from server.protocols.replies import ANSWER_HEADERS, http_answer, reply
+from server.protocols.wire import describe_model
+from server.requests.admission import read_body
+from server.requests.registry import Entry
+from server.requests.service import Service, check_answer
+
+router = APIRouter()
+
+_IMAGE = {"schema": {"type": "string", "format": "binary"}}
+PREDICT_DOCS: dict[str, Any] = {
+    "parameters": [
+        *({"name": p.name, "in": "query", "description": p.text, "schema": {"type": p.type}} for p in PARAMETERS),
+        *({"name": p.name, "in": "header", "description": p.text, "schema": {"type": p.type}} for p in HEADERS),
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            **{f"image/{kind}": _IMAGE for kind in ("jpeg", "png", "webp", "bmp")},
+            "multipart/form-data": {"schema": {"type": "object", "properties": {"image": _IMAGE["schema"]}}},
+        },
+    },
+    "responses": {
+        "200": {
+            "description": "The newest exit that was reached by the deadline.",
+            "content": {"application/json": {}, "image/png": _IMAGE, "application/octet-stream": _IMAGE},
+            "headers": {p.name: {"description": p.text, "schema": {"type": p.type}} for p in ANSWER_HEADERS},
+        }
+    },
+}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": "What was wrong, with the number, the limit and the remedy.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "error": {"type": "string"},
+                        "code": {"type": "string"},
+                        "id": {"type": ["string", "null"]},
+                    },
+                }
+            }
+        },
+    }
+    for status in ("4XX", "5XX")
+}
+
+
+@router.post("/v1/predict", openapi_extra=PREDICT_DOCS, responses=REFUSALS, response_class=Response, tags=["predict"])
+async def predict(request: Request) -> Response:
+    """The best map that fits the deadline, in one answer."""
+    arrived_s = request.state.arrived_s  # see `Protocol`
+    service: Service = request.app.state.service
+    name = service.catalog.served(request.query_params.get("model"))
+    with service.ledger.entry(request.headers.get("x-request-id"), "http", arrived_s, name) as entry:
+        return await _predict(service, request, entry)
+
+
+async def _predict(service: Service, request: Request, entry: Entry) -> Response:
+    ask = parse_ask(request.query_params)
+    timeout_s = positive("X-Request-Timeout-Seconds", request.headers.get("x-request-timeout-seconds"))
+    known = service.accept(ask, entry, request.client.host if request.client else "unknown", timeout_s)
+    what = "keypoints" if known.model.config.task == "pose" else "a map" if ask.extra is None else "two maps"
+    formats = FORMATS if what == "a map" else ("application/json",)
+    form = accepted_format(",".join(request.headers.getlist("accept")), formats, what)
+    try:
+        async with entry.preparing():
+            body = await _body(request, service.settings.max_body_bytes)
+    except ClientDisconnect:
+        raise DisconnectedError("the client hung up", "disconnected") from None
+    async with _hang_up_cancels(request, entry):
+        with await service.begin(ask, known, body, entry, form) as job:
+            del body  # the job has the pixels
+            entry.stop = await job.ended()
+            check_answer(job)
+            return await service.encode(form, job.order.layout.pixels, lambda: http_answer(job, entry, form))
+
+
+async def _body(request: Request, limit_bytes: int) -> bytes:
+    """The image's bytes: the body itself, or field `image` of a form. Raises InvalidError, TooLargeError."""
+    length = request.headers.get("content-length", "")
+    body = await read_body(request.stream(), int(length) if length.isdigit() else None, limit_bytes)
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return body
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        fields = await MultiPartParser(request.headers, whole(), max_files=1, max_fields=16).parse()
+    except (MultiPartException, KeyError) as error:
+        raise InvalidError(f"the form cannot be read: {error}; send field `image` as a file", "bad_form") from error
+    try:
+        image = fields.get("image")
+        if not isinstance(image, UploadFile):
+            raise InvalidError("the form has no file in field `image`; send the image there", "bad_form")
+        return await image.read()
+    finally:
+        await fields.close()
+
+
+@asynccontextmanager
+async def _hang_up_cancels(request: Request, entry: Entry) -> AsyncIterator[None]:
+    """Cancels the request when the client closes the connection. The body must have been read."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        entry.cancel(Stop.DISCONNECTED)
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
+@router.get("/v1/models", tags=["models"])
+async def models(request: Request) -> Response:
+    """Every served model, and which one answers requests that name none."""
+    service: Service = request.app.state.service
+    facts = service.engine.known
+    described = [describe_model(model, facts.get(model.name)) for model in service.catalog]
+    settings = service.settings
+    deadlines = {"default": settings.default_deadline_ms, "max": settings.max_deadline_ms}
+    return reply({"default": service.catalog.default, "models": described, "deadline_ms": deadlines})
+
+
+@router.get("/v1/models/{name}", responses=REFUSALS, tags=["models"])
+async def model(request: Request, name: str) -> Response:
+    """One model: task, labels, and the cost of each exit."""
+    service: Service = request.app.state.service
+    return reply(describe_model(service.catalog.get(name), service.engine.known.get(name)))
+
+
+@router.get("/v1/requests/{request_id:path}", responses=REFUSALS, tags=["requests"])
+async def look_up(request: Request, request_id: str) -> Response:
+    """A request that is open or ended recently."""
+    service: Service = request.app.state.service
+    return reply(service.ledger.find(request_id).to_json(time.monotonic()))
+
+
+@router.delete("/v1/requests/{request_id:path}", responses=REFUSALS, tags=["requests"])
+async def cancel(request: Request, request_id: str) -> Response:
+    """Cancel a request; one that has ended stays as it is."""
+    service: Service = request.app.state.service
+    return reply(service.ledger.cancel(request_id).to_json(time.monotonic()))
+
+
+@router.get("/health/live", tags=["health"])
+async def live() -> Response:
+    """The event loop turns."""
+    return reply({"live": True})
+
+
+@router.get("/health/ready", tags=["health"])
+async def ready(request: Request) -> Response:
+    """200 once every exit of every model is warm; 503 before, while the worker restarts, and while draining."""
+    service: Service = request.app.state.service
+    told = service.engine.ready
+    serving = told is not None and not service.engine.draining
+    state = "ready" if serving else "draining" if service.engine.draining else "starting"
+    device = told.device if told else service.settings.device
+    executor = told.executor if told else service.settings.executor
+    body = {"ready": serving, "state": state, "device": device, "executor": executor}
+    chosen = (
+        {name: {"executor": facts.executor, "reason": facts.reason} for name, facts in told.models.items()}
+        if told
+        else {}
+    )
+    names = [model.name for model in service.catalog]
+    return reply({**body, "models": names, "chosen": chosen}, 200 if serving else 503)
+
+
+@router.get("/metrics", tags=["health"])
+async def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

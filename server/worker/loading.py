@@ -1,0 +1,131 @@
+"""The models of a worker: loaded, warmed up, and what is known of each then."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.anytime import AnytimeModel, Overridable, State, run
+from models.checkpoint import load_directory
+from models.executors import build, decide
+from models.executors.verify import blobs
+from models.imaging.preprocess import MULTIPLE
+from models.network.configs import GROWING, ModelConfig
+from models.network.flops import GIGA, gmacs
+from models.quality import Quality, doubt
+from server.engine.messages import ModelFacts, Plan
+from server.requests.budget import Costs, Shape
+
+logger = logging.getLogger("anytime.worker")
+
+WARM_UP_RUNS = 5
+WARM_UP_SHARES = 0.5, 0.4, 0.25
+"""Of the positions, active after each exit: about what the shipped models leave of pictures (their cards)."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, when it may stop early if it was calibrated, and why this executor runs it if there was a choice."""
+
+    model: AnytimeModel
+    quality: Quality | None = None
+    reason: str = ""
+
+    def good_enough(self, state: State, epsilon: float | None) -> bool:
+        """Whether the exit that `state` stands at is as good as the last but for a share `epsilon` that may change."""
+        if self.quality is None or epsilon is None or state.exit is None:
+            return False
+        return self.quality.stops(doubt(state.exit, self.model.config.task, state.frame), epsilon)
+
+
+def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
+    """What decides the cost of an image: the padded size, or the size of a person's crop."""
+    if config.task == "pose":
+        return config.size
+    return height + -height % MULTIPLE, width + -width % MULTIPLE
+
+
+def warm_up(name: str, model: AnytimeModel, costs: Costs, known_s: tuple[float, ...] | None) -> None:
+    """Run every exit, so that first requests find everything in place, and learn its seconds at the configured size,
+    under masks such as pictures leave: noise would be settled at once.
+
+    If those are known, from the worker before, once on the smallest image will do.
+    """
+    shape = input_shape(model.config, *model.config.size)
+    if known_s is not None:
+        for exit_index, seconds in enumerate(np.diff(known_s, prepend=0.0), 1):
+            costs.observe(name, shape, exit_index, float(seconds))
+        for _ in run(model, np.zeros((MULTIPLE, MULTIPLE, 3), np.uint8)):
+            pass
+        return
+    image = np.random.default_rng(0).integers(0, 256, (*model.config.size, 3), dtype=np.uint8)
+    masks = blobs(model.begin(image).shape, WARM_UP_SHARES, seed=0)
+    for _ in range(WARM_UP_RUNS):
+        total_s = 0.0
+        for exit_index, stage_s in _stages(model, image, masks):
+            costs.observe(name, shape, exit_index, stage_s)
+            total_s += stage_s
+        costs.judge(name, shape, model.config.exits, total_s)
+
+
+def _stages(model: AnytimeModel, image: NDArray[np.uint8], masks: Sequence[Tensor]) -> Iterator[tuple[int, float]]:
+    """Run to each exit in turn, under `masks`, bool (h, w): its number and the seconds of its stage, in which putting
+    masks in place does not count."""
+    began_s = time.monotonic()
+    state = model.begin(image)
+    for step in model.steps:
+        model.advance([state])
+        if step.exit is None:
+            continue
+        model.render(state)
+        yield step.exit, time.monotonic() - began_s
+        if isinstance(model, Overridable) and model.config.settles_after(step.exit):
+            positions = masks[step.exit - 1].to(state.latest().active.device)
+            masking = model.config.masking
+            model.override(state, positions, shrinking=masking is not None and masking.criterion not in GROWING)
+        began_s = time.monotonic()
+
+
+def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
+    """What the front end tells about a model that is warm."""
+    config = loaded.model.config
+    shape = input_shape(config, *config.size)
+    return ModelFacts(
+        macs=tuple(value * GIGA for value in gmacs(config, *config.size)),
+        seconds=tuple(costs.typical_s(name, shape, exit_index) for exit_index in range(1, config.exits + 1)),
+        calibrated=loaded.quality is not None,
+        executor=loaded.model.executor,
+        reason=loaded.reason,
+    )
+
+
+def load_models(plan: Plan) -> dict[str, Loaded]:
+    """Raises ValueError or OSError on a model that cannot be loaded."""
+    loaded = {}
+    for name, text in plan.models.items():
+        path = Path(text)
+        if name in plan.decided:
+            executor, reason = plan.decided[name]
+        else:
+            verdict = decide(path, plan.device, plan.executor)
+            executor, reason = verdict.executor, verdict.reason
+        model = build(load_directory(path), plan.device, executor, plan.threads)
+        loaded[name] = Loaded(model, load_quality(path), reason)
+    return loaded
+
+
+def load_quality(directory: Path) -> Quality | None:
+    """The calibration of a model, or None. One that does not fit the model any more is not used, and the log says so:
+    the model serves all the same, and requests that ask for `quality` are told that it is not calibrated."""
+    try:
+        return Quality.load(directory)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        logger.warning("%s is served without quality stop: %s", directory.name, error)
+        return None
