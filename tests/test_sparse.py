@@ -338,7 +338,7 @@ def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
 IN_A_PROCESS = """
 import os, resource, tiny, torch
 from models.executors.cpu.geometry import Geometry
-from models.executors.sparse import SparseExecutor
+from models.executors.cpu.executor import SparseExecutor
 
 sparse = SparseExecutor(tiny.network(), threads=2)
 def answer():
