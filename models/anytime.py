@@ -5,18 +5,15 @@ Holds no network and no executor, and imports neither.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.imaging.preprocess import Box, Frame
-from models.network.configs import ModelConfig
-
-Extra = Literal["confidence", "exit", "unsure"]
-"""A further map of an exit: see `AnytimeModel.render`."""
+from models.imaging.geometry import Box, Frame
+from models.network.configs import Extra, ModelConfig
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models.directory import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, read_config
 from models.network.adpc import AdpcNet
-from models.network.configs import ModelConfig, config
+from models.network.configs import config
 
-ZOO = Path(__file__).parent / "zoo"
-CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 _SHOWN = 8  # names in an error message
 
 
@@ -43,17 +42,6 @@ def load_directory(directory: Path) -> AdpcNet:
     return network.eval()
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """`config.json` of a model directory. Raises ValueError, FileNotFoundError."""
-    path = directory / CONFIG_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} is not a model directory: it has no {CONFIG_FILE}")
-    try:
-        return ModelConfig.from_json(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
 def save_directory(directory: Path, network: AdpcNet, dtype: torch.dtype = torch.float32) -> None:
     """Write configuration and weights; floating tensors are stored as `dtype`. The card is written by hand."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -64,24 +52,6 @@ def save_directory(directory: Path, network: AdpcNet, dtype: torch.dtype = torch
         if not name.endswith("num_batches_tracked")  # counts training batches; inference does not read it
     }
     save_file(tensors, directory / WEIGHTS_FILE)
-
-
-def find_models(directory: Path = ZOO) -> dict[str, Path]:
-    """The model directories below `directory`, by name, sorted. Raises FileNotFoundError if there is no such folder."""
-    if not directory.is_dir():
-        raise FileNotFoundError(f"there is no folder {directory}; name one that holds model directories")
-    return {path.parent.name: path.parent for path in sorted(directory.glob(f"*/{CONFIG_FILE}"))}
-
-
-def resolve(model: str) -> Path:
-    """A model directory by path, or by name among the shipped ones. Raises ValueError and lists them."""
-    path = Path(model)
-    if (path / CONFIG_FILE).is_file():
-        return path
-    shipped = find_models()
-    if model in shipped:
-        return shipped[model]
-    raise ValueError(f"{model!r} is neither a model directory nor a shipped model; shipped are {', '.join(shipped)}")
 
 
 def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False, maskless: bool = False) -> None:

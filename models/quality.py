@@ -27,12 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.anytime import Exit
-from models.checkpoint import WEIGHTS_FILE, read_config
-from models.imaging.preprocess import STRIDE, Frame
+from models.directory import QUALITY_FILE, WEIGHTS_FILE, read_config
+from models.imaging.geometry import STRIDE, Frame
 from models.network.confidence import confidence
 from models.network.configs import Task
 
-QUALITY_FILE = "quality.json"
 KEPT = 0.9
 CONFIDENCE = 0.9
 GRID = 10_000

@@ -3,19 +3,17 @@
 Imports the configurations only, never torch.
 """
 
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.directory import find_models, read_config
+from models.imaging.geometry import padded_px
 from models.network.configs import ModelConfig
 from server.engine.messages import Layout
 from server.errors import NotFoundError
 from server.protocols.encoder import palette_bytes
-
-_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
@@ -71,19 +69,11 @@ class Catalog:
 def read_catalog(folder: Path, default: str = "") -> Catalog:
     """The model directories in `folder`, in the order of their names. Raises ValueError if there are none or one is
     broken, and NotFoundError if `default` is not among them."""
-    models = []
-    for path in sorted(folder.glob("*/config.json")):
-        try:
-            models.append(
-                ServedModel(path.parent.name, path.parent, ModelConfig.from_json(json.loads(path.read_text())))
-            )
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+    try:
+        found = find_models(folder)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+    models = [ServedModel(name, path, read_config(path)) for name, path in found.items()]
     if not models:
         raise ValueError(f"{folder} holds no model directory (NAME/config.json); name a folder with --models")
     return Catalog(models, default)
-
-
-def padded_px(height: int, width: int) -> int:
-    """Pixels after padding both sides to multiples of 32."""
-    return math.prod(side + -side % _MULTIPLE for side in (height, width))

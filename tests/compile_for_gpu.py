@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 from models.executors.gpu import passes
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.layers import Layer, tiles
-from models.imaging.preprocess import Frame
+from models.imaging.geometry import Frame
 from models.network.adpc import AdpcNet
 from models.network.configs import config
 from models.training.fused import gpu as fused_gpu

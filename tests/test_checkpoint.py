@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from models.__main__ import main
-from models.checkpoint import find_models, load_directory, load_weights, read_config, resolve, save_directory
+from models.checkpoint import load_directory, load_weights, save_directory
+from models.directory import find_models, read_config, resolve
 from models.network.adpc import AdpcNet
 from models.network.configs import CONFIGS, ModelConfig
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.checkpoint import find_models, read_config
+from models.directory import find_models, read_config
 from models.network.configs import CONFIGS, Masking, ModelConfig, config
 
 

@@ -17,7 +17,7 @@ from models.data import camvid, cityscapes, datasets, lsp
 from models.data.people import crop, joints_box
 from models.data.street import VOID
 from models.evaluation import evaluate
-from models.imaging.preprocess import Box, person_square
+from models.imaging.geometry import Box, person_square
 from models.network.configs import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from models.training import tasks
 from models.training.recipe import Phase, Recipe

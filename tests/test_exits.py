@@ -10,7 +10,7 @@ from models.executors.cpu import exits
 from models.executors.cpu.exits import labels
 from models.executors.cpu.pool import Pool
 from models.imaging import postprocess
-from models.imaging.preprocess import Frame
+from models.imaging.geometry import Frame
 from models.network import confidence
 from models.network.configs import Masking
 

@@ -1,6 +1,8 @@
 """Imports run one way: server -> models, training -> executors -> network, and inside the server downwards."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,10 +81,22 @@ def test_the_server_imports_what_it_serves_and_no_more(module: str) -> None:
 def test_only_the_worker_imports_what_needs_torch(module: str) -> None:
     if not module.startswith("server.worker."):
         found = imports_any(path_of(module), "torch", "models", "server.worker")
-        assert found <= {
-            *("models", "models.network.configs", "models.imaging.images", "models.imaging.images.upright_rgb"),
-            *(f"models.network.configs.{name}" for name in ("ModelConfig", "MAX_BOX", "MAX_SIDE")),
-        }
+        without_torch = (
+            "models.directory",
+            "models.network.configs",
+            "models.imaging.geometry",
+            "models.imaging.images",
+        )
+        strangers = {name for name in found if not any(f"{name}.".startswith(f"{known}.") for known in without_torch)}
+        assert strangers <= {"models"}
+
+
+def test_what_the_front_end_imports_of_models_needs_no_torch() -> None:
+    code = (
+        "import sys, models.directory, models.imaging.geometry, models.imaging.images, models.network.configs;"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_every_module_of_the_server_has_its_layer() -> None:

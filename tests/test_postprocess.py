@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from models.anytime import Exit
+from models.imaging.geometry import Frame
 from models.imaging.postprocess import _placed, extra_map, keypoints, labels, render
-from models.imaging.preprocess import Frame, prepare
+from models.imaging.preprocess import prepare
 
 
 def test_labels_compare_upsampled_scores() -> None:

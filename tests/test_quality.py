@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from models import quality
 from models.anytime import Exit
-from models.checkpoint import CONFIG_FILE, find_models, save_directory
-from models.imaging.preprocess import Frame
+from models.checkpoint import save_directory
+from models.directory import CONFIG_FILE, find_models
+from models.imaging.geometry import Frame
 from models.network.confidence import confidence
 from models.quality import Quality, breakable, doubt, fingerprint, threshold
 

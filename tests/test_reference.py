@@ -10,7 +10,7 @@ from models.anytime import Exit, run
 from models.checkpoint import save_directory
 from models.executors import build, load, resolve_device
 from models.executors.reference import ReferenceExecutor
-from models.imaging.preprocess import Frame
+from models.imaging.geometry import Frame
 from models.network.configs import Masking, ModelConfig
 from models.network.flops import gmacs
 

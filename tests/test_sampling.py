@@ -10,7 +10,8 @@ from torch import Tensor
 
 from models.anytime import run
 from models.checkpoint import load_directory, load_weights
-from models.network.flops import GIGA, gmacs
+from models.network.configs import GIGA
+from models.network.flops import gmacs
 from models.training.comparison.sampling import (
     EXIT_WEIGHTS,
     MASK_WEIGHTS,

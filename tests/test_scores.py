@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from models.evaluation import scores
-from models.imaging.postprocess import keypoints
-from models.imaging.preprocess import STRIDE, Frame
+from models.imaging.geometry import STRIDE, Frame
+from models.imaging.postprocess import keypoints, peaks
 
 
 def person(torso_px: float = 10.0) -> torch.Tensor:
@@ -29,7 +29,7 @@ def test_peaks_decode_as_the_served_keypoints() -> None:
     heatmaps = torch.rand(2, 5, 16, 12, generator=torch.Generator().manual_seed(0))
     frame = Frame(64, 48)
     served = np.stack([keypoints(maps, frame)[:, :2] for maps in heatmaps])
-    np.testing.assert_allclose(scores.peaks(heatmaps) * STRIDE, served, atol=1e-4)
+    np.testing.assert_allclose(peaks(heatmaps.numpy()) * STRIDE, served, atol=1e-4)
 
 
 def test_pck_is_a_share_of_the_torso() -> None:

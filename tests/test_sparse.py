@@ -29,7 +29,7 @@ from models.executors.cpu.programs import Isa
 from models.executors.cpu.resampling import sources
 from models.executors.cpu.winograd import prices
 from models.executors.reference import ReferenceExecutor
-from models.imaging.preprocess import Frame
+from models.imaging.geometry import Frame
 from models.network.adpc import AdpcNet
 from models.network.configs import Criterion, Masking, ModelConfig
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from models.anytime import AnytimeModel, Exit
 from models.executors.reference import ReferenceExecutor
-from models.imaging.preprocess import Frame
+from models.imaging.geometry import Frame
 from models.network.adpc import AdpcNet
 from models.network.confidence import Masks
 from models.network.configs import Masking, ModelConfig

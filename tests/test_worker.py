@@ -19,7 +19,7 @@ from models.anytime import Exit, ExitMap, Step
 from models.checkpoint import save_directory
 from models.executors import build
 from models.executors.reference import ReferenceExecutor
-from models.imaging.preprocess import Frame
+from models.imaging.geometry import Frame
 from models.quality import Quality, fingerprint
 from server.engine.messages import Broken, Cancel, Ended, Event, Exited, Layout, Move, Stop, Submit
 from server.requests.budget import Costs

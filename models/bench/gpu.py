@@ -19,8 +19,7 @@ from typing import Any, cast
 
 import torch
 
-from models.imaging.preprocess import MULTIPLE
-from models.network.flops import Size
+from models.imaging.geometry import MULTIPLE, Size
 
 LIMIT_S = 300
 """For a row, unless another is asked for."""

@@ -19,10 +19,9 @@ from models.bench.gpu import Task, Timing
 from models.data import scenes
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.reference import ReferenceExecutor
-from models.imaging.preprocess import STRIDE, Frame
+from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
 from models.network.configs import CONFIGS, Masking
-from models.network.flops import Size
 
 COMPILE_MODE = "max-autotune"
 """torch.compile's; it takes minutes on an HRNet."""

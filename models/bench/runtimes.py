@@ -20,10 +20,10 @@ from models.data import camvid, scenes
 from models.executors.cpu.executor import SparseExecutor
 from models.executors.onnx import ExitGraph, graphs, groups, signatures
 from models.executors.reference import ReferenceExecutor
-from models.imaging.preprocess import STRIDE, Frame, pad
+from models.imaging.geometry import STRIDE, Frame, Size
+from models.imaging.preprocess import pad
 from models.network.adpc import AdpcNet
 from models.network.configs import config
-from models.network.flops import Size
 
 RUNTIMES = ("sparse", "torch", "compile", "onnxruntime", "openvino")
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from models.checkpoint import ZOO, find_models, read_config
+from models.directory import ZOO, find_models, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

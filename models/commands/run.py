@@ -10,11 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.anytime import AnytimeModel
-from models.checkpoint import load_weights, read_config, resolve
+from models.checkpoint import load_weights
 from models.commands.options import add_executor, add_threshold, with_threshold
+from models.directory import read_config, resolve
 from models.executors import build
+from models.imaging.geometry import STRIDE, Frame
 from models.imaging.images import read_image
-from models.imaging.preprocess import STRIDE, Frame, pad, prepare
+from models.imaging.preprocess import pad, prepare
 from models.network.adpc import AdpcNet
 from models.network.configs import CONFIGS, ModelConfig
 

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from models.checkpoint import CARD_FILE, read_config, resolve
+from models.directory import CARD_FILE, read_config, resolve
 from models.network.flops import gmacs, parameters
 
 

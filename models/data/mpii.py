@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from models.data.files import read_mat
 from models.data.people import Person
-from models.imaging.preprocess import Box
+from models.imaging.geometry import Box
 
 SPLITS = {"train": "train", "val": "valid", "trainval": "trainval"}
 """The file of each split."""

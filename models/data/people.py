@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.data.files import read_rgb
-from models.imaging.preprocess import Box, Frame, crop_square, person_square
+from models.imaging.geometry import Box, Frame, person_square
+from models.imaging.preprocess import crop_square
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from models.anytime import AnytimeModel
-from models.checkpoint import resolve
 from models.commands.options import add_executor
 from models.data import datasets
 from models.data.files import images_in
+from models.directory import QUALITY_FILE, resolve
 from models.evaluation.evaluate import Tally
 from models.executors import load
+from models.imaging.geometry import Box
 from models.imaging.images import read_image
-from models.imaging.preprocess import Box
 from models.network.configs import ModelConfig
-from models.quality import KEPT, MOVED, QUALITY_FILE, Quality, breakable, doubt, fingerprint, threshold
+from models.quality import KEPT, MOVED, Quality, breakable, doubt, fingerprint, threshold
 
 EPSILONS = (0.02, 0.05, 0.10)
 """Bounds that are reported; the calibration is of all."""

@@ -19,17 +19,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.anytime import AnytimeModel, Exit, State
-from models.checkpoint import load_directory, resolve
+from models.checkpoint import load_directory
 from models.commands.options import add_executor, add_threshold, with_threshold
 from models.data import datasets
 from models.data.people import Person
 from models.data.street import VOID, Scene
+from models.directory import resolve
 from models.evaluation import scores
 from models.evaluation.scores import percent
 from models.executors import build
+from models.imaging.geometry import BOX_MARGIN, Box, person_square
 from models.imaging.postprocess import keypoints
-from models.imaging.preprocess import BOX_MARGIN, Box, person_square
-from models.network.flops import GIGA
+from models.network.configs import GIGA
 
 POSE_MEANS = {"mean": "pck", "mean_pckh": "pckh", "mean_pckh_by_joint": "pckh_by_joint"}
 """What is averaged over the exits."""

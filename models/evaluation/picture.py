@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.anytime import AnytimeModel, Extra
-from models.checkpoint import load_directory, resolve
+from models.anytime import AnytimeModel
+from models.checkpoint import load_directory
 from models.commands.options import add_executor, add_threshold, with_threshold
+from models.directory import resolve
 from models.executors import build
+from models.imaging.geometry import Box, Frame
 from models.imaging.images import read_image
 from models.imaging.postprocess import extra_map
-from models.imaging.preprocess import Box, Frame
-from models.network.configs import ModelConfig
-from models.network.flops import GIGA
+from models.network.configs import GIGA, Extra, ModelConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,24 +20,6 @@ def iou(matrix: Tensor) -> Tensor:
     return right / (matrix.sum(0) + matrix.sum(1) - right)
 
 
-def peaks(heatmaps: Tensor) -> Tensor:
-    """The highest position of each heatmap (N, J, h, w), moved a quarter towards its higher neighbour: (N, J, 2), x, y.
-
-    As `postprocess.keypoints` decodes, for whole batches.
-    """
-    height, width = heatmaps.shape[-2:]
-    peak = heatmaps.flatten(2).argmax(2)
-    y, x = peak // width, peak % width
-    padded = torch.nn.functional.pad(heatmaps, (1, 1, 1, 1), mode="replicate").flatten(2)
-
-    def at(dy: int, dx: int) -> Tensor:
-        return padded.gather(2, ((y + 1 + dy) * (width + 2) + x + 1 + dx)[:, :, None])[:, :, 0]
-
-    inside = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
-    slope = torch.stack([at(0, 1) - at(0, -1), at(1, 0) - at(-1, 0)], -1).sign()
-    return torch.stack([x, y], -1) + 0.25 * slope * inside[:, :, None]
-
-
 def correct(points: Tensor, joints: Tensor, share: float = 0.2) -> Tensor:
     """PCK: whether each joint was found within `share` of the torso's length: float (N, J), nan where it is not scored.
 

@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.anytime import Step, largest, score_difference
-from models.checkpoint import load_directory, resolve
+from models.checkpoint import load_directory
+from models.directory import resolve
 from models.executors.reference import ReferenceExecutor
-from models.imaging.preprocess import STRIDE, check_input
+from models.imaging.geometry import STRIDE
+from models.imaging.preprocess import check_input
 from models.network.adpc import AdpcNet, Progress
 from models.network.confidence import Masks, active
 from models.network.masked import MaskedConv2d, rbf

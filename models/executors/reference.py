@@ -8,13 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, Extra, State, check_batch
+from models.anytime import Exit, ExitMap, State, check_batch
+from models.imaging.geometry import Box, Frame, Size
 from models.imaging.postprocess import render
-from models.imaging.preprocess import Box, Frame, check_input, prepare, seen
+from models.imaging.preprocess import check_input, prepare, seen
 from models.network.adpc import AdpcNet, Progress
 from models.network.confidence import Masks, active
-from models.network.configs import UNSURE
-from models.network.flops import Size, costs
+from models.network.configs import UNSURE, Extra
+from models.network.flops import costs
 
 
 @dataclass

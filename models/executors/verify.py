@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.anytime import Overridable, State, largest, score_difference
-from models.imaging.preprocess import STRIDE, Frame, pad
-from models.network.flops import Size
+from models.imaging.geometry import STRIDE, Frame, Size
+from models.imaging.preprocess import pad
 
 TOLERANCE = 0.05
 """Largest difference of scores, over the largest score, that half precision explains."""

@@ -1,4 +1,4 @@
-"""Exit -> map: labels, keypoints and the further maps, at the image's size. Imports values only."""
+"""Exit -> map: labels, keypoints and the further maps, at the image's size."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, Extra
-from models.imaging.preprocess import STRIDE, Frame
+from models.anytime import Exit, ExitMap
+from models.imaging.geometry import STRIDE, Frame
 from models.network.confidence import confidence
-from models.network.configs import ModelConfig
+from models.network.configs import Extra, ModelConfig
 
 Labels = Callable[[Tensor, Frame], NDArray[np.uint8]]
 """See `labels`."""
@@ -35,23 +35,30 @@ def render(
     return ExitMap(found.index, array, found.unsure, further)
 
 
-def keypoints(heatmaps: Tensor, frame: Frame) -> NDArray[np.float32]:
-    """Heatmaps (J, h, w) -> float32 (J, 3): x and y in the image, and the peak's height.
+def peaks(heatmaps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The highest position of each heatmap, moved a quarter of a position towards its higher neighbour along both axes,
+    as HRNet decodes (Sun et al., 2019): float32 (.., h, w) -> (.., 2), x and y in positions.
 
-    The peak is moved a quarter of a position towards its higher neighbour, as HRNet decodes (Sun et al., 2019).
+    In numpy, because torch would wake its threads, which then spin beside the CPU executor's own.
     """
-    maps = heatmaps.float().cpu().numpy()
-    joints, height, width = maps.shape
-    peak = maps.reshape(joints, -1).argmax(1)
-    y, x = np.divmod(peak, width)
-    joint = np.arange(joints)
+    height, width = heatmaps.shape[-2:]
+    maps = heatmaps.reshape(-1, height, width)
+    y, x = np.divmod(maps.reshape(len(maps), -1).argmax(1), width)
+    each = np.arange(len(maps))
     padded = np.pad(maps, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    dx = np.sign(padded[joint, y + 1, x + 2] - padded[joint, y + 1, x])
-    dy = np.sign(padded[joint, y + 2, x + 1] - padded[joint, y, x + 1])
+    dx = np.sign(padded[each, y + 1, x + 2] - padded[each, y + 1, x])
+    dy = np.sign(padded[each, y + 2, x + 1] - padded[each, y, x + 1])
     inside = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
     points = np.stack([x + 0.25 * dx * inside, y + 0.25 * dy * inside], 1).astype(np.float32)
+    return points.reshape(*heatmaps.shape[:-2], 2)
+
+
+def keypoints(heatmaps: Tensor, frame: Frame) -> NDArray[np.float32]:
+    """Heatmaps (J, h, w) -> float32 (J, 3): x and y in the image, and the peak's height; see `peaks`."""
+    maps = heatmaps.float().cpu().numpy()
     # A strided convolution's position p is centred on input position STRIDE * p.
-    return np.concatenate([frame.to_image(points * STRIDE), maps[joint, y, x, None]], 1).astype(np.float32)
+    points = frame.to_image(peaks(maps) * STRIDE)
+    return np.concatenate([points, maps.max((1, 2))[:, None]], 1).astype(np.float32)
 
 
 def extra_map(found: Exit, config: ModelConfig, frame: Frame, extra: Extra) -> NDArray[np.uint8]:

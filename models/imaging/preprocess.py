@@ -1,6 +1,4 @@
-"""Image -> network input, and where that input lies in the image. Imports values only."""
-
-from dataclasses import dataclass
+"""Image -> network input, and where that input lies in the image."""
 
 import numpy as np
 import torch
@@ -9,41 +7,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models.network.configs import MAX_BOX, ModelConfig
+from models.imaging.geometry import MULTIPLE, STRIDE, Box, Frame, person_square
+from models.network.configs import ModelConfig
 
-Box = tuple[float, float, float, float]
-"""x, y, width, height in pixels of the image; x to the right, y down, from the corner of the first pixel."""
-
-STRIDE = 4
-"""Scores are computed at a quarter of the input's height and width."""
-MULTIPLE = 32
-"""Heights and widths of inputs are multiples of this (three strided stages below the quarter)."""
-BOX_MARGIN = 1.25
-"""A person's box is made square by its longer side and widened by this, as HRNet widens its detections."""
 CUT_SIDE = 4096
-"""Of a person's square, in pixels, before it is resized; larger ones are first made smaller by a whole number."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Where a network's input lies in an image of `height` x `width` pixels.
-
-    Corner (0, 0) of the input is at (`left`, `top`) in the image, and one of its pixels is `scale` image pixels.
-    """
-
-    height: int
-    width: int
-    left: float = 0.0
-    top: float = 0.0
-    scale: float = 1.0
-
-    def to_image(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
-        """x, y (.., 2) of the input in those of the image; pixel centres are at integers in both."""
-        return np.asarray((points + 0.5) * self.scale - 0.5 + (self.left, self.top), np.float32)
-
-    def to_input(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The inverse of `to_image`."""
-        return np.asarray((points - (self.left, self.top) + 0.5) / self.scale - 0.5, np.float32)
+"""The longest side of a person's square that is resized as it is, in pixels; larger ones are first reduced by
+a whole number."""
 
 
 def prepare(
@@ -80,30 +49,6 @@ def crop_square(image: NDArray[np.uint8], square: tuple[int, int, int]) -> Image
         whole = whole.reduce(by)
         left, top, side = round(left / by), round(top / by), round(side / by)
     return whole.crop((left, top, left + side, top + side))
-
-
-def person_square(height: int, width: int, box: Box | None) -> tuple[int, int, int]:
-    """left, top and side in pixels of the square that a person's crop takes from an image. Raises ValueError on a box
-    that is empty, outside of the image or more than `MAX_BOX` times as large."""
-    if box is None:
-        side = max(height, width)
-        return round((width - side) / 2), round((height - side) / 2), side
-    x, y, box_width, box_height = box
-    if not (
-        box_width >= 1 and box_height >= 1 and x < width and y < height and x + box_width > 0 and y + box_height > 0
-    ):
-        raise ValueError(
-            f"the box {x:g},{y:g},{box_width:g},{box_height:g} is empty or outside of the {width}x{height} image; "
-            "give x,y,width,height in its pixels, at least one pixel large"
-        )
-    largest = MAX_BOX * max(height, width)
-    if max(box_width, box_height) > largest:
-        raise ValueError(
-            f"the box is {box_width:g}x{box_height:g}, and the image {width}x{height}; its sides may be at most "
-            f"{largest:g}: give x,y,width,height of the person"
-        )
-    side = max(round(max(box_width, box_height) * BOX_MARGIN), 2)
-    return round(x + (box_width - side) / 2), round(y + (box_height - side) / 2), side
 
 
 def normalise(image: NDArray[np.uint8], config: ModelConfig, device: str = "cpu") -> Tensor:

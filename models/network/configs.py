@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from models import checks
+from models.imaging.geometry import MAX_SIDE
 
 Task = Literal["segmentation", "pose"]
 Heads = Literal["one", "plain", "redesigned"]
@@ -17,12 +18,13 @@ Upsample = Literal["bilinear", "nearest"]
 
 GROWING: tuple[Criterion, ...] = ("top_k", "random")
 """Criteria that settle a share of the positions, so that an exit may take up again what an earlier one settled."""
+Extra = Literal["confidence", "exit", "unsure"]
+"""A further map of an exit; see `AnytimeModel.render`."""
+
+GIGA = 1024**3
+"""The paper's unit of multiply-adds."""
 MAX_OUTPUTS = 256
 """Labels of a map have 8 bits."""
-MAX_BOX = 3.0
-"""Times the image's longer side: the largest side of a person's box."""
-MAX_SIDE = 1 << 17
-"""Of an image, in pixels: at half of it rows and columns are numbered in 16 bits."""
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,10 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from models.imaging.preprocess import MULTIPLE
+from models.imaging.geometry import MULTIPLE, Size
 from models.network.adpc import AdpcNet
-from models.network.configs import ModelConfig, config
+from models.network.configs import GIGA, ModelConfig, config
 from models.network.masked import MaskedConv2d
-
-GIGA = 1024**3
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from models.data.files import in_parallel
 from models.data.people import Person, crop
 from models.data.street import VOID, Scene
 from models.evaluation import scores
-from models.imaging.preprocess import MULTIPLE, STRIDE
+from models.imaging.geometry import MULTIPLE, STRIDE
+from models.imaging.postprocess import peaks
 from models.network.adpc import AdpcNet
 from models.network.configs import ModelConfig
 from models.training import augment, losses
@@ -202,8 +203,8 @@ class Pose:
             rows = slice(start, start + SCORED_TOGETHER)
             inputs = (images[rows].float() / 255 - self.mean[:, None, None]) / self.std[:, None, None]
             for exit_index, maps in enumerate(network(inputs)):
-                points = scores.peaks(maps.float()) * STRIDE
-                right[exit_index].append(scores.correct(points, joints[rows].to(maps.device)))
+                points = torch.from_numpy(peaks(maps.float().cpu().numpy())) * STRIDE
+                right[exit_index].append(scores.correct(points, joints[rows]))
         return [100 * float(torch.cat(parts).nanmean()) for parts in right]
 
 

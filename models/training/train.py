@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.checkpoint import WEIGHTS_FILE, ZOO, load_weights, read_config, resolve, save_directory
+from models.checkpoint import load_weights, save_directory
+from models.directory import WEIGHTS_FILE, ZOO, read_config, resolve
 from models.executors import resolve_device
 from models.network.adpc import AdpcNet
 from models.network.configs import ModelConfig, config

@@ -6,13 +6,12 @@ Times are `time.monotonic()`, which is one clock for all processes of a machine.
 
 import enum
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Box = tuple[float, float, float, float]
-Extra = Literal["confidence", "exit", "unsure"]
+from models.imaging.geometry import Box
+from models.network.configs import Extra
 
 
 class Stop(enum.StrEnum):

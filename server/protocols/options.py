@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from server.engine.messages import Box, Extra
+from models.imaging.geometry import Box
+from models.network.configs import Extra
 from server.errors import InvalidError, NotAcceptableError
 
 Format = Literal["application/json", "image/png", "application/octet-stream"]

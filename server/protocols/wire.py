@@ -33,12 +33,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from models.network.configs import GIGA
 from server.catalog import ServedModel
 from server.engine.messages import ModelFacts
 from server.errors import InvalidError, ServerError
 from server.protocols.options import Ask, parse_ask, positive, shown
 
-GIGA = 1024**3
 MAX_ID = 128
 Encoding = Literal["png", "raw", "delta", "json"]
 

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from models.imaging.geometry import MAX_SIDE, padded_px
 from models.imaging.images import upright_rgb
-from models.network.configs import MAX_SIDE
-from server.catalog import padded_px
 from server.errors import InvalidError, NotAnImageError, TooLargeError, TooManyRequestsError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")

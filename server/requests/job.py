@@ -11,8 +11,10 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from models.imaging.geometry import Box
+from models.network.configs import Extra
 from server.catalog import ServedModel
-from server.engine.messages import Box, Exited, Extra, Layout, Stop
+from server.engine.messages import Exited, Layout, Stop
 from server.engine.shared_memory import Arena
 from server.errors import ServerError
 from server.requests.budget import Budget

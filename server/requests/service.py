@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from models.network.configs import MAX_BOX
+from models.imaging.geometry import Box, check_box
 from server.catalog import Catalog, ServedModel
 from server.engine.engine import Engine
 from server.engine.messages import Plan, Stop
@@ -237,18 +237,9 @@ def check_answer(job: Job) -> None:
         )
 
 
-def _check_box(box: tuple[float, float, float, float], height: int, width: int) -> None:
-    x, y, box_width, box_height = box
-    if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
-        raise InvalidError(
-            f"box is {x:g},{y:g},{box_width:g},{box_height:g}, outside of the {width}x{height} image; give "
-            "x,y,width,height in its pixels",
-            "bad_box",
-        )
-    largest = MAX_BOX * max(height, width)
-    if max(box_width, box_height) > largest:
-        raise InvalidError(
-            f"box is {box_width:g} wide and {box_height:g} high, the image {width}x{height}; the limit is {largest:g}: "
-            "give the person's x,y,width,height in its pixels",
-            "bad_box",
-        )
+def _check_box(box: Box, height: int, width: int) -> None:
+    """Raises InvalidError on a box that `geometry.check_box` refuses."""
+    try:
+        check_box(box, height, width)
+    except ValueError as error:
+        raise InvalidError(str(error), "bad_box") from error

@@ -14,9 +14,9 @@ from models.anytime import AnytimeModel, Overridable, State, run
 from models.checkpoint import load_directory
 from models.executors import build, decide
 from models.executors.verify import blobs
-from models.imaging.preprocess import MULTIPLE
-from models.network.configs import GROWING, ModelConfig
-from models.network.flops import GIGA, gmacs
+from models.imaging.geometry import MULTIPLE, padded_size
+from models.network.configs import GIGA, GROWING, ModelConfig
+from models.network.flops import gmacs
 from models.quality import Quality, doubt
 from server.engine.messages import ModelFacts, Plan
 from server.requests.budget import Costs, Shape
@@ -47,7 +47,7 @@ def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
     """What decides the cost of an image: the padded size, or the size of a person's crop."""
     if config.task == "pose":
         return config.size
-    return height + -height % MULTIPLE, width + -width % MULTIPLE
+    return padded_size(height, width)
 
 
 def warm_up(name: str, model: AnytimeModel, costs: Costs, known_s: tuple[float, ...] | None) -> None:

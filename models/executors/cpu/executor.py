@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, Extra, State, check_batch
+from models.anytime import Exit, ExitMap, State, check_batch
 from models.executors.cpu import exits
 from models.executors.cpu import library as native
 from models.executors.cpu.geometry import Geometries, Geometry
@@ -29,11 +29,12 @@ from models.executors.cpu.pool import Pool
 from models.executors.cpu.programs import Isa, StepProgram
 from models.executors.cpu.resampling import tables
 from models.executors.cpu.winograd import prices
+from models.imaging.geometry import MAX_SIDE, MULTIPLE, STRIDE, Box, Frame
 from models.imaging.postprocess import render
-from models.imaging.preprocess import MULTIPLE, STRIDE, Box, Frame, check_input, cut, seen
+from models.imaging.preprocess import check_input, cut, seen
 from models.network.adpc import AdpcNet
 from models.network.confidence import active
-from models.network.configs import GROWING, MAX_SIDE, UNSURE
+from models.network.configs import GROWING, UNSURE, Extra
 from models.network.flops import costs
 
 MAX_WINDOW = 21  # as many neighbours of a position as the kernels have room for

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.executors.cpu.library import library
 from models.executors.cpu.pool import Pool
-from models.imaging.preprocess import STRIDE, Frame
+from models.imaging.geometry import STRIDE, Frame
 from models.network.configs import Masking
 
 CRITERIA = {"max_probability": 0, "max_score": 1}

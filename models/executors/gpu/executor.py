@@ -12,15 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, Extra, State, check_batch
+from models.anytime import Exit, ExitMap, State, check_batch
 from models.executors.gpu.graphs import CudaGraphs, Recorder
 from models.executors.gpu.lowering import TritonNetwork
 from models.executors.gpu.plan import Plan, Saved, TritonState
 from models.executors.gpu.tuning import Choice
+from models.imaging.geometry import Box, Frame, Size
 from models.imaging.postprocess import render
-from models.imaging.preprocess import Box, Frame, check_input, prepare, seen
+from models.imaging.preprocess import check_input, prepare, seen
 from models.network.adpc import AdpcNet
-from models.network.flops import Size, costs
+from models.network.configs import Extra
+from models.network.flops import costs
 
 PLANS = 8
 """Sizes and batches whose graphs are kept; the one that was not used for longest makes room."""

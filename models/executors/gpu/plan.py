@@ -19,10 +19,9 @@ from models.executors.gpu.layers import IMAGE_CHANNELS, Layer, padded
 from models.executors.gpu.lowering import Branches, TritonNetwork
 from models.executors.gpu.passes import LEVELS, SETTLED_BY, Pass, empty_rows, list_rows, settle
 from models.executors.gpu.tuning import Choice, choose
-from models.imaging.preprocess import STRIDE
+from models.imaging.geometry import STRIDE, Size
 from models.network.confidence import active
 from models.network.configs import UNSURE, Masking
-from models.network.flops import Size
 
 
 @dataclass(frozen=True)

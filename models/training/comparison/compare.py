@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 from models.anytime import AnytimeModel
-from models.checkpoint import WEIGHTS_FILE, load_directory, load_weights, resolve
+from models.checkpoint import load_directory, load_weights
 from models.commands.options import add_executor
 from models.data import datasets
 from models.data.street import Scene
+from models.directory import WEIGHTS_FILE, resolve
 from models.evaluation import evaluate
 from models.executors import build, resolve_device
 from models.executors.processor import processor

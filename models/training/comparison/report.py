@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.checkpoint import WEIGHTS_FILE
+from models.directory import WEIGHTS_FILE
 from models.training.comparison.rows import Figure, Row
 
 JSON, TABLE, PICTURE = "comparison.json", "comparison.md", "comparison.png"

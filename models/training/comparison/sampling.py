@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from models.anytime import Step
 from models.executors.reference import ReferenceExecutor
-from models.imaging.preprocess import STRIDE
+from models.imaging.geometry import STRIDE, Size
 from models.network.adpc import AdpcNet, Progress
 from models.network.confidence import Masks
 from models.network.configs import ModelConfig
-from models.network.flops import Size
 from models.training.tasks import Segmentation
 
 EXIT_WEIGHTS = (0.5, 0.5, 0.5, 1.0)

@@ -1,0 +1,43 @@
+"""Model directories: their files, how they are found, and their configuration.
+
+Needs no torch, so that the server's front end reads directories as the commands and the worker do. Weights are read by
+`models/checkpoint.py`.
+"""
+
+import json
+from pathlib import Path
+
+from models.network.configs import ModelConfig
+
+ZOO = Path(__file__).parent / "zoo"
+"""The shipped models."""
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, QUALITY_FILE = "config.json", "model.safetensors", "README.md", "quality.json"
+
+
+def find_models(directory: Path = ZOO) -> dict[str, Path]:
+    """The model directories in `directory`, by name, sorted. Raises FileNotFoundError if there is no such folder."""
+    if not directory.is_dir():
+        raise FileNotFoundError(f"there is no folder {directory}; name one that holds model directories")
+    return {path.parent.name: path.parent for path in sorted(directory.glob(f"*/{CONFIG_FILE}"))}
+
+
+def resolve(model: str) -> Path:
+    """A model directory by path, or by name among the shipped ones. Raises ValueError and lists them."""
+    path = Path(model)
+    if (path / CONFIG_FILE).is_file():
+        return path
+    shipped = find_models()
+    if model in shipped:
+        return shipped[model]
+    raise ValueError(f"{model!r} is neither a model directory nor a shipped model; shipped are {', '.join(shipped)}")
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """`config.json` of a model directory. Raises ValueError that names the file, and FileNotFoundError."""
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is not a model directory: it has no {CONFIG_FILE}")
+    try:
+        return ModelConfig.from_json(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
