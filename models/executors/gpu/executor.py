@@ -6,6 +6,7 @@ take their features along when others need the place. Nothing waits for the devi
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from models.anytime import Exit, ExitMap, State, check_batch
 from models.executors.gpu.graphs import CudaGraphs, Recorder
 from models.executors.gpu.lowering import TritonNetwork
 from models.executors.gpu.plan import Plan, Saved, TritonState
-from models.executors.gpu.tuning import Choice
+from models.executors.gpu.tuning import TUNED, Choice, gpu_name, read
 from models.imaging.geometry import Box, Frame, Size
 from models.imaging.postprocess import render
 from models.imaging.preprocess import check_input, prepare, seen
@@ -31,7 +32,7 @@ PLANS = 8
 class TritonExecutor:
     """Runs an `AdpcNet` step by step in half precision. See `AnytimeModel`.
 
-    `choices`: for each size and batch that was warmed up, how each masked layer was measured to be fastest.
+    `choices`: for each size and batch that was warmed up, how each masked layer is run, by `passes.name`.
     `forced`: by exit, positions bool (1 or N, 1, h, w) that stay active whatever the scores say; for measurements, to
     be set before the first request.
     """
@@ -43,14 +44,18 @@ class TritonExecutor:
         network: AdpcNet,
         device: str = "cuda",
         dtype: torch.dtype = torch.float16,
-        graphs: Callable[[], Recorder] | None = None,
+        graphs: Callable[[], Recorder | None] | None = None,
+        tuned: Path = TUNED,
     ) -> None:
-        """`graphs` makes what records a plan's steps; None: CUDA graphs on a GPU, nothing on a CPU."""
+        """`graphs` makes what records a plan's steps; None: CUDA graphs on a GPU, nothing on a CPU. If it makes None,
+        steps are run as they are, and no layer is measured. `tuned`: a file of layers that were measured before, see
+        `tuning`."""
         self.config = network.config
         self.device = device
         self.steps = network.steps
         self.network = TritonNetwork(network, torch.device(device), dtype)
         self.choices: dict[str, Mapping[str, Choice]] = {}
+        self.tuned = read(tuned, gpu_name(self.network.device))
         self.forced: dict[int, Tensor] = {}
         self._graphs = CudaGraphs if graphs is None and device != "cpu" else graphs
         self._plans: dict[tuple[Size, int], Plan] = {}
@@ -61,6 +66,7 @@ class TritonExecutor:
     def start(self, inputs: Tensor, frame: Frame) -> TritonState:
         check_input(inputs, images=1)
         shape = (int(inputs.shape[2]), int(inputs.shape[3]))
+        self.network.check_indices(shape, 1)
         crop = seen(self.config, frame, shape)
         return TritonState(frame, shape, saved=Saved((inputs.to(self.device),), ()), crop=crop)
 
@@ -93,6 +99,25 @@ class TritonExecutor:
             plan.follow(positions)
             self._share([state], plan)
 
+    @torch.inference_mode()
+    def rehearse(self, state: State) -> None:
+        """Run every step as `state` would, each masked layer over its rows and densely: what can be launched, is."""
+        assert isinstance(state, TritonState)
+        with self._on_device():
+            self._plan(state.shape, 1).rehearse(dense=True)
+
+    def features(self, state: State) -> tuple[Tensor, ...]:
+        """The branches that the latest step of `state` left, each (1, C, h, w), finest first; to find faults with.
+
+        Only positions that are active, or next to a block of the finest size with an active one, are computed; the
+        others are left from earlier requests.
+        """
+        assert isinstance(state, TritonState)
+        with self._on_device():
+            plan = self._plan(state.shape, 1)
+            plan.seat([state], state.next_step)
+            return plan.features(state.next_step - 1)
+
     def _on_device(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self.device) if self.device != "cpu" else nullcontext()
 
@@ -102,7 +127,8 @@ class TritonExecutor:
         if plan is None:
             while len(self._plans) >= PLANS:
                 self._plans.pop(next(iter(self._plans))).leave()
-            plan = Plan(self.network, shape, batch, self.forced, self._graphs() if self._graphs else None)
+            recorder = self._graphs() if self._graphs else None
+            plan = Plan(self.network, shape, batch, self.forced, recorder, tuned=self.tuned)
             self.choices[f"{shape[0]}x{shape[1]}x{batch}"] = plan.choices
         self._plans[key] = plan
         return plan

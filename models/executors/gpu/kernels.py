@@ -108,10 +108,10 @@ def _gather(x, stride, y, left, centre, tap, channel, height, width, TAPS: tl.co
     return tl.load(source, mask=inside[:, None], other=0)
 
 
-@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "capacity", "x_stride", "keep"])
+@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "capacity", "x_stride", "keep", "added"])
 def convolve(x, weight, bias, shift, residual, kept, out, entries, counts, height, width, out_height, out_width,
-             capacity, columns, out_channels, x_stride, residual_stride, kept_stride, out_stride, keep, floor,
-             ADD: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, LISTED: tl.constexpr,
+             capacity, columns, channels, out_channels, x_stride, residual_stride, kept_stride, out_stride, keep, added,
+             floor, TAPS: tl.constexpr, STRIDE: tl.constexpr, LISTED: tl.constexpr,
              NEEDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr, TAIL: tl.constexpr,
              CACHED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Gather, multiply, scatter: ROWS listed output rows by BLOCK output channels."""
@@ -134,19 +134,19 @@ def convolve(x, weight, bias, shift, residual, kept, out, entries, counts, heigh
     centre = (line // out_height * height + y) * width + left
 
     products = tl.zeros((ROWS, BLOCK), tl.float32)
-    chunks: tl.constexpr = CHANNELS // DEPTH
+    chunks = channels // DEPTH
     depth = tl.arange(0, DEPTH)
     for step in range(TAPS * chunks):
         tap = step // chunks
         channel = step % chunks * DEPTH + depth
         gathered = _gather(x, x_stride, y, left, centre, tap, channel, height, width, TAPS, CACHED)
-        matrix = tl.load(weight + (tap * CHANNELS + channel)[:, None] * columns + column[None, :])
+        matrix = tl.load(weight + (tap * channels + channel)[:, None] * columns + column[None, :])
         products = tl.dot(gathered, matrix, products, input_precision=PRECISION)
     if TAIL:
         channel = chunks * DEPTH + tl.arange(0, TAIL)
         for tap in range(TAPS):
             gathered = _gather(x, x_stride, y, left, centre, tap, channel, height, width, TAPS, CACHED)
-            matrix = tl.load(weight + (tap * CHANNELS + channel)[:, None] * columns + column[None, :])
+            matrix = tl.load(weight + (tap * channels + channel)[:, None] * columns + column[None, :])
             products = tl.dot(gathered, matrix, products, input_precision=PRECISION)
 
     products += tl.load(bias + column)[None, :]
@@ -154,18 +154,17 @@ def convolve(x, weight, bias, shift, residual, kept, out, entries, counts, heigh
     edge = written & ((entry & keep) != 0)[:, None]  # interpolated rows nearby will read these
     tl.store(kept + position[:, None] * kept_stride + column[None, :], products.to(kept.dtype.element_ty), mask=edge)
     products += tl.load(shift + column)[None, :]
-    if ADD:
-        source = residual + position[:, None] * residual_stride + column[None, :]
-        products += tl.load(source, mask=written, other=0).to(tl.float32)
+    source = residual + position[:, None] * residual_stride + column[None, :]
+    products += tl.load(source, mask=exists[:, None] & (column < added // 16 * 16)[None, :], other=0).to(tl.float32)
     products = tl.maximum(products, floor)
     target = out + position[:, None] * out_stride + column[None, :]
     tl.store(target, products.to(out.dtype.element_ty), mask=written)
 
 
-@triton.jit(do_not_specialize=["height", "width", "capacity", "factor", "reach"])
+@triton.jit(do_not_specialize=["height", "width", "capacity", "factor", "reach", "added"])
 def interpolate(kept, stencil, shift, residual, out, entries, counts, mask, height, width, capacity, out_channels,
-                factor, reach, kept_stride, residual_stride, out_stride, floor, ACTIVE_TOO: tl.constexpr,
-                ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                factor, reach, kept_stride, residual_stride, out_stride, added, floor, ACTIVE_TOO: tl.constexpr,
+                ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Equation 5 where it is needed, then shift, residual and ReLU. ACTIVE_TOO: those three for active rows as well."""
     active = tl.load(counts) if ACTIVE_TOO else 0
     total = active + tl.load(counts + 1)
@@ -195,9 +194,8 @@ def interpolate(kept, stencil, shift, residual, out, entries, counts, mask, heig
         own = written & (row < active)[:, None]
         values += tl.load(kept + position[:, None] * kept_stride + column[None, :], mask=own, other=0).to(tl.float32)
     values += tl.load(shift + column, mask=column < out_channels, other=0)[None, :]
-    if ADD:
-        source = residual + position[:, None] * residual_stride + column[None, :]
-        values += tl.load(source, mask=written, other=0).to(tl.float32)
+    source = residual + position[:, None] * residual_stride + column[None, :]
+    values += tl.load(source, mask=exists[:, None] & (column < added // 16 * 16)[None, :], other=0).to(tl.float32)
     values = tl.maximum(values, floor)
     target = out + position[:, None] * out_stride + column[None, :]
     tl.store(target, values.to(out.dtype.element_ty), mask=written)

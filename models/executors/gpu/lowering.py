@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from models.anytime import Step
 from models.executors.gpu.layers import Layer, fold, padded
 from models.executors.gpu.passes import Pass
+from models.imaging.preprocess import STRIDE
 from models.network.adpc import AdpcNet
 from models.network.configs import ModelConfig
 from models.network.hrnet import BasicBlock, Bottleneck, HighResolutionModule
 
+INDICES = 1 << 31
+"""Of the kernels' 32 bit integers."""
 Branches = tuple[Tensor, ...]
 """Feature maps (N, h / 2^b, w / 2^b, C_b), finest first, C_b padded."""
 Item = Layer | Literal["pool", "up"] | tuple[Layer, ...]
@@ -62,6 +65,28 @@ class TritonNetwork:
             targets = len(self._modules[step.name].fuse)
             return tuple(padded(c) for c in self.config.backbone.channels(targets))
         return (self._layer1[-1][2].out,)
+
+    def real_channels(self, index: int) -> tuple[int, ...]:
+        """Channels of the branches after step `index`, without the padding; an exit leaves those before it."""
+        while self.steps[index].exit is not None:
+            index -= 1
+        step = self.steps[index]
+        if step.module is not None:
+            return self.config.backbone.channels(len(self._modules[step.name].fuse))
+        return self.channels(step)  # of the stem and of layer1, multiples of 64
+
+    def check_indices(self, shape: tuple[int, int], batch: int) -> None:
+        """Raises ValueError if a map of `batch` inputs of `shape` has more elements than the kernels' 32 bit indices
+        can tell apart."""
+        widest = max(padded(sum(padded(c) for c in self.config.backbone.channels(4))), 256)
+        largest = batch * (shape[0] // STRIDE) * (shape[1] // STRIDE) * widest
+        if largest >= INDICES:
+            most = (INDICES - 1) // widest * STRIDE**2
+            raise ValueError(
+                f"{batch} inputs of {shape[0]}x{shape[1]} need maps of {largest} elements; the triton executor indexes "
+                f"at most {INDICES - 1}: give smaller images or batches, of {most} pixels together, or use executor "
+                "reference"
+            )
 
     def run(self, step: Step, xs: Branches, work: Pass, out: Branches) -> Branches:
         """A step that is no exit. A module leaves its branches in `out`."""

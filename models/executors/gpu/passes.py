@@ -202,6 +202,11 @@ def name(layer: Layer, x: Tensor) -> str:
     return f"{layer} from {x.shape[1]}x{x.shape[2]}"
 
 
+def kind(layer: Layer, capacity: int) -> str:
+    """How a choice is called in files: by the layer and about how many positions it computes at most."""
+    return f"{layer} at 2^{(capacity - 1).bit_length()}"
+
+
 def everywhere(layer: Layer, x: Tensor, residual: Tensor | None, *, raw: bool = False) -> Tensor:
     """A dense convolution by the framework. `raw`: without what follows the interpolation."""
     images = x.permute(0, 3, 1, 2)
@@ -243,9 +248,9 @@ def convolve(
     kernels.convolve[grid](
         x, layer.matrix, layer.bias, layer.shift, out if residual is None else residual, out if kept is None else kept,
         out, rows.entries if rows else out, rows.counts if rows else out, height, width, out_height, out_width,
-        capacity, columns, layer.out, x.stride(2), 0 if residual is None else residual.stride(2),
-        0 if kept is None else kept.stride(2), out.stride(2), int(kept is not None), layer.floor,
-        ADD=residual is not None, TAPS=layer.kernel**2, STRIDE=layer.stride, CHANNELS=channels, LISTED=rows is not None,
+        capacity, columns, channels, layer.out, x.stride(2), 0 if residual is None else residual.stride(2),
+        0 if kept is None else kept.stride(2), out.stride(2), int(kept is not None), 0 if residual is None else layer.out,
+        layer.floor, TAPS=layer.kernel**2, STRIDE=layer.stride, LISTED=rows is not None,
         NEEDED=needed, ROWS=chosen.rows, BLOCK=chosen.columns, DEPTH=chosen.depth, TAIL=channels % chosen.depth,
         CACHED=chosen.cached,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=chosen.warps, num_stages=chosen.stages,
@@ -264,7 +269,7 @@ def interpolate(
     kernels.interpolate[grid](
         kept, layer.stencil, layer.shift, out if residual is None else residual, out, rows.entries, rows.counts,
         rows.mask, height, width, capacity, layer.out, rows.factor, layer.reach, kept.stride(2),
-        0 if residual is None else residual.stride(2), out.stride(2), layer.floor,
-        ACTIVE_TOO=active_too, ADD=residual is not None, ROWS=size, BLOCK=span, num_warps=4,
+        0 if residual is None else residual.stride(2), out.stride(2), 0 if residual is None else layer.out, layer.floor,
+        ACTIVE_TOO=active_too, ROWS=size, BLOCK=span, num_warps=4,
     )  # fmt: skip
     return out

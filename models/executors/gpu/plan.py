@@ -17,7 +17,7 @@ from models.anytime import State, Step
 from models.executors.gpu.graphs import Recorder, Replay
 from models.executors.gpu.layers import IMAGE_CHANNELS, Layer, padded
 from models.executors.gpu.lowering import Branches, TritonNetwork
-from models.executors.gpu.passes import LEVELS, SETTLED_BY, Pass, empty_rows, list_rows, settle
+from models.executors.gpu.passes import LEVELS, SETTLED_BY, Pass, empty_rows, kind, list_rows, settle
 from models.executors.gpu.tuning import Choice, choose
 from models.imaging.geometry import STRIDE, Size
 from models.network.confidence import active
@@ -46,7 +46,7 @@ class TritonState(State):
 class Plan:
     """Tensors and recorded steps for batches of `batch` inputs of `shape`; without a recorder, steps just run.
 
-    `choices`: how each masked layer was measured to be fastest, before steps were recorded.
+    `choices`: how each masked layer is run: as in `tuned`, by `passes.kind`, or as measured before steps are recorded.
     """
 
     def __init__(
@@ -56,7 +56,10 @@ class Plan:
         batch: int,
         forced: Mapping[int, Tensor],
         recorder: Recorder | None = None,
+        *,
+        tuned: Mapping[str, Choice],
     ) -> None:
+        network.check_indices(shape, batch)
         self.network, self.shape, self.batch = network, shape, batch
         self.config, device = network.config, network.device
         self.masking: Masking = self.config.masking or UNSURE[self.config.task]
@@ -75,6 +78,7 @@ class Plan:
         self.fixed = dict(forced)
         self.streams: list[torch.cuda.Stream] | None = [] if device.type == "cuda" else None
         self._replays: dict[tuple[int, frozenset[str]], Replay] = {}
+        self._tuned = tuned
         self._seated: list[weakref.ref[TritonState]] = []
         if recorder is not None:
             self._warm_up(recorder)
@@ -217,18 +221,37 @@ class Plan:
         modules = sum(step.module is not None for step in steps)
         return f"module {modules % 2}" if modules else steps[-1].name
 
+    def rehearse(self, *, dense: bool) -> None:
+        """Run every step once and note its masked layers. `dense`: then once more with all of them dense."""
+        for index in range(len(self.network.steps)):
+            self._step(index, frozenset(), self._masked.setdefault(index, {}))
+            if dense:
+                self._step(index, frozenset(self._masked[index]))
+
+    def features(self, index: int) -> Branches:
+        """The branches after step `index`, each (N, C, h, w), finest first, without padded channels. What is not
+        needed is left from earlier requests."""
+        channels = self.network.real_channels(index)
+        return tuple(
+            place[..., :count].permute(0, 3, 1, 2) for place, count in zip(self._after(index), channels, strict=True)
+        )
+
     def _warm_up(self, recorder: Recorder) -> None:
         """Compile, choose and record on noise whatever any share of active positions calls for."""
         self.image[..., :3].normal_()
         self.crop.fill_(1 << 30)
         steps = range(len(self.network.steps))
-        for index in steps:
-            self._step(index, frozenset(), self._masked.setdefault(index, {}))
+        self.rehearse(dense=False)
         for layers in self._masked.values():
             for name, (layer, shape) in layers.items():
-                if name not in self.choices:
+                capacity = shape[0] * shape[1] * shape[2] // layer.stride**2
+                if (known := self._tuned.get(kind(layer, capacity))) is not None:
+                    self.choices[name] = known
+                elif name not in self.choices:
                     self.choices[name] = choose(layer, shape, self.rows, self.counts, self.shape[0] // STRIDE)
         shares = {1.0, *(choice.dense_from for choice in self.choices.values() if choice.dense_from < 1)}
         for index in steps:
             for dense in {self.dense(index, share) for share in shares}:
-                self._replays[index, dense] = recorder.record(partial(self._step, index, dense))
+                replay = recorder.record(partial(self._step, index, dense))
+                self._replays[index, dense] = replay
+                replay()  # or the next step would be run on what recording left undefined, and leave it to all others

@@ -1,10 +1,19 @@
 """What is measured before a size is served: each masked layer's fastest tile, and when cuDNN is faster still.
 
-Imports the work on the GPU, no network.
+What was measured can be kept in a file, so that the next warm-up need not measure it again: JSON,
+
+    {"NVIDIA H100 80GB HBM3": {"3x3 48 -> 48 at 2^15": {"tile": {"rows": 128, "columns": 64, "depth": 32, "warps": 4,
+    "stages": 4, "cached": false}, "dense_from": 0.8}}}
+
+by the GPU's name and by layer: its kernel, padded channels, and the least power of two that is not below the number of
+positions in its result (`passes.kind`). The fields are those of `Tile` and `Choice`. `TUNED` is read unless another
+file is given; layers that are missing are measured as if there were none.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +22,8 @@ from triton.runtime.errors import OutOfResources
 from models.executors.gpu.graphs import capture
 from models.executors.gpu.layers import Layer, Tile, tiles
 from models.executors.gpu.passes import Pass, Rows, list_rows, name
+
+TUNED = Path(__file__).with_name("tuned.json")
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,29 @@ class Choice:
 
     def __str__(self) -> str:
         return f"dense above {self.dense_from:.0%} active" if self.dense_from < 1 else "sparse"
+
+
+def gpu_name(device: torch.device) -> str:
+    """By which the file lists a GPU; empty for a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
+def read(path: Path, gpu: str) -> dict[str, Choice]:
+    """What was measured on `gpu`, by `passes.kind`; nothing if there is no file. Raises ValueError on a broken one."""
+    try:
+        found = json.loads(path.read_text()).get(gpu, {})
+        return {kind: Choice(Tile(**choice["tile"]), float(choice["dense_from"])) for kind, choice in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no measured layers: {error}; write it anew, or remove it") from error
+
+
+def write(path: Path, gpu: str, choices: Mapping[str, Choice]) -> None:
+    """Add `choices`, by `passes.kind`, to those of `gpu` in the file, in place of earlier ones for the same layers."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found[gpu] = dict(sorted({**found.get(gpu, {}), **{kind: asdict(each) for kind, each in choices.items()}}.items()))
+    path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
 def choose(layer: Layer, shape: torch.Size, rows: Sequence[Rows], counts: Tensor, height: int) -> Choice:
