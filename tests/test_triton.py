@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -201,3 +202,61 @@ def test_needed_rows_are_all_that_a_later_layer_can_read(gpu: dict[str, ModuleTy
         blocks = F.max_pool2d(mask[None].float(), 1 << level)
         assert torch.equal(listed.view(size, size), F.max_pool2d(blocks, 3, 1, 1)[0, 0] > 0)
         assert active == int(mask[0, :: 1 << level, :: 1 << level].sum())
+
+
+@pytest.mark.parametrize("config", [tiny.SEGMENTATION, tiny.POSE], ids=["segmentation", "pose"])
+def test_the_first_wrong_step_is_found(gpu: dict[str, ModuleType], config: ModelConfig) -> None:
+    localise = importlib.import_module("models.bench.gpu_localise").localise
+    told: list[str] = []
+    options: dict[str, Any] = {"device": "cpu", "dtype": torch.float32, "tolerance": 1e-4, "say": told.append}
+    assert localise(lambda: network(config), (32, 64), (0.6, 0.4, 0.2), **options) is None
+    assert len(told) == len(network(config).steps)
+    calls: list[AdpcNet] = []
+
+    def different() -> AdpcNet:
+        """The second network, which is the GPU's, has another weight."""
+        calls.append(network(config))
+        if len(calls) == 2:
+            with torch.no_grad():
+                calls[-1].get_submodule("stage3.0.branches.1.0.conv1").weight += 0.5
+        return calls[-1]
+
+    fault = localise(different, (32, 64), (0.6, 0.4, 0.2), **options)
+    assert fault is not None and fault.step == "stage3.0" and fault.branch is not None and fault.difference > 1e-4
+
+
+def test_an_error_of_the_gpu_is_found(gpu: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    localise = importlib.import_module("models.bench.gpu_localise").localise
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(gpu["plan"].TritonNetwork, "head", fails)
+    fault = localise(network, (32, 64), device="cpu", dtype=torch.float32, say=lambda _: None)
+    assert str(fault) == "exit1: RuntimeError: an illegal memory access"
+
+
+def test_inputs_beyond_the_indices_are_refused(gpu: dict[str, ModuleType]) -> None:
+    model = gpu["executor"].TritonExecutor(network(), "cpu", torch.float32)
+    with pytest.raises(
+        ValueError, match=r"1 inputs of 16384x16384 need maps of 4294967296 elements.* at most 2147483647"
+    ):
+        model.network.check_indices((16384, 16384), 1)
+    model.network.check_indices((8192, 8192), 1)
+
+
+def test_measured_layers_are_read_from_the_file(
+    gpu: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tuning = gpu["tuning"]
+    path = tmp_path / "tuned.json"
+    choice = tuning.Choice(gpu["layers"].Tile(64, 32, 16, 4, 3, cached=False), 0.7)
+    assert tuning.read(path, "a") == {}
+    tuning.write(path, "a", {"3x3 16 -> 16 at 2^7": choice})
+    tuning.write(path, "b", {"3x3 16 -> 16 at 2^7": choice})
+    tuning.write(path, "a", {"1x1 16 -> 16 at 2^7": choice})
+    assert set(tuning.read(path, "a")) == {"3x3 16 -> 16 at 2^7", "1x1 16 -> 16 at 2^7"}
+    assert tuning.read(path, "b") == {"3x3 16 -> 16 at 2^7": choice}
+    path.write_text('{"a": {"x": {"tile": {}}}}')
+    with pytest.raises(ValueError, match="holds no measured layers"):
+        tuning.read(path, "a")

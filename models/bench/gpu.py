@@ -10,9 +10,11 @@ import json
 import multiprocessing
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +29,8 @@ LIMIT_S = 300
 
 @dataclass(frozen=True)
 class Task:
-    """A runtime on a network. `active`: shares of positions after each exit; none: no masks."""
+    """A runtime on a network. `active`: shares of positions after each exit; none: no masks. `tuned`: a file of layers
+    that were measured before, which those of Triton's masked layers are added to; empty: the executor's own."""
 
     runtime: str
     network: str
@@ -35,6 +38,12 @@ class Task:
     active: tuple[float, ...] = ()
     repeats: int = 10
     seed: int = 0
+    tuned: str = ""
+
+    @property
+    def group(self) -> str:
+        """Of the rows that are compared with each other."""
+        return f"{self.size[0]}x{self.size[1]}  {self.network.split('-')[1]}"
 
     def __str__(self) -> str:
         active = "".join(f" {share:.0%}" for share in self.active)
@@ -59,53 +68,99 @@ def measure(task: Task) -> Timing:
     return timing
 
 
-def measured(task: Task, limit_s: float, measure: Callable[[Task], Timing] = measure) -> Timing:
-    """By a process of its own. Raises RuntimeError if it fails, dies or takes longer than `limit_s`."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, measure, task))
-    process.start()
-    sender.close()
+class Row:
+    """A process that is to measure `task`: it loads what it needs at once, and waits to be asked before it takes the
+    GPU, so that the next rows' processes can load while one measures."""
+
+    def __init__(self, task: Task, measure: Callable[[Task], Timing] = measure) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_measure, args=(theirs, measure, task), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def timing(self, limit_s: float) -> Timing:
+        """Raises RuntimeError if the process fails, dies or takes longer than `limit_s`; ends it in any case."""
+        try:
+            self._pipe.send(None)
+            if not self._pipe.poll(limit_s):
+                raise RuntimeError(f"not done after {limit_s:.0f} s; --limit allows more")
+            timing, failure = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise RuntimeError(f"its process ended with status {self._process.exitcode}") from None
+        finally:
+            self.end()
+        if failure is not None:
+            raise RuntimeError(failure)
+        return cast("Timing", timing)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def measured(
+    tasks: Iterable[Task], limit_s: float, measure: Callable[[Task], Timing] = measure, ahead: int = 2
+) -> Iterator[tuple[Task, Timing | RuntimeError]]:
+    """Each task, by a process of its own, one after the other; `ahead` of them load meanwhile."""
+    left = iter(tasks)
+    rows = deque((task, Row(task, measure)) for task in islice(left, ahead + 1))
     try:
-        if not receiver.poll(limit_s):
-            raise RuntimeError(f"not done after {limit_s:.0f} s; --limit allows more")
-        timing, failure = receiver.recv()
-    except EOFError:
-        process.join()
-        raise RuntimeError(f"its process ended with status {process.exitcode}") from None
+        while rows:
+            task, row = rows.popleft()
+            try:
+                found: Timing | RuntimeError = row.timing(limit_s)
+            except RuntimeError as error:
+                found = error
+            rows += ((task, Row(task, measure)) for task in islice(left, 1))
+            yield task, found
     finally:
-        process.kill()
-        process.join()
-        receiver.close()
-    if failure is not None:
-        raise RuntimeError(failure)
-    return cast("Timing", timing)
+        for _, row in rows:
+            row.end()
 
 
-def _send(sender: Connection, measure: Callable[[Task], Timing], task: Task) -> None:
+def _measure(pipe: Connection, measure: Callable[[Task], Timing], task: Task) -> None:
     try:
-        sender.send((measure(task), None))
+        importlib.import_module("models.bench.gpu_runtimes")
+    except ImportError as error:
+        failure: str | None = f"{type(error).__name__}: {error}".splitlines()[0]
+    else:
+        failure = None
+    pipe.recv()
+    if failure is not None:
+        pipe.send((None, failure))
+        return
+    try:
+        pipe.send((measure(task), None))
     except Exception as error:  # whatever a runtime raises, the other rows go on
-        sender.send((None, f"{type(error).__name__}: {error}".splitlines()[0]))
+        pipe.send((None, f"{type(error).__name__}: {error}".splitlines()[0]))
 
 
 def tasks(
-    width: str, size: Size, active: tuple[float, ...], runtimes: Sequence[str], *, repeats: int, seed: int
-) -> Iterator[Task]:
-    """The anytime network under masks, at full density and without them; one-exit HRNet."""
+    width: str, size: Size, active: tuple[float, ...], runtimes: Sequence[str], *, repeats: int, seed: int, tuned: str
+) -> tuple[list[Task], list[Task]]:
+    """What the headline needs, the quickest first: the anytime network under masks and at full density, one-exit HRNet.
+
+    Then what can be left: the anytime network without masks, and runtimes that are slow to begin or rarely installed.
+    """
     one, plain, masked = (f"{kind}-{width}-cityscapes" for kind in ("hrnet", "rh", "adpc"))
-    if "sparse" in runtimes:
-        for shares in active, (1.0,) * len(active):
-            yield Task("triton", masked, size, shares, repeats, seed)
-    for runtime, names in (
-        ("triton", (plain, one) if "sparse" in runtimes else ()),
-        ("torch", (plain, one)),
-        ("compile", (one,)),
-        ("onnxruntime", (one,)),
-    ):
-        if runtime == "triton" or runtime in runtimes:
-            for name in names:
-                yield Task(runtime, name, size, repeats=repeats, seed=seed)
+    of = partial(Task, size=size, repeats=repeats, seed=seed, tuned=tuned)
+    wanted = {
+        "sparse": [
+            of("triton", masked, active=active), of("triton", masked, active=(1.0,) * len(active)), of("triton", one)
+        ],
+        "torch": [of("torch", one)],
+    }  # fmt: skip
+    rest = {
+        "sparse": [of("triton", plain)],
+        "torch": [of("torch", plain)],
+        "onnxruntime": [of("onnxruntime", one)],
+        "compile": [of("compile", one)],
+    }
+    first, last = ([task for name in each if name in runtimes for task in each[name]] for each in (wanted, rest))
+    return first, last
 
 
 def speed_up(rows: Sequence[tuple[Task, Timing]]) -> str | None:
@@ -121,7 +176,8 @@ def speed_up(rows: Sequence[tuple[Task, Timing]]) -> str | None:
 def main(args: argparse.Namespace, shares: Mapping[str, tuple[float, ...]]) -> int:
     """`args` of the bench command; `shares` by width, where none are given. Status 1 if nothing could be measured.
 
-    bench-gpu.json is written after every row. Raises ValueError without a GPU.
+    bench-gpu.json is written after every row; tuned.json tells how Triton's layers are fastest, see
+    `models.executors.gpu.tuning`. Raises ValueError without a GPU.
     """
     if not torch.cuda.is_available():
         raise ValueError("torch sees no GPU; benchmark with --device cpu")
@@ -134,25 +190,30 @@ def main(args: argparse.Namespace, shares: Mapping[str, tuple[float, ...]]) -> i
     say(json.dumps(about))
     rows: list[tuple[Task, Timing]] = []
     report: dict[str, Any] = {**about, "rows": [], "left_out": {}}
+    first: list[Task] = []
+    last: list[Task] = []
     for width in args.widths:
         for height, breadth in args.sizes:
             size = (height + -height % MULTIPLE, breadth + -breadth % MULTIPLE)
-            active = tuple(args.active or shares[width])
-            first = len(rows)
-            for task in tasks(width, size, active, args.runtimes, repeats=args.repeats, seed=args.seed):
-                try:
-                    timing = measured(task, LIMIT_S if args.limit is None else args.limit)
-                except RuntimeError as error:
-                    report["left_out"][str(task)] = str(error)
-                    say(f"{task}: left out: {error}")
-                else:
-                    rows.append((task, timing))
-                    off = "" if timing.error is None else f"   error {timing.error:.1e}"
-                    report["rows"].append({**asdict(task), **asdict(timing)})
-                    say(f"{task}: {'  '.join(f'{ms:.3f}' for ms in timing.ms)} ms{off}")
-                (folder / "bench-gpu.json").write_text(json.dumps(report, indent=1) + "\n")
-            if line := speed_up(rows[first:]):
-                say(line)
+            found = tasks(
+                width, size, tuple(args.active or shares[width]), args.runtimes,
+                repeats=args.repeats, seed=args.seed, tuned=str(folder / "tuned.json"),
+            )  # fmt: skip
+            first += found[0]
+            last += found[1]
+    for task, timing in measured([*first, *last], LIMIT_S if args.limit is None else args.limit):
+        if isinstance(timing, RuntimeError):
+            report["left_out"][str(task)] = str(timing)
+            say(f"{task}: left out: {timing}")
+        else:
+            rows.append((task, timing))
+            off = "" if timing.error is None else f"   error {timing.error:.1e}"
+            report["rows"].append({**asdict(task), **asdict(timing)})
+            say(f"{task}: {'  '.join(f'{ms:.3f}' for ms in timing.ms)} ms{off}")
+        (folder / "bench-gpu.json").write_text(json.dumps(report, indent=1) + "\n")
+    for group in dict.fromkeys(task.group for task in first):
+        if line := speed_up([(task, timing) for task, timing in rows if task.group == group]):
+            say(f"{group}: {line}")
     if args.json:
         print(json.dumps(report))
     return 0 if rows else 1

@@ -1,7 +1,7 @@
 """Where the GPU's executor goes wrong: the first step whose features differ from the reference's, under given masks.
 
-`python -m models.bench.gpu_localise adpc-w48-cityscapes 512x1024 --active 0.8,0.6,0.35` prints what it finds, one line a
-step. Without `--graphs` every step runs by itself, as it is, and is waited for, so that a step that ends in an error of
+`python -m models.bench.gpu_localise adpc-w48-cityscapes 512x1024 --active 0.8,0.6,0.35` prints a line for each step.
+Without `--graphs` every step runs by itself, as it is, and is waited for, so that a step that ends in an error of
 the GPU is named; with it, steps are measured and recorded as when they serve.
 """
 
@@ -65,8 +65,8 @@ def localise(
 ) -> Fault | None:
     """The first fault, or None. `network` makes the same network each time.
 
-    `shares`: active after each exit, of a drawn scene, or the masks themselves, bool (H / 4, W / 4), each within the one
-    before; none: the network's own masks, the reference's given to both. `graphs`: on a GPU, as when it serves.
+    `shares`: active after each exit, of a drawn scene, or the masks themselves, bool (H / 4, W / 4), each within the
+    one before; none: the network's own masks, the reference's given to both. `graphs`: on a GPU, as when it serves.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs, frame = torch.randn(1, 3, *size, generator=generator).to(device), Frame(*size)
@@ -88,19 +88,73 @@ def localise(
             features = ours.features(state)
             expected = theirs_state.progress.features
             found = [
-                _compare(step.name, *pair, active, tolerance)
-                for pair in zip(enumerate(features), expected, strict=True)
+                _compare(step.name, branch, *pair, active)
+                for branch, pair in enumerate(zip(features, expected, strict=True))
             ]
         else:
             assert state.exit is not None and theirs_state.exit is not None
-            found = [_scores(step.name, state.exit.scores, theirs_state.exit.scores, tolerance)]
+            found = [_worst(step.name, None, state.exit.scores.float(), theirs_state.exit.scores.float(), None)]
         worst = max(found, key=lambda fault: fault.difference if fault.difference == fault.difference else float("inf"))
         say(str(worst))
         for fault in found:
             if not fault.difference <= tolerance:
                 return fault
         if step.exit is not None and step.exit < ours.config.exits and ours.config.settles:
-            active = (masks[step.exit - 1] if masks else theirs_state.exit.active).to(device)
+            active = (masks[step.exit - 1] if masks else theirs_state.latest().active).to(device)
             ours.override(state, active)
             reference.override(theirs_state, active)
     return None
+
+
+def _masks(size: Size, shares: Sequence[float] | Sequence[Tensor], seed: int) -> list[Tensor]:
+    given = [share for share in shares if isinstance(share, Tensor)]
+    if given or not shares:
+        return given
+    height, width = size[0] // STRIDE, size[1] // STRIDE
+    drawn = scenes.masks(scenes.draw(2 * height, 2 * width, seed), height, width, [float(share) for share in shares])
+    return [torch.from_numpy(mask) for mask in drawn]
+
+
+def _compare(step: str, branch: int, ours: Tensor, theirs: Tensor, active: Tensor | None) -> Fault:
+    """Of one branch, (1, C, h, w), where it is needed: `active`, bool at the finest size, and the blocks around."""
+    kept = None
+    needed = torch.ones_like(theirs[:, :1], dtype=torch.bool)
+    if active is not None:
+        block = active.shape[0] // theirs.shape[2]
+        kept = active[::block, ::block]
+        blocks = F.max_pool2d(active[None, None].float(), block)
+        needed = F.max_pool2d(blocks, 3, 1, 1) > 0
+    zero = torch.zeros((), device=theirs.device)
+    return _worst(step, branch, torch.where(needed, ours.float(), zero)[0], torch.where(needed, theirs, zero)[0], kept)
+
+
+def _worst(step: str, branch: int | None, ours: Tensor, theirs: Tensor, kept: Tensor | None) -> Fault:
+    off = (ours - theirs).abs().amax(0).nan_to_num(torch.inf, torch.inf)
+    place = divmod(int(off.argmax()), off.shape[1])
+    active = kept is None or bool(kept[place])
+    largest = float(theirs.abs().max())
+    difference = score_difference(ours, theirs) if largest else float(off.max())
+    return Fault(step, branch, difference, largest, place, active)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m models.bench.gpu_localise",
+        description="Find the first step of the GPU's executor that is wrong.",
+    )
+    parser.add_argument("network", help="the name of a configuration")
+    parser.add_argument("size", type=parse_size, help="HEIGHTxWIDTH, multiples of 32")
+    parser.add_argument("--active", type=parse_shares, default=(), help="shares after each exit: 0.8,0.6,0.35")
+    parser.add_argument("--graphs", action="store_true", help="measure and record steps, as when they serve")
+    parser.add_argument("--bfloat16", action="store_true", help="a wider range than float16's, and less precision")
+    given = parser.parse_args(arguments)
+    from models.bench.gpu_runtimes import network  # noqa: PLC0415 - takes the GPU
+
+    dtype = torch.bfloat16 if given.bfloat16 else torch.float16
+    fault = localise(lambda: network(given.network), given.size, given.active, dtype=dtype, graphs=given.graphs)
+    print("right at every step" if fault is None else f"FAULT {fault}")
+    return 0 if fault is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

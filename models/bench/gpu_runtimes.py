@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from models.anytime import largest, score_difference
 from models.bench.gpu import Task, Timing
 from models.data import scenes
+from models.executors.gpu import tuning
 from models.executors.gpu.executor import TritonExecutor
+from models.executors.gpu.graphs import capture
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
 from models.network.configs import CONFIGS, Masking
-
-COMPILE_MODE = "max-autotune"
-"""torch.compile's; it takes minutes on an HRNet."""
 
 
 def positions(size: Size, shares: Sequence[float], seed: int) -> dict[int, Tensor]:
@@ -37,7 +36,8 @@ def positions(size: Size, shares: Sequence[float], seed: int) -> dict[int, Tenso
 def network(name: str) -> AdpcNet:
     """Random weights whose features stay in range: batch norms as after training on noise."""
     torch.manual_seed(0)
-    net = AdpcNet(CONFIGS[name]).cuda()
+    with torch.device("cuda"):
+        net = AdpcNet(CONFIGS[name])
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = None
@@ -76,16 +76,14 @@ def whole(run: Callable[[], object], repeats: int) -> list[float]:
     return [median(times[2:])]
 
 
-def error(name: str, size: Size, forced: dict[int, Tensor]) -> float:
-    """Largest difference of any exit's scores from those of the fp32 reference under the same masks."""
+def error(executor: TritonExecutor, net: AdpcNet, size: Size) -> float:
+    """Largest difference of any exit's scores from those of the fp32 reference of `net` under the same masks."""
 
     def chosen(scores: Tensor, _: Masking, index: int) -> Tensor:
-        return forced.get(index, torch.zeros_like(scores[:, :1], dtype=torch.bool))
+        return executor.forced.get(index, torch.zeros_like(scores[:, :1], dtype=torch.bool))
 
     inputs, frame = torch.randn(1, 3, *size, device="cuda"), Frame(*size)
-    reference = ReferenceExecutor(network(name), "cuda")
-    executor = TritonExecutor(network(name), "cuda")
-    executor.forced = forced
+    reference = ReferenceExecutor(net, "cuda")
     worst = 0.0
     with (
         patch("models.network.adpc.active", chosen),
@@ -103,30 +101,30 @@ def error(name: str, size: Size, forced: dict[int, Tensor]) -> float:
 
 def torch_graph(name: str, inputs: Tensor) -> Callable[[], object]:
     """Eager PyTorch: half precision, channels last, one CUDA graph."""
-    net = network(name).half().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    halves = inputs.half().to(memory_format=torch.channels_last)
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    graph = torch.cuda.CUDAGraph()
+    net, halves = _half(name, inputs)
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
-        with torch.cuda.stream(stream):
-            net(halves, adaptive=False)
-        with torch.cuda.graph(graph):
-            net(halves, adaptive=False)
-    return graph.replay
+        return _recorded(lambda: net(halves, adaptive=False))
 
 
 def torch_compile(name: str, inputs: Tensor) -> Callable[[], object]:
-    net = network(name).half().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    halves = inputs.half().to(memory_format=torch.channels_last)
+    """What torch.compile makes of the same network, batch norms folded; one CUDA graph."""
+    net, halves = _half(name, inputs)
     torch._inductor.config.freezing = True  # folds batch norms
-    compiled = torch.compile(lambda images: net(images, adaptive=False), mode=COMPILE_MODE)
+    compiled = torch.compile(lambda images: net(images, adaptive=False))
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        return _recorded(lambda: compiled(halves))
 
-    def run() -> object:
-        with torch.inference_mode():
-            return compiled(halves)
 
-    run()
-    return run
+def _half(name: str, inputs: Tensor) -> tuple[AdpcNet, Tensor]:
+    net = network(name).half().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net, inputs.half().to(memory_format=torch.channels_last)
+
+
+def _recorded(job: Callable[[], object]) -> Callable[[], object]:
+    """The replay of `job`, which is run first, so that all it needs is compiled and measured."""
+    job()
+    torch.cuda.synchronize()
+    return capture(job).replay
 
 
 def onnx_runtime(name: str, inputs: Tensor) -> Callable[[], object]:
@@ -156,11 +154,14 @@ def measure(task: Task) -> Timing:
     inputs = torch.randn(1, 3, *task.size, device="cuda")
     if task.runtime != "triton":
         return Timing(whole(DENSE[task.runtime](task.network, inputs), task.repeats))
-    executor = TritonExecutor(network(task.network), "cuda")
-    if not task.active:
-        return Timing(steps(executor, inputs, task.repeats))
-    executor.forced = positions(task.size, task.active, task.seed)
+    net = network(task.network)
+    executor = TritonExecutor(net, "cuda", tuned=Path(task.tuned) if task.tuned else tuning.TUNED)
+    executor.forced = positions(task.size, task.active, task.seed) if task.active else {}
     ms = steps(executor, inputs, task.repeats)
+    if not task.active:
+        return Timing(ms)
+    if task.tuned:
+        tuning.write(Path(task.tuned), torch.cuda.get_device_name(), executor.measured)
     choices = executor.choices[f"{task.size[0]}x{task.size[1]}x1"]
     chosen = {name: f"{choice}, {choice.tile}" for name, choice in choices.items()}
-    return Timing(ms, error(task.network, task.size, executor.forced), chosen)
+    return Timing(ms, error(executor, net, task.size), chosen)

@@ -33,6 +33,7 @@ class TritonExecutor:
     """Runs an `AdpcNet` step by step in half precision. See `AnytimeModel`.
 
     `choices`: for each size and batch that was warmed up, how each masked layer is run, by `passes.name`.
+    `measured`: those of them that no file told, by `passes.kind`, see `tuning.write`.
     `forced`: by exit, positions bool (1 or N, 1, h, w) that stay active whatever the scores say; for measurements, to
     be set before the first request.
     """
@@ -55,7 +56,8 @@ class TritonExecutor:
         self.steps = network.steps
         self.network = TritonNetwork(network, torch.device(device), dtype)
         self.choices: dict[str, Mapping[str, Choice]] = {}
-        self.tuned = read(tuned, gpu_name(self.network.device))
+        self.measured: dict[str, Choice] = {}
+        self._tuned = read(tuned, gpu_name(self.network.device))
         self.forced: dict[int, Tensor] = {}
         self._graphs = CudaGraphs if graphs is None and device != "cpu" else graphs
         self._plans: dict[tuple[Size, int], Plan] = {}
@@ -128,7 +130,8 @@ class TritonExecutor:
             while len(self._plans) >= PLANS:
                 self._plans.pop(next(iter(self._plans))).leave()
             recorder = self._graphs() if self._graphs else None
-            plan = Plan(self.network, shape, batch, self.forced, recorder, tuned=self.tuned)
+            plan = Plan(self.network, shape, batch, self.forced, recorder, tuned=self._tuned)
+            self.measured |= plan.measured
             self.choices[f"{shape[0]}x{shape[1]}x{batch}"] = plan.choices
         self._plans[key] = plan
         return plan

@@ -47,6 +47,7 @@ class Plan:
     """Tensors and recorded steps for batches of `batch` inputs of `shape`; without a recorder, steps just run.
 
     `choices`: how each masked layer is run: as in `tuned`, by `passes.kind`, or as measured before steps are recorded.
+    `measured`: what was, by `passes.kind`.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Plan:
         self.streams: list[torch.cuda.Stream] | None = [] if device.type == "cuda" else None
         self._replays: dict[tuple[int, frozenset[str]], Replay] = {}
         self._tuned = tuned
+        self.measured: dict[str, Choice] = {}
         self._seated: list[weakref.ref[TritonState]] = []
         if recorder is not None:
             self._warm_up(recorder)
@@ -245,10 +247,12 @@ class Plan:
         for layers in self._masked.values():
             for name, (layer, shape) in layers.items():
                 capacity = shape[0] * shape[1] * shape[2] // layer.stride**2
-                if (known := self._tuned.get(kind(layer, capacity))) is not None:
+                known = self._tuned.get(kind(layer, capacity))
+                if known is None and name not in self.choices:
+                    known = choose(layer, shape, self.rows, self.counts, self.shape[0] // STRIDE)
+                    self.measured[kind(layer, capacity)] = known
+                if known is not None:
                     self.choices[name] = known
-                elif name not in self.choices:
-                    self.choices[name] = choose(layer, shape, self.rows, self.counts, self.shape[0] // STRIDE)
         shares = {1.0, *(choice.dense_from for choice in self.choices.values() if choice.dense_from < 1)}
         for index in steps:
             for dense in {self.dense(index, share) for share in shares}:
