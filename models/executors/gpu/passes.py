@@ -251,7 +251,8 @@ def convolve(
         capacity, columns, channels, layer.out, x.stride(2), 0 if residual is None else residual.stride(2),
         0 if kept is None else kept.stride(2), out.stride(2), int(kept is not None),
         0 if residual is None else layer.out, layer.floor,
-        TAPS=layer.kernel**2, STRIDE=layer.stride, LISTED=rows is not None, NEEDED=needed, ROWS=chosen.rows, BLOCK=chosen.columns, DEPTH=chosen.depth, TAIL=channels % chosen.depth,
+        TAPS=layer.kernel**2, STRIDE=layer.stride, LISTED=rows is not None, NEEDED=needed,
+        ROWS=chosen.rows, BLOCK=chosen.columns, DEPTH=chosen.depth, TAIL=channels % chosen.depth,
         CACHED=chosen.cached,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=chosen.warps, num_stages=chosen.stages,
     )  # fmt: skip
