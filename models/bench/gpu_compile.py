@@ -33,10 +33,10 @@ from models.executors.gpu import kernels, passes
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.layers import Layer, tiles
 from models.executors.gpu.tuning import Choice, read
-from models.imaging.preprocess import MULTIPLE, Frame
+from models.imaging.geometry import MULTIPLE, Frame, Size
 from models.network.adpc import AdpcNet
 from models.network.configs import config
-from models.network.flops import Size, parse_size
+from models.network.flops import parse_size
 
 SMALL = 2 * MULTIPLE
 """Height and width at which launches are noted."""

@@ -18,9 +18,9 @@ from models.anytime import score_difference
 from models.data import scenes
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.reference import ReferenceExecutor
-from models.imaging.preprocess import STRIDE, Frame
+from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
-from models.network.flops import Size, parse_shares, parse_size
+from models.network.flops import parse_shares, parse_size
 
 TOLERANCE = 0.05
 """Of the largest value: what half precision explains."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.anytime import Step
 from models.executors.gpu.layers import Layer, fold, padded
 from models.executors.gpu.passes import Pass
-from models.imaging.preprocess import STRIDE
+from models.imaging.geometry import STRIDE
 from models.network.adpc import AdpcNet
 from models.network.configs import ModelConfig
 from models.network.hrnet import BasicBlock, Bottleneck, HighResolutionModule
