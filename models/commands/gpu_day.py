@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for what is found")
     parser.add_argument("--data", type=Path, metavar="CAMVID", help="the data set; train needs it")
     parser.add_argument(
-        "--minutes", type=float, help=f"for everything; default: {', '.join(f'{m:g} to {p}' for p, m in MINUTES.items())}"
+        "--minutes",
+        type=float,
+        help=f"for everything; default: {', '.join(f'{m:g} to {p}' for p, m in MINUTES.items())}",
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run with tiny networks")
     parser.add_argument("--stages", nargs="+", metavar="NAME", help="only these")

@@ -1,4 +1,4 @@
-"""What the `triton` executor is tried on: networks with random weights, sizes, masks; and what must equal the reference.
+"""What the `triton` executor is tried on: networks with random weights, sizes and masks; and what must be equal then.
 
 A `Subject` is tried by a process of its own, because a fault on a GPU ends the process that meets it.
 """
@@ -220,7 +220,7 @@ def _miscounted(state: TritonState, mask: Tensor) -> Iterator[str]:
 
 
 def main(argv: Sequence[str], say: Callable[[str], None]) -> int:
-    """`argv`: JSON with network, size, tiny, device, cases, localise. Says a line of JSON when a case begins and ends."""
+    """`argv`: JSON with the fields read below. Lines of JSON say that a case begins or ends."""
     asked = json.loads(argv[0])
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -108,11 +108,13 @@ class Watch:
         self.worst = max(self.worst, worst)
         if worst > TOLERANCE:
             self.wrong += 1
-            item, y, x, channel = (int(place[0]) for place in torch.where(off.isnan() | (off >= off.nan_to_num().max())))
+            item, y, x, channel = (
+                int(place[0]) for place in torch.where(off.isnan() | (off >= off.nan_to_num().max()))
+            )
             wrong = float((off.nan_to_num(nan=torch.inf) > TOLERANCE * largest).any(3).float().mean())
             self.lines.append(
-                f"{self.step} launch {self.launches}: {self.latest}: off by {worst:.1e}, first at input {item}, row {y}, "
-                f"column {x}, channel {channel}; {wrong:.2%} of positions are wrong"
+                f"{self.step} launch {self.launches}: {self.latest}: off by {worst:.1e}, at input {item}, row {y}, "
+                f"column {x}, channel {channel}; {wrong:.2%} of positions are"
             )
 
 

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -115,7 +116,12 @@ def run(
     """
     end_s = time.monotonic() + 60 * minutes
     scratch = Path(tempfile.mkdtemp(prefix="gpu-day-"))
-    environ = {**os.environ, "TRITON_CACHE_DIR": str(scratch / "triton"), "PYTHONUNBUFFERED": "1", **(environment or {})}
+    environ = {
+        **os.environ,
+        "TRITON_CACHE_DIR": str(scratch / "triton"),
+        "PYTHONUNBUFFERED": "1",
+        **(environment or {}),
+    }
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environ.get("PYTHONPATH"))))
     try:
         for stage in stages:
@@ -188,10 +194,8 @@ def _run_one(
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """Kill a stage's process and its children, which may outlive it."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
     if process.stdin is not None:
         process.stdin.close()
