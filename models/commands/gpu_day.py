@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from models.gpu_day.plan import PARTS, stages_of
+from models.gpu_day.plan import PARTS, Training, stages_of
 from models.gpu_day.stages import Report, run
 
 MINUTES = {"check": 4.0, "train": 8.0}
@@ -23,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run with tiny networks")
     parser.add_argument("--stages", nargs="+", metavar="NAME", help="only these")
+    train = parser.add_argument_group("train")
+    train.add_argument("--name", default="camvid-adpc-w18", help="the model to train")
+    train.add_argument("--holdout", metavar="DRIVE", help="first train without this drive, for example 0001TP")
+    train.add_argument("--init", metavar="MODEL", help="a model that lends its weights; default: random ones")
+    train.add_argument("--distillation", type=float, default=0.0, metavar="W", help="weight of the loss to exit 4")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -31,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
     Raises ValueError if the folder has files, on an unknown stage, and if training has no data.
     """
     minutes = MINUTES[args.part] if args.minutes is None else args.minutes
-    stages = stages_of(args.part, args.device, minutes)
+    stages = stages_of(args.part, minutes, Training(args.name, args.holdout or "", args.init or "", args.distillation))
     if args.stages:
         names = [stage.name for stage in stages]
         if unknown := set(args.stages) - set(names):

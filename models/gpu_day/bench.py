@@ -13,7 +13,7 @@ from typing import Any
 
 from models.bench.gpu import Task, Timing, measure, speed_up, tasks
 from models.gpu_day.stages import MissingError
-from models.network.flops import Size
+from models.imaging.geometry import Size
 
 ACTIVE = {"w18": (0.837, 0.741, 0.523), "w48": (0.807, 0.616, 0.370)}
 """As in `python -m models bench`: shares that give the multiply-adds of the paper's tables."""

@@ -18,11 +18,10 @@ from models.executors.gpu.plan import TritonState
 from models.executors.reference import ReferenceExecutor, ReferenceState
 from models.executors.verify import SHARES, TOLERANCE, blobs
 from models.gpu_day.localise import localise
-from models.imaging.preprocess import STRIDE, Frame
+from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
 from models.network.confidence import active
 from models.network.configs import CONFIGS, UNSURE, Backbone, Masking, ModelConfig
-from models.network.flops import Size
 
 KINDS = ("paper", "own", "full", "empty", "single", "corners", "scattered", "dense", "pair")
 """Masks: shares as in the paper; by the network's own confidence; all, none or one position; a position in each corner;

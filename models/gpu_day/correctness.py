@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from models.gpu_day.stages import MissingError
-from models.network.flops import Size
+from models.imaging.geometry import Size
 
 Case = tuple[str, str]
 """Kind of masks, and mode; see `models.gpu_day.cases`."""

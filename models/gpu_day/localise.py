@@ -12,7 +12,7 @@ from torch import Tensor
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.layers import Layer
 from models.executors.gpu.passes import Pass, Rows
-from models.imaging.preprocess import Frame
+from models.imaging.geometry import Frame
 
 TOLERANCE = 0.01
 """Largest difference of a layer's results, over the largest result: one rounding to half precision and some sums."""

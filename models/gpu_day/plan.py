@@ -1,7 +1,6 @@
 """The stages of each part, in order of value, and how much time each may take."""
 
-import importlib.util
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from models.gpu_day.stages import Stage
@@ -22,12 +21,23 @@ TUNED = (
 )
 
 
-def stages_of(part: str, device: str, minutes: float) -> Sequence[Stage]:
+def stages_of(part: str, minutes: float, training: "Training | None" = None) -> list[Stage]:
     """`minutes` are shared out in proportion to what the stages are made for."""
-    return _check(device, minutes) if part == "check" else _train(minutes)
+    return _check(minutes) if part == "check" else _train(minutes, training or Training())
 
 
-def _check(device: str, minutes: float) -> list[Stage]:
+@dataclass(frozen=True)
+class Training:
+    """What to train. `hold_out`: a drive that a first schedule leaves out, to say whether the second, on everything, is
+    better than what there is. `init`: a model that lends its weights; empty: random ones."""
+
+    name: str = "camvid-adpc-w18"
+    hold_out: str = ""
+    init: str = ""
+    distillation: float = 0.0
+
+
+def _check(minutes: float) -> list[Stage]:
     share = minutes / 4
     folder = "models.gpu_day"
     bench: dict[str, Any] = {"runtimes": ["triton", "torch"], "name": "bench-gpu"}
@@ -43,12 +53,15 @@ def _check(device: str, minutes: float) -> list[Stage]:
     ]
 
 
-def _train(minutes: float) -> list[Stage]:
-    """Raises ValueError if there is nothing to train with."""
-    if importlib.util.find_spec("models.gpu_day.training_stages") is None:
-        raise ValueError("models/gpu_day/training_stages.py is not there; only --part check can be run")
-    jobs = "models.gpu_day.training_stages"
+def _train(minutes: float, training: Training) -> list[Stage]:
+    profile_s = min(60.0, 60 * minutes / 6)
+    left_s = 60 * minutes - profile_s - 20
+    plans = [{"name": "all", "seconds": left_s, "hold_out": ()}]
+    if training.hold_out:
+        held = {"name": "held-out", "seconds": left_s / 2, "hold_out": (training.hold_out,)}
+        plans = [held, {**plans[0], "seconds": left_s / 2}]
+    how = {"name": training.name, "init": training.init or None, "distillation": training.distillation}
     return [
-        Stage("profile", min(60.0, 60 * minutes / 8), f"{jobs}:profile"),
-        Stage("schedule", 60 * minutes, f"{jobs}:schedule"),
+        Stage("profile", profile_s, "models.gpu_day.training:profile"),
+        Stage("schedules", 60 * minutes, "models.gpu_day.training:schedules", {"plans": plans, "how": how}),
     ]

@@ -19,7 +19,7 @@ def tune(output: Path, deadline: float, line: Callable[[str], None], device: str
     from models.executors.gpu.executor import TritonExecutor  # noqa: PLC0415 - needs Triton
     from models.executors.gpu.passes import kind  # noqa: PLC0415 - needs Triton
     from models.executors.gpu.tuning import TUNED, gpu_name, write  # noqa: PLC0415 - needs Triton
-    from models.imaging.preprocess import Frame  # noqa: PLC0415 - needs torch
+    from models.imaging.geometry import Frame  # noqa: PLC0415 - needs torch
 
     longest_s = 0.0
     for each in networks:
