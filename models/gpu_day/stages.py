@@ -192,6 +192,8 @@ def _run_one(
     finally:
         _end(process)
         hearing.join(5)
+        assert process.stdout is not None
+        process.stdout.close()
     spent_s = time.monotonic() - began_s
     status, reason = _verdict(process.returncode, killed, limit_s)
     if status == "failed" and lines and process.returncode > 0:
