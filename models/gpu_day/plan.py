@@ -1,7 +1,6 @@
 """The stages of each part, in order of value, and how much time each may take."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from models.gpu_day.stages import Stage
 
@@ -40,16 +39,15 @@ class Training:
 def _check(minutes: float) -> list[Stage]:
     share = minutes / 4
     folder = "models.gpu_day"
-    bench: dict[str, Any] = {"runtimes": ["triton", "torch"], "name": "bench-gpu"}
+    sizes = ("1024x2048", "512x1024")
+    bench = ["--widths", "w48", "w18", "--sizes", *sizes, "--repeats", "20", "--limit", "40"]
     return [
         Stage("compile", 60 * share, f"{folder}.compiling:compile_all", {"networks": COMPILED}),
         Stage("plain", 50 * share, f"{folder}.correctness:correctness", {"mode": "plain"}),
         Stage("tune", 45 * share, f"{folder}.tune:tune", {"networks": TUNED}),
         Stage("graphs", 60 * share, f"{folder}.correctness:correctness", {"mode": "graphs"}),
-        Stage("bench", 75 * share, f"{folder}.bench:bench", bench),
+        Stage("bench", 90 * share, f"{folder}.bench:bench", {"options": bench}),
         Stage("server", 70 * share, f"{folder}.live:live"),
-        Stage("onnxruntime", 30 * share, f"{folder}.bench:bench", {"runtimes": ["onnxruntime"], "name": "bench-onnx"}),
-        Stage("compiled", 60 * share, f"{folder}.bench:bench", {"runtimes": ["compile"], "name": "bench-compile"}),
     ]
 
 

@@ -17,7 +17,6 @@ def tune(output: Path, deadline: float, line: Callable[[str], None], device: str
 
     from models.bench.gpu_runtimes import network  # noqa: PLC0415 - needs a GPU
     from models.executors.gpu.executor import TritonExecutor  # noqa: PLC0415 - needs Triton
-    from models.executors.gpu.passes import kind  # noqa: PLC0415 - needs Triton
     from models.executors.gpu.tuning import TUNED, gpu_name, write  # noqa: PLC0415 - needs Triton
     from models.imaging.geometry import Frame  # noqa: PLC0415 - needs torch
 
@@ -32,18 +31,13 @@ def tune(output: Path, deadline: float, line: Callable[[str], None], device: str
         executor = TritonExecutor(network(name), device)
         state = executor.start(torch.randn(1, 3, *size, device=device), Frame(*size))
         executor.advance([state])
-        (plan,) = executor._plans.values()
-        choices = {
-            kind(layer, shape[0] * shape[1] * shape[2] // layer.stride**2): plan.choices[layer_name]
-            for layers in plan._masked.values()
-            for layer_name, (layer, shape) in layers.items()
-        }
+        choices = executor.measured
         write(TUNED, gpu_name(torch.device(device)), choices)
         shutil.copy(TUNED, output / TUNED.name)
         spent_s = time.monotonic() - began_s
         longest_s = max(longest_s, spent_s)
         dense = sum(choice.dense_from < 1 for choice in choices.values())
         line(f"{each}: {len(choices)} layers in {spent_s:.1f} s, {dense} of them dense when much is active")
-        del state, plan, executor
+        del state, executor
         torch.cuda.empty_cache()
     return True
