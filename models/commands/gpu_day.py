@@ -1,0 +1,61 @@
+"""`python -m models gpu-day`: check, measure or train on a GPU that is there for minutes only."""
+
+import argparse
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+from models.gpu_day.plan import PARTS, Training, stages_of
+from models.gpu_day.stages import Report, run
+
+MINUTES = {"check": 4.0, "train": 8.0}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--part", choices=PARTS, required=True, help="check and measure, or train")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for what is found")
+    parser.add_argument("--data", type=Path, metavar="CAMVID", help="the data set; train needs it")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help=f"for everything; default: {', '.join(f'{m:g} to {p}' for p, m in MINUTES.items())}",
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run with tiny networks")
+    parser.add_argument("--stages", nargs="+", metavar="NAME", help="only these")
+    train = parser.add_argument_group("train")
+    train.add_argument("--name", default="camvid-adpc-w18", help="the model to train")
+    train.add_argument("--holdout", metavar="DRIVE", help="first train without this drive, for example 0001TP")
+    train.add_argument("--init", metavar="MODEL", help="a model that lends its weights; default: random ones")
+    train.add_argument("--distillation", type=float, default=0.0, metavar="W", help="weight of the loss to exit 4")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Status 1 if a stage that ran did not succeed.
+
+    Raises ValueError if the folder has files, on an unknown stage, and if training has no data.
+    """
+    minutes = MINUTES[args.part] if args.minutes is None else args.minutes
+    stages = stages_of(args.part, minutes, Training(args.name, args.holdout or "", args.init or "", args.distillation))
+    if args.stages:
+        names = [stage.name for stage in stages]
+        if unknown := set(args.stages) - set(names):
+            raise ValueError(f"no stage is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+        stages = [stage for stage in stages if stage.name in args.stages]
+    if args.part == "train" and args.data is None:
+        raise ValueError("training needs images; give --data the folder of CamVid")
+    if args.output.exists() and any(args.output.iterdir()):
+        raise ValueError(f"{args.output} has files already; give --output a new folder")
+    about = {"command": shlex.join(sys.argv), "python": platform.python_version(), "device": args.device}
+    report = Report(args.output, about)
+    arguments = {
+        "data": str(args.data.resolve()) if args.data else None,
+        "output": str(args.output.resolve()),
+        "device": args.device,
+    }
+    environment = {"TRITON_INTERPRET": "1"} if args.device == "cpu" else {}
+    try:
+        succeeded = run(stages, report, minutes, arguments, environment)
+    finally:
+        report.close()
+    return 0 if succeeded else 1

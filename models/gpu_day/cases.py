@@ -1,0 +1,243 @@
+"""What the `triton` executor is tried on: networks with random weights, sizes and masks; and what must be equal then.
+
+A `Subject` is tried by a process of its own, because a fault on a GPU ends the process that meets it.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from models.anytime import Exit, score_difference
+from models.executors.gpu.executor import TritonExecutor
+from models.executors.gpu.plan import TritonState
+from models.executors.reference import ReferenceExecutor, ReferenceState
+from models.executors.verify import SHARES, TOLERANCE, blobs
+from models.gpu_day.localise import localise
+from models.imaging.geometry import STRIDE, Frame, Size
+from models.network.adpc import AdpcNet
+from models.network.confidence import active
+from models.network.configs import CONFIGS, UNSURE, Backbone, Masking, ModelConfig
+
+KINDS = ("paper", "own", "full", "empty", "single", "corners", "scattered", "dense", "pair")
+"""Masks: shares as in the paper; by the network's own confidence; all, none or one position; a position in each corner;
+noise; a network without masks; two inputs at once, each with masks of its own."""
+MODES = ("plain", "graphs")
+"""Launched kernel by kernel with the first tile of each layer; as it is served: tuned tiles and CUDA graphs."""
+TINY = Backbone(width=4, layer1_blocks=1, modules=(1, 1, 1), blocks=1)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network at a size; `tiny` for a network of the same kind that Triton's interpreter can run."""
+
+    network: str
+    size: Size
+    tiny: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.network} {self.size[0]}x{self.size[1]}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """By exit: the largest `differences` of scores, over the largest score. `problems`: what is not as it must be."""
+
+    differences: tuple[float, ...]
+    problems: tuple[str, ...]
+
+
+def network(config: ModelConfig, device: str) -> AdpcNet:
+    """Random weights whose features stay in range: batch norms as after training on noise, interpolations of every
+    reach."""
+    generator = torch.Generator().manual_seed(0)
+    net = AdpcNet(config)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith("Lambda"):
+                parameter.fill_(0.5 + 2.5 * float(torch.rand(1, generator=generator)))
+            elif parameter.ndim == 4:
+                scale = (2 / parameter[0].numel()) ** 0.5
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+            elif name.endswith("bias"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        net = net.to(device)
+        norms = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = None
+        side = 64 if config.backbone == TINY else 256
+        noise = torch.randn(2, 3, side, side, generator=generator)
+        net.train()(noise.to(device), adaptive=False)
+    return net.eval()
+
+
+def masks(kind: str, size: Size) -> list[Tensor] | None:
+    """For each exit but the last, bool (h, w), each within the one before; None where exits make their own."""
+    height, width = (side // STRIDE for side in size)
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    if kind == "paper":
+        return blobs(size, SHARES[0], 0)
+    if kind == "full":
+        mask[:] = True
+    elif kind == "single":
+        mask[height // 2 + 1, width // 3] = True
+    elif kind == "corners":
+        mask[0, 0] = mask[0, -1] = mask[-1, 0] = mask[-1, -1] = True
+    elif kind == "scattered":
+        noise = torch.rand(height, width, generator=torch.Generator().manual_seed(1))
+        return [noise < share for share in (0.4, 0.2, 0.05)]
+    elif kind != "empty":
+        return None
+    return [mask] * 3
+
+
+class Trial:
+    """Both executors of a subject, made when they are needed."""
+
+    def __init__(self, subject: Subject, device: str) -> None:
+        self.subject, self.device = subject, device
+        config = CONFIGS[subject.network]
+        if subject.tiny:
+            config = replace(config, backbone=_like(config.backbone), head_channels=8)
+        assert config.masking is not None
+        net = network(config, device)
+        self.inputs = torch.randn(2, 3, *subject.size, generator=torch.Generator().manual_seed(2)).to(device)
+        with torch.inference_mode():
+            scores = net(self.inputs[:1], adaptive=False)[0]
+        # With random weights, no position is as sure as the paper's threshold asks for: take the median instead.
+        sure = scores.amax(1) if config.task == "pose" else scores.softmax(1).amax(1)
+        threshold = float(sure.median())
+        net.config = replace(config, masking=replace(config.masking, threshold=threshold))
+        dense = AdpcNet(replace(config, masking=None))
+        dense.load_state_dict({name: value for name, value in net.state_dict().items() if "Lambda" not in name})
+        self.networks = {"masked": net, "dense": dense.to(device).eval()}
+        self._executors: dict[tuple[str, str], TritonExecutor] = {}
+
+    def executor(self, kind: str, mode: str) -> TritonExecutor:
+        name = "dense" if kind == "dense" else "masked"
+        if (name, mode) not in self._executors:
+            recorder = None if mode == "graphs" else _nothing
+            self._executors[name, mode] = TritonExecutor(
+                self.networks[name], self.device, torch.float16, graphs=recorder
+            )
+        return self._executors[name, mode]
+
+    def compare(self, kind: str, mode: str) -> Finding:
+        """Run both executors side by side, with the reference's masks."""
+        ours = self.executor(kind, mode)
+        reference = ReferenceExecutor(self.networks["dense" if kind == "dense" else "masked"], self.device)
+        count = 2 if kind == "pair" else 1
+        frame = Frame(*self.subject.size)
+        found = [ours.start(self.inputs[row : row + 1], frame) for row in range(count)]
+        expected = [reference.start(self.inputs[row : row + 1], frame) for row in range(count)]
+        given = [masks(kind, self.subject.size)] if kind != "pair" else [masks("paper", self.subject.size), None]
+        differences, problems = [0.0] * ours.config.exits, []
+        for step in ours.steps:
+            ours.advance(found)
+            for one in expected:
+                reference.advance([one])
+            if step.exit is None:
+                continue
+            for row, (state, true) in enumerate(zip(found, expected, strict=True)):
+                assert state.exit is not None and true.exit is not None
+                difference = score_difference(state.exit.scores, true.exit.scores)
+                differences[step.exit - 1] = _worse(differences[step.exit - 1], difference)
+                masking = ours.config.masking or UNSURE[ours.config.task]
+                told = _problems(state.exit, true.exit, difference, masking)
+                problems += [f"exit {step.exit}: {text}" for text in told]
+                if ours.config.settles_after(step.exit):
+                    row_masks = given[row]
+                    mask = true.exit.active if row_masks is None else row_masks[step.exit - 1]
+                    self._follow(ours, reference, state, true, mask.to(self.device))
+                    problems += [f"exit {step.exit}: {text}" for text in _miscounted(state, mask)]
+        return Finding(tuple(differences), tuple(problems))
+
+    def localise(self, kind: str) -> Iterator[str]:
+        """Lines on every layer that is wrong for its own input, launched one by one."""
+        executor = self.executor(kind, "plain")
+        given = masks("paper" if kind == "pair" else kind, self.subject.size)
+        yield from localise(executor, self.inputs[:1], given)
+
+    @staticmethod
+    def _follow(
+        ours: TritonExecutor, reference: ReferenceExecutor, state: TritonState, true: ReferenceState, mask: Tensor
+    ) -> None:
+        ours.override(state, mask)
+        reference.override(true, mask)
+
+
+def _like(backbone: Backbone) -> Backbone:
+    return replace(
+        TINY,
+        fuse_upsample=backbone.fuse_upsample,
+        last_module_fuses_finest_only=backbone.last_module_fuses_finest_only,
+    )
+
+
+def _nothing() -> None:
+    """In place of CUDA graphs: steps just run."""
+
+
+def _worse(one: float, other: float) -> float:
+    return other if not other <= one else one  # nan is the worst
+
+
+def _problems(ours: Exit, true: Exit, difference: float, masking: Masking) -> Iterator[str]:
+    if not difference < TOLERANCE:
+        where = (ours.scores.float() - true.scores.float()).abs().amax(0)
+        where = torch.nan_to_num(where, nan=torch.inf)
+        row, column = divmod(int(where.argmax()), where.shape[1])
+        share = float((where > TOLERANCE * float(true.scores.abs().max())).float().mean())
+        yield f"scores are off by {difference:.1%} of the largest, most at ({row}, {column}), {share:.2%} of positions"
+    if not torch.equal(ours.decided, true.decided):
+        yield f"{int((ours.decided != true.decided).sum())} positions were decided by another exit"
+    # Where scores that differ as much as they do cannot decide otherwise, both must decide alike.
+    margin = 2 * difference * float(true.scores.abs().max()) + 1e-5
+    low, high = (
+        active(true.scores[None], replace(masking, threshold=masking.threshold + off), true.index)[0, 0]
+        for off in (-margin, margin)
+    )
+    other = int(((ours.active != true.active) & (low == high)).sum())
+    if other:
+        yield f"{other} positions are active in one and not in the other, and far from the threshold"
+    share = float(ours.active.float().mean())
+    if abs(ours.unsure - share) > 1e-4:
+        yield f"the active share is told as {ours.unsure:.4f} and is {share:.4f}"
+    if abs(ours.macs - true.macs) > 1e-3 * true.macs:
+        yield f"multiply-adds are {ours.macs:.4g}, not {true.macs:.4g}"
+
+
+def _miscounted(state: TritonState, mask: Tensor) -> Iterator[str]:
+    for level, share in enumerate(state.shares or ()):
+        true = float(mask[:: 1 << level, :: 1 << level].float().mean())
+        if abs(share - true) > 1e-4:
+            yield f"level {level}: {share:.4f} of positions are listed as active, and {true:.4f} are"
+
+
+def main(argv: Sequence[str], say: Callable[[str], None]) -> int:
+    """`argv`: JSON with the fields read below. Lines of JSON say that a case begins or ends."""
+    asked = json.loads(argv[0])
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    trial = Trial(Subject(asked["network"], tuple(asked["size"]), asked["tiny"]), asked["device"])
+    for kind, mode in asked["cases"]:
+        say(json.dumps({"begins": [kind, mode]}))
+        try:
+            if asked["localise"]:
+                for text in trial.localise(kind):
+                    say(json.dumps({"line": text}))
+            found = trial.compare(kind, mode)
+        except Exception as error:
+            traceback.print_exc()
+            say(json.dumps({"died": f"{type(error).__name__}: {error}".splitlines()[0]}))
+            return 1  # after most faults on a GPU its context is of no more use
+        say(json.dumps({"differences": found.differences, "problems": found.problems}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], lambda text: print(text, flush=True)))

@@ -1,0 +1,305 @@
+"""A real server on the GPU, asked from outside: which executor it runs, time to each exit, deadlines, cameras, and how
+soon it serves again when its worker is killed.
+
+Needs what `python -m server` needs, and websockets for the cameras.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from models.gpu_day.stages import ROOT, MissingError
+
+NEEDED = ("fastapi", "uvicorn", "uvloop", "httptools", "websockets", "pydantic", "prometheus_client", "multipart")
+MODEL = "camvid-adpc-w18"
+CAMERAS, FRAMES_PER_S, FILM_S = 16, 30, 8.0
+DEADLINES = 300
+LATE_MS = 5.0
+RESTART_S = 15.0
+"""Largest time from the death of a worker to the next answer; a new process needs seconds to find the GPU."""
+FALL_BACK_S = 25.0
+"""With less time than this left and no server ready, another is started with the reference executor."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply over HTTP; `ms` from the request to its last byte."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    ms: float
+
+
+class Connection:
+    """HTTP/1.1 over one connection that is kept open; as little work as possible beside the server."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, path: str, body: bytes = b"", headers: str = "") -> Answer:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        began_s = time.monotonic()
+        method = "POST" if body else "GET"
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode())
+        writer.write(body)
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        found = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
+        data = await reader.readexactly(int(found["content-length"]))
+        return Answer(int(lines[0].split()[1]), found, data, 1000 * (time.monotonic() - began_s))
+
+    async def json(self, path: str, body: bytes = b"") -> Any:
+        return json.loads((await self.ask(path, body)).body)
+
+
+@contextlib.contextmanager
+def served(models: Path, device: str, executor: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    """A server on a free port, and that port. What it logs goes to standard error."""
+    command = [sys.executable, "-m", "server", "--port", "0", "--models", str(models), "--device", device]
+    process = subprocess.Popen(
+        [*command, "--executor", executor], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    assert process.stderr is not None
+    try:
+        for text in process.stderr:
+            sys.stderr.write(text)
+            if "running on" in text:
+                port = int(text.split("(")[0].rsplit(":", 1)[1])
+                break
+        else:
+            raise RuntimeError(f"the server ended with status {process.wait()} before it listened, see the log")
+        threading.Thread(target=shutil.copyfileobj, args=(process.stderr, sys.stderr), daemon=True).start()
+        yield process, port
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def live(deadline: float, line: Callable[[str], None], device: str) -> bool:
+    """Whether the server kept its deadlines and served again in time after the loss of its worker."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingError(f"no {', '.join(missing)}: there is no server to try")
+    with tempfile.TemporaryDirectory() as folder:
+        if device == "cpu":
+            write_tiny(Path(folder) / MODEL)
+        else:
+            (Path(folder) / MODEL).symlink_to(ROOT / "models" / "zoo" / MODEL)
+        for executor in ("auto", "reference"):
+            with served(Path(folder), device, executor) as (process, port):
+                line(f"a server with --executor {executor} listens")
+                visit = Visit(process, port, deadline, line, small=device == "cpu")
+                patience_s = deadline - time.monotonic() - (FALL_BACK_S if executor == "auto" else 0)
+                if asyncio.run(visit.ready(max(patience_s, 1.0))):
+                    return asyncio.run(visit.all())
+        line("no server was ready in time")
+        return False
+
+
+def write_tiny(directory: Path) -> None:
+    from models.checkpoint import save_directory  # noqa: PLC0415 - the dry run's alone
+    from models.gpu_day.cases import TINY, network  # noqa: PLC0415 - the dry run's alone
+    from models.network.configs import CONFIGS  # noqa: PLC0415 - the dry run's alone
+
+    config = replace(CONFIGS[MODEL], backbone=TINY, head_channels=8, size=(64, 96))
+    save_directory(directory, network(config, "cpu"))
+
+
+class Visit:
+    """What is asked of one server. `small`: little of everything."""
+
+    def __init__(
+        self, process: "subprocess.Popen[str]", port: int, deadline: float, line: Callable[[str], None], *, small: bool
+    ) -> None:
+        self.process, self.port, self.deadline, self.line, self.small = process, port, deadline, line, small
+        self.photo = photo(96, 64) if small else photo(480, 360)
+
+    async def ready(self, within_s: float) -> bool:
+        began_s = time.monotonic()
+        while time.monotonic() - began_s < within_s and self.process.poll() is None:
+            answer = await Connection(self.port).ask("/health/ready")
+            if answer.status == 200:
+                self.line(f"ready after {time.monotonic() - began_s:.1f} s: {answer.body.decode()}")
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    async def all(self) -> bool:
+        times_ms = await self.exits()
+        kept = await self.deadlines(times_ms)
+        await self.cameras()
+        return await self.loss() and kept
+
+    async def exits(self) -> list[float]:
+        """Median milliseconds until the answer of each exit is there."""
+        connection, times_ms, computed_ms = Connection(self.port), [], []
+        count = len((await connection.json(f"/v1/models/{MODEL}"))["exits"])
+        for exit_index in range(1, count + 1):
+            path = f"/v1/predict?model={MODEL}&deadline_ms=30000&max_exit={exit_index}"
+            answers = [await connection.ask(path, self.photo) for _ in range(3 if self.small else 20)]
+            times_ms.append(statistics.median(answer.ms for answer in answers))
+            computed = [sum(json.loads(answer.body)["timing"]["compute_ms"]) for answer in answers]
+            computed_ms.append(statistics.median(computed))
+        self.line(f"ms to the answer of each exit {_round(times_ms)}, of which computing {_round(computed_ms)}")
+        return times_ms
+
+    async def deadlines(self, times_ms: list[float]) -> bool:
+        """Growing deadlines, each asked several times: the median exit must not fall, answers be in time."""
+        connection, repeats = Connection(self.port), 5
+        count = (20 if self.small else DEADLINES) // repeats
+        exits: list[int] = []
+        medians, late_ms = [], []
+        for deadline_ms in np.linspace(max(times_ms[0] - 2, 1), times_ms[-1] + 15, count).round(2).tolist():
+            path = f"/v1/predict?model={MODEL}&deadline_ms={deadline_ms}"
+            found = [await connection.ask(path, self.photo, "Accept: image/png\r\n") for _ in range(repeats)]
+            reached = [int(answer.headers.get("x-anytime-exit", 0)) for answer in found]
+            late_ms += [answer.ms - deadline_ms for answer, index in zip(found, reached, strict=True) if index]
+            exits += reached
+            medians.append(statistics.median_low(reached))
+        falls = sum(after < before for before, after in itertools.pairwise(medians))
+        if not late_ms:
+            self.line(f"{len(exits)} deadlines: none got an exit")
+            return False
+        high = float(np.percentile(late_ms, 99))
+        self.line(
+            f"{len(exits)} deadlines: exits {_counted(exits)}, the median exit falls {falls} times; "
+            f"ms after the deadline: median {statistics.median(late_ms):.2f}, p99 {high:.2f}, worst {max(late_ms):.2f}"
+        )
+        return not falls and high <= LATE_MS
+
+    async def cameras(self) -> None:
+        """Cameras that film at once; of each, the newest frame wins."""
+        cameras, film_s = (2, 0.5) if self.small else (CAMERAS, FILM_S)
+        film_s = min(film_s, self.deadline - time.monotonic() - 2 * RESTART_S)
+        if film_s <= 0:
+            self.line("cameras: no time left")
+            return
+        films = await asyncio.gather(*(self._camera(film_s, number) for number in range(cameras)))
+        answered = [exit_index for film in films for exit_index in film.exits]
+        first_ms = [ms for film in films for ms in film.first_ms]
+        overtaken = sum(film.overtaken for film in films)
+        asked, served = len(answered) / film_s, sum(exit_index > 0 for exit_index in answered) / film_s
+        self.line(
+            f"{cameras} cameras at {FRAMES_PER_S} frames a second for {film_s:.1f} s: {asked:.0f} frames a second were "
+            f"asked for, {served:.0f} got an exit, {overtaken} were overtaken; by last exit {_counted(answered)}; "
+            f"ms from a frame to its first exit: {_high(first_ms)}"
+        )
+
+    async def _camera(self, film_s: float, number: int) -> "Film":
+        from websockets.asyncio.client import connect  # noqa: PLC0415 - optional
+
+        film = Film([], [])
+        began_s = time.monotonic() + number / (CAMERAS * FRAMES_PER_S)
+        async with connect(f"ws://127.0.0.1:{self.port}/v1/stream", max_size=None) as socket:
+            frame = -1
+            while True:
+                now_s = time.monotonic()
+                newest = int((now_s - began_s) * FRAMES_PER_S)
+                if newest <= frame:
+                    await asyncio.sleep(began_s + (frame + 1) / FRAMES_PER_S - now_s)
+                    continue
+                if now_s - began_s >= film_s:
+                    return film
+                film.overtaken += newest - frame - 1 if frame >= 0 else 0
+                frame = newest
+                taken_s = began_s + frame / FRAMES_PER_S
+                name, cancelled, reached = f"{number}-{frame}", False, 0
+                await socket.send(json.dumps({"type": "predict", "id": name, "model": MODEL, "deadline_ms": 100}))
+                await socket.send(self.photo)
+                async for text in socket:
+                    if isinstance(text, bytes):
+                        continue
+                    told = json.loads(text)
+                    if told["type"] == "exit":
+                        if not reached:
+                            film.first_ms.append(1000 * (time.monotonic() - taken_s))
+                        reached = told["exit"]
+                        if time.monotonic() > taken_s + 1 / FRAMES_PER_S and not cancelled:
+                            cancelled = True
+                            await socket.send(json.dumps({"type": "cancel", "id": name}))
+                    elif told["type"] == "end" or (told["type"] == "error" and not told.get("open")):
+                        break
+                film.exits.append(reached)
+
+    async def loss(self) -> bool:
+        """Kill the worker under load; whoever asked is answered, and service comes back."""
+        asked = [
+            asyncio.create_task(Connection(self.port).ask(f"/v1/predict?model={MODEL}&deadline_ms=30000", self.photo))
+            for _ in range(4)
+        ]
+        await asyncio.sleep(0)
+        os.kill(self._worker(), signal.SIGKILL)
+        killed_s = time.monotonic()
+        answers = Counter([(await answer).status for answer in asked])
+        while self.deadline - time.monotonic() > 1:
+            answer = await Connection(self.port).ask(f"/v1/predict?model={MODEL}&deadline_ms=30000", self.photo)
+            if answer.status == 200:
+                back_s = time.monotonic() - killed_s
+                self.line(f"worker killed: {dict(answers)}, the next answer came after {back_s:.2f} s")
+                return back_s <= RESTART_S
+            await asyncio.sleep(0.05)
+        self.line(f"worker killed: {dict(answers)}, no service {time.monotonic() - killed_s:.1f} s later")
+        return False
+
+    def _worker(self) -> int:
+        pid = self.process.pid
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+@dataclass
+class Film:
+    """What a camera got: last exits of frames (0: none), milliseconds to their first; frames that were overtaken."""
+
+    exits: list[int]
+    first_ms: list[float]
+    overtaken: int = 0
+
+
+def photo(width: int, height: int) -> bytes:
+    """A JPEG with regions and edges."""
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _round(values: list[float]) -> list[float]:
+    return [round(value, 2) for value in values]
+
+
+def _counted(exits: list[int]) -> dict[int, int]:
+    return dict(sorted(Counter(exits).items()))
+
+
+def _high(values: list[float]) -> str:
+    if not values:
+        return "none"
+    median, high = np.percentile(values, (50, 99))
+    return f"median {median:.1f}, p99 {high:.1f}"

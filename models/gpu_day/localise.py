@@ -1,0 +1,176 @@
+"""Which layer of the GPU executor is wrong for its own input: every one is launched alone and compared in float32."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.executors.gpu.executor import TritonExecutor
+from models.executors.gpu.layers import Layer
+from models.executors.gpu.passes import Pass, Rows
+from models.imaging.geometry import Frame
+
+TOLERANCE = 0.01
+"""Largest difference of a layer's results, over the largest result: one rounding to half precision and some sums."""
+LINES = 12
+"""Wrong layers that are told of."""
+
+
+def localise(executor: TritonExecutor, inputs: Tensor, masks: Sequence[Tensor] | None) -> Iterator[str]:
+    """Lines on wrong layers in the order of their launches, then one with how many there were. `masks`: by exit, bool
+    (h, w); None: the executor's own. Raises what a launch raises, and names the launch before it does."""
+    state = executor.start(inputs, Frame(*inputs.shape[2:]))
+    for step in executor.steps:
+        watch = Watch(step.name)
+        try:
+            with watch:
+                plan = executor._plan(state.shape, 1)
+                plan.streams = None
+                executor.advance([state])
+                _wait(inputs)
+        except Exception:
+            yield from watch.lines[:LINES]
+            yield f"{step.name}: the fault came with or before launch {watch.launches}, {watch.latest}"
+            raise
+        yield from watch.lines[:LINES]
+        yield f"{step.name}: {watch.wrong} of {watch.launches} launches are wrong, worst difference {watch.worst:.1e}"
+        if step.exit is not None and executor.config.settles_after(step.exit) and masks is not None:
+            executor.override(state, masks[step.exit - 1].to(inputs.device))
+
+
+class Watch:
+    """In a `with` block, everything that a `Pass` launches is compared with the framework's result."""
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+        self.lines: list[str] = []
+        self.launches = self.wrong = 0
+        self.latest = "none"
+        self.worst = 0.0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Watch":
+        own = {name: getattr(Pass, name) for name in ("convolve", "products", "scores", "combine")}
+
+        def convolve(
+            work: Pass, layer: Layer, x: Tensor, residual: Tensor | None = None, *, interpolated: bool = True
+        ) -> Tensor:
+            self._begin(f"convolve {layer} from {tuple(x.shape)}")
+            found: Tensor = own["convolve"](work, layer, x, residual, interpolated=interpolated)
+            rows = work.at(x.shape[1] // layer.stride)
+            self._judge(found, convolved(layer, x, residual, rows), rows, interpolated)
+            return found
+
+        def products(work: Pass, layer: Layer, x: Tensor) -> Tensor:
+            self._begin(f"products {layer} from {tuple(x.shape)}")
+            found: Tensor = own["products"](work, layer, x)
+            self._judge(found, convolved(layer, x, None, None), work.at(x.shape[1]), True)
+            return found
+
+        def scores(work: Pass, layer: Layer, x: Tensor, out: Tensor) -> None:
+            self._begin(f"scores {layer} from {tuple(x.shape)}")
+            own["scores"](work, layer, x, out)
+            rows = work.at(x.shape[1])
+            self._judge(out, convolved(layer, x, None, rows), rows, False)
+
+        def combine(work: Pass, parts: Sequence[Tensor], out: Tensor, **how: Any) -> Tensor:
+            self._begin(f"combine {[tuple(part.shape) for part in parts]} {how}")
+            found: Tensor = own["combine"](work, parts, out, **how)
+            self._judge(found, combined(parts, out, **how), work.at(out.shape[1]), how.get("interpolated", True))
+            return found
+
+        for name, watched in (("convolve", convolve), ("products", products), ("scores", scores), ("combine", combine)):
+            self._stack.enter_context(patch.object(Pass, name, watched))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _begin(self, latest: str) -> None:
+        self.launches += 1
+        self.latest = latest
+
+    def _judge(self, found: Tensor, expected: Tensor, rows: Rows | None, interpolated: bool) -> None:
+        _wait(found)
+        off = (found.float() - expected).abs()
+        if rows is not None:
+            listed = _active(rows)
+            if interpolated:
+                listed = listed | _interpolated(rows, listed.shape)
+            off = torch.where(listed[..., None], off, 0.0)
+            expected = torch.where(listed[..., None], expected, 0.0)
+        largest = float(expected.abs().max())
+        worst = float(torch.nan_to_num(off, nan=torch.inf).max()) / max(largest, 1e-6)
+        self.worst = max(self.worst, worst)
+        if worst > TOLERANCE:
+            self.wrong += 1
+            item, y, x, channel = (
+                int(place[0]) for place in torch.where(off.isnan() | (off >= off.nan_to_num().max()))
+            )
+            wrong = float((off.nan_to_num(nan=torch.inf) > TOLERANCE * largest).any(3).float().mean())
+            self.lines.append(
+                f"{self.step} launch {self.launches}: {self.latest}: off by {worst:.1e}, at input {item}, row {y}, "
+                f"column {x}, channel {channel}; {wrong:.2%} of positions are"
+            )
+
+
+def convolved(layer: Layer, x: Tensor, residual: Tensor | None, rows: Rows | None) -> Tensor:
+    """What a layer is to make of `x` (N, h, w, C): float32 (N, h, w, out), right wherever rows are listed."""
+    images = x.float().permute(0, 3, 1, 2)
+    out = layer.out
+    y = F.conv2d(images, layer.weight.float(), layer.bias[:out], layer.stride, layer.kernel // 2)
+    if rows is not None and layer.stencil is not None:
+        active = _active(rows)[:, None]
+        kept = torch.where(active, y, 0.0)
+        side = 2 * layer.reach + 1
+        around = F.conv2d(kept.flatten(0, 1)[:, None], layer.stencil.view(1, 1, side, side), padding=layer.reach)
+        y = torch.where(active, y, around[:, 0].view_as(y))
+    y = (y + layer.shift[:out, None, None]).permute(0, 2, 3, 1)
+    y = y if residual is None else y + residual.float()
+    return F.relu(y) if layer.relu else y
+
+
+def combined(
+    parts: Sequence[Tensor],
+    out: Tensor,
+    *,
+    pool: int = 1,
+    relu: bool = False,
+    bilinear: bool = True,
+    interpolated: bool = True,
+) -> Tensor:
+    """What `Pass.combine` is to put into `out`, as float32 (N, h, w, C)."""
+    size = (out.shape[1] * pool, out.shape[2] * pool)
+    total = torch.zeros(out.shape[0], out.shape[3], *size, device=out.device)
+    for part in parts:
+        image = part.float().permute(0, 3, 1, 2)
+        if tuple(image.shape[2:]) != size and bilinear:
+            image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+        elif tuple(image.shape[2:]) != size:
+            image = F.interpolate(image, size=size, mode="nearest")
+        total = total + image
+    total = F.avg_pool2d(total, pool) if pool > 1 else total
+    return (F.relu(total) if relu else total).permute(0, 2, 3, 1)
+
+
+def _active(rows: Rows) -> Tensor:
+    """bool (N, h, w), at the size of `rows`."""
+    return rows.mask[:, :: rows.factor, :: rows.factor] != 0
+
+
+def _interpolated(rows: Rows, shape: torch.Size) -> Tensor:
+    """bool `shape` (N, h, w): positions that are listed as interpolated."""
+    count = int(rows.counts[1])
+    listed = torch.zeros(shape, dtype=torch.bool, device=rows.mask.device)
+    if count:
+        listed.view(-1)[(rows.entries[len(rows.entries) - count :] >> 1).long()] = True
+    return listed
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)

@@ -1,0 +1,43 @@
+"""Measures how each masked layer is fastest, and keeps it in the file that the executor reads."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from models.gpu_day.stages import MissingError
+from models.network.flops import parse_size
+
+
+def tune(output: Path, deadline: float, line: Callable[[str], None], device: str, networks: Sequence[str]) -> bool:
+    """`networks`: each CONFIGURATION@HxW. The file is written after each, with a copy of it in `output`."""
+    if device == "cpu":
+        raise MissingError("without a GPU there is nothing to measure")
+    import torch  # noqa: PLC0415 - takes seconds, and the dry run has nothing to measure
+
+    from models.bench.gpu_runtimes import network  # noqa: PLC0415 - needs a GPU
+    from models.executors.gpu.executor import TritonExecutor  # noqa: PLC0415 - needs Triton
+    from models.executors.gpu.tuning import TUNED, gpu_name, write  # noqa: PLC0415 - needs Triton
+    from models.imaging.geometry import Frame  # noqa: PLC0415 - needs torch
+
+    longest_s = 0.0
+    for each in networks:
+        if deadline - time.monotonic() < longest_s:
+            line(f"{each}: no time left, it is measured when it is served")
+            continue
+        began_s = time.monotonic()
+        name, _, text = each.partition("@")
+        size = parse_size(text)
+        executor = TritonExecutor(network(name), device)
+        state = executor.start(torch.randn(1, 3, *size, device=device), Frame(*size))
+        executor.advance([state])
+        choices = executor.measured
+        write(TUNED, gpu_name(torch.device(device)), choices)
+        shutil.copy(TUNED, output / TUNED.name)
+        spent_s = time.monotonic() - began_s
+        longest_s = max(longest_s, spent_s)
+        dense = sum(choice.dense_from < 1 for choice in choices.values())
+        line(f"{each}: {len(choices)} layers in {spent_s:.1f} s, {dense} of them dense when much is active")
+        del state, executor
+        torch.cuda.empty_cache()
+    return True
