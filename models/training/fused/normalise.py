@@ -1,0 +1,277 @@
+"""Batch normalisation in training, with the addition and the ReLU after it, as Triton kernels.
+
+A tensor (N, C, H, W) in channels-last order is read as a matrix (rows, C). The forward pass reads it twice: for its
+statistics, and to normalise it. The backward pass reads it twice: for the gradients of weight and bias, and for its own.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+ROWS, CHANNELS = 128, 32
+"""Rows and channels of a tile. One tile for all layers, so that each kernel is compiled once."""
+PROGRAMS = 528
+"""Of a pass that sums over rows: four for each multiprocessor of an H100."""
+SUMMED_ROWS, SUMMED_CHANNELS = 128, 8
+"""The tile in which one program adds up what those programs found."""
+EIGHT = 8
+"""Channels must be a multiple of it: eight half-precision numbers are the 16 bytes that a thread loads at once."""
+
+
+@triton.jit(do_not_specialize=["rows", "eighths", "span"])  # type: ignore[untyped-decorator]
+def _statistics(  # type: ignore[no-untyped-def]
+    x, partial, rows, eighths, span,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """Sums of x - k and of its square over `span` rows, k being the first row: close to the mean, so that the variance
+    is no difference of large numbers."""
+    channels = eighths * 8
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = channel < channels
+    shift = tl.load(x + channel, mask=exists, other=0).to(tl.float32)
+    first = tl.zeros((ROWS, CHANNELS), tl.float32)
+    second = tl.zeros((ROWS, CHANNELS), tl.float32)
+    for start in range(0, span, ROWS):
+        row = tl.program_id(0) * span + start + tl.arange(0, ROWS)
+        here = (row < rows)[:, None] & exists[None, :]
+        value = tl.load(x + row[:, None] * channels + channel[None, :], mask=here, other=0).to(tl.float32)
+        value = tl.where(here, value - shift[None, :], 0.0)
+        first += value
+        second += value * value
+    out = partial + tl.program_id(0) * 2 * channels + channel
+    tl.store(out, tl.sum(first, 0), mask=exists)
+    tl.store(out + channels, tl.sum(second, 0), mask=exists)
+
+
+@triton.jit(do_not_specialize=["programs", "rows", "eighths", "momentum", "epsilon"])  # type: ignore[untyped-decorator]
+def _finish_statistics(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    x, partial, weight, bias, running_mean, running_variance, coefficients, programs, rows, eighths, momentum, epsilon,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """Rows of `coefficients` (4, C): mean, 1 / deviation, and what a value is multiplied by and what is added to it."""
+    channels = eighths * 8
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = channel < channels
+    first = tl.zeros((ROWS, CHANNELS), tl.float32)
+    second = tl.zeros((ROWS, CHANNELS), tl.float32)
+    for start in range(0, programs, ROWS):
+        row = start + tl.arange(0, ROWS)
+        here = (row < programs)[:, None] & exists[None, :]
+        at = partial + row[:, None] * 2 * channels + channel[None, :]
+        first += tl.load(at, mask=here, other=0)
+        second += tl.load(at + channels, mask=here, other=0)
+    count = rows.to(tl.float32)
+    offset = tl.sum(first, 0) / count
+    variance = tl.maximum(tl.sum(second, 0) / count - offset * offset, 0.0)
+    mean = tl.load(x + channel, mask=exists, other=0).to(tl.float32) + offset
+    inverse = 1.0 / tl.sqrt(variance + epsilon)
+    scale = tl.load(weight + channel, mask=exists, other=0) * inverse
+    tl.store(coefficients + channel, mean, mask=exists)
+    tl.store(coefficients + channels + channel, inverse, mask=exists)
+    tl.store(coefficients + 2 * channels + channel, scale, mask=exists)
+    tl.store(
+        coefficients + 3 * channels + channel,
+        tl.load(bias + channel, mask=exists, other=0) - mean * scale,
+        mask=exists,
+    )
+    old = tl.load(running_mean + channel, mask=exists, other=0)
+    tl.store(running_mean + channel, old + momentum * (mean - old), mask=exists)
+    old = tl.load(running_variance + channel, mask=exists, other=0)
+    unbiased = variance * (count / tl.maximum(count - 1, 1.0))
+    tl.store(running_variance + channel, old + momentum * (unbiased - old), mask=exists)
+
+
+@triton.jit(do_not_specialize=["rows", "eighths"])  # type: ignore[untyped-decorator]
+def _apply(  # type: ignore[no-untyped-def]
+    x, added, coefficients, out, rows, eighths,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, ADDS: tl.constexpr, RELU: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    channels = eighths * 8
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = channel < channels
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    here = (row < rows)[:, None] & exists[None, :]
+    at = row[:, None] * channels + channel[None, :]
+    scale = tl.load(coefficients + 2 * channels + channel, mask=exists, other=0)
+    shift = tl.load(coefficients + 3 * channels + channel, mask=exists, other=0)
+    value = tl.load(x + at, mask=here, other=0).to(tl.float32) * scale[None, :] + shift[None, :]
+    if ADDS:
+        value += tl.load(added + at, mask=here, other=0).to(tl.float32)
+    if RELU:
+        value = tl.maximum(value, 0.0)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=here)
+
+
+@triton.jit(do_not_specialize=["rows", "eighths", "span"])  # type: ignore[untyped-decorator]
+def _reduce(  # type: ignore[no-untyped-def]
+    gradient, x, out, coefficients, partial, rows, eighths, span,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, ADDS: tl.constexpr, RELU: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """Sums over `span` rows of the gradient behind the ReLU, and of that times the normalised value."""
+    channels = eighths * 8
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = channel < channels
+    mean = tl.load(coefficients + channel, mask=exists, other=0)
+    inverse = tl.load(coefficients + channels + channel, mask=exists, other=0)
+    scale = tl.load(coefficients + 2 * channels + channel, mask=exists, other=0)
+    shift = tl.load(coefficients + 3 * channels + channel, mask=exists, other=0)
+    first = tl.zeros((ROWS, CHANNELS), tl.float32)
+    second = tl.zeros((ROWS, CHANNELS), tl.float32)
+    for start in range(0, span, ROWS):
+        row = tl.program_id(0) * span + start + tl.arange(0, ROWS)
+        here = (row < rows)[:, None] & exists[None, :]
+        at = row[:, None] * channels + channel[None, :]
+        slope = tl.load(gradient + at, mask=here, other=0).to(tl.float32)
+        value = tl.load(x + at, mask=here, other=0).to(tl.float32)
+        if RELU:
+            if ADDS:
+                passes = tl.load(out + at, mask=here, other=0).to(tl.float32) > 0
+            else:
+                passes = value * scale[None, :] + shift[None, :] > 0
+            slope = tl.where(passes, slope, 0.0)
+        first += slope
+        second += slope * (value - mean[None, :])
+    to = partial + tl.program_id(0) * 2 * channels + channel
+    tl.store(to, tl.sum(first, 0), mask=exists)
+    tl.store(to + channels, tl.sum(second, 0) * inverse, mask=exists)
+
+
+@triton.jit(do_not_specialize=["programs", "rows", "eighths"])  # type: ignore[untyped-decorator]
+def _finish_reduction(  # type: ignore[no-untyped-def]
+    partial, coefficients, slopes, factors, programs, rows, eighths,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """`slopes` (2, C): gradients of weight and bias. `factors` (3, C): of the gradient, of the value, and what is added
+    to both, to make the gradient of the input."""
+    channels = eighths * 8
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = channel < channels
+    first = tl.zeros((ROWS, CHANNELS), tl.float32)
+    second = tl.zeros((ROWS, CHANNELS), tl.float32)
+    for start in range(0, programs, ROWS):
+        row = start + tl.arange(0, ROWS)
+        here = (row < programs)[:, None] & exists[None, :]
+        at = partial + row[:, None] * 2 * channels + channel[None, :]
+        first += tl.load(at, mask=here, other=0)
+        second += tl.load(at + channels, mask=here, other=0)
+    bias_slope, weight_slope = tl.sum(first, 0), tl.sum(second, 0)
+    count = rows.to(tl.float32)
+    mean = tl.load(coefficients + channel, mask=exists, other=0)
+    inverse = tl.load(coefficients + channels + channel, mask=exists, other=0)
+    scale = tl.load(coefficients + 2 * channels + channel, mask=exists, other=0)
+    of_value = -scale * inverse * weight_slope / count
+    tl.store(slopes + channel, weight_slope, mask=exists)
+    tl.store(slopes + channels + channel, bias_slope, mask=exists)
+    tl.store(factors + channel, scale, mask=exists)
+    tl.store(factors + channels + channel, of_value, mask=exists)
+    tl.store(factors + 2 * channels + channel, -of_value * mean - scale * bias_slope / count, mask=exists)
+
+
+@triton.jit(do_not_specialize=["rows", "eighths"])  # type: ignore[untyped-decorator]
+def _differentiate(  # type: ignore[no-untyped-def]
+    gradient, x, out, coefficients, factors, found, passed, rows, eighths,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, ADDS: tl.constexpr, RELU: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """`found`: the gradient of x. `passed`: that behind the ReLU, which is what was added's, where there is a ReLU."""
+    channels = eighths * 8
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = channel < channels
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    here = (row < rows)[:, None] & exists[None, :]
+    at = row[:, None] * channels + channel[None, :]
+    slope = tl.load(gradient + at, mask=here, other=0).to(tl.float32)
+    value = tl.load(x + at, mask=here, other=0).to(tl.float32)
+    if RELU:
+        if ADDS:
+            passes = tl.load(out + at, mask=here, other=0).to(tl.float32) > 0
+        else:
+            scale = tl.load(coefficients + 2 * channels + channel, mask=exists, other=0)
+            shift = tl.load(coefficients + 3 * channels + channel, mask=exists, other=0)
+            passes = value * scale[None, :] + shift[None, :] > 0
+        slope = tl.where(passes, slope, 0.0)
+        if ADDS:
+            tl.store(passed + at, slope.to(passed.dtype.element_ty), mask=here)
+    of_slope = tl.load(factors + channel, mask=exists, other=0)
+    of_value = tl.load(factors + channels + channel, mask=exists, other=0)
+    rest = tl.load(factors + 2 * channels + channel, mask=exists, other=0)
+    result = of_slope[None, :] * slope + of_value[None, :] * value + rest[None, :]
+    tl.store(found + at, result.to(found.dtype.element_ty), mask=here)
+
+
+def _spans(rows: int, channels: int) -> tuple[int, tuple[int, int]]:
+    """Rows of a program that sums, and the grid of such programs."""
+    blocks = triton.cdiv(channels, CHANNELS)
+    tiles = triton.cdiv(rows, ROWS)
+    span = triton.cdiv(tiles, max(PROGRAMS // blocks, 1)) * ROWS
+    return span, (triton.cdiv(rows, span), blocks)
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        added: Tensor | None,
+        running_mean: Tensor,
+        running_variance: Tensor,
+        momentum: float,
+        epsilon: float,
+        relu: bool,
+    ) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        count, channels, height, width = x.shape
+        rows, eighths = count * height * width, channels // EIGHT
+        span, grid = _spans(rows, channels)
+        partial = torch.empty(grid[0], 2, channels, device=x.device)
+        coefficients = torch.empty(4, channels, device=x.device)
+        _statistics[grid](x, partial, rows, eighths, span, ROWS, CHANNELS)
+        _finish_statistics[triton.cdiv(channels, SUMMED_CHANNELS),](
+            x, partial, weight, bias, running_mean, running_variance, coefficients, grid[0], rows, eighths,
+            momentum, epsilon, SUMMED_ROWS, SUMMED_CHANNELS,
+        )  # fmt: skip
+        adds = added is not None
+        if added is not None:
+            added = added.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        out = torch.empty_like(x, memory_format=torch.channels_last)
+        tiles = triton.cdiv(rows, ROWS), triton.cdiv(channels, CHANNELS)
+        _apply[tiles](x, added if adds else x, coefficients, out, rows, eighths, ROWS, CHANNELS, adds, relu)
+        ctx.save_for_backward(x, out if adds and relu else x, coefficients)
+        ctx.adds, ctx.relu = adds, relu
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, out, coefficients = ctx.saved_tensors
+        gradient = gradients[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
+        count, channels, height, width = x.shape
+        rows, eighths = count * height * width, channels // EIGHT
+        span, grid = _spans(rows, channels)
+        partial = torch.empty(grid[0], 2, channels, device=x.device)
+        slopes = torch.empty(2, channels, device=x.device)
+        factors = torch.empty(3, channels, device=x.device)
+        how = ROWS, CHANNELS, ctx.adds, ctx.relu
+        _reduce[grid](gradient, x, out, coefficients, partial, rows, eighths, span, *how)
+        _finish_reduction[triton.cdiv(channels, SUMMED_CHANNELS),](
+            partial, coefficients, slopes, factors, grid[0], rows, eighths, SUMMED_ROWS, SUMMED_CHANNELS
+        )
+        found = torch.empty_like(x, memory_format=torch.channels_last)
+        writes = ctx.adds and ctx.relu
+        passed = torch.empty_like(x, memory_format=torch.channels_last) if writes else found
+        tiles = triton.cdiv(rows, ROWS), triton.cdiv(channels, CHANNELS)
+        _differentiate[tiles](gradient, x, out, coefficients, factors, found, passed, rows, eighths, *how)
+        of_added = (passed if ctx.relu else gradient) if ctx.adds else None
+        return found, slopes[0], slopes[1], of_added, None, None, None, None, None
+
+
+def normalise(x: Tensor, layer: nn.BatchNorm2d, added: Tensor | None = None, *, relu: bool) -> Tensor:
+    """`layer(x) + added`, then a ReLU where `relu`; x (N, C, H, W). Updates the layer's running statistics, not its
+    counter of batches, which nothing reads."""
+    found: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
+        x, layer.weight, layer.bias, added, layer.running_mean, layer.running_var, layer.momentum, layer.eps, relu
+    )
+    return found
