@@ -36,6 +36,22 @@ def segmentation(scores: Sequence[Tensor], labels: Tensor, weights: Tensor, void
     )
 
 
+def distilled_segmentation(scores: Sequence[Tensor], taught: Tensor) -> Tensor:
+    """Cross-entropy of each exit with the probabilities of a teacher's last exit: (exits,), 0 for the last exit, which
+    the teacher is a mean of. `scores`, `taught`: (N, C, h, w) logits."""
+    wanted = taught.detach().float().softmax(1)
+    found = [-(wanted * logits.float().log_softmax(1)).sum(1).mean() for logits in scores[:-1]]
+    return torch.stack([*found, wanted.new_zeros(())])
+
+
+def distilled_pose(scores: Sequence[Tensor], taught: Tensor) -> Tensor:
+    """Mean squared distance of each exit's heatmaps from a teacher's last ones: (exits,), 0 for the last exit."""
+    wanted = taught.detach().float().clamp(min=0)
+    lowest = torch.where(wanted > 0, -torch.inf, 0.0)
+    found = [((torch.maximum(heatmaps.float(), lowest) - wanted) ** 2).mean() for heatmaps in scores[:-1]]
+    return torch.stack([*found, wanted.new_zeros(())])
+
+
 REACH = 3.0
 """Standard deviations from a joint to the end of its target, as in HRNet's own code (Sun et al., CVPR 2019)."""
 

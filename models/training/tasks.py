@@ -44,6 +44,9 @@ class Task(Protocol):
     def losses(self, found: Sequence[Tensor], targets: Tensor) -> Tensor:
         """The loss of each exit: (exits,)."""
 
+    def distilled(self, found: Sequence[Tensor], taught: Tensor) -> Tensor:
+        """How far each exit is from the last exit of a teacher: (exits,)."""
+
     def score(self, network: AdpcNet) -> list[float]:
         """The score of each exit in percent (mIoU, PCK@0.2) on what was held out."""
 
@@ -87,6 +90,7 @@ class Segmentation:
         self.examples = len(train)
         self.sampler = Sampler(len(train), recipe)
         self.weights = losses.class_weights(self.labels, self.classes, VOID, recipe.class_softness)
+        self.compare = losses.segmentation
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         how, phase, device = self.recipe.augmentation, self.recipe.phase_at(step), self.images.device
@@ -104,7 +108,10 @@ class Segmentation:
         return augment.cutmix(images, labels, how.cutmix, generator) if how.cutmix else (images, labels)
 
     def losses(self, found: Sequence[Tensor], targets: Tensor) -> Tensor:
-        return losses.segmentation(found, targets, self.weights, VOID)
+        return self.compare(found, targets, self.weights, VOID)
+
+    def distilled(self, found: Sequence[Tensor], taught: Tensor) -> Tensor:
+        return losses.distilled_segmentation(found, taught)
 
     @torch.inference_mode()
     def score(self, network: AdpcNet) -> list[float]:
@@ -194,6 +201,9 @@ class Pose:
 
     def losses(self, found: Sequence[Tensor], targets: Tensor) -> Tensor:
         return losses.pose(found, targets, STRIDE, SIGMA * found[0].shape[-1] * STRIDE / self.config.size[1])
+
+    def distilled(self, found: Sequence[Tensor], taught: Tensor) -> Tensor:
+        return losses.distilled_pose(found, taught)
 
     @torch.inference_mode()
     def score(self, network: AdpcNet) -> list[float]:

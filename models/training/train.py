@@ -26,6 +26,7 @@ from models.network.configs import ModelConfig, config
 from models.training import plot, tasks
 from models.training.fused import fuse
 from models.training.graph import Replayed, Update
+from models.training.padding import is_padded, pad_channels, strip_channels
 from models.training.recipe import FILE, Recipe
 
 CHECKPOINT, PLOT = "checkpoint.pt", "training.png"
@@ -39,6 +40,20 @@ SAVE_EVERY_S = 30.0
 
 BETAS = (0.9, 0.99)
 """Of AdamW. A mean over 100 squared gradients soon forgets the first ones, which can be a thousand times larger."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What makes a step faster and leaves what it computes. `padded`: channels, see padding.py. `kernels`: those of
+    fused/ for all layers, on a GPU. `channels_last`: the order of every feature map."""
+
+    padded: bool = False
+    kernels: bool = False
+    channels_last: bool = True
+
+    @property
+    def order(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 @dataclass
@@ -67,6 +82,7 @@ class Run:
         recipe: Recipe,
         device: torch.device,
         make: Callable[[ModelConfig], AdpcNet] = AdpcNet,
+        speed: Speed = Speed(),  # noqa: B008  (it is frozen)
     ) -> "Run":
         """From random weights that the recipe's seed decides, or from those of the recipe's `init`."""
         torch.manual_seed(recipe.seed)
@@ -78,8 +94,10 @@ class Run:
             theirs = read_config(source)
             other_heads = any(getattr(theirs, name) != getattr(model, name) for name in HEADS)
             load_weights(network, source / WEIGHTS_FILE, backbone_only=other_heads, maskless=True)
-        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        fuse(network, device)
+        if speed.padded:
+            pad_channels(network)
+        network.to(device, memory_format=speed.order)  # type: ignore[call-overload]
+        fuse(network, device, all_layers=speed.kernels)
         decayed = [p for p in network.parameters() if p.ndim > 1]
         others = [p for p in network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -96,7 +114,10 @@ class Run:
         partial = output / f"{CHECKPOINT}.part"
         torch.save({**parts, **values}, partial)
         partial.replace(output / CHECKPOINT)  # a crash while writing leaves the old one
-        save_directory(output, self.mean, torch.float16)
+        self.save_mean(output)
+
+    def save_mean(self, output: Path) -> None:
+        save_directory(output, strip_channels(self.mean) if is_padded(self.mean) else self.mean, torch.float16)
 
     def load(self, output: Path) -> None:
         """Raises FileNotFoundError, and ValueError if the checkpoint is broken or another network's."""
@@ -156,20 +177,36 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
 
 
-def update_of(run: Run, task: tasks.Task, *, mixed: bool, compiled: bool) -> Update:
-    """One step of training: forward (`mixed`: in bfloat16), the sum of the exits' losses, backward, optimizer."""
+def update_of(
+    run: Run,
+    task: tasks.Task,
+    *,
+    mixed: bool,
+    compiled: bool,
+    distillation: float = 0.0,
+    order: torch.memory_format = torch.channels_last,
+) -> Update:
+    """One step of training: forward (`mixed`: in bfloat16), the sum of the exits' losses, backward, optimizer.
+
+    `distillation`: the share that `task.distilled` adds to each exit's loss, of the scores of the mean's last exit.
+    """
     device = next(run.network.parameters()).device
 
     def losses(inputs: Tensor, targets: Tensor, adaptive: bool | None) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             found = run.network(inputs, adaptive)
-        return task.losses(found, targets)
+        result = task.losses(found, targets)
+        if distillation:
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+                taught = run.mean(inputs, False)[-1]
+            result = result + distillation * task.distilled(found, taught)
+        return result
 
     if compiled:
         losses = torch.compile(losses, fullgraph=True, dynamic=False)
 
     def update(inputs: Tensor, targets: Tensor, adaptive: bool | None) -> Tensor:
-        exit_losses = losses(inputs.contiguous(memory_format=torch.channels_last), targets, adaptive)
+        exit_losses = losses(inputs.contiguous(memory_format=order), targets, adaptive)
         run.optimizer.zero_grad()
         exit_losses.sum().backward()  # type: ignore[no-untyped-call]  # equation 1, all weights 1
         run.optimizer.step()

@@ -29,6 +29,7 @@ ACTIVE, BORDER = 1, 2
 
 # Triton is there only where there is a GPU.
 gpu: Any = importlib.import_module("models.training.fused.gpu") if torch.cuda.is_available() else None
+network_layers: Any = importlib.import_module("models.training.fused.layers") if torch.cuda.is_available() else None
 
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -76,9 +77,9 @@ def fill(y: Tensor, mask: Tensor, scale: Tensor, window: int) -> Tensor:
     return _Fill.apply(y, codes(mask, window), scale, window)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def fuse(network: nn.Module, device: torch.device) -> None:
+def fuse(network: nn.Module, device: torch.device, *, all_layers: bool = False) -> None:
     """Give every masked convolution of `network` the kernel for `device`, if it is there: without a compiler at the
-    time of the install, a CPU has none."""
+    time of the install, a CPU has none. On a GPU `all_layers` also gives the other layers theirs, see layers.py."""
     if device.type == "cpu":
         try:
             library()
@@ -87,3 +88,5 @@ def fuse(network: nn.Module, device: torch.device) -> None:
     for layer in network.modules():
         if isinstance(layer, MaskedConv2d):
             layer.fill = fill
+    if device.type == "cuda" and all_layers:
+        network_layers.install(network)

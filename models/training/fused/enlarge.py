@@ -105,9 +105,7 @@ class _Enlarge(torch.autograd.Function):
         for out in ctx.saved_tensors:
             gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
         count, channels, height, width = ctx.shape
-        found = torch.empty(
-            ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last
-        )
+        found = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
         positions = count * height * width
         _backward[triton.cdiv(positions, GATHERED), triton.cdiv(channels, CHANNELS)](
             gradient, found, positions, height, width, channels // 8, *ctx.how, GATHERED, CHANNELS

@@ -1,0 +1,129 @@
+"""Channels padded with zeros to multiples of 8, which is what tensor cores multiply at once and a thread loads at once.
+
+Exact: padded channels are 0 in every feature map, and so are the gradients of what belongs to them, so that they stay 0
+in training. Only the network that trains has them: `strip_channels` makes the network that is scored and saved.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.network.adpc import AdpcNet
+from models.network.confidence import Masks
+from models.network.configs import ModelConfig
+from models.network.masked import Conv2d, MaskAware
+
+EIGHT = 8
+Places = tuple[Tensor, ...]
+"""For each dimension of a tensor where the indices of the plain one lie in the padded one."""
+
+
+class FirstConv2d(Conv2d):
+    """Of the image, to which it adds channels of zeros."""
+
+    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # before it grows
+        return super().forward(F.pad(x, (0, 0, 0, 0, 0, self.in_channels - x.shape[1])), masks)
+
+
+class Cut(MaskAware):
+    """The last convolution of a head, whose padded outputs it leaves out."""
+
+    def __init__(self, layer: nn.Module, outputs: int) -> None:
+        super().__init__()
+        self.layer, self.outputs = layer, outputs
+
+    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
+        y: Tensor = self.layer(x, masks)
+        return y[:, : self.outputs]
+
+
+def padded(count: int) -> int:
+    return -(-count // EIGHT) * EIGHT
+
+
+def pad_channels(network: AdpcNet) -> None:
+    """Pad every layer of `network`, which must not have been padded before."""
+    places = _places(network.config)
+    state = network.state_dict()
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.out_channels, layer.in_channels = (padded_size(index) for index in places[f"{name}.weight"][:2])
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.num_features = padded(layer.num_features)
+        if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+            for own in ("weight", "bias", "running_mean", "running_var"):
+                if (tensor := state.get(f"{name}.{own}")) is not None:
+                    found = _spread(tensor, places[f"{name}.{own}"])
+                    setattr(layer, own, nn.Parameter(found) if own in ("weight", "bias") else found)
+    network.conv1.__class__ = FirstConv2d
+    for head in _heads(network):
+        head[-1] = Cut(head[-1], network.config.outputs)
+
+
+def strip_channels(network: AdpcNet) -> AdpcNet:
+    """A plain network on the CPU with the weights of a padded one; in evaluation mode."""
+    plain = AdpcNet(network.config)
+    state = {name.replace(".layer.", "."): tensor for name, tensor in network.state_dict().items()}
+    places = _places(network.config)
+    with torch.no_grad():
+        for name, tensor in plain.state_dict().items():
+            found = state[name].detach().cpu()
+            tensor.copy_(found[torch.meshgrid(*places[name], indexing="ij")] if name in places else found)
+    return plain.eval()
+
+
+def is_padded(network: AdpcNet) -> bool:
+    return isinstance(network.conv1, FirstConv2d)
+
+
+def padded_size(index: Tensor) -> int:
+    return padded(int(index[-1]) + 1)
+
+
+def _spread(tensor: Tensor, places: Places) -> Tensor:
+    """`tensor` between zeros."""
+    sizes = [padded_size(index) for index in places[:2]]
+    found = torch.zeros(*sizes, *tensor.shape[2:], dtype=tensor.dtype, device=tensor.device)
+    found[torch.meshgrid(*places, indexing="ij")] = tensor.detach()
+    return found
+
+
+def _heads(network: AdpcNet) -> list[nn.Sequential]:
+    heads = [getattr(network, f"exit{k}") for k in (1, 2, 3) if hasattr(network, f"exit{k}")]
+    return [*heads, network.last_layer]
+
+
+@cache
+def _places(config: ModelConfig) -> dict[str, Places]:
+    """By the name of the tensor."""
+    with torch.device("meta"):
+        network = AdpcNet(config)
+    read: dict[int, Sequence[int]] = {}
+    for k, head in enumerate(_heads(network), start=5 - len(_heads(network))):
+        first = next(layer for layer in head if isinstance(layer, nn.Conv2d))
+        parts = (256,) if k == 1 else config.backbone.channels(k)
+        if first.in_channels == sum(parts):
+            read[id(first)] = parts
+    found: dict[str, Places] = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            inputs = _lie(read.get(id(layer), (layer.in_channels,)))
+            outputs = _lie((layer.out_channels,))
+            found[f"{name}.weight"] = outputs, inputs, *(torch.arange(k) for k in layer.kernel_size)
+            if layer.bias is not None:
+                found[f"{name}.bias"] = (outputs,)
+        elif isinstance(layer, nn.BatchNorm2d):
+            for own in ("weight", "bias", "running_mean", "running_var"):
+                found[f"{name}.{own}"] = (_lie((layer.num_features,)),)
+    return found
+
+
+def _lie(parts: Sequence[int]) -> Tensor:
+    """Where channels lie when each part, one after the other, is padded by itself."""
+    starts = [sum(map(padded, parts[:index])) for index in range(len(parts))]
+    return torch.cat([torch.arange(start, start + count) for start, count in zip(starts, parts, strict=True)])

@@ -1,0 +1,120 @@
+"""The training stages of a GPU's day, on a CPU with a tiny network and a clock that the test turns."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from models.checkpoint import load_directory
+from models.gpu_day import training_stages as stages
+from models.gpu_day.training_stages import CPU, Plan, Rates, fitted, profile, schedules
+from models.training.recipe import Phase, Recipe
+
+RECIPE = Recipe(splits=("train",), phases=(Phase(steps=100, batch=2, crop=(32, 32), scale=(0.5, 1.0)),))
+
+
+class Clock:
+    """Every look at it costs `step_s`."""
+
+    def __init__(self, step_s: float) -> None:
+        self.now, self.step_s = 0.0, step_s
+
+    def __call__(self) -> float:
+        self.now += self.step_s
+        return self.now
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(stages, "SMALL", {"batch": 3, "crop": (32, 64), "scale": (0.5, 1.0)})
+    tiny.write_scenes(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_profile_measures_every_form_and_one_that_fails_costs_its_row(data: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    variants = (
+        replace(CPU, name="plain"),
+        replace(CPU, name="padded", padded=True),
+        replace(CPU, name="kernels", kernels=True),
+        replace(CPU, name="half", half=True),
+        replace(CPU, name="masks", masks=True),
+        replace(CPU, name="small", small=True),
+    )
+    report = profile(
+        data, tmp_path / "out", 1e9, lines.append, "cpu", variants=variants, model=tiny.SEGMENTATION, recipe=RECIPE,
+        clock=Clock(1.0), timed=1,
+    )  # fmt: skip
+    rows = {row["name"]: row for row in report["rows"]}
+    assert [name for name, row in rows.items() if "error" in row] == ["kernels"]
+    assert "need a GPU" in rows["kernels"]["error"]
+    assert rows["small"]["images_per_s"] == 3 * rows["small"]["steps_per_s"]
+    assert report["winner"] in ("plain", "padded")
+    assert json.loads((tmp_path / "out" / stages.PROFILE).read_text())["winner"] == report["winner"]
+    found = stages.winner(tmp_path / "out" / stages.PROFILE)
+    assert found is not None and found.name == report["winner"]
+    assert sum("steps/s" in line for line in lines) == 5
+
+
+def test_profile_begins_no_row_that_would_end_too_late(data: Path, tmp_path: Path) -> None:
+    variants = tuple(replace(CPU, name=f"v{index}") for index in range(9))
+    lines: list[str] = []
+    clock = Clock(1.0)
+    report = profile(
+        data, tmp_path / "out", 18.0, lines.append, "cpu", variants=variants, model=tiny.SEGMENTATION, recipe=RECIPE,
+        clock=clock, timed=1,
+    )  # fmt: skip
+    assert 2 <= len(report["rows"]) < 9
+    assert lines[-2].endswith("no time left")
+
+
+def test_schedules_end_before_the_deadline_and_start_anew(data: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    clock = Clock(0.5)
+    plans = [Plan("held-out", 60, ("drive1",)), Plan("all", 60), Plan("again", 60)]
+    results = schedules(
+        data, tmp_path / "out", 1000, lines.append, "cpu", plans=plans, model=tiny.SEGMENTATION, recipe=RECIPE,
+        variant=replace(CPU, padded=True), clock=clock, timed=2,
+    )  # fmt: skip
+    assert not any("error" in result for result in results), lines
+    for result, plan in zip(results, plans, strict=True):
+        assert 45 < result["seconds"] <= 60
+        assert result["steps"] == result["planned"]
+        recipe = Recipe.load(tmp_path / "out" / plan.name / "train.json")
+        assert recipe.steps == result["planned"]
+        assert recipe.hold_out == plan.hold_out
+        assert [phase.masks for phase in recipe.phases] == [False, False, True]
+        assert sorted(path.name for path in (tmp_path / "out" / plan.name).iterdir()) == [
+            "config.json", "model.safetensors", "train.json",
+        ]  # fmt: skip
+        assert [point["step"] for point in result["curve"]][-1] == result["steps"]
+        network = load_directory(tmp_path / "out" / plan.name)
+        assert all(tensor.isfinite().all() for tensor in network.state_dict().values())
+    weights = [load_directory(tmp_path / "out" / plan.name).conv1.weight for plan in plans]
+    assert torch.equal(weights[1], weights[2]) == (results[1]["steps"] == results[2]["steps"])
+    assert not torch.equal(weights[0], weights[1])
+    assert len(json.loads((tmp_path / "out" / stages.TRAINING).read_text())["runs"]) == 3
+
+
+def test_a_plan_that_fails_costs_itself_only(data: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    results = schedules(
+        data, tmp_path / "out", 1000, lines.append, "cpu", plans=[Plan("bad", 30, ("nowhere",)), Plan("good", 30)],
+        model=tiny.SEGMENTATION, recipe=RECIPE, clock=Clock(0.5), timed=1,
+    )  # fmt: skip
+    assert "hold_out names nowhere" in results[0]["error"]
+    assert results[1]["scores"]
+
+
+def test_a_schedule_fits_the_seconds() -> None:
+    rates = Rates(full=20.0, masked=10.0, small=40.0)
+    for seconds in (30.0, 140.0, 400.0):
+        recipe = fitted(RECIPE, seconds, rates, hold_out=(), init=None)
+        small = [phase for phase in recipe.phases if phase.crop == (192, 256)]
+        assert bool(small) == (seconds * 20 < stages.SMALL_BELOW)
+        took = sum(phase.steps / (40.0 if phase in small else 10.0 if phase.masks else 20.0) for phase in recipe.phases)
+        assert seconds - 0.5 < took < seconds + 0.1
+        assert recipe.phases[-1].masks and recipe.phases[-1].steps == round(0.12 * recipe.steps)
