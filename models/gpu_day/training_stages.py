@@ -186,10 +186,12 @@ def profile(
         row: dict[str, Any] = {**asdict(variant), "batch": phase.batch, "crop": phase.crop}
         try:
             with stream(where):
-                rate = _row(model, replace(base, phases=(phase,), init=None), task, variant, where, timed, clock)
+                rate, row["losses"] = _row(
+                    model, replace(base, phases=(phase,), init=None), task, variant, where, timed, clock
+                )
             row |= {"steps_per_s": rate, "images_per_s": rate * phase.batch}
             row["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30 if where.type == "cuda" else None
-            told = f"{rate:6.2f} steps/s  {rate * phase.batch:6.0f} images/s"
+            told = f"{rate:6.2f} steps/s  {rate * phase.batch:6.0f} images/s  losses {row['losses']}"
         except Exception as error:  # whatever a variant raises costs its row only
             row["error"] = f"{type(error).__name__}: {error}"[:500]
             told = f"failed: {row['error'][:200]}"
@@ -217,7 +219,8 @@ def profile(
 
 def _row(
     model: ModelConfig, recipe: Recipe, task: Any, variant: Variant, device: torch.device, timed: int, clock: Clock
-) -> float:
+) -> tuple[float, list[float]]:
+    """Steps a second, and the mean losses: those of variants of one seed, crop and loss agree but for rounding."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     run = Run.begin(model, recipe, device, speed=variant.speed)
@@ -229,7 +232,7 @@ def _row(
     rate = timed_steps(run, task, update, recipe.phases[0], variant.half, timed, clock)
     if not run.losses.isfinite().all():
         raise FloatingPointError(f"the losses are {run.losses.tolist()}")
-    return rate
+    return rate, _rounded(run.losses / (WARM_UP + 2 + timed))
 
 
 def _kernels(
