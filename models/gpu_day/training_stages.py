@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.checkpoint import ZOO
+from models.directory import ZOO
 from models.network.configs import ModelConfig, config
 from models.training import tasks
 from models.training.graph import WARM_UP, Update
