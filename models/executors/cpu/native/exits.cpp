@@ -1,6 +1,6 @@
-// What an exit's scores say: the label map at the image's size, by bilinear upsampling by 4 (pixel areas correspond), and
-// the positions that stay active (equation 2 of the paper).
-#include "pool.h"
+// From an exit's scores to its label map at the image's size and to its mask (equation 2 of the paper). The label map is
+// the argmax of the scores, upsampled bilinearly by 4 without aligned corners.
+#include "thread_pool.h"
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -11,32 +11,35 @@ namespace {
 
 constexpr int SCALE = 4;
 
-// Four pixels side by side.
+// Four adjacent pixels.
 typedef float Quad __attribute__((vector_size(16)));
 typedef int32_t QuadInt __attribute__((vector_size(16)));
 
+// Weights of the position to the right (below) and to the left (above) of four pixels between two positions.
 constexpr Quad RIGHT = {0.125f, 0.375f, 0.625f, 0.875f}, LEFT = {0.875f, 0.625f, 0.375f, 0.125f};
 
-// Calls `work` for every line of a map, some neighbours by each thread at a time.
+// Calls `work` for every line of a map; each thread takes a band of adjacent lines at a time.
 template <class Work>
-void in_bands(Pool &pool, int lines, const Work &work) {
+void for_each_line(ThreadPool &pool, int lines, const Work &work) {
     constexpr int BAND = 8;
-    pool.each((lines + BAND - 1) / BAND, [&](int band) {
+    pool.parallel_for((lines + BAND - 1) / BAND, [&](int band) {
         for (int y = BAND * band; y < std::min(BAND * (band + 1), lines); ++y) work(y);
     });
 }
 
-// The first of the largest scores at each of `width` positions.
-void likeliest(const float *scores, ptrdiff_t stride, int width, int classes, uint8_t *best) {
-    for (int x = 0; x < width; ++x, scores += stride) {
+// The class of the largest score at each of `width` positions, the first one if several are equal. Positions are
+// `row_pitch` floats apart.
+void argmax(const float *scores, ptrdiff_t row_pitch, int width, int classes, uint8_t *best) {
+    for (int x = 0; x < width; ++x, scores += row_pitch) {
         int found = 0;
         for (int c = 1; c < classes; ++c) found = scores[c] > scores[found] ? c : found;
         best[x] = (uint8_t)found;
     }
 }
 
-// The labels of the pixels between four positions: `corner`: their scores, two above and two below.
-void between(const float *const corner[4], int classes, uint8_t (&labels)[SCALE][SCALE]) {
+// Labels of the SCALE x SCALE pixels between four positions. `corner`: their scores, upper left, upper right, lower left,
+// lower right.
+void label_cell(const float *const corner[4], int classes, uint8_t (&labels)[SCALE][SCALE]) {
     Quad best[SCALE];
     QuadInt found[SCALE] = {};
     for (Quad &value : best) value = Quad{} - __builtin_inff();
@@ -54,16 +57,17 @@ void between(const float *const corner[4], int classes, uint8_t (&labels)[SCALE]
         for (int x = 0; x < SCALE; ++x) labels[y][x] = (uint8_t)found[y][x];
 }
 
-// Whether the largest softmax probability, 1 / sum(exp(score - largest)), is at most `threshold`. Mostly the gap between
-// the two largest scores tells: the sum lies between 1 + exp(-gap) and 1 + (classes - 1) * exp(-gap).
-class Unsure {
+// Whether the largest softmax probability, 1 / sum(exp(score - largest)), is at most `threshold`. The gap between the two
+// largest scores mostly decides: the sum lies between 1 + exp(-gap) and 1 + (classes - 1) * exp(-gap).
+class MaxProbabilityAtMost {
   public:
-    Unsure(int classes, float threshold)
-        : classes_(classes), threshold_(threshold), near_(-logf(1 / threshold - 1)), far_(near_ + logf(classes - 1.0f)) {}
+    MaxProbabilityAtMost(int classes, float threshold)
+        : classes_(classes), threshold_(threshold), true_up_to_(-logf(1 / threshold - 1)),
+          false_beyond_(true_up_to_ + logf(classes - 1.0f)) {}
 
     bool operator()(const float *scores) const {
         float largest = -INFINITY, second = -INFINITY;
-        const auto take = [&](float score) { // what is not a number is larger than nothing
+        const auto take = [&](float score) { // comparisons with NaN are false, so that NaN never becomes the largest
             const float lower = score > largest ? largest : score;
             second = lower > second ? lower : second;
             largest = score > largest ? score : largest;
@@ -83,39 +87,42 @@ class Unsure {
         }
         for (; c < classes_; ++c) take(scores[c]);
         const float gap = largest - second;
-        return gap <= near_ || (!(gap > far_) && exactly(scores, largest));
+        return gap <= true_up_to_ || (!(gap > false_beyond_) && computed(scores, largest));
     }
 
   private:
-    bool exactly(const float *scores, float largest) const {
-        constexpr float NOTHING = -18; // exp(-18) is lost beside the 1 of the largest
+    bool computed(const float *scores, float largest) const {
+        constexpr float NEGLIGIBLE = -18; // exp(-18) is lost in rounding beside the 1 of the largest score
         const float enough = 1 / threshold_;
         float sum = 0;
         for (int c = 0; c < classes_ && sum < enough; ++c)
-            if (scores[c] - largest > NOTHING) sum += expf(scores[c] - largest);
+            if (scores[c] - largest > NEGLIGIBLE) sum += expf(scores[c] - largest);
         return 1 / sum <= threshold_;
     }
 
     int classes_;
-    float threshold_, near_, far_; // gaps up to which it is unsure for certain, and from which it is sure
+    float threshold_;
+    float true_up_to_, false_beyond_; // gaps that decide without the sum
 };
 
 } // namespace
 
+// Criteria of a mask; CRITERIA in exits.py numbers them.
 enum Criterion { MAX_PROBABILITY, MAX_SCORE };
 
 #pragma GCC visibility push(default)
 extern "C" {
 
-// `scores`: (height, width, classes), positions `stride` floats apart, at most 256 classes. `best`: room for (height,
-// width). `labels`: (rows, columns), at most SCALE times as large. Whatever its weights, a mean of four scores of which
-// one class has the largest has that class, too; only pixels between positions that disagree are worth interpolating.
-void labels_of(Pool *pool, const float *scores, int32_t height, int32_t width, int32_t stride, int32_t classes,
+// Writes `labels`, (rows, columns), rows <= SCALE * height and columns <= SCALE * width.
+// `scores`: (height, width, classes), at most 256 classes; positions are `row_pitch` floats apart. `best`: room for
+// (height, width). A cell whose four positions agree takes their label: a mean of scores of which one class is the
+// largest everywhere has the same largest class. Only cells whose positions disagree are interpolated.
+void label_map(ThreadPool *pool, const float *scores, int32_t height, int32_t width, int32_t row_pitch, int32_t classes,
                uint8_t *best, uint8_t *labels, int32_t rows, int32_t columns) {
-    const ptrdiff_t line = (ptrdiff_t)width * stride;
-    in_bands(*pool, height, [&](int y) { likeliest(scores + y * line, stride, width, classes, best + (ptrdiff_t)y * width); });
-    // A cell is the pixels between four positions; around the border it is one half or quarter.
-    in_bands(*pool, height + 1, [&](int y) {
+    const ptrdiff_t line_pitch = (ptrdiff_t)width * row_pitch;
+    for_each_line(*pool, height, [&](int y) { argmax(scores + y * line_pitch, row_pitch, width, classes, best + (ptrdiff_t)y * width); });
+    // A cell is the pixels between four positions; at the border only a half or a quarter of it lies in the image.
+    for_each_line(*pool, height + 1, [&](int y) {
         const int y0 = std::max(y - 1, 0), y1 = std::min(y, height - 1);
         const uint8_t *above = best + (ptrdiff_t)y0 * width, *below = best + (ptrdiff_t)y1 * width;
         const int top = SCALE * y - SCALE / 2, first_row = std::max(top, 0), last_row = std::min(top + SCALE, rows);
@@ -129,26 +136,29 @@ void labels_of(Pool *pool, const float *scores, int32_t height, int32_t width, i
                     memset(labels + (ptrdiff_t)row * columns + first, label, last - first);
                 continue;
             }
-            const float *const upper = scores + y0 * line, *const lower = scores + y1 * line;
-            const float *const corner[4] = {upper + x0 * (ptrdiff_t)stride, upper + x1 * (ptrdiff_t)stride,
-                                            lower + x0 * (ptrdiff_t)stride, lower + x1 * (ptrdiff_t)stride};
+            const float *const upper = scores + y0 * line_pitch, *const lower = scores + y1 * line_pitch;
+            const float *const corner[4] = {upper + x0 * (ptrdiff_t)row_pitch, upper + x1 * (ptrdiff_t)row_pitch,
+                                            lower + x0 * (ptrdiff_t)row_pitch, lower + x1 * (ptrdiff_t)row_pitch};
             uint8_t cell[SCALE][SCALE];
-            between(corner, classes, cell);
+            label_cell(corner, classes, cell);
             for (int row = first_row; row < last_row; ++row)
                 memcpy(labels + (ptrdiff_t)row * columns + first, &cell[row - top][first - start], last - first);
         }
     });
 }
 
-// `scores`: of (height, width) positions, `stride` floats apart. Writes `active` where `computed` (null: everywhere).
-void active_at(Pool *pool, const float *scores, int32_t height, int32_t width, int32_t stride, int32_t classes,
-               int32_t criterion, float threshold, const uint8_t *computed, uint8_t *active) {
-    const Unsure unsure(classes, threshold);
-    in_bands(*pool, height, [&](int y) {
+// Writes `mask`, bytes (height, width), 1 where the next stage computes, at the positions where `computed` is 1; the
+// others keep their value. `computed`: bytes (height, width), or null for all. `scores`: (height, width, classes),
+// positions `row_pitch` floats apart. MAX_PROBABILITY: active if the largest softmax probability is at most `threshold`.
+// MAX_SCORE: active if the largest score is at least `threshold`.
+void update_mask(ThreadPool *pool, const float *scores, int32_t height, int32_t width, int32_t row_pitch, int32_t classes,
+                 int32_t criterion, float threshold, const uint8_t *computed, uint8_t *mask) {
+    const MaxProbabilityAtMost uncertain(classes, threshold);
+    for_each_line(*pool, height, [&](int y) {
         for (ptrdiff_t i = (ptrdiff_t)y * width; i < (y + 1) * (ptrdiff_t)width; ++i) {
             if (computed && !computed[i]) continue;
-            const float *of = scores + i * stride;
-            active[i] = criterion == MAX_PROBABILITY ? unsure(of) : *std::max_element(of, of + classes) >= threshold;
+            const float *row = scores + i * row_pitch;
+            mask[i] = criterion == MAX_PROBABILITY ? uncertain(row) : *std::max_element(row, row + classes) >= threshold;
         }
     });
 }

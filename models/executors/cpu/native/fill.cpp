@@ -1,4 +1,5 @@
-// Masked interpolation in one pass, forward or backward, for training (equations 3-6; models/training/fused).
+// Masked interpolation fused into one pass over memory, forward or backward, for training (equations 3-6 of the paper).
+// models/training/fused calls it.
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -7,7 +8,7 @@
 
 namespace {
 
-// Half of a float: its sign, exponent and first 7 bits.
+// The upper half of a float: sign, exponent and 7 bits of the mantissa.
 struct BFloat16 {
     uint16_t bits;
 
@@ -20,59 +21,64 @@ struct BFloat16 {
     BFloat16 &operator=(float value) {
         uint32_t whole;
         memcpy(&whole, &value, sizeof whole);
-        bits = (uint16_t)((whole + 0x7fff + (whole >> 16 & 1)) >> 16); // to the nearest, ties to even
+        bits = (uint16_t)((whole + 0x7fff + (whole >> 16 & 1)) >> 16); // rounds to nearest, ties to even
         return *this;
     }
 };
 
-enum Code { ACTIVE = 1, BORDER = 2 }; // bits; border: a position of the other kind lies within the window
+// Bits of a position's code. BORDER: the window around it holds a position of the other kind, active or inactive.
+enum Code { ACTIVE = 1, BORDER = 2 };
 
 } // namespace
 
-// A neighbour that weighs anything: its weight, and the derivative of that by the kernel's scale.
-struct Neighbour {
+// A neighbour in the window: its offset, its weight, and the derivative of the weight by the kernel's scale.
+struct StencilTap {
     int32_t dy, dx;
-    float weight, slope;
+    float weight, derivative;
 };
 
-struct Rows {
+// The shape of one image's features, (height, width, channels).
+struct FeatureShape {
     int32_t height, width, channels;
 };
 
 namespace {
 
+// See fill_lines. Returns the gradient of the scale.
 template <class T>
-double fill(const T *x, const T *y, const uint8_t *codes, const Rows &rows, const Neighbour *neighbours, int count, T *out,
+double fill(const T *x, const T *y, const uint8_t *codes, const FeatureShape &shape, const StencilTap *taps, int tap_count, T *out,
             int64_t first, int64_t last, bool backward) {
-    const int channels = rows.channels, gathers = backward ? ACTIVE | BORDER : BORDER, seen = backward ? 0 : ACTIVE;
+    // Forward, inactive positions gather from active ones; the kernel is symmetric, so that backward, active positions
+    // gather from inactive ones.
+    const int channels = shape.channels, gathers = backward ? ACTIVE | BORDER : BORDER, from_kind = backward ? 0 : ACTIVE;
     const size_t bytes = channels * sizeof(T);
     std::vector<float> sums(2 * (size_t)channels);
-    float *sum = sums.data(), *slope = sum + channels;
+    float *sum = sums.data(), *derivative = sum + channels;
     double scale_gradient = 0;
     for (int64_t line = first; line < last; ++line) {
-        const int row = (int)(line % rows.height);
-        for (int column = 0; column < rows.width; ++column) {
-            const ptrdiff_t at = line * rows.width + column;
+        const int row = (int)(line % shape.height);
+        for (int column = 0; column < shape.width; ++column) {
+            const ptrdiff_t at = line * shape.width + column;
             T *to = out + at * channels;
             if (codes[at] != gathers) {
                 if (codes[at] & ACTIVE) memcpy(to, x + at * channels, bytes);
                 else memset((void *)to, 0, bytes);
                 continue;
             }
-            for (int c = 0; c < channels; ++c) sum[c] = backward ? (float)x[at * channels + c] : 0, slope[c] = 0;
-            for (int k = 0; k < count; ++k) {
-                const Neighbour &n = neighbours[k];
-                if (row + n.dy < 0 || row + n.dy >= rows.height || column + n.dx < 0 || column + n.dx >= rows.width) continue;
-                const ptrdiff_t other = at + (ptrdiff_t)n.dy * rows.width + n.dx;
-                if ((codes[other] & ACTIVE) != seen) continue;
+            for (int c = 0; c < channels; ++c) sum[c] = backward ? (float)x[at * channels + c] : 0, derivative[c] = 0;
+            for (int k = 0; k < tap_count; ++k) {
+                const StencilTap &tap = taps[k];
+                if (row + tap.dy < 0 || row + tap.dy >= shape.height || column + tap.dx < 0 || column + tap.dx >= shape.width) continue;
+                const ptrdiff_t other = at + (ptrdiff_t)tap.dy * shape.width + tap.dx;
+                if ((codes[other] & ACTIVE) != from_kind) continue;
                 const T *from = x + other * channels;
-                for (int c = 0; c < channels; ++c) sum[c] += n.weight * from[c];
+                for (int c = 0; c < channels; ++c) sum[c] += tap.weight * from[c];
                 if (backward)
-                    for (int c = 0; c < channels; ++c) slope[c] += n.slope * from[c];
+                    for (int c = 0; c < channels; ++c) derivative[c] += tap.derivative * from[c];
             }
             for (int c = 0; c < channels; ++c) to[c] = sum[c];
             if (backward)
-                for (int c = 0; c < channels; ++c) scale_gradient += (float)y[at * channels + c] * slope[c];
+                for (int c = 0; c < channels; ++c) scale_gradient += (float)y[at * channels + c] * derivative[c];
         }
     }
     return scale_gradient;
@@ -83,17 +89,21 @@ double fill(const T *x, const T *y, const uint8_t *codes, const Rows &rows, cons
 #pragma GCC visibility push(default)
 extern "C" {
 
-// Lines [first, last) of `x` (images, height, width, channels), float32 or bfloat16; `codes`: a byte a position.
-// Forward: `x` where active, and the weighted sum of the active neighbours elsewhere. Backward: `x` is the gradient of
-// that and `y` what was filled; active positions add what their inactive neighbours took from them. `scale_gradient`:
-// the part of these lines. Returns 0, or 1 without memory.
-int32_t fill_lines(int32_t bfloat16, const void *x, const void *y, const uint8_t *codes, const Rows *rows,
-                   const Neighbour *neighbours, int32_t count, void *out, int64_t first, int64_t last, int32_t backward,
+// Lines [first, last) of features (images, height, width, channels), float32 or bfloat16; lines of all images are
+// numbered in a row. `codes`: (images, height, width), see Code. `taps`: (tap_count,), without the window's centre.
+// Forward: out = x at active positions, elsewhere the weighted sum of the active neighbours; `y` is not read, and
+// *scale_gradient = 0.
+// Backward: `x` is the gradient of the forward result and `y` the forward input; out = the gradient of `y`: 0 at
+// inactive positions, and at active ones their own plus what they gave to inactive neighbours. *scale_gradient = these
+// lines' part of the gradient of the kernel's scale.
+// Returns 0, or 1 if there is no memory for two lines of channels.
+int32_t fill_lines(int32_t bfloat16, const void *x, const void *y, const uint8_t *codes, const FeatureShape *shape,
+                   const StencilTap *taps, int32_t tap_count, void *out, int64_t first, int64_t last, int32_t backward,
                    double *scale_gradient) {
     try {
-        *scale_gradient = bfloat16 ? fill((const BFloat16 *)x, (const BFloat16 *)y, codes, *rows, neighbours, count,
+        *scale_gradient = bfloat16 ? fill((const BFloat16 *)x, (const BFloat16 *)y, codes, *shape, taps, tap_count,
                                           (BFloat16 *)out, first, last, backward)
-                                   : fill((const float *)x, (const float *)y, codes, *rows, neighbours, count, (float *)out,
+                                   : fill((const float *)x, (const float *)y, codes, *shape, taps, tap_count, (float *)out,
                                           first, last, backward);
         return 0;
     } catch (const std::bad_alloc &) {

@@ -1,6 +1,7 @@
 // AVX-512: 32 registers of 16 floats.
 #if defined(__x86_64__)
-#include "native.h"
+#include "structures.h"
+#include <assert.h>
 #include <stddef.h>
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))), apply_to = function)
@@ -8,13 +9,13 @@
 #pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,prefer-vector-width=512")
 #endif
 #define VECTOR_BYTES 64
-#define PANEL 4
-#define TILE_1 12
-#define TILE_2 12
-#define TILE_3 8
-#define TILE_4 6
+#define PANEL_VECTORS 4
+#define MR_1 12
+#define MR_2 12
+#define MR_3 8
+#define MR_4 6
 #include "kernels.h"
-const Kernels avx512_kernels = {"avx512", LANES, PANEL, run};
+const Kernels avx512_kernels = {"avx512", LANES, PANEL_VECTORS, run};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

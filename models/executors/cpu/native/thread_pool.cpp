@@ -1,6 +1,6 @@
-#include "pool.h"
+#include "thread_pool.h"
 
-Pool::Pool(int threads) {
+ThreadPool::ThreadPool(int threads) {
     try {
         for (int i = 1; i < threads; ++i) threads_.emplace_back([this, i] { serve(i); });
     } catch (...) {
@@ -9,8 +9,8 @@ Pool::Pool(int threads) {
     }
 }
 
-void Pool::run(Call call) {
-    const std::lock_guard<std::mutex> turn(turn_);
+void ThreadPool::run(Call call) {
+    const std::lock_guard<std::mutex> caller(caller_mutex_);
     std::unique_lock<std::mutex> lock(mutex_);
     call_ = call;
     ++generation_;
@@ -18,11 +18,11 @@ void Pool::run(Call call) {
     wake_.notify_all();
     call.function(call.work, 0);
     lock.lock();
-    call_ = {};
+    call_ = {}; // a thread that wakes up from now on is too late
     done_.wait(lock, [this] { return working_ == 0; });
 }
 
-void Pool::serve(int index) {
+void ThreadPool::serve(int thread) {
     uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
@@ -32,13 +32,13 @@ void Pool::serve(int index) {
         const Call call = call_;
         ++working_;
         lock.unlock();
-        call.function(call.work, index);
+        call.function(call.work, thread);
         lock.lock();
         if (--working_ == 0) done_.notify_all();
     }
 }
 
-void Pool::stop() {
+void ThreadPool::stop() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         stop_ = true;
@@ -50,15 +50,15 @@ void Pool::stop() {
 #pragma GCC visibility push(default)
 extern "C" {
 
-// Null where the system does not give so many threads.
-Pool *pool_create(int32_t threads) {
+// Null if the system cannot start so many threads.
+ThreadPool *thread_pool_create(int32_t threads) {
     try {
-        return new Pool(threads);
+        return new ThreadPool(threads);
     } catch (...) {
         return nullptr;
     }
 }
 
-void pool_free(Pool *pool) { delete pool; }
+void thread_pool_free(ThreadPool *pool) { delete pool; }
 
 }
