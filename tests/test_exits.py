@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.executors.cpu import exits
 from models.executors.cpu.exits import labels
-from models.executors.cpu.pool import Pool
+from models.executors.cpu.thread_pool import Pool
 from models.imaging import postprocess
 from models.imaging.geometry import Frame
 from models.network import confidence

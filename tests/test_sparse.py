@@ -25,7 +25,7 @@ from models.executors.cpu.executor import SparseExecutor
 from models.executors.cpu.geometry import Geometries
 from models.executors.cpu.library import library
 from models.executors.cpu.memory import empty
-from models.executors.cpu.programs import Isa
+from models.executors.cpu.program import Isa
 from models.executors.cpu.resampling import sources
 from models.executors.cpu.winograd import prices
 from models.executors.reference import ReferenceExecutor

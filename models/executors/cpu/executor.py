@@ -25,8 +25,8 @@ from models.executors.cpu.library import Floats, library
 from models.executors.cpu.lowering import FINEST, Lowering
 from models.executors.cpu.memory import Memory, empty
 from models.executors.cpu.ops import Matrix, Resampling
-from models.executors.cpu.pool import Pool
-from models.executors.cpu.programs import Isa, StepProgram
+from models.executors.cpu.thread_pool import Pool
+from models.executors.cpu.program import Isa, StepProgram
 from models.executors.cpu.resampling import tables
 from models.executors.cpu.winograd import prices
 from models.imaging.geometry import MAX_SIDE, MULTIPLE, STRIDE, Box, Frame

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.executors.cpu.library import library
-from models.executors.cpu.pool import Pool
+from models.executors.cpu.thread_pool import Pool
 from models.imaging.geometry import STRIDE, Frame
 from models.network.configs import Masking
 

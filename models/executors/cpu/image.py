@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.executors.cpu.library import Floats, library
-from models.executors.cpu.pool import Pool
+from models.executors.cpu.thread_pool import Pool
 from models.imaging.preprocess import normal
 from models.network.configs import ModelConfig
 
