@@ -1,4 +1,4 @@
-"""What scores say by the native code, against torch."""
+"""Label maps and masks of the native code against those of torch."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from models.executors.cpu import exits
 from models.executors.cpu.exits import labels
-from models.executors.cpu.thread_pool import Pool
+from models.executors.cpu.thread_pool import ThreadPool
 from models.imaging import postprocess
 from models.imaging.geometry import Frame
 from models.network import confidence
 from models.network.configs import Masking
 
-POOL = Pool(3)
+POOL = ThreadPool(3)
 
 
 def in_rows(scores: Tensor) -> Tensor:
@@ -64,15 +64,15 @@ def test_the_positions_that_stay_active_are_torchs(masking: Masking, classes: in
     scores[-1, :4] += 100  # far beyond what exp can tell apart
     scores[:, 4] = scores[:, 4].sort(0).values  # the largest come last
     scores[0, 5] = scores[-1, 5] = 9  # equal ones
-    found = exits.active(POOL, in_rows(scores), masking, None, None)
+    found = exits.update_mask(POOL, in_rows(scores), masking, None, None)
     assert 0 < found.mean() < 1
     assert np.array_equal(found, confidence.active(scores[None], masking, 1)[0, 0].numpy())
 
 
-def test_only_what_was_computed_is_looked_at() -> None:
-    scores = torch.zeros(2, 8, 8)  # as unsure as can be
-    computed, before = np.zeros((2, 8, 8), bool)
-    computed[3, 4] = before[0, 0] = True
-    found = exits.active(POOL, in_rows(scores), Masking("max_probability", 0.9), computed, before)
+def test_inactive_positions_keep_their_mask() -> None:
+    scores = torch.zeros(2, 8, 8)  # no class is likelier than another
+    active, before = np.zeros((2, 8, 8), bool)
+    active[3, 4] = before[0, 0] = True
+    found = exits.update_mask(POOL, in_rows(scores), Masking("max_probability", 0.9), active, before)
     assert [tuple(at) for at in np.argwhere(found)] == [(0, 0), (3, 4)]
     assert before.sum() == 1

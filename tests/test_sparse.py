@@ -20,14 +20,15 @@ from torch import Tensor
 
 from models.anytime import run, score_difference
 from models.executors import build
-from models.executors.cpu import library as native
+from models.executors.cpu import structures
 from models.executors.cpu.executor import SparseExecutor
-from models.executors.cpu.geometry import Geometries
+from models.executors.cpu.geometry import GeometryFactory
+from models.executors.cpu.isa import Isa
 from models.executors.cpu.library import library
-from models.executors.cpu.memory import empty
-from models.executors.cpu.program import Isa
-from models.executors.cpu.resampling import sources
-from models.executors.cpu.winograd import prices
+from models.executors.cpu.memory import CachingAllocator, empty
+from models.executors.cpu.resampling import axis_taps
+from models.executors.cpu.structures import LEVELS, NativeTileCosts
+from models.executors.cpu.winograd import tile_costs
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import Frame
 from models.network.adpc import AdpcNet
@@ -135,12 +136,12 @@ def test_every_instruction_set_of_this_machine(isa: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "price",
+    "costs",
     [(0.01, math.inf), (math.inf, 0.01), (math.inf, math.inf), (2, 0.7), (8, 1.5)],
     ids=["tiles of 4x4", "tiles of 2x2", "single rows", "cheap tiles", "mixed"],
 )
-def test_every_way_to_cover_a_mask(price: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.executors.cpu.executor.prices", lambda _: native.Prices(*price, 0, 0))
+def test_every_way_to_cover_a_mask(costs: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.executors.cpu.executor.tile_costs", lambda _: NativeTileCosts(*costs, 0, 0))
     for name in ("wide", "pose"):
         sparse = SparseExecutor(network(name), threads=2)
         for seed in range(6):
@@ -150,31 +151,31 @@ def test_every_way_to_cover_a_mask(price: tuple[float, float], monkeypatch: pyte
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.8, 1])
 @pytest.mark.parametrize("channels", [18, 384])
-def test_a_cover_holds_every_active_position_once_at_no_more_than_the_price_of_single_rows(
+def test_a_cover_holds_every_active_position_once_and_costs_no_more_than_single_rows(
     channels: int, share: float
 ) -> None:
-    price = prices(channels)
+    costs = tile_costs(channels)
     mask = np.random.default_rng(0).random((48, 80)) < share
-    geometry = Geometries(7, 3, [price] * native.LEVELS).under(mask, everywhere=False)
-    positions = mask[::8, ::8]  # 6x10
-    level = geometry.native.contents.level[5]
+    geometry = GeometryFactory(7, 3, [costs] * LEVELS).under(mask, full_halo=False)
+    active = mask[::8, ::8]  # 6x10
+    level = geometry.level(5)
     covered = np.zeros((10, 14), int)
-    for side, count, tile in (4, level.tiles_4, level.tile_4), (2, level.tiles_2, level.tile_2):
-        for y, x in (tile[2 * i : 2 * i + 2] for i in range(count)):
+    for side, count, yx in (4, level.tiles_4x4, level.tile_4x4_yx), (2, level.tiles_2x2, level.tile_2x2_yx):
+        for y, x in (yx[2 * i : 2 * i + 2] for i in range(count)):
             covered[y : y + side, x : x + side] += 1
-    for row in level.single[: level.singles]:
-        assert positions[level.yx[2 * row], level.yx[2 * row + 1]]
+    for row in level.single_rows[: level.singles]:
+        assert active[level.yx[2 * row], level.yx[2 * row + 1]]
         covered[level.yx[2 * row], level.yx[2 * row + 1]] += 1
     assert covered.max() <= 1
-    assert covered[:6, :10][positions].all()
-    paid = level.singles + sum(
+    assert covered[:6, :10][active].all()
+    cost = level.singles + sum(
         count and count * each + first
         for count, each, first in (
-            (level.tiles_4, price.four, price.first_four),
-            (level.tiles_2, price.two, price.first_two),
+            (level.tiles_4x4, costs.tile_4x4, costs.first_tile_4x4),
+            (level.tiles_2x2, costs.tile_2x2, costs.first_tile_2x2),
         )
     )
-    assert paid <= positions.sum() + 1e-3
+    assert cost <= active.sum() + 1e-3
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def follow(sparse: SparseExecutor, reference: ReferenceExecutor) -> None:
         if expected.progress.masks is not None:
             reference.override(expected, state.exit.active)
         else:
-            assert state.positions is None
+            assert state.mask is None
 
 
 def test_requests_interleave_and_batches_change() -> None:
@@ -306,15 +307,19 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert state.exit is not None and state.exit.scores.isnan().any()
 
 
+def free_floats(allocator: CachingAllocator) -> int:
+    return allocator._workspace.size + sum(array.size for array in allocator._free)
+
+
 def test_memory_of_a_request_that_ends_early_is_kept_for_the_next() -> None:
     sparse = SparseExecutor(network("segmentation"), threads=1)
     for steps in (0, 1, 2, 3):
         state = sparse.begin(tiny.image())
         for _ in range(steps):
             sparse.advance([state])
-        before, own = sparse._memory.kept_floats, sum(array.size for array in state.features)
+        before, own = free_floats(sparse._allocator), sum(array.size for array in state.features)
         del state
-        assert sparse._memory.kept_floats == before + own
+        assert free_floats(sparse._allocator) == before + own
 
 
 def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
@@ -324,7 +329,7 @@ def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
         state = sparse.begin(tiny.image(*size))
         for _ in sparse.steps:
             sparse.advance([state])
-        kept.append(sparse._memory.kept_floats)
+        kept.append(free_floats(sparse._allocator))
     assert kept[0] > 4 * kept[1] > 0
     assert kept[1] == kept[2]
     large, small = sparse.begin(tiny.image(256, 256)), sparse.begin(tiny.image(64, 64))
@@ -332,7 +337,7 @@ def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
         for _ in sparse.steps:
             sparse.advance([state])
     sparse.begin(tiny.image(64, 64))
-    assert sparse._memory.kept_floats <= kept[2]
+    assert free_floats(sparse._allocator) <= kept[2]
 
 
 IN_A_PROCESS = """
@@ -359,7 +364,7 @@ try:
 except ValueError as error:
     print(error)
 try:
-    Geometry(None, (1 << 13, 1 << 13), sparse._geometries, everywhere=False)
+    Geometry(None, (1 << 13, 1 << 13), sparse._geometries, full_halo=False)
 except MemoryError as error:
     print(error)
 assert torch.equal(answer(), before)
@@ -385,7 +390,7 @@ def test_resampling_is_torchs(mode: str, source: int, factor: int) -> None:
     target = source * factor
     if mode == "pool_up":
         expected, target = torch.nn.functional.avg_pool1d(expected, 2), target // 2
-    index, weight = sources(mode, source, target)  # type: ignore[arg-type]
+    index, weight = axis_taps(mode, source, target)  # type: ignore[arg-type]
     np.testing.assert_allclose((x[0, 0].numpy()[index] * weight).sum(1), expected[0, 0].numpy(), atol=1e-12)
 
 
@@ -416,11 +421,11 @@ def test_kernels_of_other_sources_are_not_used(monkeypatch: pytest.MonkeyPatch) 
 
 def test_structures_have_the_layout_of_the_native_ones() -> None:
     sizes = [
-        ctypes.sizeof(getattr(native, name))
-        for name in ("Level", "Prices", "Matrix", "Taps", "Op", "Job", "Pass", "Program", "Context")
+        ctypes.sizeof(getattr(structures, f"Native{name}"))
+        for name in ("Level", "TileCosts", "Matrix", "ResamplingTaps", "Op", "RowLoop", "Phase", "Program", "Context")
     ]
     native_sizes = (ctypes.c_int32 * len(sizes))()
-    library().layout(native_sizes)
+    library().structure_sizes(native_sizes)
     assert list(native_sizes) == sizes
 
 
@@ -454,12 +459,11 @@ def test_a_request_computes_no_row_that_its_own_masks_do_not_need(criterion: Cri
     for step in model.steps:
         model.advance([state])
         if step.exit == 1:  # one corner stays active
-            positions = torch.zeros(64, 64, dtype=torch.bool)
-            positions[:8, :8] = True
-            assert state.positions is not None
-            state.positions[:] = positions.numpy()
+            assert state.mask is not None
+            state.mask[:] = False
+            state.mask[:8, :8] = True
         if step.exit == 2:
             assert state.geometry is not None
-            level = state.geometry.native.contents.level[2]
-            assert (level.needed < level.height * level.width) is lean
+            level = state.geometry.level(2)
+            assert (level.needed_rows < level.height * level.width) is lean
             return

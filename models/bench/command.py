@@ -29,7 +29,7 @@ from tqdm import tqdm
 from models.anytime import largest, score_difference
 from models.bench import gpu
 from models.bench.runtimes import RUNTIMES, Task, expected, load, peak, timed
-from models.executors.cpu.program import Isa
+from models.executors.cpu.isa import Isa
 from models.executors.onnx import TOLERANCE
 from models.executors.processor import processor
 from models.imaging.geometry import Size

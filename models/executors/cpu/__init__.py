@@ -1,1 +1,1 @@
-"""The CPU's own kernels: C++ for every instruction set, and what lowers a network to them."""
+"""The sparse executor: C++ kernels for every instruction set of a CPU, and what lowers a network to them."""

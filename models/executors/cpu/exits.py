@@ -1,6 +1,6 @@
-"""What an exit's scores say, by the native code: for scores on the CPU, the classes of a position side by side.
+"""From an exit's scores on the CPU to its label map and its mask, by the native code.
 
-Imports no network.
+Scores are float32 (C, h, w) whose classes are adjacent in memory, as the rows of the last matrix are.
 """
 
 import numpy as np
@@ -8,28 +8,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.executors.cpu.library import library
-from models.executors.cpu.thread_pool import Pool
+from models.executors.cpu.thread_pool import ThreadPool
 from models.imaging.geometry import STRIDE, Frame
 from models.network.configs import Masking
 
 CRITERIA = {"max_probability": 0, "max_score": 1}
-"""Those of a `Masking` that `active` knows, by their number in exits.cpp."""
+"""The criteria that `update_mask` knows, by their number in native/exits.cpp."""
 
 
-def labels(pool: Pool, scores: Tensor, frame: Frame) -> NDArray[np.uint8]:
-    """As `postprocess.labels`: logits float32 (C, h, w) -> uint8 (H, W), but for ties by rounding. The classes of a
-    position must be neighbours in memory, and (h, w) a quarter of the padded image."""
+def labels(pool: ThreadPool, scores: Tensor, frame: Frame) -> NDArray[np.uint8]:
+    """The label map of logits, as `postprocess.labels`: (C, h, w) -> uint8 (H, W), at the image's size.
+
+    Classes that are equal but for rounding may differ from it. (h, w) must be a quarter of the padded image.
+    """
     classes, height, width = scores.shape
-    stride = _stride(scores)
+    row_pitch = _row_pitch(scores)
     assert frame.height <= STRIDE * height and frame.width <= STRIDE * width
     found = np.empty((frame.height, frame.width), np.uint8)
     best = np.empty((height, width), np.uint8)
-    library().labels_of(
+    library().label_map(
         pool.native,
         scores.data_ptr(),
         height,
         width,
-        stride,
+        row_pitch,
         classes,
         best.ctypes.data,
         found.ctypes.data,
@@ -39,37 +41,39 @@ def labels(pool: Pool, scores: Tensor, frame: Frame) -> NDArray[np.uint8]:
     return found
 
 
-def active(
-    pool: Pool,
+def update_mask(
+    pool: ThreadPool,
     scores: Tensor,
     masking: Masking,
-    computed: NDArray[np.bool_] | None,
+    active: NDArray[np.bool_] | None,
     before: NDArray[np.bool_] | None,
 ) -> NDArray[np.bool_]:
-    """As `confidence.active`: the positions that stay active, bool (h, w), of scores float32 (C, h, w), by one of
-    `CRITERIA`. Only where `computed` (h, w; None: everywhere) are they looked at; the others stay what they were
-    `before`.
+    """The mask for the next stage, bool (h, w), as `confidence.active`, for a criterion of `CRITERIA`.
+
+    `active`: bool (h, w), the mask under which the scores were computed; None if all of them were. `before`: bool
+    (h, w), the mask that the exit before left; None if there is none. Scores at inactive positions are the ones of
+    `before`'s exit (equation 7), so that these positions keep the value that they have there.
     """
     classes, height, width = scores.shape
-    found = np.empty((height, width), np.bool_) if before is None else before.copy()
-    library().active_at(
+    mask = np.empty((height, width), np.bool_) if before is None else before.copy()
+    library().update_mask(
         pool.native,
         scores.data_ptr(),
         height,
         width,
-        _stride(scores),
+        _row_pitch(scores),
         classes,
         CRITERIA[masking.criterion],
         masking.threshold,
-        None if computed is None else computed.ctypes.data,
-        found.ctypes.data,
+        None if active is None else active.ctypes.data,
+        mask.ctypes.data,
     )
-    return found
+    return mask
 
 
-def _stride(scores: Tensor) -> int:
+def _row_pitch(scores: Tensor) -> int:
     """Floats from one position to the next."""
-    between_classes, between_lines, between_positions = scores.stride()
-    assert between_classes == 1
-    assert between_lines == scores.shape[2] * between_positions
-    return between_positions
+    class_pitch, line_pitch, row_pitch = scores.stride()
+    assert class_pitch == 1
+    assert line_pitch == scores.shape[2] * row_pitch
+    return row_pitch

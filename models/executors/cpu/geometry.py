@@ -1,4 +1,4 @@
-"""Geometries: a mask's native tables, which every convolution under the mask shares. Imports no network."""
+"""Geometries: the native tables of one mask at all levels, which all layers under that mask share."""
 
 import weakref
 from collections.abc import Sequence
@@ -7,61 +7,70 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from models.executors.cpu import library as native
+from models.executors.cpu.layers import distance_classes
 from models.executors.cpu.library import library
-from models.executors.cpu.ops import Matrix, distance_classes
+from models.executors.cpu.ops import Matrix
+from models.executors.cpu.structures import LEVELS, NativeLevel, NativeTileCosts, RowDomain
 
 
 class Geometry:
-    """Native tables for one mask (bool (h, w) at the size of the scores; None: all active)."""
+    """The tables of `mask`, bool (h, w) at the size of the scores; None if every position is active.
+
+    Raises MemoryError if there is no memory for them.
+    """
 
     def __init__(
-        self, mask: NDArray[np.bool_] | None, size: tuple[int, int], makers: "Geometries", *, everywhere: bool
+        self, mask: NDArray[np.bool_] | None, size: tuple[int, int], factory: "GeometryFactory", *, full_halo: bool
     ) -> None:
         self.mask = None if mask is None else np.ascontiguousarray(mask)
         data = None if self.mask is None else self.mask.ctypes.data
         self.native = library().geometry_create(
-            data, *size, makers.window, makers.classes.ctypes.data, makers.prices, everywhere
+            data, *size, factory.window, factory.classes.ctypes.data, factory.tile_costs, full_halo
         )
         if not self.native:
             raise MemoryError(f"no memory for the tables of a mask of {size[0]}x{size[1]}")
         weakref.finalize(self, library().geometry_free, self.native)
 
+    def level(self, level: int) -> NativeLevel:
+        found: NativeLevel = self.native.contents.level[level]
+        return found
+
     def rows(self, matrix: Matrix) -> int:
-        level = self.native.contents.level[matrix.level]
-        match matrix.rows:
-            case "needed":
-                return int(level.needed)
-            case "active":
-                return int(level.active)
-            case "positions":
+        """Rows that `matrix` has under this mask."""
+        level = self.level(matrix.level)
+        match matrix.domain:
+            case RowDomain.NEEDED:
+                return int(level.needed_rows)
+            case RowDomain.ACTIVE:
+                return int(level.active_rows)
+            case RowDomain.ALL_POSITIONS:
                 return int(level.height * level.width)
-            case "pixels":
+            case RowDomain.PADDED_PIXELS:
                 return int((level.height + 2) * (level.width + 2))
-        return 0
 
-    def share(self, level: int) -> float:
-        """Active share of a level."""
-        at = self.native.contents.level[level]
-        return float(at.active / (at.height * at.width))
+    def active_share(self, level: int) -> float:
+        """Share of the level's positions that are active, 0..1."""
+        at = self.level(level)
+        return float(at.active_rows / (at.height * at.width))
 
 
-class Geometries:
+class GeometryFactory:
     """Makes the geometries of one network.
 
-    `window`: of its interpolation; `near`: how many classes of distance weigh anything in any of its layers.
-    `prices`: of the tiles of every level.
+    `window`: side of its interpolation window. `used_classes`: the number of distance classes, the nearest first, that
+    have a weight in any of its layers. `tile_costs`: those of each level.
     """
 
-    def __init__(self, window: int, near: int, prices: Sequence[native.Prices]) -> None:
+    def __init__(self, window: int, used_classes: int, tile_costs: Sequence[NativeTileCosts]) -> None:
         distances = distance_classes(window)
         self.window = window
         self.classes = np.full(distances[-1] + 1, -1, np.int32)
-        self.classes[distances[:near]] = np.arange(near)
-        self.prices = (native.Prices * native.LEVELS)(*prices)
-        self.dense = lru_cache(maxsize=8)(lambda size: Geometry(None, size, self, everywhere=False))
-        """The geometry of a size (h, w) where everything is active."""
+        self.classes[distances[:used_classes]] = np.arange(used_classes)
+        self.tile_costs = (NativeTileCosts * LEVELS)(*tile_costs)
+        self.all_active = lru_cache(maxsize=8)(lambda size: Geometry(None, size, self, full_halo=False))
+        """The geometry of a size (h, w) where every position is active."""
 
-    def under(self, mask: NDArray[np.bool_], *, everywhere: bool) -> Geometry:
-        """`everywhere`: every inactive position is interpolated, for masks that may grow again at the next exit."""
-        return Geometry(mask, mask.shape, self, everywhere=everywhere)
+    def under(self, mask: NDArray[np.bool_], *, full_halo: bool) -> Geometry:
+        """The geometry of `mask`. `full_halo`: every inactive position is interpolated, because the next mask may be
+        active where this one is not."""
+        return Geometry(mask, mask.shape, self, full_halo=full_halo)

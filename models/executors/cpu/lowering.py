@@ -1,7 +1,6 @@
-"""From a trained network to ops on rows, step by step, batch norms folded.
+"""From a trained network to ops on rows, step by step.
 
-What does not depend on each other is put side by side, so that all branches of a module share their passes. Imports
-the network; runs nothing.
+Work that does not depend on each other is put side by side: all branches of a module share their phases.
 """
 
 from collections.abc import Sequence
@@ -12,45 +11,44 @@ import numpy as np
 from torch import nn
 
 from models.anytime import Step
-from models.executors.cpu.library import ACTIVE, NEEDED, PIXELS
+from models.executors.cpu.layers import Convolution, fold, fold_chain
 from models.executors.cpu.ops import (
-    Convolution,
-    Job,
     Matrix,
     Mode,
     Op,
-    Stages,
+    Phases,
+    RowLoop,
     convolve,
-    fold,
-    fold_chain,
-    masked,
     resample,
-    together,
+    side_by_side,
+    with_halo,
 )
+from models.executors.cpu.structures import Addressing, LoopDomain, RowDomain
 from models.network.adpc import AdpcNet
 from models.network.hrnet import BasicBlock, Bottleneck, HighResolutionModule
 
-IMAGE, HALF, FINEST = 0, 1, 2  # levels
+IMAGE, HALF, FINEST = 0, 1, 2
+"""Levels: the image, half its size, and the finest branch."""
 
 
 @dataclass(frozen=True, eq=False)
-class Lowered:
-    """A step: what it reads of the state, what it leaves there, and the work between."""
+class LoweredStep:
+    """A step: the features that it reads, the features (or scores) that it leaves, and the work between."""
 
     inputs: tuple[Matrix, ...]
     outputs: tuple[Matrix, ...]
-    stages: Stages
+    phases: Phases
 
 
 class Lowering:
-    """Turns the steps of one network into `Lowered` ones."""
+    """Lowers the steps of one network."""
 
     def __init__(self, network: AdpcNet) -> None:
         self.network = network
         self.config = network.config
-        self.scores = Matrix(FINEST, self.config.outputs, "positions")
+        self.scores = Matrix(FINEST, self.config.outputs, RowDomain.ALL_POSITIONS)
 
-    def step(self, step: Step) -> Lowered:
+    def lower(self, step: Step) -> LoweredStep:
         if step.name == "stem":
             return self._stem()
         if step.name == "layer1":
@@ -59,84 +57,86 @@ class Lowering:
             return self._module(*step.module)
         return self._exit(int(step.name.removeprefix("exit")))
 
-    def _stem(self) -> Lowered:
+    def _stem(self) -> LoweredStep:
         network = self.network
-        pixels, half, out = Matrix(IMAGE, 3, "pixels"), Matrix(HALF, 64), Matrix(FINEST, 64)
+        pixels, half, out = Matrix(IMAGE, 3, RowDomain.PADDED_PIXELS), Matrix(HALF, 64), Matrix(FINEST, 64)
         first = fold(network.conv1, network.bn1)
-        # Three pixels side by side are nine contiguous floats, so that a row of taps is one tap of nine channels.
-        rows = replace(first, weights=first.weights.reshape(3, 9, 64))
-        stages = [
-            [Job(HALF, ACTIVE, (replace(convolve(rows, pixels, half, step=2), lookup=PIXELS),))],
-            [Job(FINEST, ACTIVE, (convolve(fold(network.conv2, network.bn2), half, out, step=2),))],
-        ]
-        return Lowered((pixels,), (out,), stages)
+        # Three adjacent pixels are nine contiguous floats, so that a line of three taps is one tap of nine channels.
+        lines = replace(first, weights=first.weights.reshape(3, 9, 64))
+        conv1 = replace(convolve(lines, pixels, half, stride=2), addressing=Addressing.PADDED_IMAGE)
+        conv2 = convolve(fold(network.conv2, network.bn2), half, out, stride=2)
+        phases = [[_active(HALF, conv1)], [_active(FINEST, conv2)]]
+        return LoweredStep((pixels,), (out,), phases)
 
-    def _layer1(self) -> Lowered:
-        """The last 1x1 of a bottleneck and the first of the next run in one pass, block by block."""
+    def _layer1(self) -> LoweredStep:
+        """The last 1x1 convolution of a bottleneck and the first of the next one share a row loop, so that a block of
+        rows is still in the cache."""
         blocks = [block for block in self.network.layer1 if isinstance(block, Bottleneck)]
         x, out = Matrix(FINEST, 64), Matrix(FINEST, 256)
         narrow = Matrix(FINEST, 64)
-        stages = [[Job(FINEST, ACTIVE, (convolve(fold(blocks[0].conv1, blocks[0].bn1), x, narrow),))]]
+        phases = [[_active(FINEST, convolve(fold(blocks[0].conv1, blocks[0].bn1), x, narrow))]]
         for block, following in zip_longest(blocks, blocks[1:]):
             middle = Matrix(FINEST, 64)
-            stages.append([Job(FINEST, ACTIVE, (convolve(fold(block.conv2, block.bn2), narrow, middle),))])
+            phases.append([_active(FINEST, convolve(fold(block.conv2, block.bn2), narrow, middle))])
             ops: list[Op] = []
             residual = out
             if block.downsample is not None:
-                residual = Matrix(FINEST, 256, "scratch")
+                residual = Matrix(FINEST, 256, scratch=True)
                 ops.append(convolve(fold_chain(block.downsample), x, residual, relu=False))
             ops.append(convolve(fold(block.conv3, block.bn3), middle, out, residual=residual))
             if following is not None:
                 narrow = Matrix(FINEST, 64)
                 ops.append(convolve(fold(following.conv1, following.bn1), out, narrow))
-            stages.append([Job(FINEST, ACTIVE, tuple(ops))])
-        return Lowered((x,), (out,), stages)
+            phases.append([_active(FINEST, *ops)])
+        return LoweredStep((x,), (out,), phases)
 
-    def _module(self, stage: int, index: int) -> Lowered:
-        """The transition before the stage's first module, then branches, then the sums of all of them."""
+    def _module(self, stage: int, index: int) -> LoweredStep:
+        """The transition, if the module is the first of its stage; then the branches; then their sums."""
         channels = self.config.backbone.channels(stage)
         before = (256,) if stage == 2 else self.config.backbone.channels(stage - 1)
         xs = tuple(Matrix(FINEST + branch, width) for branch, width in enumerate(before if index == 0 else channels))
-        inputs, stages = xs, []
+        inputs, phases = xs, []
         if index == 0:
             xs = tuple(Matrix(FINEST + branch, width) for branch, width in enumerate(channels))
-            stages = self._transition(stage, inputs, xs)
+            phases = self._transition(stage, inputs, xs)
         module = self.network.get_submodule(f"stage{stage}.{index}")
         assert isinstance(module, HighResolutionModule)
-        stages = stages + together(*(_blocks(branch, x) for branch, x in zip(module.branches, xs, strict=True)))
+        phases = phases + side_by_side(*(_blocks(branch, x) for branch, x in zip(module.branches, xs, strict=True)))
         outputs = tuple(Matrix(x.level, x.channels) for x in xs[: len(module.fuse_layers)])
-        return Lowered(inputs, outputs, stages + self._fuse(module, xs, outputs))
+        return LoweredStep(inputs, outputs, phases + self._fuse(module, xs, outputs))
 
-    def _transition(self, stage: int, xs: Sequence[Matrix], ys: Sequence[Matrix]) -> Stages:
-        chains: list[Stages] = []
+    def _transition(self, stage: int, xs: Sequence[Matrix], ys: Sequence[Matrix]) -> Phases:
+        chains: list[Phases] = []
         layers = self.network.get_submodule(f"transition{stage - 1}").children()
         for branch, (layer, y) in enumerate(zip(layers, ys, strict=True)):
             x = xs[min(branch, len(xs) - 1)]
-            if isinstance(layer, nn.Identity):  # only the rows that are still needed
-                chains.append([[Job(y.level, NEEDED, (resample("same", x, y, previous=True),))]])
+            if isinstance(layer, nn.Identity):  # copies the rows that the new mask needs
+                op = resample("same", x, y, from_previous=True)
+                chains.append([[RowLoop(y.level, LoopDomain.NEEDED, (op,))]])
                 continue
             conv = fold_chain(next(layer.children()) if branch >= len(xs) else layer)
-            step = 1 << (y.level - x.level)
-            chains.append(masked(conv, Job(y.level, ACTIVE, (convolve(conv, x, y, step=step, previous=True),))))
-        return together(*chains)
+            op = convolve(conv, x, y, stride=1 << (y.level - x.level), from_previous=True)
+            chains.append(with_halo(conv, _active(y.level, op)))
+        return side_by_side(*chains)
 
-    def _fuse(self, module: HighResolutionModule, xs: Sequence[Matrix], ys: Sequence[Matrix]) -> Stages:
-        """Sums grow in the order in which their parts are ready: finer branches by hops, then all coarser ones."""
-        chains: list[Stages] = []
-        sums: list[Job] = []
+    def _fuse(self, module: HighResolutionModule, xs: Sequence[Matrix], ys: Sequence[Matrix]) -> Phases:
+        """A sum grows in the order in which its parts are ready: finer branches, which take several convolutions of
+        stride 2, add themselves one by one; then one loop adds all coarser branches."""
+        chains: list[Phases] = []
+        sums: list[RowLoop] = []
         for target, (fusing, y) in enumerate(zip(module.fuse_layers, ys, strict=True)):
             layers = list(fusing.children())
             total, parts = xs[target], []
             for source in reversed(range(target)):
                 hops, x, last = [fold_chain(hop) for hop in layers[source].children()], xs[source], source == 0
-                chain: Stages = []
+                chain: Phases = []
                 for hop, conv in enumerate(hops, 1):
                     final = hop == len(hops)
                     to = y if final else Matrix(x.level + 1, x.channels)
-                    op = convolve(conv, x, to, step=2, residual=total if final else None, relu=not final)
+                    op = convolve(conv, x, to, stride=2, residual=total if final else None, relu=not final)
                     if final and last and target == len(xs) - 1:
                         op = replace(op, relu=True)
-                    chain += masked(conv, Job(to.level, ACTIVE, (op,)))
+                    chain += with_halo(conv, _active(to.level, op))
                     x = to
                 chains.append(chain)
                 total = y
@@ -144,16 +144,16 @@ class Lowering:
                 conv = fold_chain(layers[source])
                 part = Matrix(FINEST + source, y.channels)
                 op = convolve(replace(conv, shift=None), xs[source], part, relu=False)
-                chains.append(masked(conv, Job(part.level, ACTIVE, (op,))))
-                # Upsampling weights sum to one, so that the shift may wait.
+                chains.append(with_halo(conv, _active(part.level, op)))
+                # The shift is added after upsampling: upsampling weights sum to one, so that the result is the same.
                 last = source == len(xs) - 1
                 parts.append(resample(module.upsample, part, y, residual=total, shift=conv.shift, relu=last))
                 total = y
             if parts:
-                sums.append(Job(y.level, NEEDED, tuple(parts)))
-        return [*together(*chains), sums]
+                sums.append(RowLoop(y.level, LoopDomain.NEEDED, tuple(parts)))
+        return [*side_by_side(*chains), sums]
 
-    def _exit(self, index: int) -> Lowered:
+    def _exit(self, index: int) -> LoweredStep:
         config = self.config
         last = index == 4
         redesigned = config.heads == "redesigned" and not last
@@ -164,78 +164,79 @@ class Lowering:
             channels = channels[:1]
         xs = tuple(Matrix(FINEST + branch, width) for branch, width in enumerate(channels))
         if redesigned:
-            return Lowered(xs, (self.scores,), self._redesigned(head, xs, config.downsamplings[index - 1]))
-        if config.task == "pose":
-            conv = fold(head[0])
-            return Lowered(
-                xs, (self.scores,), [[Job(FINEST, ACTIVE, (convolve(conv, xs[0], self.scores, relu=False),))]]
-            )
-        return Lowered(xs, (self.scores,), self._plain(head, xs))
+            phases = self._redesigned(head, xs, config.downsamplings[index - 1])
+        elif config.task == "pose":
+            phases = [[_active(FINEST, convolve(fold(head[0]), xs[0], self.scores, relu=False))]]
+        else:
+            phases = self._plain(head, xs)
+        return LoweredStep(xs, (self.scores,), phases)
 
-    def _plain(self, head: nn.Sequential, xs: Sequence[Matrix]) -> Stages:
-        """A 1x1 convolution commutes with upsampling: coarse branches are convolved at their own size."""
+    def _plain(self, head: nn.Sequential, xs: Sequence[Matrix]) -> Phases:
+        """A 1x1 convolution commutes with upsampling, so that coarse branches are convolved at their own size."""
         conv, out = fold(head[0], head[1]), fold(head[3])
         total = conv.weights.shape[2]
         splits = np.split(conv.weights, np.cumsum([x.channels for x in xs])[:-1], axis=1)
-        hidden = Matrix(FINEST, total, "scratch")
+        hidden = Matrix(FINEST, total, scratch=True)
         ops: list[Op] = []
-        coarse: list[Job] = []
+        coarse: list[RowLoop] = []
         residual = None
         for x, weights in zip(xs[1:], splits[1:], strict=True):
             part = Matrix(x.level, total)
-            coarse.append(
-                Job(x.level, NEEDED, (convolve(Convolution(weights, None, None, None), x, part, relu=False),))
-            )
+            op = convolve(Convolution(weights, None, None, None), x, part, relu=False)
+            coarse.append(RowLoop(x.level, LoopDomain.NEEDED, (op,)))
             ops.append(resample("bilinear", part, hidden, residual=residual))
             residual = hidden
         ops.append(convolve(replace(conv, weights=splits[0]), xs[0], hidden, residual=residual))
         ops.append(convolve(out, hidden, self.scores, relu=False))
-        return [coarse, [Job(FINEST, ACTIVE, tuple(ops))]]
+        return [coarse, [_active(FINEST, *ops)]]
 
-    def _redesigned(self, head: nn.Sequential, xs: Sequence[Matrix], depth: int) -> Stages:
-        """Pooling and 1x1s down, then 1x1s and upsampling up; the 1x1s always at the coarser of the two sizes."""
+    def _redesigned(self, head: nn.Sequential, xs: Sequence[Matrix], depth: int) -> Phases:
+        """`depth` times pooling and a 1x1 convolution, then as many times a 1x1 convolution and upsampling. Pooling and
+        upsampling commute with 1x1 convolutions, which run at the coarser of the two sizes."""
         layers = [layer for layer in head if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
         convs = [fold(*layers[i : i + 2]) for i in range(0, len(layers), 2)]
-        stages: Stages = []
+        phases: Phases = []
         for hop, conv in enumerate(convs[:depth], 1):
             level = FINEST + hop
             ops = []
-            pooled = Matrix(level, sum(x.stride for x in xs), "scratch")
+            pooled = Matrix(level, sum(x.row_pitch for x in xs), scratch=True)
             column, weights = 0, []
             first = 0
             for x in xs:
                 mode: Mode = "pool" if x.level == level - 1 else "pool_up"
                 ops.append(resample(mode, x, pooled, column=column))
-                weights.append(
-                    np.pad(conv.weights[:, first : first + x.channels], ((0, 0), (0, x.stride - x.channels), (0, 0)))
-                )
-                column, first = column + x.stride, first + x.channels
+                own = conv.weights[:, first : first + x.channels]
+                weights.append(np.pad(own, ((0, 0), (0, x.row_pitch - x.channels), (0, 0))))
+                column, first = column + x.row_pitch, first + x.channels
             wide = replace(conv, weights=np.concatenate(weights, 1))
             hidden = Matrix(level, conv.weights.shape[2])
-            stages += masked(wide, Job(level, ACTIVE, (*ops, convolve(wide, pooled, hidden))))
+            phases += with_halo(wide, _active(level, *ops, convolve(wide, pooled, hidden)))
             xs = (hidden,)
         x = xs[0]
         for conv in convs[depth:]:
             final = conv is convs[-1]
             part = Matrix(x.level, conv.weights.shape[2])
             up = self.scores if final else Matrix(x.level - 1, part.channels)
-            stages.append(
-                [Job(x.level, NEEDED, (convolve(Convolution(conv.weights, None, None, None), x, part, relu=False),))]
-            )
-            op = resample("bilinear", part, up, bias=conv.bias, shift=conv.shift, relu=not final)
-            job = Job(up.level, ACTIVE, (op,))
-            stages += [[job]] if final else masked(conv, job)
+            op = convolve(Convolution(conv.weights, None, None, None), x, part, relu=False)
+            phases.append([RowLoop(x.level, LoopDomain.NEEDED, (op,))])
+            loop = _active(up.level, resample("bilinear", part, up, bias=conv.bias, shift=conv.shift, relu=not final))
+            phases += [[loop]] if final else with_halo(conv, loop)
             x = up
-        return stages
+        return phases
 
 
-def _blocks(branch: nn.Module, x: Matrix) -> Stages:
-    """Basic blocks, in place."""
-    stages: Stages = []
+def _active(level: int, *ops: Op) -> RowLoop:
+    """A loop over the active rows of a level."""
+    return RowLoop(level, LoopDomain.ACTIVE, ops)
+
+
+def _blocks(branch: nn.Module, x: Matrix) -> Phases:
+    """The basic blocks of a branch. Each writes its result over its input `x`."""
+    phases: Phases = []
     for block in branch.children():
         assert isinstance(block, BasicBlock)
         hidden = Matrix(x.level, x.channels)
         first, second = fold(block.conv1, block.bn1), fold(block.conv2, block.bn2)
-        stages += masked(first, Job(x.level, ACTIVE, (convolve(first, x, hidden),)))
-        stages += masked(second, Job(x.level, ACTIVE, (convolve(second, hidden, x, residual=x),)))
-    return stages
+        phases += with_halo(first, _active(x.level, convolve(first, x, hidden)))
+        phases += with_halo(second, _active(x.level, convolve(second, hidden, x, residual=x)))
+    return phases

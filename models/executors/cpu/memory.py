@@ -1,65 +1,67 @@
-"""Memory that is kept from one request to the next: fresh pages cost as much time as a convolution."""
+"""Buffers that are used again by the next request: touching fresh pages takes as long as a convolution."""
 
 import numpy as np
 
 from models.executors.cpu.library import Floats
 
-KEPT = 4  # arrays, the largest that requests have left: the image, and features
-SHRINK = 4  # all is given back if the next image is so many times smaller
+MAX_FREE_BUFFERS = 4
+"""Free buffers that are kept, the largest first: the image and the features of a finished request."""
+SHRINK_FACTOR = 4
+"""All free buffers are dropped once a request's image is this many times smaller than the largest before it."""
 
 
 def empty(floats: int) -> Floats:
-    """Uninitialised memory that begins on a cache line; a vector may be read past its end."""
+    """Uninitialised float32 (floats,) that begins on a cache line. A vector may be read past its end."""
     memory = np.empty(floats + 32, np.float32)
     begin = -memory.ctypes.data % 64 // 4
     return memory[begin : begin + floats]
 
 
 def aligned(values: Floats) -> Floats:
-    """A copy that begins on a cache line."""
+    """A copy of `values` that begins on a cache line."""
     copy = empty(values.size)
     copy[:] = values
     return copy
 
 
-class Memory:
-    """Of one executor. Requests are as large as their images, in pixels."""
+class CachingAllocator:
+    """Keeps the buffers that requests of one executor release and hands them to later requests.
+
+    The size of a request is that of its padded image, in pixels: it tells when large buffers are no longer needed.
+    """
 
     def __init__(self) -> None:
-        self._latest = 0
-        self._forget()
+        self._latest_pixels = 0
+        self._drop()
 
-    def _forget(self) -> None:
-        self._left: list[Floats] = []
-        self._working = empty(0)
-        self._largest = 0
+    def _drop(self) -> None:
+        self._free: list[Floats] = []
+        self._workspace = empty(0)
+        self._largest_pixels = 0
 
-    @property
-    def kept_floats(self) -> int:
-        return self._working.size + sum(array.size for array in self._left)
+    def begin_request(self, pixels: int) -> None:
+        """Drops all free buffers if they come from much larger requests."""
+        self._latest_pixels = pixels
+        if SHRINK_FACTOR * pixels < self._largest_pixels:
+            self._drop()
 
-    def expect(self, pixels: int) -> None:
-        """A request begins."""
-        self._latest = pixels
-        if SHRINK * pixels < self._largest:
-            self._forget()
-
-    def working(self, floats: int, pixels: int) -> Floats:
-        """For one step of a request; the same memory every time, if it is enough."""
-        self._largest = max(self._largest, pixels)
-        if floats > self._working.size:
-            self._working = empty(floats)
-        return self._working
+    def workspace(self, floats: int, pixels: int) -> Floats:
+        """At least `floats` of working memory for one step of a request. Every step gets the same memory."""
+        self._largest_pixels = max(self._largest_pixels, pixels)
+        if floats > self._workspace.size:
+            self._workspace = empty(floats)
+        return self._workspace
 
     def take(self, floats: int) -> Floats:
-        """At least `floats`, the caller's own: some that were left, if they are not twice as many, or fresh ones."""
-        fitting = (i for i, array in enumerate(self._left) if floats <= array.size <= 2 * floats)
-        best = min(fitting, key=lambda i: self._left[i].size, default=None)
-        return empty(floats) if best is None else self._left.pop(best)
+        """An uninitialised buffer of at least `floats`: the smallest free one that is not over twice as large, or a
+        fresh one."""
+        fitting = (i for i, array in enumerate(self._free) if floats <= array.size <= 2 * floats)
+        best = min(fitting, key=lambda i: self._free[i].size, default=None)
+        return empty(floats) if best is None else self._free.pop(best)
 
-    def leave(self, arrays: list[Floats], pixels: int) -> None:
-        """What was taken for a request and nobody uses any more."""
-        if SHRINK * self._latest < pixels:
+    def release(self, buffers: list[Floats], pixels: int) -> None:
+        """Takes back the buffers of a request, which nobody may use any more."""
+        if SHRINK_FACTOR * self._latest_pixels < pixels:
             return
-        self._largest = max(self._largest, pixels)
-        self._left = sorted([*self._left, *arrays], key=lambda array: -array.size)[:KEPT]
+        self._largest_pixels = max(self._largest_pixels, pixels)
+        self._free = sorted([*self._free, *buffers], key=lambda array: -array.size)[:MAX_FREE_BUFFERS]

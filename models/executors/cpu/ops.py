@@ -1,68 +1,64 @@
-"""Ops on rows: what a network is lowered to, whatever the instruction set.
+"""Ops on rows: what a network is lowered to, whatever the instruction set. They are explained in native/structures.h.
 
-A layer becomes `Stages`: lists of jobs, each list to be finished before the next. A masked convolution is two: compute
-the active rows, then interpolate the halo. Imports layers, no network.
+A layer becomes phases: lists of row loops that may run side by side, each phase finished before the next. A masked
+convolution takes two phases: the first computes the active rows, the second interpolates the halo from them.
 """
 
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Literal
 
-import numpy as np
-import torch
-from torch import nn
+from models.executors.cpu.layers import Convolution
+from models.executors.cpu.library import Floats
+from models.executors.cpu.structures import Addressing, LoopDomain, OpKind, RowDomain
 
-from models.executors.cpu.library import CONVOLVE, HALO, INTERPOLATE, NEIGHBOURS, RESAMPLE, SAME_ROW, Floats
-from models.network.masked import MaskedConv2d, rbf
-
-NEGLIGIBLE = 1e-10  # an interpolation weight beyond float's precision; the smallest would be denormal, and slow
-
-ROW_MULTIPLE = 8  # of floats in a row of features, whatever the number of channels
+ROW_MULTIPLE = 8
+"""The floats of a row are a multiple of this, whatever the number of channels."""
 
 Mode = Literal["bilinear", "nearest", "pool", "pool_up", "same"]
+"""`pool`: the mean of 2x2. `pool_up`: bilinear upsampling to twice the target's size, then `pool`."""
 Resampling = tuple[Mode, int, int]
 """Mode, source level, target level."""
 
 
 def padded(channels: int) -> int:
+    """Floats of a row with so many channels."""
     return -(-channels // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """Rows of `channels` floats. `rows`: what there is one of for each row; scratch holds one block of a thread."""
+    """Rows of `channels` floats at one level. `scratch`: only one block of rows exists, in each thread's scratch."""
 
     level: int
     channels: int
-    rows: Literal["needed", "active", "positions", "pixels", "scratch"] = "needed"
+    domain: RowDomain = RowDomain.NEEDED
+    scratch: bool = False
 
     @property
-    def stride(self) -> int:
-        return self.channels if self.rows == "pixels" else padded(self.channels)
-
-
-@dataclass(frozen=True, eq=False)
-class Convolution:
-    """Weights (taps, in, out) with the batch norm's scale folded in; see `Op` in native.h for the vectors."""
-
-    weights: Floats
-    bias: Floats | None
-    shift: Floats | None
-    classes: Floats | None  # interpolation weight of each class of distance; None: never masked
+    def row_pitch(self) -> int:
+        """Floats from one row to the next."""
+        return self.channels if self.domain == RowDomain.PADDED_PIXELS else padded(self.channels)
 
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    kind: int
+    """target = relu(value + bias + shift + residual), see `Op` in native/structures.h.
+
+    `channels`: those of the result. `from_previous`: the source has the rows of the previous geometry. `column`: the
+    target's channel that receives the first result.
+    """
+
+    kind: OpKind
     source: Matrix
     target: Matrix
     channels: int
     convolution: Convolution | None = None
     residual: Matrix | None = None
-    kept: Matrix | None = None
-    previous: bool = False
-    lookup: int = SAME_ROW
-    step: int = 1
+    pre_activation: Matrix | None = None
+    from_previous: bool = False
+    addressing: Addressing = Addressing.SAME_ROW
+    stride: int = 1
     resampling: Resampling | None = None
     bias: Floats | None = None
     shift: Floats | None = None
@@ -71,59 +67,21 @@ class Op:
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class RowLoop:
+    """Ops that run one after the other on each block of rows of a domain of one level."""
+
     level: int
-    rows: int
+    domain: LoopDomain
     ops: tuple[Op, ...]
 
 
-Stages = list[list[Job]]
+Phases = list[list[RowLoop]]
 
 
-def together(*chains: Stages) -> Stages:
-    """Chains that do not depend on each other, side by side."""
-    return [[job for stage in stages for job in stage] for stages in zip_longest(*chains, fillvalue=[])]
-
-
-def distance_classes(window: int) -> list[int]:
-    """The squared distances that occur in a window, in order: an interpolation has one weight for each."""
-    reach = range(window // 2 + 1)
-    return sorted({y * y + x * x for y in reach for x in reach} - {0})
-
-
-def fold(conv: nn.Module, norm: nn.Module | None = None) -> Convolution:
-    """A convolution and the batch norm after it. The shift stays apart: it is added after interpolation."""
-    assert isinstance(conv, nn.Conv2d)
-    weight = conv.weight.detach().double()
-    bias = None if conv.bias is None else conv.bias.detach().double()
-    shift = None
-    if norm is not None:
-        assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
-        scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
-        shift = norm.bias.detach().double() - norm.running_mean.double() * scale
-        weight = weight * scale[:, None, None, None]
-        bias = None if bias is None else bias * scale
-    out, channels, height, width = weight.shape
-    classes = None
-    if isinstance(conv, MaskedConv2d):
-        distances = torch.tensor(distance_classes(conv.window), dtype=torch.float64)
-        classes = torch.exp(-(conv.Lambda.detach().double() ** 2) * distances) / rbf(conv.Lambda, conv.window)[1]
-        classes[classes < NEGLIGIBLE] = 0
-    weight = weight.permute(2, 3, 1, 0).reshape(height * width, channels, out)
-    return Convolution(_floats(weight), _optional(bias), _optional(shift), _optional(classes))
-
-
-def fold_chain(chain: nn.Module) -> Convolution:
-    """A chain that begins with a convolution and its batch norm."""
-    return fold(*list(chain.children())[:2])
-
-
-def _floats(tensor: torch.Tensor) -> Floats:
-    return np.ascontiguousarray(tensor.detach().float().cpu().numpy())
-
-
-def _optional(tensor: torch.Tensor | None) -> Floats | None:
-    return None if tensor is None else _floats(tensor)
+def side_by_side(*chains: Phases) -> Phases:
+    """Runs chains of phases that do not depend on each other together: the first phases of all of them, then the
+    second ones, and so on."""
+    return [[loop for phase in phases for loop in phase] for phases in zip_longest(*chains, fillvalue=[])]
 
 
 def convolve(
@@ -131,40 +89,41 @@ def convolve(
     source: Matrix,
     target: Matrix,
     *,
-    step: int = 1,
+    stride: int = 1,
     residual: Matrix | None = None,
     relu: bool = True,
-    previous: bool = False,
+    from_previous: bool = False,
 ) -> Op:
-    """One op; `previous`: the source has the rows of the geometry before."""
+    """A convolution of 1x1, or of 3x3 with padding 1."""
     taps = conv.weights.shape[0]
-    mapped = taps > 1 or step > 1 or previous or source.level != target.level
+    through_map = taps > 1 or stride > 1 or from_previous or source.level != target.level
     return Op(
-        CONVOLVE,
+        OpKind.CONVOLVE,
         source,
         target,
         conv.weights.shape[2],
         conv,
         residual=residual,
-        previous=previous,
-        lookup=NEIGHBOURS if mapped else SAME_ROW,
-        step=step,
+        from_previous=from_previous,
+        addressing=Addressing.THROUGH_MAP if through_map else Addressing.SAME_ROW,
+        stride=stride,
         bias=conv.bias,
         shift=conv.shift,
         relu=relu,
     )
 
 
-def masked(conv: Convolution, job: Job) -> Stages:
-    """`job` gives `conv` at active rows; the halo is interpolated from what its last op keeps."""
-    if conv.classes is None:
-        return [[job]]
-    last = job.ops[-1]
-    raw = last.shift is None and last.residual is None and not last.relu
-    kept = last.target if raw else Matrix(job.level, last.channels, "active")
+def with_halo(conv: Convolution, loop: RowLoop) -> Phases:
+    """`loop`, which computes `conv` at active rows, then the loop that interpolates the halo from the pre-activations
+    of its last op. If `conv` is never masked, there is no halo."""
+    if conv.halo_weights is None:
+        return [[loop]]
+    last = loop.ops[-1]
+    same = last.shift is None and last.residual is None and not last.relu  # the target holds the pre-activations
+    source = last.target if same else Matrix(loop.level, last.channels, RowDomain.ACTIVE)
     halo = Op(
-        INTERPOLATE,
-        kept,
+        OpKind.INTERPOLATE,
+        source,
         last.target,
         last.channels,
         conv,
@@ -172,8 +131,8 @@ def masked(conv: Convolution, job: Job) -> Stages:
         shift=last.shift,
         relu=last.relu,
     )
-    ops = job.ops if raw else (*job.ops[:-1], replace(last, kept=kept))
-    return [[replace(job, ops=ops)], [Job(job.level, HALO, (halo,))]]
+    ops = loop.ops if same else (*loop.ops[:-1], replace(last, pre_activation=source))
+    return [[replace(loop, ops=ops)], [RowLoop(loop.level, LoopDomain.HALO, (halo,))]]
 
 
 def resample(
@@ -186,15 +145,16 @@ def resample(
     shift: Floats | None = None,
     relu: bool = False,
     column: int = 0,
-    previous: bool = False,
+    from_previous: bool = False,
 ) -> Op:
+    """The source's channels at the target's level."""
     return Op(
-        RESAMPLE,
+        OpKind.RESAMPLE,
         source,
         target,
         source.channels,
         residual=residual,
-        previous=previous,
+        from_previous=from_previous,
         resampling=(mode, source.level, target.level),
         bias=bias,
         shift=shift,

@@ -1,7 +1,4 @@
-"""Resampling between feature sizes as sums of positions: pooling, upsampling, and both in one.
-
-Imports numpy and no network.
-"""
+"""Resampling between levels as weighted sums of positions: pooling, upsampling, and both in one."""
 
 import ctypes
 from collections.abc import Sequence
@@ -9,33 +6,33 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.executors.cpu import library as native
 from models.executors.cpu.ops import Mode, Resampling
+from models.executors.cpu.structures import MARGIN, NativeResamplingTaps
 
 
-def tables(
+def resampling_taps(
     resamplings: Sequence[Resampling], shape: tuple[int, int]
-) -> tuple[ctypes.Array[native.Taps], list[NDArray[np.generic]]]:
-    """The `Taps` of every resampling for inputs of one size (H, W), and the arrays that they point into."""
-    taps = (native.Taps * max(1, len(resamplings)))()
+) -> tuple[ctypes.Array[NativeResamplingTaps], list[NDArray[np.generic]]]:
+    """The native taps of every resampling for inputs of one size (H, W), and the arrays that they point into."""
+    taps = (NativeResamplingTaps * max(1, len(resamplings)))()
     alive: list[NDArray[np.generic]] = []
     for number, (mode, source, target) in enumerate(resamplings):
         axes = []
         for side in shape:
-            index, weight = sources(mode, side >> source, side >> target)
+            index, weight = axis_taps(mode, side >> source, side >> target)
             axes.append((np.ascontiguousarray(index, np.int32), np.ascontiguousarray(weight, np.float32)))
         (y, weight_y), (x, weight_x) = axes
-        # Indices are into the map of the source's level; see `Level` in native.h.
-        y, x = (y + 1) * ((shape[1] >> source) + native.MARGIN), x + 1
+        # Entries of the source level's map, which has a line and a column before the first position.
+        y, x = (y + 1) * ((shape[1] >> source) + MARGIN), x + 1
         alive += [y, x, weight_y, weight_x]
-        taps[number] = native.Taps(*(array.ctypes.data for array in alive[-4:]), y.shape[1])
+        taps[number] = NativeResamplingTaps(*(array.ctypes.data for array in alive[-4:]), y.shape[1])
     return taps, alive
 
 
-def sources(mode: Mode, source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Along one axis: which of `source` positions each of `target` positions is the weighted sum of.
+def axis_taps(mode: Mode, source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Along one axis, the positions (of `source`) and weights that each of `target` positions is the sum of.
 
-    Returns indices and weights, each (target, taps). Bilinear as torch's without aligned corners.
+    Returns indices and weights, each (target, taps). Bilinear is torch's without aligned corners.
     """
     at = np.arange(target)[:, None]
     match mode:
@@ -50,9 +47,9 @@ def sources(mode: Mode, source: int, target: int) -> tuple[NDArray[np.int64], ND
             first = exact.astype(np.int64)
             return np.minimum(first + np.arange(2), source - 1), np.abs(exact - first - np.arange(1, -1, -1))
         case "pool_up":
-            index, weight = sources("bilinear", source, 2 * target)
+            index, weight = axis_taps("bilinear", source, 2 * target)
             index, weight = index.reshape(target, 4), weight.reshape(target, 4) / 2
             taps = np.minimum(index[:, :1] + np.arange(3), source - 1)
-            # The first of equal (clamped) taps takes all of their weight.
+            # At the border several taps are the same position: the first of them takes all of their weight.
             owner = (index[:, :, None] == taps[:, None, :]).argmax(2)
             return taps, (weight[:, :, None] * (owner[:, :, None] == np.arange(3))).sum(1)

@@ -1,4 +1,4 @@
-"""The threads of an executor's native code."""
+"""The native threads of one executor."""
 
 import os
 import weakref
@@ -6,8 +6,11 @@ import weakref
 from models.executors.cpu.library import library
 
 
-class Pool:
-    """`threads` of them, the caller's one of them. Raises ValueError if the system gives no so many."""
+class ThreadPool:
+    """`threads` native threads, the caller's thread included. They end when the pool is garbage.
+
+    Raises ValueError if the system cannot start so many.
+    """
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -15,13 +18,13 @@ class Pool:
 
     @property
     def native(self) -> int:
-        """Of this process: one that was forked off has none of its parent's threads, and starts its own."""
+        """The address of the native pool. A forked child has none of its parent's threads, so it starts its own."""
         if self._process != os.getpid():
             self._start()
         return self._native
 
     def _start(self) -> None:
-        native = library().pool_create(self._threads)
+        native = library().thread_pool_create(self._threads)
         if not native:
             raise ValueError(f"the system gives this process no {self._threads} threads; ask for fewer")
         self._native: int = native
@@ -30,5 +33,5 @@ class Pool:
 
 
 def _end(native: int, process: int) -> None:
-    if process == os.getpid():  # in another, forked off, there is nobody to wait for
-        library().pool_free(native)
+    if process == os.getpid():  # joining threads that a fork left behind would wait for ever
+        library().thread_pool_free(native)

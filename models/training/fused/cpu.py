@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from models.executors.cpu import library as native
 from models.executors.cpu.library import library
+from models.executors.cpu.structures import NativeFeatureShape, NativeStencilTap
 
 NEGLIGIBLE = 1e-10
 """A weight beyond float's precision."""
@@ -20,7 +20,7 @@ def launch(x: Tensor, y: Tensor, codes: Tensor, scale: Tensor, window: int, *, b
     count, channels, height, width = x.shape
     neighbours = _neighbours(float(scale.detach()), window)
     out = torch.empty_like(x, memory_format=torch.channels_last)
-    rows = native.Rows(height, width, channels)
+    rows = NativeFeatureShape(height, width, channels)
 
     def part(first: int, last: int) -> float:
         slope = ctypes.c_double()
@@ -52,7 +52,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "fill")
 
 
-def _neighbours(scale: float, window: int) -> "ctypes.Array[native.Neighbour]":
+def _neighbours(scale: float, window: int) -> "ctypes.Array[NativeStencilTap]":
     """Those that weigh anything, with the derivative of their weight by the scale; see `masked.rbf`."""
     offset = torch.arange(window, dtype=torch.float64) - window // 2
     distance = (offset[:, None] ** 2 + offset**2).flatten()
@@ -62,8 +62,8 @@ def _neighbours(scale: float, window: int) -> "ctypes.Array[native.Neighbour]":
     slope = -2 * scale * distance * weight
     slope = (slope - weight * slope.sum() / norm) / norm
     found = [
-        native.Neighbour(index // window - window // 2, index % window - window // 2, *values)
+        NativeStencilTap(index // window - window // 2, index % window - window // 2, *values)
         for index, values in enumerate(zip((weight / norm).tolist(), slope.tolist(), strict=True))
         if max(map(abs, values)) > NEGLIGIBLE
     ]
-    return (native.Neighbour * len(found))(*found)
+    return (NativeStencilTap * len(found))(*found)

@@ -1,6 +1,7 @@
 // From an exit's scores to its label map at the image's size and to its mask (equation 2 of the paper). The label map is
 // the argmax of the scores, upsampled bilinearly by 4 without aligned corners.
 #include "thread_pool.h"
+#include <assert.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -119,6 +120,8 @@ extern "C" {
 // largest everywhere has the same largest class. Only cells whose positions disagree are interpolated.
 void label_map(ThreadPool *pool, const float *scores, int32_t height, int32_t width, int32_t row_pitch, int32_t classes,
                uint8_t *best, uint8_t *labels, int32_t rows, int32_t columns) {
+    assert(1 <= classes && classes <= 256 && classes <= row_pitch);
+    assert(rows <= SCALE * height && columns <= SCALE * width);
     const ptrdiff_t line_pitch = (ptrdiff_t)width * row_pitch;
     for_each_line(*pool, height, [&](int y) { argmax(scores + y * line_pitch, row_pitch, width, classes, best + (ptrdiff_t)y * width); });
     // A cell is the pixels between four positions; at the border only a half or a quarter of it lies in the image.
@@ -153,6 +156,8 @@ void label_map(ThreadPool *pool, const float *scores, int32_t height, int32_t wi
 // MAX_SCORE: active if the largest score is at least `threshold`.
 void update_mask(ThreadPool *pool, const float *scores, int32_t height, int32_t width, int32_t row_pitch, int32_t classes,
                  int32_t criterion, float threshold, const uint8_t *computed, uint8_t *mask) {
+    assert(criterion == MAX_SCORE || criterion == MAX_PROBABILITY);
+    assert(1 <= classes && classes <= row_pitch);
     const MaxProbabilityAtMost uncertain(classes, threshold);
     for_each_line(*pool, height, [&](int y) {
         for (ptrdiff_t i = (ptrdiff_t)y * width; i < (y + 1) * (ptrdiff_t)width; ++i) {

@@ -1,5 +1,6 @@
 // Masked interpolation fused into one pass over memory, forward or backward, for training (equations 3-6 of the paper).
 // models/training/fused calls it.
+#include <assert.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -51,6 +52,7 @@ double fill(const T *x, const T *y, const uint8_t *codes, const FeatureShape &sh
     // Forward, inactive positions gather from active ones; the kernel is symmetric, so that backward, active positions
     // gather from inactive ones.
     const int channels = shape.channels, gathers = backward ? ACTIVE | BORDER : BORDER, from_kind = backward ? 0 : ACTIVE;
+    assert(0 <= first && first <= last && channels > 0);
     const size_t bytes = channels * sizeof(T);
     std::vector<float> sums(2 * (size_t)channels);
     float *sum = sums.data(), *derivative = sum + channels;

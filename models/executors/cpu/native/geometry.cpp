@@ -1,6 +1,7 @@
 // From a mask to its geometry: at every level, which positions are active, which belong to the halo, which rows they
 // have, and which tiles cover them.
 #include "tile_cover.h"
+#include <assert.h>
 #include <stddef.h>
 #include <string.h>
 #include <memory>
@@ -142,6 +143,7 @@ void list_neighbours(Tables &t, const Level &level, const std::vector<Offset> &w
 
 std::unique_ptr<OwningGeometry> build(const uint8_t *mask, int32_t height, int32_t width, int32_t window, const int32_t *classes,
                                       const TileCosts *tile_costs, int32_t full_halo) {
+    assert(height % 8 == 0 && width % 8 == 0 && window % 2 == 1); // the coarsest level is an eighth
     auto built = std::make_unique<OwningGeometry>();
     const std::vector<Offset> offsets = window_offsets(window, classes);
     Bytes finer; // needed positions of the level before
@@ -185,7 +187,7 @@ std::unique_ptr<OwningGeometry> build(const uint8_t *mask, int32_t height, int32
 #pragma GCC visibility push(default)
 extern "C" {
 
-// `mask`: (height, width) bytes at level 2, 1 where active; null if all is active. `window`: side of the interpolation
+// `mask`: (height, width) bytes at level 2, multiples of 8, 1 where active; null if all is active. `window`: side of the interpolation
 // window, odd. `classes`: (2 * (window / 2)^2 + 1,), the distance class of each squared distance, -1 for distances too
 // far to matter. `tile_costs`: (LEVELS,). `full_halo`: the halo is every inactive position, for masks that may grow
 // again at the next exit. Returns null if there is no memory for the tables.

@@ -10,7 +10,7 @@
 // Everything is in an anonymous namespace, so that no linker can exchange a function of one instruction set for that of
 // another; no C++ header may be included here for the same reason.
 //
-// Preconditions are assertions. Builds define NDEBUG; `CFLAGS=-UNDEBUG make native` compiles them in.
+// Preconditions are assertions. Builds define NDEBUG; `CPPFLAGS=-UNDEBUG make native` compiles them in.
 #include "structures.h"
 #include <assert.h>
 #include <stddef.h>

@@ -2,6 +2,7 @@
 // done; all threads wait at a barrier before the next phase.
 #include "partition.h"
 #include "thread_pool.h"
+#include <assert.h>
 #include <string.h>
 #include <algorithm>
 #include <atomic>
@@ -175,6 +176,7 @@ int64_t program_workspace_floats(const ThreadPool *pool, const Program *program,
 // Returns 0, or 1 if there is no memory for its own tables.
 int32_t program_run(ThreadPool *pool, const Kernels *kernels, const Program *program, Context *contexts, int32_t context_count,
                     float *workspace) {
+    assert(context_count > 0 && (uintptr_t)workspace % 64 == 0);
     try {
         std::vector<Slot> slots;
         slots.reserve((size_t)context_count * program->matrix_count);
