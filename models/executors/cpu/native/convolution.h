@@ -36,8 +36,8 @@ void fill_indirection(const Block &block, const Op &op, int first, int32_t *rows
 // One panel of NV vectors of output channels from `column` on, for all rows of the block.
 // `weights`: (taps, in_channels, NV * LANES). `lanes`: channels from `column` to the end of a row.
 template <int MR, int NV>
-void convolve_panel(const Block &block, const Op &op, const Source &source, const float *weights, const Epilogue &epilogue,
-                    int column, int lanes) {
+void convolve_panel(const Block &block, const Op &op, const Source &source, const float *weights,
+                    const Epilogue &epilogue, int column, int lanes) {
     const Level &level = block.context->geometry->level[block.level];
     int32_t both[2][MAX_TAPS * MR], *rows = both[0], *next = both[1];
     fill_indirection<MR>(block, op, block.first, rows);
@@ -45,8 +45,10 @@ void convolve_panel(const Block &block, const Op &op, const Source &source, cons
         if (first + MR < block.last) {
             fill_indirection<MR>(block, op, first + MR, next);
             if (op.addressing == THROUGH_MAP)
-                for (int i = 0; i < op.taps * MR; ++i) prefetch(source.data + next[i] * source.row_pitch, op.in_channels);
-            for (int m = 0; m < MR && first + MR + m < block.last; ++m) epilogue.prefetch_residual(row_at(block, level, first + MR + m), column, NV * LANES);
+                for (int i = 0; i < op.taps * MR; ++i)
+                    prefetch(source.data + next[i] * source.row_pitch, op.in_channels);
+            for (int m = 0; m < MR && first + MR + m < block.last; ++m)
+                epilogue.prefetch_residual(row_at(block, level, first + MR + m), column, NV * LANES);
         }
         Vector sum[MR][NV];
         accumulate<MR, NV>(source, rows, op.taps, op.in_channels, weights, sum);

@@ -26,7 +26,8 @@ struct Epilogue {
 
     Row row(int i) const {
         ptrdiff_t at = scatter ? yx[2 * i] * width + yx[2 * i + 1] : i;
-        return {target + at * target_pitch, pre_activation && read_by_halo[i] ? pre_activation + i * pre_activation_pitch : nullptr,
+        return {target + at * target_pitch,
+                pre_activation && read_by_halo[i] ? pre_activation + i * pre_activation_pitch : nullptr,
                 residual ? residual + i * residual_pitch : nullptr};
     }
 

@@ -88,11 +88,11 @@ class MaxProbabilityAtMost {
         }
         for (; c < classes_; ++c) take(scores[c]);
         const float gap = largest - second;
-        return gap <= true_up_to_ || (!(gap > false_beyond_) && computed(scores, largest));
+        return gap <= true_up_to_ || (!(gap > false_beyond_) && by_sum(scores, largest));
     }
 
   private:
-    bool computed(const float *scores, float largest) const {
+    bool by_sum(const float *scores, float largest) const {
         constexpr float NEGLIGIBLE = -18; // exp(-18) is lost in rounding beside the 1 of the largest score
         const float enough = 1 / threshold_;
         float sum = 0;
@@ -123,7 +123,9 @@ void label_map(ThreadPool *pool, const float *scores, int32_t height, int32_t wi
     assert(1 <= classes && classes <= 256 && classes <= row_pitch);
     assert(rows <= SCALE * height && columns <= SCALE * width);
     const ptrdiff_t line_pitch = (ptrdiff_t)width * row_pitch;
-    for_each_line(*pool, height, [&](int y) { argmax(scores + y * line_pitch, row_pitch, width, classes, best + (ptrdiff_t)y * width); });
+    for_each_line(*pool, height, [&](int y) {
+        argmax(scores + y * line_pitch, row_pitch, width, classes, best + (ptrdiff_t)y * width);
+    });
     // A cell is the pixels between four positions; at the border only a half or a quarter of it lies in the image.
     for_each_line(*pool, height + 1, [&](int y) {
         const int y0 = std::max(y - 1, 0), y1 = std::min(y, height - 1);
@@ -150,18 +152,19 @@ void label_map(ThreadPool *pool, const float *scores, int32_t height, int32_t wi
     });
 }
 
-// Writes `mask`, bytes (height, width), 1 where the next stage computes, at the positions where `computed` is 1; the
-// others keep their value. `computed`: bytes (height, width), or null for all. `scores`: (height, width, classes),
-// positions `row_pitch` floats apart. MAX_PROBABILITY: active if the largest softmax probability is at most `threshold`.
-// MAX_SCORE: active if the largest score is at least `threshold`.
+// Writes `mask`, bytes (height, width), 1 where the next stage computes. `active`: bytes (height, width), the mask under
+// which the scores were computed, null if all of them were; inactive positions keep the value that `mask` has.
+// `scores`: (height, width, classes), positions `row_pitch` floats apart. Active from now on is a position whose largest
+// softmax probability is at most `threshold` (MAX_PROBABILITY), or whose largest score is at least `threshold`
+// (MAX_SCORE).
 void update_mask(ThreadPool *pool, const float *scores, int32_t height, int32_t width, int32_t row_pitch, int32_t classes,
-                 int32_t criterion, float threshold, const uint8_t *computed, uint8_t *mask) {
+                 int32_t criterion, float threshold, const uint8_t *active, uint8_t *mask) {
     assert(criterion == MAX_SCORE || criterion == MAX_PROBABILITY);
     assert(1 <= classes && classes <= row_pitch);
     const MaxProbabilityAtMost uncertain(classes, threshold);
     for_each_line(*pool, height, [&](int y) {
         for (ptrdiff_t i = (ptrdiff_t)y * width; i < (y + 1) * (ptrdiff_t)width; ++i) {
-            if (computed && !computed[i]) continue;
+            if (active && !active[i]) continue;
             const float *row = scores + i * row_pitch;
             mask[i] = criterion == MAX_PROBABILITY ? uncertain(row) : *std::max_element(row, row + classes) >= threshold;
         }

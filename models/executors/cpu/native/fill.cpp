@@ -47,11 +47,12 @@ namespace {
 
 // See fill_lines. Returns the gradient of the scale.
 template <class T>
-double fill(const T *x, const T *y, const uint8_t *codes, const FeatureShape &shape, const StencilTap *taps, int tap_count, T *out,
-            int64_t first, int64_t last, bool backward) {
+double fill(const T *x, const T *y, const uint8_t *codes, const FeatureShape &shape, const StencilTap *taps,
+            int tap_count, T *out, int64_t first, int64_t last, bool backward) {
     // Forward, inactive positions gather from active ones; the kernel is symmetric, so that backward, active positions
     // gather from inactive ones.
-    const int channels = shape.channels, gathers = backward ? ACTIVE | BORDER : BORDER, from_kind = backward ? 0 : ACTIVE;
+    const int channels = shape.channels;
+    const int gathers = backward ? ACTIVE | BORDER : BORDER, from_kind = backward ? 0 : ACTIVE;
     assert(0 <= first && first <= last && channels > 0);
     const size_t bytes = channels * sizeof(T);
     std::vector<float> sums(2 * (size_t)channels);
@@ -70,7 +71,8 @@ double fill(const T *x, const T *y, const uint8_t *codes, const FeatureShape &sh
             for (int c = 0; c < channels; ++c) sum[c] = backward ? (float)x[at * channels + c] : 0, derivative[c] = 0;
             for (int k = 0; k < tap_count; ++k) {
                 const StencilTap &tap = taps[k];
-                if (row + tap.dy < 0 || row + tap.dy >= shape.height || column + tap.dx < 0 || column + tap.dx >= shape.width) continue;
+                if (row + tap.dy < 0 || row + tap.dy >= shape.height) continue;
+                if (column + tap.dx < 0 || column + tap.dx >= shape.width) continue;
                 const ptrdiff_t other = at + (ptrdiff_t)tap.dy * shape.width + tap.dx;
                 if ((codes[other] & ACTIVE) != from_kind) continue;
                 const T *from = x + other * channels;
@@ -105,8 +107,8 @@ int32_t fill_lines(int32_t bfloat16, const void *x, const void *y, const uint8_t
     try {
         *scale_gradient = bfloat16 ? fill((const BFloat16 *)x, (const BFloat16 *)y, codes, *shape, taps, tap_count,
                                           (BFloat16 *)out, first, last, backward)
-                                   : fill((const float *)x, (const float *)y, codes, *shape, taps, tap_count, (float *)out,
-                                          first, last, backward);
+                                   : fill((const float *)x, (const float *)y, codes, *shape, taps, tap_count,
+                                          (float *)out, first, last, backward);
         return 0;
     } catch (const std::bad_alloc &) {
         return 1;

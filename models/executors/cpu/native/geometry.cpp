@@ -89,8 +89,8 @@ std::vector<Offset> window_offsets(int window, const int32_t *classes) {
     return all;
 }
 
-// Gives every needed position its row: active ones first, each kind in order of its positions. Sets `map`, `yx` and the
-// counts of rows.
+// Gives every needed position its row: first the active ones, then the halo, each in order of its positions. Sets `map`,
+// `yx` and the counts of rows.
 void number_rows(Tables &t, Level &level, const Bytes &active, const Bytes &needed) {
     const int height = level.height, width = level.width, pitch = level.map_pitch;
     int actives = 0, all = 0;
@@ -141,8 +141,8 @@ void list_neighbours(Tables &t, const Level &level, const std::vector<Offset> &w
     for (const int32_t neighbour : t.neighbours) t.read_by_halo[neighbour >> 8] = 1;
 }
 
-std::unique_ptr<OwningGeometry> build(const uint8_t *mask, int32_t height, int32_t width, int32_t window, const int32_t *classes,
-                                      const TileCosts *tile_costs, int32_t full_halo) {
+std::unique_ptr<OwningGeometry> build(const uint8_t *mask, int32_t height, int32_t width, int32_t window,
+                                      const int32_t *classes, const TileCosts *tile_costs, int32_t full_halo) {
     assert(height % 8 == 0 && width % 8 == 0 && window % 2 == 1); // the coarsest level is an eighth
     auto built = std::make_unique<OwningGeometry>();
     const std::vector<Offset> offsets = window_offsets(window, classes);
@@ -187,9 +187,9 @@ std::unique_ptr<OwningGeometry> build(const uint8_t *mask, int32_t height, int32
 #pragma GCC visibility push(default)
 extern "C" {
 
-// `mask`: (height, width) bytes at level 2, multiples of 8, 1 where active; null if all is active. `window`: side of the interpolation
-// window, odd. `classes`: (2 * (window / 2)^2 + 1,), the distance class of each squared distance, -1 for distances too
-// far to matter. `tile_costs`: (LEVELS,). `full_halo`: the halo is every inactive position, for masks that may grow
+// `mask`: bytes (height, width), multiples of 8, at level 2, 1 where active; null if all is active. `window`: side of the
+// interpolation window, odd. `classes`: (2 * (window / 2)^2 + 1,), the distance class of each squared distance, -1 for
+// distances too far to matter. `tile_costs`: (LEVELS,). `full_halo`: the halo is every inactive position, for masks that may grow
 // again at the next exit. Returns null if there is no memory for the tables.
 Geometry *geometry_create(const uint8_t *mask, int32_t height, int32_t width, int32_t window, const int32_t *classes,
                           const TileCosts *tile_costs, int32_t full_halo) {

@@ -9,8 +9,8 @@ extern "C" {
 // out = pixel * scale + shift, and zeros below and to the right of the image.
 // `pixels`: (height, values), values = 3 * width: the colours of a pixel are adjacent. `scale`, `shift`: (values,).
 // `out`: (rows, columns) with rows >= height and columns >= values; lines are `out_pitch` floats apart.
-void normalise(ThreadPool *pool, const uint8_t *pixels, int32_t height, int32_t values, const float *scale, const float *shift,
-               float *out, int32_t rows, int32_t columns, int32_t out_pitch) {
+void normalise(ThreadPool *pool, const uint8_t *pixels, int32_t height, int32_t values, const float *scale,
+               const float *shift, float *out, int32_t rows, int32_t columns, int32_t out_pitch) {
     assert(height <= rows && values <= columns && columns <= out_pitch);
     pool->parallel_for(rows, [&](int y) {
         const uint8_t *from = pixels + (ptrdiff_t)y * values;

@@ -78,7 +78,8 @@ class Partition {
         const int first = items.domain.first + item % items.blocks * loop.block_rows;
         const int last = std::min(first + loop.block_rows, items.domain.last);
         const int group = item / items.blocks;
-        return {program.ops + loop.first_op, loop.op_count, loop.level, loop.domain, first, last, group, loop.groups, scratch, items.context};
+        return {program.ops + loop.first_op, loop.op_count, loop.level, loop.domain, first, last, group, loop.groups,
+                scratch, items.context};
     }
 
   private:

@@ -82,7 +82,8 @@ class ProgramRun {
           finished_(program.phase_count) {
         int loops = 0;
         for (int p = 0; p < program.phase_count; ++p) loops = std::max(loops, (int)program.phases[p].loop_count);
-        for (Partition &partition : partitions_) partition.reserve((size_t)loops * context_count); // no thread allocates later
+        // Now, so that no thread has to allocate later.
+        for (Partition &partition : partitions_) partition.reserve((size_t)loops * context_count);
     }
 
     // All phases, as thread number `thread`.
@@ -156,8 +157,8 @@ int32_t kernels_panel_vectors(const Kernels *kernels) { return kernels->panel_ve
 
 // Sizes in bytes of the structures that structures.py declares too, so that a test can compare them.
 void structure_sizes(int32_t *sizes) {
-    const int32_t all[] = {sizeof(Level), sizeof(TileCosts), sizeof(Matrix), sizeof(ResamplingTaps), sizeof(Op), sizeof(RowLoop),
-                           sizeof(Phase), sizeof(Program),   sizeof(Context)};
+    const int32_t all[] = {sizeof(Level), sizeof(TileCosts), sizeof(Matrix), sizeof(ResamplingTaps), sizeof(Op),
+                           sizeof(RowLoop), sizeof(Phase), sizeof(Program), sizeof(Context)};
     memcpy(sizes, all, sizeof all);
 }
 
@@ -165,7 +166,8 @@ void structure_sizes(int32_t *sizes) {
 const char *source_digest() { return SOURCE_DIGEST; }
 
 // Floats of working memory that program_run takes for these requests.
-int64_t program_workspace_floats(const ThreadPool *pool, const Program *program, const Context *contexts, int32_t context_count) {
+int64_t program_workspace_floats(const ThreadPool *pool, const Program *program, const Context *contexts,
+                                 int32_t context_count) {
     size_t floats = pool->threads() * scratch_floats(*program);
     for (int c = 0; c < context_count; ++c)
         for (int m = 0; m < program->matrix_count; ++m) floats += workspace_floats(program->matrices[m], contexts[c]);
@@ -174,8 +176,8 @@ int64_t program_workspace_floats(const ThreadPool *pool, const Program *program,
 
 // Runs one step for all requests. `workspace`: as many floats as program_workspace_floats returns, from a cache line on.
 // Returns 0, or 1 if there is no memory for its own tables.
-int32_t program_run(ThreadPool *pool, const Kernels *kernels, const Program *program, Context *contexts, int32_t context_count,
-                    float *workspace) {
+int32_t program_run(ThreadPool *pool, const Kernels *kernels, const Program *program, Context *contexts,
+                    int32_t context_count, float *workspace) {
     assert(context_count > 0 && (uintptr_t)workspace % 64 == 0);
     try {
         std::vector<Slot> slots;

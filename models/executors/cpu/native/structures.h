@@ -45,7 +45,7 @@ struct Level {
     const uint16_t *tile_2x2_yx;       // (tiles_2x2, 2)
     const int32_t *single_rows;        // (singles,)
     const uint8_t *read_by_halo;       // (active_rows,): 1 where interpolation reads the row
-    const int32_t *window_begin;       // (needed_rows - active_rows + 1,): where each halo row's part of `neighbours` begins
+    const int32_t *window_begin;       // (halo rows + 1,): where each halo row's part of `neighbours` begins
     const int32_t *neighbours;         // active row << 8 | distance class, the nearest first in each part
 };
 

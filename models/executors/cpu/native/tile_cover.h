@@ -22,7 +22,8 @@ struct Cover {
 // and `width_at[x]`, how many columns its first piece takes: 1 for singles, 4 for a 4x4 tile, and 2 for two columns of
 // which each half of the band is either a 2x2 tile or singles.
 // `map`: the level's, already filled.
-Cover cover(const std::vector<int32_t> &map, const Level &level, const std::vector<uint8_t> &active, const TileCosts &costs) {
+Cover cover(const std::vector<int32_t> &map, const Level &level, const std::vector<uint8_t> &active,
+            const TileCosts &costs) {
     Cover found;
     const int height = level.height, width = level.width, band = costs.tile_4x4 < INFINITY ? 4 : 2;
     std::vector<int> halves[2]; // active positions of each column in the upper and in the lower half of the band
@@ -43,7 +44,8 @@ Cover cover(const std::vector<int32_t> &map, const Level &level, const std::vect
                 continue;
             }
             const float one = rest[x + 1] + halves[0][x] + halves[1][x];
-            const float two = rest[x + 2] + std::min<float>(costs.tile_2x2, count(0, x)) + std::min<float>(costs.tile_2x2, count(1, x));
+            const float two = rest[x + 2] + std::min<float>(costs.tile_2x2, count(0, x)) +
+                              std::min<float>(costs.tile_2x2, count(1, x));
             const float four = rest[x + 4] + costs.tile_4x4;
             rest[x] = std::min({one, two, four});
             width_at[x] = rest[x] == one ? 1 : rest[x] == two ? 2 : 4;
@@ -67,12 +69,14 @@ Cover cover(const std::vector<int32_t> &map, const Level &level, const std::vect
             }
         }
     }
-    found.cost += (found.tiles_4x4.empty() ? 0 : costs.first_tile_4x4) + (found.tiles_2x2.empty() ? 0 : costs.first_tile_2x2);
+    found.cost += (found.tiles_4x4.empty() ? 0 : costs.first_tile_4x4) +
+                  (found.tiles_2x2.empty() ? 0 : costs.first_tile_2x2);
     return found;
 }
 
 // `cover`, but drops a tile size that is used too rarely to repay loading its weights.
-Cover cheapest_cover(const std::vector<int32_t> &map, const Level &level, const std::vector<uint8_t> &active, TileCosts costs) {
+Cover cheapest_cover(const std::vector<int32_t> &map, const Level &level, const std::vector<uint8_t> &active,
+                     TileCosts costs) {
     constexpr size_t FEW = 2 * 64; // two coordinates for each of 64 tiles; more tiles always repay
     Cover best = cover(map, level, active, costs);
     for (float TileCosts::*size : {&TileCosts::tile_4x4, &TileCosts::tile_2x2}) {

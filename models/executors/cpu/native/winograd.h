@@ -118,7 +118,8 @@ void winograd_panel(const Block &block, const Op &op, const float *transformed, 
             int32_t rows[MR];
             for (int m = 0; m < MR; ++m) rows[m] = first + m < tiles ? first + m : tiles - 1;
             Vector sum[MR][NV];
-            accumulate<MR, NV>(source, rows, 1, op.in_channels, weights + (ptrdiff_t)point * op.in_channels * NV * LANES, sum);
+            accumulate<MR, NV>(source, rows, 1, op.in_channels,
+                               weights + (ptrdiff_t)point * op.in_channels * NV * LANES, sum);
             float *to = products + point * product_pitch + first * NV * LANES;
 #pragma GCC unroll 16
             for (int m = 0; m < MR; ++m) {
@@ -135,7 +136,8 @@ void winograd_panel(const Block &block, const Op &op, const float *transformed, 
         const int32_t *map = map_at(tile);
         if (tile + 1 < block.last) {
             const int32_t *next = map_at(tile + 1);
-            for (int i = 0; i < S * S; ++i) epilogue.prefetch_residual(next[i / S * level.map_pitch + i % S], column, NV * LANES);
+            for (int i = 0; i < S * S; ++i)
+                epilogue.prefetch_residual(next[i / S * level.map_pitch + i % S], column, NV * LANES);
         }
         Epilogue::Row rows[S * S];
         bool active[S * S];
@@ -185,11 +187,19 @@ void winograd(const Block &block, const Op &op) {
         const float *weights = op.weights + panels.begin(p) * depth;
         const int column = panels.begin(p) * LANES, lanes = padded(op.out_channels) - column;
         switch (panels.width(p)) {
-        case 1: winograd_panel<Tile, MR_1, 1>(block, op, transformed, pitch, weights, products, epilogue, column, lanes); break;
-        case 2: winograd_panel<Tile, MR_2, 2>(block, op, transformed, pitch, weights, products, epilogue, column, lanes); break;
-        case 3: winograd_panel<Tile, MR_3, 3>(block, op, transformed, pitch, weights, products, epilogue, column, lanes); break;
+        case 1:
+            winograd_panel<Tile, MR_1, 1>(block, op, transformed, pitch, weights, products, epilogue, column, lanes);
+            break;
+        case 2:
+            winograd_panel<Tile, MR_2, 2>(block, op, transformed, pitch, weights, products, epilogue, column, lanes);
+            break;
+        case 3:
+            winograd_panel<Tile, MR_3, 3>(block, op, transformed, pitch, weights, products, epilogue, column, lanes);
+            break;
 #if PANEL_VECTORS >= 4
-        case 4: winograd_panel<Tile, MR_4, 4>(block, op, transformed, pitch, weights, products, epilogue, column, lanes); break;
+        case 4:
+            winograd_panel<Tile, MR_4, 4>(block, op, transformed, pitch, weights, products, epilogue, column, lanes);
+            break;
 #endif
         }
     }
