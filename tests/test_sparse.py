@@ -1,4 +1,4 @@
-"""The sparse executor against the reference: any mask, any size, any configuration, every instruction set."""
+"""The sparse executor gives what the reference gives: any mask, size and configuration, every instruction set."""
 
 import ctypes
 import itertools
@@ -84,7 +84,7 @@ def mask(shape: str, height: int, width: int, random: np.random.Generator) -> ND
 
 
 def masks(height: int, width: int, random: np.random.Generator, *, shrinking: bool) -> list[Tensor]:
-    """One for each of the first three exits."""
+    """One mask for each of the first three exits."""
     found = [mask(SHAPES[random.integers(len(SHAPES))], height, width, random) for _ in range(3)]
     return [torch.from_numpy(m) for m in (itertools.accumulate(found, np.logical_and) if shrinking else found)]
 
@@ -103,15 +103,15 @@ def compare(
         reference.advance(expected)
         if step.exit is None:
             continue
-        for state, oracle, positions in zip(states, expected, given, strict=True):
+        for state, oracle, own in zip(states, expected, given, strict=True):
             assert state.exit is not None and oracle.exit is not None
             yield score_difference(state.exit.scores, oracle.exit.scores)
             assert torch.equal(state.exit.decided, oracle.exit.decided)
             assert (state.exit.active != oracle.exit.active).sum() <= 2  # rounding flips single positions
             assert state.exit.macs == pytest.approx(oracle.exit.macs, rel=1e-6)
             if step.exit < 4:
-                sparse.override(state, positions[step.exit - 1], shrinking=shrinking)
-                reference.override(oracle, positions[step.exit - 1])
+                sparse.override(state, own[step.exit - 1], shrinking=shrinking)
+                reference.override(oracle, own[step.exit - 1])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -203,7 +203,7 @@ def test_other_networks(config: ModelConfig) -> None:
 
 
 def follow(sparse: SparseExecutor, reference: ReferenceExecutor) -> None:
-    """Both on their own masks; where rounding flips single positions, the reference follows."""
+    """Runs both on the masks of their exits. Rounding flips single positions, so the reference takes the sparse mask."""
     state, expected = sparse.begin(tiny.image()), reference.begin(tiny.image())
     for step in sparse.steps:
         sparse.advance([state])
@@ -221,7 +221,7 @@ def follow(sparse: SparseExecutor, reference: ReferenceExecutor) -> None:
 
 
 def test_requests_interleave_and_batches_change() -> None:
-    """Three requests, batched as they come, each give what they give alone."""
+    """Three requests in changing batches each give what they give alone."""
     sparse = SparseExecutor(network("segmentation"), threads=2)
     alone = [[found.array for _, found in run(sparse, tiny.image(seed=seed))] for seed in range(3)]
     states = [sparse.begin(tiny.image(seed=seed)) for seed in range(3)]
@@ -291,12 +291,12 @@ def test_a_promise_is_kept_though_a_later_mask_promises_nothing() -> None:
         for step in sparse.steps:
             sparse.advance([state])
             if step.exit in masks:
-                positions, shrinking = masks[step.exit]
-                sparse.override(state, positions, shrinking=shrinking)
+                mask, shrinking = masks[step.exit]
+                sparse.override(state, mask, shrinking=shrinking)
     assert state.exit is not None and state.exit.index == 3
 
 
-def test_what_is_not_a_number_stays_so() -> None:
+def test_nan_stays_nan() -> None:
     broken = tiny.network(CONFIGS["segmentation"])
     with torch.no_grad():
         broken.stage2[0].branches[0][0].conv1.weight[0, 0, 0, 0] = torch.nan
@@ -452,7 +452,7 @@ def test_a_mask_that_does_not_fit_is_refused(mask: Tensor) -> None:
 
 
 @pytest.mark.parametrize("criterion, lean", [("max_probability", True), ("top_k", False)])
-def test_a_request_computes_no_row_that_its_own_masks_do_not_need(criterion: Criterion, lean: bool) -> None:
+def test_a_request_computes_only_the_rows_that_its_own_masks_need(criterion: Criterion, lean: bool) -> None:
     masking = Masking(criterion, 0.4)
     model = SparseExecutor(tiny.network(replace(tiny.SEGMENTATION, masking=masking)), threads=1)
     state = model.begin(tiny.image(256, 256))
