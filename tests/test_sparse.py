@@ -203,7 +203,7 @@ def test_other_networks(config: ModelConfig) -> None:
 
 
 def follow(sparse: SparseExecutor, reference: ReferenceExecutor) -> None:
-    """Runs both on the masks of their exits. Rounding flips single positions, so the reference takes the sparse mask."""
+    """Runs both on the sparse executor's masks: rounding flips single positions."""
     state, expected = sparse.begin(tiny.image()), reference.begin(tiny.image())
     for step in sparse.steps:
         sparse.advance([state])

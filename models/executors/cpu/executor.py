@@ -208,7 +208,7 @@ class SparseExecutor:
 
     def _output(self, matrix: Matrix, state: SparseState, geometry: Geometry) -> Floats:
         """Memory for one output of a step, at least (1 + rows, row pitch)."""
-        floats = (1 + geometry.rows(matrix)) * matrix.row_pitch
+        floats = (1 + geometry.output_rows(matrix)) * matrix.row_pitch
         if matrix.domain != RowDomain.ALL_POSITIONS:
             return self._allocator.take(floats)
         if geometry.mask is None or state.scores is None:

@@ -35,18 +35,13 @@ class Geometry:
         found: NativeLevel = self.native.contents.level[level]
         return found
 
-    def rows(self, matrix: Matrix) -> int:
-        """Rows that `matrix` has under this mask."""
+    def output_rows(self, matrix: Matrix) -> int:
+        """Rows of a step's output under this mask: features have needed rows, scores a row for every position."""
         level = self.level(matrix.level)
-        match matrix.domain:
-            case RowDomain.NEEDED:
-                return int(level.needed_rows)
-            case RowDomain.ACTIVE:
-                return int(level.active_rows)
-            case RowDomain.ALL_POSITIONS:
-                return int(level.height * level.width)
-            case RowDomain.PADDED_PIXELS:
-                return int((level.height + 2) * (level.width + 2))
+        if matrix.domain == RowDomain.ALL_POSITIONS:
+            return int(level.height * level.width)
+        assert matrix.domain == RowDomain.NEEDED
+        return int(level.needed_rows)
 
     def active_share(self, level: int) -> float:
         """Share of the level's positions that are active, 0..1."""
