@@ -11,16 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
+from starlette.status import WS_1001_GOING_AWAY
 
 from server.catalog import read_catalog
-from server.engine.messages import Plan
-from server.engine.worker_process import Link, ProcessLink
+from server.engine.messages import LoadPlan
+from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.errors import ServerError, unexpected
-from server.protocols import http as routes
-from server.protocols import stream
-from server.protocols.replies import reply
-from server.protocols.stream import DRAINING
-from server.protocols.wire import error_body
+from server.protocols import http, stream
+from server.protocols.replies import error_body, reply
 from server.requests.service import Service
 from server.settings import ROOT, Settings
 
@@ -35,7 +33,7 @@ CLOSE_S = 2.0
 def create_app(
     settings: Settings,
     unloadable: Callable[[str], None] = logger.critical,
-    launch: Callable[[Plan], Link] = ProcessLink,
+    launch: Callable[[LoadPlan], WorkerProcess] = ChildProcess,
 ) -> FastAPI:
     """The application. `unloadable` is called with a sentence when models cannot be loaded; `launch` starts workers.
 
@@ -58,7 +56,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    app.include_router(routes.router)
+    app.include_router(http.router)
     app.include_router(stream.router)
     app.add_exception_handler(ServerError, _server_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -74,10 +72,10 @@ async def drain(service: Service) -> None:
     service.engine.draining = True
     try:
         async with asyncio.timeout(service.settings.drain_ms / 1000):
-            await service.ledger.idle.wait()
+            await service.registry.idle.wait()
     except TimeoutError:
-        logger.warning("%d requests were still open when the time to drain was over", len(service.ledger))
-    closing = asyncio.gather(*(socket.close(DRAINING) for socket in service.streams), return_exceptions=True)
+        logger.warning("%d requests were still open when the time to drain was over", len(service.registry))
+    closing = asyncio.gather(*(socket.close(WS_1001_GOING_AWAY) for socket in service.sockets), return_exceptions=True)
     with suppress(TimeoutError):  # a client that does not read does not take its close either
         await asyncio.wait_for(closing, CLOSE_S)
 
@@ -107,7 +105,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> set[str]:
     """That the path of `request` has."""
-    matching = [route for route in routes.router.routes if route.matches(request.scope)[0] is not Match.NONE]
+    matching = [route for route in http.router.routes if route.matches(request.scope)[0] is not Match.NONE]
     return {method for route in matching for method in getattr(route, "methods", ())}
 
 

@@ -1,9 +1,6 @@
-"""The models that are served, as the front end knows them: from their configurations, before any is loaded.
+"""The served models, as the front end knows them: their configurations are read, their weights are not."""
 
-Imports the configurations only, never torch.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +8,13 @@ from typing import Any
 from models.directory import find_models, read_config
 from models.imaging.geometry import padded_px
 from models.network.configs import ModelConfig
-from server.engine.messages import Layout
+from server.engine.shared_memory import Layout
 from server.errors import NotFoundError
-from server.protocols.encoder import palette_bytes
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model directory. `name` is the folder's, by which requests ask for it."""
+    """A model directory that is served. `name` is the folder's name, by which requests ask for the model."""
 
     name: str
     directory: Path
@@ -26,15 +22,16 @@ class ServedModel:
 
     @property
     def palette(self) -> bytes:
-        """RGB of every class or joint."""
+        """RGB of every class or joint, 3 bytes each."""
         return palette_bytes(self.config.palette, self.config.outputs)
 
     def layout(self, height: int, width: int, *, extra: bool) -> Layout:
+        """Where the image and maps of a job lie. `extra`: every exit has a further map."""
         joints = self.config.outputs if self.config.task == "pose" else 0
         return Layout(height, width, self.config.exits, joints, extra)
 
     def area_ratio(self, height: int, width: int) -> float:
-        """How much larger the input for an image is than that of the configured size: the dense cost's factor."""
+        """The dense cost at an image of this size, relative to the cost at the configured size."""
         if self.config.task == "pose":
             return 1.0
         return padded_px(height, width) / padded_px(*self.config.size)
@@ -52,12 +49,12 @@ class Catalog:
         return iter(self._models.values())
 
     def served(self, name: Any) -> str | None:
-        """The model that a request means by `name`, None being the default; None if it is none of the served ones."""
+        """The name of the model that a client means by `name`, None being the default; None if it is not served."""
         name = self.default if name is None else name
         return name if isinstance(name, str) and name in self._models else None
 
     def get(self, name: str | None) -> ServedModel:
-        """The model called `name`, or the default one. Raises NotFoundError and lists them."""
+        """The model called `name`, or the default one. Raises NotFoundError, which lists the served models."""
         name = self.default if name is None else name
         if name not in self._models:
             raise NotFoundError(
@@ -77,3 +74,17 @@ def read_catalog(folder: Path, default: str = "") -> Catalog:
     if not models:
         raise ValueError(f"{folder} holds no model directory (NAME/config.json); name a folder with --models")
     return Catalog(models, default)
+
+
+def palette_bytes(palette: Sequence[tuple[int, int, int]], classes: int) -> bytes:
+    """RGB of every class: 3 * `classes` bytes. Classes without a colour get PASCAL VOC's, which differ well."""
+    colours = [*palette, *(_voc_colour(index) for index in range(len(palette), classes))]
+    return bytes(value for colour in colours[:classes] for value in colour)
+
+
+def _voc_colour(index: int) -> tuple[int, int, int]:
+    """PASCAL VOC's colour map: the bits of `index` go to red, green and blue in turn, to their highest bits first."""
+    red, green, blue = (
+        sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)
+    )
+    return red, green, blue

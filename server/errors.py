@@ -1,18 +1,28 @@
-"""Every error that a client may meet: its HTTP status, its code, and how its request is counted.
+"""Every error that a client may meet: its HTTP status, its code, its close code, and how its request is counted.
 
-Sentences are written where errors are raised: the number, the limit and the remedy. Imports nothing of this project.
+The sentence is written where an error is raised: it says the number, the limit and the remedy.
 """
 
 from typing import ClassVar
+
+from starlette.status import (
+    WS_1003_UNSUPPORTED_DATA,
+    WS_1008_POLICY_VIOLATION,
+    WS_1009_MESSAGE_TOO_BIG,
+    WS_1011_INTERNAL_ERROR,
+    WS_1013_TRY_AGAIN_LATER,
+)
 
 
 class ServerError(Exception):
     """The root. `code` names the error for programs; `retry_after_s` says when asking again may help.
 
-    `request_id` is set once the request is known that it ends.
+    `status` is the HTTP status, `close_code` the WebSocket's (RFC 6455, section 7.4.1) where the error closes it, and
+    `stop` the metrics' label. `request_id` is set once the error has ended a request.
     """
 
     status: ClassVar[int] = 500
+    close_code: ClassVar[int] = WS_1011_INTERNAL_ERROR
     stop: ClassVar[str] = "error"
 
     def __init__(self, message: str, code: str = "internal", retry_after_s: float | None = None) -> None:
@@ -23,7 +33,7 @@ class ServerError(Exception):
 
 
 def unexpected(error: Exception) -> ServerError:
-    """What a client is told about a fault of the server."""
+    """The error that a client is told about a fault of the server."""
     return ServerError(f"the server failed ({type(error).__name__}); the log says more", "internal")
 
 
@@ -31,7 +41,14 @@ class InvalidError(ServerError):
     """The request cannot be understood."""
 
     status = 400
+    close_code = WS_1008_POLICY_VIOLATION
     stop = "invalid"
+
+
+class NotJsonError(InvalidError):
+    """A text frame is no JSON object, and closes its WebSocket."""
+
+    close_code = WS_1003_UNSUPPORTED_DATA
 
 
 class NotFoundError(InvalidError):
@@ -44,6 +61,7 @@ class NotAcceptableError(InvalidError):
 
 class TooLargeError(InvalidError):
     status = 413
+    close_code = WS_1009_MESSAGE_TOO_BIG
 
 
 class NotAnImageError(InvalidError):
@@ -51,14 +69,14 @@ class NotAnImageError(InvalidError):
 
 
 class RequestCancelledError(ServerError):
-    """Cancelled by its id: 499, as nginx calls a request that its client gave up."""
+    """The request was cancelled by its id: 499, which nginx uses for requests that their client gave up."""
 
     status = 499
     stop = "cancelled"
 
 
 class DisconnectedError(ServerError):
-    """The client hung up; nobody reads the status."""
+    """The client hung up. Nobody reads the status."""
 
     status = 499
     stop = "disconnected"
@@ -71,6 +89,7 @@ class NoExitError(ServerError):
 
 class TooManyRequestsError(ServerError):
     status = 429
+    close_code = WS_1008_POLICY_VIOLATION
     stop = "rejected"
 
 
@@ -78,10 +97,11 @@ class UnavailableError(ServerError):
     """Overloaded, starting or draining."""
 
     status = 503
+    close_code = WS_1013_TRY_AGAIN_LATER
     stop = "rejected"
 
 
 class WorkerLostError(UnavailableError):
-    """The worker died before there was anything to answer with."""
+    """The worker died before it had reached an exit that is worth an answer."""
 
     stop = "error"

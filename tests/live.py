@@ -26,9 +26,21 @@ from websockets.sync.client import ClientConnection, connect
 from models.checkpoint import save_directory
 from models.network.configs import ModelConfig
 from server.__main__ import Server, make_server
-from server.engine.messages import Cancel, Command, Ended, Event, Exited, ModelFacts, Move, Plan, Ready, Stop, Submit
+from server.engine.messages import (
+    Cancel,
+    Command,
+    Ended,
+    Event,
+    Exited,
+    JobSpec,
+    LoadPlan,
+    ModelFacts,
+    MoveDeadline,
+    Ready,
+    Stop,
+)
 from server.engine.shared_memory import attach
-from server.engine.worker_process import Link, ProcessLink
+from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.settings import Settings
 
 PATIENCE_S = 30.0
@@ -40,9 +52,9 @@ MACS = (10.0, 20.0, 30.0, 40.0)
 class ScriptedWorker:
     """Plays the worker: hears commands and says events, both when the test wants to."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: LoadPlan) -> None:
         self.connection, self._own = Pipe()
-        self._block = attach(os.dup(plan.arena_fd), plan.arena_bytes)
+        self._memory = attach(os.dup(plan.arena_fd), plan.arena_bytes)
         self._names = list(plan.models)
 
     def kill(self) -> None:
@@ -64,9 +76,9 @@ class ScriptedWorker:
         command: Command = self._own.recv()
         return command
 
-    def hear_submit(self) -> Submit:
+    def hear_job(self) -> JobSpec:
         command = self.hear()
-        assert isinstance(command, Submit)
+        assert isinstance(command, JobSpec)
         return command
 
     def hear_cancel(self) -> Cancel:
@@ -74,37 +86,37 @@ class ScriptedWorker:
         assert isinstance(command, Cancel)
         return command
 
-    def hear_move(self) -> Move:
+    def hear_move(self) -> MoveDeadline:
         command = self.hear()
-        assert isinstance(command, Move)
+        assert isinstance(command, MoveDeadline)
         return command
 
     def hears_nothing(self) -> bool:
         return not self._own.poll()
 
-    def image(self, submit: Submit) -> NDArray[np.uint8]:
+    def image(self, spec: JobSpec) -> NDArray[np.uint8]:
         """The image as it lies in shared memory."""
-        return submit.layout.image(self._block[submit.offset :]).copy()
+        return spec.layout.image(self._memory[spec.offset :]).copy()
 
-    def reach(self, submit: Submit, exit_index: int) -> None:
+    def reach(self, spec: JobSpec, exit_index: int) -> None:
         """Finish an exit: its map is `labels(exit_index)`."""
-        block = self._block[submit.offset :]
-        if submit.layout.joints:
-            submit.layout.keypoints(block, exit_index)[:] = exit_index + 0.1
+        block = self._memory[spec.offset :]
+        if spec.layout.joints:
+            spec.layout.keypoints(block, exit_index)[:] = exit_index + 0.1
         else:
-            submit.layout.labels(block, exit_index)[:] = labels(exit_index, submit.layout.height, submit.layout.width)
-        if submit.layout.extra:
-            submit.layout.extra_map(block, exit_index)[:] = exit_index % 2
-        self.say(Exited(submit.key, exit_index, 0.5 / exit_index, round(MACS[exit_index - 1]), 0.1, 0.0, 0.1))
+            spec.layout.labels(block, exit_index)[:] = labels(exit_index, spec.layout.height, spec.layout.width)
+        if spec.layout.extra:
+            spec.layout.extra_map(block, exit_index)[:] = exit_index % 2
+        self.say(Exited(spec.key, exit_index, 0.5 / exit_index, round(MACS[exit_index - 1]), 0.1, 0.0, 0.1))
 
-    def end(self, submit: Submit, stop: Stop = Stop.COMPLETE, wait_s: float = 0.0, error: str | None = None) -> None:
-        self.say(Ended(submit.key, stop, wait_s, error))
+    def end(self, spec: JobSpec, stop: Stop = Stop.COMPLETE, wait_s: float = 0.0, error: str | None = None) -> None:
+        self.say(Ended(spec.key, stop, wait_s, error))
 
-    def finish(self, submit: Submit, last: int = 4, stop: Stop = Stop.COMPLETE) -> None:
+    def finish(self, spec: JobSpec, last: int = 4, stop: Stop = Stop.COMPLETE) -> None:
         """All exits up to `last`, and the end."""
         for exit_index in range(1, last + 1):
-            self.reach(submit, exit_index)
-        self.end(submit, stop)
+            self.reach(spec, exit_index)
+        self.end(spec, stop)
 
 
 class Live:
@@ -173,7 +185,7 @@ class Later:
 
 
 @contextmanager
-def serving(settings: Settings, launch: Callable[[Plan], Link] = ProcessLink) -> Iterator[Live]:
+def serving(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] = ChildProcess) -> Iterator[Live]:
     """Run a server in a thread. It may be told to drain meanwhile."""
     server = make_server(settings, launch)
     up = threading.Event()
@@ -207,7 +219,7 @@ def scripted(folder: Path, **fields: object) -> Iterator[tuple[Live, Callable[[]
     """A server whose workers the test plays, and a function that returns each as it is started."""
     started: queue.Queue[ScriptedWorker] = queue.Queue()
 
-    def launch(plan: Plan) -> ScriptedWorker:
+    def launch(plan: LoadPlan) -> ScriptedWorker:
         worker = ScriptedWorker(plan)
         started.put(worker)
         return worker

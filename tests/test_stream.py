@@ -23,7 +23,7 @@ from server.engine.messages import Stop
 from server.metrics import Metrics
 from server.protocols.stream import Stream
 from server.requests.admission import ClientLimit
-from server.requests.registry import Ledger
+from server.requests.registry import RequestRegistry
 from server.settings import Settings
 
 SEGMENTATION = tiny.SEGMENTATION.name
@@ -79,8 +79,8 @@ def hear_bytes(connection: ClientConnection, count: int) -> bytes:
 def test_every_exit_in_every_encoding(server: Live, worker: ScriptedWorker, encoding: str) -> None:
     with server.connect() as connection:
         predict(connection, "a", encoding=encoding, deadline_ms=15000, map="unsure")
-        submit = worker.hear_submit()
-        assert (worker.image(submit) == tiny.image()).all()
+        spec = worker.hear_job()
+        assert (worker.image(spec) == tiny.image()).all()
         accepted = hear(connection)
         assert {key: accepted[key] for key in ("type", "id", "model", "task", "exits", "deadline_ms")} == {
             "type": "accepted",
@@ -93,7 +93,7 @@ def test_every_exit_in_every_encoding(server: Live, worker: ScriptedWorker, enco
         assert accepted["classes"] == ["sky", "road", "car"]
         held = held_extra = np.zeros((60, 90), np.uint8)
         for exit_index in range(1, 5):
-            worker.reach(submit, exit_index)
+            worker.reach(spec, exit_index)
             header = hear(connection)
             assert (header["type"], header["id"], header["exit"], header["exits"]) == ("exit", "a", exit_index, 4)
             assert header["final"] == (exit_index == 4) and header["size"] == [60, 90]
@@ -102,7 +102,7 @@ def test_every_exit_in_every_encoding(server: Live, worker: ScriptedWorker, enco
             held_extra = decoded(encoding, hear_bytes(connection, header["extra"]["bytes"]), held_extra)
             assert (held == live.labels(exit_index, 60, 90)).all()
             assert (held_extra == exit_index % 2).all() and header["extra"]["kind"] == "unsure"
-        worker.end(submit)
+        worker.end(spec)
         end = hear(connection)
         assert 0 < end.pop("elapsed_ms") < 15000
         assert end == {"type": "end", "id": "a", "exit": 4, "stop": "complete", "skipped": []}
@@ -111,9 +111,9 @@ def test_every_exit_in_every_encoding(server: Live, worker: ScriptedWorker, enco
 def test_json_needs_no_binary_frame(server: Live, worker: ScriptedWorker) -> None:
     with server.connect() as connection:
         predict(connection, "a", encoding="json", map="exit")
-        submit = worker.hear_submit()
+        spec = worker.hear_job()
         hear(connection)
-        worker.finish(submit, 1)
+        worker.finish(spec, 1)
         header = hear(connection)
         mask = decoded("png", base64.b64decode(header["mask"]["data"]), np.zeros((60, 90), np.uint8))
         assert (mask == live.labels(1, 60, 90)).all() and "bytes" not in header
@@ -125,10 +125,10 @@ def test_json_needs_no_binary_frame(server: Live, worker: ScriptedWorker) -> Non
 def test_keypoints_come_in_the_header(server: Live, worker: ScriptedWorker) -> None:
     with server.connect() as connection:
         predict(connection, "a", model=POSE, box=[1, 2, 30, 40])
-        submit = worker.hear_submit()
-        assert submit.box == (1, 2, 30, 40)
+        spec = worker.hear_job()
+        assert spec.box == (1, 2, 30, 40)
         assert hear(connection)["joints"][0] == "right ankle"
-        worker.finish(submit, 1)
+        worker.finish(spec, 1)
         header = hear(connection)
         assert np.array_equal(np.array(header["keypoints"], np.float32), np.full((16, 3), 1.1, np.float32))
         assert "bytes" not in header and hear(connection)["type"] == "end"
@@ -138,12 +138,12 @@ def test_many_requests_on_one_socket(server: Live, worker: ScriptedWorker) -> No
     with server.connect() as connection:
         for request_id in "abc":
             predict(connection, request_id, encoding="raw")
-        submits = {submit.key: submit for submit in (worker.hear_submit() for _ in range(3))}
+        specs = {spec.key: spec for spec in (worker.hear_job() for _ in range(3))}
         for exit_index in range(1, 5):
-            for submit in submits.values():
-                worker.reach(submit, exit_index)
-        for submit in submits.values():
-            worker.end(submit)
+            for spec in specs.values():
+                worker.reach(spec, exit_index)
+        for spec in specs.values():
+            worker.end(spec)
         last = dict.fromkeys("abc", 0)
         ended = set()
         while len(ended) < 3:
@@ -162,21 +162,21 @@ def test_cancelling(server: Live, worker: ScriptedWorker) -> None:
     before = server.metric("anytime_requests_total", protocol="websocket", stop="cancelled")
     with server.connect() as connection:
         predict(connection, "a")
-        submit = worker.hear_submit()
+        spec = worker.hear_job()
         assert hear(connection)["type"] == "accepted"
-        worker.reach(submit, 1)
+        worker.reach(spec, 1)
         hear_bytes(connection, hear(connection)["bytes"])
         connection.send('{"type": "cancel", "id": "a"}')
         end = hear(connection)
         assert (end["type"], end["stop"], end["exit"], end["skipped"]) == ("end", "cancelled", 1, [])
-        assert worker.hear_cancel().key == submit.key
-        worker.reach(submit, 2)  # finished before the worker heard of the cancel
-        worker.end(submit, Stop.CANCELLED)
+        assert worker.hear_cancel().key == spec.key
+        worker.reach(spec, 2)  # finished before the worker heard of the cancel
+        worker.end(spec, Stop.CANCELLED)
         connection.send('{"type": "cancel", "id": "a"}')  # it has ended: nothing is said
         predict(connection, "a")
-        submit = worker.hear_submit()
+        spec = worker.hear_job()
         assert hear(connection)["type"] == "accepted"
-        worker.end(submit, Stop.NO_EXIT)
+        worker.end(spec, Stop.NO_EXIT)
         assert hear(connection)["code"] == "no_exit"
     assert server.metric("anytime_requests_total", protocol="websocket", stop="cancelled") == before + 1
 
@@ -184,45 +184,45 @@ def test_cancelling(server: Live, worker: ScriptedWorker) -> None:
 def test_cancelling_by_id_over_http(server: Live, worker: ScriptedWorker) -> None:
     with server.connect() as connection:
         predict(connection, "over-http")
-        submit = worker.hear_submit()
+        spec = worker.hear_job()
         hear(connection)
         assert server.http.delete("/v1/requests/over-http").status_code == 200
         assert hear(connection)["stop"] == "cancelled"
         worker.hear_cancel()
-        worker.end(submit, Stop.CANCELLED)
+        worker.end(spec, Stop.CANCELLED)
 
 
 def test_a_deadline_is_tightened_and_extended(server: Live, worker: ScriptedWorker) -> None:
     with server.connect() as connection:
         predict(connection, "a", deadline_ms=10_000)
-        submit = worker.hear_submit()
+        spec = worker.hear_job()
         hear(connection)
         connection.send('{"type": "deadline", "id": "a", "deadline_ms": 25000}')
-        assert 14 < worker.hear_move().deadline_s - submit.deadline_s < 16
+        assert 14 < worker.hear_move().compute_deadline_s - spec.compute_deadline_s < 16
         connection.send('{"type": "deadline", "id": "a", "deadline_ms": 1e12}')  # lowered to the longest, 30 s
-        assert 19 < worker.hear_move().deadline_s - submit.deadline_s < 21
-        worker.reach(submit, 1)
+        assert 19 < worker.hear_move().compute_deadline_s - spec.compute_deadline_s < 21
+        worker.reach(spec, 1)
         hear_bytes(connection, hear(connection)["bytes"])
         connection.send('{"type": "deadline", "id": "a", "deadline_ms": 1}')
         worker.hear_move()
         end = hear(connection)
         assert (end["exit"], end["stop"]) == (1, "deadline")
         worker.hear_cancel()
-        worker.end(submit, Stop.CANCELLED)
+        worker.end(spec, Stop.CANCELLED)
 
 
 def test_exits_below_min_exit_are_not_sent(server: Live, worker: ScriptedWorker) -> None:
     with server.connect() as connection:
         predict(connection, "a", min_exit=3, encoding="raw")
-        submit = worker.hear_submit()
+        spec = worker.hear_job()
         hear(connection)
-        worker.finish(submit, 3, Stop.DEADLINE)
+        worker.finish(spec, 3, Stop.DEADLINE)
         header = hear(connection)
         assert header["exit"] == 3
         hear_bytes(connection, header["bytes"])
         assert hear(connection)["skipped"] == []
         predict(connection, "a", min_exit=3)
-        worker.finish(worker.hear_submit(), 2, Stop.DEADLINE)
+        worker.finish(worker.hear_job(), 2, Stop.DEADLINE)
         hear(connection)
         error = hear(connection)
         assert (error["code"], error["status"]) == ("min_exit_not_reached", 504)
@@ -233,10 +233,10 @@ def test_hanging_up_cancels_everything(server: Live, worker: ScriptedWorker) -> 
     with server.connect() as connection:
         predict(connection, "a")
         predict(connection, "b")
-        submits = [worker.hear_submit(), worker.hear_submit()]
-    assert {worker.hear_cancel().key, worker.hear_cancel().key} == {submit.key for submit in submits}
-    for submit in submits:
-        worker.end(submit, Stop.CANCELLED)
+        specs = [worker.hear_job(), worker.hear_job()]
+    assert {worker.hear_cancel().key, worker.hear_cancel().key} == {spec.key for spec in specs}
+    for spec in specs:
+        worker.end(spec, Stop.CANCELLED)
     found = server.metric("anytime_requests_total", protocol="websocket", stop="disconnected")
     assert found == before + 2
 
@@ -307,9 +307,9 @@ def test_after_a_bad_message_the_socket_goes_on(
         assert (error["type"], error["code"]) == ("error", code) and error["error"]
         assert error["id"] == (message.get("id") if isinstance(message.get("id"), str) else None)
         predict(connection, "good")
-        submit = worker.hear_submit()
+        spec = worker.hear_job()
         assert hear(connection)["id"] == "good"
-        worker.end(submit, Stop.NO_EXIT)
+        worker.end(spec, Stop.NO_EXIT)
         assert hear(connection)["code"] == "no_exit"
 
 
@@ -382,10 +382,10 @@ def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
     async def check() -> None:
         service = SimpleNamespace(
             settings=Settings(max_open=3),
-            ledger=Ledger(Metrics({}), 3, 10),
+            registry=RequestRegistry(Metrics({}), 3, 10),
             limit=ClientLimit(0, 1),
             catalog=SimpleNamespace(served=lambda _: None),
-            streams=set(),
+            sockets=set(),
         )
         socket = Socket()
         running = asyncio.create_task(Stream(socket, service).run())  # type: ignore[arg-type]
@@ -408,7 +408,7 @@ def test_an_image_that_never_comes_is_a_504(server: Live) -> None:
 def test_an_id_is_open_once(server: Live, worker: ScriptedWorker) -> None:
     with server.connect() as connection:
         predict(connection, "a")
-        submit = worker.hear_submit()
+        spec = worker.hear_job()
         hear(connection)
         predict(connection, "a")
         error = hear(connection)
@@ -416,7 +416,7 @@ def test_an_id_is_open_once(server: Live, worker: ScriptedWorker) -> None:
         connection.send('{"type": "deadline", "id": "a", "deadline_ms": -1}')
         error = hear(connection)
         assert (error["code"], error["id"], error["open"]) == ("bad_parameter", "a", True)
-        worker.end(submit, Stop.NO_EXIT)
+        worker.end(spec, Stop.NO_EXIT)
         error = hear(connection)
         assert error["code"] == "no_exit" and "open" not in error
 
@@ -445,13 +445,13 @@ def test_too_many_open_requests_are_refused(server: Live, worker: ScriptedWorker
     with server.connect() as connection:
         for number in range(4):
             predict(connection, str(number))
-        submits = [worker.hear_submit() for _ in range(4)]
+        specs = [worker.hear_job() for _ in range(4)]
         assert {hear(connection)["type"] for _ in range(4)} == {"accepted"}
         predict(connection, "one more")
         error = hear(connection)
         assert (error["code"], error["retry_after_s"], error["id"]) == ("overloaded", 1, "one more")
-        for submit in submits:
-            worker.end(submit, Stop.NO_EXIT)
+        for spec in specs:
+            worker.end(spec, Stop.NO_EXIT)
         assert {hear(connection)["code"] for _ in range(4)} == {"no_exit"}
 
 
@@ -466,7 +466,7 @@ def test_a_slow_reader_gets_the_newest_exit(tmp_path: Path) -> None:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
         with server.connect(sock=raw, max_queue=1) as connection:
             predict(connection, "a", photo(3000, 3000, "JPEG"), encoding="raw", deadline_ms=30_000)
-            worker.finish(worker.hear_submit())
+            worker.finish(worker.hear_job())
             server.wait_for(lambda: server.metric("anytime_time_to_exit_seconds_count", exit="4") == 1)
             assert hear(connection)["type"] == "accepted"
             sent = []
@@ -489,7 +489,7 @@ def test_too_many_sockets_and_too_fast_clients_are_turned_away(tmp_path: Path) -
                 assert hear(second)["code"] == "overloaded"
                 expect_close(second, 1013)
             predict(first, "a")
-            worker.finish(worker.hear_submit(), 1)
+            worker.finish(worker.hear_job(), 1)
             assert hear(first)["type"] == "accepted"
         server.wait_for(lambda: server.metric("anytime_websocket_connections") == 0)
         with server.connect() as third:
@@ -514,7 +514,7 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with server.connect(sock=plain, max_queue=1, ping_interval=None, close_timeout=0.1) as connection:
             predict(connection, "a", photo(3000, 4000, kind="JPEG"), encoding="raw", deadline_ms=20_000)
-            worker.finish(worker.hear_submit())
+            worker.finish(worker.hear_job())
             server.wait_for(lambda: engine.jobs and not any(job.with_worker for job in engine.jobs.values()))
 
             def an_hour_later() -> None:
@@ -546,7 +546,7 @@ def test_a_client_that_reads_nothing_for_long_frees_what_it_holds(
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with server.connect(sock=plain, max_queue=1, ping_interval=None, close_timeout=0.1) as connection:
             predict(connection, "a", photo(3000, 4000, kind="JPEG"), encoding="raw", deadline_ms=20_000)
-            worker.finish(worker.hear_submit())
+            worker.finish(worker.hear_job())
             server.wait_for(lambda: server.metric("anytime_websocket_connections") == 0)
             assert server.metric("anytime_inflight_requests") == server.metric("anytime_shared_memory_bytes") == 0
             plain.shutdown(socket.SHUT_RDWR)
@@ -559,14 +559,14 @@ def test_a_server_that_drains_finishes_what_is_open(tmp_path: Path) -> None:
         server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
         with server.connect() as connection:
             predict(connection, "a")
-            submit = worker.hear_submit()
+            spec = worker.hear_job()
             assert hear(connection)["type"] == "accepted"
             server.send_signal()
             server.wait_for(lambda: server.http.get("/health/ready").status_code == 503)
             assert server.http.get("/health/ready").json()["state"] == "draining"
             reply = server.predict()
             assert (reply.status_code, reply.json()["code"]) == (503, "draining")
-            worker.finish(submit, 1, Stop.MAX_EXIT)
+            worker.finish(spec, 1, Stop.MAX_EXIT)
             hear_bytes(connection, hear(connection)["bytes"])
             assert hear(connection)["type"] == "end"
             expect_close(connection, 1001)

@@ -1,17 +1,18 @@
-"""The async face of a worker: jobs go in, the newest exit comes out, and everyone is answered at the deadline.
+"""The async face of a worker: jobs go in, exits come out, and every job ends at its deadline.
 
-The deadline is kept twice: the worker begins nothing that would not fit, and the engine's own timer ends a job with the
-exit it has, whatever the worker is doing. Imports no torch.
+The deadline is kept twice. The worker begins no exit that would not fit. The engine's own timer ends a job with the
+exit that it has, whatever the worker is doing.
 """
 
 import asyncio
-import itertools
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from server.catalog import Catalog
+from server.engine.job import Job
 from server.engine.messages import (
     Beat,
     Broken,
@@ -19,73 +20,72 @@ from server.engine.messages import (
     Ended,
     Event,
     Exited,
-    Layout,
+    JobSpec,
+    LoadPlan,
     ModelFacts,
-    Move,
+    MoveDeadline,
     Ready,
     Stop,
-    Submit,
     Unloadable,
 )
-from server.engine.shared_memory import Arena
-from server.engine.worker_process import Link, Supervisor
+from server.engine.shared_memory import Arena, Layout
+from server.engine.worker_process import Supervisor, WorkerProcess
 from server.errors import NoExitError, ServerError, TooLargeError, UnavailableError, WorkerLostError
 from server.metrics import Metrics
 from server.requests.budget import GRACE_S
-from server.requests.job import Job, Order
+from server.settings import Settings
 
 logger = logging.getLogger("anytime.engine")
 
 RESTART_S = 5.0
-"""What clients are told to wait while a worker starts."""
+"""The wait that clients are told while a worker starts."""
+FALLBACK = "reference"
+"""The executor to run after a device has failed."""
 
 
 class Engine:
-    """Owns the worker and the memory shared with it.
+    """Owns the worker, the memory shared with it, and the jobs that are open.
 
-    `launch` starts a worker. `unloadable` is called with the reason when models cannot be loaded, which starting again
-    would not help.
+    `unloadable` is called with the reason if the models cannot be loaded, which another worker would not change.
+    `launch` starts a worker.
     """
 
     def __init__(
         self,
-        launch: Callable[[], Link],
-        arena: Arena,
+        settings: Settings,
+        catalog: Catalog,
         metrics: Metrics,
         unloadable: Callable[[str], None],
+        launch: Callable[[LoadPlan], WorkerProcess],
     ) -> None:
-        self.arena = arena
+        self.arena = Arena(settings.shared_memory_bytes)
         self.ready: Ready | None = None
-        self.known: Mapping[str, ModelFacts] = {}
-        """What a worker said of each model; stays when it dies."""
+        """The worker's readiness; None while there is no worker that can serve."""
+        self.facts: Mapping[str, ModelFacts] = {}
+        """What a worker found out about each model; kept when the worker dies."""
         self.draining = False
         self.jobs: dict[int, Job] = {}
         self.supervisor = Supervisor(self._start_worker, self._hear, self._lost, self._worker_is_busy)
-        self._launch = launch
+        self._settings = settings
+        self._catalog = catalog
         self._metrics = metrics
         self._unloadable = unloadable
-        self._keys = itertools.count(1)
+        self._launch = launch
+        metrics.worker_up.labels(settings.device).set(0)
         metrics.watch(
             metrics.queue_depth, lambda: sum(job.stop is None and not job.exits for job in self.jobs.values())
         )
-        metrics.watch(metrics.shared_memory, lambda: arena.taken_bytes)
+        metrics.watch(metrics.shared_memory, lambda: self.arena.taken_bytes)
 
     def start(self) -> None:
         """Start the worker; `ready` is set once every exit of every model is warm."""
         self.supervisor.start()
 
-    def _worker_is_busy(self) -> bool:
-        return any(job.with_worker for job in self.jobs.values())
-
-    def _start_worker(self) -> Link:
-        if self.supervisor.starts > 1:
-            self._metrics.worker_restarts.inc()
-        return self._launch()
-
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the worker, and every job that is left."""
         self.draining = True
         self.supervisor.stop()
+        self.arena.close()
 
     def check_open(self) -> None:
         """Raises UnavailableError while no request can be taken at all."""
@@ -96,6 +96,8 @@ class Engine:
     def _check_ready(self) -> None:
         if self.ready is None:
             raise UnavailableError("the models are being loaded; ask again soon", "starting", RESTART_S)
+
+    # --- what the service calls: memory, submit, move, finish, release ---
 
     def take(self, layout: Layout) -> int:
         """Memory for an image and its maps: the offset of a block. Raises UnavailableError if there is no room now,
@@ -116,79 +118,94 @@ class Engine:
             )
         return offset
 
-    def submit(self, order: Order, offset: int) -> Job:
-        """Hand a job to the worker, also while draining: its request was let in before. The image lies in the block at
-        `offset`, which the job gives back; not if this raises: UnavailableError if there is no worker, NoExitError if
-        the time is over already."""
+    def submit(self, spec: JobSpec) -> Job:
+        """Hand a job to the worker. A server that drains still takes the jobs of requests that it let in before.
+
+        The job owns its block from here on, and `release` gives it back. Raises UnavailableError if there is no worker
+        and NoExitError if the time is over already; the block is then still the caller's.
+        """
         self._check_ready()
         now_s = time.monotonic()
-        if order.budget.deadline_s - order.reserve_s <= now_s:
-            spent_ms = 1000 * (now_s - order.budget.arrived_s)
+        if spec.compute_deadline_s <= now_s:
+            spent_ms = 1000 * (now_s - spec.arrived_s)
             raise NoExitError(
                 f"receiving and decoding took {spent_ms:.0f} ms, which leaves none for exit 1; give more deadline_ms",
                 "no_exit",
             )
-        job = Job(next(self._keys), order, offset, self, now_s, order.budget.deadline_s)
-        self.supervisor.say(self._command(job))  # before the worker counts as busy: its silence begins now
-        self.jobs[job.key] = job
-        self._set_timer(job)
+        job = Job(spec, self._catalog.get(spec.model), self.arena.view[spec.offset :], now_s)
+        self.supervisor.say(spec)  # before the worker counts as busy: its silence is timed from now on
+        self.jobs[spec.key] = job
+        self._set_timer(job, spec.compute_deadline_s)
         return job
 
-    def move(self, job: Job, deadline_s: float) -> None:
-        """See `Job.move`."""
+    def move_deadline(self, job: Job, compute_deadline_s: float) -> None:
+        """Give a job another compute deadline, sooner or later; does nothing if it has ended."""
         if job.stop is None:
-            job.deadline_s = deadline_s
-            self._set_timer(job)
-            self.supervisor.say(Move(job.key, deadline_s - job.order.reserve_s))
+            self._set_timer(job, compute_deadline_s)
+            self.supervisor.say(MoveDeadline(job.spec.key, compute_deadline_s))
 
     def finish(self, job: Job, stop: Stop, error: ServerError | None = None) -> None:
-        """End a job for its reader. Its memory stays until the worker, too, has let go of it."""
+        """End a job for its reader; does nothing if it has ended. Its memory stays until the worker lets go of it."""
         if job.stop is not None:
             return
         job.stop, job.error, job.stopped_s = stop, error, time.monotonic()
         if job.timer is not None:
             job.timer.cancel()
         if job.with_worker:
-            self.supervisor.say(Cancel(job.key))
+            self.supervisor.say(Cancel(job.spec.key))
         job.changed.set()
 
-    def free(self, job: Job) -> None:
-        """Give back the memory of a job once nobody looks at it any more."""
-        if not job.with_worker and not job.with_reader and job.key in self.jobs:
-            del self.jobs[job.key]
-            self.arena.give(job.offset, job.order.layout.total_bytes)
+    def release(self, job: Job) -> None:
+        """The reader lets go of a job: end it if it still runs, and free its memory once the worker lets go, too."""
+        self.finish(job, Stop.DISCONNECTED)
+        job.with_reader = False
+        self._free(job)
 
-    def _command(self, job: Job) -> Submit:
-        order = job.order
-        return Submit(
-            key=job.key,
-            model=order.model.name,
-            offset=job.offset,
-            layout=order.layout,
-            deadline_s=job.deadline_s - order.reserve_s,
-            usual_s=order.usual_s,
-            required=order.required,
-            min_exit=order.min_exit,
-            max_exit=order.budget.max_exit,
-            quality=order.quality,
-            extra=order.extra,
-            box=order.box,
-        )
+    def _free(self, job: Job) -> None:
+        if not job.with_worker and not job.with_reader and job.spec.key in self.jobs:
+            del self.jobs[job.spec.key]
+            self.arena.give(job.spec.offset, job.spec.layout.total_bytes)
 
-    def _set_timer(self, job: Job) -> None:
+    # --- deadlines ---
+
+    def _set_timer(self, job: Job, compute_deadline_s: float) -> None:
         if job.timer is not None:
             job.timer.cancel()
-        left_s = job.deadline_s - job.order.reserve_s - time.monotonic()
-        job.timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._overdue, job)
+        left_s = max(0.0, compute_deadline_s - time.monotonic())
+        job.timer = asyncio.get_running_loop().call_later(left_s, self._overdue, job)
 
     def _overdue(self, job: Job) -> None:
-        if job.latest >= job.order.required:
+        if job.latest >= job.spec.required:
             self.finish(job, Stop.DEADLINE)
         else:
             job.timer = asyncio.get_running_loop().call_later(GRACE_S, self._too_late, job)
 
     def _too_late(self, job: Job) -> None:
         self.finish(job, Stop.DEADLINE if job.exits else Stop.NO_EXIT)
+
+    # --- what the worker says ---
+
+    def _start_worker(self) -> WorkerProcess:
+        if self.supervisor.starts > 1:
+            self._metrics.worker_restarts.inc()
+        settings = self._settings
+        return self._launch(
+            LoadPlan(
+                models={model.name: str(model.directory.resolve()) for model in self._catalog},
+                device=settings.device,
+                executor=settings.executor,
+                threads=settings.threads,
+                known_s={name: facts.seconds for name, facts in self.facts.items()},
+                chosen={name: (facts.executor, facts.reason) for name, facts in self.facts.items()},
+                traffic_cap=settings.traffic_levels,
+                arena_fd=self.arena.fd,
+                arena_bytes=self.arena.size_bytes,
+                log_level=settings.log_level.upper(),
+            )
+        )
+
+    def _worker_is_busy(self) -> bool:
+        return any(job.with_worker for job in self.jobs.values())
 
     def _hear(self, event: Event) -> None:
         match event:
@@ -206,25 +223,25 @@ class Engine:
                 pass
 
     def _now_ready(self, ready: Ready) -> None:
-        self.ready, self.known = ready, ready.models
+        self.ready, self.facts = ready, ready.models
         self._metrics.worker_up.clear()
         self._metrics.worker_up.labels(ready.device).set(1)
         self._metrics.executor_info.clear()
-        for model in ready.models:
-            self._metrics.executor_info.labels(model, ready.device, ready.models[model].executor).set(1)
+        for name, facts in ready.models.items():
+            self._metrics.executor_info.labels(name, ready.device, facts.executor).set(1)
 
     def _broken(self, reason: str) -> None:
-        """What broke a device is not tried again: the next worker runs the reference in its place."""
+        """The next worker runs the reference executor in place of whatever may have broken the device."""
         logger.error("the device failed: %s", reason)
-        self.known = {
-            name: replace(facts, executor="reference", reason=f"{facts.executor} broke the device: {reason}")
-            if facts.executor == "triton"
-            else facts
-            for name, facts in self.known.items()
+        self.facts = {
+            name: facts
+            if facts.executor == FALLBACK
+            else replace(facts, executor=FALLBACK, reason=f"{facts.executor} broke the device: {reason}")
+            for name, facts in self.facts.items()
         }
 
     def _exited(self, job: Job, exited: Exited) -> None:
-        name, metrics = job.order.model.name, self._metrics
+        name, metrics = job.spec.model, self._metrics
         metrics.stage.labels(name, exited.exit).observe(exited.stage_s)
         metrics.unsure.labels(name, exited.exit).observe(exited.unsure)
         metrics.macs.labels(name).inc(exited.macs - job.macs)
@@ -234,36 +251,35 @@ class Engine:
             return
         if not job.exits:
             metrics.queue.labels(name).observe(exited.started_s - job.submitted_s)
-        metrics.time_to_exit.labels(name, exited.exit).observe(exited.finished_s - job.order.budget.arrived_s)
+        metrics.time_to_exit.labels(name, exited.exit).observe(exited.finished_s - job.spec.arrived_s)
         job.exits.append(exited)
         job.changed.set()
 
     def _ended(self, job: Job, ended: Ended) -> None:
         job.with_worker = False
-        name = job.order.model.name
+        name, layout = job.spec.model, job.spec.layout
         if job.stop in (Stop.CANCELLED, Stop.DISCONNECTED):
             self._metrics.cancel.labels(name).observe(time.monotonic() - job.stopped_s)
         if job.exits:
-            layout = job.order.layout
-            dense = self.known[name].macs[-1] * job.order.model.area_ratio(layout.height, layout.width)
+            dense = self.facts[name].macs[-1] * job.model.area_ratio(layout.height, layout.width)
             self._metrics.macs_saved.labels(name).inc(max(0.0, dense - job.macs))  # exits after the answer cost too
-        self.finish(job, ended.stop, _error(ended, job.order.required))
-        self.free(job)
+        self.finish(job, ended.stop, _error(ended, job.spec.required))
+        self._free(job)
 
     def _lost(self) -> None:
-        """The worker is gone: everyone gets the exit they have, or a 503."""
+        """The worker is gone: every job ends with the exit that it has, or with a 503."""
         if self.ready is not None:
             self._metrics.worker_up.labels(self.ready.device).set(0)
         self.ready = None
         for job in list(self.jobs.values()):
             job.with_worker = False
-            if job.latest >= job.order.required:
+            if job.latest >= job.spec.required:
                 self.finish(job, Stop.DEADLINE)
             else:
-                first = job.order.required
+                first = job.spec.required
                 sentence = f"the worker was lost before exit {first}; another one is being started, ask again soon"
                 self.finish(job, Stop.ERROR, WorkerLostError(sentence, "worker_lost", RESTART_S))
-            self.free(job)
+            self._free(job)
 
 
 def _error(ended: Ended, required: int) -> ServerError | None:

@@ -1,21 +1,19 @@
-"""What crosses between the front end and a worker process: commands, events, and where a job's maps lie.
+"""What the front end and its worker process say to each other: commands to the worker, and events from it.
 
-Values only, pickled over a pipe; images and maps go through shared memory (`memory.py`). Imports no torch.
-Times are `time.monotonic()`, which is one clock for all processes of a machine.
+Messages are values, pickled over a socket; images and maps lie in shared memory. Times are `time.monotonic()`, which is
+one clock for all processes of a machine.
 """
 
 import enum
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.imaging.geometry import Box
 from models.network.configs import Extra
+from server.engine.shared_memory import Layout
 
 
 class Stop(enum.StrEnum):
-    """Why a request ended. The first five are answers, and on the wire; the metrics count by all."""
+    """Why a request ended. The first five come with an answer and are on the wire; the metrics count by all."""
 
     COMPLETE = "complete"
     QUALITY = "quality"
@@ -29,106 +27,36 @@ class Stop(enum.StrEnum):
     ERROR = "error"
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where a job's image and maps lie in its block of shared memory: the image, then a slot for every exit.
-
-    An exit's slot is written once and never again, so who reads it needs no lock. `joints`: 0 for label maps.
-    """
-
-    height: int
-    width: int
-    exits: int
-    joints: int = 0
-    extra: bool = False
-
-    @property
-    def pixels(self) -> int:
-        return self.height * self.width
-
-    @property
-    def image_bytes(self) -> int:
-        return _aligned(self.pixels * 3)
-
-    @property
-    def map_bytes(self) -> int:
-        return _aligned(self.joints * 12 if self.joints else self.pixels)
-
-    @property
-    def extra_bytes(self) -> int:
-        return _aligned(self.pixels) if self.extra else 0
-
-    @property
-    def total_bytes(self) -> int:
-        return self.image_bytes + self.exits * (self.map_bytes + self.extra_bytes)
-
-    def image(self, block: memoryview) -> NDArray[np.uint8]:
-        """uint8 (H, W, 3) RGB."""
-        flat = np.frombuffer(block, np.uint8, self.pixels * 3)
-        return flat.reshape(self.height, self.width, 3)
-
-    def labels(self, block: memoryview, exit_index: int) -> NDArray[np.uint8]:
-        """uint8 (H, W)."""
-        return self._pixels(block, self._slot(exit_index))
-
-    def keypoints(self, block: memoryview, exit_index: int) -> NDArray[np.float32]:
-        """float32 (J, 3)."""
-        flat = np.frombuffer(block, np.float32, self.joints * 3, self._slot(exit_index))
-        return flat.reshape(self.joints, 3)
-
-    def extra_map(self, block: memoryview, exit_index: int) -> NDArray[np.uint8]:
-        """uint8 (H, W)."""
-        return self._pixels(block, self._slot(exit_index) + self.map_bytes)
-
-    def _slot(self, exit_index: int) -> int:
-        return self.image_bytes + (exit_index - 1) * (self.map_bytes + self.extra_bytes)
-
-    def _pixels(self, block: memoryview, start: int) -> NDArray[np.uint8]:
-        return np.frombuffer(block, np.uint8, self.pixels, start).reshape(self.height, self.width)
-
-
-def _aligned(size: int) -> int:
-    """Up to a multiple of 64, a cache line."""
-    return -(-size // 64) * 64
+# --- commands: a job specification starts its job ---
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The first message to a worker: what to load, and where the shared memory is.
+class JobSpec:
+    """What one job is to compute, and by when. Sending it to the worker starts the job.
 
-    `models`: directories by name. `known`: cumulative seconds of the exits at the configured size, by name,
-    as the worker before measured them, so that this one is ready sooner. `decided`: the executor that it ran, and why.
-    """
-
-    models: dict[str, str]
-    device: str
-    executor: str
-    threads: int
-    known: dict[str, tuple[float, ...]]
-    decided: dict[str, tuple[str, str]]
-    traffic_cap: tuple[tuple[int, int], ...]
-    arena_fd: int
-    arena_bytes: int
-    log_level: str
-
-
-@dataclass(frozen=True)
-class Submit:
-    """Start a job. `required`: the first exit that is worth an answer. `min_exit`: neither traffic nor quality ends
-    the job before. `deadline_s`: when maps must be on the host. `usual_s`: when a job that came as this one did would
-    usually begin.
-
-    `quality`: the share of pixels that may still change (see `models/quality.py`), or None. `extra`: the further map.
+    `key`: the job's number, unique on this server.
+    `model`: the name of a served model.
+    `offset`, `layout`: the job's block in shared memory; its image lies there already.
+    `arrived_s`: when the first byte of the request came.
+    `compute_deadline_s`: when maps must be on the host, at the start of the job; `MoveDeadline` changes it.
+    `usual_start_s`: when a job that arrived at `arrived_s` usually starts; see `Scheduler`.
+    `required`: the first exit that is worth an answer.
+    `min_exit`: neither traffic nor quality ends the job before this exit.
+    `max_exit`: the last exit to compute.
+    `quality`: the share of pixels that may still change (see `models/quality.py`), or None.
+    `extra`: the further map to render at every exit, or None.
+    `box`: the person's box, for pose, or None.
     """
 
     key: int
     model: str
     offset: int
     layout: Layout
-    deadline_s: float
-    usual_s: float
-    required: int
+    arrived_s: float
+    compute_deadline_s: float
+    usual_start_s: float
     max_exit: int
+    required: int = 1
     min_exit: int = 1
     quality: float | None = None
     extra: Extra | None = None
@@ -137,26 +65,55 @@ class Submit:
 
 @dataclass(frozen=True)
 class Cancel:
+    """End the job: at most the step that is running is still computed."""
+
     key: int
 
 
 @dataclass(frozen=True)
-class Move:
-    """A new deadline for a running job."""
+class MoveDeadline:
+    """Give a running job another compute deadline, sooner or later."""
 
     key: int
-    deadline_s: float
+    compute_deadline_s: float
 
 
-Command = Submit | Cancel | Move
+Command = JobSpec | Cancel | MoveDeadline
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """The first message to a worker: which models to load, how to run them, and where the shared memory is.
+
+    `models`: model directories by name.
+    `known_s`: cumulative seconds of each exit at the configured size, by model, as the worker before this one measured
+    them. A worker that is given them skips the measurement and is ready sooner.
+    `chosen`: by model, the executor that the worker before this one ran, and the reason for it.
+    """
+
+    models: dict[str, str]
+    device: str
+    executor: str
+    threads: int
+    known_s: dict[str, tuple[float, ...]]
+    chosen: dict[str, tuple[str, str]]
+    traffic_cap: tuple[tuple[int, int], ...]
+    arena_fd: int
+    arena_bytes: int
+    log_level: str
+
+
+# --- events ---
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a worker knows of a loaded model. `macs`, `seconds`: cumulative at every exit, at the configured size.
+    """What a worker knows of a loaded model.
 
-    `macs` are of the dense network; `seconds` were measured while warming up, under masks. `calibrated`: `quality`
-    may be asked for. `executor` runs it, for this `reason`, empty where there was no choice.
+    `macs`: multiply-adds of the dense network from the image to each exit, at the configured size.
+    `seconds`: the same way of the time, measured under masks while warming up.
+    `calibrated`: requests may ask for `quality`.
+    `executor`: what runs the model; `reason`: why, empty if there was no choice.
     """
 
     macs: tuple[float, ...]
@@ -177,7 +134,13 @@ class Ready:
 
 @dataclass(frozen=True)
 class Exited:
-    """An exit's map lies in its slot. `stage_s`: what the device spent since the exit before, rendering included."""
+    """A job has reached an exit, whose map lies in its slot.
+
+    `unsure`: the active share after this exit.
+    `macs`: multiply-adds from the image to this exit.
+    `stage_s`: device time since the exit before, rendering included.
+    `started_s`, `finished_s`: when the job's first step began, and when this exit's map was on the host.
+    """
 
     key: int
     exit: int
@@ -190,9 +153,9 @@ class Exited:
 
 @dataclass(frozen=True)
 class Ended:
-    """The worker has let go of a job and of its memory; the last event about it.
+    """The worker has let go of a job and of its memory: the last event of a job.
 
-    `stop` is what ended it there. `wait_s`: the predicted wait of a job that was rejected. `error`: a sentence.
+    `stop`: why it ended there. `wait_s`: the predicted wait of a job that was rejected. `error`: a sentence, or None.
     """
 
     key: int
@@ -203,19 +166,19 @@ class Ended:
 
 @dataclass(frozen=True)
 class Beat:
-    """Sent now and then while computing: the worker lives."""
+    """Sent once a second while a long step sequence reaches no exit: the worker is alive."""
 
 
 @dataclass(frozen=True)
 class Unloadable:
-    """The models could not be loaded; starting again would not help."""
+    """The models cannot be loaded, and starting another worker would not help."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Broken:
-    """The device failed, and with it whatever else this worker would run: its last event."""
+    """The device has failed, and every further step on it would. The last event of this worker."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-"""A worker process as the front end holds it: started, spoken to, restarted when it dies. Imports no torch."""
+"""The worker process, as the front end sees it: started, spoken to, and started again when it dies."""
 
 import asyncio
 import logging
@@ -15,18 +15,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from server.engine.messages import Command, Event, Plan, Ready
+from server.engine.messages import Command, Event, LoadPlan, Ready
 
-logger = logging.getLogger("anytime.link")
+logger = logging.getLogger("anytime.worker_process")
 
-# Threads that spin until the next convolution would keep the front end from the cores.
+# Threads that spin between two convolutions would keep the front end from the cores.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 READ_BYTES = 1 << 16
 
 
-class Link(Protocol):
-    """The front end's end of a worker."""
+class WorkerProcess(Protocol):
+    """A worker that runs. `connection` is the front end's end of the socket to it."""
 
     connection: Connection
 
@@ -34,14 +34,14 @@ class Link(Protocol):
         """End it at once; returns when it no longer touches the shared memory."""
 
 
-class ProcessLink:
-    """A worker in a process of its own. Raises OSError if it cannot be started.
+class ChildProcess:
+    """A worker in a child process. Raises OSError if it cannot be started.
 
-    It has a command line of its own rather than being forked off by `multiprocessing`: what its thread pool reads from
-    the environment must stand before torch is imported, and no helper process is left beside it.
+    The child has a command line of its own; `multiprocessing` does not fork it. Its thread pool reads the environment
+    when torch is imported, so the variables must be set before, and no helper process stays beside it.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: LoadPlan) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             self._process = subprocess.Popen(
@@ -65,35 +65,38 @@ class ProcessLink:
 
 
 class Supervisor:
-    """Keeps one worker running. `launch` starts one, `hear` gets its events, `lost` is
-    called when it is gone, `busy` says whether it should be heard from."""
+    """Keeps one worker running.
+
+    `launch` starts a worker. `hear` is called with each of its events, and `lost` once it is gone. `busy` says whether
+    the worker has work, and so must be heard from.
+    """
 
     SILENCE_S = 60.0
-    """A worker that has work and says nothing for so long is stuck; between steps it speaks every second."""
+    """A busy worker that says nothing for this long is stuck; a healthy one speaks every second."""
     QUICK_S = 30.0
     BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
-    """Waits before starting again: the first, and then one for each worker that could not be started or died within
-    `QUICK_S` of its start."""
+    """The n-th value is the wait after n workers in a row could not be started or died within `QUICK_S` of their start;
+    the last value is also the wait after more."""
 
     def __init__(
         self,
-        launch: Callable[[], Link],
+        launch: Callable[[], WorkerProcess],
         hear: Callable[[Event], None],
         lost: Callable[[], None],
         busy: Callable[[], bool],
     ) -> None:
-        self.link: Link | None = None
+        self.worker: WorkerProcess | None = None
         self.starts = 0
         self._launch = launch
         self._hear = hear
         self._lost = lost
         self._busy = busy
         self._unsent: OrderedDict[tuple[type[Command], int], Command] = OrderedDict()
-        """Commands that the worker's socket had no room for, the newest of each kind about a job."""
+        """Commands that the worker's socket has no room for: of each kind, the newest for a job."""
         self._outgoing = b""
-        """What is left of a command that went in part."""
+        """The rest of a command that was sent in part."""
         self._incoming = bytearray()
-        """An event that has come in part."""
+        """The beginning of an event that has come in part."""
         self._quick_deaths = 0
         self._started_s = 0.0
         self._heard_s = 0.0
@@ -101,19 +104,19 @@ class Supervisor:
         self._stopped = False
 
     def start(self) -> None:
-        """Start a worker, now."""
+        """Start a worker at once."""
         self.starts += 1
         self._started_s = self._heard_s = time.monotonic()
         try:
-            self.link = self._launch()
+            self.worker = self._launch()
         except OSError:
             logger.exception("the worker could not be started")
             self._quick_deaths += 1
             self._start_later()
             return
-        os.set_blocking(self.link.connection.fileno(), False)
+        os.set_blocking(self.worker.connection.fileno(), False)
         loop = asyncio.get_running_loop()
-        loop.add_reader(self.link.connection.fileno(), self._readable)
+        loop.add_reader(self.worker.connection.fileno(), self._readable)
         self._timer = loop.call_later(self.SILENCE_S / 10, self._watch)
 
     def stop(self) -> None:
@@ -122,9 +125,9 @@ class Supervisor:
         self._drop()
 
     def say(self, command: Command) -> None:
-        """Send, or keep until the worker reads on. What is said to a worker that is gone is lost with it, and `lost`
-        follows."""
-        if self.link is None:
+        """Send a command, or keep it until the worker reads on. A command to a worker that is gone is dropped: `lost`
+        ends the job that it belongs to."""
+        if self.worker is None:
             return
         if not self._busy():
             self._heard_s = time.monotonic()
@@ -134,9 +137,9 @@ class Supervisor:
             self._send()
 
     def _send(self) -> None:
-        """What is unsent, until the socket is full; the loop calls again once it is not."""
-        assert self.link is not None
-        loop, number = asyncio.get_running_loop(), self.link.connection.fileno()
+        """Send what is unsent until the socket is full; the event loop calls again once there is room."""
+        assert self.worker is not None
+        loop, number = asyncio.get_running_loop(), self.worker.connection.fileno()
         while self._outgoing or self._unsent:
             if not self._outgoing:
                 self._outgoing = _frame(self._unsent.popitem(last=False)[1])
@@ -146,19 +149,19 @@ class Supervisor:
                 loop.add_writer(number, self._send)
                 return
             except OSError as error:
-                logger.warning("the worker does not listen: %s", error)  # what it has said is still heard
+                logger.warning("the worker does not listen: %s", error)  # events that it sent before are still heard
                 self._outgoing = b""
                 self._unsent.clear()
         loop.remove_writer(number)
 
     def _readable(self) -> None:
-        """Hear the events that have come whole."""
-        link = self.link
-        if link is None:
+        """Read from the socket, and hear the events that are complete."""
+        worker = self.worker
+        if worker is None:
             return
         self._heard_s = time.monotonic()
         try:
-            data = os.read(link.connection.fileno(), READ_BYTES)
+            data = os.read(worker.connection.fileno(), READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -167,13 +170,13 @@ class Supervisor:
             self._gone()
             return
         self._incoming += data
-        while self.link is link and (event := _unframed(self._incoming)) is not None:
+        while self.worker is worker and (event := _unframed(self._incoming)) is not None:
             if isinstance(event, Ready):
                 logger.info("the worker was ready after %.1f s", self._heard_s - self._started_s)
             self._hear(event)
 
     def _watch(self) -> None:
-        """Kill a worker that is stuck."""
+        """Kill the worker if it is stuck."""
         if self._busy() and time.monotonic() - self._heard_s > self.SILENCE_S:
             logger.error("the worker has said nothing for %.0f s; ending it", self.SILENCE_S)
             self._gone()
@@ -190,16 +193,16 @@ class Supervisor:
     def _drop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self.link is None:
+        if self.worker is None:
             return
-        loop, number = asyncio.get_running_loop(), self.link.connection.fileno()
+        loop, number = asyncio.get_running_loop(), self.worker.connection.fileno()
         loop.remove_reader(number)
         loop.remove_writer(number)
         self._outgoing = b""
         self._unsent.clear()
         self._incoming.clear()
-        self.link.kill()
-        self.link = None
+        self.worker.kill()
+        self.worker = None
         self._lost()
 
     def _start_later(self) -> None:
@@ -209,13 +212,13 @@ class Supervisor:
 
 
 def _frame(command: Command) -> bytes:
-    """As a `multiprocessing` Connection sends it: the length in 4 bytes, then the pickled object."""
+    """A command as `multiprocessing.Connection.send` writes it: the length in 4 bytes, then the pickled object."""
     data = pickle.dumps(command)
     return struct.pack("!i", len(data)) + data
 
 
 def _unframed(received: bytearray) -> Event | None:
-    """Take the first event off what a Connection has sent; None while it is not whole."""
+    """Take the first event off the bytes that a Connection has sent; None while it is incomplete."""
     if len(received) < 4:
         return None
     end = 4 + struct.unpack_from("!i", received)[0]

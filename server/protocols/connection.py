@@ -15,7 +15,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.exceptions import InvalidState
 
 from server.errors import ServerError
-from server.protocols.wire import error_body, to_json
+from server.protocols.replies import error_body, to_json
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,12 +14,11 @@ from starlette.responses import Response
 
 from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError
-from server.protocols.options import FORMATS, HEADERS, PARAMETERS, accepted_format, parse_ask, positive
-from server.protocols.replies import ANSWER_HEADERS, http_answer, reply
-from server.protocols.wire import describe_model
+from server.protocols.options import FORMATS, HEADERS, PARAMETERS, accepted_format, parse_options, positive
+from server.protocols.replies import ANSWER_HEADERS, describe_model, http_reply, reply
 from server.requests.admission import read_body
-from server.requests.registry import Entry
-from server.requests.service import Service, check_answer
+from server.requests.registry import RequestRecord
+from server.requests.service import Service
 
 router = APIRouter()
 
@@ -67,37 +66,38 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 @router.post("/v1/predict", openapi_extra=PREDICT_DOCS, responses=REFUSALS, response_class=Response, tags=["predict"])
 async def predict(request: Request) -> Response:
     """The best map that fits the deadline, in one answer."""
-    arrived_s = request.state.arrived_s  # see `Protocol`
     service: Service = request.app.state.service
-    name = service.catalog.served(request.query_params.get("model"))
-    with service.ledger.entry(request.headers.get("x-request-id"), "http", arrived_s, name) as entry:
-        return await _predict(service, request, entry)
+    headers, query = request.headers, request.query_params
+    client = request.client.host if request.client else "unknown"
+    named = service.catalog.served(query.get("model"))
+    arrived_s = request.state.arrived_s  # set by `Protocol`
+    with service.registry.open("http", arrived_s, headers.get("x-request-id"), client, named) as record:
+        record.options = options = parse_options(query)
+        record.timeout_s = positive("X-Request-Timeout-Seconds", headers.get("x-request-timeout-seconds"))
+        pose = service.catalog.get(options.model).config.task == "pose"
+        what = "keypoints" if pose else "a map" if options.extra is None else "two maps"
+        formats = FORMATS if what == "a map" else ("application/json",)
+        record.encoding = accepted_format(",".join(headers.getlist("accept")), formats, what)
+        with ExitStack() as until_answered:
 
+            async def read() -> bytes:
+                body = await _body(request, service.settings.max_body_bytes)
+                until_answered.enter_context(_hang_up_cancels(request, service, record))
+                return body
 
-async def _predict(service: Service, request: Request, entry: Entry) -> Response:
-    ask = parse_ask(request.query_params)
-    timeout_s = positive("X-Request-Timeout-Seconds", request.headers.get("x-request-timeout-seconds"))
-    known = service.accept(ask, entry, request.client.host if request.client else "unknown", timeout_s)
-    what = "keypoints" if known.model.config.task == "pose" else "a map" if ask.extra is None else "two maps"
-    formats = FORMATS if what == "a map" else ("application/json",)
-    form = accepted_format(",".join(request.headers.getlist("accept")), formats, what)
-    try:
-        async with entry.preparing():
-            body = await _body(request, service.settings.max_body_bytes)
-    except ClientDisconnect:
-        raise DisconnectedError("the client hung up", "disconnected") from None
-    async with _hang_up_cancels(request, entry):
-        with await service.begin(ask, known, body, entry, form) as job:
-            del body  # the job has the pixels
-            entry.stop = await job.ended()
-            check_answer(job)
-            return await service.encode(form, job.order.layout.pixels, lambda: http_answer(job, entry, form))
+            return await service.predict(record, read, http_reply)
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
-    """The image's bytes: the body itself, or field `image` of a form. Raises InvalidError, TooLargeError."""
+    """The image's bytes: the body itself, or field `image` of a form.
+
+    Raises InvalidError, TooLargeError, or DisconnectedError if the client hangs up meanwhile.
+    """
     length = request.headers.get("content-length", "")
-    body = await read_body(request.stream(), int(length) if length.isdigit() else None, limit_bytes)
+    try:
+        body = await read_body(request.stream(), int(length) if length.isdigit() else None, limit_bytes)
+    except ClientDisconnect:
+        raise DisconnectedError("the client hung up", "disconnected") from None
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return body
 
@@ -117,14 +117,14 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
         await fields.close()
 
 
-@asynccontextmanager
-async def _hang_up_cancels(request: Request, entry: Entry) -> AsyncIterator[None]:
-    """Cancels the request when the client closes the connection. The body must have been read."""
+@contextmanager
+def _hang_up_cancels(request: Request, service: Service, record: RequestRecord) -> Iterator[None]:
+    """Cancels the request if the client closes the connection. The body must have been read."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        entry.cancel(Stop.DISCONNECTED)
+        service.cancel(record, Stop.DISCONNECTED)
 
     watcher = asyncio.create_task(watch())
     try:
@@ -137,7 +137,7 @@ async def _hang_up_cancels(request: Request, entry: Entry) -> AsyncIterator[None
 async def models(request: Request) -> Response:
     """Every served model, and which one answers requests that name none."""
     service: Service = request.app.state.service
-    facts = service.engine.known
+    facts = service.engine.facts
     described = [describe_model(model, facts.get(model.name)) for model in service.catalog]
     settings = service.settings
     deadlines = {"default": settings.default_deadline_ms, "max": settings.max_deadline_ms}
@@ -148,21 +148,21 @@ async def models(request: Request) -> Response:
 async def model(request: Request, name: str) -> Response:
     """One model: task, labels, and the cost of each exit."""
     service: Service = request.app.state.service
-    return reply(describe_model(service.catalog.get(name), service.engine.known.get(name)))
+    return reply(describe_model(service.catalog.get(name), service.engine.facts.get(name)))
 
 
 @router.get("/v1/requests/{request_id:path}", responses=REFUSALS, tags=["requests"])
 async def look_up(request: Request, request_id: str) -> Response:
     """A request that is open or ended recently."""
     service: Service = request.app.state.service
-    return reply(service.ledger.find(request_id).to_json(time.monotonic()))
+    return reply(service.registry.find(request_id).to_json(time.monotonic()))
 
 
 @router.delete("/v1/requests/{request_id:path}", responses=REFUSALS, tags=["requests"])
 async def cancel(request: Request, request_id: str) -> Response:
     """Cancel a request; one that has ended stays as it is."""
     service: Service = request.app.state.service
-    return reply(service.ledger.cancel(request_id).to_json(time.monotonic()))
+    return reply(service.cancel_by_id(request_id).to_json(time.monotonic()))
 
 
 @router.get("/health/live", tags=["health"])

@@ -3,6 +3,7 @@
 Imports no torch.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +11,16 @@ from typing import Any, Literal, get_args
 
 from models.imaging.geometry import Box
 from models.network.configs import Extra
-from server.errors import InvalidError, NotAcceptableError
+from server.errors import InvalidError, NotAcceptableError, NotJsonError
 
 Format = Literal["application/json", "image/png", "application/octet-stream"]
+MAX_ID = 128
+Encoding = Literal["png", "raw", "delta", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 @dataclass(frozen=True)
-class Ask:
+class RequestOptions:
     """What a request asks for, besides its image. None: left to the server. `box`: x, y, width, height in pixels."""
 
     model: str | None = None
@@ -64,7 +67,7 @@ HEADERS = (
 _NAMES = frozenset(parameter.name for parameter in PARAMETERS)
 
 
-def parse_ask(fields: Mapping[str, Any]) -> Ask:
+def parse_options(fields: Mapping[str, Any]) -> RequestOptions:
     """The options in a query or a message; strings and JSON values mean the same. Raises InvalidError."""
     unknown = [name for name in fields if name not in _NAMES]
     if unknown:
@@ -90,7 +93,7 @@ def parse_ask(fields: Mapping[str, Any]) -> Ask:
     model = given.get("model")
     if model is not None and not isinstance(model, str):
         raise InvalidError(f"model is {shown(model)}; give a name", "bad_parameter")
-    return Ask(
+    return RequestOptions(
         model=model,
         deadline_ms=positive("deadline_ms", given.get("deadline_ms")),
         min_exit=min_exit,
@@ -183,3 +186,67 @@ def _media_range(text: str) -> tuple[str, float]:
     except ValueError:
         quality = 0.0
     return media, quality
+
+
+# --- WebSocket messages ---
+
+
+@dataclass(frozen=True)
+class Predict:
+    id: str
+    options: RequestOptions
+    encoding: Encoding
+
+
+@dataclass(frozen=True)
+class CancelById:
+    id: str
+
+
+@dataclass(frozen=True)
+class NewDeadline:
+    """`deadline_ms` from now."""
+
+    id: str
+    deadline_ms: float
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """Raises NotJsonError unless `text` is a JSON object."""
+    try:
+        message = json.loads(text)
+    except RecursionError as error:
+        raise NotJsonError("the message is nested too deeply; messages are flat objects", "not_json") from error
+    except ValueError as error:
+        raise NotJsonError(f"the message is not JSON: {error}", "not_json") from error
+    if not isinstance(message, dict):
+        raise NotJsonError(
+            f"the message is a JSON {type(message).__name__}; it must be an object with `type`", "not_json"
+        )
+    return message
+
+
+def parse_message(fields: Mapping[str, Any]) -> Predict | CancelById | NewDeadline:
+    """A client's message. Raises InvalidError."""
+    kind, message_id = fields.get("type"), fields.get("id")
+    if not isinstance(message_id, str) or not 1 <= len(message_id) <= MAX_ID or not message_id.isprintable():
+        raise InvalidError(
+            f"id is {shown(message_id)}; give a string of 1 to {MAX_ID} printable characters", "bad_message"
+        )
+    if kind == "predict":
+        encoding: Any = fields.get("encoding")
+        encoding = "png" if encoding is None else encoding
+        if encoding not in get_args(Encoding):
+            raise InvalidError(
+                f"encoding is {shown(encoding)}; it may be {', '.join(get_args(Encoding))}", "bad_message"
+            )
+        options = {name: value for name, value in fields.items() if name not in ("type", "id", "encoding")}
+        return Predict(message_id, parse_options(options), encoding)
+    if kind == "cancel":
+        return CancelById(message_id)
+    if kind == "deadline":
+        deadline_ms = positive("deadline_ms", fields.get("deadline_ms"))
+        if deadline_ms is None:
+            raise InvalidError("deadline_ms is missing; say how many milliseconds from now", "bad_message")
+        return NewDeadline(message_id, deadline_ms)
+    raise InvalidError(f"type is {shown(kind)}; it may be predict, cancel, deadline", "bad_message")

@@ -1,6 +1,25 @@
-"""The WebSocket: many requests on one socket, each sent its exits as they come. Messages are described in `wire.py`.
+"""The WebSocket `/v1/stream`: many requests on one socket, each of which is sent its exits as they come.
 
-Imports no torch.
+Text frames are JSON objects with `type`. The binary frames that a message announces follow it at once; nothing comes
+between them.
+
+    client  {"type": "predict", "id": "a", "model"?, "deadline_ms"?, "min_exit"?, "max_exit"?, "quality"?,
+             "best_effort"?, "box"?: "x,y,w,h" or [x, y, w, h], "map"?: "confidence" | "exit" | "unsure",
+             "encoding"?: "png" (default) | "raw" | "delta" | "json"}, then the image file as one binary frame
+            {"type": "cancel", "id"}
+            {"type": "deadline", "id", "deadline_ms"}: from now
+    server  {"type": "accepted", "id", "model", "task", "exits", "deadline_ms", and the labels of `describe_labels`}
+            {"type": "exit", "id", "exit", "exits", "final", "elapsed_ms", "unsure", "encoding", "size": [h, w],
+             "bytes"}, then the map as one binary frame of so many bytes (encodings: see `replies.py`).
+              encoding "json": "mask" as over HTTP instead of "bytes", and no binary frame
+              pose: "keypoints" instead of "bytes", and no binary frame
+              with "map": also "extra": {"kind", "encoding", "bytes"}, and a binary frame after the map's; "delta" is
+              against the same further map of the last exit sent; for "json", "data" instead of "bytes", and no frame
+            {"type": "end", "id", "exit", "stop", "elapsed_ms", "skipped"}: the last message about a request that was
+            accepted and did not fail
+            {"type": "error", "id", "code", "error", "status", "retry_after_s"?, "open"?}: the last message about a
+              request that failed. With "open": true, a message about a request was refused, or a second request of the
+              same id, and the request goes on. "id" is null if the error belongs to no request
 """
 
 import asyncio
@@ -13,6 +32,7 @@ from typing import Any
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
+from server.engine.job import Job
 from server.engine.messages import Stop
 from server.errors import (
     DisconnectedError,
@@ -24,28 +44,13 @@ from server.errors import (
     UnavailableError,
     unexpected,
 )
-from server.protocols.replies import exit_message
-from server.protocols.wire import (
-    MAX_ID,
-    CancelById,
-    NewDeadline,
-    NotJsonError,
-    Predict,
-    describe_labels,
-    error_body,
-    milliseconds,
-    parse_json,
-    parse_message,
-    to_json,
-)
-from server.requests.job import Job
-from server.requests.registry import Entry
-from server.requests.service import Service, check_answer
+from server.protocols.options import MAX_ID, CancelById, NewDeadline, Predict, parse_json, parse_message
+from server.protocols.replies import accepted_message, error_body, exit_message, milliseconds, to_json
+from server.requests.registry import RequestRecord
+from server.requests.service import Service
 
 logger = logging.getLogger("anytime.stream")
 router = APIRouter()
-
-DRAINING, NOT_JSON, REFUSED, TOO_BIG, FAULT, OVERLOADED = 1001, 1003, 1008, 1009, 1011, 1013
 
 
 @router.websocket("/v1/stream")
@@ -54,53 +59,47 @@ async def stream(socket: WebSocket) -> None:
     await Stream(socket, service).run()
 
 
-Image = asyncio.Queue[bytes | ServerError]
-"""For one item: the image that follows a header, or why none does."""
+ImageQueue = asyncio.Queue[bytes | ServerError]
+"""Holds one item: the image that follows a `predict` message, or why none does."""
 
 
 class Stream:
-    """One socket: reads messages, and runs each request in a task of its own."""
+    """One socket. It reads messages, and runs each request in a task of its own."""
 
     PAST_IDS = 256
+    """Ids of ended requests that are remembered: a cancel that crosses the end of its request is no error."""
 
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self._socket = socket
         self._service = service
         self._client = socket.client.host if socket.client else "unknown"
-        self._open: dict[str, Entry] = {}
+        self._open: dict[str, RequestRecord] = {}
         self._past: deque[str] = deque(maxlen=self.PAST_IDS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
-        self._image: Image | None = None
-        """Where the next binary frame belongs; None if no header came before it."""
+        self._image: ImageQueue | None = None
+        """Takes the next binary frame; None if no `predict` message came before it."""
 
     async def run(self) -> None:
         """Serve the socket until it is closed by either side."""
         await self._socket.accept()
-        streams = self._service.streams
-        streams.add(self)
+        sockets = self._service.sockets
+        sockets.add(self._socket)
         try:
-            self._check_room(len(streams))
+            self._check_room(len(sockets))
             await self._read()
         except (DisconnectedError, WebSocketDisconnect):
             pass
         except ServerError as error:
-            await self._refuse(error, _close_code(error))
-        except Exception as error:  # the boundary: a fault of ours closes the socket and is logged
+            await self._refuse(error)
+        except Exception as error:  # the boundary: a fault of the server closes the socket and is logged
             logger.exception("a socket failed")
-            await self._refuse(unexpected(error), FAULT)
+            await self._refuse(unexpected(error))
         finally:
-            streams.discard(self)
+            sockets.discard(self._socket)
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def close(self, code: int) -> None:
-        """Close from this side; nothing if the socket is closed."""
-        try:
-            await self._socket.close(code)
-        except (RuntimeError, WebSocketDisconnect):  # by the other side, meanwhile
-            return
 
     def _check_room(self, sockets: int) -> None:
         limit = self._service.settings.max_sockets
@@ -110,9 +109,9 @@ class Stream:
         self._service.limit.check_token(self._client)
 
     async def _read(self) -> None:
-        """Hear messages until the client leaves. Raises ServerError on one after which the socket cannot go on."""
+        """Hear messages until the client leaves. Raises ServerError on a message that closes the socket."""
         while True:
-            while len(self._tasks) > self._service.settings.max_open:  # most were refused, and the client does not read
+            while len(self._tasks) > self._service.settings.max_open:  # of a client that does not read its errors
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
@@ -135,11 +134,11 @@ class Stream:
             self._image.put_nowait(InvalidError(sentence, "no_image"))
         self._image = None
         if fields.get("type") == "predict":
-            self._image = asyncio.Queue()
+            self._image = ImageQueue()
             task = asyncio.create_task(self._serve(fields, self._image, time.monotonic()))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            await asyncio.sleep(0)  # lets it begin: a cancel may follow at once, and must find it
+            await asyncio.sleep(0)  # lets the task begin: a cancel may follow at once, and must find the request
             return
         try:
             self._obey(parse_message(fields))
@@ -147,7 +146,7 @@ class Stream:
             await self._send_error(error, fields.get("id"))
 
     async def _hear_bytes(self, data: bytes) -> None:
-        """An image; one whose request has failed meanwhile is dropped with the queue that nobody reads."""
+        """Hand an image to its request. If that has failed meanwhile, nobody reads the queue, and both are dropped."""
         if self._image is None:
             sentence = f"{len(data):,} bytes came without a header; send a predict message first"
             await self._send_error(InvalidError(sentence, "unexpected_binary"), None)
@@ -158,41 +157,41 @@ class Stream:
     def _obey(self, message: Predict | CancelById | NewDeadline) -> None:
         found = self._open.get(message.id)
         if found is None:
-            if message.id not in self._past:  # else it has just ended, and its client will read that
+            if message.id not in self._past:  # else it has just ended, and the client will read that
                 raise NotFoundError(f"no request {message.id!r} is open on this socket", "unknown_request")
         elif isinstance(message, CancelById):
-            found.cancel()
+            self._service.cancel(found)
         elif isinstance(message, NewDeadline):
-            latest_s = found.arrived_s + self._service.settings.max_deadline_ms / 1000
-            found.move(min(latest_s, time.monotonic() + message.deadline_ms / 1000))
+            self._service.move_deadline(found, message.deadline_ms / 1000)
 
-    async def _serve(self, fields: dict[str, Any], image: Image, arrived_s: float) -> None:
-        """One request, from its header to its last message."""
+    async def _serve(self, fields: dict[str, Any], image: ImageQueue, arrived_s: float) -> None:
+        """One request, from its `predict` message to the last message about it."""
         message_id: Any = fields.get("id")
         last: dict[str, Any] | ServerError | None = None
-        name = self._service.catalog.served(fields.get("model"))
+        model = self._service.catalog.served(fields.get("model"))
         try:
-            with self._service.ledger.entry(None, "websocket", arrived_s, name) as entry:
+            with self._service.registry.open("websocket", arrived_s, None, self._client, model) as record:
                 message = self._parse(fields)
-                entry.id = message.id
-                self._open[message.id] = entry
+                record.id, record.options, record.encoding = message.id, message.options, message.encoding
+                self._open[message.id] = record
                 try:
-                    await self._predict(message, image, entry)
+                    await self._predict(record, image)
                 finally:
-                    self._forget(entry)
+                    self._forget(record)
         except DisconnectedError:
             return
         except RequestCancelledError:
             last = _end(message_id, 0, Stop.CANCELLED, arrived_s, [])
         except ServerError as error:
             if isinstance(message_id, str) and len(message_id) <= MAX_ID:
-                self._past.append(message_id)  # its client may cancel it before it hears of this
+                self._past.append(message_id)  # the client may cancel the request before it reads of the error
             last = error
-        del image  # nor does the error's traceback hold it, however long the client takes to hear of that
+        del image  # a client that does not read its error must not hold the image
         if isinstance(last, ServerError):
             await self._send_error(last, message_id)
         elif last is not None:
-            await self._tell(last)
+            with suppress(DisconnectedError):
+                await self._send(last)
 
     def _parse(self, fields: dict[str, Any]) -> Predict:
         message = parse_message(fields)
@@ -201,75 +200,55 @@ class Stream:
             raise InvalidError(f"request {message.id!r} is open on this socket; give another id", "duplicate_id")
         return message
 
-    async def _predict(self, message: Predict, image: Image, entry: Entry) -> None:
-        service = self._service
-        known = service.accept(message.ask, entry, self._client)
-        model = known.model
-        async with entry.preparing():
-            body = await image.get()
-        if isinstance(body, ServerError):
-            raise body
-        with await service.begin(message.ask, known, body, entry, message.encoding) as job:
-            del body  # the job has the pixels
-            accepted = {
-                "type": "accepted",
-                "id": message.id,
-                "model": model.name,
-                "task": model.config.task,
-                "exits": model.config.exits,
-                "deadline_ms": milliseconds(job.deadline_s - entry.arrived_s),
-                **describe_labels(model),
-            }
-            await self._send(accepted)
-            sent = await self._send_exits(job, message)
-            entry.stop = job.stop
-            if not job.cancelled:
-                await job.ended()
-                check_answer(job)
-            skipped = [done.exit for done in job.exits if done.exit >= job.order.required and done.exit not in sent]
+    async def _predict(self, record: RequestRecord, image: ImageQueue) -> None:
+        """Run a request's job and send its exits. Raises ServerError if it ends without an answer."""
+        async with self._service.job(record, lambda: _received(image)) as job:
+            await self._send(accepted_message(record, job))
+            sent = await self._send_exits(record, job)
+            if job.cancelled:
+                record.stop = job.stop
+            else:
+                record.stop = await job.ended()
+                record.check_answer(job)
+            skipped = [done.exit for done in job.exits if done.exit >= job.spec.required and done.exit not in sent]
             async with self._sending:
-                self._forget(entry)  # nothing that follows this says that it is open
-                await self._put(_end(message.id, job.latest, job.stop, entry.arrived_s, skipped))
+                self._forget(record)  # messages after this one must not say that the request is open
+                await self._put(_end(record.id, job.latest, job.stop, record.arrived_s, skipped))
 
-    def _forget(self, entry: Entry) -> None:
-        if self._open.get(entry.id) is entry:
-            del self._open[entry.id]
-            self._past.append(entry.id)
+    def _forget(self, record: RequestRecord) -> None:
+        if self._open.get(record.id) is record:
+            del self._open[record.id]
+            self._past.append(record.id)
 
-    async def _send_exits(self, job: Job, message: Predict) -> list[int]:
+    async def _send_exits(self, record: RequestRecord, job: Job) -> list[int]:
         """Send the newest exit whenever there is one and the socket takes it. Returns the exits that were sent."""
         sent: list[int] = []
-        last = job.order.required - 1
+        last = job.spec.required - 1
         while True:
             newest = await job.newer(last)
             if newest <= last or job.cancelled:
                 return sent
             async with self._sending:
-                newest = job.latest  # others may have come while another request was being sent
+                newest = job.latest  # more exits may have come while another request was sending
                 if job.cancelled:
                     return sent
                 held = sent[-1] if sent else None
-                header, frames = await self._service.encode(
-                    message.encoding,
-                    job.order.layout.pixels,
-                    lambda: exit_message(job, newest, held, message.encoding),  # noqa: B023 - awaited before the next turn
+                message, frames = await self._service.encode(
+                    record,
+                    job,
+                    lambda: exit_message(record, job, newest, held),  # noqa: B023 - awaited before the next turn
                 )
-                header["elapsed_ms"] = milliseconds(time.monotonic() - job.order.budget.arrived_s)
-                await self._put({"type": "exit", "id": message.id, **header})
+                message["elapsed_ms"] = milliseconds(time.monotonic() - record.arrived_s)
+                await self._put(message)
                 for frame in frames:
                     await self._put(frame)
             sent.append(newest)
             last = newest
 
     async def _send(self, message: dict[str, Any]) -> None:
-        """A message of its own. Raises DisconnectedError."""
+        """A message without binary frames. Raises DisconnectedError."""
         async with self._sending:
             await self._put(message)
-
-    async def _tell(self, message: dict[str, Any]) -> None:
-        """`_send`, to a client that may have left."""
-        with suppress(DisconnectedError):
-            await self._send(message)
 
     async def _send_error(self, error: ServerError, message_id: Any) -> None:
         with suppress(DisconnectedError):
@@ -282,9 +261,11 @@ class Stream:
         going_on = {"open": True} if message_id in self._open else {}
         return {"type": "error", **error_body(error, message_id), "status": error.status, **retry, **going_on}
 
-    async def _refuse(self, error: ServerError, code: int) -> None:
+    async def _refuse(self, error: ServerError) -> None:
+        """Send an error, and close the socket."""
         await self._send_error(error, None)
-        await self.close(code)
+        with suppress(RuntimeError, WebSocketDisconnect):  # the client has closed it meanwhile
+            await self._socket.close(error.close_code)
 
     async def _put(self, frame: dict[str, Any] | bytes) -> None:
         """One frame; waits while the client does not read. Raises DisconnectedError."""
@@ -297,15 +278,15 @@ class Stream:
             raise DisconnectedError("the client hung up", "disconnected") from error
 
 
+async def _received(image: ImageQueue) -> bytes:
+    """The image, once it has come. Raises InvalidError if another message came in its place."""
+    body = await image.get()
+    if isinstance(body, ServerError):
+        raise body
+    return body
+
+
 def _end(request_id: Any, exit_index: int, stop: Stop | None, arrived_s: float, skipped: list[int]) -> dict[str, Any]:
     elapsed_ms = milliseconds(time.monotonic() - arrived_s)
     end = {"type": "end", "id": request_id, "exit": exit_index, "stop": stop, "elapsed_ms": elapsed_ms}
     return {**end, "skipped": skipped}
-
-
-def _close_code(error: ServerError) -> int:
-    if isinstance(error, NotJsonError):
-        return NOT_JSON
-    if isinstance(error, TooLargeError):
-        return TOO_BIG
-    return OVERLOADED if isinstance(error, UnavailableError) else REFUSED

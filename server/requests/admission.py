@@ -1,4 +1,4 @@
-"""What must hold before a job is submitted: sizes, rates, and an image that can be decoded. Imports no torch."""
+"""Admission: what must hold before a request gets a job, from the client's rate to an image that can be decoded."""
 
 import io
 import struct
@@ -11,15 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from models.imaging.geometry import MAX_SIDE, padded_px
+from models.imaging.geometry import MAX_SIDE, Box, check_box, padded_px
 from models.imaging.images import upright_rgb
+from server.catalog import ServedModel
 from server.errors import InvalidError, NotAnImageError, TooLargeError, TooManyRequestsError
+from server.protocols.options import RequestOptions
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_SCANS = 64
-"""Of a JPEG; encoders make about ten. Nothing else bounds the time that a small file can take."""
+"""A JPEG may have this many scans; encoders write about ten. Decoding one scan takes as long as the whole image, so a
+small file with many scans would take any time."""
 
-# Pillow's own limit only warns, and is for all of a process; `decode` has one that refuses.
+# Pillow's own limit only warns, and holds for the whole process; `decode` has a limit that refuses.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -27,11 +30,12 @@ class ClientLimit:
     """A bucket of tokens for each client address: `rate` requests a second, `burst` at once. Rate 0: no limit."""
 
     CLIENTS = 10_000
+    """Addresses that are remembered; the ones that were not seen for longest are forgotten first."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self._rate = rate
         self._burst = burst
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when there were so many
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and the time of that count
 
     def check(self, client: str, now_s: float | None = None) -> None:
         """Take a token. Raises TooManyRequestsError when there is none."""
@@ -63,8 +67,32 @@ class ClientLimit:
         return min(self._burst, tokens + (now_s - then_s) * self._rate)
 
 
+def check_options(options: RequestOptions, model: ServedModel, *, calibrated: bool) -> None:
+    """Raises InvalidError if `model` cannot do what is asked. `calibrated`: it can stop by quality."""
+    exits = model.config.exits
+    for name, value in (("min_exit", options.min_exit), ("max_exit", options.max_exit)):
+        if value is not None and value > exits:
+            raise InvalidError(f"{name} is {value}; {model.name} has exits 1 to {exits}", "bad_parameter")
+    if options.quality is not None and not calibrated:
+        raise InvalidError(
+            f"quality is {options.quality:g}, but {model.name} is not calibrated for it; leave it out or use max_exit "
+            "(whoever runs the server can calibrate the model: python -m models calibrate)",
+            "not_calibrated",
+        )
+    if options.box is not None and model.config.task != "pose":
+        raise InvalidError(f"box is for pose; {model.name} does segmentation: leave it out", "bad_box")
+
+
+def check_person(box: Box, height: int, width: int) -> None:
+    """Raises InvalidError if `geometry.check_box` refuses a person's box in a `width` x `height` image."""
+    try:
+        check_box(box, height, width)
+    except ValueError as error:
+        raise InvalidError(str(error), "bad_box") from error
+
+
 async def read_body(chunks: AsyncIterable[bytes], announced_bytes: int | None, limit_bytes: int) -> bytes:
-    """The whole body. Raises TooLargeError as soon as it is, or says that it will be, too large."""
+    """The whole body. Raises TooLargeError as soon as it has, or announces, more than `limit_bytes`."""
     if announced_bytes is not None and announced_bytes > limit_bytes:
         raise _too_large(announced_bytes, limit_bytes)
     body = bytearray()
@@ -76,7 +104,7 @@ async def read_body(chunks: AsyncIterable[bytes], announced_bytes: int | None, l
 
 
 def check_body(body: bytes, limit_bytes: int) -> None:
-    """Raises InvalidError on an empty one, TooLargeError on one above the limit."""
+    """Raises InvalidError if the body is empty, and TooLargeError if it is above the limit."""
     if not body:
         raise InvalidError("the body is empty; send the bytes of a JPEG, PNG, WebP or BMP image", "empty_body")
     if len(body) > limit_bytes:
@@ -91,12 +119,13 @@ def _too_large(size_bytes: int, limit_bytes: int) -> TooLargeError:
 
 
 def decode(body: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """An image file -> uint8 (H, W, 3) RGB, upright; see `upright_rgb`. Of an animation, the first frame.
+    """Decode an image file: uint8 (H, W, 3) RGB, upright (see `upright_rgb`); the first frame of an animation.
 
-    Raises NotAnImageError on other formats,
-    TooLargeError before decoding what has too many pixels, InvalidError on a file that is broken or cut off.
+    Raises NotAnImageError on other formats, TooLargeError before an image of too many pixels is decoded, and
+    InvalidError on a file that is broken or cut off.
     """
-    scans = body.count(b"\xff\xda") if body.startswith(b"\xff\xd8") else 0  # within one, a JPEG has no such bytes
+    # The marker that begins a scan does not occur inside of a JPEG's compressed data.
+    scans = body.count(b"\xff\xda") if body.startswith(b"\xff\xd8") else 0
     if scans > MAX_SCANS:
         raise InvalidError(
             f"the image comes in {scans:,} scans, each of which takes as long as the whole; the limit is {MAX_SCANS}: "
@@ -112,7 +141,7 @@ def decode(body: bytes, max_pixels: int) -> NDArray[np.uint8]:
             f"the body's {len(body):,} bytes are not an image; send a JPEG, PNG, WebP or BMP file", "not_an_image"
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error) as error:
-        # What Pillow raises on broken files differs by format.
+        # Pillow raises different errors for the formats.
         raise InvalidError(f"the image is broken or cut off: {error}; send the whole file", "broken_image") from error
 
 

@@ -1,15 +1,18 @@
-"""One entry for each request, open or recently ended: it can be looked up and cancelled by id, and is counted once."""
+"""One record for each request, open or recently ended: it carries the request's values, can be looked up by id, and is
+counted once."""
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
+from server.engine.job import Job
 from server.engine.messages import Stop
 from server.errors import (
     DisconnectedError,
@@ -22,92 +25,119 @@ from server.errors import (
     unexpected,
 )
 from server.metrics import UNKNOWN, Metrics
-from server.protocols.wire import MAX_ID
+from server.protocols.options import MAX_ID, RequestOptions
 
-logger = logging.getLogger("anytime.ledger")
-
-
-class Progress(Protocol):
-    """What an entry asks of the job that serves it."""
-
-    @property
-    def latest(self) -> int:
-        """The newest exit that was reached; 0: none yet."""
-
-    @property
-    def stop(self) -> Stop | None:
-        """Why it ended; None: it has not."""
-
-    def cancel(self, stop: Stop) -> None:
-        """End it; nothing if it has ended."""
-
-    def move(self, deadline_s: float) -> None:
-        """A new deadline; nothing if it has ended."""
+logger = logging.getLogger("anytime.registry")
 
 
 @dataclass
-class Entry:
-    """A request from its first byte to its last. Whoever serves it writes here what is known so far."""
+class RequestRecord:
+    """What is known of one request, from its first byte to its last. It travels with the request through the front end.
+
+    The protocol fills in what the client asked for:
+    `id`: the client's name for the request, or a made one; `client`: the client's address.
+    `model`: the name of the served model that is asked for, or `UNKNOWN`; metrics count the request under it.
+    `options`: the request options; `timeout_s`: a second deadline, from a header.
+    `encoding`: how maps are encoded, a media type or an encoding of the WebSocket.
+
+    The service fills in what becomes of it:
+    `deadline_s`: when the last byte of the answer is due, infinite until it is known. The front end has no other copy.
+    `reserve_s`: the part of the time before the deadline that is kept for encoding and sending the answer.
+    `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
+    `job`: the computation, once there is one. `given_up`: why nobody wants the answer any more, if so.
+    `stop`, `exit`, `elapsed_s`: how the request ended, its deepest exit, and after how long.
+    """
 
     id: str
     protocol: str
     arrived_s: float
+    client: str = "unknown"
     model: str = UNKNOWN
-    deadline_s: float | None = None
-    stop: Stop | None = None
-    job: Progress | None = None
+    options: RequestOptions = field(default_factory=RequestOptions)
+    timeout_s: float | None = None
+    encoding: str = ""
+    deadline_s: float = math.inf
+    reserve_s: float = 0.0
+    max_exit: int = 0
+    decode_s: float = 0.0
+    job: Job | None = None
     given_up: Stop | None = None
+    stop: Stop | None = None
     exit: int = 0
     elapsed_s: float | None = None
-    _wait: asyncio.Timeout | None = None
+    _timeout: asyncio.Timeout | None = None
 
-    def cancel(self, stop: Stop = Stop.CANCELLED) -> None:
-        """End the job, or what is done before there is one. `stop`: why, cancelled or disconnected."""
+    @property
+    def budget_s(self) -> float:
+        """Seconds from the arrival to the deadline."""
+        return self.deadline_s - self.arrived_s
+
+    @property
+    def compute_deadline_s(self) -> float:
+        """When maps must be on the host: the deadline less what encoding and sending need."""
+        return self.deadline_s - self.reserve_s
+
+    def give_up(self, stop: Stop) -> None:
+        """Note that nobody wants the answer any more, and end `preparing`. `stop`: cancelled or disconnected."""
         self.given_up = self.given_up or stop
-        if self.job is not None:
-            self.job.cancel(stop)
-        self._end_wait_in_time()
+        self._reschedule()
 
-    def move(self, deadline_s: float) -> None:
-        """A new deadline, sooner or later."""
+    def move_deadline(self, deadline_s: float) -> None:
+        """Set another deadline, sooner or later, also for `preparing`."""
         self.deadline_s = deadline_s
-        if self.job is not None:
-            self.job.move(deadline_s)
-        self._end_wait_in_time()
+        self._reschedule()
 
     @asynccontextmanager
     async def preparing(self) -> AsyncIterator[None]:
-        """Around all that is waited for before there is a job: ends it at the deadline, wherever that moves, and at a
-        cancel. Raises NoExitError, RequestCancelledError or DisconnectedError then."""
+        """Encloses all waiting before there is a job, and ends it at the deadline or when the request is given up.
+
+        Raises NoExitError, RequestCancelledError or DisconnectedError then.
+        """
         try:
-            async with asyncio.timeout(None) as self._wait:
-                self._end_wait_in_time()
+            async with asyncio.timeout(None) as self._timeout:
+                self._reschedule()
                 yield
         except TimeoutError:
-            self.check()
+            self.check_wanted()
             spent_ms = 1000 * (time.monotonic() - self.arrived_s)
             sentence = f"the image was not received and decoded within {spent_ms:.0f} ms; give a later deadline_ms"
             raise NoExitError(sentence, "no_exit") from None
         finally:
-            self._wait = None
+            self._timeout = None
 
-    def check(self) -> None:
-        """Raises RequestCancelledError or DisconnectedError if it was given up."""
+    def check_wanted(self) -> None:
+        """Raises RequestCancelledError or DisconnectedError if the request was given up."""
         if self.given_up is Stop.CANCELLED:
             raise RequestCancelledError("the request was cancelled by its id", "cancelled") from None
         if self.given_up is Stop.DISCONNECTED:
             raise DisconnectedError("the client hung up", "disconnected") from None
 
-    def _end_wait_in_time(self) -> None:
-        if self._wait is None or self._wait.expired():
+    def _reschedule(self) -> None:
+        if self._timeout is None or self._timeout.expired():
             return
         left_s = 0.0
-        if self.given_up is None and self.deadline_s is not None:
+        if self.given_up is None:
             left_s = max(0.0, self.deadline_s - time.monotonic())
-        self._wait.reschedule(asyncio.get_running_loop().time() + left_s)
+        self._timeout.reschedule(None if math.isinf(left_s) else asyncio.get_running_loop().time() + left_s)
+
+    def check_answer(self, job: Job) -> None:
+        """Raises NoExitError, RequestCancelledError or DisconnectedError if the job ended without an answer."""
+        if job.stop is Stop.DISCONNECTED:
+            raise DisconnectedError("the client hung up", "disconnected")
+        if job.stop is Stop.CANCELLED:
+            raise RequestCancelledError(f"the request was cancelled by its id, at exit {job.latest}", "cancelled")
+        budget_ms = 1000 * self.budget_s
+        if job.stop is Stop.NO_EXIT or not job.exits:
+            raise NoExitError(f"no exit was reached within {budget_ms:.1f} ms; give a later deadline_ms", "no_exit")
+        if job.latest < job.spec.required:
+            raise NoExitError(
+                f"exit {job.latest} was reached within {budget_ms:.1f} ms, and min_exit is {job.spec.required}; give a "
+                "later deadline_ms, or best_effort=true to get what there is",
+                "min_exit_not_reached",
+            )
 
     def to_json(self, now_s: float) -> dict[str, Any]:
-        budget_s = None if self.deadline_s is None else self.deadline_s - self.arrived_s
+        """The body of `GET /v1/requests/{id}`."""
         stop = self.stop or (self.job and self.job.stop) or self.given_up  # the first of them ends it
         elapsed_s = now_s - self.arrived_s if self.elapsed_s is None else self.elapsed_s
         return {
@@ -117,20 +147,20 @@ class Entry:
             "model": self.model,
             "exit": self.job.latest if self.job else self.exit,
             "stop": stop,
-            "deadline_ms": None if budget_s is None else round(1000 * budget_s, 3),
+            "deadline_ms": None if math.isinf(self.deadline_s) else round(1000 * self.budget_s, 3),
             "elapsed_ms": round(1000 * elapsed_s, 3),
         }
 
 
-class Ledger:
-    """Open requests, at most `max_open`, and the latest `kept` that ended."""
+class RequestRegistry:
+    """The records of the open requests, at most `max_open`, and of the last `history` that ended."""
 
-    def __init__(self, metrics: Metrics, max_open: int, kept: int) -> None:
+    def __init__(self, metrics: Metrics, max_open: int, history: int) -> None:
         self._metrics = metrics
         self._max_open = max_open
-        self._kept = kept
-        self._open: dict[int, Entry] = {}
-        self._ended: OrderedDict[str, Entry] = OrderedDict()
+        self._history = history
+        self._open: dict[int, RequestRecord] = {}
+        self._ended: OrderedDict[str, RequestRecord] = OrderedDict()
         self.idle = asyncio.Event()
         """Set while no request is open."""
         self.idle.set()
@@ -140,81 +170,84 @@ class Ledger:
         return len(self._open)
 
     @contextmanager
-    def entry(self, given_id: str | None, protocol: str, arrived_s: float, model: str | None = None) -> Iterator[Entry]:
-        """The entry of one request, open in the `with` block, counted when it is left, however it is left.
+    def open(
+        self,
+        protocol: str,
+        arrived_s: float,
+        given_id: str | None = None,
+        client: str = "unknown",
+        model: str | None = None,
+    ) -> Iterator[RequestRecord]:
+        """The record of one request: open in the `with` block, and counted when the block is left, however it is left.
 
-        `model`: that it is counted under, if it is for one that is served. Its id is the client's, or made. Raises, and
-        counts, InvalidError on an unfit id, and UnavailableError when too many requests are open.
+        `given_id`: the client's id of the request; None or empty: one is made. `model`: the served model that is asked
+        for, or None. Raises, and counts, InvalidError if the id is unfit, and UnavailableError if too many requests are
+        open.
         """
-        entry = Entry(uuid.uuid4().hex, protocol, arrived_s, model or UNKNOWN)
-        self._open[id(entry)] = entry
+        record = RequestRecord(uuid.uuid4().hex, protocol, arrived_s, client, model or UNKNOWN)
+        self._open[id(record)] = record
         self.idle.clear()
         try:
             if given_id:
-                entry.id = checked_id(given_id)
+                record.id = checked_id(given_id)
             self._check_room()
-            yield entry
+            yield record
         except ServerError as error:
-            entry.stop = Stop(error.stop)
-            error.request_id = entry.id
+            record.stop = Stop(error.stop)
+            error.request_id = record.id
             raise
-        except Exception as error:  # the boundary: whatever it was, the client hears of it and the log has it
-            entry.stop = Stop.ERROR
-            logger.exception("request %s failed", entry.id)
+        except Exception as error:  # the boundary: the client is told, and the log has the details
+            record.stop = Stop.ERROR
+            logger.exception("request %s failed", record.id)
             fault = unexpected(error)
-            fault.request_id = entry.id
+            fault.request_id = record.id
             try:
                 raise fault from None
             finally:
-                del fault  # which would hold itself, and the image with it
-        except BaseException:  # a task is cancelled when its connection is gone
-            entry.stop = Stop.DISCONNECTED
+                del fault  # its traceback holds this frame: a cycle that would keep the image
+        except BaseException:  # the task is cancelled because its connection is gone
+            record.stop = Stop.DISCONNECTED
             raise
         finally:
-            del self._open[id(entry)]
+            del self._open[id(record)]
             if not self._open:
                 self.idle.set()
-            self._count(entry)
+            self._count(record)
 
     def _check_room(self) -> None:
         if len(self._open) > self._max_open:
             sentence = f"{self._max_open} requests are open, which is the limit (--max-open); ask again soon"
             raise UnavailableError(sentence, "overloaded", 1.0)
 
-    def find(self, request_id: str) -> Entry:
+    def open_records(self, request_id: str) -> list[RequestRecord]:
+        """The open requests with that id, the oldest first; clients may give one id to several."""
+        return [record for record in self._open.values() if record.id == request_id]
+
+    def find(self, request_id: str) -> RequestRecord:
         """The newest request with that id. Raises NotFoundError."""
-        found = next((e for e in reversed(self._open.values()) if e.id == request_id), None)
-        found = found or self._ended.get(request_id)
+        found = next(reversed(self.open_records(request_id)), None) or self._ended.get(request_id)
         if found is None:
             raise NotFoundError(
-                f"no request is called {request_id[:MAX_ID]!r}; the open ones and the last {self._kept} are known",
+                f"no request is called {request_id[:MAX_ID]!r}; the open ones and the last {self._history} are known",
                 "unknown_request",
             )
         return found
 
-    def cancel(self, request_id: str) -> Entry:
-        """Cancel the open requests with that id. Raises NotFoundError if there never was one."""
-        newest = self.find(request_id)
-        for entry in list(self._open.values()):
-            if entry.id == request_id:
-                entry.cancel()
-        return newest
-
-    def _count(self, entry: Entry) -> None:
+    def _count(self, record: RequestRecord) -> None:
         now_s = time.monotonic()
-        entry.stop = entry.stop or Stop.ERROR
-        entry.elapsed_s = now_s - entry.arrived_s
-        if entry.job is not None:
-            entry.exit, entry.job = entry.job.latest, None
-        metrics = self._metrics
-        metrics.requests.labels(entry.model, entry.protocol, entry.stop).inc()
-        metrics.exits_reached.labels(entry.model, entry.exit, entry.stop).inc()
-        metrics.request.labels(entry.model, entry.protocol).observe(entry.elapsed_s)
-        if entry.deadline_s is not None and entry.stop is not Stop.INVALID:
-            metrics.overrun.labels(entry.model).observe(max(0.0, now_s - entry.deadline_s))
-        self._ended[entry.id] = entry
-        self._ended.move_to_end(entry.id)
-        while len(self._ended) > self._kept:
+        record.stop = record.stop or Stop.ERROR
+        record.elapsed_s = now_s - record.arrived_s
+        if record.job is not None:
+            record.exit, record.job = record.job.latest, None
+        metrics, model = self._metrics, record.model
+        metrics.requests.labels(model, record.protocol, record.stop).inc()
+        metrics.exits_reached.labels(model, record.exit, record.stop).inc()
+        metrics.request.labels(model, record.protocol).observe(record.elapsed_s)
+        if math.isfinite(record.deadline_s) and record.stop is not Stop.INVALID:
+            metrics.overrun.labels(model).observe(max(0.0, now_s - record.deadline_s))
+        self._ended[record.id] = record
+        self._ended.move_to_end(record.id)
+        while len(self._ended) > self._history:
             self._ended.popitem(last=False)
 
 

@@ -1,4 +1,4 @@
-"""The models of a worker: loaded, warmed up, and what is known of each then."""
+"""Loading: the models of a worker, how they are warmed up, and the facts that it tells the front end about them."""
 
 import logging
 import time
@@ -18,43 +18,46 @@ from models.imaging.geometry import MULTIPLE, padded_size
 from models.network.configs import GIGA, GROWING, ModelConfig
 from models.network.flops import gmacs
 from models.quality import Quality, doubt
-from server.engine.messages import ModelFacts, Plan
+from server.engine.messages import LoadPlan, ModelFacts
 from server.requests.budget import Costs, Shape
 
 logger = logging.getLogger("anytime.worker")
 
 WARM_UP_RUNS = 5
 WARM_UP_SHARES = 0.5, 0.4, 0.25
-"""Of the positions, active after each exit: about what the shipped models leave of pictures (their cards)."""
+"""The active share after each exit while warming up: about that of the shipped models on photos (see their cards)."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, when it may stop early if it was calibrated, and why this executor runs it if there was a choice."""
+    """A model that is ready to run.
+
+    `quality`: its calibration, or None. `reason`: why its executor was chosen, empty if there was no choice.
+    """
 
     model: AnytimeModel
     quality: Quality | None = None
     reason: str = ""
 
     def good_enough(self, state: State, epsilon: float | None) -> bool:
-        """Whether the exit that `state` stands at is as good as the last but for a share `epsilon` that may change."""
+        """Whether at most a share `epsilon` of the pixels would still change after the latest exit of `state`."""
         if self.quality is None or epsilon is None or state.exit is None:
             return False
         return self.quality.stops(doubt(state.exit, self.model.config.task, state.frame), epsilon)
 
 
 def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
-    """What decides the cost of an image: the padded size, or the size of a person's crop."""
+    """The network input's height and width for an image: the padded size, or the size of a person's crop."""
     if config.task == "pose":
         return config.size
     return padded_size(height, width)
 
 
 def warm_up(name: str, model: AnytimeModel, costs: Costs, known_s: tuple[float, ...] | None) -> None:
-    """Run every exit, so that first requests find everything in place, and learn its seconds at the configured size,
-    under masks such as pictures leave: noise would be settled at once.
+    """Run every exit, so that the first request finds all in place, and learn the seconds at the configured size.
 
-    If those are known, from the worker before, once on the smallest image will do.
+    The image is noise, for which a network's own masks would be empty or full, so masks of the usual active shares are
+    put in their place. If the seconds are known from the worker before, one run on the smallest image is enough.
     """
     shape = input_shape(model.config, *model.config.size)
     if known_s is not None:
@@ -74,8 +77,10 @@ def warm_up(name: str, model: AnytimeModel, costs: Costs, known_s: tuple[float, 
 
 
 def _stages(model: AnytimeModel, image: NDArray[np.uint8], masks: Sequence[Tensor]) -> Iterator[tuple[int, float]]:
-    """Run to each exit in turn, under `masks`, bool (h, w): its number and the seconds of its stage, in which putting
-    masks in place does not count."""
+    """Run to each exit in turn under `masks`, bool (h, w), one after each exit.
+
+    Yields the exit's number and the seconds of its stage, without the time to put a mask in place.
+    """
     began_s = time.monotonic()
     state = model.begin(image)
     for step in model.steps:
@@ -92,7 +97,7 @@ def _stages(model: AnytimeModel, image: NDArray[np.uint8], masks: Sequence[Tenso
 
 
 def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
-    """What the front end tells about a model that is warm."""
+    """The facts about a model that is warm."""
     config = loaded.model.config
     shape = input_shape(config, *config.size)
     return ModelFacts(
@@ -104,13 +109,13 @@ def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
     )
 
 
-def load_models(plan: Plan) -> dict[str, Loaded]:
-    """Raises ValueError or OSError on a model that cannot be loaded."""
+def load_models(plan: LoadPlan) -> dict[str, Loaded]:
+    """The models of a load plan, by name. Raises ValueError or OSError if one cannot be loaded."""
     loaded = {}
     for name, text in plan.models.items():
         path = Path(text)
-        if name in plan.decided:
-            executor, reason = plan.decided[name]
+        if name in plan.chosen:
+            executor, reason = plan.chosen[name]
         else:
             verdict = decide(path, plan.device, plan.executor)
             executor, reason = verdict.executor, verdict.reason
@@ -120,8 +125,11 @@ def load_models(plan: Plan) -> dict[str, Loaded]:
 
 
 def load_quality(directory: Path) -> Quality | None:
-    """The calibration of a model, or None. One that does not fit the model any more is not used, and the log says so:
-    the model serves all the same, and requests that ask for `quality` are told that it is not calibrated."""
+    """The calibration of a model, or None if there is none.
+
+    A calibration of other weights is not used, and the log says so. The model serves all the same, and requests that
+    ask for `quality` are told that it is not calibrated.
+    """
     try:
         return Quality.load(directory)
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""The process that owns a device: it runs one step of one job, hears what the front end has to say, and runs the next.
+"""The worker: the process that owns a device. It runs one step of one job, reads its mail, and runs the next step.
 
-`python -m server.worker` is started by `link.py`, never by hand. The front end does not import this module: torch lives
-here.
+The front end starts `python -m server.worker.process`; it is not for use by hand.
 """
 
+import gc
 import logging
 import os
 import select
@@ -26,30 +26,33 @@ from server.engine.messages import (
     Ended,
     Event,
     Exited,
-    Move,
-    Plan,
+    JobSpec,
+    LoadPlan,
+    MoveDeadline,
     Ready,
     Stop,
-    Submit,
     Unloadable,
 )
-from server.engine.shared_memory import attach, settle_garbage
+from server.engine.shared_memory import attach
 from server.requests.budget import Costs, TrafficCap
 from server.worker.loading import Loaded, facts, input_shape, load_models, warm_up
-from server.worker.scheduler import Scheduler, Task
+from server.worker.scheduler import ScheduledJob, Scheduler
 
 logger = logging.getLogger("anytime.worker")
 
 NICE = 5
-"""The front end must be heard while every core computes."""
+"""The worker's niceness: the front end must get a core while the worker computes on all of them."""
 
 
 @dataclass
-class Running:
-    """A job on the device. `state` is made when its first step is due; dropping it frees what it holds."""
+class RunningJob:
+    """A job on the device.
 
-    command: Submit
-    task: Task
+    `state` is made when the first step is due, and dropped with the job, which frees all that it holds. `stage_s` are
+    the seconds computed since the latest exit, `until_exit_s` those until it.
+    """
+
+    scheduled: ScheduledJob
     state: State | None = None
     started_s: float = 0.0
     stage_s: float = 0.0
@@ -57,41 +60,42 @@ class Running:
 
 
 class Worker:
-    """The loop. `block` is the memory shared with the front end; `clock` gives monotonic seconds."""
+    """The loop. `memory` is shared with the front end; `clock` gives monotonic seconds."""
 
     BEAT_S = 1.0
+    """The longest silence of a worker that computes."""
 
     def __init__(
         self,
         connection: Connection,
-        block: memoryview,
+        memory: memoryview,
         models: Mapping[str, Loaded],
         scheduler: Scheduler,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
-        self._mail = select.poll()  # `connection.poll` would make one anew every step
+        self._mail = select.poll()  # `connection.poll` would make a new one every step
         self._mail.register(connection, select.POLLIN)
-        self._block = block
+        self._memory = memory
         self._models = models
         self._scheduler = scheduler
         self._clock = clock
-        self._jobs: dict[int, Running] = {}
+        self._jobs: dict[int, RunningJob] = {}
         self._spoke_s = clock()
 
     def run(self) -> None:
-        """Until the front end is gone: raises EOFError or OSError then."""
+        """Run until the front end is gone, which raises EOFError or OSError."""
         while True:
-            for command in self._heard():
+            for command in self._mail_read():
                 self._obey(command)
             for ended, stop in self._scheduler.ended(self._clock()):
-                self._end(ended.key, stop)
-            task = self._scheduler.next()
-            if task is not None:
-                self._step(self._jobs[task.key])
+                self._end(ended.spec.key, stop)
+            job = self._scheduler.next()
+            if job is not None:
+                self._step(self._jobs[job.spec.key])
 
-    def _heard(self) -> Iterator[Command]:
-        """What has been said since; waits for it when there is nothing to do."""
+    def _mail_read(self) -> Iterator[Command]:
+        """The commands that have come; waits for one if there is no job."""
         if not len(self._scheduler):
             yield self._connection.recv()
         while self._mail.poll(0):
@@ -102,101 +106,95 @@ class Worker:
         self._spoke_s = self._clock()
 
     def _obey(self, command: Command) -> None:
-        if isinstance(command, Submit):
-            self._add(command)
-        elif isinstance(command, Cancel):
-            if self._scheduler.cancel(command.key):
-                self._end(command.key, Stop.CANCELLED)
-        elif isinstance(command, Move):
-            self._scheduler.move(command.key, command.deadline_s)
+        match command:
+            case JobSpec():
+                self._add(command)
+            case Cancel(key):
+                if self._scheduler.cancel(key):
+                    self._end(key, Stop.CANCELLED)
+            case MoveDeadline(key, compute_deadline_s):
+                self._scheduler.move_deadline(key, compute_deadline_s)
 
-    def _add(self, command: Submit) -> None:
-        model = self._models[command.model].model
-        task = Task(
-            key=command.key,
-            model=command.model,
-            shape=input_shape(model.config, command.layout.height, command.layout.width),
-            steps=tuple(step.exit for step in model.steps),
-            deadline_s=command.deadline_s,
-            usual_s=command.usual_s,
-            required=command.required,
-            min_exit=command.min_exit,
-            max_exit=command.max_exit,
-        )
-        wait_s = self._scheduler.add(task, self._clock())
+    def _add(self, spec: JobSpec) -> None:
+        model = self._models[spec.model].model
+        shape = input_shape(model.config, spec.layout.height, spec.layout.width)
+        job = ScheduledJob(spec, shape, tuple(step.exit for step in model.steps))
+        wait_s = self._scheduler.add(job, self._clock())
         if wait_s is None:
-            self._jobs[command.key] = Running(command, task)
+            self._jobs[spec.key] = RunningJob(job)
         else:
-            self._say(Ended(command.key, Stop.REJECTED, wait_s))
+            self._say(Ended(spec.key, Stop.REJECTED, wait_s))
 
     def _end(self, key: int, stop: Stop, error: str | None = None) -> None:
-        job = self._jobs.pop(key)
-        costs, model, shape, reached = self._scheduler.costs, job.command.model, job.task.shape, job.task.exit
-        if reached:
-            costs.judge(model, shape, reached, job.until_exit_s)
-        costs.observe_cut(model, shape, reached + 1, job.stage_s)
+        """Drop a job that the scheduler has let go of, and learn from it."""
+        running = self._jobs.pop(key)
+        job, costs = running.scheduled, self._scheduler.costs
+        if job.exit:
+            costs.judge(job.spec.model, job.shape, job.exit, running.until_exit_s)
+        costs.observe_cut(job.spec.model, job.shape, job.exit + 1, running.stage_s)
         self._say(Ended(key, stop, error=error))
 
-    def _step(self, job: Running) -> None:
-        exited = None
+    def _step(self, running: RunningJob) -> None:
+        exited, spec = None, running.scheduled.spec
         try:
-            exited = self._advance(job)
-        except torch.AcceleratorError as error:  # nothing works on a device after it has failed once
+            exited = self._advance(running)
+        except torch.AcceleratorError as error:  # a device that has failed once does not work any more
             self._say(Broken(str(error).splitlines()[0]))
             raise
-        except Exception as error:  # whatever a model raises on one image is that job's end, not the worker's
-            logger.exception("job %d of %s failed", job.command.key, job.command.model)
-            self._scheduler.cancel(job.command.key)
-            self._end(job.command.key, Stop.ERROR, f"{type(error).__name__}: {error}")
+        except Exception as error:  # the boundary: an image that a model fails on ends its job, not the worker
+            logger.exception("job %d of %s failed", spec.key, spec.model)
+            self._scheduler.cancel(spec.key)
+            self._end(spec.key, Stop.ERROR, f"{type(error).__name__}: {error}")
         if exited is not None:
             self._say(exited)
         elif self._clock() - self._spoke_s > self.BEAT_S:
             self._say(Beat())
 
-    def _advance(self, job: Running) -> Exited | None:
-        """Run the next step. Returns what is to be said of the exit that it completes, whose map lies in its slot."""
-        command, task = job.command, job.task
-        loaded = self._models[command.model]
+    def _advance(self, running: RunningJob) -> Exited | None:
+        """Run the next step. If it completes an exit, render that into its slot, and return the event to send."""
+        job = running.scheduled
+        spec, loaded = job.spec, self._models[job.spec.model]
         began_s = self._clock()
-        if job.state is None:
-            job.started_s = began_s
-            image = command.layout.image(self._block[command.offset :])
-            job.state = loaded.model.begin(image, command.box)
-        loaded.model.advance([job.state])
-        done = job.state.exit
-        exit_index = task.steps[task.next_step]
+        if running.state is None:
+            running.started_s = began_s
+            image = spec.layout.image(self._memory[spec.offset :])
+            running.state = loaded.model.begin(image, spec.box)
+        loaded.model.advance([running.state])
+        done = running.state.exit
+        exit_index = job.steps[job.next_step]
         if exit_index is None or done is None:
             seconds = self._clock() - began_s
-            job.stage_s += seconds
-            self._scheduler.ran(task, seconds, began_s + seconds)
+            running.stage_s += seconds
+            self._scheduler.ran(job, seconds, began_s + seconds)
             return None
-        self._render(loaded.model, job.state, command)
-        enough = loaded.good_enough(job.state, command.quality)
+        self._render(loaded.model, running.state, spec)
+        enough = loaded.good_enough(running.state, spec.quality)
         now_s = self._clock()
-        job.stage_s += now_s - began_s
-        self._scheduler.ran(task, now_s - began_s, now_s, good_enough=enough)
-        self._scheduler.costs.observe(command.model, task.shape, exit_index, job.stage_s)
-        stage_s, job.stage_s, job.until_exit_s = job.stage_s, 0.0, task.used_s
-        return Exited(command.key, exit_index, done.unsure, done.macs, stage_s, job.started_s, now_s)
+        running.stage_s += now_s - began_s
+        self._scheduler.ran(job, now_s - began_s, now_s, good_enough=enough)
+        self._scheduler.costs.observe(spec.model, job.shape, exit_index, running.stage_s)
+        stage_s, running.stage_s, running.until_exit_s = running.stage_s, 0.0, job.used_s
+        return Exited(spec.key, exit_index, done.unsure, done.macs, stage_s, running.started_s, now_s)
 
-    def _render(self, model: AnytimeModel, state: State, command: Submit) -> None:
-        found = model.render(state, command.extra)
-        block = self._block[command.offset :]
-        slot = command.layout.keypoints if command.layout.joints else command.layout.labels
+    def _render(self, model: AnytimeModel, state: State, spec: JobSpec) -> None:
+        found = model.render(state, spec.extra)
+        block = self._memory[spec.offset :]
+        slot = spec.layout.keypoints if spec.layout.joints else spec.layout.labels
         np.copyto(slot(block, found.index), found.array)
         if found.extra is not None:
-            np.copyto(command.layout.extra_map(block, found.index), found.extra)
+            np.copyto(spec.layout.extra_map(block, found.index), found.extra)
 
 
 def main(fd: int) -> int:
-    """Serve the front end at the other end of the socket `fd`; what to load is its first message."""
-    # Ctrl-C and a supervisor's SIGTERM reach the whole group; the front end finishes its requests, then ends this.
+    """Serve the front end at the other end of the socket `fd`. Its first message is the load plan."""
+    # Ctrl-C and a supervisor's SIGTERM reach the whole process group. The front end ends this process, after it has
+    # finished its requests.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(NICE)
     with Connection(fd) as connection:
         try:
-            plan: Plan = connection.recv()
+            plan: LoadPlan = connection.recv()
             logging.basicConfig(level=plan.log_level, format="%(levelname)s:     %(name)s %(message)s")
             costs = Costs()
             try:
@@ -205,13 +203,15 @@ def main(fd: int) -> int:
                 connection.send(Unloadable(str(error)))
                 return 1
             for name, loaded in models.items():
-                warm_up(name, loaded.model, costs, plan.known.get(name))
+                warm_up(name, loaded.model, costs, plan.known_s.get(name))
             first = next(iter(models.values())).model
             told = {name: facts(name, loaded, costs) for name, loaded in models.items()}
             connection.send(Ready(first.device, first.executor, told))
-            block = attach(plan.arena_fd, plan.arena_bytes)
-            settle_garbage()
-            Worker(connection, block, models, Scheduler(costs, TrafficCap(plan.traffic_cap))).run()
+            memory = attach(plan.arena_fd, plan.arena_bytes)
+            # Collects once, then freezes: start-up objects, a scan of which takes 75 ms, are never scanned again.
+            gc.collect()
+            gc.freeze()
+            Worker(connection, memory, models, Scheduler(costs, TrafficCap(plan.traffic_cap))).run()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return 0  # the front end is gone; so are its requests
     return 0

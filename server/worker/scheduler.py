@@ -1,155 +1,167 @@
-"""Which exit of which job runs next. Pure: no clock, torch or asyncio; whoever drives it passes the time in.
+"""The scheduler: which step of which job runs next. Pure: no clock, torch or asyncio; its driver passes the time in.
 
-Everyone's first exit comes first, then what is required beyond it, then whoever must answer earliest; one step at a
-time. No further exit is begun that would not be ready by its deadline at the safe estimate of `Costs`.
+Every job's first exit comes first, then exits that are required beyond it, then the job with the earliest deadline. A
+further exit is begun only if it would be ready by the deadline at the safe estimate of `Costs`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from server.engine.messages import Stop
+from server.engine.messages import JobSpec, Stop
 from server.requests.budget import GRACE_S, Costs, Shape, TrafficCap
 
 
 @dataclass
-class Task:
-    """A job as the scheduler sees it.
+class ScheduledJob:
+    """A job and its progress, as the scheduler sees it.
 
-    `steps`: the exit that each step completes, or None. `required`: the first exit worth an answer. `min_exit`: neither
-    traffic nor quality ends it before. `usual_s`: when it would usually begin. `used_s`: what it has computed so far;
-    all other time since it came, it waited.
+    `shape`: the network input's height and width, which decide the cost. `steps`: for each step of the model, the exit
+    that it completes, or None. `compute_deadline_s`: the worker's copy of the deadline, which may move. `exit`: the
+    latest exit, 0 before the first. `used_s`: seconds computed so far; all other time since its arrival it waited.
+    `good_enough`: the latest exit meets the quality that was asked for.
     """
 
-    key: int
-    model: str
+    spec: JobSpec
     shape: Shape
     steps: tuple[int | None, ...]
-    deadline_s: float
-    usual_s: float
-    required: int
-    max_exit: int
-    min_exit: int = 1
+    compute_deadline_s: float = field(init=False)
     next_step: int = 0
     exit: int = 0
     used_s: float = 0.0
     good_enough: bool = False
 
+    def __post_init__(self) -> None:
+        self.compute_deadline_s = self.spec.compute_deadline_s
+
     @property
-    def order(self) -> tuple[int, float, int]:
-        rank = 0 if self.exit == 0 else 1 if self.exit < self.required else 2
-        return rank, self.deadline_s, self.key
+    def urgency(self) -> tuple[int, float, int]:
+        """The sort key: the smallest runs first."""
+        rank = 0 if self.exit == 0 else 1 if self.exit < self.spec.required else 2
+        return rank, self.compute_deadline_s, self.spec.key
 
 
 class Scheduler:
-    """The open tasks of one device."""
+    """The open jobs of one device."""
 
     FRESH_S = 10.0
-    """What is known of a model that has not come to any exit for so long is not taken as a reason to refuse: a slow
-    minute would be remembered for ever, if everyone were refused after it."""
+    """Estimates refuse a job only if its model has reached an exit within this time. Otherwise a slow minute would be
+    remembered for ever: every job would be refused, and none would show that the machine is fast again."""
 
     NOISE_S = 0.002
-    """Below what `Costs.safe_s` spares."""
+    """Differences to the usual start below this are noise. It is less than `Costs.safe_s` spares."""
 
     def __init__(self, costs: Costs, cap: TrafficCap | None = None) -> None:
         self.costs = costs
         self._cap = cap or TrafficCap()
-        self._tasks: dict[int, Task] = {}
-        self._reached_s: dict[str, float] = {}
+        self._jobs: dict[int, ScheduledJob] = {}
+        self._reached_s: dict[str, float] = {}  # by model, when a job reached an exit last
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._jobs)
 
-    def add(self, task: Task, now_s: float) -> float | None:
-        """Take a task. Returns None, or refuses it and returns the seconds that it would have to wait for others: until
-        its turn, if it would be late then, or until all have what they require, if it would make one of them late."""
-        before, after = self._ready_s(), self._ready_s(task)
-        ready_s, alone_s = after.pop(task.key), self.costs.typical_s(task.model, task.shape, task.required)
-        if alone_s <= task.deadline_s - now_s < ready_s:
+    def add(self, job: ScheduledJob, now_s: float) -> float | None:
+        """Take a job and return None, or refuse it and return the seconds that it would have to wait.
+
+        A job is refused if waiting for others would make it late, or if it would make another job late. It would have
+        to wait for its turn in the first case, and until every job has its required exit in the second.
+        """
+        before, after = self._ready_s(), self._ready_s(job)
+        ready_s, alone_s = after.pop(job.spec.key), self._typical_s(job, job.spec.required)
+        if alone_s <= job.compute_deadline_s - now_s < ready_s:
             return ready_s - alone_s
-        for key, other in self._tasks.items():
-            if (
-                key in before
-                and before[key] <= other.deadline_s - now_s < self.costs.slowness(other.model) * after[key]
-            ):
+        for key, other in self._jobs.items():
+            left_s = other.compute_deadline_s - now_s
+            if key in before and before[key] <= left_s < self.costs.slowness(other.spec.model) * after[key]:
                 return max(before.values())
-        self._tasks[task.key] = task
+        self._jobs[job.spec.key] = job
         return None
 
-    def _ready_s(self, *more: Task) -> dict[int, float]:
-        """Typical seconds until each task that waits for what it requires has it, in the order of `Task.order`."""
+    def _ready_s(self, *more: ScheduledJob) -> dict[int, float]:
+        """Typical seconds until each job that still waits for its required exit has it, by key, if `more` is added."""
         work = []
-        for task in (*self._tasks.values(), *more):
-            first_s, all_s = (self.costs.typical_s(task.model, task.shape, index) for index in (1, task.required))
-            if task.exit == 0:
-                work.append(((0, task.deadline_s, task.key), max(0.0, first_s - task.used_s)))
-            if task.exit < task.required and task.required > 1:
-                work.append(((1, task.deadline_s, task.key), max(0.0, all_s - max(first_s, task.used_s))))
+        for job in (*self._jobs.values(), *more):
+            required, key = job.spec.required, job.spec.key
+            first_s, all_s = self._typical_s(job, 1), self._typical_s(job, required)
+            if job.exit == 0:
+                work.append(((0, job.compute_deadline_s, key), max(0.0, first_s - job.used_s)))
+            if job.exit < required and required > 1:
+                work.append(((1, job.compute_deadline_s, key), max(0.0, all_s - max(first_s, job.used_s))))
         ready_s, passed_s = {}, 0.0
         for (_, _, key), seconds in sorted(work):
             passed_s += seconds
             ready_s[key] = passed_s
         return ready_s
 
-    def cancel(self, key: int) -> Task | None:
-        return self._tasks.pop(key, None)
+    def cancel(self, key: int) -> ScheduledJob | None:
+        """Remove a job; returns it, or None if it has ended."""
+        return self._jobs.pop(key, None)
 
-    def move(self, key: int, deadline_s: float) -> None:
-        """A new deadline; nothing if the task has ended."""
-        if key in self._tasks:
-            self._tasks[key].deadline_s = deadline_s
+    def move_deadline(self, key: int, compute_deadline_s: float) -> None:
+        """Set another compute deadline; does nothing if the job has ended."""
+        if key in self._jobs:
+            self._jobs[key].compute_deadline_s = compute_deadline_s
 
-    def ended(self, now_s: float) -> list[tuple[Task, Stop]]:
-        """Remove and return the tasks for which nothing more is to be done, and why."""
-        deepest = self._cap.deepest(len(self._tasks))
-        found = [(task, stop) for task in self._tasks.values() if (stop := self._stop(task, now_s, deepest))]
-        for task, _ in found:
-            del self._tasks[task.key]
+    def ended(self, now_s: float) -> list[tuple[ScheduledJob, Stop]]:
+        """Remove and return the jobs for which nothing more is to be done, each with the reason."""
+        deepest = self._cap.deepest(len(self._jobs))
+        found = [(job, stop) for job in self._jobs.values() if (stop := self._stop(job, now_s, deepest))]
+        for job, _ in found:
+            del self._jobs[job.spec.key]
         return found
 
-    def next(self) -> Task | None:
-        """The task whose next step should run; None if there is none. Call `ended` first."""
-        return min(self._tasks.values(), key=lambda task: task.order, default=None)
+    def next(self) -> ScheduledJob | None:
+        """The job whose next step should run; None if there is none. Call `ended` first."""
+        return min(self._jobs.values(), key=lambda job: job.urgency, default=None)
 
-    def ran(self, task: Task, seconds: float, now_s: float, *, good_enough: bool = False) -> None:
-        """The next step of `task` has run. `good_enough`: its new exit meets the quality that was asked for."""
-        task.used_s += seconds
-        if exit_index := task.steps[task.next_step]:
-            task.exit = exit_index
-            self._reached_s[task.model] = now_s
-        task.next_step += 1
-        task.good_enough = good_enough
+    def ran(self, job: ScheduledJob, seconds: float, now_s: float, *, good_enough: bool = False) -> None:
+        """The next step of `job` has run. `good_enough`: its new exit meets the quality that was asked for."""
+        job.used_s += seconds
+        if exit_index := job.steps[job.next_step]:
+            job.exit = exit_index
+            self._reached_s[job.spec.model] = now_s
+        job.next_step += 1
+        job.good_enough = good_enough
 
-    def _stop(self, task: Task, now_s: float, deepest: int | None) -> Stop | None:
-        if task.next_step == len(task.steps):
+    def _stop(self, job: ScheduledJob, now_s: float, deepest: int | None) -> Stop | None:
+        spec = job.spec
+        if job.next_step == len(job.steps):
             return Stop.COMPLETE
-        if task.exit >= task.required:
-            if task.exit >= task.max_exit:
+        if job.exit >= spec.required:
+            if job.exit >= spec.max_exit:
                 return Stop.MAX_EXIT
-            at_exit = task.steps[task.next_step - 1] is not None
-            if at_exit and task.exit >= task.min_exit:
-                if deepest is not None and task.exit >= deepest:
+            at_exit = job.steps[job.next_step - 1] is not None
+            if at_exit and job.exit >= spec.min_exit:
+                if deepest is not None and job.exit >= deepest:
                     return Stop.MAX_EXIT
-                if task.good_enough:
+                if job.good_enough:
                     return Stop.QUALITY
-            return None if self._fits(task, now_s) else Stop.DEADLINE
-        if now_s > task.deadline_s + GRACE_S or self._hopeless(task, now_s):
-            return Stop.DEADLINE if task.exit else Stop.NO_EXIT
+            return None if self._fits(job, now_s) else Stop.DEADLINE
+        if now_s > job.compute_deadline_s + GRACE_S or self._hopeless(job, now_s):
+            return Stop.DEADLINE if job.exit else Stop.NO_EXIT
         return None
 
-    def _fits(self, task: Task, now_s: float) -> bool:
-        """Whether the next exit will be there in time."""
-        safe_s = self.costs.safe_s(task.model, task.shape, task.exit + 1)
-        return now_s < task.deadline_s and self._begun_s(task, now_s) + safe_s <= task.deadline_s
+    def _fits(self, job: ScheduledJob, now_s: float) -> bool:
+        """Whether the next exit will be there in time, at the safe estimate."""
+        safe_s = self.costs.safe_s(job.spec.model, job.shape, job.exit + 1)
+        deadline_s = job.compute_deadline_s
+        return now_s < deadline_s and self._virtual_start_s(job, now_s) + safe_s <= deadline_s
 
-    def _hopeless(self, task: Task, now_s: float) -> bool:
-        """Whether what is required would usually be late."""
-        if now_s - self._reached_s.get(task.model, -self.FRESH_S) >= self.FRESH_S:
+    def _hopeless(self, job: ScheduledJob, now_s: float) -> bool:
+        """Whether the required exit would be late, at the typical estimate."""
+        if now_s - self._reached_s.get(job.spec.model, -self.FRESH_S) >= self.FRESH_S:
             return False
-        typical_s = self.costs.typical_s(task.model, task.shape, task.required)
-        return self._begun_s(task, now_s) + typical_s > task.deadline_s
+        typical_s = self._typical_s(job, job.spec.required)
+        return self._virtual_start_s(job, now_s) + typical_s > job.compute_deadline_s
 
-    def _begun_s(self, task: Task, now_s: float) -> float:
-        """When it would have begun had it never waited since. A little more or less than usual does not count, so that
-        on an idle device the exit that is reached hangs on the deadline alone, not on noise. More does: what was usual
-        once must not cost an answer that there is time for."""
-        begun_s = now_s - task.used_s
-        return begun_s if begun_s > task.usual_s + self.NOISE_S else min(task.usual_s, begun_s + self.NOISE_S)
+    def _typical_s(self, job: ScheduledJob, exit_index: int) -> float:
+        return self.costs.typical_s(job.spec.model, job.shape, exit_index)
+
+    def _virtual_start_s(self, job: ScheduledJob, now_s: float) -> float:
+        """When the job would have started, had it never waited since: now minus compute used, snapped to the usual
+        start within `NOISE_S`.
+
+        Decode jitter therefore cannot change which exit is reached on an idle device. A job that starts earlier than
+        usual by more than `NOISE_S` gains the rest of that time, so that it loses no exit that there is time for.
+        """
+        start_s = now_s - job.used_s
+        usual_s = job.spec.usual_start_s
+        return start_s if start_s > usual_s + self.NOISE_S else min(usual_s, start_s + self.NOISE_S)

@@ -61,10 +61,10 @@ def worker(started: tuple[Live, ScriptedWorker]) -> ScriptedWorker:
 def test_a_prediction_in_json(server: Live, worker: ScriptedWorker) -> None:
     before = server.metric("anytime_requests_total", model=SEGMENTATION, protocol="http", stop="complete")
     call = Later(lambda: server.predict(model=SEGMENTATION, deadline_ms=15000, map="unsure"))
-    submit = worker.hear_submit()
-    assert (worker.image(submit) == tiny.image()).all()
-    assert submit.extra == "unsure" and submit.max_exit == 4 and submit.required == 1
-    worker.finish(submit)
+    spec = worker.hear_job()
+    assert (worker.image(spec) == tiny.image()).all()
+    assert spec.extra == "unsure" and spec.max_exit == 4 and spec.required == 1
+    worker.finish(spec)
     reply = call.result()
     body = reply.json()
     assert reply.status_code == 200 and reply.headers["x-request-id"] == body["id"]
@@ -84,7 +84,7 @@ def test_a_prediction_in_json(server: Live, worker: ScriptedWorker) -> None:
 def test_a_prediction_as_png_and_as_raw_labels(server: Live, worker: ScriptedWorker) -> None:
     for accept in ("image/png", "application/octet-stream"):
         call = Later(lambda accept=accept: server.predict(Accept=accept))
-        worker.finish(worker.hear_submit(), 2, Stop.DEADLINE)
+        worker.finish(worker.hear_job(), 2, Stop.DEADLINE)
         reply = call.result()
         assert reply.headers["content-type"] == accept
         found = {name: reply.headers[f"x-anytime-{name}"] for name in ("exit", "exits", "stop", "unsure", "size")}
@@ -103,9 +103,9 @@ def test_a_prediction_as_png_and_as_raw_labels(server: Live, worker: ScriptedWor
 
 def test_a_pose(server: Live, worker: ScriptedWorker) -> None:
     call = Later(lambda: server.predict(model=POSE, box="10,5,40,50"))
-    submit = worker.hear_submit()
-    assert submit.box == (10, 5, 40, 50) and submit.layout.joints == 16
-    worker.finish(submit, 3, Stop.MAX_EXIT)
+    spec = worker.hear_job()
+    assert spec.box == (10, 5, 40, 50) and spec.layout.joints == 16
+    worker.finish(spec, 3, Stop.MAX_EXIT)
     body = call.result().json()
     assert np.array_equal(np.array(body["keypoints"], np.float32), np.full((16, 3), 3.1, np.float32))
     assert body["joints"][0] == "right ankle" and body["skeleton"][0] == [0, 1] and "mask" not in body
@@ -119,9 +119,9 @@ def test_a_box_much_larger_than_the_image_is_a_400(server: Live) -> None:
 
 def test_a_form(server: Live, worker: ScriptedWorker) -> None:
     call = Later(lambda: server.http.post("/v1/predict", files={"image": ("photo.png", photo(), "image/png")}))
-    submit = worker.hear_submit()
-    assert (worker.image(submit) == tiny.image()).all()
-    worker.finish(submit)
+    spec = worker.hear_job()
+    assert (worker.image(spec) == tiny.image()).all()
+    worker.finish(spec)
     assert call.result().status_code == 200
 
 
@@ -132,85 +132,85 @@ def test_the_smallest_deadline_wins(server: Live, worker: ScriptedWorker) -> Non
                 "/v1/predict", params=query, content=photo(), headers={"X-Request-Timeout-Seconds": header}
             )
         )
-        worker.finish(worker.hear_submit())
+        worker.finish(worker.hear_job())
         assert call.result().json()["deadline_ms"] == expected
 
 
 def test_a_huge_deadline_is_lowered_to_the_longest(server: Live, worker: ScriptedWorker) -> None:
     call = Later(lambda: server.predict(deadline_ms=1e300))
-    worker.finish(worker.hear_submit())
+    worker.finish(worker.hear_job())
     assert call.result().json()["deadline_ms"] == 30_000
 
 
 def test_the_engine_answers_at_the_deadline_with_the_exit_it_has(server: Live, worker: ScriptedWorker) -> None:
     call = Later(lambda: server.predict(deadline_ms=150))
-    submit = worker.hear_submit()
-    worker.reach(submit, 1)
-    worker.reach(submit, 2)
+    spec = worker.hear_job()
+    worker.reach(spec, 1)
+    worker.reach(spec, 2)
     body = call.result().json()
     assert (body["exit"], body["stop"], body["final"]) == (2, "deadline", False)
-    assert worker.hear_cancel().key == submit.key
+    assert worker.hear_cancel().key == spec.key
     wasted = server.metric("anytime_exits_wasted_total")
-    worker.reach(submit, 3)
-    worker.end(submit, Stop.CANCELLED)
+    worker.reach(spec, 3)
+    worker.end(spec, Stop.CANCELLED)
     server.wait_for(lambda: server.metric("anytime_exits_wasted_total") == wasted + 1)
 
 
 def test_without_an_exit_in_time_there_is_a_504(server: Live, worker: ScriptedWorker) -> None:
     before = server.metric("anytime_requests_total", stop="no_exit")
     call = Later(lambda: server.predict(deadline_ms=100))
-    submit = worker.hear_submit()
+    spec = worker.hear_job()
     reply = call.result()
     assert reply.status_code == 504 and reply.json()["code"] == "no_exit" and "100.0 ms" in reply.json()["error"]
     worker.hear_cancel()
-    worker.end(submit, Stop.CANCELLED)
+    worker.end(spec, Stop.CANCELLED)
     assert server.metric("anytime_requests_total", stop="no_exit") == before + 1
 
 
 def test_min_exit_not_reached_is_a_504_unless_best_effort(server: Live, worker: ScriptedWorker) -> None:
     call = Later(lambda: server.predict(min_exit=3))
-    submit = worker.hear_submit()
-    assert submit.required == 3
-    worker.finish(submit, 2, Stop.DEADLINE)
+    spec = worker.hear_job()
+    assert spec.required == 3
+    worker.finish(spec, 2, Stop.DEADLINE)
     reply = call.result()
     assert reply.status_code == 504 and reply.json()["code"] == "min_exit_not_reached"
     call = Later(lambda: server.predict(min_exit=3, best_effort="true"))
-    submit = worker.hear_submit()
-    assert (submit.required, submit.min_exit) == (1, 3)
-    worker.finish(submit, 2, Stop.DEADLINE)
+    spec = worker.hear_job()
+    assert (spec.required, spec.min_exit) == (1, 3)
+    worker.finish(spec, 2, Stop.DEADLINE)
     assert call.result().json()["exit"] == 2
 
 
 def test_what_cannot_be_served_in_time_is_refused_with_the_wait(server: Live, worker: ScriptedWorker) -> None:
     call = Later(server.predict)
-    worker.end(worker.hear_submit(), Stop.REJECTED, wait_s=2.3)
+    worker.end(worker.hear_job(), Stop.REJECTED, wait_s=2.3)
     reply = call.result()
     assert (reply.status_code, reply.headers["retry-after"], reply.json()["code"]) == (503, "3", "overloaded")
 
 
 def test_a_model_that_fails_is_a_500_and_the_next_request_works(server: Live, worker: ScriptedWorker) -> None:
     call = Later(server.predict)
-    worker.end(worker.hear_submit(), Stop.ERROR, error="ValueError: no")
+    worker.end(worker.hear_job(), Stop.ERROR, error="ValueError: no")
     reply = call.result()
     assert (reply.status_code, reply.json()["code"]) == (500, "model_failed")
     call = Later(server.predict)
-    worker.finish(worker.hear_submit())
+    worker.finish(worker.hear_job())
     assert call.result().status_code == 200
 
 
 def test_cancelling_by_id(server: Live, worker: ScriptedWorker) -> None:
     before = server.metric("anytime_requests_total", stop="cancelled")
     call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "mine"}))
-    submit = worker.hear_submit()
-    worker.reach(submit, 1)
+    spec = worker.hear_job()
+    worker.reach(spec, 1)
     found = server.http.get("/v1/requests/mine").json()
     assert (found["state"], found["model"], found["stop"]) == ("open", SEGMENTATION, None)
     assert server.http.delete("/v1/requests/mine").status_code == 200
     reply = call.result()
     assert (reply.status_code, reply.json()["code"], reply.json()["id"]) == (499, "cancelled", "mine")
     assert reply.headers["x-request-id"] == "mine"
-    assert worker.hear_cancel().key == submit.key
-    worker.end(submit, Stop.CANCELLED)
+    assert worker.hear_cancel().key == spec.key
+    worker.end(spec, Stop.CANCELLED)
     assert server.http.get("/v1/requests/mine").json()["stop"] == "cancelled"
     assert server.http.delete("/v1/requests/mine").json()["state"] == "ended"
     assert server.metric("anytime_requests_total", stop="cancelled") == before + 1
@@ -247,10 +247,10 @@ def test_hanging_up_while_the_image_is_decoded(server: Live, decoding: threading
 
 
 def test_a_cancel_in_the_last_moment_before_the_job_is_not_lost(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = server.server.config.app.state.service.ledger  # type: ignore[union-attr]
+    service = server.server.config.app.state.service  # type: ignore[union-attr]
 
     async def copying(*_: object) -> None:
-        ledger.cancel("early")
+        service.cancel_by_id("early")
 
     monkeypatch.setattr("server.requests.service._copy", copying)
     reply = server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "early"})
@@ -288,20 +288,20 @@ def test_what_waits_for_a_decoder_is_not_usual(server: Live, monkeypatch: pytest
     server.wait_for(lambda: service._decoders._work_queue.qsize() == 1)
     clock.now_s = 100.0
     over.set()
-    picture = waiting.result(live.PATIENCE_S)
-    assert (picture.decode_s, picture.usual_s) == (100.0, 0.0)
+    image = waiting.result(live.PATIENCE_S)
+    assert (image.decode_s, image.usual_end_s) == (100.0, 0.0)
 
 
 def test_any_printable_id_can_be_looked_up_and_cancelled(server: Live, worker: ScriptedWorker) -> None:
     name = "a/b?c#d%2F../e"
     call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": name}))
-    submit = worker.hear_submit()
+    spec = worker.hear_job()
     path = f"/v1/requests/{quote(name, safe='')}"
     assert server.http.get(path).json()["id"] == name
     assert server.http.delete(path).status_code == 200
     assert call.result().status_code == 499
     worker.hear_cancel()
-    worker.end(submit, Stop.CANCELLED)
+    worker.end(spec, Stop.CANCELLED)
 
 
 def test_a_fault_of_the_server_is_a_500_with_the_id(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,8 +331,8 @@ def test_who_asks_for_another_protocol_in_vain_is_served(
         for _ in range(2):  # the connection goes on
             connection.sendall((head + body)[:cut])
             connection.sendall((head + body)[cut:])
-            submit = worker.hear_submit()
-            worker.finish(submit, last=1, stop=Stop.MAX_EXIT)
+            spec = worker.hear_job()
+            worker.finish(spec, last=1, stop=Stop.MAX_EXIT)
             reply = HTTPResponse(connection)
             reply.begin()
             assert reply.status == 200 and json.loads(reply.read())["exit"] == 1
@@ -373,7 +373,7 @@ def test_a_body_may_follow_a_header_in_parts(server: Live, worker: ScriptedWorke
         connection.sendall(b"POST /v1/predict HTTP/1.1\r\n")
         assert server.http.get("/health/live").status_code == 200  # so that the line has been read by itself
         connection.sendall(b"Host: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        worker.finish(worker.hear_submit())
+        worker.finish(worker.hear_job())
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
@@ -388,9 +388,9 @@ def test_hanging_up_cancels(server: Live, worker: ScriptedWorker) -> None:
     body = photo()
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        submit = worker.hear_submit()
-    assert worker.hear_cancel().key == submit.key
-    worker.end(submit, Stop.CANCELLED)
+        spec = worker.hear_job()
+    assert worker.hear_cancel().key == spec.key
+    worker.end(spec, Stop.CANCELLED)
     server.wait_for(lambda: server.metric("anytime_requests_total", stop="disconnected") == before + 1)
 
 
@@ -467,7 +467,7 @@ def test_bad_bodies(server: Live, worker: ScriptedWorker) -> None:
         reply = server.predict(body)
         assert (reply.status_code, reply.json()["code"]) == (status, code), body[:20]
     call = Later(server.predict)
-    worker.finish(worker.hear_submit())
+    worker.finish(worker.hear_job())
     assert call.result().status_code == 200
 
 
@@ -497,14 +497,14 @@ def test_what_cannot_be_sent_is_a_406(server: Live) -> None:
 
 def test_what_one_map_cannot_hold_is_json_where_that_is_accepted(server: Live, worker: ScriptedWorker) -> None:
     call = Later(lambda: server.predict(Accept="image/png, application/json;q=0.5", map="unsure"))
-    worker.finish(worker.hear_submit())
+    worker.finish(worker.hear_job())
     assert call.result().json()["map"]["kind"] == "unsure"
 
 
 def test_several_accept_headers_are_one(server: Live, worker: ScriptedWorker) -> None:
     headers = [("Accept", "text/html"), ("Accept", "image/png")]
     call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers=headers))
-    worker.finish(worker.hear_submit())
+    worker.finish(worker.hear_job())
     assert call.result().headers["content-type"] == "image/png"
 
 
@@ -515,12 +515,12 @@ def test_a_bad_id_or_timeout_is_a_400(server: Live) -> None:
 
 def test_too_many_open_requests_are_refused(server: Live, worker: ScriptedWorker) -> None:
     calls = [Later(server.predict) for _ in range(4)]
-    submits = [worker.hear_submit() for _ in calls]
+    specs = [worker.hear_job() for _ in calls]
     assert server.metric("anytime_inflight_requests") == 4 and server.metric("anytime_queue_depth") == 4
     reply = server.predict()
     assert (reply.status_code, reply.json()["code"], reply.headers["retry-after"]) == (503, "overloaded", "1")
-    for submit in submits:
-        worker.finish(submit)
+    for spec in specs:
+        worker.finish(spec)
     assert [call.result().status_code for call in calls] == [200] * 4
 
 
@@ -595,10 +595,10 @@ def test_a_dead_worker_is_replaced_and_everyone_is_answered(tmp_path: Path) -> N
         worker.say_ready()
         server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
         calls = [Later(lambda: server.predict(model=SEGMENTATION)) for _ in range(2)]
-        first, _ = worker.hear_submit(), worker.hear_submit()
+        first, _ = worker.hear_job(), worker.hear_job()
         worker.reach(first, 1)
         picky = Later(lambda: server.predict(model=SEGMENTATION, min_exit=2))
-        worker.reach(worker.hear_submit(), 1)
+        worker.reach(worker.hear_job(), 1)
         server.wait_for(lambda: server.metric("anytime_queue_depth") == 1)
         worker.die()
         refused = picky.result()
@@ -613,7 +613,7 @@ def test_a_dead_worker_is_replaced_and_everyone_is_answered(tmp_path: Path) -> N
         worker.say_ready()
         server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
         call = Later(lambda: server.predict(model=SEGMENTATION))
-        worker.finish(worker.hear_submit())
+        worker.finish(worker.hear_job())
         assert call.result().status_code == 200
         assert server.metric("anytime_worker_restarts_total") == 1
         assert server.metric("anytime_executor_info", model=SEGMENTATION) == 1
@@ -626,13 +626,13 @@ def test_without_memory_for_another_image_requests_are_refused(tmp_path: Path) -
         worker.say_ready()
         server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
         call = Later(lambda: server.predict(photo(300, 400), model=SEGMENTATION))
-        submit = worker.hear_submit()
+        spec = worker.hear_job()
         reply = server.predict(photo(300, 400), model=SEGMENTATION)
         assert (reply.status_code, reply.json()["code"]) == (503, "overloaded")
         reply = server.predict(photo(500, 600), model=SEGMENTATION)
         assert (reply.status_code, reply.json()["code"]) == (413, "image_too_large")
         assert "the limit is 1,048,576 for all open requests together" in reply.json()["error"]
-        worker.finish(submit)
+        worker.finish(spec)
         assert call.result().status_code == 200
 
 
@@ -642,7 +642,7 @@ def test_a_client_that_is_too_fast_is_told_to_wait(tmp_path: Path) -> None:
         worker.say_ready()
         server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
         call = Later(server.predict)
-        worker.finish(worker.hear_submit())
+        worker.finish(worker.hear_job())
         assert call.result().status_code == 200
         reply = server.predict()
         assert (reply.status_code, reply.json()["code"]) == (429, "client_limit")
@@ -655,7 +655,7 @@ def test_quality_goes_to_a_calibrated_model(tmp_path: Path) -> None:
         worker.say_ready(calibrated=True)
         server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
         call = Later(lambda: server.predict(quality=0.05))
-        submit = worker.hear_submit()
-        assert submit.quality == 0.05
-        worker.finish(submit, 2, Stop.QUALITY)
+        spec = worker.hear_job()
+        assert spec.quality == 0.05
+        worker.finish(spec, 2, Stop.QUALITY)
         assert call.result().json()["stop"] == "quality"

@@ -1,4 +1,4 @@
-"""The supervisor, with links that are pipes."""
+"""The supervisor, with workers that are pipes."""
 
 import asyncio
 import os
@@ -9,11 +9,11 @@ from typing import Any
 import live
 import pytest
 
-from server.engine.messages import Beat, Cancel, Ended, Event, Move, Stop
-from server.engine.worker_process import Link, Supervisor, _frame
+from server.engine.messages import Beat, Cancel, Ended, Event, MoveDeadline, Stop
+from server.engine.worker_process import Supervisor, WorkerProcess, _frame
 
 
-class PipeLink:
+class PipeWorker:
     def __init__(self) -> None:
         self.connection, self.other = Pipe()
 
@@ -26,7 +26,7 @@ class Watched:
     """A supervisor, and what it did."""
 
     def __init__(self, failures: int = 0, busy: bool = False) -> None:
-        self.links: list[PipeLink] = []
+        self.workers: list[PipeWorker] = []
         self.heard: list[Event] = []
         self.losses = 0
         self.busy = busy
@@ -34,12 +34,12 @@ class Watched:
         self.supervisor = Supervisor(self._launch, self.heard.append, self._lost, lambda: self.busy)
         self.supervisor.BACKOFF_S = (0.0, 0.001, 0.002)  # type: ignore[misc]
 
-    def _launch(self) -> Link:
+    def _launch(self) -> WorkerProcess:
         if self.failures:
             self.failures -= 1
             raise OSError("no process left")
-        self.links.append(PipeLink())
-        return self.links[-1]
+        self.workers.append(PipeWorker())
+        return self.workers[-1]
 
     def _lost(self) -> None:
         self.losses += 1
@@ -59,14 +59,14 @@ def test_events_are_heard_and_commands_are_said() -> None:
     async def check() -> None:
         watched = Watched()
         watched.supervisor.start()
-        link = watched.links[0]
-        link.other.send(Beat())
-        link.other.send(Beat())
+        worker = watched.workers[0]
+        worker.other.send(Beat())
+        worker.other.send(Beat())
         await until(lambda: len(watched.heard) == 2)
         watched.supervisor.say(Cancel(7))
-        assert link.other.recv() == Cancel(7)
+        assert worker.other.recv() == Cancel(7)
         watched.supervisor.stop()
-        assert link.connection.closed and watched.losses == 1
+        assert worker.connection.closed and watched.losses == 1
 
     run(check())
 
@@ -76,8 +76,8 @@ def test_a_worker_that_died_is_replaced_again_and_again() -> None:
         watched = Watched()
         watched.supervisor.start()
         for deaths in range(1, 5):
-            watched.links[-1].other.close()
-            await until(lambda deaths=deaths: len(watched.links) == deaths + 1)
+            watched.workers[-1].other.close()
+            await until(lambda deaths=deaths: len(watched.workers) == deaths + 1)
             assert watched.losses == deaths
         watched.supervisor.stop()
         assert watched.supervisor.starts == 5
@@ -89,7 +89,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(caplog: pytest.LogCaptur
     async def check() -> None:
         watched = Watched(failures=2)
         watched.supervisor.start()
-        await until(lambda: watched.links)
+        await until(lambda: watched.workers)
         watched.supervisor.stop()
 
     run(check())
@@ -113,24 +113,24 @@ def test_commands_wait_while_the_worker_does_not_read() -> None:
     async def check() -> None:
         watched = Watched()
         watched.supervisor.start()
-        link = watched.links[0]
+        worker = watched.workers[0]
         told = [Cancel(key) for key in range(5000)]
         for command in told:
             watched.supervisor.say(command)
         for second in range(1000):
-            watched.supervisor.say(Move(7, float(second)))
+            watched.supervisor.say(MoveDeadline(7, float(second)))
         assert 0 < len(watched.supervisor._unsent) < len(told)
         heard: list[object] = []
 
         def hear() -> bool:
-            while link.other.poll():
-                heard.append(link.other.recv())
-            return heard[-1:] == [Move(7, 999.0)]
+            while worker.other.poll():
+                heard.append(worker.other.recv())
+            return heard[-1:] == [MoveDeadline(7, 999.0)]
 
         await until(hear)
-        assert heard == [*told, Move(7, 999.0)]
+        assert heard == [*told, MoveDeadline(7, 999.0)]
         watched.supervisor.say(Cancel(1))
-        assert link.other.recv() == Cancel(1)
+        assert worker.other.recv() == Cancel(1)
         watched.supervisor.stop()
 
     run(check())
@@ -142,7 +142,7 @@ def test_events_may_come_in_parts_and_be_large() -> None:
         watched.supervisor.start()
         told = [Ended(key, Stop.ERROR, error="x" * 300_000) for key in range(3)]
         stream = b"".join(_frame(event) for event in told)  # type: ignore[arg-type]
-        number = watched.links[0].other.fileno()
+        number = watched.workers[0].other.fileno()
         at = 0
         while at < len(stream):
             at += os.write(number, stream[at : at + 10_000])
@@ -173,7 +173,7 @@ def test_speaking_to_a_worker_that_is_gone_is_no_error() -> None:
         watched = Watched()
         watched.supervisor.say(Cancel(1))
         watched.supervisor.start()
-        watched.links[0].other.close()
+        watched.workers[0].other.close()
         watched.supervisor.say(Cancel(1))
         watched.supervisor.stop()
 

@@ -21,7 +21,8 @@ from models.executors import build
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import Frame
 from models.quality import Quality, fingerprint
-from server.engine.messages import Broken, Cancel, Ended, Event, Exited, Layout, Move, Stop, Submit
+from server.engine.messages import Broken, Cancel, Ended, Event, Exited, JobSpec, MoveDeadline, Stop
+from server.engine.shared_memory import Layout
 from server.requests.budget import Costs
 from server.worker.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, input_shape, load_quality, warm_up
 from server.worker.process import Worker
@@ -80,15 +81,15 @@ class Harness:
     block: bytearray
     model: FakeModel
 
-    def submit(self, key: int, value: int, deadline_s: float = 1e12, **fields: Any) -> Submit:
+    def submit(self, key: int, value: int, deadline_s: float = 1e12, **fields: Any) -> JobSpec:
         layout = Layout(3, 4, 4, extra="extra" in fields)
-        command = Submit(key, "fake", key * 1024, layout, deadline_s, 0.0, 1, fields.pop("max_exit", 4), **fields)
-        layout.image(memoryview(self.block)[command.offset :])[:] = value
-        self.connection.send(command)
-        return command
+        spec = JobSpec(key, "fake", key * 1024, layout, 0.0, deadline_s, 0.0, fields.pop("max_exit", 4), **fields)
+        layout.image(memoryview(self.block)[spec.offset :])[:] = value
+        self.connection.send(spec)
+        return spec
 
-    def labels(self, command: Submit, exit_index: int) -> NDArray[np.uint8]:
-        return command.layout.labels(memoryview(self.block)[command.offset :], exit_index)
+    def labels(self, spec: JobSpec, exit_index: int) -> NDArray[np.uint8]:
+        return spec.layout.labels(memoryview(self.block)[spec.offset :], exit_index)
 
     def step(self, count: int = 1) -> None:
         self.model.released.release(count)
@@ -130,7 +131,7 @@ def harness() -> Iterator[Harness]:
 
 
 def test_a_job_from_the_first_step_to_the_end(harness: Harness) -> None:
-    command = harness.submit(1, 50, extra="unsure")
+    spec = harness.submit(1, 50, extra="unsure")
     harness.step(8)
     events = harness.hear_until_end()
     assert [event.exit for event in events[:-1] if isinstance(event, Exited)] == [1, 2, 3, 4]
@@ -139,8 +140,8 @@ def test_a_job_from_the_first_step_to_the_end(harness: Harness) -> None:
     assert isinstance(first, Exited) and (first.unsure, first.macs) == (1.0, 10)
     assert first.stage_s >= 0 and first.started_s <= first.finished_s
     for exit_index in range(1, 5):
-        assert (harness.labels(command, exit_index) == 50 + exit_index).all()
-        assert (command.layout.extra_map(memoryview(harness.block)[1024:], exit_index) == 7).all()
+        assert (harness.labels(spec, exit_index) == 50 + exit_index).all()
+        assert (spec.layout.extra_map(memoryview(harness.block)[1024:], exit_index) == 7).all()
 
 
 def test_after_a_cancel_at_most_one_step_runs(harness: Harness) -> None:
@@ -172,7 +173,7 @@ def test_a_deadline_that_has_passed_ends_a_job_between_steps(harness: Harness) -
     harness.submit(1, 50)
     harness.step(2)
     assert isinstance(harness.hear(), Exited)
-    harness.connection.send(Move(1, 0.0))
+    harness.connection.send(MoveDeadline(1, 0.0))
     harness.step()
     assert harness.hear() == Ended(1, Stop.DEADLINE)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from server.engine.shared_memory import Arena, attach
+from server.engine.shared_memory import Arena, Layout, attach
 
 
 @pytest.fixture
@@ -53,3 +53,21 @@ def test_another_mapping_sees_the_same_bytes(arena: Arena) -> None:
     assert other[7] == 42
     other[8] = 43
     assert arena.view[8] == 43
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(7, 5, 4), Layout(7, 5, 4, extra=True), Layout(7, 5, 4, joints=16, extra=True)]
+)
+def test_every_array_has_a_place_of_its_own(layout: Layout) -> None:
+    block = memoryview(bytearray(layout.total_bytes))
+    arrays: list[np.ndarray] = [layout.image(block)]
+    for exit_index in range(1, 5):
+        arrays.append(layout.keypoints(block, exit_index) if layout.joints else layout.labels(block, exit_index))
+        if layout.extra:
+            arrays.append(layout.extra_map(block, exit_index))
+    for value, array in enumerate(arrays):
+        array[:] = value
+    for value, array in enumerate(arrays):
+        assert (array == value).all()
+    assert arrays[0].shape == (7, 5, 3)
+    assert arrays[1].shape == ((16, 3) if layout.joints else (7, 5))

@@ -1,0 +1,73 @@
+"""One request's computation, as the front end sees it."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.catalog import ServedModel
+from server.engine.messages import Exited, JobSpec, Stop
+from server.errors import ServerError
+
+
+@dataclass
+class Job:
+    """What was ordered, the exits that came, and how it ended. The engine writes it; the request's task reads it.
+
+    `block`: the job's shared memory. The engine frees it once the worker and the reader have both let go.
+    `stop`: why the job ended for its reader, None while it runs; `stopped_s`: when.
+    `error`: what kept the job from an answer, or None.
+    `macs`: multiply-adds computed so far, those of exits that came after the answer included.
+    """
+
+    spec: JobSpec
+    model: ServedModel
+    block: memoryview
+    submitted_s: float
+    exits: list[Exited] = field(default_factory=list)
+    macs: int = 0
+    stop: Stop | None = None
+    error: ServerError | None = None
+    stopped_s: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+    with_worker: bool = True
+    with_reader: bool = True
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def latest(self) -> int:
+        """The newest exit whose map is on the host; 0: none yet."""
+        return self.exits[-1].exit if self.exits else 0
+
+    @property
+    def cancelled(self) -> bool:
+        return self.stop is Stop.CANCELLED
+
+    async def newer(self, than: int) -> int:
+        """Wait for an exit after `than`, or for the end. Returns the newest exit."""
+        while self.latest <= than and self.stop is None:
+            self.changed.clear()
+            await self.changed.wait()
+        return self.latest
+
+    async def ended(self) -> Stop:
+        """Wait for the end, and return why it came. Raises the job's error, if it has one."""
+        while self.stop is None:
+            self.changed.clear()
+            await self.changed.wait()
+        if self.error is not None:
+            raise self.error
+        return self.stop
+
+    def labels(self, exit_index: int) -> NDArray[np.uint8]:
+        """The label map of an exit that was reached: uint8 (H, W), a view that is valid until the reader lets go."""
+        return self.spec.layout.labels(self.block, exit_index)
+
+    def keypoints(self, exit_index: int) -> NDArray[np.float32]:
+        """The keypoints of an exit that was reached: float32 (J, 3), a view like `labels`."""
+        return self.spec.layout.keypoints(self.block, exit_index)
+
+    def extra_map(self, exit_index: int) -> NDArray[np.uint8] | None:
+        """The further map of an exit that was reached: uint8 (H, W), a view like `labels`; None if none was ordered."""
+        return self.spec.layout.extra_map(self.block, exit_index) if self.spec.layout.extra else None

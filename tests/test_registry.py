@@ -1,0 +1,211 @@
+import asyncio
+import gc
+import time
+import weakref
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from server.engine.messages import Stop
+from server.errors import (
+    DisconnectedError,
+    InvalidError,
+    NoExitError,
+    NotFoundError,
+    RequestCancelledError,
+    ServerError,
+    UnavailableError,
+)
+from server.metrics import Metrics
+from server.requests.registry import RequestRecord, RequestRegistry
+
+
+def job(stop: Stop | None = None) -> Any:
+    """A job that has reached exit 2."""
+    return SimpleNamespace(latest=2, stop=stop)
+
+
+def count(metrics: Metrics, **labels: str) -> float:
+    found = metrics.registry.get_sample_value("anytime_requests_total", labels)
+    assert found is not None and REGISTRY is not metrics.registry
+    return found
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics({"model": 4})
+
+
+@pytest.fixture
+def registry(metrics: Metrics) -> RequestRegistry:
+    return RequestRegistry(metrics, max_open=2, history=3)
+
+
+def test_a_request_is_counted_once_as_it_ended(registry: RequestRegistry, metrics: Metrics) -> None:
+    with registry.open("http", 0.0, "a") as record:
+        assert len(registry) == 1 and not registry.idle.is_set()
+        record.model, record.job, record.stop = "model", job(), Stop.DEADLINE
+        assert record.to_json(1.0)["exit"] == 2
+    assert len(registry) == 0 and registry.idle.is_set()
+    assert count(metrics, model="model", protocol="http", stop="deadline") == 1
+    reached = {"model": "model", "exit": "2", "stop": "deadline"}
+    assert metrics.registry.get_sample_value("anytime_exits_reached_total", reached) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "stop"),
+    [
+        (InvalidError("no", "no"), "invalid"),
+        (UnavailableError("no", "no"), "rejected"),
+        (asyncio.CancelledError(), "disconnected"),
+    ],
+)
+def test_whatever_ends_a_request_is_counted(
+    registry: RequestRegistry, metrics: Metrics, error: BaseException, stop: str
+) -> None:
+    with pytest.raises(type(error)), registry.open("websocket", 0.0):
+        raise error
+    assert count(metrics, model="unknown", protocol="websocket", stop=stop) == 1
+    assert len(registry) == 0
+
+
+def test_a_fault_of_the_server_is_counted_logged_and_told_with_the_id(
+    registry: RequestRegistry, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ServerError, match=r"failed \(KeyError\)") as caught, registry.open("http", 0.0, "mine"):
+        raise KeyError("secret")
+    assert (caught.value.request_id, caught.value.status) == ("mine", 500)
+    assert "request mine failed" in caplog.text and "secret" in caplog.text
+    assert count(metrics, model="unknown", protocol="http", stop="error") == 1
+
+
+def test_a_fault_holds_nothing_of_its_request(registry: RequestRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.requests.registry.logger.exception", lambda *_: None)  # pytest keeps what is logged
+
+    class Image:
+        pass
+
+    def fail() -> weakref.ref[Image]:
+        image = Image()
+        there = weakref.ref(image)
+        try:
+            with registry.open("http", 0.0, "mine"):
+                raise KeyError(image)
+        except ServerError:
+            return there
+
+    gc.disable()
+    try:
+        assert fail()() is None
+    finally:
+        gc.enable()
+
+
+def test_errors_learn_the_id_of_their_request(registry: RequestRegistry) -> None:
+    error = InvalidError("no", "no")
+    with pytest.raises(InvalidError), registry.open("http", 0.0, "mine"):
+        raise error
+    assert error.request_id == "mine"
+
+
+def test_only_so_many_may_be_open(registry: RequestRegistry, metrics: Metrics) -> None:
+    with registry.open("http", 0.0, "a"), registry.open("http", 0.0, "b"):
+        with pytest.raises(UnavailableError, match="2 requests are open"), registry.open("http", 0.0, "c"):
+            pass
+        assert len(registry) == 2
+    assert count(metrics, model="unknown", protocol="http", stop="rejected") == 1
+
+
+@pytest.mark.parametrize("unfit", ["x" * 129, "tab\t", "ümlaut"])
+def test_an_unfit_id_is_refused_and_counted(registry: RequestRegistry, metrics: Metrics, unfit: str) -> None:
+    with pytest.raises(InvalidError, match="characters"), registry.open("http", 0.0, unfit):
+        pass
+    assert count(metrics, model="unknown", protocol="http", stop="invalid") == 1
+
+
+def test_the_latest_that_ended_are_kept(registry: RequestRegistry) -> None:
+    for name in "abcd":
+        with registry.open("http", 0.0, name):
+            pass
+    assert registry.find("d").elapsed_s is not None
+    with pytest.raises(NotFoundError):
+        registry.find("a")
+
+
+def test_the_newest_request_of_an_id_is_found_and_all_open_ones(registry: RequestRegistry) -> None:
+    with registry.open("http", 0.0, "a") as first, registry.open("http", 0.0, "a") as second:
+        assert registry.find("a") is second
+        assert registry.open_records("a") == [first, second]
+    assert registry.find("a").stop is not None and registry.open_records("a") == []
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "sentence"),
+    [
+        (lambda record: record.give_up(Stop.CANCELLED), RequestCancelledError, "cancelled by its id"),
+        (lambda record: record.give_up(Stop.DISCONNECTED), DisconnectedError, "hung up"),
+        (lambda record: record.move_deadline(time.monotonic()), NoExitError, "not received and decoded within"),
+    ],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_what_is_done_before_the_job_ends_at_once(
+    registry: RequestRegistry,
+    end: Callable[[RequestRecord], None],
+    error: type[ServerError],
+    sentence: str,
+    before: bool,
+) -> None:
+    async def wait() -> None:
+        with registry.open("http", time.monotonic(), "a") as record:
+            record.move_deadline(time.monotonic() + 3600)
+            if before:
+                end(record)
+            async with record.preparing():
+                loop = asyncio.get_running_loop()
+                loop.call_soon(end, record)
+                loop.call_soon(end, record)  # twice is once
+                await loop.create_future()
+
+    with pytest.raises(error, match=sentence):
+        asyncio.run(wait())
+
+
+def test_a_later_deadline_is_waited_for(registry: RequestRegistry) -> None:
+    async def wait() -> None:
+        with registry.open("http", time.monotonic(), "a") as record:
+            record.move_deadline(time.monotonic() + 0.005)
+            async with record.preparing():
+                record.move_deadline(time.monotonic() + 3600)
+                await asyncio.sleep(0.01)
+
+    asyncio.run(wait())
+
+
+def test_a_record_tells_what_ends_it(registry: RequestRegistry) -> None:
+    with registry.open("http", 0.0, "a") as record:
+        record.give_up(Stop.CANCELLED)
+        assert (record.to_json(1.0)["state"], record.to_json(1.0)["stop"]) == ("ended", "cancelled")
+    with registry.open("websocket", 0.0, "b") as record:
+        record.job = job(Stop.COMPLETE)  # and the client is still reading
+        record.give_up(Stop.CANCELLED)
+        assert record.to_json(1.0)["stop"] == "complete"
+
+
+def test_a_record_tells_of_itself(registry: RequestRegistry) -> None:
+    with registry.open("http", 10.0, "a") as record:
+        record.deadline_s = 10.5
+        told = record.to_json(10.1)
+    assert told == {
+        "id": "a",
+        "state": "open",
+        "protocol": "http",
+        "model": "unknown",
+        "exit": 0,
+        "stop": None,
+        "deadline_ms": 500.0,
+        "elapsed_ms": 100.0,
+    }
+    assert record.to_json(99.0)["state"] == "ended"

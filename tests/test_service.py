@@ -1,0 +1,66 @@
+"""The service's ways to a job: cancels and new deadlines."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import live
+import pytest
+
+from server.catalog import read_catalog
+from server.engine.messages import Stop
+from server.errors import NotFoundError
+from server.requests.service import Service
+
+
+class FakeEngine:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.finished: list[tuple[Any, Stop]] = []
+        self.moved: list[tuple[Any, float]] = []
+
+    def finish(self, job: Any, stop: Stop) -> None:
+        self.finished.append((job, stop))
+
+    def move_deadline(self, job: Any, compute_deadline_s: float) -> None:
+        self.moved.append((job, compute_deadline_s))
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    settings = live.settings(live.write_configs(tmp_path), max_deadline_ms=5000)
+    found = Service(settings, read_catalog(settings.models), print)
+    found.engine.close()
+    found.engine = FakeEngine()  # type: ignore[assignment]
+    return found
+
+
+def test_cancelling_reaches_every_open_request_of_that_id(service: Service) -> None:
+    job: Any = SimpleNamespace(latest=2, stop=None)
+    with service.registry.open("http", 0.0, "a") as first, service.registry.open("http", 0.0, "a") as second:
+        first.job = job
+        assert service.cancel_by_id("a") is second
+        assert first.given_up is second.given_up is Stop.CANCELLED
+    assert service.engine.finished == [(job, Stop.CANCELLED)]  # type: ignore[attr-defined]
+    assert service.cancel_by_id("a").stop is not None
+    with pytest.raises(NotFoundError):
+        service.cancel_by_id("b")
+
+
+def test_a_job_hears_of_a_new_deadline_less_what_is_reserved(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.requests.service.time", SimpleNamespace(monotonic=lambda: 12.0))
+    with service.registry.open("http", 10.0) as record:
+        record.job = job = SimpleNamespace(latest=0, stop=None)  # type: ignore[assignment]
+        record.reserve_s = 0.25
+        service.move_deadline(record, 1.0)
+        service.move_deadline(record, 1e6)
+    assert record.deadline_s == 15.0  # of the arrival, at most 5 s
+    assert service.engine.moved == [(job, 12.75), (job, 14.75)]  # type: ignore[attr-defined]
+
+
+def test_a_deadline_is_moved_before_there_is_a_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.requests.service.time", SimpleNamespace(monotonic=lambda: 12.0))
+    with service.registry.open("http", 10.0) as record:
+        service.move_deadline(record, 1.0)
+    assert record.deadline_s == 13.0 and service.engine.moved == []  # type: ignore[attr-defined]
