@@ -26,6 +26,7 @@ from live import Later, Live, ScriptedWorker, photo
 from PIL import Image
 
 from server.engine.messages import Stop
+from server.protocols.options import RequestOptions
 
 SEGMENTATION = tiny.SEGMENTATION.name
 POSE = tiny.POSE.name
@@ -558,7 +559,15 @@ def test_docs_describe_every_parameter(server: Live) -> None:
     assert server.http.get("/docs").status_code == 200
     paths = server.http.get("/openapi.json").json()["paths"]
     described = paths["/v1/predict"]["post"]
-    assert {parameter["name"] for parameter in described["parameters"]} >= {"deadline_ms", "box", "X-Request-Id"}
+    parameters = {parameter["name"]: parameter for parameter in described["parameters"]}
+    assert set(parameters) == {*RequestOptions.model_fields, "X-Request-Id", "X-Request-Timeout-Seconds"}
+    assert parameters["deadline_ms"]["schema"] == {"type": "number", "exclusiveMinimum": 0}
+    assert parameters["map"]["schema"] == {"type": "string", "enum": ["confidence", "exit", "unsure"]}
+    assert (parameters["box"]["in"], parameters["box"]["schema"]) == ("query", {"type": "string"})
+    assert all(parameter["description"] for parameter in parameters.values())
+    answers = described["responses"]["200"]["content"]
+    assert set(answers) == {"application/json", "image/png", "application/octet-stream"}
+    assert answers["application/json"]["schema"] == {"$ref": "#/components/schemas/PredictionBody"}
     assert "422" not in json.dumps(paths)
 
 

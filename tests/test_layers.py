@@ -17,6 +17,7 @@ SERVER = [
     "server.protocols.http",
     "server.protocols.stream",
     "server.protocols.replies",
+    "server.protocols.encoder",
     "server.requests.service",
     "server.requests.registry",
     "server.requests.admission",

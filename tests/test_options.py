@@ -4,11 +4,12 @@ import pytest
 
 from server.errors import InvalidError, NotAcceptableError, NotJsonError
 from server.protocols.options import (
-    CancelById,
-    NewDeadline,
-    Predict,
+    CancelMessage,
+    DeadlineMessage,
+    PredictMessage,
     RequestOptions,
-    accepted_format,
+    accepted_media_type,
+    parse_headers,
     parse_json,
     parse_message,
     parse_options,
@@ -32,7 +33,8 @@ def test_strings_and_json_values_mean_the_same() -> None:
         "map": "exit",
         "model": "m",
     }
-    expected = RequestOptions("m", 12.5, None, 3, None, "exit", True, (1.0, 2.0, 3.0, 4.0))
+    expected = RequestOptions(model="m", deadline_ms=12.5, max_exit=3, map="exit", best_effort=True, box="1,2,3,4")
+    assert expected.box == (1.0, 2.0, 3.0, 4.0)
     assert parse_options(query) == parse_options(message) == expected
     assert parse_options({}) == parse_options({"deadline_ms": None}) == RequestOptions()
 
@@ -69,20 +71,82 @@ def test_an_error_shows_little_of_a_long_value() -> None:
     ],
 )
 def test_the_best_format_is_chosen(accept: str, expected: str) -> None:
-    assert accepted_format(accept) == expected
+    assert accepted_media_type(accept) == expected
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png;q=0", "image/png;q=x", ",,,"])
 def test_no_format_fits(accept: str) -> None:
     with pytest.raises(NotAcceptableError, match="can be application/json or image/png or"):
-        accepted_format(accept)
+        accepted_media_type(accept)
+
+
+SENTENCES = [
+    ({"deadline_ms": "-5"}, "deadline_ms is -5; it must be above 0, for example 100"),
+    ({"deadline_ms": "soon"}, "deadline_ms is 'soon'; it must be a finite number"),
+    ({"deadline_ms": []}, "deadline_ms is list; it must be a finite number"),
+    ({"deadline_ms": "{value}"}, "deadline_ms is '{value}'; it must be a finite number"),
+    ({"min_exit": "1.5"}, "min_exit is '1.5'; exits are whole numbers from 1"),
+    ({"min_exit": 3, "max_exit": 2}, "max_exit is 2 and min_exit 3; min_exit must not be larger"),
+    (
+        {"quality": "2"},
+        "quality is 2; give the share of the pixels that may still change, between 0 and 1, for example 0.05",
+    ),
+    ({"map": "depth"}, "map is 'depth'; it may be confidence, exit, unsure"),
+    ({"model": 7}, "model is 7; give a name"),
+    ({"best_effort": "perhaps"}, "best_effort is 'perhaps'; it may be true or false"),
+    ({"box": "1,2,3"}, "box is '1,2,3'; give x,y,width,height in pixels, for example 40,10,120,300"),
+    ({"box": "0,0,0,5"}, "box is '0,0,0,5'; width and height must be at least 1, all below 1,000,000"),
+    ({"box": "0,0,x,5"}, "box is 'x'; it must be a finite number"),
+    (
+        {"deadline": 5},
+        "there is no parameter 'deadline'; there are best_effort, box, deadline_ms, map, max_exit, min_exit, model, "
+        "quality",
+    ),
+    ({"extra": "exit"}, "there is no parameter 'extra'; there are "),
+]
+
+
+@pytest.mark.parametrize(("fields", "sentence"), SENTENCES, ids=[str(fields) for fields, _ in SENTENCES])
+def test_errors_say_name_value_and_remedy(fields: dict[str, object], sentence: str) -> None:
+    for parse in (parse_options, lambda fields: parse_message({"type": "predict", "id": "a", **fields})):
+        with pytest.raises(InvalidError) as caught:
+            parse(fields)
+        assert str(caught.value).startswith(sentence)
+        assert caught.value.code == ("bad_box" if sentence.startswith("box is '1") else caught.value.code)
+
+
+def test_headers() -> None:
+    assert parse_headers({}).timeout_s is None
+    assert parse_headers({"X-Request-Timeout-Seconds": "0.5", "Host": "x"}).timeout_s == 0.5
+    with pytest.raises(InvalidError, match="X-Request-Timeout-Seconds is -1; it must be above 0"):
+        parse_headers({"X-Request-Timeout-Seconds": "-1"})
 
 
 def test_messages() -> None:
-    assert parse_message({"type": "predict", "id": "a"}) == Predict("a", RequestOptions(), "png")
-    assert parse_message({"type": "predict", "id": "a", "encoding": None}) == Predict("a", RequestOptions(), "png")
-    assert parse_message({"type": "cancel", "id": "a"}) == CancelById("a")
-    assert parse_message({"type": "deadline", "id": "a", "deadline_ms": 5}) == NewDeadline("a", 5)
+    plain = PredictMessage(type="predict", id="a", encoding="png")
+    assert parse_message({"type": "predict", "id": "a"}) == plain
+    assert parse_message({"type": "predict", "id": "a", "encoding": None, "deadline_ms": None}) == plain
+    assert parse_message({"type": "cancel", "id": "a", "why": "late"}) == CancelMessage(type="cancel", id="a")
+    moved = parse_message({"type": "deadline", "id": "a", "deadline_ms": 5})
+    assert isinstance(moved, DeadlineMessage) and moved.deadline_ms == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"type": "predict", "id": ""}, "id is ''; give a string of 1 to 128 printable characters"),
+        ({"type": "cancel"}, "id is missing; give a string of 1 to 128 printable characters"),
+        ({"type": "explain", "id": "a"}, "type is 'explain'; it may be predict, cancel, deadline"),
+        ({"type": ["cancel"], "id": "a"}, "type is list; it may be predict, cancel, deadline"),
+        ({"id": "a"}, "type is NoneType; it may be predict, cancel, deadline"),
+        ({"type": "predict", "id": "a", "encoding": "gif"}, "encoding is 'gif'; it may be png, raw, delta, json"),
+        ({"type": "deadline", "id": "a"}, "deadline_ms is missing; say how many milliseconds from now"),
+    ],
+)
+def test_errors_of_messages(fields: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InvalidError) as caught:
+        parse_message(fields)
+    assert (str(caught.value), caught.value.code) == (sentence, "bad_message")
 
 
 @pytest.mark.parametrize("text", ["", "{", "1", "[" * 100_000, '{"a":' * 100_000, "null"])

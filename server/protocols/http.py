@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import TypeAdapter
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -14,56 +15,63 @@ from starlette.responses import Response
 
 from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError
-from server.protocols.options import FORMATS, HEADERS, PARAMETERS, accepted_format, parse_options, positive
-from server.protocols.replies import ANSWER_HEADERS, describe_model, http_reply, reply
+from server.protocols.options import (
+    MEDIA_TYPES,
+    RequestHeaders,
+    RequestOptions,
+    accepted_media_type,
+    parse_headers,
+    parse_options,
+)
+from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, describe_model, http_reply, reply
 from server.requests.admission import read_body
 from server.requests.registry import RequestRecord
 from server.requests.service import Service
 
 router = APIRouter()
 
-_IMAGE = {"schema": {"type": "string", "format": "binary"}}
-PREDICT_DOCS: dict[str, Any] = {
+
+def documented(model: Any) -> dict[str, dict[str, Any]]:
+    """The fields of a pydantic model or typed dictionary by name, as OpenAPI documents parameters and headers."""
+    found = {}
+    for name, field in TypeAdapter(model).json_schema()["properties"].items():
+        schema = field.get("anyOf", [field])[0]  # without the null that stands for a missing parameter
+        kept = {key: value for key, value in schema.items() if key not in ("title", "description")}
+        found[name] = {"description": field["description"], "schema": kept}
+    return found
+
+
+_FILE = {"schema": {"type": "string", "format": "binary"}}
+PREDICT: dict[str, Any] = {
     "parameters": [
-        *({"name": p.name, "in": "query", "description": p.text, "schema": {"type": p.type}} for p in PARAMETERS),
-        *({"name": p.name, "in": "header", "description": p.text, "schema": {"type": p.type}} for p in HEADERS),
+        {"name": name, "in": place, **field}
+        for place, model in (("query", RequestOptions), ("header", RequestHeaders))
+        for name, field in documented(model).items()
     ],
     "requestBody": {
         "required": True,
         "content": {
-            **{f"image/{kind}": _IMAGE for kind in ("jpeg", "png", "webp", "bmp")},
-            "multipart/form-data": {"schema": {"type": "object", "properties": {"image": _IMAGE["schema"]}}},
+            **{f"image/{kind}": _FILE for kind in ("jpeg", "png", "webp", "bmp")},
+            "multipart/form-data": {"schema": {"type": "object", "properties": {"image": _FILE["schema"]}}},
         },
-    },
-    "responses": {
-        "200": {
-            "description": "The newest exit that was reached by the deadline.",
-            "content": {"application/json": {}, "image/png": _IMAGE, "application/octet-stream": _IMAGE},
-            "headers": {p.name: {"description": p.text, "schema": {"type": p.type}} for p in ANSWER_HEADERS},
-        }
     },
 }
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": "What was wrong, with the number, the limit and the remedy.",
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "error": {"type": "string"},
-                        "code": {"type": "string"},
-                        "id": {"type": ["string", "null"]},
-                    },
-                }
-            }
-        },
-    }
+REFUSED: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": "What was wrong, with the number, the limit and the remedy."}
     for status in ("4XX", "5XX")
 }
+PREDICTED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": PredictionBody,
+        "description": "The newest exit that was reached by the deadline.",
+        "content": {"image/png": _FILE, "application/octet-stream": _FILE},
+        "headers": documented(MapHeaders),
+    },
+    **REFUSED,
+}
 
 
-@router.post("/v1/predict", openapi_extra=PREDICT_DOCS, responses=REFUSALS, response_class=Response, tags=["predict"])
+@router.post("/v1/predict", openapi_extra=PREDICT, responses=PREDICTED, response_class=Response, tags=["predict"])
 async def predict(request: Request) -> Response:
     """The best map that fits the deadline, in one answer."""
     service: Service = request.app.state.service
@@ -73,11 +81,11 @@ async def predict(request: Request) -> Response:
     arrived_s = request.state.arrived_s  # set by `Protocol`
     with service.registry.open("http", arrived_s, headers.get("x-request-id"), client, named) as record:
         record.options = options = parse_options(query)
-        record.timeout_s = positive("X-Request-Timeout-Seconds", headers.get("x-request-timeout-seconds"))
+        record.timeout_s = parse_headers(headers).timeout_s
         pose = service.catalog.get(options.model).config.task == "pose"
-        what = "keypoints" if pose else "a map" if options.extra is None else "two maps"
-        formats = FORMATS if what == "a map" else ("application/json",)
-        record.encoding = accepted_format(",".join(headers.getlist("accept")), formats, what)
+        what = "keypoints" if pose else "a map" if options.map is None else "two maps"
+        offered = MEDIA_TYPES if what == "a map" else ("application/json",)
+        record.encoding = accepted_media_type(",".join(headers.getlist("accept")), offered, what)
         with ExitStack() as until_answered:
 
             async def read() -> bytes:
@@ -144,21 +152,21 @@ async def models(request: Request) -> Response:
     return reply({"default": service.catalog.default, "models": described, "deadline_ms": deadlines})
 
 
-@router.get("/v1/models/{name}", responses=REFUSALS, tags=["models"])
+@router.get("/v1/models/{name}", responses=REFUSED, tags=["models"])
 async def model(request: Request, name: str) -> Response:
     """One model: task, labels, and the cost of each exit."""
     service: Service = request.app.state.service
     return reply(describe_model(service.catalog.get(name), service.engine.facts.get(name)))
 
 
-@router.get("/v1/requests/{request_id:path}", responses=REFUSALS, tags=["requests"])
+@router.get("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
 async def look_up(request: Request, request_id: str) -> Response:
     """A request that is open or ended recently."""
     service: Service = request.app.state.service
     return reply(service.registry.find(request_id).to_json(time.monotonic()))
 
 
-@router.delete("/v1/requests/{request_id:path}", responses=REFUSALS, tags=["requests"])
+@router.delete("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
 async def cancel(request: Request, request_id: str) -> Response:
     """Cancel a request; one that has ended stays as it is."""
     service: Service = request.app.state.service

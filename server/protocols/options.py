@@ -1,218 +1,261 @@
-"""What a request asks for: query parameters of HTTP, the same fields of WebSocket messages, and the `Accept` header.
+"""Request options: what clients may ask for, in a query, in headers and in WebSocket messages.
 
-Imports no torch.
+The models here are also the source of the API's documentation. Every error is a sentence "NAME is VALUE; REMEDY": the
+validators raise what follows the name.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from models.imaging.geometry import Box
 from models.network.configs import Extra
 from server.errors import InvalidError, NotAcceptableError, NotJsonError
 
-Format = Literal["application/json", "image/png", "application/octet-stream"]
-MAX_ID = 128
+T = TypeVar("T")
+MediaType = Literal["application/json", "image/png", "application/octet-stream"]
+MEDIA_TYPES: tuple[MediaType, ...] = get_args(MediaType)
 Encoding = Literal["png", "raw", "delta", "json"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+MAX_ID = 128
+"""The longest id of a request, in characters."""
+MAX_COORDINATE = 1e6
+"""The largest number in a person's box, in pixels."""
 
 
-@dataclass(frozen=True)
-class RequestOptions:
-    """What a request asks for, besides its image. None: left to the server. `box`: x, y, width, height in pixels."""
-
-    model: str | None = None
-    deadline_ms: float | None = None
-    min_exit: int | None = None
-    max_exit: int | None = None
-    quality: float | None = None
-    extra: Extra | None = None
-    best_effort: bool = False
-    box: Box | None = None
+# --- values: numbers in strings and JSON numbers mean the same ---
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A query parameter or field of a `predict` message, or a header, for parsing and for the API's documentation."""
-
-    name: str
-    type: str
-    text: str
+def _refuse(value: str, remedy: str, code: str = "bad_parameter") -> PydanticCustomError:
+    return PydanticCustomError(code, f"is {value}; {remedy}")
 
 
-PARAMETERS = (
-    Parameter("model", "string", "name of the model; without it, the server's default"),
-    Parameter(
-        "deadline_ms", "number", "milliseconds from the first byte of the request to the last of the answer, above 0"
-    ),
-    Parameter("min_exit", "integer", "first exit that is worth an answer, from 1"),
-    Parameter("max_exit", "integer", "last exit to compute, from 1"),
-    Parameter(
-        "quality",
-        "number",
-        "stop early, once at most this share of the pixels (of the joints, for pose) would still change until the last "
-        "exit; between 0 and 1, for example 0.05. 9 answers in 10 keep it, on images like those that the model was "
-        "calibrated with (its card says which); GET /v1/models/NAME says whether it was",
-    ),
-    Parameter("map", "string", f"a further map to add to the answer: {', '.join(get_args(Extra))}"),
-    Parameter("best_effort", "boolean", "answer with less than min_exit when that is all there is in time"),
-    Parameter("box", "string", "the person's box for pose: x,y,width,height in pixels of the upright image"),
-)
-HEADERS = (
-    Parameter("X-Request-Id", "string", "name of the request, to look it up and cancel it by; without it, one is made"),
-    Parameter("X-Request-Timeout-Seconds", "number", "a deadline as well, in seconds; the smallest wins"),
-)
-_NAMES = frozenset(parameter.name for parameter in PARAMETERS)
-
-
-def parse_options(fields: Mapping[str, Any]) -> RequestOptions:
-    """The options in a query or a message; strings and JSON values mean the same. Raises InvalidError."""
-    unknown = [name for name in fields if name not in _NAMES]
-    if unknown:
-        raise InvalidError(
-            f"there is no parameter {unknown[0][:80]!r}; there are {', '.join(sorted(_NAMES))}", "bad_parameter"
-        )
-    given = {name: value for name, value in fields.items() if value is not None}
-    min_exit, max_exit = (_exit(name, given.get(name)) for name in ("min_exit", "max_exit"))
-    if min_exit is not None and max_exit is not None and min_exit > max_exit:
-        raise InvalidError(
-            f"min_exit is {min_exit} and max_exit {max_exit}; min_exit must not be larger", "bad_parameter"
-        )
-    quality = _number("quality", given.get("quality"))
-    if quality is not None and not 0 < quality < 1:
-        raise InvalidError(
-            f"quality is {quality:g}; give the share of the pixels that may still change, between 0 and 1, for example "
-            "0.05",
-            "bad_parameter",
-        )
-    extra = given.get("map")
-    if extra is not None and extra not in get_args(Extra):
-        raise InvalidError(f"map is {shown(extra)}; it may be {', '.join(get_args(Extra))}", "bad_parameter")
-    model = given.get("model")
-    if model is not None and not isinstance(model, str):
-        raise InvalidError(f"model is {shown(model)}; give a name", "bad_parameter")
-    return RequestOptions(
-        model=model,
-        deadline_ms=positive("deadline_ms", given.get("deadline_ms")),
-        min_exit=min_exit,
-        max_exit=max_exit,
-        quality=quality,
-        extra=extra,
-        best_effort=_boolean("best_effort", given.get("best_effort", False)),
-        box=_box(given.get("box")),
-    )
-
-
-def positive(name: str, value: Any) -> float | None:
-    """A number above 0, or None if there is none. Raises InvalidError."""
-    number = _number(name, value)
-    if number is not None and number <= 0:
-        raise InvalidError(f"{name} is {number:g}; it must be above 0, for example 100", "bad_parameter")
-    return number
-
-
-def _number(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
+def _number(value: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise InvalidError(f"{name} is {shown(value)}; it must be a finite number", "bad_parameter")
+        raise _refuse(shown(value), "it must be a finite number")
     return number
 
 
-def _exit(name: str, value: Any) -> int | None:
-    number = _number(name, value)
-    if number is None:
-        return None
+def _positive(value: Any) -> float:
+    number = _number(value)
+    if number <= 0:
+        raise _refuse(f"{number:g}", "it must be above 0, for example 100")
+    return number
+
+
+def _exit(value: Any) -> int:
+    number = _number(value)
     if number != int(number) or number < 1:
-        raise InvalidError(f"{name} is {shown(value)}; exits are whole numbers from 1", "bad_parameter")
+        raise _refuse(shown(value), "exits are whole numbers from 1")
     return int(number)
 
 
-def _boolean(name: str, value: Any) -> bool:
+def _quality(value: Any) -> float:
+    number = _number(value)
+    if not 0 < number < 1:
+        remedy = "give the share of the pixels that may still change, between 0 and 1, for example 0.05"
+        raise _refuse(f"{number:g}", remedy)
+    return number
+
+
+def _boolean(value: Any) -> bool:
     found = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
     if found is None:
-        raise InvalidError(f"{name} is {shown(value)}; it may be true or false", "bad_parameter")
+        raise _refuse(shown(value), "it may be true or false")
     return found
 
 
-def _box(value: Any) -> Box | None:
-    if value is None:
-        return None
+def _name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _refuse(shown(value), "give a name")
+    return value
+
+
+def _box(value: Any) -> Box:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list) or len(parts) != 4 or None in parts:
-        raise InvalidError(
-            f"box is {shown(value)}; give x,y,width,height in pixels, for example 40,10,120,300", "bad_box"
-        )
-    x, y, width, height = (_number("box", part) or 0.0 for part in parts)
-    if max(abs(x), abs(y), width, height) > 1e6 or min(width, height) < 1:
-        raise InvalidError(
-            f"box is {shown(value)}; width and height must be at least 1, all below 1,000,000", "bad_box"
-        )
+        raise _refuse(shown(value), "give x,y,width,height in pixels, for example 40,10,120,300", "bad_box")
+    x, y, width, height = (_number(part) for part in parts)
+    if max(abs(x), abs(y), width, height) > MAX_COORDINATE or min(width, height) < 1:
+        remedy = f"width and height must be at least 1, all below {MAX_COORDINATE:,.0f}"
+        raise _refuse(shown(value), remedy, "bad_box")
     return x, y, width, height
 
 
-def shown(value: Any) -> str:
-    """A value in an error message: short, whatever was sent."""
-    text = repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__
-    return text if len(text) <= 80 else text[:77] + "..."
+def _id(value: Any) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ID or not value.isprintable():
+        raise _refuse(shown(value), _ID_REMEDY, "bad_message")
+    return value
 
 
-def accepted_format(accept: str, formats: Sequence[Format] = FORMATS, what: str = "a map") -> Format:
-    """The best of `formats` for an `Accept` header (RFC 9110, section 12.5.1); empty: there is none. `what` is asked
-    for, in words. Raises NotAcceptableError."""
-    ranges = dict(_media_range(part) for part in (accept or "*/*").split(","))
+def _one_of(values: Sequence[str], code: str = "bad_parameter") -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if value not in values:
+            raise _refuse(shown(value), f"it may be {', '.join(values)}", code)
+        return value
 
-    def quality(form: str) -> float:
-        return ranges.get(form, ranges.get(f"{form.partition('/')[0]}/*", ranges.get("*/*", 0.0)))
-
-    best = max(formats, key=quality)
-    if quality(best) <= 0:
-        raise NotAcceptableError(
-            f"Accept is {shown(accept)}; {what} can be {' or '.join(formats)}: accept that", "not_acceptable"
-        )
-    return best
+    return BeforeValidator(check)
 
 
-def _media_range(text: str) -> tuple[str, float]:
-    media, *parameters = (part.strip().lower() for part in text.split(";"))
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_positive)]
+ExitNumber = Annotated[int, Field(ge=1), BeforeValidator(_exit)]
+_ID_REMEDY = f"give a string of 1 to {MAX_ID} printable characters"
+MessageId = Annotated[str, Field(min_length=1, max_length=MAX_ID), BeforeValidator(_id)]
+
+
+# --- models ---
+
+
+class RequestOptions(BaseModel):
+    """What a request asks for, besides its image: the query of `POST /v1/predict`. None leaves it to the server."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Annotated[str, BeforeValidator(_name)] | None = Field(
+        default=None, description="name of the model; without it, the server's default"
+    )
+    deadline_ms: Positive | None = Field(
+        default=None, description="milliseconds from the first byte of the request to the last of the answer, above 0"
+    )
+    min_exit: ExitNumber | None = Field(default=None, description="first exit that is worth an answer, from 1")
+    max_exit: ExitNumber | None = Field(default=None, description="last exit to compute, from 1")
+    quality: Annotated[float, Field(gt=0, lt=1), BeforeValidator(_quality)] | None = Field(
+        default=None,
+        description="stop early, once at most this share of the pixels (of the joints, for pose) would still change "
+        "until the last exit; between 0 and 1, for example 0.05. 9 answers in 10 keep it, on images like those that "
+        "the model was calibrated with (its card says which); GET /v1/models/NAME says whether it was",
+    )
+    map: Annotated[Extra, _one_of(get_args(Extra))] | None = Field(
+        default=None, description=f"a further map to add to the answer: {', '.join(get_args(Extra))}"
+    )
+    best_effort: Annotated[bool, BeforeValidator(_boolean)] = Field(
+        default=False, description="answer with less than min_exit when that is all there is in time"
+    )
+    box: Annotated[Box, BeforeValidator(_box), WithJsonSchema({"type": "string"})] | None = Field(
+        default=None, description="the person's box for pose: x,y,width,height in pixels of the upright image"
+    )
+
+    @field_validator("max_exit")
+    @classmethod
+    def _not_below_min_exit(cls, value: int | None, info: ValidationInfo) -> int | None:
+        min_exit = info.data.get("min_exit")
+        if value is not None and min_exit is not None and min_exit > value:
+            raise _refuse(f"{value} and min_exit {min_exit}", "min_exit must not be larger")
+        return value
+
+
+NO_OPTIONS = RequestOptions()
+
+
+class RequestHeaders(BaseModel):
+    """The headers of `POST /v1/predict` that ask for something."""
+
+    model_config = ConfigDict(frozen=True)
+
+    request_id: str | None = Field(
+        default=None,
+        alias="X-Request-Id",
+        description="name of the request, to look it up and cancel it by; without it, one is made",
+    )
+    timeout_s: Positive | None = Field(
+        default=None,
+        alias="X-Request-Timeout-Seconds",
+        description="a deadline as well, in seconds; the smallest wins",
+    )
+
+
+class PredictMessage(RequestOptions):
+    """A request over the WebSocket; its image follows."""
+
+    type: Literal["predict"]
+    id: MessageId
+    encoding: Annotated[Encoding, _one_of(get_args(Encoding), "bad_message")] = "png"
+
+
+class CancelMessage(BaseModel):
+    """Ends a request."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: Literal["cancel"]
+    id: MessageId
+
+
+class DeadlineMessage(BaseModel):
+    """Moves the deadline of a request to `deadline_ms` from now."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: Literal["deadline"]
+    id: MessageId
+    deadline_ms: Positive
+
+
+Message = PredictMessage | CancelMessage | DeadlineMessage
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
+_HEADERS = tuple(field.alias or name for name, field in RequestHeaders.model_fields.items())
+_MISSING = {"id": _ID_REMEDY, "deadline_ms": "say how many milliseconds from now"}
+
+
+# --- parsing: a value that is None counts as missing ---
+
+
+def parse_options(query: Mapping[str, str]) -> RequestOptions:
+    """The options in a query. Raises InvalidError."""
+    return _parsed(RequestOptions.model_validate, query)
+
+
+def parse_headers(headers: Mapping[str, str]) -> RequestHeaders:
+    """The options in headers. Raises InvalidError."""
+    return _parsed(RequestHeaders.model_validate, {name: headers.get(name) for name in _HEADERS})
+
+
+def parse_message(fields: Mapping[str, Any]) -> Message:
+    """A WebSocket message of a client. Raises InvalidError."""
+    return _parsed(_MESSAGE.validate_python, fields)
+
+
+def _parsed(validate: Callable[[dict[str, Any]], T], fields: Mapping[str, Any]) -> T:
     try:
-        quality = next((float(value[2:]) for value in parameters if value.startswith("q=")), 1.0)
-    except ValueError:
-        quality = 0.0
-    return media, quality
+        return validate({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        raise _worded(error.errors(include_url=False)[0], fields.get("type")) from None
 
 
-# --- WebSocket messages ---
-
-
-@dataclass(frozen=True)
-class Predict:
-    id: str
-    options: RequestOptions
-    encoding: Encoding
-
-
-@dataclass(frozen=True)
-class CancelById:
-    id: str
-
-
-@dataclass(frozen=True)
-class NewDeadline:
-    """`deadline_ms` from now."""
-
-    id: str
-    deadline_ms: float
+def _worded(problem: ErrorDetails, kind: Any) -> InvalidError:
+    """The first problem that pydantic found, as a sentence. `kind`: the type of the message."""
+    name = str(problem["loc"][-1]) if problem["loc"] else "type"
+    match problem["type"]:
+        case "extra_forbidden":
+            names = ", ".join(sorted(RequestOptions.model_fields))
+            return InvalidError(f"there is no parameter {name[:80]!r}; there are {names}", "bad_parameter")
+        case "missing":
+            return InvalidError(f"{name} is missing; {_MISSING[name]}", "bad_message")
+        case "union_tag_invalid" | "union_tag_not_found":
+            return InvalidError(f"type is {shown(kind)}; it may be predict, cancel, deadline", "bad_message")
+        case code:
+            return InvalidError(f"{name} {problem['msg']}", code)
 
 
 def parse_json(text: str) -> dict[str, Any]:
-    """Raises NotJsonError unless `text` is a JSON object."""
+    """A JSON object. Raises NotJsonError."""
     try:
         message = json.loads(text)
     except RecursionError as error:
@@ -226,27 +269,33 @@ def parse_json(text: str) -> dict[str, Any]:
     return message
 
 
-def parse_message(fields: Mapping[str, Any]) -> Predict | CancelById | NewDeadline:
-    """A client's message. Raises InvalidError."""
-    kind, message_id = fields.get("type"), fields.get("id")
-    if not isinstance(message_id, str) or not 1 <= len(message_id) <= MAX_ID or not message_id.isprintable():
-        raise InvalidError(
-            f"id is {shown(message_id)}; give a string of 1 to {MAX_ID} printable characters", "bad_message"
+def shown(value: Any) -> str:
+    """A value in an error message: short, whatever the client sent."""
+    text = repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def accepted_media_type(accept: str, offered: Sequence[MediaType] = MEDIA_TYPES, what: str = "a map") -> MediaType:
+    """The best of the `offered` media types for an `Accept` header (RFC 9110, section 12.5.1); an empty header accepts
+    all. `what` the client asks for, in words. Raises NotAcceptableError."""
+    ranges = dict(_media_range(part) for part in (accept or "*/*").split(","))
+
+    def weight(media_type: str) -> float:
+        return ranges.get(media_type, ranges.get(f"{media_type.partition('/')[0]}/*", ranges.get("*/*", 0.0)))
+
+    best = max(offered, key=weight)
+    if weight(best) <= 0:
+        raise NotAcceptableError(
+            f"Accept is {shown(accept)}; {what} can be {' or '.join(offered)}: accept that", "not_acceptable"
         )
-    if kind == "predict":
-        encoding: Any = fields.get("encoding")
-        encoding = "png" if encoding is None else encoding
-        if encoding not in get_args(Encoding):
-            raise InvalidError(
-                f"encoding is {shown(encoding)}; it may be {', '.join(get_args(Encoding))}", "bad_message"
-            )
-        options = {name: value for name, value in fields.items() if name not in ("type", "id", "encoding")}
-        return Predict(message_id, parse_options(options), encoding)
-    if kind == "cancel":
-        return CancelById(message_id)
-    if kind == "deadline":
-        deadline_ms = positive("deadline_ms", fields.get("deadline_ms"))
-        if deadline_ms is None:
-            raise InvalidError("deadline_ms is missing; say how many milliseconds from now", "bad_message")
-        return NewDeadline(message_id, deadline_ms)
-    raise InvalidError(f"type is {shown(kind)}; it may be predict, cancel, deadline", "bad_message")
+    return best
+
+
+def _media_range(text: str) -> tuple[str, float]:
+    """One part of an `Accept` header: the range, and its weight `q`."""
+    media_range, *parameters = (part.strip().lower() for part in text.split(";"))
+    try:
+        weight = next((float(value[2:]) for value in parameters if value.startswith("q=")), 1.0)
+    except ValueError:
+        weight = 0.0
+    return media_range, weight

@@ -1,60 +1,117 @@
 """What goes to the client: answers, exits, errors and descriptions, over HTTP and over the WebSocket.
 
-Times on the wire are in milliseconds. A map is sent as one of these encodings:
-
-- `png`: an indexed PNG with the model's palette, or a grey one for further maps.
-- `raw`: H * W bytes, uint8, row-major.
-- `delta`: the difference to the map of the exit that was *sent* last, which the client holds; zeros before the first
-  exit. It is a zlib stream (RFC 1950) of H * W bytes, row-major, each the new value XOR the value held. In Python:
-  `held ^= np.frombuffer(zlib.decompress(data), np.uint8).reshape(held.shape)`; in a browser:
-  `DecompressionStream("deflate")`. The outcome is the `raw` map bit for bit.
-- `json`: the PNG in base64, inside of the JSON message.
-
-The functions that encode may run on any thread.
+Times on the wire are in milliseconds. Functions that encode a map may run on any thread.
 """
 
 import base64
-import io
 import json
 import time
-import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
-from models.network.configs import GIGA
+from models.network.configs import GIGA, Extra
 from server.catalog import ServedModel
 from server.engine.job import Job
-from server.engine.messages import ModelFacts
+from server.engine.messages import ModelFacts, Stop
 from server.errors import ServerError
-from server.protocols.options import Parameter
+from server.protocols.encoder import frame, keypoints, png
 from server.requests.registry import RequestRecord
 
-Map = NDArray[np.uint8]
-"""uint8 (H, W), C-contiguous: labels, or a further map."""
+# --- bodies and headers: FastAPI documents them from these types ---
 
-ANSWER_HEADERS = (
-    Parameter("X-Request-Id", "string", "the request's"),
-    Parameter(
-        "X-Anytime-Exit", "integer", "the exit reached; this and those below come with a map, JSON says it itself"
-    ),
-    Parameter("X-Anytime-Exits", "integer", "exits of the model"),
-    Parameter("X-Anytime-Stop", "string", "why it stopped: complete, quality, deadline or max_exit"),
-    Parameter("X-Anytime-Elapsed-Ms", "number", "milliseconds since the first byte of the request"),
-    Parameter("X-Anytime-Unsure", "number", "share of the positions that the next exit would still compute"),
-    Parameter("X-Anytime-Size", "string", "HEIGHTxWIDTH of the map"),
+
+def _header(kind: str, description: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": kind, "description": description})
+
+
+class ErrorBody(TypedDict):
+    """The body of every error."""
+
+    error: str
+    code: str
+    id: str | None
+
+
+class Labels(TypedDict, total=False):
+    """What the numbers of a map or of keypoints mean: of classes for segmentation, of joints for pose."""
+
+    classes: list[str]
+    joints: list[str]
+    palette: Annotated[list[list[int]], Field(description="RGB of each class or joint")]
+    skeleton: Annotated[list[list[int]], Field(description="pairs of joints")]
+
+
+class PngBody(TypedDict):
+    format: Literal["png"]
+    data: Annotated[str, Field(description="the file in base64")]
+
+
+class MaskBody(PngBody, Labels):
+    """A label map: an indexed PNG."""
+
+
+class FurtherMapBody(PngBody):
+    """A further map: a grey PNG."""
+
+    kind: Extra | None
+
+
+class Timing(TypedDict):
+    decode_ms: float
+    queue_ms: float
+    compute_ms: Annotated[list[float], Field(description="of each exit")]
+    encode_ms: float
+
+
+class Answer(Labels, total=False):
+    """An exit: a mask for segmentation, keypoints and their labels for pose."""
+
+    mask: MaskBody
+    keypoints: Annotated[list[list[float]], Field(description="x, y and score of each joint")]
+    map: FurtherMapBody
+
+
+class PredictionBody(Answer):
+    """The answer to `POST /v1/predict` in JSON."""
+
+    id: str
+    model: str
+    task: str
+    exit: int
+    exits: int
+    final: bool
+    stop: Stop | None
+    deadline_ms: float
+    elapsed_ms: float
+    timing: Timing
+    unsure: Annotated[float, Field(description="share of the positions that the next exit would still compute")]
+    size: Annotated[list[int], Field(description="height and width")]
+
+
+MapHeaders = TypedDict(
+    "MapHeaders",
+    {
+        "X-Request-Id": Annotated[str, _header("string", "the request's id; JSON has the rest in its body")],
+        "X-Anytime-Exit": Annotated[str, _header("integer", "the exit reached")],
+        "X-Anytime-Exits": Annotated[str, _header("integer", "exits of the model")],
+        "X-Anytime-Stop": Annotated[str, _header("string", "why it stopped: complete, quality, deadline or max_exit")],
+        "X-Anytime-Elapsed-Ms": Annotated[str, _header("number", "milliseconds since the first byte of the request")],
+        "X-Anytime-Unsure": Annotated[str, _header("number", "share of positions that the next exit would compute")],
+        "X-Anytime-Size": Annotated[str, _header("string", "HEIGHTxWIDTH of the map")],
+    },
 )
+"""The headers of an answer that is a map alone."""
 
 
 def to_json(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
 
 
-def reply(body: Mapping[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def reply(body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON reply."""
     return Response(to_json(body), status, headers, "application/json")
 
@@ -64,7 +121,7 @@ def milliseconds(seconds: float) -> float:
     return round(1000 * seconds, 3)
 
 
-def error_body(error: ServerError, request_id: str | None) -> dict[str, Any]:
+def error_body(error: ServerError, request_id: str | None) -> ErrorBody:
     return {"error": str(error), "code": error.code, "id": request_id}
 
 
@@ -79,7 +136,9 @@ def http_reply(record: RequestRecord, job: Job) -> Response:
         return Response(job.labels(found.exit).tobytes(), 200, _headers(record, job), record.encoding)
     if record.encoding == "image/png":
         return Response(png(job.labels(found.exit), model.palette), 200, _headers(record, job), record.encoding)
-    body: dict[str, Any] = {
+    answer = _answer(job)
+    now_s = time.monotonic()
+    body: PredictionBody = {
         "id": record.id,
         "model": model.name,
         "task": model.config.task,
@@ -90,28 +149,40 @@ def http_reply(record: RequestRecord, job: Job) -> Response:
         "deadline_ms": milliseconds(record.budget_s),
         "unsure": found.unsure,
         "size": [layout.height, layout.width],
+        **answer,
+        "timing": {
+            "decode_ms": milliseconds(record.decode_s),
+            "queue_ms": milliseconds(job.exits[0].started_s - job.submitted_s),
+            "compute_ms": [milliseconds(done.stage_s) for done in job.exits],
+            "encode_ms": milliseconds(now_s - began_s),
+        },
+        "elapsed_ms": milliseconds(now_s - record.arrived_s),
     }
-    if model.config.task == "pose":
-        body |= {"keypoints": keypoints(job.keypoints(found.exit)), **describe_labels(model)}
-    else:
-        body["mask"] = {**base64_png(png(job.labels(found.exit), model.palette)), **describe_labels(model)}
-    extra = job.extra_map(found.exit)
-    if extra is not None:
-        body["map"] = {"kind": job.spec.extra, **base64_png(png(extra))}
-    now_s = time.monotonic()
-    body["timing"] = {
-        "decode_ms": milliseconds(record.decode_s),
-        "queue_ms": milliseconds(job.exits[0].started_s - job.submitted_s),
-        "compute_ms": [milliseconds(done.stage_s) for done in job.exits],
-        "encode_ms": milliseconds(now_s - began_s),
-    }
-    body["elapsed_ms"] = milliseconds(now_s - record.arrived_s)
     return reply(body, headers={"X-Request-Id": record.id})
 
 
-def _headers(record: RequestRecord, job: Job) -> dict[str, str]:
+def _answer(job: Job) -> Answer:
+    """The maps or keypoints of the newest exit."""
+    answer: Answer = {}
+    labels = describe_labels(job.model)
+    if job.model.config.task == "pose":
+        answer = {
+            "keypoints": keypoints(job.keypoints(job.latest)),
+            "joints": labels["joints"],
+            "palette": labels["palette"],
+            "skeleton": labels["skeleton"],
+        }
+    else:
+        answer["mask"] = {**_base64(png(job.labels(job.latest), job.model.palette)), **labels}
+    extra = job.extra_map(job.latest)
+    if extra is not None:
+        answer["map"] = {"kind": job.spec.extra, **_base64(png(extra))}
+    return answer
+
+
+def _headers(record: RequestRecord, job: Job) -> Mapping[str, str]:
     found, layout = job.exits[-1], job.spec.layout
-    return {
+    headers: MapHeaders = {
         "X-Request-Id": record.id,
         "X-Anytime-Exit": str(found.exit),
         "X-Anytime-Exits": str(layout.exits),
@@ -120,6 +191,7 @@ def _headers(record: RequestRecord, job: Job) -> dict[str, str]:
         "X-Anytime-Unsure": f"{found.unsure:.6g}",
         "X-Anytime-Size": f"{layout.height}x{layout.width}",
     }
+    return cast("Mapping[str, str]", headers)
 
 
 def accepted_message(record: RequestRecord, job: Job) -> dict[str, Any]:
@@ -156,27 +228,30 @@ def exit_message(
     if model.config.task == "pose":
         message["keypoints"] = keypoints(job.keypoints(exit_index))
     elif encoding == "json":
-        message["mask"] = base64_png(png(job.labels(exit_index), model.palette))
+        message["mask"] = _base64(png(job.labels(exit_index), model.palette))
     else:
         before = None if held is None else job.labels(held)
-        frames.append(_frame(encoding, job.labels(exit_index), before, model.palette))
+        frames.append(frame(encoding, job.labels(exit_index), before, model.palette))
         message["bytes"] = len(frames[-1])
     extra = job.extra_map(exit_index)
     if extra is not None:
         message["extra"] = {"kind": job.spec.extra, "encoding": encoding}
         if encoding == "json":
-            message["extra"] |= base64_png(png(extra))
+            message["extra"] |= _base64(png(extra))
         else:
-            frames.append(_frame(encoding, extra, None if held is None else job.extra_map(held), None))
+            frames.append(frame(encoding, extra, None if held is None else job.extra_map(held), None))
             message["extra"]["bytes"] = len(frames[-1])
     return message, frames
+
+
+def _base64(data: bytes) -> PngBody:
+    return {"format": "png", "data": base64.b64encode(data).decode("ascii")}
 
 
 # --- descriptions ---
 
 
-def describe_labels(model: ServedModel) -> dict[str, Any]:
-    """Segmentation: "classes" and "palette" (RGB of each); pose: "joints", "palette", "skeleton" (pairs of joints)."""
+def describe_labels(model: ServedModel) -> Labels:
     colours = list(model.palette)
     palette = [colours[index : index + 3] for index in range(0, len(colours), 3)]
     if model.config.task == "pose":
@@ -211,44 +286,3 @@ def describe_model(model: ServedModel, facts: ModelFacts | None) -> dict[str, An
         "licence": model.config.licence,
         **describe_labels(model),
     }
-
-
-# --- encodings ---
-
-
-def png(values: Map, palette: bytes | None = None) -> bytes:
-    """An indexed PNG with `palette` (3 bytes a class), or a grey one without."""
-    image = Image.fromarray(values)
-    if palette is not None:
-        image.putpalette(palette)
-    file = io.BytesIO()
-    # CamVid label maps at 480x360, mean of six: level 1 with run lengths 0.74 ms and 4.2 kB; level 1 alone 0.85 ms and
-    # 6.0 kB; level 6, Pillow's default, 1.6 ms and 4.7 kB.
-    image.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    return file.getvalue()
-
-
-def base64_png(data: bytes) -> dict[str, Any]:
-    return {"format": "png", "data": base64.b64encode(data).decode("ascii")}
-
-
-def delta(values: Map, held: Map | None) -> bytes:
-    """The difference from `held`, of the same shape, to `values`; None: the client holds nothing yet."""
-    changed = values if held is None else np.bitwise_xor(values, held)
-    # If 2 % of the pixels changed along class boundaries: 4.4 kB in 0.39 ms; without run lengths 6.0 kB in 0.42 ms.
-    compress = zlib.compressobj(1, strategy=zlib.Z_RLE)
-    return compress.compress(np.ascontiguousarray(changed).data) + compress.flush()
-
-
-def keypoints(array: NDArray[np.float32]) -> list[list[float]]:
-    """float32 (J, 3) -> [[x, y, score], ..]. The numbers are exact: each reads back as the same float32."""
-    rows: list[list[float]] = array.astype(float).tolist()
-    return rows
-
-
-def _frame(encoding: str, values: Map, held: Map | None, palette: bytes | None) -> bytes:
-    if encoding == "raw":
-        return values.tobytes()
-    if encoding == "delta":
-        return delta(values, held)
-    return png(values, palette)

@@ -44,7 +44,15 @@ from server.errors import (
     UnavailableError,
     unexpected,
 )
-from server.protocols.options import MAX_ID, CancelById, NewDeadline, Predict, parse_json, parse_message
+from server.protocols.options import (
+    MAX_ID,
+    CancelMessage,
+    DeadlineMessage,
+    Message,
+    PredictMessage,
+    parse_json,
+    parse_message,
+)
 from server.protocols.replies import accepted_message, error_body, exit_message, milliseconds, to_json
 from server.requests.registry import RequestRecord
 from server.requests.service import Service
@@ -154,14 +162,14 @@ class Stream:
         self._image.put_nowait(data)
         self._image = None
 
-    def _obey(self, message: Predict | CancelById | NewDeadline) -> None:
+    def _obey(self, message: Message) -> None:
         found = self._open.get(message.id)
         if found is None:
             if message.id not in self._past:  # else it has just ended, and the client will read that
                 raise NotFoundError(f"no request {message.id!r} is open on this socket", "unknown_request")
-        elif isinstance(message, CancelById):
+        elif isinstance(message, CancelMessage):
             self._service.cancel(found)
-        elif isinstance(message, NewDeadline):
+        elif isinstance(message, DeadlineMessage):
             self._service.move_deadline(found, message.deadline_ms / 1000)
 
     async def _serve(self, fields: dict[str, Any], image: ImageQueue, arrived_s: float) -> None:
@@ -172,7 +180,7 @@ class Stream:
         try:
             with self._service.registry.open("websocket", arrived_s, None, self._client, model) as record:
                 message = self._parse(fields)
-                record.id, record.options, record.encoding = message.id, message.options, message.encoding
+                record.id, record.options, record.encoding = message.id, message, message.encoding
                 self._open[message.id] = record
                 try:
                     await self._predict(record, image)
@@ -193,9 +201,9 @@ class Stream:
             with suppress(DisconnectedError):
                 await self._send(last)
 
-    def _parse(self, fields: dict[str, Any]) -> Predict:
+    def _parse(self, fields: dict[str, Any]) -> PredictMessage:
         message = parse_message(fields)
-        assert isinstance(message, Predict)
+        assert isinstance(message, PredictMessage)
         if message.id in self._open:
             raise InvalidError(f"request {message.id!r} is open on this socket; give another id", "duplicate_id")
         return message

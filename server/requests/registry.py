@@ -9,7 +9,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from server.engine.job import Job
@@ -25,7 +25,7 @@ from server.errors import (
     unexpected,
 )
 from server.metrics import UNKNOWN, Metrics
-from server.protocols.options import MAX_ID, RequestOptions
+from server.protocols.options import MAX_ID, NO_OPTIONS, RequestOptions
 
 logger = logging.getLogger("anytime.registry")
 
@@ -53,7 +53,7 @@ class RequestRecord:
     arrived_s: float
     client: str = "unknown"
     model: str = UNKNOWN
-    options: RequestOptions = field(default_factory=RequestOptions)
+    options: RequestOptions = NO_OPTIONS
     timeout_s: float | None = None
     encoding: str = ""
     deadline_s: float = math.inf

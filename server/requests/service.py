@@ -150,7 +150,7 @@ class Service:
         height, width = image.pixels.shape[:2]
         if options.box is not None:
             check_person(options.box, height, width)
-        layout = model.layout(height, width, extra=options.extra is not None)
+        layout = model.layout(height, width, extra=options.map is not None)
         offset = self.engine.take(layout)
         try:
             await _copy(image.pixels, layout.image(self.engine.arena.view[offset:]))
@@ -169,7 +169,7 @@ class Service:
                     required=1 if options.best_effort else options.min_exit or 1,
                     min_exit=options.min_exit or 1,
                     quality=options.quality,
-                    extra=options.extra,
+                    extra=options.map,
                     box=options.box,
                 )
             )
