@@ -27,6 +27,7 @@ from PIL import Image
 
 from server.engine.messages import Stop
 from server.protocols.options import RequestOptions
+from server.requests.service import Service
 
 SEGMENTATION = tiny.SEGMENTATION.name
 POSE = tiny.POSE.name
@@ -258,15 +259,28 @@ def test_a_cancel_in_the_last_moment_before_the_job_is_not_lost(server: Live, mo
     assert (reply.status_code, reply.json()["code"]) == (499, "cancelled")
 
 
+def occupy_decoders(service: Service) -> threading.Event:
+    """Keep every decoder thread busy until the event is set."""
+    begun, over = threading.Semaphore(0), threading.Event()
+
+    def wait() -> None:
+        begun.release()
+        over.wait(live.PATIENCE_S)
+
+    for _ in range(service.settings.codec_threads):
+        service._decoders.submit(wait)
+    for _ in range(service.settings.codec_threads):
+        assert begun.acquire(timeout=live.PATIENCE_S)
+    return over
+
+
 def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(server: Live) -> None:
     class Body:
         def __len__(self) -> int:
             return 1
 
     service = server.server.config.app.state.service  # type: ignore[union-attr]
-    over, body = threading.Event(), Body()
-    for _ in range(service.settings.codec_threads):
-        service._decoders.submit(over.wait, live.PATIENCE_S)
+    over, body = occupy_decoders(service), Body()
     there = weakref.ref(body)
     waiting = asyncio.run_coroutine_threadsafe(service._decode(body), server.loop)
     server.wait_for(lambda: service._decoders._work_queue.qsize() == 1)
@@ -282,9 +296,7 @@ def test_what_waits_for_a_decoder_is_not_usual(server: Live, monkeypatch: pytest
     clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
     monkeypatch.setattr("server.requests.service.time", clock)
     service._decode_s.clear()
-    over = threading.Event()
-    for _ in range(service.settings.codec_threads):
-        service._decoders.submit(over.wait, live.PATIENCE_S)
+    over = occupy_decoders(service)
     waiting = asyncio.run_coroutine_threadsafe(service._decode(photo()), server.loop)
     server.wait_for(lambda: service._decoders._work_queue.qsize() == 1)
     clock.now_s = 100.0
