@@ -14,14 +14,14 @@ from server.app import create_app, drain
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.errors import ServerError
-from server.protocols.connection import Protocol, SocketProtocol
+from server.protocols.connection import HttpProtocol, WebSocketProtocol
 from server.settings import Settings, load_settings
 
 logger = logging.getLogger("anytime")
 
 
 class Server(uvicorn.Server):
-    """Finishes what it has begun before it exits; a second signal ends it at once."""
+    """On the first signal it finishes the open requests before it exits; a second signal ends it at once."""
 
     failed = False
     _draining: asyncio.Task[None] | None = None
@@ -45,24 +45,24 @@ class Server(uvicorn.Server):
 
 
 def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] = ChildProcess) -> Server:
-    """A server that is not running yet; `launch` starts its workers. Raises what `create_app` raises."""
-    app = create_app(settings, lambda reason: server.fail(reason), launch)  # noqa: PLW0108 - there is none yet
+    """A server that does not run yet. `launch` starts its workers. Raises what `create_app` raises."""
+    app = create_app(settings, lambda reason: server.fail(reason), launch)  # noqa: PLW0108 - `server` is made below
     server = Server(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http=Protocol,
-            ws=SocketProtocol,
-            # Beyond this a frame is not even read; up to it, too large an image is refused with a sentence.
+            http=HttpProtocol,
+            ws=WebSocketProtocol,
+            # A longer frame is not read, and closes the socket. Up to this, too large an image is refused in words.
             ws_max_size=2 * settings.max_body_bytes,
-            ws_per_message_deflate=False,  # PNG and delta are compressed, and it would run on the event loop
+            ws_per_message_deflate=False,  # PNG and delta are compressed already, and this would run on the event loop
             log_level=settings.log_level,
             access_log=settings.access_log,
             server_header=False,
-            timeout_keep_alive=75,  # longer than load balancers keep theirs, or they send into a connection that closes
-            timeout_graceful_shutdown=2,  # after `drain`, which waits for requests
+            timeout_keep_alive=75,  # longer than load balancers keep idle connections, so that they close them first
+            timeout_graceful_shutdown=2,  # `drain` has waited for the requests before
         )
     )
     return server
@@ -92,7 +92,7 @@ def main() -> int:
     gc.freeze()
     try:
         server.run()
-    except SystemExit:  # the port is taken, for example; uvicorn has said so
+    except SystemExit:  # for example because the port is taken, which uvicorn has logged
         return 1
     return 1 if server.failed else 0
 

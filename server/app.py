@@ -1,4 +1,4 @@
-"""The ASGI application: its parts' lifetimes, one boundary for errors, and the demo page's files."""
+"""The ASGI application: the routes, the lifetime of the service, the boundary for errors, and the demo page."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger("anytime.app")
 PAGE = ROOT / "clients" / "web"
 
 CLOSE_S = 2.0
-"""For sockets to say goodbye to a client that may not be reading."""
+"""The longest wait for the close handshakes of sockets, whose clients may not be reading."""
 
 
 def create_app(
@@ -35,9 +35,9 @@ def create_app(
     unloadable: Callable[[str], None] = logger.critical,
     launch: Callable[[LoadPlan], WorkerProcess] = ChildProcess,
 ) -> FastAPI:
-    """The application. `unloadable` is called with a sentence when models cannot be loaded; `launch` starts workers.
+    """The application. `unloadable` is called with a sentence if the models cannot be loaded. `launch` starts workers.
 
-    Raises ValueError or NotFoundError if the folder of models is wrong.
+    Raises ValueError or NotFoundError if the folder of models or the default model is wrong.
     """
     service = Service(settings, read_catalog(settings.models, settings.default_model), unloadable, launch)
 
@@ -60,7 +60,7 @@ def create_app(
     app.include_router(stream.router)
     app.add_exception_handler(ServerError, _server_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _stranger)
+    app.add_exception_handler(Exception, _fault)
     if PAGE.is_dir():
         app.mount("/static", StaticFiles(directory=PAGE))
         app.add_api_route("/", _page, include_in_schema=False)
@@ -68,7 +68,7 @@ def create_app(
 
 
 async def drain(service: Service) -> None:
-    """Take no more requests, wait for the open ones for as long as the settings allow, and close the sockets."""
+    """Refuse new requests, wait for the open ones as long as the settings allow, and close the sockets."""
     service.engine.draining = True
     try:
         async with asyncio.timeout(service.settings.drain_ms / 1000):
@@ -76,7 +76,7 @@ async def drain(service: Service) -> None:
     except TimeoutError:
         logger.warning("%d requests were still open when the time to drain was over", len(service.registry))
     closing = asyncio.gather(*(socket.close(WS_1001_GOING_AWAY) for socket in service.sockets), return_exceptions=True)
-    with suppress(TimeoutError):  # a client that does not read does not take its close either
+    with suppress(TimeoutError):  # a client that does not read does not answer the close
         await asyncio.wait_for(closing, CLOSE_S)
 
 
@@ -90,11 +90,11 @@ async def _server_error(request: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """What the framework raises itself: no such path, wrong method."""
+    """Answer the errors that the framework raises: no such path, wrong method."""
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
     headers = dict(error.headers or {})
-    if error.status_code == 405:  # of one path's routes, the framework names but the first one's
+    if error.status_code == 405:  # the framework names the methods of the path's first route only
         headers["Allow"] = ", ".join(sorted(_methods(request))) or headers.get("Allow", "")
     sentence = {
         404: f"there is nothing at {request.url.path[:200]}; GET /docs lists what there is",
@@ -104,12 +104,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
-    """That the path of `request` has."""
+    """The methods of the routes that match the path of `request`."""
     matching = [route for route in http.router.routes if route.matches(request.scope)[0] is not Match.NONE]
     return {method for route in matching for method in getattr(route, "methods", ())}
 
 
-async def _stranger(request: Request, error: Exception) -> Response:
+async def _fault(request: Request, error: Exception) -> Response:
     return _refuse(request, unexpected(error), 500)
 
 

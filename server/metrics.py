@@ -1,4 +1,4 @@
-"""Every metric, declared once, in base units and never labelled by request. Imports nothing of this project but `Stop`.
+"""Every metric, declared once, in base units and never labelled by request.
 
 All series exist at 0 from the start, so that rates and sums are right from the first scrape.
 """
@@ -23,13 +23,13 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 
 RATIO = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 PROTOCOLS = ("http", "websocket")
 UNKNOWN = "unknown"
-"""The model of requests that named none of the served ones."""
+"""The label `model` of requests that name no served model."""
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """The metrics of one server. `models`: the number of exits by name."""
+    """The metrics of one server. `models`: the number of exits of each model, by name."""
 
     def __init__(self, models: Mapping[str, int]) -> None:
         self.registry = CollectorRegistry()
@@ -65,15 +65,15 @@ class Metrics:
             self._touch(model, exits)
 
     def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
-        """Let `gauge` show what `read` returns when it is scraped; nothing is left to clean up."""
+        """Let `gauge` show what `read` returns at the time of the scrape."""
         gauge.set_function(read)
 
     def text(self) -> bytes:
-        """The exposition, Prometheus text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def _touch(self, model: str, exits: int) -> None:
-        """Make the series of a model."""
+        """Create the series of a model, at 0."""
         for stop in Stop:
             for protocol in PROTOCOLS:
                 self.requests.labels(model, protocol, stop)

@@ -1,4 +1,4 @@
-"""What can be set, from the command line or the environment; this module alone reads the latter.
+"""The settings, from the command line and the environment, which no other module reads.
 
 Every setting is a flag (`--max-open 64`) and a variable (`ANYTIME_MAX_OPEN=64`); the flag wins.
 """
@@ -24,7 +24,7 @@ def _traffic_cap(text: str) -> str:
 
 
 class Settings(BaseModel):
-    """The server's settings. Milliseconds and bytes as their names say."""
+    """The server's settings. Their names end in their units."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -85,7 +85,8 @@ def parse_traffic_cap(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def load_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
-    """Settings from flags, then variables, then defaults. Exits with status 2 and a sentence on wrong ones."""
+    """Settings from flags, then variables, then defaults. A wrong setting ends the program with status 2 and a sentence
+    that names it."""
     parser = argparse.ArgumentParser(
         prog="python -m server",
         description="Serve anytime models: the best map that each request's deadline allows.",
@@ -100,7 +101,7 @@ def load_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
             parser.add_argument(flag, metavar=name.rpartition("_")[2].upper(), help=text)
     flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     environ = os.environ if environ is None else environ
-    given = {key: text for key, text in environ.items() if key.startswith(PREFIX) and not _links(key, text)}
+    given = {key: text for key, text in environ.items() if key.startswith(PREFIX) and not _is_service_link(key, text)}
     names = {PREFIX + name.upper(): name for name in Settings.model_fields}
     variables = {name: given[key] for key, name in names.items() if key in given}
     for key in given:
@@ -118,8 +119,8 @@ def load_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
         raise SystemExit(2) from None
 
 
-def _links(key: str, text: str) -> bool:
-    """Whether Kubernetes has set a variable, as it does in every pod beside a service that is called `anytime`."""
+def _is_service_link(key: str, text: str) -> bool:
+    """Whether a variable is one that Kubernetes sets in every pod if there is a service called `anytime`."""
     return re.fullmatch(rf"{PREFIX}(SERVICE_(HOST|PORT.*)|PORT_\d+_.*)", key) is not None or (
         key == f"{PREFIX}PORT" and "://" in text
     )

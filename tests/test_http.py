@@ -26,6 +26,8 @@ from live import Later, Live, ScriptedWorker, photo
 from PIL import Image
 
 from server.engine.messages import Stop
+from server.errors import NotAcceptableError
+from server.protocols.http import accepted_media_type
 from server.protocols.options import RequestOptions
 from server.requests.service import Service
 
@@ -506,6 +508,29 @@ def test_what_cannot_be_sent_is_a_406(server: Live) -> None:
         assert (reply.status_code, reply.json()["code"]) == (406, "not_acceptable")
     reply = server.predict(Accept="image/png", map="unsure")
     assert reply.status_code == 406 and "two maps can be application/json: accept that" in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", "application/json"),
+        ("*/*", "application/json"),
+        ("image/png", "image/png"),
+        ("image/*", "image/png"),
+        ("text/html, image/png;q=0.5, application/json;q=0.4", "image/png"),
+        ("application/*;q=0.2, image/png;q=0.1", "application/json"),
+        ("application/json;q=0, */*", "image/png"),
+        ("APPLICATION/OCTET-STREAM", "application/octet-stream"),
+    ],
+)
+def test_the_best_format_is_chosen(accept: str, expected: str) -> None:
+    assert accepted_media_type(accept) == expected
+
+
+@pytest.mark.parametrize("accept", ["text/html", "image/png;q=0", "image/png;q=x", ",,,"])
+def test_no_format_fits(accept: str) -> None:
+    with pytest.raises(NotAcceptableError, match="can be application/json or image/png or"):
+        accepted_media_type(accept)
 
 
 def test_what_one_map_cannot_hold_is_json_where_that_is_accepted(server: Live, worker: ScriptedWorker) -> None:

@@ -2,13 +2,12 @@ import math
 
 import pytest
 
-from server.errors import InvalidError, NotAcceptableError, NotJsonError
+from server.errors import InvalidError, NotJsonError
 from server.protocols.options import (
     CancelMessage,
     DeadlineMessage,
     PredictMessage,
     RequestOptions,
-    accepted_media_type,
     parse_headers,
     parse_json,
     parse_message,
@@ -55,29 +54,6 @@ def test_an_error_shows_little_of_a_long_value() -> None:
     with pytest.raises(InvalidError) as caught:
         parse_options({"deadline_ms": "9" * 100_000})
     assert len(str(caught.value)) < 200
-
-
-@pytest.mark.parametrize(
-    ("accept", "expected"),
-    [
-        ("", "application/json"),
-        ("*/*", "application/json"),
-        ("image/png", "image/png"),
-        ("image/*", "image/png"),
-        ("text/html, image/png;q=0.5, application/json;q=0.4", "image/png"),
-        ("application/*;q=0.2, image/png;q=0.1", "application/json"),
-        ("application/json;q=0, */*", "image/png"),
-        ("APPLICATION/OCTET-STREAM", "application/octet-stream"),
-    ],
-)
-def test_the_best_format_is_chosen(accept: str, expected: str) -> None:
-    assert accepted_media_type(accept) == expected
-
-
-@pytest.mark.parametrize("accept", ["text/html", "image/png;q=0", "image/png;q=x", ",,,"])
-def test_no_format_fits(accept: str) -> None:
-    with pytest.raises(NotAcceptableError, match="can be application/json or image/png or"):
-        accepted_media_type(accept)
 
 
 SENTENCES = [

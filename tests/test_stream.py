@@ -534,7 +534,7 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
 def test_a_client_that_reads_nothing_for_long_frees_what_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.protocols.connection.Protocol.UNREAD_S", 0.2)
+    monkeypatch.setattr("server.protocols.connection.HttpProtocol.UNREAD_S", 0.2)
     folder = live.write_configs(tmp_path, (tiny.SEGMENTATION,))
     with (
         live.scripted(folder, shared_memory_bytes=2**28, max_body_bytes=2**24) as (server, next_worker),

@@ -1,6 +1,8 @@
-"""HTTP on a connection: uvicorn's protocol with a limit on headers and trailers, which it takes at any length, an end
-to clients that take nothing of their answer, requests that ask for another protocol in vain, and the time at which each
-request began to come."""
+"""Connections: uvicorn's HTTP and WebSocket protocols, with what they lack.
+
+HTTP gets a limit on headers and trailers, a time limit for clients that do not read, an answer to requests that ask for
+another protocol, and the time at which the first byte of each request came.
+"""
 
 import asyncio
 import socket
@@ -18,8 +20,8 @@ from server.errors import ServerError
 from server.protocols.replies import error_body, to_json
 
 
-class SocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which on the server's end says goodbye also where goodbyes have been said, and fails."""
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket. When a server shuts down, uvicorn's closes again what is closed already, and fails."""
 
     def shutdown(self) -> None:
         with suppress(InvalidState):
@@ -27,18 +29,19 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self.transport.close()
 
 
-class Protocol(HttpToolsProtocol):
-    """Answers 431 (RFC 6585, section 5) and closes the connection where headers or trailers do not end."""
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP. Headers or trailers without an end are answered with 431 (RFC 6585, section 5)."""
 
     MAX_BYTES = 64 * 1024
-    """That may come without completing anything, after the read that began it. Parsing takes the square of them."""
+    """The most bytes that may come without completing headers, a body or trailers. The time to parse them grows with
+    their square."""
 
     UPGRADES = b"upgrade", b"http2-settings"
-    """Fields that ask for another protocol, and what `Connection` says of them."""
+    """The header fields that ask for another protocol; `Connection` lists them."""
 
     UNREAD_S = 60.0
-    """A client that takes not a byte of what waits for it is given up after so long, and frees what it holds: also on
-    the WebSocket that this connection may become. The kernel's word (tcp(7), TCP_USER_TIMEOUT), so Linux's alone."""
+    """The connection of a client that acknowledges no byte for so long is closed, which frees what its requests hold.
+    This holds for a WebSocket, too. The kernel does it (tcp(7), TCP_USER_TIMEOUT), on Linux only."""
 
     _incomplete_bytes = 0
     _data = b""
@@ -60,7 +63,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._incomplete_bytes = 0
         super().on_message_begin()
-        self.scope["state"]["arrived_s"] = time.monotonic()  # of the first byte: headers may come slowly
+        self.scope["state"]["arrived_s"] = time.monotonic()  # the first byte's: headers may come slowly
 
     def on_headers_complete(self) -> Any:
         self._incomplete_bytes = 0
@@ -77,34 +80,37 @@ class Protocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def _asks_in_vain(self) -> bool:
-        """For a protocol that is not spoken here, as Java's client and `curl --http2` do for HTTP/2."""
+        """Whether the request asks for a protocol that this server does not speak, as `curl --http2` does."""
         return self.parser.should_upgrade() and not self._should_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Called where the parser has stopped behind the headers of such a request. It is answered as if it had not
-        asked (RFC 9110, section 7.8): parsed anew, without the fields that ask, with the body that the parser left."""
+        """Answer a request that asks for another protocol as if it had not (RFC 9110, section 7.8).
+
+        uvicorn calls this when its parser has stopped behind the headers of such a request. A new parser gets the
+        headers without the fields that ask, and then the bytes that the first one did not read.
+        """
         stopped = sys.exc_info()[1]
         assert isinstance(stopped, httptools.HttpParserUpgrade)
         lines = [b"%b %b HTTP/1.1" % (self.parser.get_method(), self.url)]
         for name, value in self.headers:
             if name == b"connection":
-                kept = [token for token in value.split(b",") if token.strip().lower() not in self.UPGRADES]
-                lines += [b"connection: " + b",".join(kept)] if kept else []
+                others = [token for token in value.split(b",") if token.strip().lower() not in self.UPGRADES]
+                lines += [b"connection: " + b",".join(others)] if others else []
             elif name not in self.UPGRADES:
                 lines.append(name + b": " + value)
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"\r\n".join([*lines, b"", b""]) + self._data[stopped.args[0] :])
 
     def send_400_response(self, msg: str) -> None:
-        """What came is no HTTP."""
+        """Answer bytes that are not HTTP."""
         self._refuse(b"400 Bad Request", ServerError(f"{msg} Speak HTTP/1.1 (RFC 9112)", "bad_http"))
 
     def _refuse(self, status: bytes, error: ServerError) -> None:
+        """Send an error, and close the connection. If an earlier request is not answered yet, the client would take the
+        error for that answer, so none is sent."""
         cycle = self.cycle
-        own = (
-            cycle is not None and cycle.more_body and not cycle.response_started
-        )  # it is of the request being received
-        if cycle is None or cycle.response_complete or own:  # else the client would take it for an earlier answer
+        receiving = cycle is not None and cycle.more_body and not cycle.response_started
+        if cycle is None or cycle.response_complete or receiving:
             body = to_json(error_body(error, None))
             head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
             self.transport.write(head % (status, len(body)) + body)

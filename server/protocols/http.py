@@ -1,8 +1,8 @@
-"""HTTP: predictions, models, requests, health and metrics. The WebSocket is in `stream.py`. Imports no torch."""
+"""The HTTP routes: predictions, models, requests, health and metrics."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,14 +14,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server.engine.messages import Stop
-from server.errors import DisconnectedError, InvalidError
+from server.errors import DisconnectedError, InvalidError, NotAcceptableError
 from server.protocols.options import (
-    MEDIA_TYPES,
     RequestHeaders,
     RequestOptions,
-    accepted_media_type,
     parse_headers,
     parse_options,
+    shown,
 )
 from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, describe_model, http_reply, reply
 from server.requests.admission import read_body
@@ -30,9 +29,12 @@ from server.requests.service import Service
 
 router = APIRouter()
 
+MEDIA_TYPES = ("application/json", "image/png", "application/octet-stream")
+"""The media types of an answer; the first is the default."""
+
 
 def documented(model: Any) -> dict[str, dict[str, Any]]:
-    """The fields of a pydantic model or typed dictionary by name, as OpenAPI documents parameters and headers."""
+    """The fields of a pydantic model or a typed dictionary by name, as OpenAPI describes parameters and headers."""
     found = {}
     for name, field in TypeAdapter(model).json_schema()["properties"].items():
         schema = field.get("anyOf", [field])[0]  # without the null that stands for a missing parameter
@@ -78,14 +80,12 @@ async def predict(request: Request) -> Response:
     headers, query = request.headers, request.query_params
     client = request.client.host if request.client else "unknown"
     named = service.catalog.served(query.get("model"))
-    arrived_s = request.state.arrived_s  # set by `Protocol`
+    arrived_s = request.state.arrived_s  # set by `HttpProtocol`
     with service.registry.open("http", arrived_s, headers.get("x-request-id"), client, named) as record:
         record.options = options = parse_options(query)
         record.timeout_s = parse_headers(headers).timeout_s
-        pose = service.catalog.get(options.model).config.task == "pose"
-        what = "keypoints" if pose else "a map" if options.map is None else "two maps"
-        offered = MEDIA_TYPES if what == "a map" else ("application/json",)
-        record.encoding = accepted_media_type(",".join(headers.getlist("accept")), offered, what)
+        model = service.catalog.get(options.model)
+        record.encoding = _encoding(",".join(headers.getlist("accept")), model.config.task, options)
         with ExitStack() as until_answered:
 
             async def read() -> bytes:
@@ -94,6 +94,15 @@ async def predict(request: Request) -> Response:
                 return body
 
             return await service.predict(record, read, http_reply)
+
+
+def _encoding(accept: str, task: str, options: RequestOptions) -> str:
+    """The media type of the answer. Raises NotAcceptableError."""
+    if task == "pose":
+        return accepted_media_type(accept, MEDIA_TYPES[:1], "keypoints")
+    if options.map is not None:
+        return accepted_media_type(accept, MEDIA_TYPES[:1], "two maps")
+    return accepted_media_type(accept)
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
@@ -127,7 +136,7 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
 
 @contextmanager
 def _hang_up_cancels(request: Request, service: Service, record: RequestRecord) -> Iterator[None]:
-    """Cancels the request if the client closes the connection. The body must have been read."""
+    """Cancels the request if the client closes the connection. Use it once the body has been read."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -141,9 +150,37 @@ def _hang_up_cancels(request: Request, service: Service, record: RequestRecord) 
         watcher.cancel()
 
 
+def accepted_media_type(accept: str, offered: Sequence[str] = MEDIA_TYPES, what: str = "a map") -> str:
+    """The best of the `offered` media types for an `Accept` header (RFC 9110, section 12.5.1).
+
+    An empty header accepts all. Raises NotAcceptableError, which says that `what` can be none of the accepted types.
+    """
+    ranges = dict(_media_range(part) for part in (accept or "*/*").split(","))
+
+    def weight(media_type: str) -> float:
+        return ranges.get(media_type, ranges.get(f"{media_type.partition('/')[0]}/*", ranges.get("*/*", 0.0)))
+
+    best = max(offered, key=weight)
+    if weight(best) <= 0:
+        raise NotAcceptableError(
+            f"Accept is {shown(accept)}; {what} can be {' or '.join(offered)}: accept that", "not_acceptable"
+        )
+    return best
+
+
+def _media_range(text: str) -> tuple[str, float]:
+    """One part of an `Accept` header: the range, and its weight `q`."""
+    media_range, *parameters = (part.strip().lower() for part in text.split(";"))
+    try:
+        weight = next((float(value[2:]) for value in parameters if value.startswith("q=")), 1.0)
+    except ValueError:
+        weight = 0.0
+    return media_range, weight
+
+
 @router.get("/v1/models", tags=["models"])
 async def models(request: Request) -> Response:
-    """Every served model, and which one answers requests that name none."""
+    """Every served model, and the name of the default one."""
     service: Service = request.app.state.service
     facts = service.engine.facts
     described = [describe_model(model, facts.get(model.name)) for model in service.catalog]
@@ -161,21 +198,21 @@ async def model(request: Request, name: str) -> Response:
 
 @router.get("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
 async def look_up(request: Request, request_id: str) -> Response:
-    """A request that is open or ended recently."""
+    """A request that is open, or that ended recently."""
     service: Service = request.app.state.service
     return reply(service.registry.find(request_id).to_json(time.monotonic()))
 
 
 @router.delete("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
 async def cancel(request: Request, request_id: str) -> Response:
-    """Cancel a request; one that has ended stays as it is."""
+    """Cancel a request. A request that has ended stays as it is."""
     service: Service = request.app.state.service
     return reply(service.cancel_by_id(request_id).to_json(time.monotonic()))
 
 
 @router.get("/health/live", tags=["health"])
 async def live() -> Response:
-    """The event loop turns."""
+    """200 while the server answers at all."""
     return reply({"live": True})
 
 
@@ -183,15 +220,15 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """200 once every exit of every model is warm; 503 before, while the worker restarts, and while draining."""
     service: Service = request.app.state.service
-    told = service.engine.ready
-    serving = told is not None and not service.engine.draining
+    worker = service.engine.ready
+    serving = worker is not None and not service.engine.draining
     state = "ready" if serving else "draining" if service.engine.draining else "starting"
-    device = told.device if told else service.settings.device
-    executor = told.executor if told else service.settings.executor
+    device = worker.device if worker else service.settings.device
+    executor = worker.executor if worker else service.settings.executor
     body = {"ready": serving, "state": state, "device": device, "executor": executor}
     chosen = (
-        {name: {"executor": facts.executor, "reason": facts.reason} for name, facts in told.models.items()}
-        if told
+        {name: {"executor": facts.executor, "reason": facts.reason} for name, facts in worker.models.items()}
+        if worker
         else {}
     )
     names = [model.name for model in service.catalog]
@@ -200,6 +237,6 @@ async def ready(request: Request) -> Response:
 
 @router.get("/metrics", tags=["health"])
 async def metrics(request: Request) -> Response:
-    """Prometheus text."""
+    """The metrics in Prometheus' text format."""
     service: Service = request.app.state.service
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

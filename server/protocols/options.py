@@ -24,11 +24,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from models.imaging.geometry import Box
 from models.network.configs import Extra
-from server.errors import InvalidError, NotAcceptableError, NotJsonError
+from server.errors import InvalidError, NotJsonError
 
 T = TypeVar("T")
-MediaType = Literal["application/json", "image/png", "application/octet-stream"]
-MEDIA_TYPES: tuple[MediaType, ...] = get_args(MediaType)
 Encoding = Literal["png", "raw", "delta", "json"]
 MAX_ID = 128
 """The longest id of a request, in characters."""
@@ -273,29 +271,3 @@ def shown(value: Any) -> str:
     """A value in an error message: short, whatever the client sent."""
     text = repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def accepted_media_type(accept: str, offered: Sequence[MediaType] = MEDIA_TYPES, what: str = "a map") -> MediaType:
-    """The best of the `offered` media types for an `Accept` header (RFC 9110, section 12.5.1); an empty header accepts
-    all. `what` the client asks for, in words. Raises NotAcceptableError."""
-    ranges = dict(_media_range(part) for part in (accept or "*/*").split(","))
-
-    def weight(media_type: str) -> float:
-        return ranges.get(media_type, ranges.get(f"{media_type.partition('/')[0]}/*", ranges.get("*/*", 0.0)))
-
-    best = max(offered, key=weight)
-    if weight(best) <= 0:
-        raise NotAcceptableError(
-            f"Accept is {shown(accept)}; {what} can be {' or '.join(offered)}: accept that", "not_acceptable"
-        )
-    return best
-
-
-def _media_range(text: str) -> tuple[str, float]:
-    """One part of an `Accept` header: the range, and its weight `q`."""
-    media_range, *parameters = (part.strip().lower() for part in text.split(";"))
-    try:
-        weight = next((float(value[2:]) for value in parameters if value.startswith("q=")), 1.0)
-    except ValueError:
-        weight = 0.0
-    return media_range, weight

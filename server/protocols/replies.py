@@ -244,6 +244,15 @@ def exit_message(
     return message, frames
 
 
+def end_message(
+    request_id: Any, exit_index: int, stop: Stop | None, arrived_s: float, skipped: list[int]
+) -> dict[str, Any]:
+    """The last WebSocket message about a request. `skipped`: exits that were reached and not sent."""
+    elapsed_ms = milliseconds(time.monotonic() - arrived_s)
+    end = {"type": "end", "id": request_id, "exit": exit_index, "stop": stop, "elapsed_ms": elapsed_ms}
+    return {**end, "skipped": skipped}
+
+
 def _base64(data: bytes) -> PngBody:
     return {"format": "png", "data": base64.b64encode(data).decode("ascii")}
 

@@ -53,7 +53,7 @@ from server.protocols.options import (
     parse_json,
     parse_message,
 )
-from server.protocols.replies import accepted_message, error_body, exit_message, milliseconds, to_json
+from server.protocols.replies import accepted_message, end_message, error_body, exit_message, milliseconds, to_json
 from server.requests.registry import RequestRecord
 from server.requests.service import Service
 
@@ -117,9 +117,9 @@ class Stream:
         self._service.limit.check_token(self._client)
 
     async def _read(self) -> None:
-        """Hear messages until the client leaves. Raises ServerError on a message that closes the socket."""
+        """Read messages until the client leaves. Raises ServerError on a message that closes the socket."""
         while True:
-            while len(self._tasks) > self._service.settings.max_open:  # of a client that does not read its errors
+            while len(self._tasks) > self._service.settings.max_open:  # the client does not read its errors
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
@@ -173,12 +173,12 @@ class Stream:
             self._service.move_deadline(found, message.deadline_ms / 1000)
 
     async def _serve(self, fields: dict[str, Any], image: ImageQueue, arrived_s: float) -> None:
-        """One request, from its `predict` message to the last message about it."""
+        """Serve one request, from its `predict` message to the last message about it."""
         message_id: Any = fields.get("id")
         last: dict[str, Any] | ServerError | None = None
         model = self._service.catalog.served(fields.get("model"))
         try:
-            with self._service.registry.open("websocket", arrived_s, None, self._client, model) as record:
+            with self._service.registry.open("websocket", arrived_s, client=self._client, model=model) as record:
                 message = self._parse(fields)
                 record.id, record.options, record.encoding = message.id, message, message.encoding
                 self._open[message.id] = record
@@ -189,7 +189,7 @@ class Stream:
         except DisconnectedError:
             return
         except RequestCancelledError:
-            last = _end(message_id, 0, Stop.CANCELLED, arrived_s, [])
+            last = end_message(message_id, 0, Stop.CANCELLED, arrived_s, [])
         except ServerError as error:
             if isinstance(message_id, str) and len(message_id) <= MAX_ID:
                 self._past.append(message_id)  # the client may cancel the request before it reads of the error
@@ -202,6 +202,7 @@ class Stream:
                 await self._send(last)
 
     def _parse(self, fields: dict[str, Any]) -> PredictMessage:
+        """A `predict` message. Raises InvalidError."""
         message = parse_message(fields)
         assert isinstance(message, PredictMessage)
         if message.id in self._open:
@@ -221,7 +222,7 @@ class Stream:
             skipped = [done.exit for done in job.exits if done.exit >= job.spec.required and done.exit not in sent]
             async with self._sending:
                 self._forget(record)  # messages after this one must not say that the request is open
-                await self._put(_end(record.id, job.latest, job.stop, record.arrived_s, skipped))
+                await self._put(end_message(record.id, job.latest, job.stop, record.arrived_s, skipped))
 
     def _forget(self, record: RequestRecord) -> None:
         if self._open.get(record.id) is record:
@@ -254,7 +255,7 @@ class Stream:
             last = newest
 
     async def _send(self, message: dict[str, Any]) -> None:
-        """A message without binary frames. Raises DisconnectedError."""
+        """Send a message without binary frames. Raises DisconnectedError."""
         async with self._sending:
             await self._put(message)
 
@@ -276,7 +277,7 @@ class Stream:
             await self._socket.close(error.close_code)
 
     async def _put(self, frame: dict[str, Any] | bytes) -> None:
-        """One frame; waits while the client does not read. Raises DisconnectedError."""
+        """Send one frame; waits while the client does not read. Raises DisconnectedError."""
         try:
             if isinstance(frame, bytes):
                 await self._socket.send_bytes(frame)
@@ -292,9 +293,3 @@ async def _received(image: ImageQueue) -> bytes:
     if isinstance(body, ServerError):
         raise body
     return body
-
-
-def _end(request_id: Any, exit_index: int, stop: Stop | None, arrived_s: float, skipped: list[int]) -> dict[str, Any]:
-    elapsed_ms = milliseconds(time.monotonic() - arrived_s)
-    end = {"type": "end", "id": request_id, "exit": exit_index, "stop": stop, "elapsed_ms": elapsed_ms}
-    return {**end, "skipped": skipped}
