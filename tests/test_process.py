@@ -2,75 +2,24 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import Pipe
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import live
 import numpy as np
 import pytest
-import tiny
 import torch
+from fake_model import FakeModel, FakeState
 from numpy.typing import NDArray
 
-from models.anytime import Exit, ExitMap, Step
-from models.checkpoint import save_directory
-from models.executors import build
-from models.executors.reference import ReferenceExecutor
-from models.imaging.geometry import Frame
-from models.quality import Quality, fingerprint
+from models.quality import Quality
 from server.engine.messages import Broken, Cancel, Ended, Event, Exited, JobSpec, MoveDeadline, Stop
 from server.engine.shared_memory import Layout
 from server.requests.budget import Costs
-from server.worker.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, input_shape, load_quality, warm_up
+from server.worker.loading import Loaded
 from server.worker.process import Worker
 from server.worker.scheduler import Scheduler
-
-STEPS = tuple(Step(f"step{number}", number // 2 if number % 2 == 0 else None) for number in range(1, 9))
-
-
-@dataclass
-class FakeState:
-    image: NDArray[np.uint8]
-    next_step: int = 0
-    exit: Exit | None = None
-    frame: Frame = field(default_factory=lambda: Frame(3, 4))
-    shape: tuple[int, int] = (64, 96)
-
-
-@dataclass
-class FakeModel:
-    """Two steps an exit; exit k's map is the image's red channel + k."""
-
-    config: Any = tiny.SEGMENTATION
-    executor: str = "fake"
-    device: str = "cpu"
-    steps: tuple[Step, ...] = STEPS
-    released: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    advanced: list[int] = field(default_factory=list)
-
-    def begin(self, image: NDArray[np.uint8], box: object = None) -> FakeState:
-        if (image == 13).all():
-            raise ValueError("an unlucky image")
-        return FakeState(image.copy())
-
-    def advance(self, states: Sequence[FakeState]) -> None:
-        assert self.released.acquire(timeout=live.PATIENCE_S)
-        (state,) = states
-        self.advanced.append(int(state.image[0, 0, 0]))
-        index = self.steps[state.next_step].exit
-        state.next_step += 1
-        if index is not None:
-            sure = 0.4 + 0.1 * index  # the larger of two probabilities, everywhere
-            scores = torch.tensor([sure, 1 - sure]).log().view(2, 1, 1)
-            state.exit = SimpleNamespace(index=index, unsure=1 / index, macs=10 * index, scores=scores)  # type: ignore[assignment]
-
-    def render(self, state: FakeState, extra: str | None = None) -> ExitMap:
-        assert state.exit is not None
-        array = state.image[..., 0] + np.uint8(state.exit.index)
-        return ExitMap(state.exit.index, array, state.exit.unsure, np.full_like(array, 7) if extra else None)
 
 
 @dataclass
@@ -207,35 +156,6 @@ def test_an_image_that_the_model_fails_on_does_not_end_the_worker(
     assert harness.hear_until_end()[-1] == Ended(2, Stop.COMPLETE)
 
 
-def test_warming_up_learns_what_exits_cost() -> None:
-    model = FakeModel()
-    model.released.release(1000)
-    costs = Costs()
-    warm_up("fake", model, costs, None)  # type: ignore[arg-type]
-    told = facts("fake", Loaded(model), costs)  # type: ignore[arg-type]
-    assert len(told.seconds) == len(told.macs) == 4 and not told.calibrated
-    assert list(told.seconds) == sorted(told.seconds) and list(told.macs) == sorted(told.macs)
-
-
-def test_warming_up_is_under_masks_such_as_pictures_leave() -> None:
-    """Whatever the network makes of the noise that it is shown."""
-    model = ReferenceExecutor(tiny.network())
-    given: list[float] = []
-    model.override = lambda state, positions, shrinking: given.append(  # type: ignore[method-assign]
-        float(positions.float().mean()) if shrinking else -1.0
-    )
-    warm_up("tiny", model, Costs(), None)
-    assert given == pytest.approx(WARM_UP_SHARES * WARM_UP_RUNS, abs=0.01)
-
-
-@pytest.mark.parametrize("executor", ["reference", "sparse", "onnx"])
-def test_every_executor_warms_up(executor: str) -> None:
-    model, costs = build(tiny.network(), "cpu", executor), Costs()
-    warm_up("tiny", model, costs, None)
-    seconds = facts("tiny", Loaded(model), costs).seconds
-    assert len(seconds) == 4 and list(seconds) == sorted(seconds) and seconds[0] > 0
-
-
 def test_a_stage_that_is_given_up_is_learnt_from() -> None:
     """One that has computed for longer than stages like it were known to take."""
     ours, theirs = Pipe()
@@ -251,30 +171,6 @@ def test_a_stage_that_is_given_up_is_learnt_from() -> None:
     assert costs.typical_s("fake", (32, 32), 1) > 1e-9
     ours.close()
     theirs.close()
-
-
-def test_a_worker_that_follows_another_takes_over_what_is_known() -> None:
-    model = FakeModel()
-    model.released.release(8)  # once through is all that it may take
-    costs = Costs()
-    warm_up("fake", model, costs, (0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]
-    assert facts("fake", Loaded(model), costs).seconds == pytest.approx((0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]
-
-
-def test_the_cost_of_an_image_goes_by_its_padded_size_or_the_crop() -> None:
-    assert input_shape(tiny.SEGMENTATION, 33, 64) == (64, 64)
-    assert input_shape(tiny.POSE, 1000, 2000) == (64, 64)
-
-
-def test_a_calibration_that_does_not_fit_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    save_directory(tmp_path, tiny.network())
-    assert load_quality(tmp_path) is None and not caplog.records
-    quality = Quality(((0.1, 0.2),), 30, "val", fingerprint(tmp_path))
-    quality.save(tmp_path)
-    assert load_quality(tmp_path) == quality
-    save_directory(tmp_path, tiny.network(seed=1))
-    assert load_quality(tmp_path) is None
-    assert "without quality stop" in caplog.text and "python -m models calibrate" in caplog.text
 
 
 def test_a_device_that_fails_ends_the_worker(caplog: pytest.LogCaptureFixture) -> None:

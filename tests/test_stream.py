@@ -21,7 +21,7 @@ from websockets.sync.client import ClientConnection
 
 from server.engine.messages import Stop
 from server.metrics import Metrics
-from server.protocols.stream import Stream
+from server.protocols.stream import StreamSession
 from server.requests.admission import ClientLimit
 from server.requests.registry import RequestRegistry
 from server.settings import Settings
@@ -388,7 +388,7 @@ def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
             sockets=set(),
         )
         socket = Socket()
-        running = asyncio.create_task(Stream(socket, service).run())  # type: ignore[arg-type]
+        running = asyncio.create_task(StreamSession(socket, service).run())  # type: ignore[arg-type]
         for _ in range(100):
             await asyncio.sleep(0)
         assert socket.reads == 7  # the header of one more than may be open

@@ -36,7 +36,7 @@ class ErrorBody(TypedDict):
     id: str | None
 
 
-class Labels(TypedDict, total=False):
+class LabelsBody(TypedDict, total=False):
     """What the numbers of a map or of keypoints mean: of classes for segmentation, of joints for pose."""
 
     classes: list[str]
@@ -50,7 +50,7 @@ class PngBody(TypedDict):
     data: Annotated[str, Field(description="the file in base64")]
 
 
-class MaskBody(PngBody, Labels):
+class MaskBody(PngBody, LabelsBody):
     """A label map: an indexed PNG."""
 
 
@@ -60,14 +60,14 @@ class FurtherMapBody(PngBody):
     kind: Extra | None
 
 
-class Timing(TypedDict):
+class TimingBody(TypedDict):
     decode_ms: float
     queue_ms: float
     compute_ms: Annotated[list[float], Field(description="of each exit")]
     encode_ms: float
 
 
-class Answer(Labels, total=False):
+class AnswerBody(LabelsBody, total=False):
     """An exit: a mask for segmentation, keypoints and their labels for pose."""
 
     mask: MaskBody
@@ -75,7 +75,7 @@ class Answer(Labels, total=False):
     map: FurtherMapBody
 
 
-class PredictionBody(Answer):
+class PredictionBody(AnswerBody):
     """The answer to `POST /v1/predict` in JSON."""
 
     id: str
@@ -87,7 +87,7 @@ class PredictionBody(Answer):
     stop: Stop | None
     deadline_ms: float
     elapsed_ms: float
-    timing: Timing
+    timing: TimingBody
     unsure: Annotated[float, Field(description="share of the positions that the next exit would still compute")]
     size: Annotated[list[int], Field(description="height and width")]
 
@@ -161,9 +161,9 @@ def http_reply(record: RequestRecord, job: Job) -> Response:
     return reply(body, headers={"X-Request-Id": record.id})
 
 
-def _answer(job: Job) -> Answer:
+def _answer(job: Job) -> AnswerBody:
     """The maps or keypoints of the newest exit."""
-    answer: Answer = {}
+    answer: AnswerBody = {}
     labels = describe_labels(job.model)
     if job.model.config.task == "pose":
         answer = {
@@ -260,7 +260,7 @@ def _base64(data: bytes) -> PngBody:
 # --- descriptions ---
 
 
-def describe_labels(model: ServedModel) -> Labels:
+def describe_labels(model: ServedModel) -> LabelsBody:
     colours = list(model.palette)
     palette = [colours[index : index + 3] for index in range(0, len(colours), 3)]
     if model.config.task == "pose":

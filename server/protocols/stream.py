@@ -64,14 +64,14 @@ router = APIRouter()
 @router.websocket("/v1/stream")
 async def stream(socket: WebSocket) -> None:
     service: Service = socket.app.state.service
-    await Stream(socket, service).run()
+    await StreamSession(socket, service).run()
 
 
 ImageQueue = asyncio.Queue[bytes | ServerError]
 """Holds one item: the image that follows a `predict` message, or why none does."""
 
 
-class Stream:
+class StreamSession:
     """One socket. It reads messages, and runs each request in a task of its own."""
 
     PAST_IDS = 256

@@ -1,0 +1,60 @@
+"""A model whose steps a test releases one by one."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import live
+import numpy as np
+import tiny
+import torch
+from numpy.typing import NDArray
+
+from models.anytime import Exit, ExitMap, Step
+from models.imaging.geometry import Frame
+
+STEPS = tuple(Step(f"step{number}", number // 2 if number % 2 == 0 else None) for number in range(1, 9))
+
+
+@dataclass
+class FakeState:
+    image: NDArray[np.uint8]
+    next_step: int = 0
+    exit: Exit | None = None
+    frame: Frame = field(default_factory=lambda: Frame(3, 4))
+    shape: tuple[int, int] = (64, 96)
+
+
+@dataclass
+class FakeModel:
+    """Two steps an exit; exit k's map is the image's red channel + k."""
+
+    config: Any = tiny.SEGMENTATION
+    executor: str = "fake"
+    device: str = "cpu"
+    steps: tuple[Step, ...] = STEPS
+    released: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    advanced: list[int] = field(default_factory=list)
+
+    def begin(self, image: NDArray[np.uint8], box: object = None) -> FakeState:
+        if (image == 13).all():
+            raise ValueError("an unlucky image")
+        return FakeState(image.copy())
+
+    def advance(self, states: Sequence[FakeState]) -> None:
+        assert self.released.acquire(timeout=live.PATIENCE_S)
+        (state,) = states
+        self.advanced.append(int(state.image[0, 0, 0]))
+        index = self.steps[state.next_step].exit
+        state.next_step += 1
+        if index is not None:
+            sure = 0.4 + 0.1 * index  # the larger of two probabilities, everywhere
+            scores = torch.tensor([sure, 1 - sure]).log().view(2, 1, 1)
+            state.exit = SimpleNamespace(index=index, unsure=1 / index, macs=10 * index, scores=scores)  # type: ignore[assignment]
+
+    def render(self, state: FakeState, extra: str | None = None) -> ExitMap:
+        assert state.exit is not None
+        array = state.image[..., 0] + np.uint8(state.exit.index)
+        return ExitMap(state.exit.index, array, state.exit.unsure, np.full_like(array, 7) if extra else None)

@@ -1,0 +1,67 @@
+"""Loading and warming up, with the fake model and with tiny real ones."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+from fake_model import FakeModel
+
+from models.checkpoint import save_directory
+from models.executors import build
+from models.executors.reference import ReferenceExecutor
+from models.quality import Quality, fingerprint
+from server.requests.budget import Costs
+from server.worker.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, input_shape, load_quality, warm_up
+
+
+def test_warming_up_learns_what_exits_cost() -> None:
+    model = FakeModel()
+    model.released.release(1000)
+    costs = Costs()
+    warm_up("fake", model, costs, None)  # type: ignore[arg-type]
+    told = facts("fake", Loaded(model), costs)  # type: ignore[arg-type]
+    assert len(told.seconds) == len(told.macs) == 4 and not told.calibrated
+    assert list(told.seconds) == sorted(told.seconds) and list(told.macs) == sorted(told.macs)
+
+
+def test_warming_up_is_under_masks_such_as_pictures_leave() -> None:
+    """Whatever the network makes of the noise that it is shown."""
+    model = ReferenceExecutor(tiny.network())
+    given: list[float] = []
+    model.override = lambda state, positions, shrinking: given.append(  # type: ignore[method-assign]
+        float(positions.float().mean()) if shrinking else -1.0
+    )
+    warm_up("tiny", model, Costs(), None)
+    assert given == pytest.approx(WARM_UP_SHARES * WARM_UP_RUNS, abs=0.01)
+
+
+@pytest.mark.parametrize("executor", ["reference", "sparse", "onnx"])
+def test_every_executor_warms_up(executor: str) -> None:
+    model, costs = build(tiny.network(), "cpu", executor), Costs()
+    warm_up("tiny", model, costs, None)
+    seconds = facts("tiny", Loaded(model), costs).seconds
+    assert len(seconds) == 4 and list(seconds) == sorted(seconds) and seconds[0] > 0
+
+
+def test_a_worker_that_follows_another_takes_over_what_is_known() -> None:
+    model = FakeModel()
+    model.released.release(8)  # once through is all that it may take
+    costs = Costs()
+    warm_up("fake", model, costs, (0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]
+    assert facts("fake", Loaded(model), costs).seconds == pytest.approx((0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]
+
+
+def test_the_cost_of_an_image_goes_by_its_padded_size_or_the_crop() -> None:
+    assert input_shape(tiny.SEGMENTATION, 33, 64) == (64, 64)
+    assert input_shape(tiny.POSE, 1000, 2000) == (64, 64)
+
+
+def test_a_calibration_that_does_not_fit_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_directory(tmp_path, tiny.network())
+    assert load_quality(tmp_path) is None and not caplog.records
+    quality = Quality(((0.1, 0.2),), 30, "val", fingerprint(tmp_path))
+    quality.save(tmp_path)
+    assert load_quality(tmp_path) == quality
+    save_directory(tmp_path, tiny.network(seed=1))
+    assert load_quality(tmp_path) is None
+    assert "without quality stop" in caplog.text and "python -m models calibrate" in caplog.text
