@@ -1,8 +1,8 @@
 """What a server with a real model must show: deadlines, cancels, a worker that is killed, and what its executor saves.
 Not collected by pytest.
 
-`python tests/acceptance.py deadlines --models models/zoo` starts a server of its own, asks it, prints figures, and ends
-with status 1 if one of them is out of bounds. It needs the cores for itself: timings are of the whole machine.
+`python tests/acceptance.py deadlines --models models/zoo` starts a server of its own, sends requests, prints figures,
+and ends with status 1 if one of them is out of bounds. It needs the cores for itself: timings are of the whole machine.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Client:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, path: str, body: bytes | None = None, method: str = "", headers: str = "") -> Answer:
+    async def send(self, path: str, body: bytes | None = None, method: str = "", headers: str = "") -> Answer:
         reader, writer = await self._connected()
         method = method or ("GET" if body is None else "POST")
         began_s = time.monotonic()
@@ -98,7 +98,7 @@ class Server:
     async def ready(self) -> float:
         """Wait until it is ready; returns the seconds that took."""
         began_s = time.monotonic()
-        while (await Client(self.port).ask("/health/ready")).status != 200:  # noqa: ASYNC110 - another process
+        while (await Client(self.port).send("/health/ready")).status != 200:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
         return time.monotonic() - began_s
 
@@ -112,7 +112,7 @@ class Server:
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     async def metrics(self, name: str) -> dict[str, float]:
-        text = (await Client(self.port).ask("/metrics")).body.decode()
+        text = (await Client(self.port).send("/metrics")).body.decode()
         rows = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} ")))
         return {labels: float(value) for labels, value in rows}
 
@@ -129,26 +129,26 @@ def photo(width: int, height: int) -> bytes:
 async def deadlines(args: argparse.Namespace) -> bool:
     """For growing deadlines the exit never falls; answers are in time.
 
-    Each deadline is asked several times, and its median exit counts: within a millisecond of an exit's time, the
+    Each deadline is sent several times, and its median exit counts: within a millisecond of an exit's time, the
     machine's own noise decides.
     """
     image = args.image.read_bytes() if args.image else photo(480, 360)
     async with Server(args.models) as server:
         client = Client(server.port)
         accept = "Accept: image/png\r\n"
-        exits = json.loads((await client.ask(f"/v1/models/{args.model}")).body)["exits"]
+        exits = json.loads((await client.send(f"/v1/models/{args.model}")).body)["exits"]
         times_ms = []
         for exit_index in range(1, len(exits) + 1):
             path = f"/v1/predict?model={args.model}&deadline_ms=30000&max_exit={exit_index}"
-            runs = [(await client.ask(path, image, headers=accept)).seconds for _ in range(10)]
+            runs = [(await client.send(path, image, headers=accept)).seconds for _ in range(10)]
             times_ms.append(1000 * statistics.median(runs))
         print("median ms to each exit:", [round(value, 1) for value in times_ms])
-        asked = np.linspace(times_ms[0] - 5, times_ms[-1] + 50, max(2, args.count // REPEATS)).round(1).tolist()
-        exits_at: dict[float, list[int]] = {deadline_ms: [] for deadline_ms in asked}
+        grid_ms = np.linspace(times_ms[0] - 5, times_ms[-1] + 50, max(2, args.count // REPEATS)).round(1).tolist()
+        exits_at: dict[float, list[int]] = {deadline_ms: [] for deadline_ms in grid_ms}
         late_ms = []
-        for deadline_ms in (deadline_ms for deadline_ms in asked for _ in range(REPEATS)):
+        for deadline_ms in (deadline_ms for deadline_ms in grid_ms for _ in range(REPEATS)):
             path = f"/v1/predict?model={args.model}&deadline_ms={deadline_ms}"
-            answer = await client.ask(path, image, headers=accept)
+            answer = await client.send(path, image, headers=accept)
             exits_at[deadline_ms].append(answer.exit)
             if answer.exit:
                 late_ms.append(1000 * answer.seconds - deadline_ms)
@@ -159,7 +159,7 @@ async def deadlines(args: argparse.Namespace) -> bool:
         print("answers by exit:", dict(sorted(Counter(itertools.chain(*exits_at.values())).items())))
         print("first deadline with each exit:", {e: d for d, e in reversed(typical)})
         print(f"ms after the deadline: median {median:.1f}, p99 {high:.1f}, worst {max(late_ms):.1f}")
-        print(f"falls of the median exit: {falls or 'none'}; {split} of {len(asked)} deadlines got different exits")
+        print(f"falls of the median exit: {falls or 'none'}; {split} of {len(grid_ms)} deadlines got different exits")
         return not falls and high <= LATE_MS and median < 0
 
 
@@ -169,7 +169,7 @@ async def cancels(args: argparse.Namespace) -> bool:
     image = args.image.read_bytes() if args.image else photo(480, 360)
     outcomes: Counter[str] = Counter()
     async with Server(args.models, "--max-open", "32") as server:
-        reference = (await Client(server.port).ask(f"/v1/predict?model={args.model}&deadline_ms=30000", image)).body
+        reference = (await Client(server.port).send(f"/v1/predict?model={args.model}&deadline_ms=30000", image)).body
         expected = json.loads(reference)["mask"]["data"]
         gone = 3 * args.count // 20
         plans = ["stay"] * (args.count - 2 * gone) + ["hang up", "delete"] * gone
@@ -183,11 +183,11 @@ async def cancels(args: argparse.Namespace) -> bool:
                 if number % max(1, args.count // 10) == 0:
                     memory_mib.append(server.worker_memory_mib())
                 path, header = f"/v1/predict?model={args.model}&deadline_ms=30000", f"X-Request-Id: r{number}\r\n"
-                task = asyncio.create_task(client.ask(path, image, headers=header))
+                task = asyncio.create_task(client.send(path, image, headers=header))
                 if plan != "stay":
                     await asyncio.sleep(rng.uniform(0, 2 * args.users * exit_s))
                     if plan == "delete":
-                        await Client(server.port).ask(f"/v1/requests/r{number}", method="DELETE")
+                        await Client(server.port).send(f"/v1/requests/r{number}", method="DELETE")
                     else:
                         client.hang_up()
                         task.cancel()
@@ -200,7 +200,7 @@ async def cancels(args: argparse.Namespace) -> bool:
                     right = body["mask"]["data"] == expected
                 outcomes[f"{plan}: {answer.status}{'' if right else ' WRONG'}"] += 1
 
-        exit_s = json.loads((await Client(server.port).ask(f"/v1/models/{args.model}")).body)["exits"][0]["seconds"]
+        exit_s = json.loads((await Client(server.port).send(f"/v1/models/{args.model}")).body)["exits"][0]["seconds"]
         await asyncio.gather(*(user() for _ in range(args.users)))
         await asyncio.sleep(2)  # for the server to hear of the last hang-ups
         inflight = await server.metrics("anytime_inflight_requests")
@@ -230,18 +230,18 @@ async def kill(args: argparse.Namespace) -> bool:
 
         async def user() -> None:
             path = f"/v1/predict?model={args.model}&deadline_ms=30000"
-            answer = await asyncio.wait_for(Client(server.port).ask(path, image), 40)
+            answer = await asyncio.wait_for(Client(server.port).send(path, image), 40)
             answers[f"{answer.status} {json.loads(answer.body).get('code', '')}"] += 1
 
         users = [asyncio.create_task(user()) for _ in range(args.users)]
-        exit_s = json.loads((await Client(server.port).ask(f"/v1/models/{args.model}")).body)["exits"][0]["seconds"]
+        exit_s = json.loads((await Client(server.port).send(f"/v1/models/{args.model}")).body)["exits"][0]["seconds"]
         await asyncio.sleep(exit_s * args.users / 2)
         os.kill(server.worker, signal.SIGKILL)
         killed_s = time.monotonic()
         await asyncio.gather(*users)
         answered_s = time.monotonic() - killed_s
         await server.ready()
-        again = await Client(server.port).ask(f"/v1/predict?model={args.model}&deadline_ms=30000", image)
+        again = await Client(server.port).send(f"/v1/predict?model={args.model}&deadline_ms=30000", image)
         back_s = time.monotonic() - killed_s
         print("answers:", dict(answers))
         print(f"all answered {answered_s:.2f} s after the kill; served again ({again.status}) after {back_s:.2f} s")
@@ -255,19 +255,19 @@ async def exits(args: argparse.Namespace) -> bool:
     for executor in ("reference", "sparse"):
         async with Server(args.models, "--executor", executor) as server:
             client, path = Client(server.port), f"/v1/predict?model={args.model}&deadline_ms=30000"
-            count = len(json.loads((await client.ask(f"/v1/models/{args.model}")).body)["exits"])
-            answers = [json.loads((await client.ask(path, image)).body) for _ in range(args.count)]
+            count = len(json.loads((await client.send(f"/v1/models/{args.model}")).body)["exits"])
+            answers = [json.loads((await client.send(path, image)).body) for _ in range(args.count)]
             unsure = [
-                json.loads((await client.ask(f"{path}&max_exit={k}", image)).body)["unsure"] for k in range(1, count)
+                json.loads((await client.send(f"{path}&max_exit={k}", image)).body)["unsure"] for k in range(1, count)
             ]
             compute_ms = [np.cumsum(answer["timing"]["compute_ms"]) for answer in answers]
             last_ms[executor] = statistics.median(answer["elapsed_ms"] for answer in answers)
             print(
-                f"{args.model}, {executor}: ms of computing to every exit",
+                f"{args.model}, {executor}: ms of compute to every exit",
                 np.median(compute_ms, axis=0).round(1).tolist(),
             )
             print(
-                f"  to the answer {last_ms[executor]:.1f}; settled for the next exit", [f"{1 - x:.0%}" for x in unsure]
+                f"  to the answer {last_ms[executor]:.1f}; inactive for the next exit", [f"{1 - x:.0%}" for x in unsure]
             )
     print(f"exit {count} is {last_ms['reference'] / last_ms['sparse']:.2f}x faster than the reference")
     return last_ms["sparse"] < last_ms["reference"]

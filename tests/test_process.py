@@ -86,7 +86,7 @@ def test_a_job_from_the_first_step_to_the_end(harness: Harness) -> None:
     assert [event.exit for event in events[:-1] if isinstance(event, Exited)] == [1, 2, 3, 4]
     assert events[-1] == Ended(1, Stop.COMPLETE)
     first = events[0]
-    assert isinstance(first, Exited) and (first.unsure, first.macs) == (1.0, 10)
+    assert isinstance(first, Exited) and (first.active_share, first.macs) == (1.0, 10)
     assert first.stage_s >= 0 and first.started_s <= first.finished_s
     for exit_index in range(1, 5):
         assert (harness.labels(spec, exit_index) == 50 + exit_index).all()

@@ -135,6 +135,20 @@ def test_the_latest_that_ended_are_kept(registry: RequestRegistry) -> None:
         registry.find("a")
 
 
+def test_only_an_answer_that_was_due_can_be_late(registry: RequestRegistry, metrics: Metrics) -> None:
+    """The deadline of a request that is refused at once is not known, and a wrong one has none."""
+    late = {"model": "model"}
+    with registry.open("http", 0.0, model="model"):
+        pass
+    with pytest.raises(InvalidError), registry.open("http", 0.0, model="model") as record:
+        record.deadline_s = 1.0
+        raise InvalidError("no", "no")
+    assert metrics.registry.get_sample_value("anytime_deadline_overrun_seconds_count", late) == 0
+    with registry.open("http", 0.0, model="model") as record:
+        record.deadline_s = 1.0
+    assert metrics.registry.get_sample_value("anytime_deadline_overrun_seconds_count", late) == 1
+
+
 def test_the_newest_request_of_an_id_is_found_and_all_open_ones(registry: RequestRegistry) -> None:
     with registry.open("http", 0.0, "a") as first, registry.open("http", 0.0, "a") as second:
         assert registry.find("a") is second

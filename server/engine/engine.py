@@ -1,7 +1,7 @@
 """The async face of a worker: jobs go in, exits come out, and every job ends at its deadline.
 
 The deadline is kept twice. The worker begins no exit that would not fit. The engine's own timer ends a job with the
-exit that it has, whatever the worker is doing.
+exit that it has, even if the worker overruns.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ class Engine:
         self.ready: Ready | None = None
         """The worker's readiness; None while there is no worker that can serve."""
         self.facts: Mapping[str, ModelFacts] = {}
-        """What a worker found out about each model; kept when the worker dies."""
+        """The facts about each model, from the latest worker that was ready; the next worker need not find them out."""
         self.draining = False
         self.jobs: dict[int, Job] = {}
         self.supervisor = Supervisor(self._start_worker, self._hear, self._lost, self._worker_is_busy)
@@ -97,7 +97,7 @@ class Engine:
         if self.ready is None:
             raise UnavailableError("the models are being loaded; ask again soon", "starting", RESTART_S)
 
-    # --- what the service calls: memory, submit, move, finish, release ---
+    # --- jobs ---
 
     def take(self, layout: Layout) -> int:
         """Memory for an image and its maps: the offset of a block. Raises UnavailableError if there is no room now,
@@ -183,7 +183,7 @@ class Engine:
     def _too_late(self, job: Job) -> None:
         self.finish(job, Stop.DEADLINE if job.exits else Stop.NO_EXIT)
 
-    # --- what the worker says ---
+    # --- the worker ---
 
     def _start_worker(self) -> WorkerProcess:
         if self.supervisor.starts > 1:
@@ -231,7 +231,7 @@ class Engine:
             self._metrics.executor_info.labels(name, ready.device, facts.executor).set(1)
 
     def _broken(self, reason: str) -> None:
-        """The next worker runs the reference executor in place of whatever may have broken the device."""
+        """Let the next worker run the reference executor in place of those that may have broken the device."""
         logger.error("the device failed: %s", reason)
         self.facts = {
             name: facts
@@ -243,7 +243,7 @@ class Engine:
     def _exited(self, job: Job, exited: Exited) -> None:
         name, metrics = job.spec.model, self._metrics
         metrics.stage.labels(name, exited.exit).observe(exited.stage_s)
-        metrics.unsure.labels(name, exited.exit).observe(exited.unsure)
+        metrics.unsure.labels(name, exited.exit).observe(exited.active_share)
         metrics.macs.labels(name).inc(exited.macs - job.macs)
         job.macs = exited.macs
         if job.stop is not None:
@@ -267,7 +267,7 @@ class Engine:
         self._free(job)
 
     def _lost(self) -> None:
-        """The worker is gone: every job ends with the exit that it has, or with a 503."""
+        """End every job of a worker that is gone: with the exit that it has, or with a 503."""
         if self.ready is not None:
             self._metrics.worker_up.labels(self.ready.device).set(0)
         self.ready = None

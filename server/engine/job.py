@@ -13,7 +13,7 @@ from server.errors import ServerError
 
 @dataclass
 class Job:
-    """What was ordered, the exits that came, and how it ended. The engine writes it; the request's task reads it.
+    """A job's specification, the exits that came, and how it ended. The engine writes it; the request's task reads it.
 
     `block`: the job's shared memory. The engine frees it once the worker and the reader have both let go.
     `stop`: why the job ended for its reader, None while it runs; `stopped_s`: when.
@@ -69,5 +69,5 @@ class Job:
         return self.spec.layout.keypoints(self.block, exit_index)
 
     def extra_map(self, exit_index: int) -> NDArray[np.uint8] | None:
-        """The further map of an exit that was reached: uint8 (H, W), a view like `labels`; None if none was ordered."""
+        """The further map of an exit that was reached: uint8 (H, W), a view like `labels`; None without one."""
         return self.spec.layout.extra_map(self.block, exit_index) if self.spec.layout.extra else None

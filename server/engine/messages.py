@@ -136,7 +136,7 @@ class Ready:
 class Exited:
     """A job has reached an exit, whose map lies in its slot.
 
-    `unsure`: the active share after this exit.
+    `active_share`: the share of positions that the next exit would compute; `unsure` on the wire.
     `macs`: multiply-adds from the image to this exit.
     `stage_s`: device time since the exit before, rendering included.
     `started_s`, `finished_s`: when the job's first step began, and when this exit's map was on the host.
@@ -144,7 +144,7 @@ class Exited:
 
     key: int
     exit: int
-    unsure: float
+    active_share: float
     macs: int
     stage_s: float
     started_s: float
@@ -166,7 +166,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Beat:
-    """Sent once a second while a long step sequence reaches no exit: the worker is alive."""
+    """The worker is alive: sent about once a second while it computes and reaches no exit."""
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ def documented(model: Any) -> dict[str, dict[str, Any]]:
     found = {}
     for name, field in TypeAdapter(model).json_schema()["properties"].items():
         schema = field.get("anyOf", [field])[0]  # without the null that stands for a missing parameter
-        kept = {key: value for key, value in schema.items() if key not in ("title", "description")}
-        found[name] = {"description": field["description"], "schema": kept}
+        bare = {key: value for key, value in schema.items() if key not in ("title", "description")}
+        found[name] = {"description": field["description"], "schema": bare}
     return found
 
 

@@ -147,7 +147,7 @@ def http_reply(record: RequestRecord, job: Job) -> Response:
         "final": found.exit == model.config.exits,
         "stop": job.stop,
         "deadline_ms": milliseconds(record.budget_s),
-        "unsure": found.unsure,
+        "unsure": found.active_share,
         "size": [layout.height, layout.width],
         **answer,
         "timing": {
@@ -188,7 +188,7 @@ def _headers(record: RequestRecord, job: Job) -> Mapping[str, str]:
         "X-Anytime-Exits": str(layout.exits),
         "X-Anytime-Stop": str(job.stop),
         "X-Anytime-Elapsed-Ms": str(milliseconds(time.monotonic() - record.arrived_s)),
-        "X-Anytime-Unsure": f"{found.unsure:.6g}",
+        "X-Anytime-Unsure": f"{found.active_share:.6g}",
         "X-Anytime-Size": f"{layout.height}x{layout.width}",
     }
     return cast("Mapping[str, str]", headers)
@@ -220,7 +220,7 @@ def exit_message(
         "exit": exit_index,
         "exits": model.config.exits,
         "final": exit_index == model.config.exits,
-        "unsure": found.unsure,
+        "unsure": found.active_share,
         "encoding": encoding,
         "size": [job.spec.layout.height, job.spec.layout.width],
     }

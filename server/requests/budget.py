@@ -132,8 +132,8 @@ class Costs:
 
     def slowness(self, model: str) -> float:
         """The ratio to the typical seconds that 95 % of the jobs do not exceed."""
-        known = self._slowness.get(model)
-        return max(known.value, self.SLOW_LEAST) if known else self.SLOW_LEAST
+        measured = self._slowness.get(model)
+        return max(measured.value, self.SLOW_LEAST) if measured else self.SLOW_LEAST
 
     def _stage_s(self, model: str, shape: Shape, exit_index: int) -> float:
         shapes = self._stages.get((model, exit_index), {})

@@ -32,15 +32,15 @@ logger = logging.getLogger("anytime.registry")
 
 @dataclass
 class RequestRecord:
-    """What is known of one request, from its first byte to its last. It travels with the request through the front end.
+    """One request, from its first byte to its last. The record travels with it through the front end.
 
-    The protocol fills in what the client asked for:
+    The protocol fills in what the client asks for:
     `id`: the client's name for the request, or a made one; `client`: the client's address.
     `model`: the name of the served model that is asked for, or `UNKNOWN`; metrics count the request under it.
     `options`: the request options; `timeout_s`: a second deadline, from a header.
     `encoding`: how maps are encoded, a media type or an encoding of the WebSocket.
 
-    The service fills in what becomes of it:
+    The service fills in how the request is served:
     `deadline_s`: when the last byte of the answer is due, infinite until it is known. The front end has no other copy.
     `reserve_s`: the part of the time before the deadline that is kept for encoding and sending the answer.
     `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
@@ -205,7 +205,7 @@ class RequestRegistry:
                 raise fault from None
             finally:
                 del fault  # its traceback holds this frame: a cycle that would keep the image
-        except BaseException:  # the task is cancelled because its connection is gone
+        except BaseException:  # the task was cancelled, since its connection is gone
             record.stop = Stop.DISCONNECTED
             raise
         finally:

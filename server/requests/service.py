@@ -185,10 +185,11 @@ class Service:
         return result
 
     def _reserve_s(self, encoding: str, pixels: int) -> float:
-        known = self._encode_s.get((encoding, pixels.bit_length()))
-        return self.SEND_S + (self.ENCODE_S_PER_PX * pixels if known is None else known.value)
+        """The part of the time before a deadline that encoding and sending a map of `pixels` need."""
+        measured = self._encode_s.get((encoding, pixels.bit_length()))
+        return self.SEND_S + (self.ENCODE_S_PER_PX * pixels if measured is None else measured.value)
 
-    # --- what may happen to a request on its way ---
+    # --- cancels and new deadlines ---
 
     def cancel(self, record: RequestRecord, stop: Stop = Stop.CANCELLED) -> None:
         """End a request, whether it has a job yet or not. `stop`: why, cancelled or disconnected."""
@@ -197,14 +198,15 @@ class Service:
             self.engine.finish(record.job, stop)
 
     def cancel_by_id(self, request_id: str) -> RequestRecord:
-        """Cancel the open requests with that id. Returns the newest; raises NotFoundError if there never was one."""
+        """Cancel the open requests with that id. Returns the newest request of that id, open or ended. Raises
+        NotFoundError if there is none."""
         newest = self.registry.find(request_id)
         for record in self.registry.open_records(request_id):
             self.cancel(record)
         return newest
 
     def move_deadline(self, record: RequestRecord, left_s: float) -> None:
-        """Set the deadline to `left_s` seconds from now, sooner or later, within the longest that is allowed."""
+        """Set the deadline to `left_s` seconds from now, sooner or later, but not beyond the longest deadline."""
         latest_s = record.arrived_s + self.settings.max_deadline_ms / 1000
         record.move_deadline(min(latest_s, time.monotonic() + left_s))
         if record.job is not None:

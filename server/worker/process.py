@@ -205,8 +205,8 @@ def main(fd: int) -> int:
             for name, loaded in models.items():
                 warm_up(name, loaded.model, costs, plan.known_s.get(name))
             first = next(iter(models.values())).model
-            told = {name: facts(name, loaded, costs) for name, loaded in models.items()}
-            connection.send(Ready(first.device, first.executor, told))
+            found = {name: facts(name, loaded, costs) for name, loaded in models.items()}
+            connection.send(Ready(first.device, first.executor, found))
             memory = attach(plan.arena_fd, plan.arena_bytes)
             # Collects once, then freezes: start-up objects, a scan of which takes 75 ms, are never scanned again.
             gc.collect()
