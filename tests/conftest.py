@@ -24,7 +24,7 @@ def live_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Set once an image is being decoded, which goes on until the test is over."""
+    """An event that is set once an image is being decoded, which then takes until the test is over."""
     from live import PATIENCE_S  # noqa: PLC0415 - see `live_url`
 
     from server.requests.admission import decode  # noqa: PLC0415

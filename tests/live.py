@@ -44,7 +44,7 @@ from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.settings import Settings
 
 PATIENCE_S = 30.0
-"""For what must happen; reached only by a test that fails."""
+"""The longest wait for what must happen; only a test that fails reaches it."""
 CONFIGS = (tiny.SEGMENTATION, tiny.POSE)
 MACS = (10.0, 20.0, 30.0, 40.0)
 
@@ -58,7 +58,7 @@ class ScriptedWorker:
         self._names = list(plan.models)
 
     def kill(self) -> None:
-        """What the server does to be rid of a worker."""
+        """What the server calls to end a worker."""
         self.connection.close()
 
     def die(self) -> None:
@@ -113,7 +113,7 @@ class ScriptedWorker:
         self.say(Ended(spec.key, stop, wait_s, error))
 
     def finish(self, spec: JobSpec, last: int = 4, stop: Stop = Stop.COMPLETE) -> None:
-        """All exits up to `last`, and the end."""
+        """Reach all exits up to `last`, and end the job."""
         for exit_index in range(1, last + 1):
             self.reach(spec, exit_index)
         self.end(spec, stop)
@@ -146,7 +146,7 @@ class Live:
         return connect(self.socket_url, max_size=None, **options)
 
     def send_signal(self) -> None:
-        """What SIGTERM does."""
+        """Do what SIGTERM does."""
         self.loop.call_soon_threadsafe(self.server.handle_exit, signal.SIGTERM, None)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
@@ -154,7 +154,7 @@ class Live:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Until something that a server does by itself has happened."""
+    """Wait until the server has done something by itself."""
     tick = threading.Event()
     until_s = time.monotonic() + PATIENCE_S
     while not condition():
@@ -163,7 +163,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 class Later:
-    """A call that runs meanwhile in a thread."""
+    """A call that runs in a thread of its own."""
 
     def __init__(self, function: Callable[[], httpx.Response]) -> None:
         self._result: queue.Queue[httpx.Response | Exception] = queue.Queue()
@@ -249,7 +249,7 @@ def write_models(folder: Path, configs: tuple[ModelConfig, ...] = CONFIGS) -> Pa
 
 @lru_cache
 def labels(exit_index: int, height: int, width: int) -> NDArray[np.uint8]:
-    """What a scripted worker answers: a map of three classes that differs by exit."""
+    """The map that a scripted worker answers with: three classes, different at every exit."""
     positions = np.arange(height * width).reshape(height, width)
     return ((positions // (10 * exit_index)) % 3).astype(np.uint8)
 
@@ -261,7 +261,7 @@ def photo(height: int = 60, width: int = 90, kind: str = "PNG", seed: int = 0) -
 
 
 def decoded(encoding: str, data: bytes, held: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A map as a client makes it from a binary frame, and from the map it holds."""
+    """The map that a client makes of a binary frame, given the map that it holds."""
     if encoding == "raw":
         return np.frombuffer(data, np.uint8).reshape(held.shape)
     if encoding == "delta":

@@ -11,23 +11,29 @@ ROOT = Path(__file__).parent.parent
 
 # From the top down: a module of the server imports those after it only.
 SERVER = [
+    # the program
     "server.__main__",
     "server.app",
+    # what faces clients
     "server.protocols.connection",
     "server.protocols.http",
     "server.protocols.stream",
     "server.protocols.replies",
     "server.protocols.encoder",
+    # a request, from its first byte to its last
     "server.requests.service",
     "server.requests.registry",
     "server.requests.admission",
     "server.protocols.options",
+    # the async face of the worker
     "server.engine.engine",
     "server.engine.job",
     "server.engine.worker_process",
+    # the worker, which alone may import torch, and which the front end does not import
     "server.worker.process",
     "server.worker.loading",
     "server.worker.scheduler",
+    # what they share
     "server.requests.budget",
     "server.metrics",
     "server.settings",

@@ -56,7 +56,7 @@ class Harness:
 
 
 QUALITY = Quality(((0.1, 0.45),), 100, "val", "")
-"""Good enough from exit 2 on, whose doubt is 0.4, for 0.1 and above."""
+"""A quality of 0.1 or more stops at exit 2, whose doubt is 0.4."""
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_an_image_that_the_model_fails_on_does_not_end_the_worker(
 
 
 def test_a_stage_that_is_given_up_is_learnt_from() -> None:
-    """One that has computed for longer than stages like it were known to take."""
+    """The stage was cut after more time than such stages were known to take."""
     ours, theirs = Pipe()
     model, costs, block = FakeModel(), Costs(), bytearray(16 * 1024)
     model.released.release(100)
@@ -174,7 +174,7 @@ def test_a_stage_that_is_given_up_is_learnt_from() -> None:
 
 
 def test_a_device_that_fails_ends_the_worker(caplog: pytest.LogCaptureFixture) -> None:
-    """Its next jobs would fail as well, so the front end starts another, without what broke the device."""
+    """Further jobs would fail as well; the front end starts another worker, with the reference executor."""
     ours, theirs = Pipe()
     model = FakeModel()
 

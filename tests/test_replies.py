@@ -18,7 +18,7 @@ from server.requests.registry import RequestRecord
 
 @pytest.mark.parametrize("config", [tiny.SEGMENTATION, tiny.POSE], ids=lambda config: config.task)
 def test_an_answer_is_as_documented(config: Any, tmp_path: Any) -> None:
-    """No field more or less, of the types that the API's documentation says."""
+    """The fields of the answer, and their types, are those of the API's documentation."""
     model = ServedModel("model", tmp_path, config)
     layout = model.layout(4, 5, extra=True)
     job: Any = SimpleNamespace(

@@ -33,7 +33,7 @@ BOUNDS = (0.1, 0.2, 0.3, 0.4)
 
 @cache
 def doubts() -> tuple[float, ...]:
-    """Of the exits, for the image that `live.photo` is."""
+    """The doubt at every exit for the image of `live.photo`."""
     model = build(tiny.network())
     found = [doubt(state.exit, "segmentation", state.frame) for state, _ in run(model, tiny.image()) if state.exit]
     return tuple(found)

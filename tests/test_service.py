@@ -1,4 +1,4 @@
-"""The service's ways to a job: cancels and new deadlines."""
+"""Cancels and new deadlines. The way of whole requests is in test_http.py and test_stream.py."""
 
 from pathlib import Path
 from types import SimpleNamespace

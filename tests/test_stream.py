@@ -351,13 +351,14 @@ def test_half_a_character_in_an_id_is_answered(server: Live) -> None:
 
 
 def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
-    """What has failed waits for the client's attention without its image, and with many waiting none is read."""
+    """A request that has failed waits for its client to read the error without holding the image. While as many wait as
+    may be open, no further message is read."""
 
-    class Image:  # bytes cannot be watched
+    class Image:  # a weak reference to bytes is not possible
         pass
 
     class Socket:
-        """One that sends nothing on, and from which messages come as fast as they are read."""
+        """A client that reads nothing and sends as fast as it can."""
 
         client = None
         reads = 0
@@ -456,7 +457,7 @@ def test_too_many_open_requests_are_refused(server: Live, worker: ScriptedWorker
 
 
 def test_a_slow_reader_gets_the_newest_exit(tmp_path: Path) -> None:
-    """Maps of 9 MB, more than a socket's buffers hold, to a client that reads none until all have been computed."""
+    """The maps have 9 MB, more than a socket's buffers hold, and the client reads none until all have been computed."""
     fields = {"shared_memory_bytes": 2**27, "default_model": SEGMENTATION}
     with live.scripted(live.write_configs(tmp_path), **fields) as (server, next_worker):
         worker = next_worker()
@@ -500,7 +501,7 @@ def test_too_many_sockets_and_too_fast_clients_are_turned_away(tmp_path: Path) -
 def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither is the worker, which has done its part, taken for stuck, nor does the server wait for it to end."""
+    """The worker has done its part and is not taken for stuck, and the server shuts down without the client."""
     monkeypatch.setattr("server.app.CLOSE_S", 0.1)
     folder = live.write_configs(tmp_path, (tiny.SEGMENTATION,))
     with (

@@ -31,8 +31,11 @@ Read = Callable[[], Awaitable[bytes]]
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """`pixels`: uint8 (H, W, 3) RGB. `decode_s`: seconds from the whole body to the pixels. `usual_end_s`: when images
-    of this size that came at the same moment are usually decoded."""
+    """An image, and how long it took.
+
+    `pixels`: uint8 (H, W, 3) RGB. `decode_s`: seconds from the whole body to the pixels. `usual_end_s`: when the image
+    would have been decoded if it had taken as long as images of its size usually do.
+    """
 
     pixels: NDArray[np.uint8]
     decode_s: float
@@ -40,9 +43,9 @@ class DecodedImage:
 
 
 class Service:
-    """What requests need: models, registry, limits, engine, and threads that decode and encode.
+    """The models, registry, limits and engine of one server, and the threads that decode and encode.
 
-    `unloadable` and `launch` are the engine's.
+    `unloadable` and `launch` are handed to the engine.
     """
 
     SEND_S = 0.001
