@@ -38,7 +38,7 @@ class JobSpec:
     `model`: the name of a served model.
     `offset`, `layout`: the job's block in shared memory; its image lies there already.
     `arrived_s`: when the first byte of the request came.
-    `compute_deadline_s`: when maps must be on the host, at the start of the job; `MoveDeadline` changes it.
+    `compute_deadline_s`: when maps must be on the host; `MoveDeadline` replaces it while the job runs.
     `usual_start_s`: when a job that arrived at `arrived_s` usually starts; see `Scheduler`.
     `required`: the first exit that is worth an answer.
     `min_exit`: neither traffic nor quality ends the job before this exit.

@@ -19,7 +19,7 @@ from server.engine.messages import Command, Event, LoadPlan, Ready
 
 logger = logging.getLogger("anytime.worker_process")
 
-# Threads that spin between two convolutions would keep the front end from the cores.
+# Threads that spin between two convolutions would keep the cores from the front end.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 READ_BYTES = 1 << 16
@@ -37,8 +37,8 @@ class WorkerProcess(Protocol):
 class ChildProcess:
     """A worker in a child process. Raises OSError if it cannot be started.
 
-    The child has a command line of its own; `multiprocessing` does not fork it. Its thread pool reads the environment
-    when torch is imported, so the variables must be set before, and no helper process stays beside it.
+    The child has a command line of its own, since torch's thread pool reads the environment when torch is imported. A
+    child of `multiprocessing` would have to set the variables itself, and would come with a helper process.
     """
 
     def __init__(self, plan: LoadPlan) -> None:
@@ -74,6 +74,7 @@ class Supervisor:
     SILENCE_S = 60.0
     """A busy worker that says nothing for this long is stuck; a healthy one speaks every second."""
     QUICK_S = 30.0
+    """A worker that dies within this time of its start may do so again and again."""
     BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
     """The n-th value is the wait after n workers in a row could not be started or died within `QUICK_S` of their start;
     the last value is also the wait after more."""

@@ -21,7 +21,7 @@ from models.quality import Quality, doubt
 from server.engine.messages import LoadPlan, ModelFacts
 from server.requests.budget import Costs, Shape
 
-logger = logging.getLogger("anytime.worker")
+logger = logging.getLogger("anytime.loading")
 
 WARM_UP_RUNS = 5
 WARM_UP_SHARES = 0.5, 0.4, 0.25
