@@ -7,6 +7,7 @@ A `Subject` is tried by a process of its own, because a fault on a GPU ends the 
 
 import copy
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -213,15 +214,15 @@ def _wrong_scores(ours: Exit, true: Exit, difference: float, theirs: float) -> I
 def _problems(ours: Exit, true: Exit, difference: float, masking: Masking) -> Iterator[str]:
     if not torch.equal(ours.decided, true.decided):
         yield f"{int((ours.decided != true.decided).sum())} positions were decided by another exit"
-    # Where scores that differ as much as they do cannot decide otherwise, both must decide alike.
-    margin = 2 * difference * float(true.scores.abs().max()) + 1e-5
-    low, high = (
-        active(true.scores[None], replace(masking, threshold=masking.threshold + off), true.index)[0, 0]
-        for off in (-margin, margin)
-    )
-    other = int(((ours.active != true.active) & (low == high)).sum())
-    if other:
-        yield f"{other} positions are active in one and not in the other, and far from the threshold"
+    if math.isfinite(difference):
+        # Where scores that differ as much as they do cannot decide otherwise, both must decide alike.
+        margin = 2 * difference * float(true.scores.abs().max()) + 1e-5
+        low, high = (
+            active(true.scores[None], replace(masking, threshold=masking.threshold + off), true.index)[0, 0]
+            for off in (-margin, margin)
+        )
+        if other := int(((ours.active != true.active) & (low == high)).sum()):
+            yield f"{other} positions are active in one and not in the other, and far from the threshold"
     share = float(ours.active.float().mean())
     if abs(ours.unsure - share) > 1e-4:
         yield f"the active share is told as {ours.unsure:.4f} and is {share:.4f}"

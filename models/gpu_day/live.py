@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -59,12 +59,18 @@ class Connection:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):  # the server closed it first
+            await self._writer.wait_closed()
 
     async def ask(self, path: str, body: bytes = b"", headers: str = "") -> Answer:
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
+        reader, writer = self._reader, self._writer
         began_s = time.monotonic()
         method = "POST" if body else "GET"
         writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode())
@@ -169,7 +175,7 @@ class Visit:
         began_s = time.monotonic()
         said = "nothing yet"
         while time.monotonic() - began_s < within_s and self.ended() is None:
-            answer = await Connection(self.port).ask("/health/ready")
+            answer = await self._ask_once("/health/ready")
             said = answer.body.decode()
             if answer.status == 200:
                 self.line(f"ready after {time.monotonic() - began_s:.1f} s: {said}")
@@ -178,15 +184,20 @@ class Visit:
         self.line(f"not ready after {time.monotonic() - began_s:.1f} s, it says {said}")
         return False
 
+    async def _ask_once(self, path: str, body: bytes = b"") -> Answer:
+        async with Connection(self.port) as connection:
+            return await connection.ask(path, body)
+
     async def all(self) -> bool:
-        times_ms = await self.exits()
-        kept = await self.deadlines(times_ms)
+        async with Connection(self.port) as connection:
+            times_ms = await self.exits(connection)
+            kept = await self.deadlines(connection, times_ms)
         await self.cameras()
         return await self.loss() and kept
 
-    async def exits(self) -> list[float]:
+    async def exits(self, connection: Connection) -> list[float]:
         """Median milliseconds until the answer of each exit is there."""
-        connection, times_ms, computed_ms = Connection(self.port), [], []
+        times_ms, computed_ms = [], []
         count = len((await connection.json(f"/v1/models/{MODEL}"))["exits"])
         for exit_index in range(1, count + 1):
             path = f"/v1/predict?model={MODEL}&deadline_ms=30000&max_exit={exit_index}"
@@ -197,9 +208,9 @@ class Visit:
         self.line(f"ms to the answer of each exit {_round(times_ms)}, of which computing {_round(computed_ms)}")
         return times_ms
 
-    async def deadlines(self, times_ms: list[float]) -> bool:
+    async def deadlines(self, connection: Connection, times_ms: list[float]) -> bool:
         """Growing deadlines, each asked several times: the median exit must not fall, answers be in time."""
-        connection, repeats = Connection(self.port), 5
+        repeats = 5
         count = (20 if self.small else DEADLINES) // repeats
         exits: list[int] = []
         medians, late_ms = [], []
@@ -278,7 +289,7 @@ class Visit:
     async def loss(self) -> bool:
         """Kill the worker under load; whoever asked is answered, and service comes back."""
         asked = [
-            asyncio.create_task(Connection(self.port).ask(f"/v1/predict?model={MODEL}&deadline_ms=30000", self.photo))
+            asyncio.create_task(self._ask_once(f"/v1/predict?model={MODEL}&deadline_ms=30000", self.photo))
             for _ in range(4)
         ]
         await asyncio.sleep(0)
@@ -286,7 +297,7 @@ class Visit:
         killed_s = time.monotonic()
         answers = Counter([(await answer).status for answer in asked])
         while self.deadline - time.monotonic() > 1:
-            answer = await Connection(self.port).ask(f"/v1/predict?model={MODEL}&deadline_ms=30000", self.photo)
+            answer = await self._ask_once(f"/v1/predict?model={MODEL}&deadline_ms=30000", self.photo)
             if answer.status == 200:
                 back_s = time.monotonic() - killed_s
                 self.line(f"worker killed: {dict(answers)}, the next answer came after {back_s:.2f} s")
