@@ -56,3 +56,8 @@ def litter(output: Path) -> None:
 
 def chatter() -> None:
     print("x" * 1000)
+
+
+def patience(deadline: float, line: Line) -> None:
+    """Says how many seconds it has."""
+    line(str(int(deadline - time.monotonic())))

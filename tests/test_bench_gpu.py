@@ -1,10 +1,13 @@
-"""The GPU benchmark's way through its rows, which needs no GPU: what fails or hangs costs no other row."""
+"""The GPU benchmark's way through its rows, which needs no GPU: what fails or hangs costs no other row, and no two rows
+are at work at once."""
 
 import json
+import multiprocessing
 import os
 import re
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ TASK = Task("torch", "hrnet-w18-cityscapes", (32, 64))
 
 
 def quick(task: Task) -> Timing:
-    return Timing([float(len(task.active) or 5)])
+    return Timing([float(len(task.active) or 5)], [2.5])
 
 
 def failing(_: Task) -> Timing:
@@ -35,8 +38,31 @@ def hanging(_: Task) -> Timing:
     raise AssertionError
 
 
-def test_a_row_comes_from_a_process_of_its_own() -> None:
-    assert list(measured([TASK, TASK], 60, quick)) == [(TASK, Timing([5.0]))] * 2
+def test_a_row_comes_from_a_process_that_nothing_else_disturbs() -> None:
+    begun = []
+
+    def planned() -> Iterator[Task]:
+        for number in range(3):
+            begun.append(number)
+            yield TASK
+
+    for number, (task, timing) in enumerate(measured(planned(), 60, quick)):
+        assert (task, timing) == (TASK, Timing([5.0], [2.5]))
+        assert begun == list(range(number + 1)) and multiprocessing.active_children() == []
+
+
+def test_rows_for_which_no_time_is_left_are_left_out() -> None:
+    clock = iter([100.0, 101.0, 109.0]).__next__
+    (_, first), (_, second) = measured([TASK, TASK], 60, quick, within_s=12, clock=clock)
+    assert isinstance(first, Timing)
+    assert str(second) == "no time is left; --within 12 allows no more"
+
+
+def test_a_row_whose_asker_is_gone_ends_quietly() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    ours.close()
+    gpu._measure(theirs, quick, TASK)
+    theirs.close()
 
 
 @pytest.mark.parametrize(
@@ -44,7 +70,7 @@ def test_a_row_comes_from_a_process_of_its_own() -> None:
     [
         (failing, 60, "^ValueError: no such layer$"),
         (dying, 60, "its process ended with status 7"),
-        (hanging, 0, "not done after 0 s; --limit allows more"),
+        (hanging, 0, "not done after 0 s; --limit and --within allow more"),
     ],
 )
 def test_a_row_that_cannot_be_measured_says_why(measure: object, limit_s: float, message: str) -> None:
@@ -56,8 +82,8 @@ def test_a_row_that_cannot_be_measured_says_why(measure: object, limit_s: float,
 def test_rows_are_written_as_they_come_and_those_left_out_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def some(tasks: Iterable[Task], limit_s: float) -> Iterator[tuple[Task, Timing | RuntimeError]]:
-        assert limit_s == 300
+    def some(tasks: Iterable[Task], limit_s: float, within_s: float) -> Iterator[tuple[Task, Timing | RuntimeError]]:
+        assert (limit_s, within_s) == (300, float("inf"))
         for task in tasks:
             yield task, RuntimeError("its process ended with status -9") if task.runtime == "compile" else quick(task)
 
@@ -69,11 +95,13 @@ def test_rows_are_written_as_they_come_and_those_left_out_named(
     found = [(row["runtime"], row["network"].split("-")[0], row["active"]) for row in report["rows"]]
     assert found == [
         ("triton", "adpc", [0.8, 0.6, 0.4]), ("triton", "adpc", [1, 1, 1]), ("triton", "hrnet", []),
-        ("torch", "hrnet", []), ("triton", "rh", []), ("torch", "rh", []), ("onnxruntime", "hrnet", []),
+        ("torch", "hrnet", []), ("onnxruntime", "hrnet", []), ("eager", "hrnet", []), ("torch", "rh", []),
+        ("triton", "rh", []),
     ]  # fmt: skip
     assert list(report["left_out"].values()) == ["its process ended with status -9"]
     printed = capsys.readouterr().out
-    assert "1.67x faster under masks than the fastest one-exit network (triton)" in printed
+    assert "torch, fp16, no graph           hrnet-w18-cityscapes: 5.000 ms (least 2.500)" in printed
+    assert "W18 32x64: 3.000 ms under masks: 1.67x faster than the fastest dense one-exit network (Triton" in printed
     assert gpu.main(arguments(output=tmp_path, json=True), {"w18": (0.8, 0.6, 0.4)}) == 0
     assert json.loads(capsys.readouterr().out) == report
     with pytest.raises(ValueError, match="openvino is measured with --device cpu"):
@@ -84,7 +112,7 @@ def test_rows_are_written_as_they_come_and_those_left_out_named(
     "device, given",
     [
         ("cuda", ["--sweep", "0.5"]), ("cuda", ["--data", "x"]), ("cuda", ["--threads", "2"]), ("cuda", ["--memory"]),
-        ("cuda", ["--no-check"]), ("cpu", ["--limit", "9"]),
+        ("cuda", ["--no-check"]), ("cpu", ["--limit", "9"]), ("cpu", ["--within", "9"]),
     ],
 )  # fmt: skip
 def test_options_for_the_other_device_are_refused(
@@ -94,6 +122,21 @@ def test_options_for_the_other_device_are_refused(
         main(["bench", "--device", device, *given])
     assert ended.value.code == 2
     assert f"{given[0]} means nothing with --device {device}; leave it out" in capsys.readouterr().err
+
+
+def test_the_speed_up_names_its_peers() -> None:
+    masked = replace(TASK, runtime="triton", network="adpc-w18-cityscapes", active=(0.8, 0.6, 0.4))
+    rows = [
+        (masked, Timing([1.0, 4.0], [1.0, 4.0])),
+        (replace(TASK, runtime="triton"), Timing([5.0], [5.0])),
+        (replace(TASK, runtime="compile"), Timing([6.0], [6.0])),
+        (TASK, Timing([8.0], [8.0])),
+    ]
+    assert gpu.speed_up(rows) == (
+        "4.000 ms under masks: 1.25x faster than the fastest dense one-exit network (Triton, fp16, CUDA graphs: "
+        "5.000 ms), 1.50x faster than the fastest by another runtime (torch.compile, fp16, CUDA graph: 6.000 ms)"
+    )
+    assert gpu.speed_up(rows[:1]) is None and gpu.speed_up(rows[1:]) is None
 
 
 def test_without_a_gpu_it_says_so() -> None:

@@ -40,7 +40,7 @@ ACTIVE = {"w18": (0.837, 0.741, 0.523), "w48": (0.807, 0.616, 0.370)}
 """Shares that give the multiply-adds of the paper's tables 1 and 3."""
 SIZES: tuple[Size, ...] = ((360, 480), (512, 1024), (1024, 2048))
 REPEATS = 10
-CPU_ONLY, GPU_ONLY = ("sweep", "data", "threads", "memory", "no_check"), ("limit",)
+CPU_ONLY, GPU_ONLY = ("sweep", "data", "threads", "memory", "no_check"), ("limit", "within")
 """Options that mean nothing on the other device."""
 RUNTIME_DISTRIBUTIONS = {
     "torch": ("torch",),
@@ -203,6 +203,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cpu.add_argument("--no-check", action="store_true", help="do not compare with the reference")
     on_gpu = parser.add_argument_group("on a GPU")
     on_gpu.add_argument("--limit", type=float, metavar="S", help=f"seconds for each row; default: {gpu.LIMIT_S}")
+    on_gpu.add_argument("--within", type=float, metavar="S", help="seconds for all rows; default: as many as they take")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """Side-by-side speed on a GPU: milliseconds to every exit, against the dense runtimes that one could pick instead.
 
 `python -m models bench --device cuda` comes here. Every row is measured by a process of its own, so that one that
-fails, hangs or takes all memory costs no other.
+fails, hangs or takes all memory costs no other. No two of these processes live at once: one that prepares would slow
+down another that measures. They are forked from one that has loaded the libraries and has not touched the GPU.
 """
 
 import argparse
@@ -10,12 +11,13 @@ import json
 import multiprocessing
 import shlex
 import sys
-from collections import deque
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
 from multiprocessing.connection import Connection
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +27,17 @@ from models.imaging.geometry import MULTIPLE, Size
 
 LIMIT_S = 300
 """For a row, unless another is asked for."""
+SHORTEST_S = 4.0
+"""A row that has less time than this is not begun."""
+RUNTIMES = "models.bench.gpu_runtimes"
+LABELS = {
+    "triton": "Triton, fp16, CUDA graphs",
+    "torch": "torch, fp16, CUDA graph",
+    "eager": "torch, fp16, no graph",
+    "compile": "torch.compile, fp16, CUDA graph",
+    "onnxruntime": "ONNX Runtime, fp16",
+}
+"""What the runtime of a row is."""
 
 
 @dataclass(frozen=True)
@@ -43,99 +56,90 @@ class Task:
     @property
     def group(self) -> str:
         """Of the rows that are compared with each other."""
-        return f"{self.size[0]}x{self.size[1]}  {self.network.split('-')[1]}"
+        return f"{self.network.split('-')[1].upper()} {self.size[0]}x{self.size[1]}"
 
     def __str__(self) -> str:
         active = "".join(f" {share:.0%}" for share in self.active)
-        return f"{self.size[0]}x{self.size[1]}  {self.runtime:12} {self.network}{active}"
+        return f"{self.size[0]}x{self.size[1]}  {LABELS[self.runtime]:31} {self.network}{active}"
 
 
 @dataclass(frozen=True)
 class Timing:
-    """`ms`: median milliseconds from an input on the device to each exit's scores, or to the last one's.
+    """Milliseconds from an input on the device to each exit's scores, or to the last one's: `ms` are medians,
+    `least_ms` the least. Where these are far apart, something disturbed the measurement.
 
     `error`: largest difference from the fp32 reference / largest score. `choices`: how Triton computes each layer.
     """
 
     ms: list[float]
+    least_ms: list[float]
     error: float | None = None
     choices: dict[str, str] = field(default_factory=dict)
 
 
 def measure(task: Task) -> Timing:
     """In this process, which from then on has Triton and a GPU's context."""
-    timing: Timing = importlib.import_module("models.bench.gpu_runtimes").measure(task)
+    timing: Timing = importlib.import_module(RUNTIMES).measure(task)
     return timing
 
 
-class Row:
-    """A process that is to measure `task`: it loads what it needs at once, and waits to be asked before it takes the
-    GPU, so that the next rows' processes can load while one measures."""
+def timing(task: Task, limit_s: float, measure: Callable[[Task], Timing] = measure) -> Timing:
+    """`measure` of `task` by a process of its own, which has ended when this returns.
 
-    def __init__(self, task: Task, measure: Callable[[Task], Timing] = measure) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_measure, args=(theirs, measure, task), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def timing(self, limit_s: float) -> Timing:
-        """Raises RuntimeError if the process fails, dies or takes longer than `limit_s`; ends it in any case."""
-        try:
-            self._pipe.send(None)
-            if not self._pipe.poll(limit_s):
-                raise RuntimeError(f"not done after {limit_s:.0f} s; --limit allows more")
-            timing, failure = self._pipe.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            raise RuntimeError(f"its process ended with status {self._process.exitcode}") from None
-        finally:
-            self.end()
-        if failure is not None:
-            raise RuntimeError(failure)
-        return cast("Timing", timing)
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
+    Raises RuntimeError if the process fails, dies or takes longer than `limit_s`.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([RUNTIMES])
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_measure, args=(theirs, measure, task), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(limit_s):
+            raise RuntimeError(f"not done after {limit_s:.0f} s; --limit and --within allow more")
+        found, failure = ours.recv()
+    except (EOFError, OSError):
+        process.join()
+        raise RuntimeError(f"its process ended with status {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if failure is not None:
+        raise RuntimeError(failure)
+    return cast("Timing", found)
 
 
 def measured(
-    tasks: Iterable[Task], limit_s: float, measure: Callable[[Task], Timing] = measure, ahead: int = 2
+    tasks: Iterable[Task],
+    limit_s: float,
+    measure: Callable[[Task], Timing] = measure,
+    *,
+    within_s: float = float("inf"),
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[tuple[Task, Timing | RuntimeError]]:
-    """Each task, by a process of its own, one after the other; `ahead` of them load meanwhile."""
-    left = iter(tasks)
-    rows = deque((task, Row(task, measure)) for task in islice(left, ahead + 1))
-    try:
-        while rows:
-            task, row = rows.popleft()
-            try:
-                found: Timing | RuntimeError = row.timing(limit_s)
-            except RuntimeError as error:
-                found = error
-            rows += ((task, Row(task, measure)) for task in islice(left, 1))
-            yield task, found
-    finally:
-        for _, row in rows:
-            row.end()
+    """Each task, one after the other, within `limit_s` each and `within_s` together."""
+    end_s = clock() + within_s
+    for task in tasks:
+        left_s = end_s - clock()
+        if left_s < SHORTEST_S:
+            yield task, RuntimeError(f"no time is left; --within {within_s:.0f} allows no more")
+            continue
+        try:
+            found: Timing | RuntimeError = timing(task, min(limit_s, left_s), measure)
+        except RuntimeError as error:
+            found = error
+        yield task, found
 
 
 def _measure(pipe: Connection, measure: Callable[[Task], Timing], task: Task) -> None:
+    told: tuple[Timing | None, str | None]
     try:
-        importlib.import_module("models.bench.gpu_runtimes")
-    except ImportError as error:
-        failure: str | None = f"{type(error).__name__}: {error}".splitlines()[0]
-    else:
-        failure = None
-    pipe.recv()
-    if failure is not None:
-        pipe.send((None, failure))
-        return
-    try:
-        pipe.send((measure(task), None))
+        told = measure(task), None
     except Exception as error:  # whatever a runtime raises, the other rows go on
-        pipe.send((None, f"{type(error).__name__}: {error}".splitlines()[0]))
+        told = None, f"{type(error).__name__}: {error}".splitlines()[0]
+    with suppress(BrokenPipeError):  # whoever asked is gone
+        pipe.send(told)
 
 
 def tasks(
@@ -143,7 +147,7 @@ def tasks(
 ) -> tuple[list[Task], list[Task]]:
     """What the headline needs, the quickest first: the anytime network under masks and at full density, one-exit HRNet.
 
-    Then what can be left: the anytime network without masks, and runtimes that are slow to begin or rarely installed.
+    Then what can be left: runtimes that are slow to begin or rarely installed, and the anytime network without masks.
     """
     one, plain, masked = (f"{kind}-{width}-cityscapes" for kind in ("hrnet", "rh", "adpc"))
     of = partial(Task, size=size, repeats=repeats, seed=seed, tuned=tuned)
@@ -154,23 +158,37 @@ def tasks(
         "torch": [of("torch", one)],
     }  # fmt: skip
     rest = {
-        "sparse": [of("triton", plain)],
-        "torch": [of("torch", plain)],
-        "onnxruntime": [of("onnxruntime", one)],
         "compile": [of("compile", one)],
+        "onnxruntime": [of("onnxruntime", one)],
+        "torch": [of("eager", one), of("torch", plain)],
+        "sparse": [of("triton", plain)],
     }
     first, last = ([task for name in each if name in runtimes for task in each[name]] for each in (wanted, rest))
     return first, last
 
 
 def speed_up(rows: Sequence[tuple[Task, Timing]]) -> str | None:
-    """The first masked row against the fastest dense one-exit network."""
+    """The first masked row against the fastest dense one-exit network, and the fastest of others' runtimes if that is
+    not the same."""
     ours = next((timing.ms[-1] for task, timing in rows if task.active), None)
-    dense = [(timing.ms[-1], task) for task, timing in rows if task.network.startswith("hrnet")]
+    dense = [(timing.ms[-1], task.runtime) for task, timing in rows if task.network.startswith("hrnet")]
+    dense.sort(key=itemgetter(0))
     if ours is None or not dense:
         return None
-    ms, task = min(dense, key=lambda pair: pair[0])
-    return f"{ms / ours:.2f}x faster under masks than the fastest one-exit network ({task.runtime})"
+    peers = [dense[0], *[pair for pair in dense if pair[1] != "triton"][:1]]
+    names = ("the fastest dense one-exit network", "the fastest by another runtime")
+    told = [
+        f"{ms / ours:.2f}x faster than {name} ({LABELS[runtime]}: {ms:.3f} ms)"
+        for name, (ms, runtime) in zip(names, dict.fromkeys(peers), strict=False)
+    ]
+    return f"{ours:.3f} ms under masks: {', '.join(told)}"
+
+
+def shown(timing: Timing) -> str:
+    """The median to each exit, and what the fastest took."""
+    median, least = ("  ".join(f"{ms:.3f}" for ms in each) for each in (timing.ms, timing.least_ms))
+    off = "" if timing.error is None else f"   error {timing.error:.1e}"
+    return f"{median} ms (least {least}){off}"
 
 
 def main(args: argparse.Namespace, shares: Mapping[str, tuple[float, ...]]) -> int:
@@ -195,21 +213,22 @@ def main(args: argparse.Namespace, shares: Mapping[str, tuple[float, ...]]) -> i
     for width in args.widths:
         for height, breadth in args.sizes:
             size = (height + -height % MULTIPLE, breadth + -breadth % MULTIPLE)
-            found = tasks(
+            planned = tasks(
                 width, size, tuple(args.active or shares[width]), args.runtimes,
                 repeats=args.repeats, seed=args.seed, tuned=str(folder / "tuned.json"),
             )  # fmt: skip
-            first += found[0]
-            last += found[1]
-    for task, timing in measured([*first, *last], LIMIT_S if args.limit is None else args.limit):
-        if isinstance(timing, RuntimeError):
-            report["left_out"][str(task)] = str(timing)
-            say(f"{task}: left out: {timing}")
+            first += planned[0]
+            last += planned[1]
+    limit_s = LIMIT_S if args.limit is None else args.limit
+    within_s = float("inf") if args.within is None else args.within
+    for task, found in measured([*first, *last], limit_s, within_s=within_s):
+        if isinstance(found, RuntimeError):
+            report["left_out"][str(task)] = str(found)
+            say(f"{task}: left out: {found}")
         else:
-            rows.append((task, timing))
-            off = "" if timing.error is None else f"   error {timing.error:.1e}"
-            report["rows"].append({**asdict(task), **asdict(timing)})
-            say(f"{task}: {'  '.join(f'{ms:.3f}' for ms in timing.ms)} ms{off}")
+            rows.append((task, found))
+            report["rows"].append({**asdict(task), **asdict(found)})
+            say(f"{task}: {shown(found)}")
         (folder / "bench-gpu.json").write_text(json.dumps(report, indent=1) + "\n")
     for group in dict.fromkeys(task.group for task in first):
         if line := speed_up([(task, timing) for task, timing in rows if task.group == group]):

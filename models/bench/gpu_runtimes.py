@@ -5,6 +5,7 @@ Weights are random (they do not matter to time), masks are those of a drawn scen
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -48,32 +49,51 @@ def network(name: str) -> AdpcNet:
     return net.eval()
 
 
-def steps(executor: TritonExecutor, inputs: Tensor, repeats: int) -> list[float]:
+WARM_UP_S = 0.5
+"""A GPU that did nothing runs at a low clock at first."""
+
+
+def steps(executor: TritonExecutor, inputs: Tensor, repeats: int) -> Timing:
     """Milliseconds until the scores of every exit are known to be there, with all that a request costs the host."""
     frame = Frame(*inputs.shape[2:])
-    times: list[list[float]] = []
-    for _ in range(repeats + 2):
+
+    def once() -> list[float]:
+        times = []
         torch.cuda.synchronize()
         began_s = time.perf_counter()
         state = executor.start(inputs, frame)
-        times.append([])
         for step in executor.steps:
             executor.advance([state])
             if step.exit is not None:
                 torch.cuda.synchronize()
-                times[-1].append((time.perf_counter() - began_s) * 1000)
-    return [median(column) for column in zip(*times[2:], strict=True)]
+                times.append((time.perf_counter() - began_s) * 1000)
+        return times
+
+    return repeated(once, repeats)
 
 
-def whole(run: Callable[[], object], repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats + 2):
+def whole(run: Callable[[], object], repeats: int) -> Timing:
+    """Milliseconds until what `run` launches is done."""
+
+    def once() -> list[float]:
         torch.cuda.synchronize()
         began_s = time.perf_counter()
         run()
         torch.cuda.synchronize()
-        times.append((time.perf_counter() - began_s) * 1000)
-    return [median(times[2:])]
+        return [(time.perf_counter() - began_s) * 1000]
+
+    return repeated(once, repeats)
+
+
+def repeated(once: Callable[[], list[float]], repeats: int) -> Timing:
+    """`once` gives the milliseconds to each exit; the first runs, for `WARM_UP_S` and two at least, do not count."""
+    began_s = time.perf_counter()
+    warm = 0
+    while warm < 2 or time.perf_counter() - began_s < WARM_UP_S:
+        once()
+        warm += 1
+    columns = list(zip(*(once() for _ in range(repeats)), strict=True))
+    return Timing([median(column) for column in columns], [min(column) for column in columns])
 
 
 def error(executor: TritonExecutor, net: AdpcNet, size: Size) -> float:
@@ -104,6 +124,18 @@ def torch_graph(name: str, inputs: Tensor) -> Callable[[], object]:
     net, halves = _half(name, inputs)
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
         return _recorded(lambda: net(halves, adaptive=False))
+
+
+def torch_eager(name: str, inputs: Tensor) -> Callable[[], object]:
+    """Eager PyTorch: half precision, channels last, every kernel launched by the host."""
+    net, halves = _half(name, inputs)
+
+    @torch.inference_mode()
+    @torch.backends.cudnn.flags(enabled=True, benchmark=True)
+    def run() -> object:
+        return net(halves, adaptive=False)
+
+    return run
 
 
 def torch_compile(name: str, inputs: Tensor) -> Callable[[], object]:
@@ -146,22 +178,22 @@ def onnx_runtime(name: str, inputs: Tensor) -> Callable[[], object]:
     return lambda: session.run_with_iobinding(binding)
 
 
-DENSE = {"torch": torch_graph, "compile": torch_compile, "onnxruntime": onnx_runtime}
+DENSE = {"torch": torch_graph, "eager": torch_eager, "compile": torch_compile, "onnxruntime": onnx_runtime}
 
 
 def measure(task: Task) -> Timing:
     """On the GPU of this process."""
     inputs = torch.randn(1, 3, *task.size, device="cuda")
     if task.runtime != "triton":
-        return Timing(whole(DENSE[task.runtime](task.network, inputs), task.repeats))
+        return whole(DENSE[task.runtime](task.network, inputs), task.repeats)
     net = network(task.network)
     executor = TritonExecutor(net, "cuda", tuned=Path(task.tuned) if task.tuned else tuning.TUNED)
     executor.forced = positions(task.size, task.active, task.seed) if task.active else {}
-    ms = steps(executor, inputs, task.repeats)
+    timing = steps(executor, inputs, task.repeats)
     if not task.active:
-        return Timing(ms)
+        return timing
     if task.tuned:
         tuning.write(Path(task.tuned), torch.cuda.get_device_name(), executor.measured)
     choices = executor.choices[f"{task.size[0]}x{task.size[1]}x1"]
     chosen = {name: f"{choice}, {choice.tile}" for name, choice in choices.items()}
-    return Timing(ms, error(executor, net, task.size), chosen)
+    return replace(timing, error=error(executor, net, task.size), choices=chosen)

@@ -36,12 +36,8 @@ def main(args: argparse.Namespace) -> int:
     Raises ValueError if the folder has files, on an unknown stage, and if training has no data.
     """
     minutes = MINUTES[args.part] if args.minutes is None else args.minutes
-    stages = stages_of(args.part, minutes, Training(args.name, args.holdout or "", args.init or "", args.distillation))
-    if args.stages:
-        names = [stage.name for stage in stages]
-        if unknown := set(args.stages) - set(names):
-            raise ValueError(f"no stage is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-        stages = [stage for stage in stages if stage.name in args.stages]
+    training = Training(args.name, args.holdout or "", args.init or "", args.distillation)
+    stages = stages_of(args.part, minutes, training, args.stages)
     if args.part == "train" and args.data is None:
         raise ValueError("training needs images; give --data the folder of CamVid")
     if args.output.exists() and any(args.output.iterdir()):

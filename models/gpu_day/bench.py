@@ -1,5 +1,6 @@
 """`python -m models bench --device cuda` as a stage: its rows as they come, its files into the output."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -7,24 +8,39 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from models.gpu_day.stages import MissingError
+from models.gpu_day.stages import ROOT, MissingError
+
+TUNED = ROOT / "models" / "executors" / "gpu" / "tuned.json"
+"""Measured layers that the executor reads; named here because its module loads Triton."""
+CLOSING_S = 1.0
+"""For the last lines, once the last row is measured."""
 
 
-def bench(output: Path, deadline: float, line: Callable[[str], None], device: str, options: Sequence[str]) -> bool:
-    """`options` of the command. Rows that do not fit into the time are not measured; whether any was."""
+def bench(  # noqa: PLR0917 - a job is given them by name
+    output: Path,
+    deadline: float,
+    line: Callable[[str], None],
+    device: str,
+    options: Sequence[str],
+    program: Sequence[str] = (sys.executable, "-m", "models"),
+) -> bool:
+    """`options` of the command `program`. Rows that do not fit into the time are left out; whether one was measured."""
     if device == "cpu":
         raise MissingError("rows need a GPU")
-    command = [sys.executable, "-m", "models", "bench", "--device", device, "--output", str(output), *options]
+    if TUNED.exists() and not (output / TUNED.name).exists():
+        shutil.copy(TUNED, output / TUNED.name)  # else every row would measure all its layers again
+    within_s = max(0.0, deadline - time.monotonic() - CLOSING_S)
+    command = [*program, "bench", "--device", device, "--output", str(output), "--within", f"{within_s:.1f}", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), process.kill)
     timer.start()
     rows = 0
-    assert process.stdout is not None
-    for text in process.stdout:
-        rows += " ms" in text
-        line(text.rstrip())
-    status = process.wait()
+    with process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            rows += " ms (least " in text
+            line(text.rstrip())
     timer.cancel()
-    if status < 0:
+    if process.returncode < 0:
         line(f"stopped after {rows} rows; the others would have taken too long")
     return rows > 0

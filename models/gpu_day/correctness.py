@@ -1,4 +1,4 @@
-"""Whether the `triton` executor equals the reference at every exit: subjects side by side, each in its own process.
+"""Whether the `triton` executor is right at every exit: subjects side by side, each in its own process.
 
 A subject whose process dies goes on with the cases after the one that ended it; that case is run again alone, with
 every launch waited for and compared, so that the report names the layer.
@@ -53,16 +53,31 @@ FIRST = {"plain": 8, "graphs": len(SUBJECTS)}
 """Subjects by mode. Plain is tried first and on few: it tells faults of kernels from those of graphs."""
 SMALLEST_S = 8.0
 """A process that has less time than this is not begun."""
+PROGRAM = (sys.executable, "-m", "models.gpu_day.cases")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `models.gpu_day.cases.Finding` tells of a case."""
+
+    differences: list[float]
+    rounding: list[float]
+    problems: list[str]
+
+    def __str__(self) -> str:
+        """The worst exit's difference from float32, and beside it that of the framework's half precision."""
+        worst = max(range(len(self.differences)), key=lambda index: _badness(self.differences[index]))
+        return f"{self.differences[worst]:.1e}/{self.rounding[worst]:.1e}"
 
 
 @dataclass
 class Work:
-    """A subject and what of it was found. `death`: the case whose process died, and the reason."""
+    """A subject and what of it was found. `deaths`: cases whose process died, and the reasons."""
 
     network: str
     size: Size
     left: list[Case]
-    found: dict[Case, tuple[list[float], list[str]]] = field(default_factory=dict)
+    found: dict[Case, Found] = field(default_factory=dict)
     deaths: list[tuple[Case, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -78,11 +93,12 @@ def correctness(deadline: float, line: Callable[[str], None], device: str, mode:
     else:
         works = [Work(name, size, [(kind, mode) for kind in KINDS[mode]]) for name, size in SUBJECTS[: FIRST[mode]]]
     check = Check(deadline, line, device)
+    line("of each case the worst exit: difference from float32 / that of the framework's half precision")
     # What is wrong is looked into while the rest goes on.
     with ThreadPoolExecutor(PROCESSES) as pool:
         list(pool.map(check.subject, works))
-    wrong = [(work, case) for work in works for case, (_, problems) in work.found.items() if problems]
-    dead = [(work, case) for work in works for case, _ in work.deaths]
+    wrong = [case for work in works for case, found in work.found.items() if found.problems]
+    dead = [case for work in works for case, _ in work.deaths]
     done = sum(len(work.found) for work in works)
     left = sum(len(work.left) for work in works)
     line(f"{done} cases ran, {len(wrong)} are wrong, {len(dead)} ended their process, {left} were not reached")
@@ -90,10 +106,13 @@ def correctness(deadline: float, line: Callable[[str], None], device: str, mode:
 
 
 class Check:
-    """Runs subjects until `deadline`; `line` may be called from any of its threads."""
+    """Runs subjects until `deadline`; `line` may be called from any of its threads. `program`: the command that tries
+    the cases it is given, as `models.gpu_day.cases` does."""
 
-    def __init__(self, deadline: float, line: Callable[[str], None], device: str) -> None:
-        self.deadline, self.line, self.device = deadline, line, device
+    def __init__(
+        self, deadline: float, line: Callable[[str], None], device: str, program: Sequence[str] = PROGRAM
+    ) -> None:
+        self.deadline, self.line, self.device, self.program = deadline, line, device, program
         self._looked_into = 0
         self._lock = threading.Lock()
 
@@ -106,10 +125,8 @@ class Check:
                 self.line(f"{work}: its process did not begin a case, see the log")
                 return
         if work.found:
-            worst = {case: max(differences, key=_badness) for case, (differences, _) in work.found.items()}
-            self.line(f"{work}: " + ", ".join(f"{kind} {value:.1e}" for (kind, _), value in worst.items()))
-        first = next(((case, problems[0]) for case, (_, problems) in work.found.items() if problems), None)
-        bad = [case for case, _ in work.deaths] + ([first[0]] if first else [])
+            self.line(f"{work}: " + ", ".join(f"{kind} {found}" for (kind, _), found in work.found.items()))
+        bad = [case for case, _ in work.deaths] + [case for case, found in work.found.items() if found.problems]
         if bad:
             self._look_into(work, bad[0])
 
@@ -122,7 +139,7 @@ class Check:
             if "begins" in told:
                 running = (told["begins"][0], told["begins"][1])
             elif "differences" in told and running is not None:
-                work.found[running] = (told["differences"], told["problems"])
+                work.found[running] = Found(told["differences"], told["rounding"], told["problems"])
                 work.left.remove(running)
                 for problem in told["problems"]:
                     self.line(f"WRONG {work} {running[0]} {running[1]}: {problem}")
@@ -174,7 +191,7 @@ class Check:
         if blocking:
             environ["CUDA_LAUNCH_BLOCKING"] = "1"
         process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "models.gpu_day.cases", json.dumps(asked)],
+            [*prefix, *self.program, json.dumps(asked)],
             stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environ, text=True,
         )  # fmt: skip
         timer = threading.Timer(max(0.0, self.deadline - time.monotonic()), process.kill)

@@ -1,7 +1,7 @@
 """A real server on the GPU, asked from outside: which executor it runs, time to each exit, deadlines, cameras, and how
 soon it serves again when its worker is killed.
 
-Needs what `python -m server` needs, and websockets for the cameras.
+Needs what `python -m server` needs.
 """
 
 import asyncio
@@ -22,22 +22,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from PIL import Image
 
 from models.gpu_day.stages import ROOT, MissingError
 
-NEEDED = ("fastapi", "uvicorn", "uvloop", "httptools", "websockets", "pydantic", "prometheus_client", "multipart")
+NEEDED = (
+    "fastapi", "uvicorn", "uvloop", "httptools", "websockets", "pydantic", "prometheus_client", "multipart", "PIL",
+    "safetensors",
+)  # fmt: skip
 MODEL = "camvid-adpc-w18"
 CAMERAS, FRAMES_PER_S, FILM_S = 16, 30, 8.0
 DEADLINES = 300
 LATE_MS = 5.0
 RESTART_S = 15.0
 """Largest time from the death of a worker to the next answer; a new process needs seconds to find the GPU."""
-FALL_BACK_S = 25.0
+FALL_BACK_S = 14.0
 """With less time than this left and no server ready, another is started with the reference executor."""
 
 
@@ -56,12 +59,18 @@ class Connection:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):  # the server closed it first
+            await self._writer.wait_closed()
 
     async def ask(self, path: str, body: bytes = b"", headers: str = "") -> Answer:
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
+        reader, writer = self._reader, self._writer
         began_s = time.monotonic()
         method = "POST" if body else "GET"
         writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode())
@@ -96,7 +105,7 @@ def served(models: Path, device: str, executor: str) -> Iterator[tuple["subproce
     finally:
         process.terminate()
         try:
-            process.wait(5)
+            process.wait(3)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -115,7 +124,8 @@ def live(deadline: float, line: Callable[[str], None], device: str) -> bool:
         for executor in ("auto", "reference"):
             with served(Path(folder), device, executor) as (process, port):
                 line(f"a server with --executor {executor} listens")
-                visit = Visit(process, port, deadline, line, small=device == "cpu")
+                kill = partial(kill_worker, process.pid)
+                visit = Visit(port, deadline, line, small=device == "cpu", ended=process.poll, kill=kill)
                 patience_s = deadline - time.monotonic() - (FALL_BACK_S if executor == "auto" else 0)
                 if asyncio.run(visit.ready(max(patience_s, 1.0))):
                     return asyncio.run(visit.all())
@@ -132,34 +142,62 @@ def write_tiny(directory: Path) -> None:
     save_directory(directory, network(config, "cpu"))
 
 
+def kill_worker(server: int) -> None:
+    """Kill the worker that the process `server` started. Raises RuntimeError if there is none."""
+    for found in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # a process may end meanwhile
+            parent = int(found.read_text().rpartition(")")[2].split()[1])
+            if parent == server and b"server.worker" in (found.parent / "cmdline").read_bytes():
+                os.kill(int(found.parent.name), signal.SIGKILL)
+                return
+    raise RuntimeError(f"the server, process {server}, has no worker to kill")
+
+
 class Visit:
-    """What is asked of one server. `small`: little of everything."""
+    """What is asked of one server. `small`: little of everything. `ended`: its status, None while it runs; `kill` kills
+    its worker."""
 
     def __init__(
-        self, process: "subprocess.Popen[str]", port: int, deadline: float, line: Callable[[str], None], *, small: bool
+        self,
+        port: int,
+        deadline: float,
+        line: Callable[[str], None],
+        *,
+        small: bool,
+        ended: Callable[[], int | None],
+        kill: Callable[[], None],
     ) -> None:
-        self.process, self.port, self.deadline, self.line, self.small = process, port, deadline, line, small
+        self.port, self.deadline, self.line, self.small = port, deadline, line, small
+        self.ended, self.kill = ended, kill
         self.photo = photo(96, 64) if small else photo(480, 360)
 
     async def ready(self, within_s: float) -> bool:
         began_s = time.monotonic()
-        while time.monotonic() - began_s < within_s and self.process.poll() is None:
-            answer = await Connection(self.port).ask("/health/ready")
+        said = "nothing yet"
+        while time.monotonic() - began_s < within_s and self.ended() is None:
+            answer = await self._ask_once("/health/ready")
+            said = answer.body.decode()
             if answer.status == 200:
-                self.line(f"ready after {time.monotonic() - began_s:.1f} s: {answer.body.decode()}")
+                self.line(f"ready after {time.monotonic() - began_s:.1f} s: {said}")
                 return True
             await asyncio.sleep(0.05)
+        self.line(f"not ready after {time.monotonic() - began_s:.1f} s, it says {said}")
         return False
 
+    async def _ask_once(self, path: str, body: bytes = b"") -> Answer:
+        async with Connection(self.port) as connection:
+            return await connection.ask(path, body)
+
     async def all(self) -> bool:
-        times_ms = await self.exits()
-        kept = await self.deadlines(times_ms)
+        async with Connection(self.port) as connection:
+            times_ms = await self.exits(connection)
+            kept = await self.deadlines(connection, times_ms)
         await self.cameras()
         return await self.loss() and kept
 
-    async def exits(self) -> list[float]:
+    async def exits(self, connection: Connection) -> list[float]:
         """Median milliseconds until the answer of each exit is there."""
-        connection, times_ms, computed_ms = Connection(self.port), [], []
+        times_ms, computed_ms = [], []
         count = len((await connection.json(f"/v1/models/{MODEL}"))["exits"])
         for exit_index in range(1, count + 1):
             path = f"/v1/predict?model={MODEL}&deadline_ms=30000&max_exit={exit_index}"
@@ -170,9 +208,9 @@ class Visit:
         self.line(f"ms to the answer of each exit {_round(times_ms)}, of which computing {_round(computed_ms)}")
         return times_ms
 
-    async def deadlines(self, times_ms: list[float]) -> bool:
+    async def deadlines(self, connection: Connection, times_ms: list[float]) -> bool:
         """Growing deadlines, each asked several times: the median exit must not fall, answers be in time."""
-        connection, repeats = Connection(self.port), 5
+        repeats = 5
         count = (20 if self.small else DEADLINES) // repeats
         exits: list[int] = []
         medians, late_ms = [], []
@@ -197,8 +235,8 @@ class Visit:
     async def cameras(self) -> None:
         """Cameras that film at once; of each, the newest frame wins."""
         cameras, film_s = (2, 0.5) if self.small else (CAMERAS, FILM_S)
-        film_s = min(film_s, self.deadline - time.monotonic() - 2 * RESTART_S)
-        if film_s <= 0:
+        film_s = min(film_s, self.deadline - time.monotonic() - RESTART_S)
+        if film_s < 0.5:
             self.line("cameras: no time left")
             return
         films = await asyncio.gather(*(self._camera(film_s, number) for number in range(cameras)))
@@ -251,15 +289,15 @@ class Visit:
     async def loss(self) -> bool:
         """Kill the worker under load; whoever asked is answered, and service comes back."""
         asked = [
-            asyncio.create_task(Connection(self.port).ask(f"/v1/predict?model={MODEL}&deadline_ms=30000", self.photo))
+            asyncio.create_task(self._ask_once(f"/v1/predict?model={MODEL}&deadline_ms=30000", self.photo))
             for _ in range(4)
         ]
         await asyncio.sleep(0)
-        os.kill(self._worker(), signal.SIGKILL)
+        self.kill()
         killed_s = time.monotonic()
         answers = Counter([(await answer).status for answer in asked])
         while self.deadline - time.monotonic() > 1:
-            answer = await Connection(self.port).ask(f"/v1/predict?model={MODEL}&deadline_ms=30000", self.photo)
+            answer = await self._ask_once(f"/v1/predict?model={MODEL}&deadline_ms=30000", self.photo)
             if answer.status == 200:
                 back_s = time.monotonic() - killed_s
                 self.line(f"worker killed: {dict(answers)}, the next answer came after {back_s:.2f} s")
@@ -267,10 +305,6 @@ class Visit:
             await asyncio.sleep(0.05)
         self.line(f"worker killed: {dict(answers)}, no service {time.monotonic() - killed_s:.1f} s later")
         return False
-
-    def _worker(self) -> int:
-        pid = self.process.pid
-        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 @dataclass
@@ -284,6 +318,8 @@ class Film:
 
 def photo(width: int, height: int) -> bytes:
     """A JPEG with regions and edges."""
+    from PIL import Image  # noqa: PLC0415 - optional
+
     noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)

@@ -17,15 +17,17 @@ from models.imaging.geometry import Frame
 TOLERANCE = 0.01
 """Largest difference of a layer's results, over the largest result: one rounding to half precision and some sums."""
 LINES = 12
-"""Wrong layers that are told of."""
+"""Wrong layers of each step that are told of."""
 
 
 def localise(executor: TritonExecutor, inputs: Tensor, masks: Sequence[Tensor] | None) -> Iterator[str]:
-    """Lines on wrong layers in the order of their launches, then one with how many there were. `masks`: by exit, bool
-    (h, w); None: the executor's own. Raises what a launch raises, and names the launch before it does."""
+    """Lines on wrong layers in the order of their launches, then one with how many there were of all. `masks`: by exit,
+    bool (h, w); None: the executor's own. Raises what a launch raises, and names the launch before it does."""
     state = executor.start(inputs, Frame(*inputs.shape[2:]))
+    watches = []
     for step in executor.steps:
         watch = Watch(step.name)
+        watches.append(watch)
         try:
             with watch:
                 plan = executor._plan(state.shape, 1)
@@ -37,9 +39,11 @@ def localise(executor: TritonExecutor, inputs: Tensor, masks: Sequence[Tensor] |
             yield f"{step.name}: the fault came with or before launch {watch.launches}, {watch.latest}"
             raise
         yield from watch.lines[:LINES]
-        yield f"{step.name}: {watch.wrong} of {watch.launches} launches are wrong, worst difference {watch.worst:.1e}"
         if step.exit is not None and executor.config.settles_after(step.exit) and masks is not None:
             executor.override(state, masks[step.exit - 1].to(inputs.device))
+    wrong, launches = (sum(getattr(watch, name) for watch in watches) for name in ("wrong", "launches"))
+    worst = max(watches, key=lambda watch: watch.worst)
+    yield f"{wrong} of {launches} launches are wrong, the worst differs by {worst.worst:.1e}, in {worst.step}"
 
 
 class Watch:

@@ -1,6 +1,7 @@
 """The stages of each part, in order of value, and how much time each may take."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from models.gpu_day.stages import Stage
 
@@ -20,9 +21,22 @@ TUNED = (
 )
 
 
-def stages_of(part: str, minutes: float, training: "Training | None" = None) -> list[Stage]:
-    """`minutes` are shared out in proportion to what the stages are made for."""
-    return _check(minutes) if part == "check" else _train(minutes, training or Training())
+def stages_of(
+    part: str, minutes: float, training: "Training | None" = None, names: Sequence[str] | None = None
+) -> list[Stage]:
+    """The stages called `names`, or all. Those of check share `minutes` in proportion to what they are made for.
+
+    Raises ValueError if no stage is called so.
+    """
+    stages = _check() if part == "check" else _train(minutes, training or Training())
+    known = [stage.name for stage in stages]
+    if unknown := set(names or ()) - set(known):
+        raise ValueError(f"no stage is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    chosen = [stage for stage in stages if not names or stage.name in names]
+    if part == "train":
+        return chosen
+    share = 60 * minutes / sum(stage.limit_s for stage in chosen)
+    return [replace(stage, limit_s=share * stage.limit_s) for stage in chosen]
 
 
 @dataclass(frozen=True)
@@ -36,18 +50,18 @@ class Training:
     distillation: float = 0.0
 
 
-def _check(minutes: float) -> list[Stage]:
-    share = minutes / 4
+def _check() -> list[Stage]:
+    """For four minutes."""
     folder = "models.gpu_day"
     sizes = ("1024x2048", "512x1024")
-    bench = ["--widths", "w48", "w18", "--sizes", *sizes, "--repeats", "20", "--limit", "40"]
+    bench = ["--widths", "w48", "w18", "--sizes", *sizes, "--repeats", "50", "--limit", "60"]
     return [
-        Stage("compile", 60 * share, f"{folder}.compiling:compile_all", {"networks": COMPILED}),
-        Stage("plain", 50 * share, f"{folder}.correctness:correctness", {"mode": "plain"}),
-        Stage("tune", 45 * share, f"{folder}.tune:tune", {"networks": TUNED}),
-        Stage("graphs", 60 * share, f"{folder}.correctness:correctness", {"mode": "graphs"}),
-        Stage("bench", 90 * share, f"{folder}.bench:bench", {"options": bench}),
-        Stage("server", 70 * share, f"{folder}.live:live"),
+        Stage("compile", 25, f"{folder}.compiling:compile_all", {"networks": COMPILED}),
+        Stage("plain", 35, f"{folder}.correctness:correctness", {"mode": "plain"}),
+        Stage("tune", 20, f"{folder}.tune:tune", {"networks": TUNED}),
+        Stage("graphs", 40, f"{folder}.correctness:correctness", {"mode": "graphs"}),
+        Stage("bench", 75, f"{folder}.bench:bench", {"options": bench}),
+        Stage("server", 45, f"{folder}.live:live"),
     ]
 
 

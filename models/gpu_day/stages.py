@@ -112,13 +112,16 @@ def run(
 ) -> bool:
     """Run `stages` within `minutes`; `arguments` go to every job. Whether all that ran succeeded.
 
-    All stages share a folder for compiled kernels, which is removed at the end.
+    A stage may also take what those before it left of their limits. All share a folder for compiled kernels, which is
+    removed at the end.
     """
     end_s = time.monotonic() + 60 * minutes
+    spare_s = 0.0
     scratch = Path(tempfile.mkdtemp(prefix="gpu-day-"))
     environ = {
         **os.environ,
         "TRITON_CACHE_DIR": str(scratch / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "PYTHONUNBUFFERED": "1",
         **(environment or {}),
     }
@@ -130,7 +133,8 @@ def run(
                 reason = f"{max(left_s, 0.0):.1f} s of {minutes:g} minutes are left; give more --minutes"
                 report.add(Result(stage.name, "skipped", 0.0, reason))
                 continue
-            result = _run_one(stage, report, min(stage.limit_s, left_s), arguments, environ)
+            result = _run_one(stage, report, min(stage.limit_s + spare_s, left_s), arguments, environ)
+            spare_s = max(0.0, spare_s + stage.limit_s - result.seconds)
             report.add(result)
             pack(report.output)
             if excess := excess_of(report.output):

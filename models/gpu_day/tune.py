@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from models.gpu_day.stages import MissingError
-from models.network.flops import parse_size
 
 
 def tune(output: Path, deadline: float, line: Callable[[str], None], device: str, networks: Sequence[str]) -> bool:
@@ -18,7 +17,8 @@ def tune(output: Path, deadline: float, line: Callable[[str], None], device: str
     from models.bench.gpu_runtimes import network  # noqa: PLC0415 - needs a GPU
     from models.executors.gpu.executor import TritonExecutor  # noqa: PLC0415 - needs Triton
     from models.executors.gpu.tuning import TUNED, gpu_name, write  # noqa: PLC0415 - needs Triton
-    from models.imaging.geometry import Frame  # noqa: PLC0415 - needs torch
+    from models.imaging.geometry import Frame  # noqa: PLC0415 - only here
+    from models.network.flops import parse_size  # noqa: PLC0415 - needs torch
 
     longest_s = 0.0
     for each in networks:
