@@ -52,10 +52,31 @@ def test_a_row_comes_from_a_process_that_nothing_else_disturbs() -> None:
 
 
 def test_rows_for_which_no_time_is_left_are_left_out() -> None:
-    clock = iter([100.0, 101.0, 109.0]).__next__
-    (_, first), (_, second) = measured([TASK, TASK], 60, quick, within_s=12, clock=clock)
+    clock = iter([100.0, 101.0, 105.0, 109.0]).__next__
+    compiled = replace(TASK, runtime="compile")
+    (_, first), (_, second), (_, third) = measured([TASK, compiled, TASK], 60, quick, within_s=12, clock=clock)
     assert isinstance(first, Timing)
-    assert str(second) == "no time is left; --within 12 allows no more"
+    assert str(second) == "7 s are left; --within 12 allows no more"
+    assert str(third) == "3 s are left; --within 12 allows no more"
+
+
+def test_the_headline_comes_first_and_what_is_slow_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Task] = []
+
+    def none(tasks: Iterable[Task], limit_s: float, within_s: float) -> Iterator[tuple[Task, RuntimeError]]:
+        asked.extend(tasks)
+        return iter(())
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "none")
+    monkeypatch.setattr(gpu, "measured", none)
+    args = arguments(output=tmp_path, widths=["w48", "w18"], sizes=[(64, 96), (32, 64)], runtimes=["torch", "compile"])
+    assert gpu.main(args, {"w18": (0.8, 0.6, 0.4), "w48": (0.8, 0.6, 0.4)}) == 1
+    assert [(task.runtime, task.network.split("-")[1], task.size[0]) for task in asked[:6]] == [
+        ("torch", "w48", 64), ("torch", "w48", 32), ("compile", "w48", 64),
+        ("torch", "w18", 64), ("torch", "w18", 32), ("compile", "w18", 64),
+    ]  # fmt: skip
+    assert [task.runtime for task in asked].count("compile") == 4 and asked[-1].network == "rh-w18-cityscapes"
 
 
 def test_a_row_whose_asker_is_gone_ends_quietly() -> None:

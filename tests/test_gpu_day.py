@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from torch import Tensor
 
 from models.__main__ import main
-from models.anytime import State
+from models.anytime import Exit, State
 from models.executors.reference import ReferenceExecutor, ReferenceState
 from models.gpu_day import bench, compiling, correctness, live, stages
 from models.gpu_day.correctness import Check, Work
@@ -244,7 +245,24 @@ class Halves(ReferenceExecutor):
                 state.exit = replace(state.exit, scores=scores)
 
 
-@pytest.mark.parametrize("error, told", [(0.0, ""), (0.004, ""), (0.1, r"exit 4: .* at \(1, 2\)"), (math.nan, "nan%")])
+@pytest.mark.parametrize(
+    "off, theirs, right",
+    [(0.0, 0.0, True), (0.0049, 0.0, True), (0.0051, 0.0, False), (0.079, 0.05, True), (0.081, 0.05, False)],
+)
+def test_scores_are_right_within_what_half_precision_explains(off: float, theirs: float, right: bool) -> None:
+    pytest.importorskip("triton")
+    from models.gpu_day import cases  # noqa: PLC0415 - needs Triton
+
+    positions = torch.zeros(4, 4, dtype=torch.uint8)
+    true = Exit(1, torch.ones(2, 4, 4), positions, positions.bool(), 0.0, 0)
+    scores = true.scores.clone()
+    scores[1, 2, 3] += off
+    told = list(cases._wrong_scores(replace(true, scores=scores), true, off, theirs))
+    assert len(told) == (0 if right else 1)
+    assert right or (f"by {off:.1%} of the largest, most at (2, 3)" in told[0] and "which 6.25% of" in told[0])
+
+
+@pytest.mark.parametrize("error, told", [(0.0, ""), (0.1, r"exit 4: .* at \(1, 2\)"), (math.nan, "nan%")])
 def test_scores_may_be_off_as_much_as_half_precision_explains(
     error: float, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,8 +27,8 @@ from models.imaging.geometry import MULTIPLE, Size
 
 LIMIT_S = 300
 """For a row, unless another is asked for."""
-SHORTEST_S = 4.0
-"""A row that has less time than this is not begun."""
+SHORTEST_S, SHORTEST_COMPILED_S = 4.0, 20.0
+"""A row that has less time than this is not begun; torch.compile takes longer before there is anything to measure."""
 RUNTIMES = "models.bench.gpu_runtimes"
 LABELS = {
     "triton": "Triton, fp16, CUDA graphs",
@@ -52,6 +52,10 @@ class Task:
     repeats: int = 10
     seed: int = 0
     tuned: str = ""
+
+    @property
+    def shortest_s(self) -> float:
+        return SHORTEST_COMPILED_S if self.runtime == "compile" else SHORTEST_S
 
     @property
     def group(self) -> str:
@@ -122,8 +126,8 @@ def measured(
     end_s = clock() + within_s
     for task in tasks:
         left_s = end_s - clock()
-        if left_s < SHORTEST_S:
-            yield task, RuntimeError(f"no time is left; --within {within_s:.0f} allows no more")
+        if left_s < task.shortest_s:
+            yield task, RuntimeError(f"{max(left_s, 0.0):.0f} s are left; --within {within_s:.0f} allows no more")
             continue
         try:
             found: Timing | RuntimeError = timing(task, min(limit_s, left_s), measure)
@@ -211,14 +215,18 @@ def main(args: argparse.Namespace, shares: Mapping[str, tuple[float, ...]]) -> i
     first: list[Task] = []
     last: list[Task] = []
     for width in args.widths:
-        for height, breadth in args.sizes:
-            size = (height + -height % MULTIPLE, breadth + -breadth % MULTIPLE)
-            planned = tasks(
-                width, size, tuple(args.active or shares[width]), args.runtimes,
+        planned = [
+            tasks(
+                width, (height + -height % MULTIPLE, breadth + -breadth % MULTIPLE),
+                tuple(args.active or shares[width]), args.runtimes,
                 repeats=args.repeats, seed=args.seed, tuned=str(folder / "tuned.json"),
-            )  # fmt: skip
-            first += planned[0]
-            last += planned[1]
+            )
+            for height, breadth in args.sizes
+        ]  # fmt: skip
+        # torch.compile takes long: at the first size it comes before the next network, elsewhere last.
+        compiled = [task for task in planned[0][1] if task.runtime == "compile"]
+        first += [*(task for each, _ in planned for task in each), *compiled]
+        last += [task for _, each in planned for task in each if task not in compiled]
     limit_s = LIMIT_S if args.limit is None else args.limit
     within_s = float("inf") if args.within is None else args.within
     for task, found in measured([*first, *last], limit_s, within_s=within_s):
