@@ -26,6 +26,7 @@ from models.network.configs import ModelConfig, config
 from models.training import plot, tasks
 from models.training.fused import fuse
 from models.training.graph import Replayed, Update
+from models.training.halves import HalfWeights
 from models.training.padding import is_padded, pad_channels, strip_channels
 from models.training.recipe import FILE, Recipe
 
@@ -191,10 +192,11 @@ def update_of(
     `distillation`: the share that `task.distilled` adds to each exit's loss, of the scores of the mean's last exit.
     """
     device = next(run.network.parameters()).device
+    halves = HalfWeights(run.network) if mixed and device.type == "cuda" and not compiled else None
 
     def losses(inputs: Tensor, targets: Tensor, adaptive: bool | None) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            found = run.network(inputs, adaptive)
+            found = halves.forward(inputs, adaptive) if halves else run.network(inputs, adaptive)
         result = task.losses(found, targets)
         if distillation:
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
@@ -209,6 +211,8 @@ def update_of(
         exit_losses = losses(inputs.contiguous(memory_format=order), targets, adaptive)
         run.optimizer.zero_grad()
         exit_losses.sum().backward()  # type: ignore[no-untyped-call]  # equation 1, all weights 1
+        if halves:
+            halves.hand_over()
         run.optimizer.step()
         return exit_losses.detach()
 
