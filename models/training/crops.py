@@ -42,7 +42,7 @@ def save(path: Path, parts: Mapping[str, tuple[Part, Sequence[Person]]]) -> None
         arrays[f"{split}.room"] = np.array(part.room)
     partial = path.with_name(f"{path.name}.part")
     with partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **arrays)
     partial.replace(path)
 
 
@@ -58,7 +58,9 @@ def load(path: Path, split: str, side: int, room: float) -> list[tuple[NDArray[n
         crops, ends, joints = (held[f"{split}.{name}"] for name in ("crops", "ends", "joints"))
         stored, stored_room = int(held[f"{split}.side"]), float(held[f"{split}.room"])
     if abs(stored_room - room) > 1e-6:
-        raise ValueError(f"{path} has crops {stored_room:g} times as wide as the person for {split}, {room:g} is needed")
+        raise ValueError(
+            f"{path} has crops {stored_room:g} times as wide as the person for {split}, {room:g} is needed"
+        )
     scaled = joints.copy()
     scaled[:, :, :2] = (joints[:, :, :2] + 0.5) * (side / stored) - 0.5
 

@@ -1,5 +1,5 @@
-"""Convolutions in bfloat16 with weights in float32: one kernel makes all copies of a step and one takes all gradients over,
-where autocast launches two for each weight."""
+"""Convolutions in bfloat16 with weights in float32: one kernel makes all copies of a step, and one takes all gradients
+over, where autocast launches two for each weight."""
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,8 @@ from models.network.adpc import AdpcNet
 
 
 class HalfWeights:
-    """bfloat16 copies of the weights and biases of a network's convolutions. A step of training is `forward`, the backward
-    pass, `hand_over`; what it computes is what autocast computes."""
+    """bfloat16 copies of the weights and biases of a network's convolutions. A step of training is `forward`, the
+    backward pass, `hand_over`; it computes what autocast computes."""
 
     def __init__(self, network: AdpcNet) -> None:
         self.network = network

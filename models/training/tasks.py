@@ -4,7 +4,7 @@ A task holds its whole data set on the device, so that loading never waits: 25 G
 the readers and the network's values, no training loop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from models.imaging.geometry import MULTIPLE, STRIDE
 from models.imaging.postprocess import peaks
 from models.network.adpc import AdpcNet
 from models.network.configs import ModelConfig
-from models.training import augment, crops, losses
+from models.training import augment, crops, fused, losses
 from models.training.recipe import Recipe
 
 SIGMA = 2.0
@@ -78,6 +78,11 @@ class Sampler:
         return self.order[epoch]
 
 
+def compared_by(device: torch.device) -> Callable[[Sequence[Tensor], Tensor, Tensor, int], Tensor]:
+    """What computes `losses.segmentation` on a device."""
+    return fused.entropy.segmentation if device.type == "cuda" else losses.segmentation
+
+
 class Segmentation:
     """CamVid or Cityscapes: random crops of the scenes, class-weighted cross-entropy, mIoU."""
 
@@ -90,7 +95,7 @@ class Segmentation:
         self.examples = len(train)
         self.sampler = Sampler(len(train), recipe)
         self.weights = losses.class_weights(self.labels, self.classes, VOID, recipe.class_softness)
-        self.compare = losses.segmentation
+        self.compare = compared_by(device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         how, phase, device = self.recipe.augmentation, self.recipe.phase_at(step), self.images.device
@@ -235,10 +240,14 @@ def _people(
     """uint8 (N, 3, side, side) on the device and joints float32 (N, 16, 3) in their pixels on the CPU."""
     if directory.is_file():
         found = [example for split in splits for example in crops.load(directory, split, side, room)]
-        count, cut = len(found), found.__getitem__
+        count = len(found)
     else:
         people = [person for split in splits for person in datasets.people(directory, split)]
-        count, cut = len(people), lambda index: crop(people[index], side, room)
+        count = len(people)
+
+    def cut(index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        return found[index] if directory.is_file() else crop(people[index], side, room)
+
     images = torch.empty(count, 3, side, side, dtype=torch.uint8, device=device)
 
     def place(index: int) -> NDArray[np.float32]:

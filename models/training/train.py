@@ -83,7 +83,7 @@ class Run:
         recipe: Recipe,
         device: torch.device,
         make: Callable[[ModelConfig], AdpcNet] = AdpcNet,
-        speed: Speed = Speed(),  # noqa: B008  (it is frozen)
+        speed: Speed = Speed(),
     ) -> "Run":
         """From random weights that the recipe's seed decides, or from those of the recipe's `init`."""
         torch.manual_seed(recipe.seed)

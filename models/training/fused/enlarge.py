@@ -22,8 +22,8 @@ def _enlarge_forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     FACTOR: tl.constexpr, BILINEAR: tl.constexpr, ADDS: tl.constexpr, RELU: tl.constexpr,  # noqa: N803
     POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """`positions`: of the result; `height` and `width`: of x. `row_eighths`: an eighth of the distance between positions
-    of `out`, which has the channels of x and may have more."""
+    """`positions`: of the result; `height` and `width`: of x. `row_eighths`: an eighth of the distance between the
+    positions of `out`, which has the channels of x and may have more."""
     channels = eighths * 8
     position = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
@@ -59,8 +59,8 @@ def _enlarge_backward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     gradient, found, positions, height, width, eighths, row_eighths, scale,
     FACTOR: tl.constexpr, BILINEAR: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """`positions`, `height` and `width`: of x, whose gradient is `found`. `row_eighths`: an eighth of the distance between
-    positions of `gradient`."""
+    """`positions`, `height` and `width`: of x, whose gradient is `found`. `row_eighths`: an eighth of the distance
+    between the positions of `gradient`."""
     channels, distance = eighths * 8, row_eighths * 8
     position = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
@@ -86,9 +86,15 @@ def _enlarge_backward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
 
 
 def _spread(  # noqa: PLR0917
-    x: Tensor, out: Tensor, factor: int, bilinear: bool, base: Tensor | None = None, relu: bool = False, scale: float = 1.0
+    x: Tensor,
+    out: Tensor,
+    factor: int,
+    bilinear: bool,
+    base: Tensor | None = None,
+    relu: bool = False,
+    scale: float = 1.0,
 ) -> None:
-    """Write x (N, C, h, w), channels last, at `factor` times its size to `out`, C channels of a channels-last tensor."""
+    """Write x (N, C, h, w), channels last, `factor` times as large to `out`, C channels of a channels-last tensor."""
     count, channels, height, width = x.shape
     positions = count * height * width * factor * factor
     _enlarge_forward[triton.cdiv(positions, POSITIONS), triton.cdiv(channels, CHANNELS)](
@@ -120,7 +126,9 @@ def _ordered(x: Tensor) -> Tensor:
 
 class _Enlarge(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, base: Tensor | None, factor: int, bilinear: bool, relu: bool) -> Tensor:
+    def forward(  # noqa: PLR0917
+        ctx: Any, x: Tensor, base: Tensor | None, factor: int, bilinear: bool, relu: bool
+    ) -> Tensor:
         count, channels, height, width = x.shape
         out = _empty(x, (count, channels, height * factor, width * factor))
         added = None if base is None else _ordered(base.to(x.dtype))
@@ -167,8 +175,8 @@ class _Concatenate(torch.autograd.Function):
 
 
 def concatenate(xs: tuple[Tensor, ...]) -> Tensor:
-    """Branches (N, C_b, h_b, w_b), each C_b a multiple of 8, bilinearly enlarged by whole factors to the size of the first
-    one, one after the other: (N, sum of C_b, h, w)."""
+    """Branches (N, C_b, h_b, w_b), each C_b a multiple of 8, bilinearly enlarged by whole factors to the size of the
+    first one, one after the other: (N, sum of C_b, h, w)."""
     found: Tensor = _Concatenate.apply(*xs)  # type: ignore[no-untyped-call]
     return found
 

@@ -20,13 +20,14 @@ CORNERS = 4
 
 
 @triton.jit(do_not_specialize=["cells", "height", "width", "classes"])  # type: ignore[untyped-decorator]
-def _entropy_forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _entropy_forward(  # type: ignore[no-untyped-def]  # noqa: PLR0915, PLR0917
     scores, labels, weights, partial, corners, cells, height, width, stride, classes,
     FACTOR: tl.constexpr, CELLS: tl.constexpr, CLASSES: tl.constexpr, WHOLE: tl.constexpr,  # noqa: N803
     GRADIENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """`partial` (programs, 2): sums of the loss and of the weights. `corners` (4, cells, CLASSES): gradients of the loss's
-    sum by the upper left, upper right, lower left and lower right corner. `WHOLE`: rows of scores have CLASSES values.
+    """`partial` (programs, 2): sums of the loss and of the weights. `corners` (4, cells, CLASSES): gradients of the sum
+    of the loss by the upper left, upper right, lower left and lower right corner. `WHOLE`: rows of scores
+    have CLASSES values.
 
     Cells at the border have their corners at the same position; their whole gradient goes to the one that is inside.
     """
@@ -46,7 +47,12 @@ def _entropy_forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     b = tl.load(scores + (upper + right)[:, None] * stride + number, mask=here, other=0).to(tl.float32)
     c = tl.load(scores + (lower + left)[:, None] * stride + number, mask=here, other=0).to(tl.float32)
     d = tl.load(scores + (lower + right)[:, None] * stride + number, mask=here, other=0).to(tl.float32)
-    a, b, c, d = tl.where(known, a, -1e30), tl.where(known, b, -1e30), tl.where(known, c, -1e30), tl.where(known, d, -1e30)
+    a, b, c, d = (
+        tl.where(known, a, -1e30),
+        tl.where(known, b, -1e30),
+        tl.where(known, c, -1e30),
+        tl.where(known, d, -1e30),
+    )
     of_a = tl.zeros((CELLS, CLASSES), tl.float32)
     of_b = tl.zeros((CELLS, CLASSES), tl.float32)
     of_c = tl.zeros((CELLS, CLASSES), tl.float32)
@@ -139,7 +145,8 @@ class _Entropy(torch.autograd.Function):
         loss, total = partial.sum(0)
         ctx.save_for_backward(corners, total)
         ctx.shape, ctx.dtype = scores.shape, scores.dtype
-        return loss / total
+        mean: Tensor = loss / total
+        return mean
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -156,9 +163,9 @@ class _Entropy(torch.autograd.Function):
 
 def _is_rows(scores: Tensor) -> bool:
     """Whether positions follow each other at one distance, classes side by side."""
-    count, _, height, width = scores.shape
+    _, _, height, width = scores.shape
     step = scores.stride(3)
-    return scores.stride() == (height * width * step, 1, width * step, step)
+    return scores.stride()[1:] == (1, width * step, step) and scores.stride(0) == height * width * step
 
 
 def _holds(scores: Tensor, stride: int, values: int) -> bool:

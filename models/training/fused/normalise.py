@@ -1,7 +1,8 @@
 """Batch normalisation in training, with the addition and the ReLU after it, as Triton kernels.
 
 A tensor (N, C, H, W) in channels-last order is read as a matrix (rows, C). The forward pass reads it twice: for its
-statistics, and to normalise it. The backward pass reads it twice: for the gradients of weight and bias, and for its own.
+statistics, and to normalise it. The backward pass reads it twice: for the gradients of weight and bias, and for its
+own.
 """
 
 from typing import Any
@@ -29,8 +30,8 @@ def _statistics(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Sums of x - k and of its square over `span` rows, k being the first row: close to the mean, so that the variance
     is no difference of large numbers.
 
-    The last program of each block of channels adds up what all found. Rows of `coefficients` (4, C): mean, 1 / deviation,
-    and what a value is multiplied by and what is added to it.
+    The last program of each block of channels adds up what all found. Rows of `coefficients` (4, C): mean,
+    1 / deviation, and what a value is multiplied by and what is added to it.
     """
     channels = eighths * 8
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -65,10 +66,10 @@ def _statistics(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         tl.store(running_variance + channel, old + momentum * (unbiased - old), mask=exists)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _is_last(partial, arrived, first, second, channel, channels):  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    """Stores a program's two sums in `partial` (programs, 2, C); whether all others of the block of channels have stored
-    theirs. `arrived`, their number, is 0 again after the last one."""
+    """Stores a program's two sums in `partial` (programs, 2, C); whether all others of the block of channels have
+    stored theirs. `arrived`, their number, is 0 again after the last one."""
     to = partial + tl.program_id(0) * 2 * channels + channel
     tl.store(to, first, mask=channel < channels)
     tl.store(to + channels, second, mask=channel < channels)
@@ -81,7 +82,7 @@ def _is_last(partial, arrived, first, second, channel, channels):  # type: ignor
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _add_up(partial, channel, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803, PLR0917
+def _add_up(partial, channel, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """The sums of all programs; always in the same order."""
     first = tl.zeros((ROWS, CHANNELS), tl.float32)
     second = tl.zeros((ROWS, CHANNELS), tl.float32)
@@ -95,7 +96,7 @@ def _add_up(partial, channel, channels, ROWS: tl.constexpr, CHANNELS: tl.constex
 
 
 @triton.jit(do_not_specialize=["rows", "eighths"])  # type: ignore[untyped-decorator]
-def _apply(  # type: ignore[no-untyped-def]
+def _apply(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     x, added, coefficients, out, rows, eighths,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, ADDS: tl.constexpr, RELU: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
@@ -160,7 +161,7 @@ def _reduce(  # type: ignore[no-untyped-def]  # noqa: PLR0917
 
 
 @triton.jit(do_not_specialize=["rows", "eighths"])  # type: ignore[untyped-decorator]
-def _differentiate(  # type: ignore[no-untyped-def]
+def _differentiate(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     gradient, x, out, coefficients, factors, found, passed, rows, eighths,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, ADDS: tl.constexpr, RELU: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
