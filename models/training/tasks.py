@@ -80,7 +80,7 @@ class Sampler:
 
 def compared_by(device: torch.device) -> Callable[[Sequence[Tensor], Tensor, Tensor, int], Tensor]:
     """What computes `losses.segmentation` on a device."""
-    return fused.entropy.segmentation if device.type == "cuda" else losses.segmentation
+    return fused.gpu_loss.segmentation if device.type == "cuda" else losses.segmentation
 
 
 class Segmentation:
