@@ -74,6 +74,35 @@ def check_enlarge(
         close(found.float(), wanted.float(), 1e-4 if kind == torch.float32 else 0.05)
 
 
+def check_concatenate(kind: torch.dtype) -> None:
+    xs = [draw(2, channels, 12 // factor, 8 // factor).to(kind) for channels, factor in ((8, 1), (24, 2), (40, 4))]
+    gradient = draw(2, 72, 12, 8).to(kind)
+    results = []
+    for fused in (True, False):
+        leaves = [x.clone().requires_grad_() for x in xs]
+        if fused:
+            out = enlarge.concatenate(tuple(leaves))
+        else:
+            grown = [F.interpolate(leaf.float(), (12, 8), mode="bilinear", align_corners=False) for leaf in leaves]
+            out = torch.cat(grown, 1)
+        out.backward(gradient.to(out.dtype))
+        results.append([out, *(leaf.grad for leaf in leaves)])
+    for found, wanted in zip(*results, strict=True):
+        close(found.float(), wanted.float(), 1e-4 if kind == torch.float32 else 0.05)
+
+
+def check_pool() -> None:
+    x, gradient = draw(2, 40, 6, 4), draw(2, 40, 3, 2)
+    results = []
+    for function in (enlarge.pool, nn.AvgPool2d(2)):
+        leaf = x.clone().requires_grad_()
+        out = function(leaf)
+        out.backward(gradient)
+        results.append((out.detach(), leaf.grad))
+    for found, wanted in zip(*results, strict=True):
+        close(found, wanted, 1e-6)
+
+
 def check_entropy(classes: int, factor: int, void: float, *, cut: bool) -> None:
     count, height, width = 2, 5, 7
     held = draw(count, classes + 5, height, width) if cut else draw(count, classes, height, width)
@@ -105,6 +134,9 @@ if __name__ == "__main__":
             check_enlarge((2, 8, 3, 5), factor, mode, adds=factor == 4, relu=factor > 2, kind=torch.float32)
     check_enlarge((1, 40, 1, 3), 2, "bilinear", adds=True, relu=True, kind=torch.bfloat16)
     check_enlarge((1, 8, 4, 1), 2, "bilinear", adds=False, relu=False, kind=torch.float32)
+    check_concatenate(torch.float32)
+    check_concatenate(torch.bfloat16)
+    check_pool()
     for classes, factor, void in ((11, 4, 0.3), (3, 2, 0.0), (16, 4, 0.1)):
         for cut in (False, True):
             check_entropy(classes, factor, void, cut=cut)

@@ -4,7 +4,7 @@ Exact: padded channels are 0 in every feature map, and so are the gradients of w
 in training. Only the network that trains has them: `strip_channels` makes the network that is scored and saved.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
@@ -17,6 +17,8 @@ from models.network.configs import ModelConfig
 from models.network.masked import Conv2d, MaskAware
 
 EIGHT = 8
+CUT = ".layer."
+"""In a name of a padded network's tensor, where the plain network's has a dot: see `Cut`."""
 Places = tuple[Tensor, ...]
 """For each dimension of a tensor where the indices of the plain one lie in the padded one."""
 
@@ -68,13 +70,35 @@ def pad_channels(network: AdpcNet) -> None:
 def strip_channels(network: AdpcNet) -> AdpcNet:
     """A plain network on the CPU with the weights of a padded one; in evaluation mode."""
     plain = AdpcNet(network.config)
-    state = {name.replace(".layer.", "."): tensor for name, tensor in network.state_dict().items()}
-    places = _places(network.config)
-    with torch.no_grad():
-        for name, tensor in plain.state_dict().items():
-            found = state[name].detach().cpu()
-            tensor.copy_(found[torch.meshgrid(*places[name], indexing="ij")] if name in places else found)
+    plain.load_state_dict(stripped(network.config, network.state_dict()))
     return plain.eval()
+
+
+def stripped(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a padded network, by name, as the plain network of `config` has and names them; on the CPU."""
+    return {_plain_name(name): without_padding(config, name, tensor) for name, tensor in state.items()}
+
+
+def filled(network: AdpcNet, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `stripped` leaves out put back: tensors of a plain network as the padded `network` has and names them."""
+    own = {name: state.get(_plain_name(name)) for name in network.state_dict()}
+    return {name: with_padding(network.config, name, tensor) for name, tensor in own.items() if tensor is not None}
+
+
+def without_padding(config: ModelConfig, name: str, tensor: Tensor) -> Tensor:
+    """Of the tensor `name` of a padded network, or of what has its shape; on the CPU."""
+    places, whole = _places(config).get(_plain_name(name)), tensor.detach().cpu()
+    return whole if places is None else whole[torch.meshgrid(*places, indexing="ij")]
+
+
+def with_padding(config: ModelConfig, name: str, tensor: Tensor) -> Tensor:
+    """The inverse of `without_padding`."""
+    places = _places(config).get(_plain_name(name))
+    return tensor if places is None else _spread(tensor, places)
+
+
+def _plain_name(name: str) -> str:
+    return name.replace(CUT, ".")
 
 
 def is_padded(network: AdpcNet) -> bool:

@@ -4,7 +4,7 @@ A task holds its whole data set on the device, so that loading never waits: 25 G
 the readers and the network's values, no training loop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from models.data import datasets
 from models.data.files import in_parallel
-from models.data.people import Person, crop
+from models.data.people import crop
 from models.data.street import VOID, Scene
 from models.evaluation import scores
 from models.imaging.geometry import MULTIPLE, STRIDE
 from models.imaging.postprocess import peaks
 from models.network.adpc import AdpcNet
 from models.network.configs import ModelConfig
-from models.training import augment, losses
+from models.training import augment, crops, fused, losses
 from models.training.recipe import Recipe
 
 SIGMA = 2.0
@@ -78,6 +78,11 @@ class Sampler:
         return self.order[epoch]
 
 
+def compared_by(device: torch.device) -> Callable[[Sequence[Tensor], Tensor, Tensor, int], Tensor]:
+    """What computes `losses.segmentation` on a device."""
+    return fused.gpu_loss.segmentation if device.type == "cuda" else losses.segmentation
+
+
 class Segmentation:
     """CamVid or Cityscapes: random crops of the scenes, class-weighted cross-entropy, mIoU."""
 
@@ -90,7 +95,7 @@ class Segmentation:
         self.examples = len(train)
         self.sampler = Sampler(len(train), recipe)
         self.weights = losses.class_weights(self.labels, self.classes, VOID, recipe.class_softness)
-        self.compare = losses.segmentation
+        self.compare = compared_by(device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         how, phase, device = self.recipe.augmentation, self.recipe.phase_at(step), self.images.device
@@ -166,17 +171,19 @@ def _scenes(scenes: Sequence[Scene], classes: int, device: torch.device) -> tupl
 
 
 class Pose:
-    """LSP or MPII: turned, zoomed and mirrored crops around each person, heatmaps, PCK@0.2."""
+    """LSP or MPII: turned, zoomed and mirrored crops around each person, heatmaps, PCK@0.2.
+
+    `directory`: the data set's folder, or a file of crops, see crops.py.
+    """
 
     def __init__(self, config: ModelConfig, recipe: Recipe, directory: Path, device: torch.device) -> None:
         self.config, self.recipe = config, recipe
         self.mean, self.std = (torch.tensor(values, device=device) for values in (config.mean, config.std))
-        people = [person for split in recipe.splits for person in datasets.people(directory, split)]
         self.side = round(config.size[0] * ROOM)
-        self.images, self.joints = _people(people, self.side, ROOM, device)
-        self.held_out = _people(datasets.people(directory, "val"), config.size[0], 1.0, device)
-        self.examples = len(people)
-        self.sampler = Sampler(len(people), recipe)
+        self.images, self.joints = _people(directory, recipe.splits, self.side, ROOM, device)
+        self.held_out = _people(directory, ("val",), config.size[0], 1.0, device)
+        self.examples = len(self.images)
+        self.sampler = Sampler(self.examples, recipe)
         self.swapped = torch.arange(config.outputs)
         for a, b in config.flip_pairs:
             self.swapped[[a, b]] = torch.tensor([b, a])
@@ -227,13 +234,25 @@ def _placed(joints: Tensor, linear: Tensor, centre: Tensor, crop_size: tuple[int
     return torch.cat([points, (joints[:, :, 2] * inside)[:, :, None]], 2)
 
 
-def _people(people: Sequence[Person], side: int, room: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def _people(
+    directory: Path, splits: Sequence[str], side: int, room: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """uint8 (N, 3, side, side) on the device and joints float32 (N, 16, 3) in their pixels on the CPU."""
-    images = torch.empty(len(people), 3, side, side, dtype=torch.uint8, device=device)
+    if directory.is_file():
+        found = [example for split in splits for example in crops.load(directory, split, side, room)]
+        count = len(found)
+    else:
+        people = [person for split in splits for person in datasets.people(directory, split)]
+        count = len(people)
+
+    def cut(index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        return found[index] if directory.is_file() else crop(people[index], side, room)
+
+    images = torch.empty(count, 3, side, side, dtype=torch.uint8, device=device)
 
     def place(index: int) -> NDArray[np.float32]:
-        image, joints = crop(people[index], side, room)
+        image, joints = cut(index)
         images[index] = torch.tensor(image).permute(2, 0, 1)
         return joints
 
-    return images, torch.from_numpy(np.stack(in_parallel(place, range(len(people)))))
+    return images, torch.from_numpy(np.stack(in_parallel(place, range(count))))

@@ -23,10 +23,19 @@ from models.directory import WEIGHTS_FILE, ZOO, read_config, resolve
 from models.executors import resolve_device
 from models.network.adpc import AdpcNet
 from models.network.configs import ModelConfig, config
-from models.training import plot, tasks
+from models.training import losses, plot, tasks
 from models.training.fused import fuse
 from models.training.graph import Replayed, Update
-from models.training.padding import is_padded, pad_channels, strip_channels
+from models.training.halves import HalfWeights
+from models.training.padding import (
+    filled,
+    is_padded,
+    pad_channels,
+    strip_channels,
+    stripped,
+    with_padding,
+    without_padding,
+)
 from models.training.recipe import FILE, Recipe
 
 CHECKPOINT, PLOT = "checkpoint.pt", "training.png"
@@ -34,6 +43,8 @@ HEADS = "task", "outputs", "heads", "head_channels", "downsamplings"
 """Of a configuration, what weights of heads depend on."""
 PARTS = "network", "mean", "optimizer"
 """Of a run, what has a state of its own."""
+MOMENTS = "exp_avg", "exp_avg_sq"
+"""Of a weight, in the optimizer's state; they have its shape."""
 SAVE_EVERY_S = 30.0
 """Between checkpoints; an interrupted run loses no more than this."""
 
@@ -50,6 +61,12 @@ class Speed:
     padded: bool = False
     kernels: bool = False
     channels_last: bool = True
+
+    @classmethod
+    def of(cls, device: torch.device, *, compiled: bool = False) -> "Speed":
+        """The fastest on a device. The kernels need a GPU, and `torch.compile` makes its own."""
+        fast = device.type == "cuda" and not compiled
+        return cls(padded=fast, kernels=fast)
 
     @property
     def order(self) -> torch.memory_format:
@@ -82,7 +99,7 @@ class Run:
         recipe: Recipe,
         device: torch.device,
         make: Callable[[ModelConfig], AdpcNet] = AdpcNet,
-        speed: Speed = Speed(),  # noqa: B008  (it is frozen)
+        speed: Speed = Speed(),
     ) -> "Run":
         """From random weights that the recipe's seed decides, or from those of the recipe's `init`."""
         torch.manual_seed(recipe.seed)
@@ -108,13 +125,32 @@ class Run:
         return cls(network, mean, optimizer, torch.zeros(model.exits, device=device))
 
     def save(self, output: Path) -> None:
-        """The checkpoint, and the mean as a model directory in half precision."""
+        """The checkpoint, and the mean as a model directory in half precision. Neither has padded channels, so that a
+        run can go on on another device."""
         parts = {name: getattr(self, name).state_dict() for name in PARTS}
+        if is_padded(self.network):
+            parts |= {name: stripped(self.network.config, parts[name]) for name in ("network", "mean")}
+            parts["optimizer"] = self._moments(parts["optimizer"], without_padding)
         values = {name: getattr(self, name) for name in ("losses", "step", "since", "history")}
         partial = output / f"{CHECKPOINT}.part"
         torch.save({**parts, **values}, partial)
         partial.replace(output / CHECKPOINT)  # a crash while writing leaves the old one
         self.save_mean(output)
+
+    def _moments(
+        self, optimizer: dict[str, Any], change: Callable[[ModelConfig, str, Tensor], Tensor]
+    ) -> dict[str, Any]:
+        """An optimizer's state with each moment changed, as the weight is that it belongs to."""
+        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
+        order = [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
+        state = {
+            index: {
+                key: change(self.network.config, order[index], value) if key in MOMENTS else value
+                for key, value in values.items()
+            }
+            for index, values in optimizer["state"].items()
+        }
+        return {**optimizer, "state": state}
 
     def save_mean(self, output: Path) -> None:
         save_directory(output, strip_channels(self.mean) if is_padded(self.mean) else self.mean, torch.float16)
@@ -132,6 +168,9 @@ class Run:
         try:
             for saved, group in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
                 saved |= {name: group[name] for name in ("lr", "fused", "capturable")}  # of this device, not of that
+            if is_padded(self.network):
+                state |= {name: filled(self.network, state[name]) for name in ("network", "mean")}
+                state["optimizer"] = self._moments(state["optimizer"], with_padding)
             for name in PARTS:
                 getattr(self, name).load_state_dict(state[name])
             self.losses.copy_(state["losses"])
@@ -191,10 +230,11 @@ def update_of(
     `distillation`: the share that `task.distilled` adds to each exit's loss, of the scores of the mean's last exit.
     """
     device = next(run.network.parameters()).device
+    halves = HalfWeights(run.network) if mixed and device.type == "cuda" and not compiled else None
 
     def losses(inputs: Tensor, targets: Tensor, adaptive: bool | None) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            found = run.network(inputs, adaptive)
+            found = halves.forward(inputs, adaptive) if halves else run.network(inputs, adaptive)
         result = task.losses(found, targets)
         if distillation:
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
@@ -209,6 +249,8 @@ def update_of(
         exit_losses = losses(inputs.contiguous(memory_format=order), targets, adaptive)
         run.optimizer.zero_grad()
         exit_losses.sum().backward()  # type: ignore[no-untyped-call]  # equation 1, all weights 1
+        if halves:
+            halves.hand_over()
         run.optimizer.step()
         return exit_losses.detach()
 
@@ -290,8 +332,10 @@ def main(args: argparse.Namespace) -> int:
     device = torch.device(resolve_device(args.device))
     model = config(args.config)
     recipe = Recipe.load(args.recipe or ZOO / args.config / FILE).override(dict(map(setting, args.set)))
-    run = Run.begin(model, recipe, device)
+    run = Run.begin(model, recipe, device, speed=Speed.of(device, compiled=args.compile))
     task = tasks.load(model, recipe, args.data, device)
+    if args.compile and isinstance(task, tasks.Segmentation):
+        task.compare = losses.segmentation
     if args.resume:
         recipe.check_same(args.output)
         run.load(args.output)

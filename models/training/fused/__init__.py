@@ -30,6 +30,7 @@ ACTIVE, BORDER = 1, 2
 # Triton is there only where there is a GPU.
 gpu: Any = importlib.import_module("models.training.fused.gpu") if torch.cuda.is_available() else None
 network_layers: Any = importlib.import_module("models.training.fused.layers") if torch.cuda.is_available() else None
+gpu_loss: Any = importlib.import_module("models.training.fused.entropy") if torch.cuda.is_available() else None
 
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 

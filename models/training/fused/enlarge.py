@@ -1,4 +1,8 @@
-"""Upsampling by whole factors as Triton kernels. The backward pass gathers, so that no two programs write one place."""
+"""Upsampling by whole factors, concatenation of branches and 2x2 average pooling as Triton kernels.
+
+The pass backwards of an upsampling gathers, so that no two programs write one place. Pooling is what upsampling by
+repetition is backwards, and the other way round. Concatenation enlarges each branch into its own channels.
+"""
 
 from typing import Any
 
@@ -8,16 +12,18 @@ import triton.language as tl
 from torch import Tensor
 
 POSITIONS, GATHERED, CHANNELS = 64, 16, 32
-"""Positions of a program forward and backward, and its channels."""
+"""Positions of a program that enlarges and of one that gathers, and their channels."""
+EIGHT = 8
 
 
-@triton.jit(do_not_specialize=["positions", "height", "width", "eighths"])  # type: ignore[untyped-decorator]
-def _forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    x, base, out, positions, height, width, eighths,
+@triton.jit(do_not_specialize=["positions", "height", "width", "eighths", "row_eighths"])  # type: ignore[untyped-decorator]
+def _enlarge_forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    x, base, out, positions, height, width, eighths, row_eighths, scale,
     FACTOR: tl.constexpr, BILINEAR: tl.constexpr, ADDS: tl.constexpr, RELU: tl.constexpr,  # noqa: N803
     POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """`positions`: of the result; `height` and `width`: of x."""
+    """`positions`: of the result; `height` and `width`: of x. `row_eighths`: an eighth of the distance between the
+    positions of `out`, which has the channels of x and may have more."""
     channels = eighths * 8
     position = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
@@ -40,21 +46,22 @@ def _forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     else:
         source = (image * height + row // FACTOR) * width + column // FACTOR
         value = tl.load(x + source[:, None] * channels + channel, mask=here, other=0).to(tl.float32)
-    at = position[:, None] * channels + channel
+    value = value * scale
     if ADDS:
-        value += tl.load(base + at, mask=here, other=0).to(tl.float32)
+        value += tl.load(base + position[:, None] * channels + channel, mask=here, other=0).to(tl.float32)
     if RELU:
         value = tl.maximum(value, 0.0)
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=here)
+    tl.store(out + position[:, None] * (row_eighths * 8) + channel, value.to(out.dtype.element_ty), mask=here)
 
 
-@triton.jit(do_not_specialize=["positions", "height", "width", "eighths"])  # type: ignore[untyped-decorator]
-def _backward(  # type: ignore[no-untyped-def]
-    gradient, found, positions, height, width, eighths,
+@triton.jit(do_not_specialize=["positions", "height", "width", "eighths", "row_eighths"])  # type: ignore[untyped-decorator]
+def _enlarge_backward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    gradient, found, positions, height, width, eighths, row_eighths, scale,
     FACTOR: tl.constexpr, BILINEAR: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """`positions`, `height` and `width`: of x, whose gradient is `found`."""
-    channels = eighths * 8
+    """`positions`, `height` and `width`: of x, whose gradient is `found`. `row_eighths`: an eighth of the distance
+    between the positions of `gradient`."""
+    channels, distance = eighths * 8, row_eighths * 8
     position = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
     here = (position < positions)[:, None] & (channel < channels)
@@ -66,7 +73,7 @@ def _backward(  # type: ignore[no-untyped-def]
     for index in range(reach * reach):
         below, beside = row * FACTOR - before + index // reach, column * FACTOR - before + index % reach
         inside = (below >= 0) & (below < height * FACTOR) & (beside >= 0) & (beside < width * FACTOR)
-        at = ((image * height * FACTOR + below) * (width * FACTOR) + beside)[:, None] * channels + channel
+        at = ((image * height * FACTOR + below) * (width * FACTOR) + beside)[:, None] * distance + channel
         value = tl.load(gradient + at, mask=here & inside[:, None], other=0).to(tl.float32)
         if BILINEAR:
             down = tl.minimum(tl.maximum((below.to(tl.float32) + 0.5) / FACTOR - 0.5, 0.0), height - 1.0)
@@ -74,47 +81,120 @@ def _backward(  # type: ignore[no-untyped-def]
             weight = tl.maximum(1 - tl.abs(down - row), 0.0) * tl.maximum(1 - tl.abs(right - column), 0.0)
             value = value * weight[:, None]
         total += value
+    total = total * scale
     tl.store(found + position[:, None] * channels + channel, total.to(found.dtype.element_ty), mask=here)
+
+
+def _spread(  # noqa: PLR0917
+    x: Tensor,
+    out: Tensor,
+    factor: int,
+    bilinear: bool,
+    base: Tensor | None = None,
+    relu: bool = False,
+    scale: float = 1.0,
+) -> None:
+    """Write x (N, C, h, w), channels last, `factor` times as large to `out`, C channels of a channels-last tensor."""
+    count, channels, height, width = x.shape
+    positions = count * height * width * factor * factor
+    _enlarge_forward[triton.cdiv(positions, POSITIONS), triton.cdiv(channels, CHANNELS)](
+        x, x if base is None else base, out, positions, height, width, channels // EIGHT, out.stride(3) // EIGHT, scale,
+        factor, bilinear, base is not None, relu, POSITIONS, CHANNELS,
+    )  # fmt: skip
+
+
+def _gather(gradient: Tensor, factor: int, bilinear: bool, scale: float = 1.0) -> Tensor:
+    """The sum over what each position was enlarged to. `gradient`: C channels of a channels-last tensor."""
+    count, channels, high, wide = gradient.shape
+    height, width = high // factor, wide // factor
+    found = _empty(gradient, (count, channels, height, width))
+    positions = count * height * width
+    _enlarge_backward[triton.cdiv(positions, GATHERED), triton.cdiv(channels, CHANNELS)](
+        gradient, found, positions, height, width, channels // EIGHT, gradient.stride(3) // EIGHT, scale,
+        factor, bilinear, GATHERED, CHANNELS,
+    )  # fmt: skip
+    return found
+
+
+def _empty(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _ordered(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class _Enlarge(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, base: Tensor | None, factor: int, bilinear: bool, relu: bool) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
+    def forward(  # noqa: PLR0917
+        ctx: Any, x: Tensor, base: Tensor | None, factor: int, bilinear: bool, relu: bool
+    ) -> Tensor:
         count, channels, height, width = x.shape
-        out = torch.empty(
-            count, channels, height * factor, width * factor, dtype=x.dtype, device=x.device,
-            memory_format=torch.channels_last,
-        )  # fmt: skip
-        adds = base is not None
-        if base is not None:
-            base = base.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        positions = count * height * width * factor * factor
-        _forward[triton.cdiv(positions, POSITIONS), triton.cdiv(channels, CHANNELS)](
-            x, base if adds else x, out, positions, height, width, channels // 8,
-            factor, bilinear, adds, relu, POSITIONS, CHANNELS,
-        )  # fmt: skip
+        out = _empty(x, (count, channels, height * factor, width * factor))
+        added = None if base is None else _ordered(base.to(x.dtype))
+        _spread(_ordered(x), out, factor, bilinear, added, relu)
         if relu:
             ctx.save_for_backward(out)
-        ctx.shape, ctx.how, ctx.adds = x.shape, (factor, bilinear), adds
+        ctx.how, ctx.adds = (factor, bilinear), base is not None
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        gradient = _ordered(gradients[0])
         for out in ctx.saved_tensors:
             gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
-        count, channels, height, width = ctx.shape
-        found = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
-        positions = count * height * width
-        _backward[triton.cdiv(positions, GATHERED), triton.cdiv(channels, CHANNELS)](
-            gradient, found, positions, height, width, channels // 8, *ctx.how, GATHERED, CHANNELS
-        )
-        return found, gradient if ctx.adds else None, None, None, None
+        return _gather(gradient, *ctx.how), gradient if ctx.adds else None, None, None, None
 
 
 def enlarge(x: Tensor, factor: int, mode: str, base: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """x (N, C, h, w), C a multiple of 8, at `factor` times its height and width, plus `base`, then a ReLU where `relu`.
     `mode`: "bilinear" (align_corners=False) or "nearest"."""
     found: Tensor = _Enlarge.apply(x, base, factor, mode == "bilinear", relu)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Concatenate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *xs: Tensor) -> Tensor:
+        count, _, height, width = xs[0].shape
+        ctx.parts = [(x.shape[1], width // x.shape[3]) for x in xs]
+        out = _empty(xs[0], (count, sum(channels for channels, _ in ctx.parts), height, width))
+        start = 0
+        for x, (channels, factor) in zip(xs, ctx.parts, strict=True):
+            _spread(_ordered(x.to(out.dtype)), out[:, start : start + channels], factor, factor > 1)
+            start += channels
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        gradient, found, start = _ordered(gradients[0]), [], 0
+        for channels, factor in ctx.parts:
+            found.append(_gather(gradient[:, start : start + channels], factor, factor > 1))
+            start += channels
+        return tuple(found)
+
+
+def concatenate(xs: tuple[Tensor, ...]) -> Tensor:
+    """Branches (N, C_b, h_b, w_b), each C_b a multiple of 8, bilinearly enlarged by whole factors to the size of the
+    first one, one after the other: (N, sum of C_b, h, w)."""
+    found: Tensor = _Concatenate.apply(*xs)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _gather(_ordered(x), 2, False, 0.25)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        count, channels, height, width = gradients[0].shape
+        found = _empty(gradients[0], (count, channels, 2 * height, 2 * width))
+        _spread(_ordered(gradients[0]), found, 2, False, scale=0.25)
+        return found
+
+
+def pool(x: Tensor) -> Tensor:
+    """Means of 2x2 positions: x (N, C, h, w), C a multiple of 8, h and w even -> (N, C, h / 2, w / 2)."""
+    found: Tensor = _Pool.apply(x)  # type: ignore[no-untyped-call]
     return found

@@ -1,5 +1,10 @@
 """The segmentation loss as Triton kernels: bilinear upsampling and weighted cross-entropy, with no logits of full size
-in memory. The backward pass computes the probabilities again."""
+in memory.
+
+Four neighbouring positions of the scores bound a cell, and all pixels of a cell are interpolated from them. One program
+reads the corners of its cells once, takes the softmax of every pixel once, and finds the loss and its gradient by the
+corners in the same pass. The backward pass adds up what the four cells around a position found.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,80 +14,117 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PIXELS, POSITIONS = 128, 32
-"""Pixels of a program forward; positions of a program backward, each of which gathers from (2 * factor)^2 pixels."""
+CELLS, POSITIONS = 64, 64
+"""Cells of a program forward, positions of a program backward."""
+CORNERS = 4
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _logits(scores, image, row, column, height, width, stride, number, classes, here, FACTOR: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803, PLR0917
-    """Scores of pixels, from the four positions around each; -inf where there is no class."""
-    down = tl.maximum((row.to(tl.float32) + 0.5) / FACTOR - 0.5, 0.0)
-    right = tl.maximum((column.to(tl.float32) + 0.5) / FACTOR - 0.5, 0.0)
-    top, left = down.to(tl.int32), right.to(tl.int32)
-    down, right = (down - top)[:, None], (right - left)[:, None]
-    bottom, beside = tl.minimum(top + 1, height - 1), tl.minimum(left + 1, width - 1)
-    upper, lower = (image * height + top) * width, (image * height + bottom) * width
-    a = tl.load(scores + (upper + left)[:, None] * stride + number, mask=here, other=0).to(tl.float32)
-    b = tl.load(scores + (upper + beside)[:, None] * stride + number, mask=here, other=0).to(tl.float32)
-    c = tl.load(scores + (lower + left)[:, None] * stride + number, mask=here, other=0).to(tl.float32)
-    d = tl.load(scores + (lower + beside)[:, None] * stride + number, mask=here, other=0).to(tl.float32)
-    value = (1 - down) * ((1 - right) * a + right * b) + down * ((1 - right) * c + right * d)
-    return tl.where(number < classes, value, float("-inf"))
-
-
-@triton.jit(do_not_specialize=["pixels", "height", "width", "stride", "classes"])  # type: ignore[untyped-decorator]
-def _forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    scores, labels, weights, partial, pixels, height, width, stride, classes,
-    FACTOR: tl.constexpr, PIXELS: tl.constexpr, CLASSES: tl.constexpr,  # noqa: N803
+@triton.jit(do_not_specialize=["cells", "height", "width", "classes"])  # type: ignore[untyped-decorator]
+def _entropy_forward(  # type: ignore[no-untyped-def]  # noqa: PLR0915, PLR0917
+    scores, labels, weights, partial, corners, cells, height, width, stride, classes,
+    FACTOR: tl.constexpr, CELLS: tl.constexpr, CLASSES: tl.constexpr, WHOLE: tl.constexpr,  # noqa: N803
+    GRADIENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    """`partial` (programs, 2): sums of the loss and of the weights. `corners` (4, cells, CLASSES): gradients of the sum
+    of the loss by the upper left, upper right, lower left and lower right corner. `WHOLE`: rows of scores
+    have CLASSES values.
+
+    Cells at the border have their corners at the same position; their whole gradient goes to the one that is inside.
+    """
+    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    exists = cell < cells
     number = tl.arange(0, CLASSES)[None, :]
-    label = tl.load(labels + pixel, mask=pixel < pixels, other=255).to(tl.int32)
-    counted = label < classes
-    column = pixel % (width * FACTOR)
-    line = pixel // (width * FACTOR)
-    row, image = line % (height * FACTOR), line // (height * FACTOR)
-    here = counted[:, None] & (number < classes)
-    value = _logits(scores, image, row, column, height, width, stride, number, classes, here, FACTOR)
-    highest = tl.max(value, 1)
-    summed = tl.sum(tl.exp(value - highest[:, None]), 1)
-    own = tl.sum(tl.where(number == label[:, None], value, 0.0), 1)
-    weight = tl.load(weights + label, mask=counted, other=0)
-    loss = tl.where(counted, weight * (tl.log(summed) + highest - own), 0.0)
+    known = number < classes
+    column = cell % (width + 1) - 1
+    line = cell // (width + 1)
+    row, image = line % (height + 1) - 1, line // (height + 1)
+    top, bottom = tl.maximum(row, 0), tl.minimum(row + 1, height - 1)
+    left, right = tl.maximum(column, 0), tl.minimum(column + 1, width - 1)
+    upper, lower = (image * height + top) * width, (image * height + bottom) * width
+    here = exists[:, None] if WHOLE else exists[:, None] & known
+    # No infinity, which would become NaN in the interpolation.
+    a = tl.load(scores + (upper + left)[:, None] * stride + number, mask=here, other=0).to(tl.float32)
+    b = tl.load(scores + (upper + right)[:, None] * stride + number, mask=here, other=0).to(tl.float32)
+    c = tl.load(scores + (lower + left)[:, None] * stride + number, mask=here, other=0).to(tl.float32)
+    d = tl.load(scores + (lower + right)[:, None] * stride + number, mask=here, other=0).to(tl.float32)
+    a, b, c, d = (
+        tl.where(known, a, -1e30),
+        tl.where(known, b, -1e30),
+        tl.where(known, c, -1e30),
+        tl.where(known, d, -1e30),
+    )
+    of_a = tl.zeros((CELLS, CLASSES), tl.float32)
+    of_b = tl.zeros((CELLS, CLASSES), tl.float32)
+    of_c = tl.zeros((CELLS, CLASSES), tl.float32)
+    of_d = tl.zeros((CELLS, CLASSES), tl.float32)
+    loss = tl.zeros((CELLS,), tl.float32)
+    total = tl.zeros((CELLS,), tl.float32)
+    for below in range(FACTOR):
+        down = tl.where(row < 0, 1.0, tl.where(row == height - 1, 0.0, (below + 0.5) / FACTOR))[:, None]
+        at_left, at_right = a + down * (c - a), b + down * (d - b)
+        pixel_row = row * FACTOR + FACTOR // 2 + below
+        line_inside = exists & (pixel_row >= 0) & (pixel_row < height * FACTOR)
+        pixels = labels + (image * height * FACTOR + pixel_row) * (width * FACTOR)
+        of_left = tl.zeros((CELLS, CLASSES), tl.float32)
+        of_right = tl.zeros((CELLS, CLASSES), tl.float32)
+        for beside in range(FACTOR):
+            share = tl.where(column < 0, 1.0, tl.where(column == width - 1, 0.0, (beside + 0.5) / FACTOR))[:, None]
+            pixel_column = column * FACTOR + FACTOR // 2 + beside
+            inside = line_inside & (pixel_column >= 0) & (pixel_column < width * FACTOR)
+            label = tl.load(pixels + pixel_column, mask=inside, other=255).to(tl.int32)
+            counted = label < classes
+            weight = tl.load(weights + label, mask=counted, other=0)
+            value = at_left + share * (at_right - at_left)
+            highest = tl.max(value, 1)
+            value = value - highest[:, None]
+            risen = tl.exp(value)
+            summed = tl.sum(risen, 1)
+            is_own = number == label[:, None]
+            own = tl.sum(tl.where(is_own, value, 0.0), 1)
+            loss += tl.where(counted, weight * (tl.log(summed) - own), 0.0)
+            total += weight
+            if GRADIENT:
+                slope = risen * (weight / summed)[:, None] - tl.where(is_own, weight[:, None], 0.0)
+                of_right += share * slope
+                of_left += (1 - share) * slope
+        of_a += (1 - down) * of_left
+        of_b += (1 - down) * of_right
+        of_c += down * of_left
+        of_d += down * of_right
     tl.store(partial + 2 * tl.program_id(0), tl.sum(loss))
-    tl.store(partial + 2 * tl.program_id(0) + 1, tl.sum(weight))
+    tl.store(partial + 2 * tl.program_id(0) + 1, tl.sum(total))
+    if GRADIENT:
+        at = corners + cell[:, None] * CLASSES + number
+        kept = exists[:, None] & (number < CLASSES)
+        step = cells.to(tl.int64) * CLASSES
+        tl.store(at, of_a, mask=kept)
+        tl.store(at + step, of_b, mask=kept)
+        tl.store(at + 2 * step, of_c, mask=kept)
+        tl.store(at + 3 * step, of_d, mask=kept)
 
 
-@triton.jit(do_not_specialize=["positions", "height", "width", "stride", "classes"])  # type: ignore[untyped-decorator]
-def _backward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    scores, labels, weights, factor, found, positions, height, width, stride, classes,
-    FACTOR: tl.constexpr, POSITIONS: tl.constexpr, CLASSES: tl.constexpr,  # noqa: N803
+@triton.jit(do_not_specialize=["positions", "cells", "height", "width", "classes"])  # type: ignore[untyped-decorator]
+def _entropy_backward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    corners, factor, found, positions, cells, height, width, classes,
+    POSITIONS: tl.constexpr, CLASSES: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
+    """`found` (positions, classes): `factor` times what the cells around each position found."""
     position = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
-    exists = position < positions
+    exists = (position < positions)[:, None]
     number = tl.arange(0, CLASSES)[None, :]
     column = position % width
     row, image = (position // width) % height, position // width // height
-    total = tl.zeros((POSITIONS, CLASSES), tl.float32)
-    for index in range(4 * FACTOR * FACTOR):
-        below = row * FACTOR - FACTOR // 2 + index // (2 * FACTOR)
-        beside = column * FACTOR - FACTOR // 2 + index % (2 * FACTOR)
-        inside = exists & (below >= 0) & (below < height * FACTOR) & (beside >= 0) & (beside < width * FACTOR)
-        pixel = (image * height * FACTOR + below) * (width * FACTOR) + beside
-        label = tl.load(labels + pixel, mask=inside, other=255).to(tl.int32)
-        counted = label < classes
-        here = counted[:, None] & (number < classes)
-        value = _logits(scores, image, below, beside, height, width, stride, number, classes, here, FACTOR)
-        value = tl.exp(value - tl.max(value, 1)[:, None])
-        value = value / tl.sum(value, 1)[:, None] - tl.where(number == label[:, None], 1.0, 0.0)
-        down = tl.minimum(tl.maximum((below.to(tl.float32) + 0.5) / FACTOR - 0.5, 0.0), height - 1.0)
-        right = tl.minimum(tl.maximum((beside.to(tl.float32) + 0.5) / FACTOR - 0.5, 0.0), width - 1.0)
-        share = tl.maximum(1 - tl.abs(down - row), 0.0) * tl.maximum(1 - tl.abs(right - column), 0.0)
-        weight = share * tl.load(weights + label, mask=counted, other=0)
-        total += tl.where(counted[:, None], weight[:, None] * value, 0.0)
+    cell = (image * (height + 1) + row) * (width + 1) + column  # the one above and to the left
+    at = corners + cell[:, None] * CLASSES + number
+    beneath = (width + 1) * CLASSES
+    step = cells.to(tl.int64) * CLASSES
+    total = tl.load(at + beneath + CLASSES, mask=exists, other=0)
+    total += tl.load(at + beneath + step, mask=exists, other=0)
+    total += tl.load(at + CLASSES + 2 * step, mask=exists, other=0)
+    total += tl.load(at + 3 * step, mask=exists, other=0)
     total = total * tl.load(factor)
-    at = found + position[:, None] * classes + number
-    tl.store(at, total.to(found.dtype.element_ty), mask=exists[:, None] & (number < classes))
+    to = found + position[:, None] * classes + number
+    tl.store(to, total.to(found.dtype.element_ty), mask=exists & (number < classes))
 
 
 class _Entropy(torch.autograd.Function):
@@ -91,40 +133,53 @@ class _Entropy(torch.autograd.Function):
         count, classes, height, width = scores.shape
         if not _is_rows(scores):
             scores = scores.contiguous(memory_format=torch.channels_last)
-        pixels = labels.numel()
-        programs = triton.cdiv(pixels, PIXELS)
+        cells, padded = count * (height + 1) * (width + 1), triton.next_power_of_2(classes)
+        programs, wanted = triton.cdiv(cells, CELLS), ctx.needs_input_grad[0]
         partial = torch.empty(programs, 2, device=scores.device)
-        padded = triton.next_power_of_2(classes)
-        _forward[programs,](
-            scores, labels, weights, partial, pixels, height, width, scores.stride(3), classes, factor, PIXELS, padded
-        )
+        corners = torch.empty(CORNERS, cells if wanted else 0, padded, device=scores.device)
+        stride = scores.stride(3)
+        _entropy_forward[programs,](
+            scores, labels, weights, partial, corners, cells, height, width, stride, classes,
+            factor, CELLS, padded, _holds(scores, stride, padded), wanted,
+        )  # fmt: skip
         loss, total = partial.sum(0)
-        ctx.save_for_backward(scores, labels, weights, total)
-        ctx.factor = factor
-        return loss / total
+        ctx.save_for_backward(corners, total)
+        ctx.shape, ctx.dtype = scores.shape, scores.dtype
+        mean: Tensor = loss / total
+        return mean
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        scores, labels, weights, total = ctx.saved_tensors
-        count, classes, height, width = scores.shape
-        found = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device, memory_format=torch.channels_last)
+        corners, total = ctx.saved_tensors
+        count, classes, height, width = ctx.shape
+        found = torch.empty(ctx.shape, dtype=ctx.dtype, device=corners.device, memory_format=torch.channels_last)
         positions = count * height * width
-        _backward[triton.cdiv(positions, POSITIONS),](
-            scores, labels, weights, (gradients[0] / total).float(), found, positions, height, width,
-            scores.stride(3), classes, ctx.factor, POSITIONS, triton.next_power_of_2(classes),
+        _entropy_backward[triton.cdiv(positions, POSITIONS),](
+            corners, gradients[0] / total, found, positions, corners.shape[1], height, width, classes,
+            POSITIONS, corners.shape[2],
         )  # fmt: skip
         return found, None, None, None
 
 
 def _is_rows(scores: Tensor) -> bool:
     """Whether positions follow each other at one distance, classes side by side."""
-    count, _, height, width = scores.shape
+    _, _, height, width = scores.shape
     step = scores.stride(3)
-    return scores.stride() == (height * width * step, 1, width * step, step)
+    return scores.stride()[1:] == (1, width * step, step) and scores.stride(0) == height * width * step
+
+
+def _holds(scores: Tensor, stride: int, values: int) -> bool:
+    """Whether `values` can be read at every position, those of other channels included."""
+    rows = scores.numel() // scores.shape[1]
+    held = scores.untyped_storage().nbytes() // scores.element_size() - scores.storage_offset()
+    return stride >= values and (rows - 1) * stride + values <= held
 
 
 def segmentation(scores: Sequence[Tensor], labels: Tensor, weights: Tensor, void: int) -> Tensor:
-    """As `losses.segmentation`; labels of `void`, 255, must be the only ones that are no class."""
-    small = labels.to(torch.uint8)
+    """As `losses.segmentation`, for labels of an even number of times the size of the scores. Labels of `void`, 255,
+    must be the only ones that are no class."""
     factor = labels.shape[-1] // scores[0].shape[-1]
+    if factor % 2:
+        raise ValueError(f"labels are {factor} times as large as the scores; the kernel needs an even factor")
+    small = labels.to(torch.uint8)
     return torch.stack([_Entropy.apply(found, small, weights, factor) for found in scores])  # type: ignore[no-untyped-call]

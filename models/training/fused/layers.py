@@ -15,12 +15,11 @@ from models.network import hrnet
 from models.network.adpc import AdpcNet, Progress
 from models.network.confidence import Masks
 from models.network.masked import Chain, MaskAware
-from models.training.fused.enlarge import enlarge
+from models.training.fused.enlarge import concatenate, enlarge, pool
 from models.training.fused.normalise import EIGHT, normalise
 
-
 SWITCHED_OFF: set[str] = set()
-"""Of "normalise" and "enlarge", the kernels that are not to be used: for measurements of what they bring."""
+"""Of "normalise", "enlarge" and "pool", the kernels that are not to be used: for measurements of what they bring."""
 
 
 def _used(kernel: str, x: Tensor) -> bool:
@@ -36,10 +35,16 @@ def norm(layer: nn.Module, x: Tensor, added: Tensor | None = None, *, relu: bool
     return y.relu() if relu else y
 
 
+def _factor(x: Tensor, like: Tensor) -> int:
+    """How many times larger `like` is, 0 if that is no whole number."""
+    factor, rest = divmod(like.shape[-1], x.shape[-1])
+    return factor if rest == 0 and factor * x.shape[-2] == like.shape[-2] else 0
+
+
 def grow(x: Tensor, like: Tensor, mode: str, base: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """`x` at the size of `like`, plus `base`, then a ReLU where `relu`: in one kernel where there is one."""
-    factor, rest = divmod(like.shape[-1], x.shape[-1])
-    if rest == 0 and factor > 1 and factor * x.shape[-2] == like.shape[-2] and _used("enlarge", x):
+    factor = _factor(x, like)
+    if factor > 1 and _used("enlarge", x):
         return enlarge(x, factor, mode, base, relu=relu)
     y = hrnet.resize(x, like, mode)
     y = y if base is None else base + y
@@ -105,6 +110,12 @@ class FusedUpsample(nn.Upsample):
         return enlarge(x, int(self.scale_factor), self.mode)  # type: ignore[arg-type]
 
 
+class FusedPool(nn.AvgPool2d):
+    def forward(self, x: Tensor) -> Tensor:
+        halves = self.kernel_size == 2 and x.shape[2] % 2 == x.shape[3] % 2 == 0
+        return pool(x) if halves and _used("pool", x) else super().forward(x)
+
+
 class FusedNet(AdpcNet):
     def advance(self, progress: Progress, step: Step, adaptive: bool | None = None) -> Progress:
         if step.name != "stem":
@@ -116,7 +127,9 @@ class FusedNet(AdpcNet):
         plain_pose = self.config.task == "pose" and (step is self.steps[-1] or self.config.heads == "plain")
         if plain_pose or len(xs) == 1:
             return xs[0]
-        return torch.cat([xs[0], *(grow(x, xs[0], "bilinear") for x in xs[1:])], 1)
+        if all(_used("enlarge", x) and _factor(x, xs[0]) for x in xs):
+            return concatenate(xs)
+        return super().read(xs, step)
 
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
@@ -125,6 +138,7 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
     hrnet.Bottleneck: FusedBottleneck,
     hrnet.HighResolutionModule: FusedModule,
     nn.Upsample: FusedUpsample,
+    nn.AvgPool2d: FusedPool,
     AdpcNet: FusedNet,
 }
 

@@ -1,7 +1,8 @@
 """Batch normalisation in training, with the addition and the ReLU after it, as Triton kernels.
 
 A tensor (N, C, H, W) in channels-last order is read as a matrix (rows, C). The forward pass reads it twice: for its
-statistics, and to normalise it. The backward pass reads it twice: for the gradients of weight and bias, and for its own.
+statistics, and to normalise it. The backward pass reads it twice: for the gradients of weight and bias, and for its
+own.
 """
 
 from typing import Any
@@ -10,24 +11,28 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 ROWS, CHANNELS = 128, 32
 """Rows and channels of a tile. One tile for all layers, so that each kernel is compiled once."""
 PROGRAMS = 528
 """Of a pass that sums over rows: four for each multiprocessor of an H100."""
-SUMMED_ROWS, SUMMED_CHANNELS = 128, 8
-"""The tile in which one program adds up what those programs found."""
 EIGHT = 8
 """Channels must be a multiple of it: eight half-precision numbers are the 16 bytes that a thread loads at once."""
 
 
-@triton.jit(do_not_specialize=["rows", "eighths", "span"])  # type: ignore[untyped-decorator]
-def _statistics(  # type: ignore[no-untyped-def]
-    x, partial, rows, eighths, span,
+@triton.jit(do_not_specialize=["rows", "eighths", "span", "momentum", "epsilon"])  # type: ignore[untyped-decorator]
+def _statistics(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    x, partial, arrived, weight, bias, running_mean, running_variance, coefficients,
+    rows, eighths, span, momentum, epsilon,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """Sums of x - k and of its square over `span` rows, k being the first row: close to the mean, so that the variance
-    is no difference of large numbers."""
+    is no difference of large numbers.
+
+    The last program of each block of channels adds up what all found. Rows of `coefficients` (4, C): mean,
+    1 / deviation, and what a value is multiplied by and what is added to it.
+    """
     channels = eighths * 8
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     exists = channel < channels
@@ -41,51 +46,57 @@ def _statistics(  # type: ignore[no-untyped-def]
         value = tl.where(here, value - shift[None, :], 0.0)
         first += value
         second += value * value
-    out = partial + tl.program_id(0) * 2 * channels + channel
-    tl.store(out, tl.sum(first, 0), mask=exists)
-    tl.store(out + channels, tl.sum(second, 0), mask=exists)
+    if _is_last(partial, arrived, tl.sum(first, 0), tl.sum(second, 0), channel, channels):
+        summed, squares = _add_up(partial, channel, channels, ROWS, CHANNELS)
+        count = rows.to(tl.float32)
+        offset = summed / count
+        variance = tl.maximum(squares / count - offset * offset, 0.0)
+        mean = shift + offset
+        inverse = 1.0 / tl.sqrt(variance + epsilon)
+        scale = tl.load(weight + channel, mask=exists, other=0) * inverse
+        added = tl.load(bias + channel, mask=exists, other=0) - mean * scale
+        tl.store(coefficients + channel, mean, mask=exists)
+        tl.store(coefficients + channels + channel, inverse, mask=exists)
+        tl.store(coefficients + 2 * channels + channel, scale, mask=exists)
+        tl.store(coefficients + 3 * channels + channel, added, mask=exists)
+        old = tl.load(running_mean + channel, mask=exists, other=0)
+        tl.store(running_mean + channel, old + momentum * (mean - old), mask=exists)
+        old = tl.load(running_variance + channel, mask=exists, other=0)
+        unbiased = variance * (count / tl.maximum(count - 1, 1.0))
+        tl.store(running_variance + channel, old + momentum * (unbiased - old), mask=exists)
 
 
-@triton.jit(do_not_specialize=["programs", "rows", "eighths", "momentum", "epsilon"])  # type: ignore[untyped-decorator]
-def _finish_statistics(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    x, partial, weight, bias, running_mean, running_variance, coefficients, programs, rows, eighths, momentum, epsilon,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
-):  # fmt: skip
-    """Rows of `coefficients` (4, C): mean, 1 / deviation, and what a value is multiplied by and what is added to it."""
-    channels = eighths * 8
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    exists = channel < channels
+@triton.jit
+def _is_last(partial, arrived, first, second, channel, channels):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """Stores a program's two sums in `partial` (programs, 2, C); whether all others of the block of channels have
+    stored theirs. `arrived`, their number, is 0 again after the last one."""
+    to = partial + tl.program_id(0) * 2 * channels + channel
+    tl.store(to, first, mask=channel < channels)
+    tl.store(to + channels, second, mask=channel < channels)
+    tl.debug_barrier()  # all threads have stored before one of them says so
+    before = tl.atomic_add(arrived + tl.program_id(1), 1, sem="acq_rel")
+    last = before == tl.num_programs(0) - 1
+    if last:
+        tl.store(arrived + tl.program_id(1), 0)
+    return last
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_up(partial, channel, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """The sums of all programs; always in the same order."""
     first = tl.zeros((ROWS, CHANNELS), tl.float32)
     second = tl.zeros((ROWS, CHANNELS), tl.float32)
-    for start in range(0, programs, ROWS):
+    for start in range(0, tl.num_programs(0), ROWS):
         row = start + tl.arange(0, ROWS)
-        here = (row < programs)[:, None] & exists[None, :]
+        here = (row < tl.num_programs(0))[:, None] & (channel < channels)[None, :]
         at = partial + row[:, None] * 2 * channels + channel[None, :]
         first += tl.load(at, mask=here, other=0)
         second += tl.load(at + channels, mask=here, other=0)
-    count = rows.to(tl.float32)
-    offset = tl.sum(first, 0) / count
-    variance = tl.maximum(tl.sum(second, 0) / count - offset * offset, 0.0)
-    mean = tl.load(x + channel, mask=exists, other=0).to(tl.float32) + offset
-    inverse = 1.0 / tl.sqrt(variance + epsilon)
-    scale = tl.load(weight + channel, mask=exists, other=0) * inverse
-    tl.store(coefficients + channel, mean, mask=exists)
-    tl.store(coefficients + channels + channel, inverse, mask=exists)
-    tl.store(coefficients + 2 * channels + channel, scale, mask=exists)
-    tl.store(
-        coefficients + 3 * channels + channel,
-        tl.load(bias + channel, mask=exists, other=0) - mean * scale,
-        mask=exists,
-    )
-    old = tl.load(running_mean + channel, mask=exists, other=0)
-    tl.store(running_mean + channel, old + momentum * (mean - old), mask=exists)
-    old = tl.load(running_variance + channel, mask=exists, other=0)
-    unbiased = variance * (count / tl.maximum(count - 1, 1.0))
-    tl.store(running_variance + channel, old + momentum * (unbiased - old), mask=exists)
+    return tl.sum(first, 0), tl.sum(second, 0)
 
 
 @triton.jit(do_not_specialize=["rows", "eighths"])  # type: ignore[untyped-decorator]
-def _apply(  # type: ignore[no-untyped-def]
+def _apply(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     x, added, coefficients, out, rows, eighths,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, ADDS: tl.constexpr, RELU: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
@@ -106,11 +117,15 @@ def _apply(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["rows", "eighths", "span"])  # type: ignore[untyped-decorator]
-def _reduce(  # type: ignore[no-untyped-def]
-    gradient, x, out, coefficients, partial, rows, eighths, span,
+def _reduce(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    gradient, x, out, coefficients, partial, arrived, slopes, factors, rows, eighths, span,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, ADDS: tl.constexpr, RELU: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sums over `span` rows of the gradient behind the ReLU, and of that times the normalised value."""
+    """Sums over `span` rows of the gradient behind the ReLU, and of that times the normalised value.
+
+    The last program of each block of channels adds up what all found. `slopes` (2, C): gradients of weight and bias.
+    `factors` (3, C): of the gradient, of the value, and what is added to both, to make the gradient of the input.
+    """
     channels = eighths * 8
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     exists = channel < channels
@@ -134,44 +149,19 @@ def _reduce(  # type: ignore[no-untyped-def]
             slope = tl.where(passes, slope, 0.0)
         first += slope
         second += slope * (value - mean[None, :])
-    to = partial + tl.program_id(0) * 2 * channels + channel
-    tl.store(to, tl.sum(first, 0), mask=exists)
-    tl.store(to + channels, tl.sum(second, 0) * inverse, mask=exists)
-
-
-@triton.jit(do_not_specialize=["programs", "rows", "eighths"])  # type: ignore[untyped-decorator]
-def _finish_reduction(  # type: ignore[no-untyped-def]
-    partial, coefficients, slopes, factors, programs, rows, eighths,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
-):  # fmt: skip
-    """`slopes` (2, C): gradients of weight and bias. `factors` (3, C): of the gradient, of the value, and what is added
-    to both, to make the gradient of the input."""
-    channels = eighths * 8
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    exists = channel < channels
-    first = tl.zeros((ROWS, CHANNELS), tl.float32)
-    second = tl.zeros((ROWS, CHANNELS), tl.float32)
-    for start in range(0, programs, ROWS):
-        row = start + tl.arange(0, ROWS)
-        here = (row < programs)[:, None] & exists[None, :]
-        at = partial + row[:, None] * 2 * channels + channel[None, :]
-        first += tl.load(at, mask=here, other=0)
-        second += tl.load(at + channels, mask=here, other=0)
-    bias_slope, weight_slope = tl.sum(first, 0), tl.sum(second, 0)
-    count = rows.to(tl.float32)
-    mean = tl.load(coefficients + channel, mask=exists, other=0)
-    inverse = tl.load(coefficients + channels + channel, mask=exists, other=0)
-    scale = tl.load(coefficients + 2 * channels + channel, mask=exists, other=0)
-    of_value = -scale * inverse * weight_slope / count
-    tl.store(slopes + channel, weight_slope, mask=exists)
-    tl.store(slopes + channels + channel, bias_slope, mask=exists)
-    tl.store(factors + channel, scale, mask=exists)
-    tl.store(factors + channels + channel, of_value, mask=exists)
-    tl.store(factors + 2 * channels + channel, -of_value * mean - scale * bias_slope / count, mask=exists)
+    if _is_last(partial, arrived, tl.sum(first, 0), tl.sum(second, 0) * inverse, channel, channels):
+        bias_slope, weight_slope = _add_up(partial, channel, channels, ROWS, CHANNELS)
+        count = rows.to(tl.float32)
+        of_value = -scale * inverse * weight_slope / count
+        tl.store(slopes + channel, weight_slope, mask=exists)
+        tl.store(slopes + channels + channel, bias_slope, mask=exists)
+        tl.store(factors + channel, scale, mask=exists)
+        tl.store(factors + channels + channel, of_value, mask=exists)
+        tl.store(factors + 2 * channels + channel, -of_value * mean - scale * bias_slope / count, mask=exists)
 
 
 @triton.jit(do_not_specialize=["rows", "eighths"])  # type: ignore[untyped-decorator]
-def _differentiate(  # type: ignore[no-untyped-def]
+def _differentiate(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     gradient, x, out, coefficients, factors, found, passed, rows, eighths,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, ADDS: tl.constexpr, RELU: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
@@ -209,6 +199,20 @@ def _spans(rows: int, channels: int) -> tuple[int, tuple[int, int]]:
     return span, (triton.cdiv(rows, span), blocks)
 
 
+_counters: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""By a layer's weight, see `_counter`."""
+
+
+def _counter(weight: Tensor) -> Tensor:
+    """int32 (blocks of channels,), 0: how many programs have arrived. It lives as long as the layer, so that no kernel
+    has to clear it."""
+    if weight not in _counters:
+        blocks = triton.cdiv(weight.shape[0], CHANNELS)
+        _counters[weight] = torch.zeros(blocks, dtype=torch.int32, device=weight.device)
+    found: Tensor = _counters[weight]
+    return found
+
+
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917
@@ -222,6 +226,7 @@ class _Normalise(torch.autograd.Function):
         momentum: float,
         epsilon: float,
         relu: bool,
+        arrived: Tensor,
     ) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         count, channels, height, width = x.shape
@@ -229,10 +234,9 @@ class _Normalise(torch.autograd.Function):
         span, grid = _spans(rows, channels)
         partial = torch.empty(grid[0], 2, channels, device=x.device)
         coefficients = torch.empty(4, channels, device=x.device)
-        _statistics[grid](x, partial, rows, eighths, span, ROWS, CHANNELS)
-        _finish_statistics[triton.cdiv(channels, SUMMED_CHANNELS),](
-            x, partial, weight, bias, running_mean, running_variance, coefficients, grid[0], rows, eighths,
-            momentum, epsilon, SUMMED_ROWS, SUMMED_CHANNELS,
+        _statistics[grid](
+            x, partial, arrived, weight, bias, running_mean, running_variance, coefficients,
+            rows, eighths, span, momentum, epsilon, ROWS, CHANNELS,
         )  # fmt: skip
         adds = added is not None
         if added is not None:
@@ -240,13 +244,13 @@ class _Normalise(torch.autograd.Function):
         out = torch.empty_like(x, memory_format=torch.channels_last)
         tiles = triton.cdiv(rows, ROWS), triton.cdiv(channels, CHANNELS)
         _apply[tiles](x, added if adds else x, coefficients, out, rows, eighths, ROWS, CHANNELS, adds, relu)
-        ctx.save_for_backward(x, out if adds and relu else x, coefficients)
+        ctx.save_for_backward(x, out if adds and relu else x, coefficients, arrived)
         ctx.adds, ctx.relu = adds, relu
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, out, coefficients = ctx.saved_tensors
+        x, out, coefficients, arrived = ctx.saved_tensors
         gradient = gradients[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
         count, channels, height, width = x.shape
         rows, eighths = count * height * width, channels // EIGHT
@@ -255,23 +259,23 @@ class _Normalise(torch.autograd.Function):
         slopes = torch.empty(2, channels, device=x.device)
         factors = torch.empty(3, channels, device=x.device)
         how = ROWS, CHANNELS, ctx.adds, ctx.relu
-        _reduce[grid](gradient, x, out, coefficients, partial, rows, eighths, span, *how)
-        _finish_reduction[triton.cdiv(channels, SUMMED_CHANNELS),](
-            partial, coefficients, slopes, factors, grid[0], rows, eighths, SUMMED_ROWS, SUMMED_CHANNELS
-        )
+        _reduce[grid](
+            gradient, x, out, coefficients, partial, arrived, slopes, factors, rows, eighths, span, *how
+        )  # fmt: skip
         found = torch.empty_like(x, memory_format=torch.channels_last)
         writes = ctx.adds and ctx.relu
         passed = torch.empty_like(x, memory_format=torch.channels_last) if writes else found
         tiles = triton.cdiv(rows, ROWS), triton.cdiv(channels, CHANNELS)
         _differentiate[tiles](gradient, x, out, coefficients, factors, found, passed, rows, eighths, *how)
         of_added = (passed if ctx.relu else gradient) if ctx.adds else None
-        return found, slopes[0], slopes[1], of_added, None, None, None, None, None
+        return found, slopes[0], slopes[1], of_added, None, None, None, None, None, None
 
 
 def normalise(x: Tensor, layer: nn.BatchNorm2d, added: Tensor | None = None, *, relu: bool) -> Tensor:
     """`layer(x) + added`, then a ReLU where `relu`; x (N, C, H, W). Updates the layer's running statistics, not its
     counter of batches, which nothing reads."""
+    statistics = layer.running_mean, layer.running_var, layer.momentum, layer.eps
     found: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
-        x, layer.weight, layer.bias, added, layer.running_mean, layer.running_var, layer.momentum, layer.eps, relu
+        x, layer.weight, layer.bias, added, *statistics, relu, _counter(layer.weight)
     )
     return found

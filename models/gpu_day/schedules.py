@@ -1,0 +1,338 @@
+"""Schedules of training on a GPU that is there for minutes: each takes as many steps as its time allows."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.directory import ZOO
+from models.gpu_day.profile import PROFILE, winner
+from models.gpu_day.variants import (
+    BEST,
+    CPU,
+    PLAIN,
+    TIMED,
+    Clock,
+    Line,
+    Variant,
+    device_name,
+    forget,
+    prepare,
+    rounded,
+    small,
+    timed_steps,
+    wait,
+    write,
+)
+from models.network.configs import ModelConfig, config
+from models.training import tasks
+from models.training.graph import Update
+from models.training.recipe import FILE, Phase, Recipe
+from models.training.train import Run, stream
+
+TRAINING = "training.json"
+MASKED_SHARE = 0.12
+SMALL_BELOW, SMALL_SHARE = 3000, 0.4
+"""A schedule of fewer steps that starts from random weights begins with so large a share of small crops."""
+EMA_SHARE = 1 / 12
+"""Of all steps, what the mean of the weights goes over at most."""
+CHECKS = 8
+"""How often a schedule is sized anew to the time that is left."""
+MARGIN = 0.97
+"""Of the time left, what a schedule is sized to."""
+AHEAD = 10
+"""Steps that may be queued on the GPU: the clock is read that late."""
+SCORING_S = 12.0
+"""What saving and scoring may be expected to take before they are known."""
+SAMPLE_EVERY = 25
+"""Steps between points of the training curve."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One schedule. `name`: of its folder. `seconds`: that it may take, all included. `hold_out`: drives. `init`: the
+    model that lends its weights; None: random ones. `recipe`: fields to change, named as for `Recipe.override`."""
+
+    name: str
+    seconds: float
+    hold_out: tuple[str, ...] = ()
+    init: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Plan":
+        """Raises TypeError on an unknown field."""
+        return cls(**{**data, "hold_out": tuple(data.get("hold_out", ()))})
+
+    def applied(self, base: Recipe) -> Recipe:
+        """The recipe of this plan, before it is sized."""
+        return replace(base.override(self.recipe), hold_out=self.hold_out, init=self.init)
+
+
+@dataclass
+class Rates:
+    """Measured steps a second: full crops without and with masks, and small crops."""
+
+    full: float | None = None
+    masked: float | None = None
+    small: float | None = None
+
+    def of(self, phase: Phase, full: Phase) -> float:
+        """Of a phase, where `full` has full crops."""
+        rate = self.masked if phase.masks else self.full if phase.crop == full.crop else self.small
+        if rate is None:
+            raise RuntimeError(f"the rate of {phase} was not measured")
+        return rate
+
+
+def begins_small(recipe: Recipe, task: object, seconds: float, rates: Rates) -> bool:
+    few = seconds * (rates.full or 0) < SMALL_BELOW
+    return few and recipe.init is None and not isinstance(task, tasks.Pose)
+
+
+def fitted(base: Recipe, seconds: float, rates: Rates) -> Recipe:
+    """`base` with as many steps as fit into `seconds`; small crops first if their rate is known, masks at the end."""
+    last = base.phases[-1]
+    forms = [replace(last, masks=False), replace(last, masks=True)]
+    shares = [1 - MASKED_SHARE, MASKED_SHARE]
+    if rates.small is not None:
+        forms, shares = [small(last), *forms], [SMALL_SHARE, 1 - MASKED_SHARE - SMALL_SHARE, MASKED_SHARE]
+    cost = sum(share / rates.of(form, last) for share, form in zip(shares, forms, strict=True))
+    steps = max(int(seconds / cost), 3)
+    counts = [max(round(share * steps), 1) for share in shares]
+    counts[-2] = max(steps - sum(counts) + counts[-2], 1)
+    phases = tuple(replace(form, steps=count) for form, count in zip(forms, counts, strict=True))
+    return replace(base, phases=phases, ema_steps=_ema(base, steps))
+
+
+def refitted(recipe: Recipe, done: int, took_s: float, left_s: float, rates: Rates) -> Recipe:
+    """With the steps that remain sized to the time that is left, by what the first ones took."""
+    last = recipe.phases[-1]
+    before = 0
+    gone: list[int] = []
+    for phase in recipe.phases:
+        gone.append(min(max(done - before, 0), phase.steps))
+        before += phase.steps
+    seconds = [1 / rates.of(phase, last) for phase in recipe.phases]
+    expected_s = sum(steps * each for steps, each in zip(gone, seconds, strict=True))
+    rest = [phase.steps - steps for phase, steps in zip(recipe.phases, gone, strict=True)]
+    rest_s = sum(steps * each for steps, each in zip(rest, seconds, strict=True)) * took_s / expected_s
+    share = left_s * MARGIN / rest_s
+    phases = tuple(
+        replace(phase, steps=steps + (max(int(more * share), 1) if more else 0))
+        for phase, steps, more in zip(recipe.phases, gone, rest, strict=True)
+    )
+    return replace(recipe, phases=phases)
+
+
+def _ema(base: Recipe, steps: int) -> int:
+    return max(min(base.ema_steps, round(EMA_SHARE * steps)), 1)
+
+
+@dataclass
+class Trainer:
+    """Trains one schedule after another with the same captured steps: weights, moments and class weights are replaced
+    where they lie."""
+
+    model: ModelConfig
+    base: Recipe
+    data: Path
+    device: torch.device
+    variant: Variant
+    distillation: float = 0.0
+    clock: Clock = time.monotonic
+    timed: int = TIMED
+    scoring_s: float = 0.0
+    run: Run | None = None
+    first: Any = None
+    update: Update | None = None
+    rates: Rates = field(default_factory=Rates)
+
+    def begin(self, task: Any, recipe: Recipe) -> tuple[Run, Update]:
+        fresh = Run.begin(self.model, recipe, self.device, speed=self.variant.speed)
+        if self.run is None or self.update is None:
+            self.run, self.first = fresh, task
+            self.update = prepare(fresh, task, self.variant, self.distillation)
+        else:
+            self.run.network.load_state_dict(fresh.network.state_dict())
+            self.run.mean.load_state_dict(fresh.mean.state_dict())
+            for state in self.run.optimizer.state.values():
+                for value in state.values():
+                    value.zero_()
+            for group, new in zip(self.run.optimizer.param_groups, fresh.optimizer.param_groups, strict=True):
+                group["weight_decay"] = new["weight_decay"]
+            self.run.step = self.run.since = 0
+            self.run.losses.zero_()
+            if task is not self.first and hasattr(task, "weights"):
+                self.first.weights.copy_(task.weights)
+        self.run.network.train()
+        return self.run, self.update
+
+    def measure(self, task: Any, recipe: Recipe, *names: str) -> None:
+        """Captures a step of each form, and times it, unless that was done before. The run is to begin again after."""
+        wanted = [name for name in names if getattr(self.rates, name) is None]
+        if not wanted:
+            return
+        run, update = self.begin(task, replace(recipe, init=None))
+        run.set_rate(1e-4)
+        full = recipe.phases[-1]
+        forms = {"full": replace(full, masks=False), "masked": replace(full, masks=True), "small": small(full)}
+        for name in wanted:
+            phase = replace(forms[name], steps=10_000)
+            self._use(task, replace(recipe, phases=(phase,)))
+            setattr(self.rates, name, timed_steps(run, task, update, phase, False, self.timed, self.clock))
+
+    def schedule(self, plan: Plan, output: Path, deadline: float, line: Line) -> dict[str, Any]:
+        """Trains to the end of a cosine before `deadline`; writes a model directory. Returns what was done."""
+        started = self.clock()
+        recipe = plan.applied(self.base)
+        if plan.init and plan.hold_out:
+            line(f"{plan.name}: {plan.init} may have been trained on {', '.join(plan.hold_out)}; its score says little")
+        task: Any = tasks.load(self.model, recipe, self.data, self.device)
+        wait(self.device)  # threads that load have streams of their own
+        line(f"{plan.name}: {task.examples} examples after {self.clock() - started:.1f} s")
+        self.measure(task, recipe, "full", "masked")
+        brief = begins_small(recipe, task, deadline - self.clock() - self.scoring_s, self.rates)
+        if brief:
+            self.measure(task, recipe, "small")
+        line(f"{plan.name}: steps/s {asdict(self.rates)} after {self.clock() - started:.1f} s")
+        run, update = self.begin(task, recipe)
+        before = self.score(task, run) if plan.init else None
+        if before:
+            line(f"{plan.name}: {plan.init} scores {_percent(before)}")
+        left = (deadline - self.clock() - self.scoring_s) * MARGIN
+        rates = self.rates if brief else replace(self.rates, small=None)
+        recipe = fitted(recipe, left, rates)
+        line(f"{plan.name}: {recipe.steps} steps in {left:.0f} s, {_phases(recipe)}, mean over {recipe.ema_steps}")
+        recipe, curve = self.train(run, update, task, recipe, deadline - self.scoring_s, line)
+        trained = self.clock()
+        run.save_mean(output)
+        recipe.save(output)
+        scores = self.score(task, run)
+        self.scoring_s = max(self.scoring_s, self.clock() - trained)
+        held_out = list(plan.hold_out) or "none: the validation split, trained on where the recipe's splits have it"
+        result = {
+            "name": plan.name, "scores": scores, "scores_of_init": before, "held_out": held_out, "init": plan.init,
+            "distillation": self.distillation, "steps": run.step, "planned": recipe.steps,
+            "rates": asdict(self.rates), "seconds": self.clock() - started, "curve": curve,
+        }  # fmt: skip
+        line(
+            f"{plan.name}: scores {_percent(scores)} after {run.step} of {recipe.steps} steps, "
+            f"{result['seconds']:.0f} s"
+        )
+        return result
+
+    def score(self, task: Any, run: Run) -> list[float]:
+        """In float32, by whichever algorithm cuDNN takes: to try them costs more than they bring."""
+        tries, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                found: list[float] = task.score(run.mean)
+        finally:
+            torch.backends.cudnn.benchmark = tries
+        return found
+
+    def _use(self, task: Any, recipe: Recipe) -> None:
+        task.recipe, task.sampler = recipe, tasks.Sampler(task.examples, recipe)
+
+    def train(  # noqa: PLR0917
+        self, run: Run, update: Update, task: Any, recipe: Recipe, deadline: float, line: Line
+    ) -> tuple[Recipe, list[dict[str, Any]]]:
+        """The recipe as it was in the end, and the losses on the way."""
+        started = self.clock()
+        self._use(task, recipe)
+        curve: list[tuple[int, Tensor]] = []
+        queued: list[Any] = []
+        checks = 1
+        while run.step < recipe.steps and self.clock() < deadline:
+            run.set_rate(recipe.learning_rate_at(run.step))
+            torch.manual_seed(recipe.seed * 9_000_011 + run.step)
+            masks = recipe.phase_at(run.step).masks
+            inputs, targets = task.batch(run.step)
+            found = update(inputs, targets, None if masks else False)
+            run.step += 1
+            run.follow(1 / min(recipe.ema_steps, 1 + run.step / 10))
+            if self.device.type == "cuda":
+                queued.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
+                queued[-1].record()
+                if len(queued) > AHEAD:
+                    queued.pop(0).synchronize()
+            if run.step % SAMPLE_EVERY == 0 or run.step == recipe.steps:
+                curve.append((run.step, found.clone()))
+            if run.step * CHECKS >= checks * recipe.steps and checks < CHECKS:
+                checks += 1
+                wait(self.device)
+                if not found.isfinite().all():
+                    raise FloatingPointError(f"the losses are {found.tolist()} after {run.step} steps")
+                took = self.clock() - started
+                recipe = refitted(recipe, run.step, took, deadline - self.clock(), self.rates)
+                task.recipe = task.sampler.recipe = recipe
+                line(f"  step {run.step} of {recipe.steps}: losses {rounded(found)}, {took:.0f} s")
+        wait(self.device)
+        return recipe, [{"step": step, "losses": values.tolist()} for step, values in curve]
+
+
+def schedules(
+    data: Path,
+    output: Path,
+    deadline: float,
+    line: Line,
+    device: str = "cuda",
+    *,
+    plans: Sequence[Plan],
+    name: str = "camvid-adpc-w18",
+    distillation: float = 0.0,
+    variant: Variant | None = None,
+    clock: Clock = time.monotonic,
+    timed: int = TIMED,
+    model: ModelConfig | None = None,
+    recipe: Recipe | None = None,
+) -> list[dict[str, Any]]:
+    """Trains every plan, one after the other, in this process. Writes `output/PLAN/` (a model directory) for each, and
+    `TRAINING` (curves and scores) after each. A plan that fails costs itself only.
+
+    `variant`: default: the winner of `output/profile.json`; without one, the best guess.
+    """
+    where = torch.device(device)
+    usual = BEST if where.type == "cuda" else CPU
+    chosen = variant or winner(output / PROFILE) or usual
+    output.mkdir(parents=True, exist_ok=True)
+    line(f"train: {chosen.name} on {device_name(where)}")
+    base = recipe or Recipe.load(ZOO / name / FILE)
+    scoring_s = SCORING_S if where.type == "cuda" else 0.0
+    results: list[dict[str, Any]] = []
+
+    def trained_by(form: Variant) -> Trainer:
+        return Trainer(model or config(name), base, data, where, form, distillation, clock, timed, scoring_s)
+
+    trainer = trained_by(chosen)
+    with stream(where):
+        for plan in plans:
+            ends = min(deadline, clock() + plan.seconds)
+            try:
+                results.append(trainer.schedule(plan, output / plan.name, ends, line))
+            except Exception as error:  # whatever it raises costs this plan only
+                results.append({"name": plan.name, "error": f"{type(error).__name__}: {error}"[:1000]})
+                line(f"{plan.name}: failed: {results[-1]['error']}")
+                if chosen.kernels:
+                    chosen = PLAIN
+                    line(f"train: from here on {chosen.name}")
+                trainer = trained_by(chosen)
+                forget(where)
+            write(output / TRAINING, {"variant": asdict(chosen), "runs": results})
+    return results
+
+
+def _phases(recipe: Recipe) -> str:
+    return ", ".join(
+        f"{phase.steps} of {phase.batch} x {phase.crop[0]}x{phase.crop[1]}{' masked' if phase.masks else ''}"
+        for phase in recipe.phases
+    )
+
+
+def _percent(scores: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in scores)

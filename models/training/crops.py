@@ -1,0 +1,82 @@
+"""People cut out of their images, in one small file: what a machine without the data set trains and scores a pose
+network on.
+
+For each split the file holds the crops as WebP, one after the other, and their joints.
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.data.files import in_parallel
+from models.data.people import Person, crop
+
+METHOD = 6
+"""Of WebP's encoder: the slowest one, which makes the smallest files."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """How a split is stored: crops of `side` pixels, `room` times as wide as the person's square, at a WebP `quality`
+    of 0 to 100."""
+
+    side: int
+    room: float
+    quality: int
+
+
+def save(path: Path, parts: Mapping[str, tuple[Part, Sequence[Person]]]) -> None:
+    """Write the crops of every split. The file appears when it is complete."""
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for split, (part, people) in parts.items():
+        found = in_parallel(_encoder(part), people)
+        arrays[f"{split}.crops"] = np.frombuffer(b"".join(data for data, _ in found), np.uint8)
+        arrays[f"{split}.ends"] = np.cumsum([len(data) for data, _ in found])
+        arrays[f"{split}.joints"] = np.stack([joints for _, joints in found])
+        arrays[f"{split}.side"] = np.array(part.side)
+        arrays[f"{split}.room"] = np.array(part.room)
+    partial = path.with_name(f"{path.name}.part")
+    with partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    partial.replace(path)
+
+
+def load(path: Path, split: str, side: int, room: float) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+    """The crops of a split, enlarged to `side` pixels: uint8 (side, side, 3) and joints float32 (16, 3) in its pixels.
+
+    Raises ValueError if the file has no such split, or if its crops are wider or narrower than `room`.
+    """
+    with np.load(path, allow_pickle=False) as held:
+        if f"{split}.crops" not in held:
+            splits = ", ".join(name.removesuffix(".ends") for name in held.files if name.endswith(".ends"))
+            raise ValueError(f"{path} has no split {split!r}; it has {splits}")
+        crops, ends, joints = (held[f"{split}.{name}"] for name in ("crops", "ends", "joints"))
+        stored, stored_room = int(held[f"{split}.side"]), float(held[f"{split}.room"])
+    if abs(stored_room - room) > 1e-6:
+        raise ValueError(
+            f"{path} has crops {stored_room:g} times as wide as the person for {split}, {room:g} is needed"
+        )
+    scaled = joints.copy()
+    scaled[:, :, :2] = (joints[:, :, :2] + 0.5) * (side / stored) - 0.5
+
+    def decode(index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        data = crops[int(ends[index - 1]) if index else 0 : int(ends[index])].tobytes()
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)), scaled[index]
+
+    return in_parallel(decode, range(len(ends)))
+
+
+def _encoder(part: Part) -> Callable[[Person], tuple[bytes, NDArray[np.float32]]]:
+    def encode(person: Person) -> tuple[bytes, NDArray[np.float32]]:
+        image, joints = crop(person, part.side, part.room)
+        held = io.BytesIO()
+        Image.fromarray(image).save(held, "WEBP", quality=part.quality, method=METHOD)
+        return held.getvalue(), joints
+
+    return encode
