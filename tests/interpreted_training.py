@@ -1,14 +1,19 @@
-"""Compares the training kernels with torch's own operations. Runs where Triton interprets kernels: test_fused.py."""
+"""Compares the training kernels with torch's own operations: `python tests/interpreted_training.py CHECK`. Runs where
+Triton interprets kernels, see test_training_kernels.py."""
 
 import sys
+from copy import deepcopy
 from typing import Any
 
+import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.network.adpc import AdpcNet
 from models.training import losses
-from models.training.fused import enlarge, entropy, normalise
+from models.training.fused import enlarge, entropy, layers, normalise
+from models.training.padding import pad_channels, stripped
 
 generator = torch.Generator().manual_seed(0)
 
@@ -120,8 +125,87 @@ def check_entropy(classes: int, factor: int, void: float, *, cut: bool) -> None:
         close(found, wanted, 1e-5)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(2)
+def check_half_precision() -> None:
+    """Gradients of bfloat16 scores and features are as close to those of float32 as torch's own bfloat16 gradients.
+
+    The interpreter cuts float32 off to bfloat16 where a GPU rounds. So the kernels are given bfloat16 numbers in
+    float32, with which they compute the same, and what they give is rounded here.
+    """
+    labels = torch.randint(0, 11, (2, 24, 32), generator=generator)
+    weights = torch.rand(11, generator=generator) + 0.5
+    scores = (3 * draw(2, 16, 6, 8)).bfloat16()
+    x, gradient = (draw(2, 24, 6, 8) * 2 + 1).bfloat16(), draw(2, 24, 12, 16).bfloat16()
+
+    def of_loss(fused: bool, kind: torch.dtype) -> Tensor:
+        leaf = scores.to(kind, copy=True).requires_grad_()
+        function = entropy.segmentation if fused else losses.segmentation
+        function([leaf[:, :11]], labels, weights, 255).sum().backward()
+        return leaf.grad.bfloat16() if fused else leaf.grad
+
+    def of_upsampling(fused: bool, kind: torch.dtype) -> Tensor:
+        leaf = x.to(kind, copy=True).requires_grad_()
+        if fused:
+            out = enlarge.enlarge(leaf, 2, "bilinear")
+        else:
+            out = F.interpolate(leaf, scale_factor=2, mode="bilinear", align_corners=False)
+        out.backward(gradient.to(kind))
+        return leaf.grad.bfloat16() if fused else leaf.grad
+
+    def of_normalisation(fused: bool, kind: torch.dtype) -> Tensor:
+        leaf, layer = x.to(kind, copy=True).requires_grad_(), nn.BatchNorm2d(24)
+        out = normalise.normalise(leaf, layer, relu=True) if fused else layer(leaf).relu()
+        out.backward(gradient[:, :, ::2, ::2].to(kind))
+        return leaf.grad.bfloat16() if fused else leaf.grad
+
+    for slope in (of_loss, of_upsampling, of_normalisation):
+        exact, usual, ours = slope(False, torch.float32), slope(False, torch.bfloat16), slope(True, torch.float32)
+        error, allowed = ((found.float() - exact).norm() / exact.norm() for found in (ours, usual))
+        print(f"{slope.__name__}: relative error {float(error):.5f}, torch's {float(allowed):.5f}")
+        assert 0 < error < 1.05 * allowed < 0.02
+        close(slope(True, torch.bfloat16).float(), ours.float(), 2**-7)
+
+
+def check_programs_are_counted_anew() -> None:
+    """A layer that is used again, with other programs, finds the count at 0."""
+    layer = nn.BatchNorm2d(40)
+    for height in (31, 3, 17):
+        normalise.normalise(draw(2, 40, height, 5).requires_grad_(), layer, relu=False).sum().backward()
+        assert not normalise._counter(layer.weight).any()
+
+
+def check_network() -> None:
+    """A padded network with all kernels: losses and gradients are the plain one's."""
+    normalise.ROWS, normalise.PROGRAMS, normalise.CHANNELS = 256, 2, 64  # few programs: each takes long here
+    enlarge.POSITIONS = enlarge.GATHERED = entropy.POSITIONS = entropy.CELLS = 256
+    enlarge.CHANNELS = 16
+    plain = AdpcNet(tiny.SEGMENTATION).train()
+    fused = deepcopy(plain)
+    pad_channels(fused)
+    layers.install(fused.to(memory_format=torch.channels_last))
+    x = draw(2, 3, 32, 64)
+    labels = torch.randint(0, 3, (2, 32, 64), generator=generator)
+    labels[:, :9] = 255
+    weights = torch.rand(3, generator=generator) + 0.5
+    found = entropy.segmentation(fused(x, False), labels, weights, 255)
+    wanted = losses.segmentation(plain(x, False), labels, weights, 255)
+    close(found, wanted)
+    found.sum().backward()
+    wanted.sum().backward()
+    config = tiny.SEGMENTATION
+    slopes = {name: parameter.grad for name, parameter in fused.named_parameters() if parameter.grad is not None}
+    ours = stripped(config, slopes)
+    theirs = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
+    assert ours.keys() == theirs.keys()
+    for name, slope in theirs.items():
+        assert slope is not None
+        close(ours[name], slope, 1e-4)
+    padding = sum(float(slope.abs().sum()) for slope in slopes.values()) - sum(
+        float(slope.abs().sum()) for slope in ours.values()
+    )
+    assert abs(padding) < 1e-3
+
+
+def check_normalisation() -> None:
     normalise.PROGRAMS = 4  # several tiles a program
     for adds in (False, True):
         for relu in (False, True):
@@ -129,6 +213,10 @@ if __name__ == "__main__":
             check_normalise((3, 40, 5, 7), torch.bfloat16, adds=adds, relu=relu)
     check_normalise((1, 8, 2, 5), torch.float32, adds=False, relu=False)
     check_normalise((7, 8, 31, 9), torch.float32, adds=True, relu=True)
+    check_programs_are_counted_anew()
+
+
+def check_sizes() -> None:
     for factor in (2, 4, 8):
         for mode in ("bilinear", "nearest"):
             check_enlarge((2, 8, 3, 5), factor, mode, adds=factor == 4, relu=factor > 2, kind=torch.float32)
@@ -137,7 +225,23 @@ if __name__ == "__main__":
     check_concatenate(torch.float32)
     check_concatenate(torch.bfloat16)
     check_pool()
+
+
+def check_loss() -> None:
     for classes, factor, void in ((11, 4, 0.3), (3, 2, 0.0), (16, 4, 0.1)):
         for cut in (False, True):
             check_entropy(classes, factor, void, cut=cut)
-    sys.exit(0)
+
+
+CHECKS = {
+    "normalisation": check_normalisation,
+    "sizes": check_sizes,
+    "loss": check_loss,
+    "half precision": check_half_precision,
+    "network": check_network,
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    CHECKS[sys.argv[1]]()
