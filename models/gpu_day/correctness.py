@@ -202,17 +202,17 @@ class Check:
 
 def _lines(process: "subprocess.Popen[str]", *, raw: bool = False) -> Iterator[dict[str, Any]]:
     """What a process says, as JSON; `raw`: what else it says too, as lines. Waits for its end."""
-    assert process.stdout is not None
-    for text in process.stdout:
-        try:
-            told = json.loads(text)
-        except ValueError:
-            told = None
-        if isinstance(told, dict):
-            yield told
-        elif raw and text.startswith("=========") and text.strip("= \n"):
-            yield {"line": text.strip("= \n")}
-    process.wait()
+    with process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            try:
+                told = json.loads(text)
+            except ValueError:
+                told = None
+            if isinstance(told, dict):
+                yield told
+            elif raw and text.startswith("=========") and text.strip("= \n"):
+                yield {"line": text.strip("= \n")}
 
 
 def _existing(path: str) -> str | None:
