@@ -3,8 +3,9 @@
 Holds no network and no executor, and imports neither.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -12,25 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.imaging.geometry import Box, Frame
+from models.imaging.geometry import STRIDE, Box, Frame, Size
 from models.network.configs import Extra, ModelConfig
 
 
 @dataclass(frozen=True)
-class Step:
-    """The smallest unit of work that is never interrupted: an HRNet module or less.
+class Step(ABC):
+    """The smallest unit of work that is never interrupted. Each kind of network derives its own kinds of steps, which
+    say what they compute by their type and fields.
 
     `exit` is the number of the exit that the step completes (from 1), or None.
     """
 
-    name: str
-    exit: int | None
+    exit: int | None = field(default=None, kw_only=True)
 
     @property
-    def module(self) -> tuple[int, int] | None:
-        """Stage (from 2) and place in it (from 0) of the HRNet module that the step is; None if it is none."""
-        stage, _, place = self.name.removeprefix("stage").partition(".")
-        return (int(stage), int(place)) if place else None
+    @abstractmethod
+    def name(self) -> str:
+        """What people call the step; nothing reads meaning out of it."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,17 @@ class State:
 class AnytimeModel(Protocol):
     """A trained network on a device, run by an executor."""
 
-    config: ModelConfig
-    executor: str
-    device: str
-    steps: tuple[Step, ...]
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def executor(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def steps(self) -> tuple[Step, ...]: ...
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> State:
         """Start on `image`, uint8 (H, W, 3) RGB of any size. `box` is the person's, for pose; None: the whole image."""
@@ -146,13 +153,34 @@ def check_batch(states: Sequence[State], steps: tuple[Step, ...], kind: type[Own
     return step, own
 
 
-def run(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) -> Iterator[tuple[State, ExitMap]]:
-    """Run `model` on one image from the first step to the last; yields at every exit."""
-    state = model.begin(image, box)
-    for step in model.steps:
-        model.advance([state])
+def exits_of(model: AnytimeModel, states: Sequence[State]) -> Iterator[int]:
+    """Advances `states` together from where they stand to the last step; yields the number of each exit when they have
+    come to it. There the caller may render them, or override their masks."""
+    return exits_in_turns([(model, states)])
+
+
+def exits_in_turns(runs: Sequence[tuple[AnytimeModel, Sequence[State]]]) -> Iterator[int]:
+    """As `exits_of`, for several runs of the same steps, which take turns at every step."""
+    model, states = runs[0]
+    for step in model.steps[states[0].next_step :]:
+        for each, together in runs:
+            each.advance(together)
         if step.exit is not None:
-            yield state, model.render(state)
+            yield step.exit
+
+
+def run(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) -> Iterator[tuple[State, ExitMap]]:
+    """Runs `model` on one image from the first step to the last; yields at every exit."""
+    state = model.begin(image, box)
+    for _ in exits_of(model, [state]):
+        yield state, model.render(state)
+
+
+def check_mask(mask: Tensor, shape: Size) -> None:
+    """Raises ValueError unless `mask` is bool (H / 4, W / 4) of an input of `shape` (H, W)."""
+    size = (shape[0] // STRIDE, shape[1] // STRIDE)
+    if mask.dtype != torch.bool or tuple(mask.shape) != size:
+        raise ValueError(f"the mask is {mask.dtype} of {tuple(mask.shape)}; it must be bool of {size}")
 
 
 def score_difference(found: Tensor, expected: Tensor) -> float:

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from models.anytime import Exit, ExitMap, Step
 from models.imaging.geometry import Frame
 
-STEPS = tuple(Step(f"step{number}", number // 2 if number % 2 == 0 else None) for number in range(1, 9))
+
+@dataclass(frozen=True)
+class FakeStep(Step):
+    name: str = "fake"
+
+
+STEPS = tuple(FakeStep(exit=number // 2 if number % 2 == 0 else None) for number in range(1, 9))
 
 
 @dataclass

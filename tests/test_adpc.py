@@ -5,7 +5,8 @@ import tiny
 import torch
 
 from models.network.adpc import AdpcNet
-from models.network.configs import Masking, ModelConfig
+from models.network.adpc_configs import AdpcConfig
+from models.network.configs import Masking
 from models.network.masked import MaskedConv2d
 
 INPUTS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -14,7 +15,7 @@ INPUTS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize("base", [tiny.SEGMENTATION, tiny.POSE], ids=["segmentation", "pose"])
 @pytest.mark.parametrize("heads", ["one", "plain", "redesigned"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_every_mode_scores_every_exit_at_a_quarter(base: ModelConfig, heads: str, masked: bool) -> None:
+def test_every_mode_scores_every_exit_at_a_quarter(base: AdpcConfig, heads: str, masked: bool) -> None:
     config = replace(base, heads=heads, masking=base.masking if masked else None)  # type: ignore[arg-type]
     with torch.no_grad():
         scores = tiny.network(config)(INPUTS)

@@ -14,7 +14,7 @@ from models.__main__ import main
 from models.anytime import run
 from models.checkpoint import save_directory
 from models.evaluation.calibrate import Observed, cross_validate, difference, judge, observe
-from models.executors import build
+from models.executors.selection import build
 from models.quality import Quality, doubt, fingerprint
 
 IMAGES = 48  # halves of 24 are enough to stop

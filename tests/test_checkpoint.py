@@ -12,10 +12,11 @@ from models.__main__ import main
 from models.checkpoint import load_directory, load_weights, save_directory
 from models.directory import find_models, read_config, resolve
 from models.network.adpc import AdpcNet
-from models.network.configs import CONFIGS, ModelConfig
+from models.network.adpc_configs import AdpcConfig
+from models.network.families import CONFIGS
 
 
-def released(config: ModelConfig, prefix: str = "model.") -> dict[str, torch.Tensor]:
+def released(config: AdpcConfig, prefix: str = "model.") -> dict[str, torch.Tensor]:
     """A state dict named as released checkpoints name theirs."""
     network = AdpcNet(config)
     tensors = {prefix + name: tensor for name, tensor in network.state_dict().items()}

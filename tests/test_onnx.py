@@ -7,11 +7,12 @@ import tiny
 import torch
 
 from models.checkpoint import save_directory
-from models.executors import build
 from models.executors import onnx as exporter
 from models.executors.onnx import TOLERANCE, OnnxExecutor, difference
 from models.executors.reference import ReferenceExecutor
-from models.network.configs import Masking, ModelConfig
+from models.executors.selection import build
+from models.network.adpc_configs import AdpcConfig
+from models.network.configs import Masking
 
 CONFIGS = [
     tiny.SEGMENTATION,
@@ -23,7 +24,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.task} {c.heads} {'masked' if c.masking else 'dense'}")
-def test_graphs_give_what_the_network_gives(config: ModelConfig) -> None:
+def test_graphs_give_what_the_network_gives(config: AdpcConfig) -> None:
     assert difference(tiny.network(config)) < 1e-5
 
 

@@ -8,10 +8,11 @@ import torch
 
 from models.anytime import Exit, run
 from models.checkpoint import save_directory
-from models.executors import build, load, resolve_device
 from models.executors.reference import ReferenceExecutor
+from models.executors.selection import build, load, resolve_device
 from models.imaging.geometry import Frame
-from models.network.configs import Masking, ModelConfig
+from models.network.adpc_configs import AdpcConfig
+from models.network.configs import Masking
 from models.network.flops import gmacs
 
 BASES = [tiny.SEGMENTATION, tiny.POSE]
@@ -32,7 +33,7 @@ def exits(model: ReferenceExecutor, seeds: list[int]) -> list[list[Exit]]:
 
 @pytest.mark.parametrize("base", BASES, ids=["segmentation", "pose"])
 @pytest.mark.parametrize("masked", [True, False])
-def test_steps_give_what_the_network_gives(base: ModelConfig, masked: bool) -> None:
+def test_steps_give_what_the_network_gives(base: AdpcConfig, masked: bool) -> None:
     network = tiny.network(base if masked else replace(base, masking=None))
     model = ReferenceExecutor(network)
     state = model.begin(tiny.image())
@@ -43,7 +44,7 @@ def test_steps_give_what_the_network_gives(base: ModelConfig, masked: bool) -> N
 
 
 @pytest.mark.parametrize("base", BASES, ids=["segmentation", "pose"])
-def test_a_batch_gives_what_single_requests_give(base: ModelConfig) -> None:
+def test_a_batch_gives_what_single_requests_give(base: AdpcConfig) -> None:
     model = ReferenceExecutor(tiny.network(base))
     for batched, seed in zip(exits(model, [0, 1, 2]), range(3), strict=True):
         for one, other in zip(batched, exits(model, [seed])[0], strict=True):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from models.__main__ import main
 from models.anytime import run
 from models.checkpoint import save_directory
-from models.executors import load
+from models.executors.selection import load
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
 

@@ -20,7 +20,7 @@ from live import Later
 from websockets.sync.client import connect
 
 from models.anytime import run
-from models.executors import build
+from models.executors.selection import build
 from models.quality import Quality, doubt, fingerprint
 
 ROOT = Path(__file__).parent.parent

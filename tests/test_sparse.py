@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.anytime import run, score_difference
-from models.executors import build
 from models.executors.cpu import structures
 from models.executors.cpu.executor import SparseExecutor
 from models.executors.cpu.geometry import GeometryFactory
@@ -30,6 +29,7 @@ from models.executors.cpu.resampling import axis_taps
 from models.executors.cpu.structures import LEVELS, NativeTileCosts
 from models.executors.cpu.winograd import tile_costs
 from models.executors.reference import ReferenceExecutor
+from models.executors.selection import build
 from models.imaging.geometry import Frame
 from models.network.adpc import AdpcNet
 from models.network.configs import Criterion, Masking, ModelConfig

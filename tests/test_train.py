@@ -12,8 +12,9 @@ from PIL import Image
 from models.__main__ import main
 from models.checkpoint import load_directory, save_directory
 from models.data import datasets
-from models.network import configs
+from models.network import families
 from models.network.adpc import AdpcNet
+from models.network.adpc_configs import Heads
 from models.training import tasks
 from models.training.recipe import Phase, Recipe
 from models.training.train import CHECKPOINT, PLOT, Run, setting, start_at_zero
@@ -35,7 +36,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(configs, "CONFIGS", {"tiny": tiny.SEGMENTATION})
+    monkeypatch.setattr(families, "CONFIGS", {"tiny": tiny.SEGMENTATION})
     path = tmp_path / "train.json"
     path.write_text(json.dumps(RECIPE.to_json()))
     return path
@@ -76,7 +77,7 @@ def test_the_seed_decides_the_weights(data: Path, recipe: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("heads", ["redesigned", "plain", "one"])
-def test_a_network_with_masks_starts_from_one_without(tmp_path: Path, heads: configs.Heads) -> None:
+def test_a_network_with_masks_starts_from_one_without(tmp_path: Path, heads: Heads) -> None:
     dense = AdpcNet(replace(tiny.SEGMENTATION, masking=None, heads=heads))
     save_directory(tmp_path, dense)
     run = Run.begin(tiny.SEGMENTATION, replace(RECIPE, init=str(tmp_path)), torch.device("cpu"))

@@ -33,7 +33,7 @@ from models.executors.cpu.isa import Isa
 from models.executors.onnx import TOLERANCE
 from models.executors.processor import processor
 from models.imaging.geometry import Size
-from models.network.configs import config
+from models.network.families import config
 from models.network.flops import gmacs, parse_shares, parse_size
 
 ACTIVE = {"w18": (0.837, 0.741, 0.523), "w48": (0.807, 0.616, 0.370)}

@@ -99,7 +99,7 @@ def localise(
         for fault in found:
             if not fault.difference <= tolerance:
                 return fault
-        if step.exit is not None and step.exit < ours.config.exits and ours.config.settles:
+        if step.exit is not None and step.exit < ours.config.exits and ours.config.adaptive:
             active = (masks[step.exit - 1] if masks else theirs_state.latest().active).to(device)
             ours.override(state, active)
             reference.override(theirs_state, active)

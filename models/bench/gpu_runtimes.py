@@ -24,7 +24,9 @@ from models.executors.gpu.graphs import capture
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
-from models.network.configs import CONFIGS, Masking
+from models.network.configs import Masking
+from models.network.families import config
+from models.network.network import build_network
 
 
 def positions(size: Size, shares: Sequence[float], seed: int) -> dict[int, Tensor]:
@@ -38,7 +40,8 @@ def network(name: str) -> AdpcNet:
     """Random weights whose features stay in range: batch norms as after training on noise."""
     torch.manual_seed(0)
     with torch.device("cuda"):
-        net = AdpcNet(CONFIGS[name])
+        net = build_network(config(name))
+    assert isinstance(net, AdpcNet)
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = None

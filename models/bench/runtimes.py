@@ -23,7 +23,8 @@ from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE, Frame, Size
 from models.imaging.preprocess import pad
 from models.network.adpc import AdpcNet
-from models.network.configs import config
+from models.network.families import config
+from models.network.network import build_network
 
 RUNTIMES = ("sparse", "torch", "compile", "onnxruntime", "openvino")
 
@@ -61,7 +62,8 @@ class Task:
 def network(task: Task) -> AdpcNet:
     """Random weights under which activations keep their size; the same for every kind."""
     torch.manual_seed(task.seed)
-    net = AdpcNet(config(task.config))
+    net = build_network(config(task.config))
+    assert isinstance(net, AdpcNet)
     with torch.no_grad():
         for layer in net.modules():
             if isinstance(layer, nn.Conv2d):

@@ -3,12 +3,12 @@
 import argparse
 from dataclasses import replace
 
-from models.executors import EXECUTORS
+from models.executors.registry import AUTO, CHOICES
 from models.network.configs import ModelConfig
 
 
 def add_executor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--executor", choices=EXECUTORS, default="auto")
+    parser.add_argument("--executor", choices=CHOICES, default=AUTO)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from models.anytime import AnytimeModel
 from models.checkpoint import load_weights
 from models.commands.options import add_executor, add_threshold, with_threshold
-from models.directory import read_config, resolve
-from models.executors import build
+from models.directory import WEIGHTS_FILE, read_config, resolve
+from models.executors.selection import build
 from models.imaging.geometry import STRIDE, Frame
 from models.imaging.images import read_image
 from models.imaging.preprocess import pad, prepare
-from models.network.adpc import AdpcNet
-from models.network.configs import CONFIGS, ModelConfig
+from models.network.configs import ModelConfig
+from models.network.families import CONFIGS
+from models.network.network import Network, build_network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,14 +67,14 @@ def exits_of(model: AnytimeModel, inputs: Tensor, frame: Frame, *, with_maps: bo
     return outputs
 
 
-def _network(model: str, weights: Path | None, threshold: float | None) -> AdpcNet:
+def _network(model: str, weights: Path | None, threshold: float | None) -> Network:
     config: ModelConfig
     if weights is None or model not in CONFIGS:
         directory = resolve(model)
-        config, weights = read_config(directory), weights or directory / "model.safetensors"
+        config, weights = read_config(directory), weights or directory / WEIGHTS_FILE
     else:
         config = CONFIGS[model]
-    network = AdpcNet(with_threshold(config, threshold))
+    network = build_network(with_threshold(config, threshold))
     load_weights(network, weights)
     return network
 

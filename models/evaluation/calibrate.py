@@ -20,7 +20,7 @@ from models.data import datasets
 from models.data.files import images_in
 from models.directory import QUALITY_FILE, resolve
 from models.evaluation.evaluate import Tally
-from models.executors import load
+from models.executors.selection import load
 from models.imaging.geometry import Box
 from models.imaging.images import read_image
 from models.network.configs import ModelConfig

@@ -27,7 +27,8 @@ from models.data.street import VOID, Scene
 from models.directory import resolve
 from models.evaluation import scores
 from models.evaluation.scores import percent
-from models.executors import build
+from models.executors.registry import EXECUTORS
+from models.executors.selection import build
 from models.imaging.geometry import BOX_MARGIN, Box, person_square
 from models.imaging.postprocess import keypoints
 from models.network.configs import GIGA
@@ -54,7 +55,7 @@ class Tally:
             if step.exit is None:
                 continue
             found = [state.exit for state in states if state.exit is not None]
-            settles = model.config.settles_after(step.exit)
+            settles = model.config.masks_after(step.exit)
             self.macs[step.exit - 1] += [exit_.macs for exit_ in found]
             self.masked[step.exit - 1] += [(1 - exit_.unsure) * settles for exit_ in found]
             self.ms[step.exit - 1].append(1000 * elapsed_s / len(states))
@@ -194,7 +195,7 @@ def main(args: argparse.Namespace) -> int:
         config = replace(config, masking=replace(config.masking, adaptivity="training"))
     network.config = config
     model = build(network, args.device, args.executor, args.threads)
-    if model.executor == "sparse":  # it has threads of its own; torch's would spin beside them after each scoring
+    if EXECUTORS[model.executor].own_threads:  # torch's would spin beside them after each scoring
         torch.set_num_threads(1)
     if network.config.task == "pose":
         result = pose(model, datasets.people(args.data, args.split), flip=not args.no_flip)

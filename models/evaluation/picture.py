@@ -15,7 +15,7 @@ from models.anytime import AnytimeModel
 from models.checkpoint import load_directory
 from models.commands.options import add_executor, add_threshold, with_threshold
 from models.directory import resolve
-from models.executors import build
+from models.executors.selection import build
 from models.imaging.geometry import Box, Frame
 from models.imaging.images import read_image
 from models.imaging.postprocess import extra_map
@@ -66,7 +66,7 @@ def look(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) 
             continue
         extras: tuple[Extra, ...] = ("confidence", "exit", "unsure")
         confidence, decided, unsure = (extra_map(found, config, state.frame, extra) for extra in extras)
-        settles = config.settles_after(step.exit)
+        settles = config.masks_after(step.exit)
         shown.append(
             Shown(
                 index=step.exit,
@@ -153,7 +153,7 @@ def _explain_positions(axis: "Axes", exits: int, config: ModelConfig) -> None:
     from matplotlib.patches import Patch  # noqa: PLC0415
 
     masking = config.masking
-    rule = f"{masking.criterion}, threshold {masking.threshold:g}" if masking and config.settles else "without masks"
+    rule = f"{masking.criterion}, threshold {masking.threshold:g}" if masking and config.adaptive else "without masks"
     handles = [
         Patch(color=SETTLED, label="settled, left out from here"),
         Patch(color="0.6", label="still computed"),

@@ -25,9 +25,10 @@ from models.directory import resolve
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE
 from models.imaging.preprocess import check_input
-from models.network.adpc import AdpcNet, Progress
+from models.network.adpc import AdpcNet
 from models.network.confidence import Masks, active
 from models.network.masked import MaskedConv2d, rbf
+from models.network.network import Progress
 
 OPSET = 17
 TOLERANCE = 1e-4  # of the largest score: what a written graph may differ from the reference
@@ -209,7 +210,7 @@ class OnnxNetwork:
         if positions is not None and progress.decided is not None:
             decided = torch.where(positions, decided, progress.decided)
         masking, masks = self.config.masking, None
-        if masking is not None and self.config.settles_after(step.exit or 0):
+        if masking is not None and self.config.masks_after(step.exit or 0):
             masks = Masks(active(scores, masking, step.exit or 0))
         return Progress(tuple(branches), masks, scores, decided)
 
@@ -234,6 +235,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     network = load_directory(resolve(args.model))
+    if not isinstance(network, AdpcNet):
+        raise ValueError(f"{network.config.name} is of family {network.config.family}; only family adpc is exported")  # noqa: TRY004 - it is of a file
     args.output.mkdir(parents=True, exist_ok=True)
     for index, (graph, signature) in enumerate(zip(graphs(network), signatures(network), strict=True), 1):
         path = args.output / f"exit{index}.onnx"

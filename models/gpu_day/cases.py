@@ -20,12 +20,14 @@ from models.anytime import Exit, score_difference
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.plan import TritonState
 from models.executors.reference import ReferenceExecutor
-from models.executors.verify import SHARES, blobs
+from models.executors.verify import SHARES, smooth_masks
 from models.gpu_day.localise import localise
 from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
+from models.network.adpc_configs import AdpcConfig, Backbone
 from models.network.confidence import active
-from models.network.configs import CONFIGS, UNSURE, Backbone, Masking, ModelConfig
+from models.network.configs import PAPER_MASKING, Masking
+from models.network.families import CONFIGS
 
 KINDS = ("paper", "own", "full", "empty", "single", "corners", "scattered", "dense", "pair")
 """Masks: shares as in the paper; by the network's own confidence; all, none or one position; a position in each corner;
@@ -60,7 +62,7 @@ class Finding:
     problems: tuple[str, ...]
 
 
-def network(config: ModelConfig, device: str) -> AdpcNet:
+def network(config: AdpcConfig, device: str) -> AdpcNet:
     """Random weights whose features stay in range: batch norms as after training on noise, interpolations of every
     reach."""
     generator = torch.Generator().manual_seed(0)
@@ -89,7 +91,7 @@ def masks(kind: str, size: Size) -> list[Tensor] | None:
     height, width = (side // STRIDE for side in size)
     mask = torch.zeros(height, width, dtype=torch.bool)
     if kind == "paper":
-        return blobs(size, SHARES[0], 0)
+        return smooth_masks(size, SHARES[0], 0)
     if kind == "full":
         mask[:] = True
     elif kind == "single":
@@ -110,6 +112,7 @@ class Trial:
     def __init__(self, subject: Subject, device: str) -> None:
         self.subject, self.device = subject, device
         config = CONFIGS[subject.network]
+        assert isinstance(config, AdpcConfig)
         if subject.tiny:
             config = replace(config, backbone=_like(config.backbone), head_channels=8)
         assert config.masking is not None
@@ -162,10 +165,10 @@ class Trial:
                 theirs = score_difference(half.exit.scores, true.exit.scores)
                 differences[last] = _worse(differences[last], difference)
                 rounding[last] = _worse(rounding[last], theirs)
-                masking = ours.config.masking or UNSURE[ours.config.task]
+                masking = ours.config.masking or PAPER_MASKING[ours.config.task]
                 told = [*_wrong_scores(state.exit, true.exit, difference, theirs)]
                 told += _problems(state.exit, true.exit, difference, masking)
-                if ours.config.settles_after(step.exit):
+                if ours.config.masks_after(step.exit):
                     mask = true.exit.active if row_masks is None else row_masks[last].to(self.device)
                     ours.override(state, mask)
                     reference.override(true, mask)

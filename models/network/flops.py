@@ -1,28 +1,29 @@
 """Multiply-adds as the paper counts them: those of convolutions, in units of 1024^3.
 
 A masked convolution with active share p counts dense * p + (1 - p) * p * C_out * window^2 * h * w.
-`python -m models flops` prints the paper's tables. Imports the network, no executor.
+`python -m models flops` prints the paper's tables.
 """
 
 import argparse
 import json
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import nn
 
+from models.anytime import Step
 from models.imaging.geometry import MULTIPLE, Size
-from models.network.adpc import AdpcNet
-from models.network.configs import GIGA, ModelConfig, config
+from models.network.configs import GIGA, ModelConfig
+from models.network.families import config
 from models.network.masked import MaskedConv2d
+from models.network.network import build_network
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The convolutions of one exit that give feature maps of one size.
+    """Convolutions that give feature maps of one size, all of them masked or none.
 
     `dense`: their multiply-adds. `interpolation`: C_out * window^2 * h * w, summed; 0 where nothing is masked.
     """
@@ -31,58 +32,80 @@ class Cost:
     interpolation: int
     masked: bool
 
+    def __add__(self, other: "Cost") -> "Cost":
+        return replace(self, dense=self.dense + other.dense, interpolation=self.interpolation + other.interpolation)
+
+    def __mul__(self, times: int) -> "Cost":
+        return replace(self, dense=self.dense * times, interpolation=self.interpolation * times)
+
     def macs(self, active: float) -> float:
         """Multiply-adds at an active share 0..1 of the mask."""
         return self.dense * active + (1 - active) * active * self.interpolation if self.masked else self.dense
 
 
-def costs(model: ModelConfig, height: int, width: int) -> tuple[Mapping[tuple[Size, bool], Cost], ...]:
-    """For every exit, what is computed between the exit before and it: by feature size, and masked or not.
+Costs = Mapping[tuple[Size, bool], Cost]
+"""By feature size, and masked or not."""
+
+
+def costs(model: ModelConfig, height: int, width: int) -> tuple[Costs, ...]:
+    """For every exit, what is computed between the exit before and it.
 
     `height` and `width` are the input's, padded up to multiples of 32. All feature sizes divide those, so that every
     count is in proportion to the area.
     """
+    exits: list[Costs] = []
+    sums: dict[tuple[Size, bool], Cost] = {}
+    for step, found in step_costs(model, height, width):
+        for key, cost in found.items():
+            sums[key] = sums[key] + cost if key in sums else cost
+        if step.exit is not None:
+            exits.append(sums)
+            sums = {}
+    return tuple(exits)
+
+
+def step_costs(model: ModelConfig, height: int, width: int) -> tuple[tuple[Step, Costs], ...]:
+    """`costs` of every step by itself."""
     rows, columns = (-(-side // MULTIPLE) for side in (height, width))
     return tuple(
-        {
-            ((h * rows, w * columns), masked): Cost(
-                cost.dense * rows * columns, cost.interpolation * rows * columns, masked
-            )
-            for ((h, w), masked), cost in exit_costs.items()
-        }
-        for exit_costs in _smallest_costs(model)
+        (
+            step,
+            {((h * rows, w * columns), masked): cost * (rows * columns) for ((h, w), masked), cost in found.items()},
+        )
+        for step, found in _smallest_costs(model)
     )
 
 
 @lru_cache(maxsize=64)
-def _smallest_costs(model: ModelConfig) -> tuple[Mapping[tuple[Size, bool], Cost], ...]:
-    """`costs` at 32x32, by running the network there.
+def _smallest_costs(model: ModelConfig) -> tuple[tuple[Step, Costs], ...]:
+    """`step_costs` at 32x32, by running the network there.
 
     Not on the meta device: its kernels are Python, and a server would wait seconds for them at its start.
     """
-    network = AdpcNet(model).eval()
-    exits: list[Mapping[tuple[Size, bool], Cost]] = []
-    sums: dict[tuple[Size, bool], list[int]] = defaultdict(lambda: [0, 0])
+    network = build_network(model).eval()
+    sums: dict[tuple[Size, bool], Cost] = {}
 
     def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
         assert isinstance(layer, nn.Conv2d)
-        size = (output.shape[2], output.shape[3])
+        height, width = output.shape[2:]
         masked = isinstance(layer, MaskedConv2d)
-        total = sums[size, masked]
-        total[0] += layer.weight.numel() * size[0] * size[1]
-        total[1] += layer.window**2 * layer.out_channels * size[0] * size[1] if isinstance(layer, MaskedConv2d) else 0
+        window = layer.window if isinstance(layer, MaskedConv2d) else 0
+        area = height * width
+        cost = Cost(layer.weight.numel() * area, window**2 * layer.out_channels * area, masked)
+        key = ((height, width), masked)
+        sums[key] = sums[key] + cost if key in sums else cost
 
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(count)
     progress = network.start(torch.zeros(1, 3, MULTIPLE, MULTIPLE))
+    steps = []
     for step in network.steps:
         with torch.inference_mode():
             progress = network.advance(progress, step, adaptive=False)
-        if step.exit is not None:
-            exits.append({key: Cost(total[0], total[1], key[1]) for key, total in sums.items()})
-            sums.clear()
-    return tuple(exits)
+        steps.append((step, dict(sums)))
+        sums.clear()
+    return tuple(steps)
 
 
 def gmacs(model: ModelConfig, height: int, width: int, active: tuple[float, ...] = ()) -> list[float]:
@@ -102,9 +125,9 @@ def gmacs(model: ModelConfig, height: int, width: int, active: tuple[float, ...]
 
 
 def parameters(model: ModelConfig) -> int:
-    """Trainable parameters, one Lambda per masked convolution among them."""
+    """How many trainable parameters the network has, one Lambda per masked convolution among them."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in AdpcNet(model).parameters())
+        return sum(parameter.numel() for parameter in build_network(model).parameters())
 
 
 def parse_size(text: str) -> Size:

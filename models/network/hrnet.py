@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.network.adpc_configs import Backbone
 from models.network.confidence import Masks
-from models.network.configs import Backbone
 from models.network.masked import Chain, MaskAware
 
 Make = Callable[..., nn.Module]

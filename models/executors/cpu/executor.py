@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, State, check_batch
+from models.anytime import Exit, ExitMap, State, check_batch, check_mask
 from models.executors.cpu import exits
 from models.executors.cpu.geometry import Geometry, GeometryFactory
 from models.executors.cpu.image import normalise
@@ -35,7 +35,7 @@ from models.imaging.postprocess import render
 from models.imaging.preprocess import check_input, cut, seen
 from models.network.adpc import AdpcNet
 from models.network.confidence import active
-from models.network.configs import GROWING, UNSURE, Extra
+from models.network.configs import PAPER_MASKING, Extra
 from models.network.flops import costs
 
 MAX_WINDOW = 21
@@ -136,9 +136,7 @@ class SparseExecutor:
         Raises ValueError on a mask of another shape or dtype, with which the native code would read beyond it.
         """
         assert isinstance(state, SparseState)
-        size = (state.shape[0] // STRIDE, state.shape[1] // STRIDE)
-        if positions.dtype != torch.bool or tuple(positions.shape) != size:
-            raise ValueError(f"the mask is {positions.dtype} of {tuple(positions.shape)}; it must be bool of {size}")
+        check_mask(positions, state.shape)
         state.mask = positions.cpu().numpy().copy()  # the caller may use its memory again
         state.shrinking = shrinking
 
@@ -222,7 +220,7 @@ class SparseExecutor:
         state.scores = scores
         rows = torch.from_numpy(scores.reshape(1 + height * width, -1)[1:, : self.config.outputs])
         grid = rows.view(height, width, -1).permute(2, 0, 1)
-        masking = self.config.masking or UNSURE[self.config.task]
+        masking = self.config.masking or PAPER_MASKING[self.config.task]
         carried = None if geometry.mask is None else state.exit  # the exit whose scores stand at inactive positions
         if geometry.mask is None or carried is None:
             decided = torch.full((height, width), index, dtype=torch.uint8)
@@ -237,8 +235,8 @@ class SparseExecutor:
         active_share = np.count_nonzero(mask[:image_height, :image_width]) / (image_height * image_width)
         state.exit = Exit(index, grid, decided, torch.from_numpy(mask), active_share, round(state.macs))
         state.mask = None
-        if self.config.settles_after(index):
-            state.mask, state.shrinking = mask, masking.criterion not in GROWING
+        if self.config.masks_after(index):
+            state.mask, state.shrinking = mask, masking.shrinks
 
     def _macs(self, index: int, shape: tuple[int, int], geometry: Geometry) -> float:
         """Multiply-adds of the stage that ends at exit `index`, under its mask."""

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, State, check_batch
+from models.anytime import Exit, ExitMap, State, check_batch, check_mask
 from models.executors.gpu.graphs import CudaGraphs, Recorder
 from models.executors.gpu.lowering import TritonNetwork
 from models.executors.gpu.plan import Plan, Saved, TritonState
@@ -93,8 +93,9 @@ class TritonExecutor:
     @torch.inference_mode()
     def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
         """See `Overridable.override`; what is saved depends on the criterion of the configuration alone, so that masks
-        of one whose masks shrink must shrink."""
+        of one whose masks shrink must shrink. Raises ValueError on a mask of another shape or dtype."""
         assert isinstance(state, TritonState)
+        check_mask(positions, state.shape)
         with self._on_device():
             plan = self._plan(state.shape, 1)
             plan.seat([state], state.next_step)
