@@ -17,7 +17,7 @@ from models.executors.verify import smooth_masks
 from models.imaging.geometry import MULTIPLE, padded_size
 from models.network.configs import GIGA, ModelConfig
 from models.network.flops import gmacs
-from models.quality import Quality, doubt
+from models.quality import Quality, uncertainty
 from server.engine.messages import LoadPlan, ModelFacts
 from server.requests.budget import Costs, Shape
 
@@ -43,7 +43,7 @@ class Loaded:
         """Whether at most a share `epsilon` of the pixels would still change after the latest exit of `state`."""
         if self.quality is None or epsilon is None or state.exit is None:
             return False
-        return self.quality.stops(doubt(state.exit, self.model.config.task, state.frame), epsilon)
+        return self.quality.stops(uncertainty(state.exit, self.model.config.task, state.frame), epsilon)
 
 
 def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
