@@ -1,10 +1,11 @@
-"""Model directories (config.json + model.safetensors + README.md), and the import of released `.pth` checkpoints.
+"""Weights: those of model directories, and the import of released `.pth` checkpoints.
 
-`python -m models import` turns one into the other. Imports the network, no executor.
+`python -m models import` makes a model directory of a released checkpoint.
 """
 
 import argparse
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +18,23 @@ from models.directory import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, read_config
 from models.network.families import config
 from models.network.network import Network, build_network
 
+log = logging.getLogger(__name__)
+
 _SHOWN = 8  # names in an error message
 
 
 class _Beside:
-    """Stands for a numpy scalar (a score, say) or its dtype that a training run saved beside the weights. Its value is
-    not read, so that numpy's own unpickling never sees what a file holds."""
+    """Stands for what a training run saved beside the weights as a numpy scalar, such as a score, or its dtype.
+
+    The value is not read, so numpy's own unpickling never sees what a file holds.
+    """
 
     def __init__(self, *_: object) -> None: ...
 
     def __setstate__(self, _: object) -> None: ...
 
 
-_NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # of numpy 1, and of 2
+_NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # numpy 1 and numpy 2
 
 
 def load_directory(directory: Path) -> Network:
@@ -43,15 +48,32 @@ def load_directory(directory: Path) -> Network:
 
 
 def save_directory(directory: Path, network: Network, dtype: torch.dtype = torch.float32) -> None:
-    """Write configuration and weights; floating tensors are stored as `dtype`. The card is written by hand."""
+    """Writes configuration and weights; the card is written by hand.
+
+    Floating tensors are stored as `dtype`, but for those with values beyond its range, which stay as they are; the log
+    names them.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG_FILE).write_text(json.dumps(network.config.to_json(), indent=1) + "\n")
-    tensors = {
-        name: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype).cpu().contiguous()
-        for name, tensor in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")  # counts training batches; inference does not read it
-    }
-    save_file(tensors, directory / WEIGHTS_FILE)
+    # num_batches_tracked counts training batches; inference does not read it.
+    tensors = {n: tensor for n, tensor in network.state_dict().items() if not n.endswith("num_batches_tracked")}
+    stored = {name: _stored(tensor, dtype).cpu().contiguous() for name, tensor in tensors.items()}
+    wide = [name for name, tensor in stored.items() if tensor.is_floating_point() and tensor.dtype != dtype]
+    if wide:
+        log.warning(
+            "%d tensors have values beyond %s, the largest of %s, and are stored in float32: %s",
+            len(wide), f"{torch.finfo(dtype).max:g}", dtype, _some(wide),
+        )  # fmt: skip
+    save_file(stored, directory / WEIGHTS_FILE)
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor as `dtype` if it is floating and no value of it overflows."""
+    tensor = tensor.detach()
+    if not tensor.is_floating_point():
+        return tensor
+    narrow = tensor.to(dtype)
+    return tensor if bool((tensor.isfinite() & ~narrow.isfinite()).any()) else narrow
 
 
 def load_weights(network: Network, path: Path, *, backbone_only: bool = False, maskless: bool = False) -> None:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import tiny
@@ -6,7 +7,7 @@ import torch
 
 from models.network.adpc import AdpcNet
 from models.network.adpc_configs import AdpcConfig
-from models.network.configs import Masking
+from models.network.configs import Criterion, Masking
 from models.network.masked import MaskedConv2d
 
 INPUTS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -54,6 +55,19 @@ def test_settled_positions_keep_their_scores() -> None:
             assert not (progress.masks.positions & kept).any()  # masks only shrink
     assert len(shares) == 3
     assert 0 < shares[2] < shares[0] < 1
+
+
+@pytest.mark.parametrize(("criterion", "threshold"), [
+    ("max_probability", 0.6), ("margin", 0.4), ("entropy", 0.5), ("max_score", 0.5), ("top_k", 0.3), ("random", 0.3),
+])  # fmt: skip
+@torch.no_grad()
+def test_masks_shrink_where_the_criterion_says_so(criterion: Criterion, threshold: float) -> None:
+    masking = Masking(criterion, threshold)
+    net = tiny.network(replace(tiny.SEGMENTATION, masking=masking))
+    masks = [found.masks.positions for found in net.exits(INPUTS) if found.masks is not None]
+    assert len(masks) == 3 and 0 < masks[-1].float().mean() < 1
+    grew = any((later & ~earlier).any() for earlier, later in pairwise(masks))
+    assert masking.shrinks == (not grew)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from models.__main__ import main
 from models.checkpoint import load_directory, load_weights, save_directory
@@ -37,6 +37,21 @@ def test_directory_round_trip(tmp_path: Path, dtype: torch.dtype) -> None:
     for name, tensor in loaded.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(tensor, network.state_dict()[name].to(dtype).float())
+
+
+def test_weights_beyond_float16_are_stored_in_float32(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = tiny.network()
+    save_directory(tmp_path / "narrow", network, torch.float16)
+    assert caplog.text == ""
+    with torch.no_grad():
+        network.bn1.running_var[3] = 7e4
+    save_directory(tmp_path / "m", network, torch.float16)
+    assert "1 tensors have values beyond 65504, the largest of torch.float16, and are stored in float32: bn1.runn" in (
+        caplog.text
+    )
+    stored = load_file(tmp_path / "m" / "model.safetensors")
+    assert [name for name, tensor in stored.items() if tensor.dtype != torch.float16] == ["bn1.running_var"]
+    assert torch.equal(load_directory(tmp_path / "m").bn1.running_var, network.bn1.running_var)
 
 
 @pytest.mark.parametrize(

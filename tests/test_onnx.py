@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 
+from models.anytime import exits_of
 from models.checkpoint import save_directory
 from models.executors import onnx as exporter
 from models.executors.onnx import TOLERANCE, OnnxExecutor, difference
@@ -41,17 +42,12 @@ def test_the_executor_follows_its_own_masks() -> None:
     assert [step.exit for step in model.steps] == [1, 2, 3, 4]
     states = [model.begin(tiny.image(seed=seed)) for seed in range(2)]
     expected = reference.begin(tiny.image(seed=1))
-    done = iter(reference.steps)
-    for step in model.steps:
-        model.advance(states)
-        while next(done).exit is None:
-            reference.advance([expected])
-        reference.advance([expected])
-        found = states[1].exit
-        assert found is not None and expected.exit is not None and found.index == step.exit
-        assert (found.scores - expected.exit.scores).abs().max() < 1e-4 * expected.exit.scores.abs().max()
-        assert torch.equal(found.decided, expected.exit.decided)
-        assert found.macs == expected.exit.macs
+    for exit_index, same in zip(exits_of(model, states), exits_of(reference, [expected]), strict=True):
+        found, right = states[1].latest(), expected.latest()
+        assert found.index == right.index == exit_index == same
+        assert (found.scores - right.scores).abs().max() < 1e-4 * right.scores.abs().max()
+        assert torch.equal(found.decided, right.decided)
+        assert found.macs == right.macs
 
 
 def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from models.anytime import Exit, run
+from models.anytime import Exit, Overridable, exits_in_turns, exits_of, run
 from models.checkpoint import save_directory
 from models.executors.reference import ReferenceExecutor
 from models.executors.selection import build, load, resolve_device
@@ -21,14 +21,8 @@ BASES = [tiny.SEGMENTATION, tiny.POSE]
 def exits(model: ReferenceExecutor, seeds: list[int]) -> list[list[Exit]]:
     """The exits of several images that advance as one batch."""
     states = [model.begin(tiny.image(seed=seed)) for seed in seeds]
-    found: list[list[Exit]] = [[] for _ in seeds]
-    for step in model.steps:
-        model.advance(states)
-        if step.exit is not None:
-            for row, state in zip(found, states, strict=True):
-                assert state.exit is not None
-                row.append(state.exit)
-    return found
+    by_exit = [[state.latest() for state in states] for _ in exits_of(model, states)]
+    return [list(found) for found in zip(*by_exit, strict=True)]
 
 
 @pytest.mark.parametrize("base", BASES, ids=["segmentation", "pose"])
@@ -57,12 +51,7 @@ def test_requests_interleave_without_touching_each_other() -> None:
     model = ReferenceExecutor(tiny.network())
     alone = [exit_map.array for _, exit_map in run(model, tiny.image(seed=3))]
     first, second = model.begin(tiny.image(seed=3)), model.begin(tiny.image(40, 70, seed=4))
-    maps = []
-    for step in model.steps:
-        model.advance([first])
-        model.advance([second])
-        if step.exit is not None:
-            maps.append(model.render(first).array)
+    maps = [model.render(first).array for _ in exits_in_turns([(model, [first]), (model, [second])])]
     assert all(np.array_equal(one, other) for one, other in zip(maps, alone, strict=True))
 
 
@@ -144,3 +133,15 @@ def test_load_from_a_directory(tmp_path_factory: pytest.TempPathFactory) -> None
     model = load(directory, executor="reference", threads=1)
     assert (model.executor, model.device) == ("reference", "cpu")
     assert [step.exit for step in model.steps if step.exit] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("executor", ["reference", "sparse"])
+def test_masks_of_a_wrong_shape_or_dtype_are_refused(executor: str) -> None:
+    model = build(tiny.network(), executor=executor)
+    assert isinstance(model, Overridable)
+    state = model.begin(tiny.image())
+    next(exits_of(model, [state]))
+    for mask in (torch.ones(16, 25).bool(), torch.ones(1, 1, 16, 24).bool(), torch.ones(16, 24)):
+        with pytest.raises(ValueError, match=r"the mask is torch.* it must be bool of \(16, 24\)"):
+            model.override(state, mask)
+    model.override(state, torch.ones(16, 24).bool())
