@@ -8,6 +8,7 @@ import torch
 
 from models.anytime import exits_of
 from models.checkpoint import save_directory
+from models.commands import export
 from models.executors import onnx as exporter
 from models.executors.onnx import TOLERANCE, OnnxExecutor, difference
 from models.executors.reference import ReferenceExecutor
@@ -53,7 +54,7 @@ def test_the_executor_follows_its_own_masks() -> None:
 def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_directory(tmp_path / "model", tiny.network())
     args = argparse.Namespace(model=str(tmp_path / "model"), format="onnx", output=tmp_path / "graphs")
-    assert exporter.main(args) == 0
+    assert export.main(args) == 0
     assert sorted(path.name for path in args.output.iterdir()) == [f"exit{index}.onnx" for index in (1, 2, 3, 4)]
     assert "branch0, branch1, positions, previous -> scores" in capsys.readouterr().out
 

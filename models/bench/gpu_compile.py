@@ -29,6 +29,7 @@ from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from models.commands.options import parse_size
 from models.executors.gpu import kernels, passes
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.layers import Layer, tiles
@@ -36,7 +37,6 @@ from models.executors.gpu.tuning import Choice, read
 from models.imaging.geometry import MULTIPLE, Frame, Size
 from models.network.adpc import AdpcNet
 from models.network.families import config
-from models.network.flops import parse_size
 from models.network.network import build_network
 
 SMALL = 2 * MULTIPLE

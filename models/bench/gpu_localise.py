@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.anytime import score_difference
+from models.commands.options import parse_shares, parse_size
 from models.data import scenes
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
-from models.network.flops import parse_shares, parse_size
 
 TOLERANCE = 0.05
 """Of the largest value: what half precision explains."""

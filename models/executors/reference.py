@@ -1,4 +1,7 @@
-"""The oracle: dense convolution, then mask. Clear and exact; runs wherever torch does."""
+"""The reference executor: it runs the network's own layers, which compute every position and then apply the masks.
+
+Every other executor is compared with it. It runs networks of all families, wherever torch runs.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,14 +23,14 @@ from models.network.network import Network, Progress, Stepwise, batched, one_of
 
 @dataclass
 class ReferenceState(State):
-    """A request's own features and masks, and its multiply-adds so far."""
+    """A request's progress through the network, and its multiply-adds so far."""
 
     progress: Progress = field(default_factory=lambda: Progress(()))
     macs: float = 0.0
 
 
 class ReferenceExecutor:
-    """Runs a network of any family step by step on one device, a batch of requests at a time. See `AnytimeModel`."""
+    """Runs a network of any family step by step on one device, a batch of requests at a time; see `AnytimeModel`."""
 
     executor = "reference"
 
@@ -83,7 +86,7 @@ class ReferenceExecutor:
         return Exit(index, scores[0], decided[0, 0], positions[0, 0], unsure, round(state.macs))
 
     def _macs(self, index: int, shape: Size, masks: Masks | None) -> float:
-        """Multiply-adds between the exit before and this one, under the masks of the exit before."""
+        """Multiply-adds from the exit before to this one, under the mask that the exit before made."""
         groups = costs(self.config, *shape)[index - 1]
         shares: dict[Size, float] = {}
         if masks is not None:

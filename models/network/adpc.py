@@ -62,9 +62,9 @@ class ExitHead(Step):
 
 
 class AdpcNet(Network):
-    """The network of a `ModelConfig`; every mode of the paper is a configuration of it.
+    """HRNet with one exit or four; every mode of the paper is a configuration of it.
 
-    Tensor names are those of released checkpoints, so that their weights load as they are.
+    Tensors are called as in the released checkpoints, so that their weights load as they are.
     """
 
     config: AdpcConfig
@@ -96,18 +96,17 @@ class AdpcNet(Network):
             )
             before = after
         if config.heads != "one":
-            for exit_index in (1, 2, 3):
-                channels = (256,) if exit_index == 1 else spec.channels(exit_index)
-                self.add_module(
-                    f"exit{exit_index}", self._head(dense if exit_index == 1 else masked, exit_index, channels)
-                )
+            self.exit1 = self._head(dense, 1, (256,))
+            for stage in (2, 3):
+                self.add_module(f"exit{stage}", self._head(masked, stage, spec.channels(stage)))
         self.last_layer = self._head(masked, 4, spec.channels(4))
         self.steps = self._steps()
 
-    def _head(self, make: Make, exit_index: int, channels: tuple[int, ...]) -> Chain:
-        """Section 2, "Head Redesign"; the last exit keeps the original head."""
+    def _head(self, make: Make, stage: int, channels: tuple[int, ...]) -> Chain:
+        """The head after a stage that has branches of these channels. Heads before the last may be redesigned
+        (section 2, "Head Redesign"); the last keeps the original one."""
         config = self.config
-        redesigned = config.heads == "redesigned" and exit_index < 4
+        redesigned = config.heads == "redesigned" and stage < 4
         momentum = config.backbone.bn_momentum
         if config.task == "pose" and not redesigned:
             return Chain(make(channels[0], config.outputs, 1, bias=True))
@@ -120,7 +119,7 @@ class AdpcNet(Network):
                 make(total, config.outputs, 1, bias=True),
             )
         width = config.head_channels
-        depth = config.downsamplings[exit_index - 1]
+        depth = config.downsamplings[stage - 1]
         layers: list[nn.Module] = []
         for hop in range(depth):
             layers += [nn.AvgPool2d(2), make(total if hop == 0 else width, width, 1, bias=True)]

@@ -1,11 +1,8 @@
 """Multiply-adds as the paper counts them: those of convolutions, in units of 1024^3.
 
 A masked convolution with active share p counts dense * p + (1 - p) * p * C_out * window^2 * h * w.
-`python -m models flops` prints the paper's tables.
 """
 
-import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,7 +13,6 @@ from torch import nn
 from models.anytime import Step
 from models.imaging.geometry import MULTIPLE, Size
 from models.network.configs import GIGA, ModelConfig
-from models.network.families import config
 from models.network.masked import MaskedConv2d
 from models.network.network import build_network
 
@@ -25,7 +21,7 @@ from models.network.network import build_network
 class Cost:
     """Convolutions that give feature maps of one size, all of them masked or none.
 
-    `dense`: their multiply-adds. `interpolation`: C_out * window^2 * h * w, summed; 0 where nothing is masked.
+    `dense`: their multiply-adds. `interpolation`: their sum of C_out * window^2 * h * w; 0 where nothing is masked.
     """
 
     dense: int
@@ -109,7 +105,8 @@ def _smallest_costs(model: ModelConfig) -> tuple[tuple[Step, Costs], ...]:
 
 
 def gmacs(model: ModelConfig, height: int, width: int, active: tuple[float, ...] = ()) -> list[float]:
-    """Cumulative multiply-adds / 1024^3 at every exit. `active`: shares after exits 1, 2, ..; none: all active.
+    """Multiply-adds / 1024^3 from the image to every exit. `active`: the active shares after exits 1, 2, ..; without
+    any, everything is active.
 
     Raises ValueError unless there is one share for every exit but the last.
     """
@@ -128,44 +125,3 @@ def parameters(model: ModelConfig) -> int:
     """How many trainable parameters the network has, one Lambda per masked convolution among them."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build_network(model).parameters())
-
-
-def parse_size(text: str) -> Size:
-    """'1024x2048' -> (1024, 2048), height first. Raises argparse's error on anything else."""
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write height x width, for example 1024x2048")
-    return int(height), int(width)
-
-
-def parse_shares(text: str) -> tuple[float, ...]:
-    """'0.8,0.6,0.4' -> shares. Raises argparse's error on anything outside of 0..1."""
-    try:
-        shares = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        shares = (-1.0,)
-    if not all(0 <= share <= 1 for share in shares):
-        raise argparse.ArgumentTypeError(f"{text!r} are not shares; write numbers from 0 to 1, for example 0.8,0.6,0.4")
-    return shares
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--size", type=parse_size, metavar="HxW", help="default: the size in the paper's table")
-    parser.add_argument("--active", type=parse_shares, default=(), metavar="p1,p2,p3", help="active shares after exits")
-    parser.add_argument("--json", action="store_true")
-
-
-def main(args: argparse.Namespace) -> int:
-    model = config(args.config)
-    height, width = args.size or model.size
-    values = gmacs(model, height, width, args.active)
-    count = parameters(model)
-    if args.json:
-        exits = [{"exit": index, "gmacs": value} for index, value in enumerate(values, 1)]
-        print(json.dumps({"config": model.name, "size": [height, width], "params": count, "exits": exits}))
-    else:
-        print(f"{model.name} at {height}x{width}: {count:,} parameters")
-        for index, value in enumerate(values, 1):
-            print(f"  exit {index}: {value:8.2f} GMACs")
-    return 0
