@@ -21,17 +21,15 @@ import json
 import math
 from bisect import bisect_right
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from models.anytime import Exit
 from models.directory import QUALITY_FILE, WEIGHTS_FILE, read_config
 from models.imaging.geometry import STRIDE, Frame
 from models.network.confidence import confidence
-from models.network.configs import Task
+from models.network.configs import Share, Task
 from models.validation import from_json, value
 
 KEPT = 0.9
@@ -86,9 +84,6 @@ def threshold(uncertainty: NDArray[np.float64], changed: NDArray[np.float64], ep
         if count <= (1 - KEPT) * (1 + np.count_nonzero(stopped_at < candidate)):
             return float(candidate)
     return 0.0
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @value()

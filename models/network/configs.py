@@ -32,6 +32,7 @@ Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Colour = Annotated[int, Field(ge=0, le=255)]
 Joint = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @value()
