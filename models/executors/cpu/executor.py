@@ -88,7 +88,7 @@ class SparseExecutor:
             )
         by_level = [tile_costs(64)] * FINEST + [tile_costs(width) for width in self.config.backbone.channels(4)]
         self._programs = {
-            step.name: StepProgram(lowering.lower(step), self.isa, numbers, by_level) for step in self.steps
+            step: StepProgram(lowering.lower(step), self.isa, numbers, by_level) for step in self.steps
         }
         used_classes = max(program.used_classes for program in self._programs.values())
         self._geometries = GeometryFactory(window, used_classes, by_level)
@@ -146,7 +146,7 @@ class SparseExecutor:
         begins_stage = index > 0 and self.steps[index - 1].exit is not None
         previous = [state.geometry or self._all_active(state) for state in own]
         geometries = [self._next_geometry(state) for state in own] if begins_stage else previous
-        results = self._run(self._programs[step.name], own, previous, geometries)
+        results = self._run(self._programs[step], own, previous, geometries)
         for state, geometry, outputs in zip(own, geometries, results, strict=True):
             state.geometry = geometry
             state.next_step += 1

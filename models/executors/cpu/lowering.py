@@ -161,7 +161,6 @@ class Lowering:
         last = step.stage == 4
         redesigned = config.heads == "redesigned" and not last
         head = self.network.head(step)
-        assert isinstance(head, nn.Sequential)
         channels = (256,) if step.stage == 1 else config.backbone.channels(step.stage)
         if last and config.backbone.last_module_fuses_finest_only:
             channels = channels[:1]
