@@ -36,16 +36,17 @@ class Exit:
 
     `scores`: float (C, h, w), logits of C classes or heatmaps of C joints.
     `decided`: uint8 (h, w), the exit whose scores each position holds (equation 7 carries them over).
-    `active`: bool (h, w), positions that the next exit would compute (M of equation 2).
-    `unsure`: share of active positions inside the image, 0..1.
+    `mask`: bool (h, w), True at the positions that the next stage computes (M of equation 2). Every exit has one, even
+    where nothing follows or nothing is masked.
+    `active_share`: of the mask inside the image, 0..1.
     `macs`: multiply-adds from the image to this exit, counted as in the paper.
     """
 
     index: int
     scores: Tensor
     decided: Tensor
-    active: Tensor
-    unsure: float
+    mask: Tensor
+    active_share: float
     macs: int
 
 
@@ -60,7 +61,7 @@ class ExitMap:
 
     index: int
     array: NDArray[np.uint8] | NDArray[np.float32]
-    unsure: float
+    active_share: float
     extra: NDArray[np.uint8] | None = None
 
 
@@ -125,8 +126,8 @@ class AnytimeModel(Protocol):
 class Overridable(AnytimeModel, Protocol):
     """A model whose masks can be replaced."""
 
-    def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
-        """Replaces the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`.
+    def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
+        """Replaces the mask that the latest exit of `state` made: bool (h, w), see `Exit.mask`.
 
         `shrinking` promises that every later mask lies within this one, as `Masking.shrinks` says of a criterion; an
         executor then computes less. Raises ValueError on a mask of another shape or dtype.

@@ -44,7 +44,7 @@ def test_a_batch_gives_what_single_requests_give(base: AdpcConfig) -> None:
         for one, other in zip(batched, exits(model, [seed])[0], strict=True):
             torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-4)
             assert one.macs == pytest.approx(other.macs, rel=0.02)  # rounding may flip single positions
-            assert one.unsure == pytest.approx(other.unsure, abs=0.02)
+            assert one.active_share == pytest.approx(other.active_share, abs=0.02)
 
 
 def test_requests_interleave_without_touching_each_other() -> None:
@@ -64,14 +64,14 @@ def test_operations_are_the_papers() -> None:
     assert masked[3].macs < exits(dense, [0])[0][3].macs
 
 
-def test_unsure_leaves_the_padding_out() -> None:
+def test_the_active_share_leaves_the_padding_out() -> None:
     model = ReferenceExecutor(tiny.network(replace(tiny.SEGMENTATION, masking=Masking("max_probability", 1.0))))
     state = model.begin(tiny.image(33, 33))
     for _ in model.steps[:3]:
         model.advance([state])
     assert state.exit is not None
-    assert state.exit.unsure == 1
-    assert state.exit.active.shape == (16, 16)
+    assert state.exit.active_share == 1
+    assert state.exit.mask.shape == (16, 16)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 200), (31, 33), (64, 96)])

@@ -100,7 +100,7 @@ def localise(
             if not fault.difference <= tolerance:
                 return fault
         if step.exit is not None and step.exit < ours.config.exits and ours.config.adaptive:
-            active = (masks[step.exit - 1] if masks else theirs_state.latest().active).to(device)
+            active = (masks[step.exit - 1] if masks else theirs_state.latest().mask).to(device)
             ours.override(state, active)
             reference.override(theirs_state, active)
     return None

@@ -109,8 +109,8 @@ def error(executor: TritonExecutor, net: AdpcNet, size: Size) -> float:
     reference = ReferenceExecutor(net, "cuda")
     worst = 0.0
     with (
-        patch("models.network.adpc.active", chosen),
-        patch("models.executors.reference.active", chosen),
+        patch("models.network.adpc.make_mask", chosen),
+        patch("models.executors.reference.make_mask", chosen),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         true, ours = reference.start(inputs, frame), executor.start(inputs, frame)

@@ -57,7 +57,7 @@ class Tally:
             found = [state.exit for state in states if state.exit is not None]
             settles = model.config.masks_after(step.exit)
             self.macs[step.exit - 1] += [exit_.macs for exit_ in found]
-            self.masked[step.exit - 1] += [(1 - exit_.unsure) * settles for exit_ in found]
+            self.masked[step.exit - 1] += [(1 - exit_.active_share) * settles for exit_ in found]
             self.ms[step.exit - 1].append(1000 * elapsed_s / len(states))
             yield found
 

@@ -75,7 +75,7 @@ def look(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) 
                 settled=(unsure == 0) & settles,
                 decided=decided,
                 gmacs=found.macs / GIGA,
-                share=(1 - found.unsure) * settles,
+                share=(1 - found.active_share) * settles,
             )
         )
     return shown, state.frame

@@ -21,7 +21,7 @@ from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE
 from models.imaging.preprocess import check_input
 from models.network.adpc import AdpcNet
-from models.network.confidence import Masks, active
+from models.network.confidence import Masks, make_mask
 from models.network.masked import MaskedConv2d, rbf
 from models.network.network import Progress
 
@@ -36,8 +36,8 @@ class Sliced(Masks):
     """Masks whose sizes stay free in a traced graph: a feature size is the scores' size, halved a number of times."""
 
     def at(self, like: Tensor) -> Tensor:
-        stride = int(self.positions.shape[-1]) // int(like.shape[-1])
-        return self.positions[:, :, ::stride, ::stride].to(like.dtype)
+        stride = int(self.finest.shape[-1]) // int(like.shape[-1])
+        return self.finest[:, :, ::stride, ::stride].to(like.dtype)
 
 
 class ExitGraph(nn.Module):
@@ -199,7 +199,7 @@ class OnnxNetwork:
         if signature.masked:
             assert progress.scores is not None
             positions = torch.ones_like(progress.scores[:, :1], dtype=torch.bool)
-            positions = positions if progress.masks is None else progress.masks.positions
+            positions = positions if progress.masks is None else progress.masks.finest
             tensors += [positions, progress.scores.contiguous()]
         feed = {name: tensor.cpu().numpy() for name, tensor in zip(signature.inputs, tensors, strict=True)}
         scores, *branches = (torch.from_numpy(array) for array in session.run(list(signature.outputs), feed))
@@ -208,7 +208,7 @@ class OnnxNetwork:
             decided = torch.where(positions, decided, progress.decided)
         masking, masks = self.config.masking, None
         if masking is not None and self.config.masks_after(step.exit or 0):
-            masks = Masks(active(scores, masking, step.exit or 0))
+            masks = Masks(make_mask(scores, masking, step.exit or 0))
         return Progress(tuple(branches), masks, scores, decided)
 
 

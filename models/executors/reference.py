@@ -15,7 +15,7 @@ from models.anytime import Exit, ExitMap, State, check_batch, check_mask
 from models.imaging.geometry import Box, Frame, Size
 from models.imaging.postprocess import render
 from models.imaging.preprocess import check_input, prepare, seen
-from models.network.confidence import Masks, active
+from models.network.confidence import Masks, make_mask
 from models.network.configs import PAPER_MASKING, Extra
 from models.network.flops import costs
 from models.network.network import Network, Progress, Stepwise, batched, one_of
@@ -62,14 +62,14 @@ class ReferenceExecutor:
                 state.macs += self._macs(step.exit, state.shape, before[index])
                 state.exit = self._exit(step.exit, state)
 
-    def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
+    def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
         """See `Overridable.override`; the reference computes every position whatever `shrinking` promises.
 
         Raises ValueError on a mask of another shape or dtype.
         """
         assert isinstance(state, ReferenceState)
-        check_mask(positions, state.shape)
-        state.progress = replace(state.progress, masks=Masks(positions[None, None]))
+        check_mask(mask, state.shape)
+        state.progress = replace(state.progress, masks=Masks(mask[None, None]))
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         return render(state.latest(), self.config, state.frame, extra)
@@ -77,13 +77,12 @@ class ReferenceExecutor:
     def _exit(self, index: int, state: ReferenceState) -> Exit:
         scores, decided = state.progress.scores, state.progress.decided
         assert scores is not None and decided is not None
+        masking = self.config.masking or PAPER_MASKING[self.config.task]
         masks = state.progress.masks
-        positions = (
-            masks.positions if masks else active(scores, self.config.masking or PAPER_MASKING[self.config.task], index)
-        )
+        mask = (masks.finest if masks else make_mask(scores, masking, index))[0, 0]
         height, width = seen(self.config, state.frame, state.shape)
-        unsure = float(positions[0, 0, :height, :width].float().mean())
-        return Exit(index, scores[0], decided[0, 0], positions[0, 0], unsure, round(state.macs))
+        active_share = float(mask[:height, :width].float().mean())
+        return Exit(index, scores[0], decided[0, 0], mask, active_share, round(state.macs))
 
     def _macs(self, index: int, shape: Size, masks: Masks | None) -> float:
         """Multiply-adds from the exit before to this one, under the mask that the exit before made."""
@@ -91,6 +90,6 @@ class ReferenceExecutor:
         shares: dict[Size, float] = {}
         if masks is not None:
             sizes = [size for size, masked in groups if masked]
-            means = [masks.at(masks.positions.float().new_empty(1, 1, *size)).mean() for size in sizes]
+            means = [masks.at(masks.finest.float().new_empty(1, 1, *size)).mean() for size in sizes]
             shares = dict(zip(sizes, torch.stack(means).tolist(), strict=True)) if means else {}
         return sum(cost.macs(shares.get(size, 1.0)) for (size, _), cost in groups.items())

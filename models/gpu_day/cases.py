@@ -25,7 +25,7 @@ from models.gpu_day.localise import localise
 from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
 from models.network.adpc_configs import AdpcConfig, Backbone
-from models.network.confidence import active
+from models.network.confidence import make_mask
 from models.network.configs import PAPER_MASKING, Masking
 from models.network.families import CONFIGS
 
@@ -169,7 +169,7 @@ class Trial:
                 told = [*_wrong_scores(state.exit, true.exit, difference, theirs)]
                 told += _problems(state.exit, true.exit, difference, masking)
                 if ours.config.masks_after(step.exit):
-                    mask = true.exit.active if row_masks is None else row_masks[last].to(self.device)
+                    mask = true.exit.mask if row_masks is None else row_masks[last].to(self.device)
                     ours.override(state, mask)
                     reference.override(true, mask)
                     rough.override(half, mask)
@@ -221,14 +221,14 @@ def _problems(ours: Exit, true: Exit, difference: float, masking: Masking) -> It
         # Where scores that differ as much as they do cannot decide otherwise, both must decide alike.
         margin = 2 * difference * float(true.scores.abs().max()) + 1e-5
         low, high = (
-            active(true.scores[None], replace(masking, threshold=masking.threshold + off), true.index)[0, 0]
+            make_mask(true.scores[None], replace(masking, threshold=masking.threshold + off), true.index)[0, 0]
             for off in (-margin, margin)
         )
-        if other := int(((ours.active != true.active) & (low == high)).sum()):
+        if other := int(((ours.mask != true.mask) & (low == high)).sum()):
             yield f"{other} positions are active in one and not in the other, and far from the threshold"
-    share = float(ours.active.float().mean())
-    if abs(ours.unsure - share) > 1e-4:
-        yield f"the active share is told as {ours.unsure:.4f} and is {share:.4f}"
+    share = float(ours.mask.float().mean())
+    if abs(ours.active_share - share) > 1e-4:
+        yield f"the active share is told as {ours.active_share:.4f} and is {share:.4f}"
     if abs(ours.macs - true.macs) > 1e-3 * true.macs:
         yield f"multiply-adds are {ours.macs:.4g}, not {true.macs:.4g}"
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from models.commands.options import parse_size
 from models.gpu_day.stages import MissingError
 
 

@@ -32,7 +32,7 @@ def render(
     """The map of one exit; see `AnytimeModel.render`. `labels`: makes a label map; executors may bring a faster one."""
     array = keypoints(found.scores, frame) if config.task == "pose" else labels(found.scores, frame)
     further = None if extra is None else extra_map(found, config, frame, extra)
-    return ExitMap(found.index, array, found.unsure, further)
+    return ExitMap(found.index, array, found.active_share, further)
 
 
 def peaks(heatmaps: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -67,7 +67,7 @@ def extra_map(found: Exit, config: ModelConfig, frame: Frame, extra: Extra) -> N
         sure = confidence(found.scores[None], config.task)[0].float().clamp(0, 1) * 255
         values = _placed(sure, frame, "bilinear").round().to(torch.uint8)
     else:
-        source = found.decided if extra == "exit" else found.active
+        source = found.decided if extra == "exit" else found.mask
         values = _placed(source[None].float(), frame, "nearest").to(torch.uint8)
     return values[0].cpu().numpy()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.anytime import Step
 from models.network.adpc_configs import AdpcConfig
-from models.network.confidence import Masks, active
+from models.network.confidence import Masks, make_mask
 from models.network.hrnet import Bottleneck, HighResolutionModule, Make, Transition, resize
 from models.network.masked import Chain, Conv2d, MaskedConv2d
 from models.network.network import Network, Progress
@@ -162,12 +162,12 @@ class AdpcNet(Network):
         scores = self.head(step)(self.read(xs, step), masks)
         decided = torch.full_like(scores[:, :1], step.exit, dtype=torch.uint8)
         if masks is not None and progress.scores is not None and progress.decided is not None:
-            scores = torch.where(masks.positions, scores, progress.scores)  # equation 7
-            decided = torch.where(masks.positions, decided, progress.decided)
+            scores = torch.where(masks.finest, scores, progress.scores)  # equation 7
+            decided = torch.where(masks.finest, decided, progress.decided)
         masking = self.config.masking
         masks = None
         if masking is not None and adaptive and step.exit < self.config.exits:
-            masks = Masks(active(scores.detach(), masking, step.exit))
+            masks = Masks(make_mask(scores.detach(), masking, step.exit))
         return Progress(xs, masks, scores, decided)
 
     def transition(self, stage: int) -> Transition:

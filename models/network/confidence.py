@@ -18,7 +18,7 @@ def confidence(scores: Tensor, task: str) -> Tensor:
     return (scores - scores.amax(1, keepdim=True)).exp().sum(1, keepdim=True).reciprocal()
 
 
-def active(scores: Tensor, masking: Masking, exit_index: int) -> Tensor:
+def make_mask(scores: Tensor, masking: Masking, exit_index: int) -> Tensor:
     """The mask after an exit: M of equation 2 as bool (N, 1, h, w), True where active.
 
     `scores`: (N, C, h, w) of the exit after carry-over. A random mask depends on its size and `exit_index` alone.
@@ -48,17 +48,17 @@ def active(scores: Tensor, masking: Masking, exit_index: int) -> Tensor:
 class Masks:
     """A batch's masks between two exits, at every feature size.
 
-    `positions`: bool (N, 1, h, w), True where active, at the size of the exit's scores. Other feature sizes take the
+    `finest`: bool (N, 1, h, w), True where active, at the size of the exit's scores. Other feature sizes take the
     nearest position, as the paper resizes the scores themselves.
     """
 
-    def __init__(self, positions: Tensor) -> None:
-        self.positions = positions
+    def __init__(self, finest: Tensor) -> None:
+        self.finest = finest
         self._at: dict[tuple[int, int], Tensor] = {}
 
     def at(self, like: Tensor) -> Tensor:
         """The masks for a feature map `like` (N, C, h, w): (N, 1, h, w) in its dtype, 1 where active."""
         size = (int(like.shape[-2]), int(like.shape[-1]))
         if size not in self._at:
-            self._at[size] = F.interpolate(self.positions.to(like.dtype), size=size, mode="nearest")
+            self._at[size] = F.interpolate(self.finest.to(like.dtype), size=size, mode="nearest")
         return self._at[size].to(like.dtype)

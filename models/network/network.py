@@ -141,7 +141,7 @@ def _join(values: Sequence[Any]) -> Any:
     if isinstance(first, Tensor):
         return torch.cat(list(values))
     if isinstance(first, Masks):
-        return Masks(torch.cat([masks.positions for masks in values]))
+        return Masks(torch.cat([masks.finest for masks in values]))
     if isinstance(first, tuple):
         return tuple(_join(parts) for parts in zip(*values, strict=True))
     if is_dataclass(first):
@@ -155,7 +155,7 @@ def _pick(value: Any, index: int) -> Any:
     if isinstance(value, Tensor):
         return value[index : index + 1].clone()
     if isinstance(value, Masks):
-        return Masks(value.positions[index : index + 1].clone())
+        return Masks(value.finest[index : index + 1].clone())
     if isinstance(value, tuple):
         return tuple(_pick(part, index) for part in value)
     if is_dataclass(value):

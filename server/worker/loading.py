@@ -87,7 +87,7 @@ def _stages(model: AnytimeModel, image: NDArray[np.uint8], masks: Sequence[Tenso
         model.render(state)
         yield exit_index, time.monotonic() - began_s
         if isinstance(model, Overridable) and model.config.masks_after(exit_index):
-            positions = masks[exit_index - 1].to(state.latest().active.device)
+            positions = masks[exit_index - 1].to(state.latest().mask.device)
             masking = model.config.masking
             model.override(state, positions, shrinking=masking is not None and masking.shrinks)
         began_s = time.monotonic()

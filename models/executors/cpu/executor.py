@@ -34,7 +34,7 @@ from models.imaging.geometry import MAX_SIDE, MULTIPLE, STRIDE, Box, Frame
 from models.imaging.postprocess import render
 from models.imaging.preprocess import check_input, cut, seen
 from models.network.adpc import AdpcNet
-from models.network.confidence import active
+from models.network.confidence import make_mask
 from models.network.configs import PAPER_MASKING, Extra
 from models.network.flops import costs
 
@@ -87,9 +87,7 @@ class SparseExecutor:
                 f"the window is {window}; the sparse executor takes at most {MAX_WINDOW}: use executor reference"
             )
         by_level = [tile_costs(64)] * FINEST + [tile_costs(width) for width in self.config.backbone.channels(4)]
-        self._programs = {
-            step: StepProgram(lowering.lower(step), self.isa, numbers, by_level) for step in self.steps
-        }
+        self._programs = {step: StepProgram(lowering.lower(step), self.isa, numbers, by_level) for step in self.steps}
         used_classes = max(program.used_classes for program in self._programs.values())
         self._geometries = GeometryFactory(window, used_classes, by_level)
         self._pool = ThreadPool(threads or torch.get_num_threads())
@@ -130,14 +128,14 @@ class SparseExecutor:
         weakref.finalize(state, self._allocator.release, state.features, height * width).atexit = False
         return state, padded[1:-1, 3:-3]
 
-    def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
+    def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
         """See `Overridable.override`. The promise of `shrinking` is checked when the next stage begins.
 
         Raises ValueError on a mask of another shape or dtype, with which the native code would read beyond it.
         """
         assert isinstance(state, SparseState)
-        check_mask(positions, state.shape)
-        state.mask = positions.cpu().numpy().copy()  # the caller may use its memory again
+        check_mask(mask, state.shape)
+        state.mask = mask.cpu().numpy().copy()  # the caller may use its memory again
         state.shrinking = shrinking
 
     def advance(self, states: Sequence[State]) -> None:
@@ -227,10 +225,10 @@ class SparseExecutor:
         else:
             decided = carried.decided.masked_fill(torch.from_numpy(geometry.mask), index)
         if masking.criterion in exits.CRITERIA:
-            before = None if carried is None else carried.active.numpy()
+            before = None if carried is None else carried.mask.numpy()
             mask = exits.update_mask(self._pool, grid, masking, geometry.mask, before)
         else:
-            mask = active(grid[None].contiguous(), masking, index)[0, 0].numpy()
+            mask = make_mask(grid[None].contiguous(), masking, index)[0, 0].numpy()
         image_height, image_width = seen(self.config, state.frame, state.shape)
         active_share = np.count_nonzero(mask[:image_height, :image_width]) / (image_height * image_width)
         state.exit = Exit(index, grid, decided, torch.from_numpy(mask), active_share, round(state.macs))

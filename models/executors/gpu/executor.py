@@ -91,15 +91,15 @@ class TritonExecutor:
         return render(state.latest(), self.config, state.frame, extra)
 
     @torch.inference_mode()
-    def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
+    def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
         """See `Overridable.override`; what is saved depends on the criterion of the configuration alone, so that masks
         of one whose masks shrink must shrink. Raises ValueError on a mask of another shape or dtype."""
         assert isinstance(state, TritonState)
-        check_mask(positions, state.shape)
+        check_mask(mask, state.shape)
         with self._on_device():
             plan = self._plan(state.shape, 1)
             plan.seat([state], state.next_step)
-            plan.follow(positions)
+            plan.follow(mask)
             self._share([state], plan)
 
     @torch.inference_mode()

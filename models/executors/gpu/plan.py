@@ -21,7 +21,7 @@ from models.executors.gpu.passes import LEVELS, SETTLED_BY, Pass, empty_rows, ki
 from models.executors.gpu.tuning import Choice, choose
 from models.imaging.geometry import STRIDE, Size
 from models.network.adpc import ExitHead, StageModule
-from models.network.confidence import active
+from models.network.confidence import make_mask
 from models.network.configs import PAPER_MASKING, Masking
 
 
@@ -189,9 +189,9 @@ class Plan:
         else:
             self.decided.masked_fill_((self.mask != 0) | first, index)
             if self.masking.criterion == "random" and index not in self.fixed:  # drawn on the host, so in no graph
-                self.fixed[index] = active(scores.permute(0, 3, 1, 2), self.masking, index)
+                self.fixed[index] = make_mask(scores.permute(0, 3, 1, 2), self.masking, index)
             if index not in self.fixed:
-                self.mask.copy_(active(scores.permute(0, 3, 1, 2), self.masking, index)[:, 0])
+                self.mask.copy_(make_mask(scores.permute(0, 3, 1, 2), self.masking, index)[:, 0])
         if index in self.fixed:
             self.mask.copy_(self.fixed[index][:, 0])
 

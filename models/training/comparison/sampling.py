@@ -75,7 +75,7 @@ class SampledNet(AdpcNet):
         """The scores of every exit; in training, the soft masks of exits 1 to 3 follow them: (N, 1, h, w) in 0..1."""
         exits = tuple(self.exits(images, adaptive))
         scores = tuple(found.scores for found in exits if found.scores is not None)
-        masks = tuple(found.masks.positions for found in exits if found.masks is not None)
+        masks = tuple(found.masks.finest for found in exits if found.masks is not None)
         if not self.training:
             return scores
         if masks:
