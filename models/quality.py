@@ -43,7 +43,7 @@ MOVED = 0.05
 
 
 def uncertainty(found: Exit, task: Task, frame: Frame) -> float:
-    """How unsure an exit is of its answer as a whole, 0..1.
+    """How uncertain an exit is of its answer as a whole, 0..1.
 
     For segmentation the mean of 1 - confidence over the positions of the image; every other position of every other row
     is enough for a mean. For pose the mean over the joints of 1 - the height of their peak, which is their confidence.

@@ -4,7 +4,7 @@ A masked convolution with active share p counts dense * p + (1 - p) * p * C_out 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -29,10 +29,10 @@ class Cost:
     masked: bool
 
     def __add__(self, other: "Cost") -> "Cost":
-        return replace(self, dense=self.dense + other.dense, interpolation=self.interpolation + other.interpolation)
+        return Cost(self.dense + other.dense, self.interpolation + other.interpolation, self.masked)
 
     def __mul__(self, times: int) -> "Cost":
-        return replace(self, dense=self.dense * times, interpolation=self.interpolation * times)
+        return Cost(self.dense * times, self.interpolation * times, self.masked)
 
     def macs(self, active: float) -> float:
         """Multiply-adds at an active share 0..1 of the mask."""
@@ -43,6 +43,7 @@ Costs = Mapping[tuple[Size, bool], Cost]
 """By feature size, and masked or not."""
 
 
+@lru_cache(maxsize=256)  # executors ask at every exit
 def costs(model: ModelConfig, height: int, width: int) -> tuple[Costs, ...]:
     """For every exit, what is computed between the exit before and it.
 
