@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from models.__main__ import main
 from models.checkpoint import load_directory, load_weights, save_directory
-from models.directory import find_models, read_config, resolve
 from models.network.adpc import AdpcNet
 from models.network.adpc_configs import AdpcConfig
 from models.network.families import CONFIGS
@@ -213,16 +212,3 @@ def test_a_file_with_flipped_bytes_is_a_value_error_or_loads(tmp_path: Path) -> 
         path.write_bytes(broken.tobytes())
         with pytest.raises(ValueError, match=r"a\.pth"):
             load_weights(tiny.network(), path)
-
-
-def test_models_are_found_by_path_and_name(tmp_path: Path) -> None:
-    save_directory(tmp_path / "a", tiny.network())
-    assert resolve(str(tmp_path / "a")) == tmp_path / "a"
-    assert find_models(tmp_path) == {"a": tmp_path / "a"}
-    with pytest.raises(ValueError, match="neither a model directory nor a shipped model"):
-        resolve("nothing")
-    with pytest.raises(FileNotFoundError):
-        read_config(tmp_path)
-    (tmp_path / "a" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json"):
-        read_config(tmp_path / "a")

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,9 +6,8 @@ import tiny
 import torch
 
 from models.anytime import Exit, Overridable, exits_in_turns, exits_of, run
-from models.checkpoint import save_directory
 from models.executors.reference import ReferenceExecutor
-from models.executors.selection import build, load, resolve_device
+from models.executors.selection import build
 from models.imaging.geometry import Frame
 from models.network.adpc_configs import AdpcConfig
 from models.network.configs import Masking
@@ -97,42 +95,12 @@ def test_wrong_batches_are_refused() -> None:
         model.advance([ahead])
 
 
-def test_executors_and_devices_that_are_not_there_are_refused() -> None:
-    with pytest.raises(ValueError, match="no executor is called 'quantum'"):
-        build(tiny.network(), executor="quantum")
-    assert resolve_device("cpu:0") == "cpu"
-
-
-@pytest.mark.parametrize("gpus", [0, 2])
-def test_devices_are_told_before_anything_is_done(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    for device in ("cuda:x", "cuda:", "cuda:-1", "tpu", "cpu:x", ""):
-        with pytest.raises(ValueError, match=f"device '{device}' is unknown; use auto, cpu, cuda or cuda:N"):
-            resolve_device(device)
-    with pytest.raises(ValueError, match=f"device cuda:2 is not there: torch sees {gpus} CUDA devices; use cpu"):
-        resolve_device("cuda:2")
-    assert resolve_device("auto") == ("cuda" if gpus else "cpu")
-    with pytest.raises(ValueError, match="device 'tpu'"):
-        build(tiny.network(), "tpu", "quantum", threads=-1)
-    with pytest.raises(ValueError, match="device 'tpu'"):
-        load(Path("nowhere"), "tpu")
-
-
 def test_inputs_and_states_of_others_are_refused() -> None:
     model = build(tiny.network(), executor="reference")
     with pytest.raises(ValueError, match=r"the input is \(2, 3, 32, 32\); it must be \(1, 3, H, W\)"):
         model.start(torch.zeros(2, 3, 32, 32), Frame(32, 32))
     with pytest.raises(TypeError, match="a state is SparseState, not ReferenceState"):
         model.advance([build(tiny.network(), executor="sparse").begin(tiny.image())])
-
-
-def test_load_from_a_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
-    directory = tmp_path_factory.mktemp("model")
-    save_directory(directory, tiny.network())
-    model = load(directory, executor="reference", threads=1)
-    assert (model.executor, model.device) == ("reference", "cpu")
-    assert [step.exit for step in model.steps if step.exit] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("executor", ["reference", "sparse"])

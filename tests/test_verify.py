@@ -11,7 +11,6 @@ import torch
 
 from models.checkpoint import save_directory
 from models.directory import ZOO
-from models.executors import selection
 from models.executors.cpu.executor import SparseExecutor
 from models.executors.reference import ReferenceExecutor
 from models.executors.verify import ExecutorChoice, Findings, choose, measure, verification_command, verify
@@ -85,34 +84,3 @@ def test_a_verification_as_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert choice.right and "to exit 4, reference" in choice.reason
     missing = verify("sparse", verification_command(tmp_path / "none", "sparse", "cpu"))
     assert not missing.right and "status 1" in missing.reason and "none" in missing.reason
-
-
-@pytest.mark.parametrize(
-    "asked, choice, runs",
-    [
-        ("auto", ExecutorChoice("triton", "twice as fast"), "triton"),
-        ("auto", ExecutorChoice("reference", "off by 26%", right=False), "reference"),
-        ("triton", ExecutorChoice("reference", "slower"), "triton"),
-    ],
-)
-def test_what_a_gpu_runs(
-    asked: str, choice: ExecutorChoice, runs: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(selection, "resolve_device", lambda device: "cuda")
-    monkeypatch.setattr(selection, "verify", lambda *_: choice)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
-    found = selection.choose_executor(SHIPPED, "auto", asked)
-    assert (found.executor, found.reason) == (runs, choice.reason)
-    assert (choice.reason in caplog.text) == (runs == "reference")
-
-
-def test_a_wrong_executor_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "resolve_device", lambda device: "cuda")
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
-    monkeypatch.setattr(
-        selection, "verify", lambda *_: ExecutorChoice("reference", "triton is off by 26%", right=False)
-    )
-    with pytest.raises(ValueError, match="triton is off by 26%; use executor reference"):
-        selection.choose_executor(SHIPPED, "cuda", "triton")
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert selection.choose_executor(SHIPPED, "cuda", "auto").executor == "reference"

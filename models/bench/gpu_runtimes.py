@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.anytime import largest, score_difference
+from models.anytime import exits_in_turns, exits_of, largest, score_difference
 from models.bench.gpu import Task, Timing
 from models.data import scenes
 from models.executors.gpu import tuning
@@ -65,11 +65,9 @@ def steps(executor: TritonExecutor, inputs: Tensor, repeats: int) -> Timing:
         torch.cuda.synchronize()
         began_s = time.perf_counter()
         state = executor.start(inputs, frame)
-        for step in executor.steps:
-            executor.advance([state])
-            if step.exit is not None:
-                torch.cuda.synchronize()
-                times.append((time.perf_counter() - began_s) * 1000)
+        for _ in exits_of(executor, [state]):
+            torch.cuda.synchronize()
+            times.append((time.perf_counter() - began_s) * 1000)
         return times
 
     return repeated(once, repeats)
@@ -114,11 +112,8 @@ def error(executor: TritonExecutor, net: AdpcNet, size: Size) -> float:
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         true, ours = reference.start(inputs, frame), executor.start(inputs, frame)
-        for step in executor.steps:
-            executor.advance([ours])
-            reference.advance([true])
-            if step.exit is not None and true.exit is not None and ours.exit is not None:
-                worst = largest([worst, score_difference(ours.exit.scores, true.exit.scores)])
+        for _ in exits_in_turns([(executor, [ours]), (reference, [true])]):
+            worst = largest([worst, score_difference(ours.latest().scores, true.latest().scores)])
     return worst
 
 
