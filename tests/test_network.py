@@ -144,6 +144,17 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "iterated"
 
 
+def test_the_steps_of_every_family_number_its_exits() -> None:
+    assert FAMILIES.keys() == {"adpc", "iterated"}
+    for name, family in FAMILIES.items():
+        for config in family.named[:4]:
+            assert type(config) is family.config and config.family == name
+            with torch.device("meta"):
+                net = build_network(config)
+            assert net.config is config and 1 <= len(net.heads()) <= config.exits
+            assert [step.exit for step in net.steps if step.exit is not None] == list(range(1, config.exits + 1))
+
+
 def test_a_directory_round_trip_names_the_family(directory: Path) -> None:
     assert json.loads((directory / "config.json").read_text())["family"] == "iterated"
     assert read_config(directory) == CONFIG

@@ -61,19 +61,6 @@ def test_an_executor_on_another_device_is_refused(
         build(tiny.network(), device, executor)
 
 
-def test_kernels_that_are_not_built_leave_the_reference_to_auto(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def missing(*_: object) -> None:
-        raise OSError("the native library is not built")
-
-    monkeypatch.setattr("models.executors.cpu.executor.SparseExecutor.__init__", missing)
-    assert build(tiny.network()).executor == "reference"
-    assert "saves no time where masks save work: the native library is not built" in caplog.text
-    with pytest.raises(ValueError, match="the native library is not built"):
-        build(tiny.network(), executor="sparse")
-
-
 def test_every_executor_says_its_own_name() -> None:
     for name, kind in EXECUTORS.items():
         if kind.runs_on("cpu"):
