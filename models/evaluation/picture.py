@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.anytime import AnytimeModel
+from models.anytime import AnytimeModel, exits_of
 from models.checkpoint import load_directory
 from models.commands.options import add_executor, add_threshold, with_threshold
 from models.directory import resolve
@@ -60,16 +60,14 @@ def look(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) 
     """Every exit of `image`, uint8 (H, W, 3), and where the network's input lies in it."""
     state, config = model.begin(image, box), model.config
     shown = []
-    for step in model.steps:
-        model.advance([state])
-        if step.exit is None or (found := state.exit) is None:
-            continue
+    for exit_index in exits_of(model, [state]):
+        found = state.latest()
         extras: tuple[Extra, ...] = ("confidence", "exit", "unsure")
         confidence, decided, unsure = (extra_map(found, config, state.frame, extra) for extra in extras)
-        settles = config.masks_after(step.exit)
+        settles = config.masks_after(exit_index)
         shown.append(
             Shown(
-                index=step.exit,
+                index=exit_index,
                 prediction=model.render(state).array,
                 confidence=confidence,
                 settled=(unsure == 0) & settles,
