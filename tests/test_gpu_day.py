@@ -30,7 +30,7 @@ from models.gpu_day.plan import stages_of
 from models.gpu_day.stages import Report, Stage, run
 from models.imaging.geometry import Frame
 from models.network.adpc import AdpcNet
-from server.engine.messages import Submit
+from server.engine.messages import JobSpec
 
 GENEROUS_S = 60.0
 
@@ -333,7 +333,7 @@ def test_a_server_is_visited(tmp_path: Path) -> None:
                             killed.clear()
                             worker.die()
                             break
-                        if isinstance(command, Submit):
+                        if isinstance(command, JobSpec):
                             worker.finish(command)
 
         players.append(threading.Thread(target=play, daemon=True))

@@ -122,13 +122,13 @@ class Recipe:
         """With fields replaced; those of phase 0 and of the augmentation are named `phases.0.NAME`,
         `augmentation.NAME`. Raises ValueError on an unknown one."""
         data = json.loads(json.dumps(self.to_json()))
-        for name, value in settings.items():
+        for name, given in settings.items():
             *path, last = name.split(".")
             target = data
             try:
                 for part in path:
                     target = target[int(part) if isinstance(target, list) else part]
-                target[last] = value
+                target[last] = given
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise ValueError(f"a recipe has no field {name!r}; its fields are {', '.join(data)}") from error
         return Recipe.from_json(data)
