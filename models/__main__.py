@@ -9,10 +9,10 @@ import sys
 COMMANDS = {
     "list": ("models.commands.list", "the shipped models"),
     "show": ("models.commands.show", "one model: configuration, labels, what each exit costs"),
-    "flops": ("models.network.flops", "multiply-adds and parameters, counted as in the paper"),
+    "flops": ("models.commands.flops", "multiply-adds and parameters, counted as in the paper"),
     "run": ("models.commands.run", "run weights on an image or a tensor, exit by exit"),
-    "import": ("models.checkpoint", "turn a released checkpoint into a model directory"),
-    "export": ("models.executors.onnx", "write one ONNX graph for each exit"),
+    "import": ("models.commands.import_weights", "turn a released checkpoint into a model directory"),
+    "export": ("models.commands.export", "write one ONNX graph for each exit"),
     "train": ("models.training.train", "train a configuration"),
     "evaluate": ("models.evaluation.evaluate", "score every exit of a model on a data set"),
     "calibrate": ("models.evaluation.calibrate", "find where a model may stop early at a given quality"),

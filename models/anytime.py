@@ -1,10 +1,8 @@
-"""The seam between networks and whoever runs them: steps, states, exits and their maps.
+"""The seam between networks and those who run them: steps, states, exits and their maps."""
 
-Holds no network and no executor, and imports neither.
-"""
-
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -12,72 +10,76 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.imaging.geometry import Box, Frame
+from models.imaging.geometry import STRIDE, Box, Frame, Size
 from models.network.configs import Extra, ModelConfig
 
 
 @dataclass(frozen=True)
-class Step:
-    """The smallest unit of work that is never interrupted: an HRNet module or less.
+class Step(ABC):
+    """The smallest unit of work that is never interrupted. Each kind of network derives its own kinds of steps, which
+    say what they compute by their type and fields.
 
     `exit` is the number of the exit that the step completes (from 1), or None.
     """
 
-    name: str
-    exit: int | None
+    exit: int | None = field(default=None, kw_only=True)
 
     @property
-    def module(self) -> tuple[int, int] | None:
-        """Stage (from 2) and place in it (from 0) of the HRNet module that the step is; None if it is none."""
-        stage, _, place = self.name.removeprefix("stage").partition(".")
-        return (int(stage), int(place)) if place else None
+    @abstractmethod
+    def name(self) -> str:
+        """What people call the step; nothing reads meaning out of it."""
 
 
 @dataclass(frozen=True)
 class Exit:
-    """What the network said at one exit, on its device.
+    """The result of one exit, on the network's device; (h, w) is a quarter of the padded input.
 
-    `scores`: float (C, h, w), a quarter of the padded input: logits of C classes or heatmaps of C joints.
-    `decided`: uint8 (h, w), the exit whose scores stand at each position (equation 7 carries them over).
-    `active`: bool (h, w), positions that the next exit would compute (M of equation 2).
-    `unsure`: share of active positions inside the image, 0..1.
+    `scores`: float (C, h, w), logits of C classes or heatmaps of C joints.
+    `decided`: uint8 (h, w), the exit whose scores each position holds (equation 7 carries them over).
+    `mask`: bool (h, w), True at the positions that the next stage computes (M of equation 2). Every exit has one, even
+    where nothing follows or nothing is masked.
+    `active_share`: of the mask inside the image, 0..1.
     `macs`: multiply-adds from the image to this exit, counted as in the paper.
     """
 
     index: int
     scores: Tensor
     decided: Tensor
-    active: Tensor
-    unsure: float
+    mask: Tensor
+    active_share: float
     macs: int
 
 
 @dataclass(frozen=True)
 class ExitMap:
-    """An exit's answer on the host; all that crosses processes.
+    """An exit's answer on the host, which is all of it that leaves the process.
 
     `array`: uint8 (H, W) class labels at the image's size, or float32 (J, 3) keypoints: x, y in pixels of the
-    image (pixel centres at integers) and the heatmap's score.
-    `extra`: uint8 (H, W), the further map that was asked for, or None.
+    image (pixel centres at integers) and the height of the heatmap's peak.
+    `extra`: uint8 (H, W), the further map if one was asked for.
     """
 
     index: int
     array: NDArray[np.uint8] | NDArray[np.float32]
-    unsure: float
+    active_share: float
     extra: NDArray[np.uint8] | None = None
 
 
 @dataclass
 class State:
-    """One request's progress through a model. Dropping it is the cancel; executors add what they carry."""
+    """One request's way through a model. Executors add what they keep for it; to drop the state is to cancel.
+
+    `frame`: where the input lies in the image. `shape`: height and width of the padded input; only states of equal
+    shape advance together. `exit`: the latest one.
+    """
 
     frame: Frame
-    shape: tuple[int, int]  # height and width of the padded input; only equal shapes advance together
+    shape: Size
     next_step: int = 0
     exit: Exit | None = None
 
     def latest(self) -> Exit:
-        """Raises ValueError if no exit is finished."""
+        """The latest exit. Raises ValueError if no exit is finished."""
         if self.exit is None:
             raise ValueError(f"no exit is finished after {self.next_step} steps; advance further")
         return self.exit
@@ -86,40 +88,49 @@ class State:
 class AnytimeModel(Protocol):
     """A trained network on a device, run by an executor."""
 
-    config: ModelConfig
-    executor: str
-    device: str
-    steps: tuple[Step, ...]
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def executor(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def steps(self) -> tuple[Step, ...]: ...
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> State:
-        """Start on `image`, uint8 (H, W, 3) RGB of any size. `box` is the person's, for pose; None: the whole image."""
+        """A state before its first step, for `image`, uint8 (H, W, 3) RGB of any size. `box`: the person's, for pose;
+        None: the whole image. Raises ValueError on an image or a box that `preprocess.cut` refuses."""
 
     def start(self, inputs: Tensor, frame: Frame) -> State:
-        """Start on an input that is normalised and padded already: float (1, 3, H, W), on any device."""
+        """A state for an input that is normalised and padded already: float (1, 3, H, W), on any device. Raises
+        ValueError unless H and W are multiples of 32."""
 
     def advance(self, states: Sequence[State]) -> None:
-        """Run the next step of every state. All must wait for the same step with inputs of the same shape.
+        """Runs the next step of every state.
 
-        Raises ValueError if they do not, or if they are finished.
+        Raises ValueError if they wait for different steps, have inputs of different shapes, or are finished.
         """
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         """The latest exit of `state` at the image's size.
 
-        `extra` adds `confidence` (0..255 for 0..1; scores for pose are clipped to that), `exit` (which exit decided
-        the pixel) or `unsure` (1 where the next exit would compute). Raises ValueError if no exit is finished.
+        `extra` adds `confidence` (0..255 for 0..1; pose scores are clipped to 0..1), `exit` (the exit that decided
+        each pixel) or `unsure` (1 where the mask is active). Raises ValueError if no exit is finished.
         """
 
 
 @runtime_checkable
 class Overridable(AnytimeModel, Protocol):
-    """A model whose masks can be given."""
+    """A model whose masks can be replaced."""
 
-    def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
-        """Replace the mask that the latest exit of `state` made: bool (h, w), see `Exit.active`.
+    def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
+        """Replaces the mask that the latest exit of `state` made: bool (h, w), see `Exit.mask`.
 
-        `shrinking` promises that later masks only take positions away, as those of most criteria do; an executor may
-        save what it would keep for others.
+        `shrinking` promises that every later mask lies within this one, as `Masking.shrinks` says of a criterion; an
+        executor then computes less. Raises ValueError on a mask of another shape or dtype.
         """
 
 
@@ -127,8 +138,11 @@ Own = TypeVar("Own", bound=State)
 
 
 def check_batch(states: Sequence[State], steps: tuple[Step, ...], kind: type[Own]) -> tuple[int, list[Own]]:
-    """The step that `states` wait for, and they as an executor's own. Raises ValueError unless it is one and the same
-    step, at one shape, and TypeError if another executor began one."""
+    """The index of the step that `states` wait for, and the states as the executor's own `kind`.
+
+    Raises ValueError if they wait for different steps, have different shapes or are finished, and TypeError if another
+    executor began one of them.
+    """
     own = [state for state in states if isinstance(state, kind)]
     if len(own) != len(states):
         others = {type(state).__name__ for state in states} - {kind.__name__}
@@ -146,22 +160,42 @@ def check_batch(states: Sequence[State], steps: tuple[Step, ...], kind: type[Own
     return step, own
 
 
-def run(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) -> Iterator[tuple[State, ExitMap]]:
-    """Run `model` on one image from the first step to the last; yields at every exit."""
-    state = model.begin(image, box)
-    for step in model.steps:
-        model.advance([state])
+def exits_of(model: AnytimeModel, states: Sequence[State]) -> Iterator[int]:
+    """Advances `states` together from where they stand to the last step; yields the number of each exit when they have
+    come to it. There the caller may render them, or override their masks."""
+    return exits_in_turns([(model, states)])
+
+
+def exits_in_turns(runs: Sequence[tuple[AnytimeModel, Sequence[State]]]) -> Iterator[int]:
+    """As `exits_of`, for several runs of the same steps, which take turns at every step."""
+    model, states = runs[0]
+    for step in model.steps[states[0].next_step :]:
+        for each, together in runs:
+            each.advance(together)
         if step.exit is not None:
-            yield state, model.render(state)
+            yield step.exit
+
+
+def run(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) -> Iterator[tuple[State, ExitMap]]:
+    """Runs `model` on one image from the first step to the last; yields at every exit."""
+    state = model.begin(image, box)
+    for _ in exits_of(model, [state]):
+        yield state, model.render(state)
+
+
+def check_mask(mask: Tensor, shape: Size) -> None:
+    """Raises ValueError unless `mask` is bool (H / 4, W / 4) of an input of `shape` (H, W)."""
+    size = (shape[0] // STRIDE, shape[1] // STRIDE)
+    if mask.dtype != torch.bool or tuple(mask.shape) != size:
+        raise ValueError(f"the mask is {mask.dtype} of {tuple(mask.shape)}; it must be bool of {size}")
 
 
 def score_difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference of scores from the expected ones, as a share of the largest of these; nan where a score
-    is not a number."""
+    """The largest absolute difference of scores, as a share of the largest expected one; nan if a score is nan."""
     expected = expected.float()
     return float((found.float() - expected).abs().max() / expected.abs().max())
 
 
 def largest(differences: Iterable[float]) -> float:
-    """Unlike with `max`, nan if one of them is."""
+    """The largest of the differences and 0; nan if one of them is nan, which `max` may miss."""
     return float(torch.tensor([0.0, *differences]).max())

@@ -1,64 +1,80 @@
-"""Model directories (config.json + model.safetensors + README.md), and the import of released `.pth` checkpoints.
+"""Weights: those of model directories, and those of released `.pth` checkpoints."""
 
-`python -m models import` turns one into the other. Imports the network, no executor.
-"""
-
-import argparse
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.directory import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, read_config
-from models.network.adpc import AdpcNet
-from models.network.configs import config
+from models.directory import CONFIG_FILE, WEIGHTS_FILE, read_config
+from models.network.network import Network, build_network
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 8  # names in an error message
 
 
 class _Beside:
-    """Stands for a numpy scalar (a score, say) or its dtype that a training run saved beside the weights. Its value is
-    not read, so that numpy's own unpickling never sees what a file holds."""
+    """Stands for what a training run saved beside the weights as a numpy scalar, such as a score, or its dtype.
+
+    The value is not read, so numpy's own unpickling never sees what a file holds.
+    """
 
     def __init__(self, *_: object) -> None: ...
 
     def __setstate__(self, _: object) -> None: ...
 
 
-_NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # of numpy 1, and of 2
+_NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # numpy 1 and numpy 2
 
 
-def load_directory(directory: Path) -> AdpcNet:
+def load_directory(directory: Path) -> Network:
     """The network of a model directory, float32, in evaluation mode.
 
     Raises ValueError on a broken configuration or weights that do not fit it, FileNotFoundError on a missing file.
     """
-    network = AdpcNet(read_config(directory))
+    network = build_network(read_config(directory))
     load_weights(network, directory / WEIGHTS_FILE)
     return network.eval()
 
 
-def save_directory(directory: Path, network: AdpcNet, dtype: torch.dtype = torch.float32) -> None:
-    """Write configuration and weights; floating tensors are stored as `dtype`. The card is written by hand."""
+def save_directory(directory: Path, network: Network, dtype: torch.dtype = torch.float32) -> None:
+    """Writes configuration and weights; the card is written by hand.
+
+    Floating tensors are stored as `dtype`, but for those with values beyond its range, which stay as they are; the log
+    names them.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG_FILE).write_text(json.dumps(network.config.to_json(), indent=1) + "\n")
-    tensors = {
-        name: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype).cpu().contiguous()
-        for name, tensor in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")  # counts training batches; inference does not read it
-    }
-    save_file(tensors, directory / WEIGHTS_FILE)
+    # num_batches_tracked counts training batches; inference does not read it.
+    tensors = {n: tensor for n, tensor in network.state_dict().items() if not n.endswith("num_batches_tracked")}
+    stored = {name: _stored(tensor, dtype).cpu().contiguous() for name, tensor in tensors.items()}
+    wide = [name for name, tensor in stored.items() if tensor.is_floating_point() and tensor.dtype != dtype]
+    if wide:
+        log.warning(
+            "%d tensors have values beyond %s, the largest of %s, and are stored in float32: %s",
+            len(wide), f"{torch.finfo(dtype).max:g}", dtype, _some(wide),
+        )  # fmt: skip
+    save_file(stored, directory / WEIGHTS_FILE)
 
 
-def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False, maskless: bool = False) -> None:
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor as `dtype` if it is floating and no value of it overflows."""
+    tensor = tensor.detach()
+    if not tensor.is_floating_point():
+        return tensor
+    narrow = tensor.to(dtype)
+    return tensor if bool((tensor.isfinite() & ~narrow.isfinite()).any()) else narrow
+
+
+def load_weights(network: Network, path: Path, *, backbone_only: bool = False, maskless: bool = False) -> None:
     """Load `.safetensors` or a released `.pth` into `network`, whatever floating type it is stored in.
 
     `backbone_only` leaves the heads as they are: for weights of another task. Those, and `maskless` ones, may be of a
-    network without masks: each Lambda then stays as it is, as where the paper starts from ImageNet (appendix C).
+    network without masks: what `Network.may_lack` then stays as it is.
     Raises ValueError that names tensors which are missing, unknown, of another shape or not finite.
     """
     if not path.is_file():
@@ -66,13 +82,12 @@ def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False, m
     tensors = _own_names(_read(path), network)
     wanted = network.state_dict()
     if backbone_only:
-        tensors = {name: tensor for name, tensor in tensors.items() if _is_backbone(name)}
-        wanted = {name: tensor for name, tensor in wanted.items() if _is_backbone(name)}
-        if network.config.backbone.last_module_fuses_finest_only:  # others fuse more there
-            tensors = {n: tensor for n, tensor in tensors.items() if n in wanted or ".fuse_layers." not in n}
+        tensors = {name: tensor for name, tensor in tensors.items() if network.in_backbone(name)}
+        wanted = {name: tensor for name, tensor in wanted.items() if network.in_backbone(name)}
+        tensors = {n: tensor for n, tensor in tensors.items() if n in wanted or not network.passes_over(n)}
     if backbone_only or maskless:
-        tensors = {name: tensor for name, tensor in tensors.items() if name in wanted or not _is_lambda(name)}
-        wanted = {name: tensor for name, tensor in wanted.items() if name in tensors or not _is_lambda(name)}
+        tensors = {name: tensor for name, tensor in tensors.items() if name in wanted or not network.may_lack(name)}
+        wanted = {name: tensor for name, tensor in wanted.items() if name in tensors or not network.may_lack(name)}
     problems = {
         "missing": [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")],
         "unknown": [n for n in tensors if n not in wanted],
@@ -87,14 +102,6 @@ def load_weights(network: AdpcNet, path: Path, *, backbone_only: bool = False, m
     if found:
         raise ValueError(f"{path} does not fit {network.config.name}: {'; '.join(found)}")
     network.load_state_dict(tensors, strict=False)
-
-
-def _is_backbone(name: str) -> bool:
-    return name.startswith(("conv1.", "bn1.", "conv2.", "bn2.", "layer1.", "transition", "stage"))
-
-
-def _is_lambda(name: str) -> bool:
-    return name.endswith(".Lambda")
 
 
 def _some(names: list[str]) -> str:
@@ -127,60 +134,20 @@ def _is_weight(name: str, tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and (tensor.is_floating_point() or counts)
 
 
-def _own_names(tensors: Mapping[str, Tensor], network: AdpcNet) -> dict[str, Tensor]:
-    """Released names in ours: without wrappers' prefixes, buffers that follow from the configuration, and losses."""
-    masking = network.config.masking
+def _own_names(tensors: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
+    """Released tensors by the network's own names: without wrappers' prefixes, without losses, and without what
+    `Network.own_name` has no use for."""
     named = {}
     for released, tensor in tensors.items():
-        name = released
-        while name.startswith(("model.", "module.")):
-            name = name.partition(".")[2]
-        if name.startswith("loss."):
+        bare = released
+        while bare.startswith(("model.", "module.")):
+            bare = bare.partition(".")[2]
+        if bare.startswith("loss."):
             continue  # class weights of the training loss
-        if name.endswith(".square_dis"):
-            if masking is None or tensor.shape != (masking.window, masking.window):
-                raise ValueError(
-                    f"{released} is a {'x'.join(map(str, tensor.shape))} window, but {network.config.name} has "
-                    f"{f'{masking.window}x{masking.window}' if masking else 'no masks'}; choose a configuration with it"
-                )
+        name = network.own_name(bare, tensor)
+        if name is None:
             continue
-        name = name.replace("final_layer.", "last_layer.0.", 1) if name.startswith("final_layer.") else name
         if name in named:
             raise ValueError(f"{released} is there twice, under another name too; leave one of them out")
         named[name] = tensor
     return named
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE.pth")
-    parser.add_argument("--config", required=True, help="the named configuration that the weights belong to")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model directory to write")
-    parser.add_argument("--name", help="name of the model; default: that of the configuration")
-    parser.add_argument(
-        "--backbone-only",
-        action="store_true",
-        help="take the backbone and start the heads anew (weights of another task, to train from)",
-    )
-    parser.add_argument(
-        "--inference-only",
-        action="store_true",
-        help="mask at inference only, each Lambda at its initial 3: for weights trained without masks (EE+RH)",
-    )
-
-
-def main(args: argparse.Namespace) -> int:
-    model = config(args.config)
-    if args.inference_only:
-        if model.masking is None:
-            raise ValueError(f"{model.name} has no masks; choose an adpc configuration, or leave --inference-only out")
-        model = replace(model, masking=replace(model.masking, adaptivity="inference"))
-    network = AdpcNet(replace(model, name=args.name or model.name))
-    load_weights(network, args.file, backbone_only=args.backbone_only, maskless=args.inference_only)
-    if (args.output / CONFIG_FILE).exists():
-        raise ValueError(f"{args.output} holds a model; choose another --output")
-    save_directory(args.output, network)
-    card = args.output / CARD_FILE
-    if not card.exists():
-        card.write_text(f"# {network.config.name}\n\nImported from `{args.file.name}` as `{model.name}`.\n")
-    print(f"{args.output}: {model.name}, {sum(p.numel() for p in network.parameters()):,} parameters")
-    return 0

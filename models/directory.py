@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from models.network.configs import ModelConfig
+from models.network.families import config_from_json
 
 ZOO = Path(__file__).parent / "zoo"
 """The shipped models."""
@@ -38,6 +39,6 @@ def read_config(directory: Path) -> ModelConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{directory} is not a model directory: it has no {CONFIG_FILE}")
     try:
-        return ModelConfig.from_json(json.loads(path.read_text()))
+        return config_from_json(json.loads(path.read_text()))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

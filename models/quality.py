@@ -1,26 +1,25 @@
-"""The quality stop: when an exit's answer is as good as the last one's. `quality.json` of a model directory.
-
-`python -m models calibrate` makes it. Imports no executor and no training.
+"""The quality stop: whether an exit's answer is as good as the last one's. `quality.json` of a model directory, which
+`python -m models calibrate` writes.
 
 A request names a bound epsilon: the share of the pixels (of the joints, for pose) that may still change until the last
 exit. No label is needed for that; see "consistency" in Jazbec et al., *Fast yet Safe: Early-Exiting with Risk Control*,
-NeurIPS 2024. What is promised, for each epsilon: with probability >= `CONFIDENCE` over the images that calibrated it,
-of all answers to further images drawn like them a share >= `KEPT` keeps the bound. Nothing is promised for images of
+NeurIPS 2024. The promise, for each epsilon: with probability >= `CONFIDENCE` over the images that calibrated it, a
+share >= `KEPT` of all answers to further images drawn like them keeps the bound. Nothing is promised for images of
 another kind.
 
-An exit stops when its `doubt` is below a threshold, the same at every exit. A calibration image breaks a threshold that
-lies above the smallest doubt of those of its exits that are not within epsilon, so no `min_exit` can undo the promise.
-The largest threshold is taken that Learn-then-Test (Angelopoulos et al., 2021; fixed sequence from below, binomial
-p-value) does not reject; fewer break it than conformal risk control (Angelopoulos et al., 2022) would allow, so the
-promise holds on average over calibrations as well. It is lowered further until it also holds among the calibration
-images that it stops: otherwise a bound that no early exit can meet would stop, and fail, one image in twenty.
+An exit stops if its `uncertainty` is below a threshold, the same at every exit. A calibration image breaks a threshold
+that lies above the smallest uncertainty of those of its exits that are not within epsilon, so no `min_exit` can undo
+the promise. The calibration takes the largest threshold that Learn-then-Test (Angelopoulos et al., 2021; fixed sequence
+from below, binomial p-value) does not reject. Fewer images break it than conformal risk control (Angelopoulos et al.,
+2022) would allow, so the promise holds on average over calibrations as well. The threshold is lowered further until the
+promise also holds among the calibration images that it stops: otherwise a bound that no early exit can meet would stop,
+and fail, one image in twenty.
 """
 
 import hashlib
 import json
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,23 +29,24 @@ from models.anytime import Exit
 from models.directory import QUALITY_FILE, WEIGHTS_FILE, read_config
 from models.imaging.geometry import STRIDE, Frame
 from models.network.confidence import confidence
-from models.network.configs import Task
+from models.network.configs import Share, Task
+from models.validation import from_json, value
 
 KEPT = 0.9
 CONFIDENCE = 0.9
 GRID = 10_000
-"""Bounds and thresholds are kept to 1 / GRID."""
+"""Bounds and thresholds are rounded to 1 / GRID, to the safe side."""
 DESCRIBES = ("name", "labels", "palette", "skeleton", "flip_pairs", "licence")
-"""What of a configuration only describes answers."""
+"""Fields of a configuration that describe answers and decide none."""
 MOVED = 0.05
 """A joint has changed if it moved by more than this share of the side of the person's crop."""
 
 
-def doubt(found: Exit, task: Task, frame: Frame) -> float:
-    """How unsure an exit is of its answer as a whole, 0..1: the mean of 1 - confidence.
+def uncertainty(found: Exit, task: Task, frame: Frame) -> float:
+    """How uncertain an exit is of its answer as a whole, 0..1.
 
-    Over the positions of the image, every other one of every other row, which a mean does not feel; for pose, over the
-    joints, whose confidence is the height of their peak.
+    For segmentation the mean of 1 - confidence over the positions of the image; every other position of every other row
+    is enough for a mean. For pose the mean over the joints of 1 - the height of their peak, which is their confidence.
     """
     if task == "pose":
         return 1 - float(found.scores.flatten(1).amax(1).float().clamp(0, 1).mean())
@@ -55,8 +55,11 @@ def doubt(found: Exit, task: Task, frame: Frame) -> float:
 
 
 def breakable(images: int) -> int:
-    """How many of so many calibration images may lie below a threshold or at it: the largest k for which fewer than k
-    would be seen with probability <= 1 - CONFIDENCE if a share 1 - KEPT of all images broke it. 0 below 22 images."""
+    """How many of `images` calibration images may break a threshold; 0 below 22 images.
+
+    It is the largest k for which fewer than k would be seen with probability <= 1 - CONFIDENCE if a share 1 - KEPT of
+    all images broke the threshold.
+    """
     share, tail = 1 - KEPT, 0.0
     for count in range(images):
         ways = math.lgamma(images + 1) - math.lgamma(count + 1) - math.lgamma(images - count + 1)
@@ -66,24 +69,24 @@ def breakable(images: int) -> int:
     return 0
 
 
-def threshold(doubts: NDArray[np.float64], changed: NDArray[np.float64], epsilon: float) -> float:
-    """Below which doubt an exit may stop, for one bound; 0 if never.
+def threshold(uncertainty: NDArray[np.float64], changed: NDArray[np.float64], epsilon: float) -> float:
+    """The uncertainty below which an exit may stop, for one bound; 0 if none may.
 
-    `doubts`, `changed`: float64 (images, exits but the last): the doubt of each, and what share of its answer changed
-    until the last.
+    `uncertainty`, `changed`: float64 (images, exits but the last): the uncertainty at each exit, and the share of its
+    answer that changed until the last.
     """
-    broken_at = np.where(changed > epsilon, doubts, np.inf).min(1)
-    # What no calibration image showed is not trusted, however seldom the bound was broken.
-    broken_at = np.minimum(np.sort(broken_at), doubts.max())
-    stopped_at = doubts.min(1)
-    for count in range(breakable(len(doubts)), 0, -1):
+    broken_at = np.where(changed > epsilon, uncertainty, np.inf).min(1)
+    # An uncertainty that no calibration image showed is not trusted, however seldom the bound was broken.
+    broken_at = np.minimum(np.sort(broken_at), uncertainty.max())
+    stopped_at = uncertainty.min(1)
+    for count in range(breakable(len(uncertainty)), 0, -1):
         candidate = broken_at[count - 1]
         if count <= (1 - KEPT) * (1 + np.count_nonzero(stopped_at < candidate)):
             return float(candidate)
     return 0.0
 
 
-@dataclass(frozen=True)
+@value()
 class Quality:
     """The calibration of one model.
 
@@ -91,29 +94,35 @@ class Quality:
     `images` of `source` calibrated it. `fingerprint`: of the weights and masks that were calibrated.
     """
 
-    steps: tuple[tuple[float, float], ...]
+    steps: tuple[tuple[Share, Share], ...]
     images: int
     source: str
     fingerprint: str
 
+    def __post_init__(self) -> None:
+        if list(self.steps) != sorted(self.steps):
+            raise ValueError("steps do not ascend; sort them by their bounds")
+
     def threshold(self, epsilon: float) -> float:
-        """Below which doubt an exit keeps the bound `epsilon`, 0..1; 0 if none does."""
+        """The uncertainty below which an exit keeps the bound `epsilon`, 0..1; 0 if none does."""
         index = bisect_right(self.steps, (epsilon, math.inf))
         return self.steps[index - 1][1] if index else 0.0
 
     @classmethod
-    def fit(cls, doubts: NDArray[np.float64], changed: NDArray[np.float64], source: str, fingerprint: str) -> "Quality":
-        """The thresholds of every epsilon, rounded to the safe side; arguments as of `threshold`."""
+    def fit(
+        cls, uncertainty: NDArray[np.float64], changed: NDArray[np.float64], source: str, fingerprint: str
+    ) -> "Quality":
+        """The thresholds of every epsilon, rounded to the safe side; for the arrays see the function `threshold`."""
         steps: list[tuple[float, float]] = []
         for epsilon in np.unique(np.ceil(changed * GRID)) / GRID:
-            below = math.floor(threshold(doubts, changed, epsilon) * GRID) / GRID
+            below = math.floor(threshold(uncertainty, changed, epsilon) * GRID) / GRID
             if below > (steps[-1][1] if steps else 0):
                 steps.append((float(epsilon), below))
-        return cls(tuple(steps), len(doubts), source, fingerprint)
+        return cls(tuple(steps), len(uncertainty), source, fingerprint)
 
-    def stops(self, doubt: float, epsilon: float) -> bool:
-        """Whether an exit of such `doubt` is good enough: at most a share `epsilon` would still change."""
-        return doubt < self.threshold(epsilon)
+    def stops(self, uncertainty: float, epsilon: float) -> bool:
+        """Whether an exit of such `uncertainty` is good enough: at most a share `epsilon` would still change."""
+        return uncertainty < self.threshold(epsilon)
 
     @classmethod
     def load(cls, directory: Path) -> "Quality":
@@ -122,13 +131,9 @@ class Quality:
         path = directory / QUALITY_FILE
         remedy = f"calibrate it anew (python -m models calibrate {directory}) or delete the file"
         try:
-            data = json.loads(path.read_text())
-            steps = tuple((float(epsilon), float(doubt)) for epsilon, doubt in data["steps"])
-            found = cls(steps, int(data["images"]), str(data["source"]), str(data["fingerprint"]))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is not a calibration: {error!r}; {remedy}") from error
-        if list(steps) != sorted(steps) or any(not 0 <= value <= 1 for step in steps for value in step):
-            raise ValueError(f"{path} holds steps that do not ascend between 0 and 1; {remedy}")
+            found = from_json(cls, json.loads(path.read_text()), "a calibration")
+        except ValueError as error:
+            raise ValueError(f"{path} is not a calibration: {error}; {remedy}") from error
         if found.fingerprint != (now := fingerprint(directory)):
             raise ValueError(
                 f"{path} was made for weights and a configuration {found.fingerprint[:8]}, but those beside it are "
@@ -137,6 +142,7 @@ class Quality:
         return found
 
     def save(self, directory: Path) -> None:
+        """Writes `quality.json`, a step a line."""
         steps = ",\n  ".join(json.dumps(step) for step in self.steps)
         head = {"source": self.source, "images": self.images, "fingerprint": self.fingerprint}
         text = json.dumps(head, indent=1).removesuffix("\n}") + f',\n "steps": [\n  {steps}\n ]\n}}\n'
@@ -144,7 +150,7 @@ class Quality:
 
 
 def fingerprint(directory: Path) -> str:
-    """SHA-256 of what decides a model's answers: its weights' file and its configuration, but for names and colours.
+    """SHA-256 of the files that decide a model's answers: its weights, and its configuration without names and colours.
 
     Raises ValueError and FileNotFoundError as `read_config` does.
     """

@@ -14,13 +14,22 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from models.executors.registry import AUTO, CHOICES
+
 ROOT = Path(__file__).parent.parent
 PREFIX = "ANYTIME_"
+_EITHER = f"{', '.join(CHOICES[:-1])} or {CHOICES[-1]}"
 
 
 def _traffic_cap(text: str) -> str:
     parse_traffic_cap(text)
     return text
+
+
+def _executor(name: str) -> str:
+    if name not in CHOICES:
+        raise ValueError(f"it may be {_EITHER}")
+    return name
 
 
 class Settings(BaseModel):
@@ -33,9 +42,7 @@ class Settings(BaseModel):
     models: Path = Field(ROOT / "models" / "zoo", description="folder of model directories")
     default_model: str = Field("", description="model of requests that name none; empty: the first by name")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
-    executor: Literal["auto", "reference", "sparse", "triton", "onnx"] = Field(
-        "auto", description="auto, reference, sparse, triton or onnx"
-    )
+    executor: Annotated[str, AfterValidator(_executor)] = Field(AUTO, description=_EITHER)
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads to compute with; 0: one for each core that the server may use"
     )

@@ -26,7 +26,7 @@ from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.layers import Layer, tiles
 from models.imaging.geometry import Frame
 from models.network.adpc import AdpcNet
-from models.network.configs import config
+from models.network.families import config
 from models.training.fused import gpu as fused_gpu
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from models.anytime import Exit, ExitMap, Step
 from models.imaging.geometry import Frame
 
-STEPS = tuple(Step(f"step{number}", number // 2 if number % 2 == 0 else None) for number in range(1, 9))
+
+@dataclass(frozen=True)
+class FakeStep(Step):
+    name: str = "fake"
+
+
+STEPS = tuple(FakeStep(exit=number // 2 if number % 2 == 0 else None) for number in range(1, 9))
 
 
 @dataclass
@@ -52,9 +58,9 @@ class FakeModel:
         if index is not None:
             sure = 0.4 + 0.1 * index  # the larger of two probabilities, everywhere
             scores = torch.tensor([sure, 1 - sure]).log().view(2, 1, 1)
-            state.exit = SimpleNamespace(index=index, unsure=1 / index, macs=10 * index, scores=scores)  # type: ignore[assignment]
+            state.exit = SimpleNamespace(index=index, active_share=1 / index, macs=10 * index, scores=scores)  # type: ignore[assignment]
 
     def render(self, state: FakeState, extra: str | None = None) -> ExitMap:
         assert state.exit is not None
         array = state.image[..., 0] + np.uint8(state.exit.index)
-        return ExitMap(state.exit.index, array, state.exit.unsure, np.full_like(array, 7) if extra else None)
+        return ExitMap(state.exit.index, array, state.exit.active_share, np.full_like(array, 7) if extra else None)

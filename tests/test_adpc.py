@@ -1,11 +1,13 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import tiny
 import torch
 
 from models.network.adpc import AdpcNet
-from models.network.configs import Masking, ModelConfig
+from models.network.adpc_configs import AdpcConfig
+from models.network.configs import Criterion, Masking
 from models.network.masked import MaskedConv2d
 
 INPUTS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -14,7 +16,7 @@ INPUTS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize("base", [tiny.SEGMENTATION, tiny.POSE], ids=["segmentation", "pose"])
 @pytest.mark.parametrize("heads", ["one", "plain", "redesigned"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_every_mode_scores_every_exit_at_a_quarter(base: ModelConfig, heads: str, masked: bool) -> None:
+def test_every_mode_scores_every_exit_at_a_quarter(base: AdpcConfig, heads: str, masked: bool) -> None:
     config = replace(base, heads=heads, masking=base.masking if masked else None)  # type: ignore[arg-type]
     with torch.no_grad():
         scores = tiny.network(config)(INPUTS)
@@ -32,7 +34,7 @@ def test_ablations_build_and_run(downsamplings: tuple[int, ...], window: int) ->
 
 
 @torch.no_grad()
-def test_settled_positions_keep_their_scores() -> None:
+def test_inactive_positions_keep_their_scores() -> None:
     net = tiny.network()
     progress = net.start(INPUTS)
     shares = []
@@ -44,19 +46,32 @@ def test_settled_positions_keep_their_scores() -> None:
         assert before is not None
         assert progress.scores is not None
         assert progress.decided is not None
-        kept = ~masks.positions
-        assert torch.equal(progress.scores[kept.expand_as(before)], before[kept.expand_as(before)])
-        assert (progress.decided[masks.positions] == step.exit).all()
-        assert (progress.decided[kept] < step.exit).all()
-        shares.append(float(masks.positions.float().mean()))
+        inactive = ~masks.finest
+        assert torch.equal(progress.scores[inactive.expand_as(before)], before[inactive.expand_as(before)])
+        assert (progress.decided[masks.finest] == step.exit).all()
+        assert (progress.decided[inactive] < step.exit).all()
+        shares.append(float(masks.finest.float().mean()))
         if progress.masks is not None:
-            assert not (progress.masks.positions & kept).any()  # masks only shrink
+            assert not (progress.masks.finest & inactive).any()  # masks only shrink
     assert len(shares) == 3
     assert 0 < shares[2] < shares[0] < 1
 
 
+@pytest.mark.parametrize(("criterion", "threshold"), [
+    ("max_probability", 0.6), ("margin", 0.4), ("entropy", 0.5), ("max_score", 0.5), ("top_k", 0.3), ("random", 0.3),
+])  # fmt: skip
 @torch.no_grad()
-def test_a_threshold_that_settles_nothing_changes_nothing() -> None:
+def test_masks_shrink_where_the_criterion_says_so(criterion: Criterion, threshold: float) -> None:
+    masking = Masking(criterion, threshold)
+    net = tiny.network(replace(tiny.SEGMENTATION, masking=masking))
+    masks = [found.masks.finest for found in net.exits(INPUTS) if found.masks is not None]
+    assert len(masks) == 3 and 0 < masks[-1].float().mean() < 1
+    grew = any((later & ~earlier).any() for earlier, later in pairwise(masks))
+    assert masking.shrinks == (not grew)
+
+
+@torch.no_grad()
+def test_a_threshold_that_leaves_all_active_changes_nothing() -> None:
     net = tiny.network(replace(tiny.SEGMENTATION, masking=Masking("max_probability", 1.0)))
     for masked, dense in zip(net(INPUTS), net(INPUTS, adaptive=False), strict=True):
         assert torch.equal(masked, dense)

@@ -14,8 +14,8 @@ from models.__main__ import main
 from models.anytime import run
 from models.checkpoint import save_directory
 from models.evaluation.calibrate import Observed, cross_validate, difference, judge, observe
-from models.executors import build
-from models.quality import Quality, doubt, fingerprint
+from models.executors.selection import build
+from models.quality import Quality, fingerprint, uncertainty
 
 IMAGES = 48  # halves of 24 are enough to stop
 
@@ -99,7 +99,7 @@ def test_what_is_observed_is_what_is_served() -> None:
     exits = [(state.exit, state.frame, answer.array) for state, answer in run(model, image)]
     for index, (exit_, frame, labels) in enumerate(exits):
         assert exit_ is not None and found.macs[0, index] == exit_.macs
-        assert found.doubts[0, index] == doubt(exit_, "segmentation", frame)
+        assert found.doubts[0, index] == uncertainty(exit_, "segmentation", frame)
         assert found.changed[0, index] == (labels != exits[-1][2]).mean()
     assert found.changed[0, 0] > 0 and found.changed[0, 3] == 0
 

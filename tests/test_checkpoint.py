@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from models.__main__ import main
 from models.checkpoint import load_directory, load_weights, save_directory
-from models.directory import find_models, read_config, resolve
 from models.network.adpc import AdpcNet
-from models.network.configs import CONFIGS, ModelConfig
+from models.network.adpc_configs import AdpcConfig
+from models.network.families import CONFIGS
 
 
-def released(config: ModelConfig, prefix: str = "model.") -> dict[str, torch.Tensor]:
+def released(config: AdpcConfig, prefix: str = "model.") -> dict[str, torch.Tensor]:
     """A state dict named as released checkpoints name theirs."""
     network = AdpcNet(config)
     tensors = {prefix + name: tensor for name, tensor in network.state_dict().items()}
@@ -36,6 +36,21 @@ def test_directory_round_trip(tmp_path: Path, dtype: torch.dtype) -> None:
     for name, tensor in loaded.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(tensor, network.state_dict()[name].to(dtype).float())
+
+
+def test_weights_beyond_float16_are_stored_in_float32(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = tiny.network()
+    save_directory(tmp_path / "narrow", network, torch.float16)
+    assert caplog.text == ""
+    with torch.no_grad():
+        network.bn1.running_var[3] = 7e4
+    save_directory(tmp_path / "m", network, torch.float16)
+    assert "1 tensors have values beyond 65504, the largest of torch.float16, and are stored in float32: bn1.runn" in (
+        caplog.text
+    )
+    stored = load_file(tmp_path / "m" / "model.safetensors")
+    assert [name for name, tensor in stored.items() if tensor.dtype != torch.float16] == ["bn1.running_var"]
+    assert torch.equal(load_directory(tmp_path / "m").bn1.running_var, network.bn1.running_var)
 
 
 @pytest.mark.parametrize(
@@ -197,16 +212,3 @@ def test_a_file_with_flipped_bytes_is_a_value_error_or_loads(tmp_path: Path) -> 
         path.write_bytes(broken.tobytes())
         with pytest.raises(ValueError, match=r"a\.pth"):
             load_weights(tiny.network(), path)
-
-
-def test_models_are_found_by_path_and_name(tmp_path: Path) -> None:
-    save_directory(tmp_path / "a", tiny.network())
-    assert resolve(str(tmp_path / "a")) == tmp_path / "a"
-    assert find_models(tmp_path) == {"a": tmp_path / "a"}
-    with pytest.raises(ValueError, match="neither a model directory nor a shipped model"):
-        resolve("nothing")
-    with pytest.raises(FileNotFoundError):
-        read_config(tmp_path)
-    (tmp_path / "a" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json"):
-        read_config(tmp_path / "a")

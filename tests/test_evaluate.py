@@ -18,7 +18,7 @@ from models.data.people import crop, joints_box
 from models.data.street import VOID
 from models.evaluation import evaluate
 from models.imaging.geometry import Box, person_square
-from models.network.configs import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
+from models.network.labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from models.training import tasks
 from models.training.recipe import Phase, Recipe
 

@@ -66,7 +66,7 @@ def test_the_positions_that_stay_active_are_torchs(masking: Masking, classes: in
     scores[0, 5] = scores[-1, 5] = 9  # equal ones
     found = exits.update_mask(POOL, in_rows(scores), masking, None, None)
     assert 0 < found.mean() < 1
-    assert np.array_equal(found, confidence.active(scores[None], masking, 1)[0, 0].numpy())
+    assert np.array_equal(found, confidence.make_mask(scores[None], masking, 1)[0, 0].numpy())
 
 
 def test_inactive_positions_keep_their_mask() -> None:

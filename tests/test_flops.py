@@ -4,8 +4,9 @@ import json
 import pytest
 
 from models.__main__ import main
-from models.network.configs import CONFIGS
-from models.network.flops import gmacs, parameters, parse_shares, parse_size
+from models.commands.options import parse_shares, parse_size
+from models.network.families import CONFIGS
+from models.network.flops import gmacs, parameters
 
 # Liu et al. (2022), tables 1-3 and 5; to two decimals where the paper's own are cut. Pose W48: HRNet's authors.
 PAPER = {

@@ -43,6 +43,15 @@ SERVER = [
     "server.errors",
 ]
 
+WITHOUT_TORCH = (
+    "models.directory",
+    "models.executors.registry",
+    "models.imaging.geometry",
+    "models.imaging.images",
+    "models.network.configs",
+)
+"""What the front end may import of models/."""
+
 
 def imported(path: Path) -> set[str]:
     """Every module that a file imports, wherever in it; `from a import b` counts as `a` and `a.b`."""
@@ -86,21 +95,12 @@ def test_the_server_imports_what_it_serves_and_no_more(module: str) -> None:
 def test_only_the_worker_imports_what_needs_torch(module: str) -> None:
     if not module.startswith("server.worker."):
         found = imports_any(path_of(module), "torch", "models", "server.worker")
-        without_torch = (
-            "models.directory",
-            "models.network.configs",
-            "models.imaging.geometry",
-            "models.imaging.images",
-        )
-        strangers = {name for name in found if not any(f"{name}.".startswith(f"{known}.") for known in without_torch)}
+        strangers = {name for name in found if not any(f"{name}.".startswith(f"{known}.") for known in WITHOUT_TORCH)}
         assert strangers <= {"models"}
 
 
 def test_what_the_front_end_imports_of_models_needs_no_torch() -> None:
-    code = (
-        "import sys, models.directory, models.imaging.geometry, models.imaging.images, models.network.configs;"
-        "assert 'torch' not in sys.modules"
-    )
+    code = f"import sys, {', '.join(WITHOUT_TORCH)}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -6,12 +6,15 @@ import pytest
 import tiny
 import torch
 
+from models.anytime import exits_of
 from models.checkpoint import save_directory
-from models.executors import build
+from models.commands import export
 from models.executors import onnx as exporter
 from models.executors.onnx import TOLERANCE, OnnxExecutor, difference
 from models.executors.reference import ReferenceExecutor
-from models.network.configs import Masking, ModelConfig
+from models.executors.selection import build
+from models.network.adpc_configs import AdpcConfig
+from models.network.configs import Masking
 
 CONFIGS = [
     tiny.SEGMENTATION,
@@ -23,7 +26,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.task} {c.heads} {'masked' if c.masking else 'dense'}")
-def test_graphs_give_what_the_network_gives(config: ModelConfig) -> None:
+def test_graphs_give_what_the_network_gives(config: AdpcConfig) -> None:
     assert difference(tiny.network(config)) < 1e-5
 
 
@@ -40,23 +43,18 @@ def test_the_executor_follows_its_own_masks() -> None:
     assert [step.exit for step in model.steps] == [1, 2, 3, 4]
     states = [model.begin(tiny.image(seed=seed)) for seed in range(2)]
     expected = reference.begin(tiny.image(seed=1))
-    done = iter(reference.steps)
-    for step in model.steps:
-        model.advance(states)
-        while next(done).exit is None:
-            reference.advance([expected])
-        reference.advance([expected])
-        found = states[1].exit
-        assert found is not None and expected.exit is not None and found.index == step.exit
-        assert (found.scores - expected.exit.scores).abs().max() < 1e-4 * expected.exit.scores.abs().max()
-        assert torch.equal(found.decided, expected.exit.decided)
-        assert found.macs == expected.exit.macs
+    for exit_index, same in zip(exits_of(model, states), exits_of(reference, [expected]), strict=True):
+        found, right = states[1].latest(), expected.latest()
+        assert found.index == right.index == exit_index == same
+        assert (found.scores - right.scores).abs().max() < 1e-4 * right.scores.abs().max()
+        assert torch.equal(found.decided, right.decided)
+        assert found.macs == right.macs
 
 
 def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_directory(tmp_path / "model", tiny.network())
     args = argparse.Namespace(model=str(tmp_path / "model"), format="onnx", output=tmp_path / "graphs")
-    assert exporter.main(args) == 0
+    assert export.main(args) == 0
     assert sorted(path.name for path in args.output.iterdir()) == [f"exit{index}.onnx" for index in (1, 2, 3, 4)]
     assert "branch0, branch1, positions, previous -> scores" in capsys.readouterr().out
 

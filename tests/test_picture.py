@@ -13,7 +13,7 @@ from PIL import Image
 from models.__main__ import main
 from models.checkpoint import save_directory
 from models.evaluation import picture
-from models.executors import build
+from models.executors.selection import build
 from models.network.configs import ModelConfig
 
 

@@ -84,7 +84,7 @@ def test_render_adds_the_map_that_was_asked_for() -> None:
     found, frame = found_exit(), Frame(64, 64)
     plain = render(found, tiny.SEGMENTATION, frame)
     assert plain.extra is None
-    assert (plain.index, plain.unsure) == (2, 0.25)
+    assert (plain.index, plain.active_share) == (2, 0.25)
     more = render(found, tiny.SEGMENTATION, frame, "unsure")
     assert more.extra is not None
     assert np.array_equal(more.array, plain.array)

@@ -1,4 +1,4 @@
-"""The quality stop: its promise, its file, and the doubt that it goes by."""
+"""The quality stop: its promise, its file, and the uncertainty that it goes by."""
 
 import json
 from fractions import Fraction
@@ -17,24 +17,24 @@ from models.checkpoint import save_directory
 from models.directory import CONFIG_FILE, find_models
 from models.imaging.geometry import Frame
 from models.network.confidence import confidence
-from models.quality import Quality, breakable, doubt, fingerprint, threshold
+from models.quality import Quality, breakable, fingerprint, threshold, uncertainty
 
 Population = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def population(images: int, seed: int, noise: float = 0.3) -> Population:
-    """Doubts and changes at three exits: both fall from exit to exit, and doubt foretells change, but not surely."""
+    """Uncertainties and changes at three exits: both fall from exit to exit; one foretells the other, not surely."""
     rng = np.random.default_rng(seed)
     hard = rng.gamma(4, 0.25, (images, 1))
-    doubts = hard * (0.09, 0.07, 0.04) * rng.lognormal(0, 0.1, (images, 3))
-    changed = doubts * (0.9, 0.8, 0.5) * rng.lognormal(0, noise, (images, 3))
-    return doubts.clip(0, 1), changed.clip(0, 1)
+    uncertain = hard * (0.09, 0.07, 0.04) * rng.lognormal(0, 0.1, (images, 3))
+    changed = uncertain * (0.9, 0.8, 0.5) * rng.lognormal(0, noise, (images, 3))
+    return uncertain.clip(0, 1), changed.clip(0, 1)
 
 
 def broken(people: Population, below: float, epsilon: float) -> float:
     """The share of images that would stop at an exit which is not within epsilon."""
-    doubts, changed = people
-    return float(((doubts < below) & (changed > epsilon)).any(1).mean())
+    uncertain, changed = people
+    return float(((uncertain < below) & (changed > epsilon)).any(1).mean())
 
 
 def tail(images: int, count: int) -> Fraction:
@@ -69,47 +69,47 @@ def test_the_promise_over_many_calibrations(epsilon: float) -> None:
 
 def test_what_is_stopped_keeps_the_bound_too() -> None:
     """No exit is within 0.001: to stop one image in twenty would keep the promise on average, and break each answer."""
-    doubts, changed = population(100, seed=2)
-    assert broken((doubts, changed), float(np.sort(doubts.min(1))[4]), 0.001) == 0.04
-    assert threshold(doubts, changed, 0.001) == 0
+    uncertain, changed = population(100, seed=2)
+    assert broken((uncertain, changed), float(np.sort(uncertain.min(1))[4]), 0.001) == 0.04
+    assert threshold(uncertain, changed, 0.001) == 0
 
 
 def test_too_few_images_never_stop() -> None:
-    doubts = np.full((21, 3), 0.1)
-    assert threshold(doubts, np.zeros((21, 3)), 0.05) == 0
-    found = Quality.fit(doubts, np.zeros((21, 3)), "val", "")
+    uncertain = np.full((21, 3), 0.1)
+    assert threshold(uncertain, np.zeros((21, 3)), 0.05) == 0
+    found = Quality.fit(uncertain, np.zeros((21, 3)), "val", "")
     assert found.steps == () and not found.stops(0.0, 0.99)
 
 
-def test_no_doubt_is_trusted_that_no_image_showed() -> None:
-    doubts, _ = population(50, seed=3)
-    found = Quality.fit(doubts, np.zeros_like(doubts), "val", "")
-    assert found.threshold(0.01) == pytest.approx(doubts.max(), abs=2 / quality.GRID)
-    assert not found.stops(float(doubts.max()) + 0.001, 0.99)
+def test_no_uncertainty_is_trusted_that_no_image_showed() -> None:
+    uncertain, _ = population(50, seed=3)
+    found = Quality.fit(uncertain, np.zeros_like(uncertain), "val", "")
+    assert found.threshold(0.01) == pytest.approx(uncertain.max(), abs=2 / quality.GRID)
+    assert not found.stops(float(uncertain.max()) + 0.001, 0.99)
 
 
 def test_a_threshold_by_hand() -> None:
-    """30 images and two exits: breakable is 1, so the threshold is the smallest doubt of an exit above epsilon."""
+    """30 images and two exits: breakable is 1, so the threshold is the least uncertainty of an exit above epsilon."""
     assert breakable(30) == 1
-    doubts = np.stack([np.linspace(0.2, 0.49, 30), np.linspace(0.1, 0.39, 30)], 1)
+    uncertain = np.stack([np.linspace(0.2, 0.49, 30), np.linspace(0.1, 0.39, 30)], 1)
     changed = np.stack([np.full(30, 0.02), np.full(30, 0.01)], 1)
     changed[17, 0], changed[25, 1] = 0.3, 0.2
-    assert threshold(doubts, changed, 0.05) == doubts[25, 1]
-    assert threshold(doubts, changed, 0.25) == doubts[17, 0]
-    assert threshold(doubts, changed, 0.3) == doubts.max()
-    assert threshold(doubts, changed, 0.015) == doubts[0, 0], "every first exit is above it"
+    assert threshold(uncertain, changed, 0.05) == uncertain[25, 1]
+    assert threshold(uncertain, changed, 0.25) == uncertain[17, 0]
+    assert threshold(uncertain, changed, 0.3) == uncertain.max()
+    assert threshold(uncertain, changed, 0.015) == uncertain[0, 0], "every first exit is above it"
 
 
 def test_the_table_serves_every_epsilon_on_the_safe_side() -> None:
-    doubts, changed = population(80, seed=4)
-    found = Quality.fit(doubts, changed, "val", "")
+    uncertain, changed = population(80, seed=4)
+    found = Quality.fit(uncertain, changed, "val", "")
     epsilons, thresholds = zip(*found.steps, strict=True)
     assert list(epsilons) == sorted(set(epsilons)) and list(thresholds) == sorted(set(thresholds))
     step = 1 / quality.GRID
     for epsilon in np.random.default_rng(5).uniform(0, 0.3, 300):
         now = found.threshold(epsilon)
-        assert now <= threshold(doubts, changed, epsilon)
-        assert now >= threshold(doubts, changed, epsilon - step) - step
+        assert now <= threshold(uncertain, changed, epsilon)
+        assert now >= threshold(uncertain, changed, epsilon - step) - step
     assert found.threshold(1e-9) == 0 and not found.stops(0.0, 1e-9)
     assert found.stops(thresholds[-1] - step, 0.999999)
 
@@ -174,19 +174,19 @@ def found_exit(scores: torch.Tensor) -> Exit:
     return Exit(1, scores, nowhere.byte(), nowhere.bool(), 0.0, 0)
 
 
-def test_doubt_is_the_mean_lack_of_confidence_inside_the_image() -> None:
+def test_uncertainty_is_the_mean_lack_of_confidence_inside_the_image() -> None:
     scores = torch.randn(5, 16, 24, generator=torch.Generator().manual_seed(0))
     inside = confidence(scores[None], "segmentation")[0, 0, :13:2, :17:2]
-    assert doubt(found_exit(scores), "segmentation", Frame(50, 66)) == pytest.approx(1 - float(inside.mean()))
+    assert uncertainty(found_exit(scores), "segmentation", Frame(50, 66)) == pytest.approx(1 - float(inside.mean()))
     scores[:, 13:] = scores[:, :, 17:] = 0  # padding
-    assert doubt(found_exit(scores), "segmentation", Frame(50, 66)) == pytest.approx(1 - float(inside.mean()))
+    assert uncertainty(found_exit(scores), "segmentation", Frame(50, 66)) == pytest.approx(1 - float(inside.mean()))
 
 
-def test_doubt_of_a_pose_is_the_height_that_its_peaks_lack() -> None:
+def test_uncertainty_of_a_pose_is_the_height_that_its_peaks_lack() -> None:
     heatmaps = torch.zeros(2, 8, 8)
     heatmaps[0, 3, 3], heatmaps[1, 0, 7] = 0.5, 1.2  # a peak above 1 is no surer than 1
-    assert doubt(found_exit(heatmaps), "pose", Frame(64, 64)) == pytest.approx(0.25)
-    assert doubt(found_exit(heatmaps - 2), "pose", Frame(64, 64)) == 1
+    assert uncertainty(found_exit(heatmaps), "pose", Frame(64, 64)) == pytest.approx(0.25)
+    assert uncertainty(found_exit(heatmaps - 2), "pose", Frame(64, 64)) == 1
 
 
 def test_the_calibrations_that_ship_are_of_the_weights_that_ship() -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from models.__main__ import main
 from models.anytime import run
 from models.checkpoint import save_directory
-from models.executors import load
+from models.executors.cpu.executor import SparseExecutor
+from models.executors.selection import load
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
 
@@ -36,9 +37,19 @@ def test_image_in_logits_and_maps_out(tmp_path: Path) -> None:
         == 0
     )
     found = load_file(tmp_path / "out.safetensors")
-    for index, (_, exit_map) in enumerate(run(load(tmp_path / "m"), tiny.image(50, 70)), 1):
+    for index, (state, exit_map) in enumerate(run(load(tmp_path / "m"), tiny.image(50, 70)), 1):
         assert np.array_equal(found[f"map{index}"].numpy(), exit_map.array)
+        assert torch.equal(found[f"logits{index}"][0], state.latest().scores[:, :13, :18])
         assert found[f"logits{index}"].shape == (1, 3, 13, 18)
+
+
+def test_an_image_is_begun_as_the_server_begins_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The executor normalises the image itself; `start` takes inputs that are normalised already."""
+    save_directory(tmp_path / "m", tiny.network())
+    Image.fromarray(tiny.image(50, 70)).save(tmp_path / "in.png")
+    monkeypatch.delattr(SparseExecutor, "start")
+    command = ["run", str(tmp_path / "m"), "--executor", "sparse", "--input", str(tmp_path / "in.png")]
+    assert main([*command, "--output", str(tmp_path / "o")]) == 0
 
 
 def test_pose_gives_keypoints(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def task(tmp_path: Path) -> SampledSegmentation:
 
 def shares(net: SampledNet) -> list[float]:
     with torch.no_grad():
-        return [float(found.masks.positions.float().mean()) for found in net.eval().exits(IMAGES) if found.masks]
+        return [float(found.masks.finest.float().mean()) for found in net.eval().exits(IMAGES) if found.masks]
 
 
 def test_gradients_of_the_scores_alone_reach_the_samplers() -> None:

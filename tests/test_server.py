@@ -20,8 +20,8 @@ from live import Later
 from websockets.sync.client import connect
 
 from models.anytime import run
-from models.executors import build
-from models.quality import Quality, doubt, fingerprint
+from models.executors.selection import build
+from models.quality import Quality, fingerprint, uncertainty
 
 ROOT = Path(__file__).parent.parent
 SEGMENTATION = tiny.SEGMENTATION.name
@@ -35,7 +35,9 @@ BOUNDS = (0.1, 0.2, 0.3, 0.4)
 def doubts() -> tuple[float, ...]:
     """The doubt at every exit for the image of `live.photo`."""
     model = build(tiny.network())
-    found = [doubt(state.exit, "segmentation", state.frame) for state, _ in run(model, tiny.image()) if state.exit]
+    found = [
+        uncertainty(state.exit, "segmentation", state.frame) for state, _ in run(model, tiny.image()) if state.exit
+    ]
     return tuple(found)
 
 

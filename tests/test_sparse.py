@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.anytime import run, score_difference
-from models.executors import build
 from models.executors.cpu import structures
 from models.executors.cpu.executor import SparseExecutor
 from models.executors.cpu.geometry import GeometryFactory
@@ -30,6 +29,7 @@ from models.executors.cpu.resampling import axis_taps
 from models.executors.cpu.structures import LEVELS, NativeTileCosts
 from models.executors.cpu.winograd import tile_costs
 from models.executors.reference import ReferenceExecutor
+from models.executors.selection import build
 from models.imaging.geometry import Frame
 from models.network.adpc import AdpcNet
 from models.network.configs import Criterion, Masking, ModelConfig
@@ -107,7 +107,7 @@ def compare(
             assert state.exit is not None and oracle.exit is not None
             yield score_difference(state.exit.scores, oracle.exit.scores)
             assert torch.equal(state.exit.decided, oracle.exit.decided)
-            assert (state.exit.active != oracle.exit.active).sum() <= 2  # rounding flips single positions
+            assert (state.exit.mask != oracle.exit.mask).sum() <= 2  # rounding flips single positions
             assert state.exit.macs == pytest.approx(oracle.exit.macs, rel=1e-6)
             if step.exit < 4:
                 sparse.override(state, own[step.exit - 1], shrinking=shrinking)
@@ -212,10 +212,10 @@ def follow(sparse: SparseExecutor, reference: ReferenceExecutor) -> None:
             continue
         assert state.exit is not None and expected.exit is not None
         assert score_difference(state.exit.scores, expected.exit.scores) < 1e-4 / 2
-        assert (state.exit.active != expected.exit.active).float().mean() < 0.01
-        assert state.exit.unsure == pytest.approx(expected.exit.unsure, abs=0.01)
+        assert (state.exit.mask != expected.exit.mask).float().mean() < 0.01
+        assert state.exit.active_share == pytest.approx(expected.exit.active_share, abs=0.01)
         if expected.progress.masks is not None:
-            reference.override(expected, state.exit.active)
+            reference.override(expected, state.exit.mask)
         else:
             assert state.mask is None
 

@@ -12,8 +12,9 @@ from PIL import Image
 from models.__main__ import main
 from models.checkpoint import load_directory, save_directory
 from models.data import datasets
-from models.network import configs
+from models.network import families
 from models.network.adpc import AdpcNet
+from models.network.adpc_configs import Heads
 from models.training import tasks
 from models.training.recipe import Phase, Recipe
 from models.training.train import CHECKPOINT, PLOT, Run, setting, start_at_zero
@@ -35,7 +36,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(configs, "CONFIGS", {"tiny": tiny.SEGMENTATION})
+    monkeypatch.setattr(families, "CONFIGS", {"tiny": tiny.SEGMENTATION})
     path = tmp_path / "train.json"
     path.write_text(json.dumps(RECIPE.to_json()))
     return path
@@ -76,7 +77,7 @@ def test_the_seed_decides_the_weights(data: Path, recipe: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("heads", ["redesigned", "plain", "one"])
-def test_a_network_with_masks_starts_from_one_without(tmp_path: Path, heads: configs.Heads) -> None:
+def test_a_network_with_masks_starts_from_one_without(tmp_path: Path, heads: Heads) -> None:
     dense = AdpcNet(replace(tiny.SEGMENTATION, masking=None, heads=heads))
     save_directory(tmp_path, dense)
     run = Run.begin(tiny.SEGMENTATION, replace(RECIPE, init=str(tmp_path)), torch.device("cpu"))
@@ -174,27 +175,27 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
         ("splits", "train", "splits is 'train'; give a list"),
         ("phases", [], "1 splits are trained on for 0 steps"),
         ("phases.0.crop", [30, 64], "multiples of 32"),
-        ("phases.0.crop", [0, 64], r"crop\[0\] is 0; give a whole number of at least 1"),
-        ("phases.0.batch", 1, "batch is 1; give a whole number of at least 2"),
-        ("phases.0.steps", -1, "steps is -1; give a whole number of at least 0"),
+        ("phases.0.crop", [0, 64], r"crop\[0\] is 0; it must be at least 1"),
+        ("phases.0.batch", 1, "batch is 1; it must be at least 2"),
+        ("phases.0.steps", -1, "steps is -1; it must be at least 0"),
         ("phases.0.steps", 2.5, "steps is 2.5; give a whole number"),
-        ("phases.0.scale", [0, 0], r"scale\[0\] is 0; give a number above 0"),
+        ("phases.0.scale", [0, 0], r"scale\[0\] is 0; it must be above 0"),
         ("phases.0.scale", [2, 1], "scale goes from 2 to 1; give the smaller one first"),
         ("phases.0.masks", "no", "masks is 'no'; give true or false"),
-        ("learning_rate", 0, "learning_rate is 0; give a number above 0"),
+        ("learning_rate", 0, "learning_rate is 0; it must be above 0"),
         ("learning_rate", "fast", "learning_rate is 'fast'; give a finite number"),
-        ("weight_decay", float("nan"), "weight_decay is nan; give a finite number of at least 0"),
-        ("warm_up", -1, "warm_up is -1; give a finite number of at least 0 and at most 1"),
-        ("ema_steps", 0, "ema_steps is 0; give a whole number of at least 1"),
-        ("class_softness", 1, "class_softness is 1; give a number above 1"),
+        ("weight_decay", float("nan"), "weight_decay is nan; give a finite number"),
+        ("warm_up", -1, "warm_up is -1; it must be at least 0"),
+        ("ema_steps", 0, "ema_steps is 0; it must be at least 1"),
+        ("class_softness", 1, "class_softness is 1; it must be above 1"),
         ("hold_out", [1], r"hold_out\[0\] is 1; give text"),
         ("init", 5, "init is 5; give text"),
-        ("seed", -1, "seed is -1; give a whole number of at least 0"),
+        ("seed", -1, "seed is -1; it must be at least 0"),
         ("augmentation.rotation_deg", -1, "rotation_deg is -1"),
         ("augmentation.shift", "a", "shift is 'a'"),
         ("augmentation.flip", 1, "flip is 1; give true or false"),
-        ("augmentation.colour", 1.5, "colour is 1.5; give a finite number of at least 0 and at most 1"),
-        ("augmentation.gamma", 0, "gamma is 0; give a finite number of at least 1"),
+        ("augmentation.colour", 1.5, "colour is 1.5; it may be at most 1"),
+        ("augmentation.gamma", 0, "gamma is 0; it must be at least 1"),
     ],
 )
 def test_recipes_without_meaning_are_refused(field: str, value: object, message: str) -> None:

@@ -69,9 +69,9 @@ def same(one: AnytimeModel, other: AnytimeModel, inputs: torch.Tensor, tolerance
             torch.testing.assert_close(
                 mine.scores, their.scores, rtol=0, atol=tolerance * float(their.scores.abs().max())
             )
-            assert torch.equal(mine.active, their.active)
+            assert torch.equal(mine.mask, their.mask)
             assert torch.equal(mine.decided, their.decided)
-            assert mine.unsure == pytest.approx(their.unsure, abs=1e-6)
+            assert mine.active_share == pytest.approx(their.active_share, abs=1e-6)
             assert mine.macs == pytest.approx(their.macs, rel=1e-5)
 
 

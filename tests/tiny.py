@@ -11,19 +11,13 @@ from torch import nn
 
 from models.imaging.preprocess import prepare
 from models.network.adpc import AdpcNet
-from models.network.configs import (
-    MPII_FLIP_PAIRS,
-    MPII_JOINTS,
-    MPII_PALETTE,
-    MPII_SKELETON,
-    Backbone,
-    Masking,
-    ModelConfig,
-)
+from models.network.adpc_configs import AdpcConfig, Backbone
+from models.network.configs import Masking
+from models.network.labels import MPII_FLIP_PAIRS, MPII_JOINTS, MPII_PALETTE, MPII_SKELETON
 
 BACKBONE = Backbone(width=4, layer1_blocks=1, modules=(1, 1, 1), blocks=1)
 
-SEGMENTATION = ModelConfig(
+SEGMENTATION = AdpcConfig(
     name="tiny-segmentation",
     task="segmentation",
     backbone=BACKBONE,
@@ -35,7 +29,7 @@ SEGMENTATION = ModelConfig(
     labels=("sky", "road", "car"),
     palette=((128, 128, 128), (128, 64, 128), (64, 0, 128)),
 )
-POSE = ModelConfig(
+POSE = AdpcConfig(
     name="tiny-pose",
     task="pose",
     backbone=replace(BACKBONE, fuse_upsample="nearest", last_module_fuses_finest_only=True),
@@ -51,7 +45,7 @@ POSE = ModelConfig(
 )
 
 
-def network(config: ModelConfig = SEGMENTATION, seed: int = 0) -> AdpcNet:
+def network(config: AdpcConfig = SEGMENTATION, seed: int = 0) -> AdpcNet:
     """A network whose exits disagree and whose masks are neither empty nor full."""
     generator = torch.Generator().manual_seed(seed)
     net = AdpcNet(config)

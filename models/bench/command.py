@@ -29,12 +29,13 @@ from tqdm import tqdm
 from models.anytime import largest, score_difference
 from models.bench import gpu
 from models.bench.runtimes import RUNTIMES, Task, expected, load, peak, timed
+from models.commands.options import parse_shares, parse_size
 from models.executors.cpu.isa import Isa
 from models.executors.onnx import TOLERANCE
 from models.executors.processor import processor
 from models.imaging.geometry import Size
-from models.network.configs import config
-from models.network.flops import gmacs, parse_shares, parse_size
+from models.network.families import config
+from models.network.flops import gmacs
 
 ACTIVE = {"w18": (0.837, 0.741, 0.523), "w48": (0.807, 0.616, 0.370)}
 """Shares that give the multiply-adds of the paper's tables 1 and 3."""

@@ -29,14 +29,15 @@ from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from models.commands.options import parse_size
 from models.executors.gpu import kernels, passes
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.layers import Layer, tiles
 from models.executors.gpu.tuning import Choice, read
 from models.imaging.geometry import MULTIPLE, Frame, Size
 from models.network.adpc import AdpcNet
-from models.network.configs import config
-from models.network.flops import parse_size
+from models.network.families import config
+from models.network.network import build_network
 
 SMALL = 2 * MULTIPLE
 """Height and width at which launches are noted."""
@@ -111,7 +112,8 @@ def noted(name: str, size: Size, tuned: Mapping[str, Choice] | None = None) -> l
         for tile in tried:
             convolve(layer, x, out, *arguments, **options | {"tile": tile})
 
-    network = AdpcNet(config(name)).eval()
+    network = build_network(config(name)).eval()
+    assert isinstance(network, AdpcNet)
     with patch.object(JITFunction, "run", note), patch.object(passes, "convolve", with_tiles), torch.inference_mode():
         executor = TritonExecutor(network, "cpu")
         state = executor.start(torch.zeros(1, 3, SMALL, SMALL), Frame(SMALL, SMALL))

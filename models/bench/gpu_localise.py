@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.anytime import score_difference
+from models.commands.options import parse_shares, parse_size
 from models.data import scenes
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
-from models.network.flops import parse_shares, parse_size
 
 TOLERANCE = 0.05
 """Of the largest value: what half precision explains."""
@@ -99,8 +99,8 @@ def localise(
         for fault in found:
             if not fault.difference <= tolerance:
                 return fault
-        if step.exit is not None and step.exit < ours.config.exits and ours.config.settles:
-            active = (masks[step.exit - 1] if masks else theirs_state.latest().active).to(device)
+        if step.exit is not None and step.exit < ours.config.exits and ours.config.adaptive:
+            active = (masks[step.exit - 1] if masks else theirs_state.latest().mask).to(device)
             ours.override(state, active)
             reference.override(theirs_state, active)
     return None

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.anytime import largest, score_difference
+from models.anytime import exits_in_turns, exits_of, largest, score_difference
 from models.bench.gpu import Task, Timing
 from models.data import scenes
 from models.executors.gpu import tuning
@@ -24,7 +24,9 @@ from models.executors.gpu.graphs import capture
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
-from models.network.configs import CONFIGS, Masking
+from models.network.configs import Masking
+from models.network.families import config
+from models.network.network import build_network
 
 
 def positions(size: Size, shares: Sequence[float], seed: int) -> dict[int, Tensor]:
@@ -38,7 +40,8 @@ def network(name: str) -> AdpcNet:
     """Random weights whose features stay in range: batch norms as after training on noise."""
     torch.manual_seed(0)
     with torch.device("cuda"):
-        net = AdpcNet(CONFIGS[name])
+        net = build_network(config(name))
+    assert isinstance(net, AdpcNet)
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = None
@@ -62,11 +65,9 @@ def steps(executor: TritonExecutor, inputs: Tensor, repeats: int) -> Timing:
         torch.cuda.synchronize()
         began_s = time.perf_counter()
         state = executor.start(inputs, frame)
-        for step in executor.steps:
-            executor.advance([state])
-            if step.exit is not None:
-                torch.cuda.synchronize()
-                times.append((time.perf_counter() - began_s) * 1000)
+        for _ in exits_of(executor, [state]):
+            torch.cuda.synchronize()
+            times.append((time.perf_counter() - began_s) * 1000)
         return times
 
     return repeated(once, repeats)
@@ -106,16 +107,13 @@ def error(executor: TritonExecutor, net: AdpcNet, size: Size) -> float:
     reference = ReferenceExecutor(net, "cuda")
     worst = 0.0
     with (
-        patch("models.network.adpc.active", chosen),
-        patch("models.executors.reference.active", chosen),
+        patch("models.network.adpc.make_mask", chosen),
+        patch("models.executors.reference.make_mask", chosen),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         true, ours = reference.start(inputs, frame), executor.start(inputs, frame)
-        for step in executor.steps:
-            executor.advance([ours])
-            reference.advance([true])
-            if step.exit is not None and true.exit is not None and ours.exit is not None:
-                worst = largest([worst, score_difference(ours.exit.scores, true.exit.scores)])
+        for _ in exits_in_turns([(executor, [ours]), (reference, [true])]):
+            worst = largest([worst, score_difference(ours.latest().scores, true.latest().scores)])
     return worst
 
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.anytime import exits_of
 from models.data import camvid, scenes
 from models.executors.cpu.executor import SparseExecutor
 from models.executors.onnx import ExitGraph, graphs, groups, signatures
@@ -23,7 +24,8 @@ from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE, Frame, Size
 from models.imaging.preprocess import pad
 from models.network.adpc import AdpcNet
-from models.network.configs import config
+from models.network.families import config
+from models.network.network import build_network
 
 RUNTIMES = ("sparse", "torch", "compile", "onnxruntime", "openvino")
 
@@ -61,7 +63,8 @@ class Task:
 def network(task: Task) -> AdpcNet:
     """Random weights under which activations keep their size; the same for every kind."""
     torch.manual_seed(task.seed)
-    net = AdpcNet(config(task.config))
+    net = build_network(config(task.config))
+    assert isinstance(net, AdpcNet)
     with torch.no_grad():
         for layer in net.modules():
             if isinstance(layer, nn.Conv2d):
@@ -125,14 +128,11 @@ def timed(task: Task) -> list[float]:
 def sparse(model: SparseExecutor, inputs: Tensor, given: Sequence[Tensor]) -> Pass:
     state = model.start(inputs, Frame(*inputs.shape[-2:]))
     begin, found = time.perf_counter(), Pass([], [])
-    for step in model.steps:
-        model.advance([state])
-        if step.exit is None or state.exit is None:
-            continue
+    for exit_index in exits_of(model, [state]):
         found.seconds.append(time.perf_counter() - begin)
-        found.scores.append(state.exit.scores[None])
-        if given and step.exit < model.config.exits:
-            model.override(state, given[step.exit - 1], shrinking=True)
+        found.scores.append(state.latest().scores[None])
+        if given and exit_index < model.config.exits:
+            model.override(state, given[exit_index - 1], shrinking=True)
     return found
 
 
@@ -205,12 +205,10 @@ def expected(task: Task) -> list[Tensor]:
     reference, found = ReferenceExecutor(net), []
     state = reference.start(inputs, Frame(*inputs.shape[-2:]))
     given = masks(task)
-    for step in reference.steps:
-        reference.advance([state])
-        if step.exit is not None and state.exit is not None:
-            found.append(state.exit.scores[None])
-            if step.exit < net.config.exits:
-                reference.override(state, given[step.exit - 1])
+    for exit_index in exits_of(reference, [state]):
+        found.append(state.latest().scores[None])
+        if exit_index < net.config.exits:
+            reference.override(state, given[exit_index - 1])
     return found
 
 

@@ -1,14 +1,15 @@
-"""Options that several commands have, and what a threshold does to a configuration. Imports no training."""
+"""Options that several commands have, and what a threshold does to a configuration."""
 
 import argparse
 from dataclasses import replace
 
-from models.executors import EXECUTORS
+from models.executors.registry import AUTO, CHOICES
+from models.imaging.geometry import Size
 from models.network.configs import ModelConfig
 
 
 def add_executor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--executor", choices=EXECUTORS, default="auto")
+    parser.add_argument("--executor", choices=CHOICES, default=AUTO)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
@@ -23,3 +24,22 @@ def with_threshold(config: ModelConfig, threshold: float | None) -> ModelConfig:
     if config.masking is None:
         raise ValueError(f"{config.name} has no masks, so --threshold {threshold:g} has no meaning; leave it out")
     return replace(config, masking=replace(config.masking, threshold=threshold))
+
+
+def parse_size(text: str) -> Size:
+    """'1024x2048' -> (1024, 2048), height first. Raises argparse's error on anything else."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write height x width, for example 1024x2048")
+    return int(height), int(width)
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """'0.8,0.6,0.4' -> (0.8, 0.6, 0.4). Raises argparse's error on anything outside of 0..1."""
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        shares = (-1.0,)
+    if not all(0 <= share <= 1 for share in shares):
+        raise argparse.ArgumentTypeError(f"{text!r} are not shares; write numbers from 0 to 1, for example 0.8,0.6,0.4")
+    return shares

@@ -9,16 +9,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.anytime import AnytimeModel
+from models.anytime import AnytimeModel, State, exits_of
 from models.checkpoint import load_weights
 from models.commands.options import add_executor, add_threshold, with_threshold
-from models.directory import read_config, resolve
-from models.executors import build
-from models.imaging.geometry import STRIDE, Frame
+from models.directory import WEIGHTS_FILE, read_config, resolve
+from models.executors.selection import build
+from models.imaging.geometry import Frame
 from models.imaging.images import read_image
-from models.imaging.preprocess import pad, prepare
-from models.network.adpc import AdpcNet
-from models.network.configs import CONFIGS, ModelConfig
+from models.imaging.preprocess import pad, seen
+from models.network.configs import ModelConfig
+from models.network.families import CONFIGS
+from models.network.network import Network, build_network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +39,8 @@ def main(args: argparse.Namespace) -> int:
     network = _network(args.model, args.weights, args.threshold)
     model = build(network, args.device, args.executor)
     is_tensor = args.input.suffix == ".safetensors"
-    inputs, frame = _tensor(args.input) if is_tensor else prepare(read_image(args.input), network.config)
-    outputs = exits_of(model, inputs, frame, with_maps=not is_tensor)
+    state = model.start(*_tensor(args.input)) if is_tensor else model.begin(read_image(args.input))
+    outputs = outputs_of(model, state, with_maps=not is_tensor)
     try:
         save_file(outputs, args.output)
     except SafetensorError as error:
@@ -48,32 +49,26 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def exits_of(model: AnytimeModel, inputs: Tensor, frame: Frame, *, with_maps: bool) -> dict[str, Tensor]:
-    """`logitsN`, float32 (1, C, ceil(h / 4), ceil(w / 4)) of the input before padding, and `mapN`, for every exit N."""
+def outputs_of(model: AnytimeModel, state: State, *, with_maps: bool) -> dict[str, Tensor]:
+    """`logitsN`, float32 (1, C, ceil(h / 4), ceil(w / 4)) of the h x w input before padding, and `mapN`, for every exit
+    N. An image is begun as the server begins it, so that both compute the same maps, bit for bit."""
     outputs: dict[str, Tensor] = {}
-    state = model.start(inputs, frame)
-    rows, columns = inputs.shape[-2:]
-    if model.config.task == "segmentation":
-        rows, columns = frame.height, frame.width
-    for step in model.steps:
-        model.advance([state])
-        if step.exit is None or state.exit is None:
-            continue
-        scores = state.exit.scores[None, :, : -(-rows // STRIDE), : -(-columns // STRIDE)]
-        outputs[f"logits{step.exit}"] = scores.float().cpu().contiguous()
+    rows, columns = seen(model.config, state.frame, state.shape)
+    for exit_index in exits_of(model, [state]):
+        outputs[f"logits{exit_index}"] = state.latest().scores[None, :, :rows, :columns].float().cpu().contiguous()
         if with_maps:
-            outputs[f"map{step.exit}"] = torch.from_numpy(np.ascontiguousarray(model.render(state).array))
+            outputs[f"map{exit_index}"] = torch.from_numpy(np.ascontiguousarray(model.render(state).array))
     return outputs
 
 
-def _network(model: str, weights: Path | None, threshold: float | None) -> AdpcNet:
+def _network(model: str, weights: Path | None, threshold: float | None) -> Network:
     config: ModelConfig
     if weights is None or model not in CONFIGS:
         directory = resolve(model)
-        config, weights = read_config(directory), weights or directory / "model.safetensors"
+        config, weights = read_config(directory), weights or directory / WEIGHTS_FILE
     else:
         config = CONFIGS[model]
-    network = AdpcNet(with_threshold(config, threshold))
+    network = build_network(with_threshold(config, threshold))
     load_weights(network, weights)
     return network
 

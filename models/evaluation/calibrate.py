@@ -20,11 +20,11 @@ from models.data import datasets
 from models.data.files import images_in
 from models.directory import QUALITY_FILE, resolve
 from models.evaluation.evaluate import Tally
-from models.executors import load
+from models.executors.selection import load
 from models.imaging.geometry import Box
 from models.imaging.images import read_image
 from models.network.configs import ModelConfig
-from models.quality import KEPT, MOVED, Quality, breakable, doubt, fingerprint, threshold
+from models.quality import KEPT, MOVED, Quality, breakable, fingerprint, threshold, uncertainty
 
 EPSILONS = (0.02, 0.05, 0.10)
 """Bounds that are reported; the calibration is of all."""
@@ -64,7 +64,7 @@ def observe(model: AnytimeModel, pictures: Iterable[Picture]) -> Observed:
         state = model.begin(image, box)
         side_px = state.frame.scale * model.config.size[0]
         found = [
-            (doubt(exit_, model.config.task, state.frame), model.render(state).array, exit_.macs)
+            (uncertainty(exit_, model.config.task, state.frame), model.render(state).array, exit_.macs)
             for (exit_,) in tally.watch(model, [state])
         ]
         last = found[-1][1]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from models.anytime import AnytimeModel, Exit, State
+from models.anytime import AnytimeModel, Exit, State, exits_of
 from models.checkpoint import load_directory
 from models.commands.options import add_executor, add_threshold, with_threshold
 from models.data import datasets
@@ -27,7 +27,8 @@ from models.data.street import VOID, Scene
 from models.directory import resolve
 from models.evaluation import scores
 from models.evaluation.scores import percent
-from models.executors import build
+from models.executors.registry import EXECUTORS
+from models.executors.selection import build
 from models.imaging.geometry import BOX_MARGIN, Box, person_square
 from models.imaging.postprocess import keypoints
 from models.network.configs import GIGA
@@ -46,19 +47,16 @@ class Tally:
 
     def watch(self, model: AnytimeModel, states: Sequence[State]) -> Iterator[list[Exit]]:
         """Run `states` together to the end; yields their exits, one by one, and adds up their costs."""
-        elapsed_s = 0.0
-        for step in model.steps:
-            began_s = time.perf_counter()
-            model.advance(states)
+        elapsed_s, began_s = 0.0, time.perf_counter()
+        for exit_index in exits_of(model, states):
             elapsed_s += time.perf_counter() - began_s
-            if step.exit is None:
-                continue
-            found = [state.exit for state in states if state.exit is not None]
-            settles = model.config.settles_after(step.exit)
-            self.macs[step.exit - 1] += [exit_.macs for exit_ in found]
-            self.masked[step.exit - 1] += [(1 - exit_.unsure) * settles for exit_ in found]
-            self.ms[step.exit - 1].append(1000 * elapsed_s / len(states))
+            found = [state.latest() for state in states]
+            masks = model.config.masks_after(exit_index)
+            self.macs[exit_index - 1] += [exit_.macs for exit_ in found]
+            self.masked[exit_index - 1] += [(1 - exit_.active_share) * masks for exit_ in found]
+            self.ms[exit_index - 1].append(1000 * elapsed_s / len(states))
             yield found
+            began_s = time.perf_counter()
 
     def rows(self) -> list[dict[str, Any]]:
         """Of each exit: `gmacs` up to it and `masked`, the share of positions that it settled for the next (means),
@@ -194,7 +192,7 @@ def main(args: argparse.Namespace) -> int:
         config = replace(config, masking=replace(config.masking, adaptivity="training"))
     network.config = config
     model = build(network, args.device, args.executor, args.threads)
-    if model.executor == "sparse":  # it has threads of its own; torch's would spin beside them after each scoring
+    if EXECUTORS[model.executor].own_threads:  # torch's would spin beside them after each scoring
         torch.set_num_threads(1)
     if network.config.task == "pose":
         result = pose(model, datasets.people(args.data, args.split), flip=not args.no_flip)

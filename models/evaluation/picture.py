@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.anytime import AnytimeModel
+from models.anytime import AnytimeModel, exits_of
 from models.checkpoint import load_directory
 from models.commands.options import add_executor, add_threshold, with_threshold
 from models.directory import resolve
-from models.executors import build
+from models.executors.selection import build
 from models.imaging.geometry import Box, Frame
 from models.imaging.images import read_image
 from models.imaging.postprocess import extra_map
@@ -60,22 +60,20 @@ def look(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) 
     """Every exit of `image`, uint8 (H, W, 3), and where the network's input lies in it."""
     state, config = model.begin(image, box), model.config
     shown = []
-    for step in model.steps:
-        model.advance([state])
-        if step.exit is None or (found := state.exit) is None:
-            continue
+    for exit_index in exits_of(model, [state]):
+        found = state.latest()
         extras: tuple[Extra, ...] = ("confidence", "exit", "unsure")
         confidence, decided, unsure = (extra_map(found, config, state.frame, extra) for extra in extras)
-        settles = config.settles_after(step.exit)
+        settles = config.masks_after(exit_index)
         shown.append(
             Shown(
-                index=step.exit,
+                index=exit_index,
                 prediction=model.render(state).array,
                 confidence=confidence,
                 settled=(unsure == 0) & settles,
                 decided=decided,
                 gmacs=found.macs / GIGA,
-                share=(1 - found.unsure) * settles,
+                share=(1 - found.active_share) * settles,
             )
         )
     return shown, state.frame
@@ -153,7 +151,7 @@ def _explain_positions(axis: "Axes", exits: int, config: ModelConfig) -> None:
     from matplotlib.patches import Patch  # noqa: PLC0415
 
     masking = config.masking
-    rule = f"{masking.criterion}, threshold {masking.threshold:g}" if masking and config.settles else "without masks"
+    rule = f"{masking.criterion}, threshold {masking.threshold:g}" if masking and config.adaptive else "without masks"
     handles = [
         Patch(color=SETTLED, label="settled, left out from here"),
         Patch(color="0.6", label="still computed"),

@@ -1,4 +1,4 @@
-"""How many cores this process may compute on. Imports nothing of the project."""
+"""The machine's cores: how many this process may compute on."""
 
 import math
 from pathlib import Path, PurePosixPath
@@ -7,15 +7,19 @@ import torch
 
 
 def usable() -> int:
-    """torch's number of threads - the cores that the process may run on - or fewer if its control groups allow it less
-    time: threads that wait for each other would be stopped together until the next period begins."""
+    """How many threads to compute with: one for each core that the process may run on, or fewer if its control groups
+    allow it less time.
+
+    With more threads than that, the system would stop all of them, which wait for each other, until the next period.
+    """
     return min(torch.get_num_threads(), max(1, math.floor(min(quota(), 1024))))
 
 
 def quota(root: Path = Path("/")) -> float:
-    """Cores whose time the control groups of this process allow it, as `docker run --cpus` and limits in Kubernetes set
-    them; inf without a limit. Linux's cgroups, version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`); a limit holds for all
-    groups below it.
+    """The CPU time that the control groups of this process allow it, in cores; inf without a limit.
+
+    `docker run --cpus` and limits in Kubernetes set it. Reads Linux's cgroups, version 2 (`cpu.max`) or 1
+    (`cpu.cfs_quota_us`), below `root`; the limit of a group holds for all groups in it.
     """
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
@@ -27,14 +31,14 @@ def quota(root: Path = Path("/")) -> float:
         hierarchy = "" if not controllers else "cpu" if "cpu" in controllers.split(",") else None
         if hierarchy is None:
             continue
-        # In a container only the groups from its own on are to be seen, under names of their own.
+        # A container sees only its own group and those in it, under other names.
         for group in (PurePosixPath(path), *PurePosixPath(path).parents):
             found = min(found, _allowed(root / "sys/fs/cgroup" / hierarchy / group.relative_to("/")))
     return found
 
 
 def _allowed(group: Path) -> float:
-    """Cores that one group's limit is worth."""
+    """The limit of one group, in cores."""
     try:
         if (group / "cpu.max").exists():
             quota_us, period_us = (group / "cpu.max").read_text().split()

@@ -1,52 +1,50 @@
-"""ONNX: one graph for each exit, written by `python -m models export` and served exit by exit by ONNX Runtime.
+"""ONNX: one graph for each exit, which `python -m models export` writes and ONNX Runtime serves exit by exit.
 
-A graph takes what the graph before gave, so that nothing is computed twice. Where the network has masks they are an
-input; the graphs hold the reference meaning, dense convolutions under masks. Needs the optional extra `onnx`.
+A graph takes the branches that the graph before it gave, so nothing is computed twice. Where the network has masks,
+they are an input. The graphs have the reference meaning: dense convolutions under masks. Needs the extra `onnx`.
 """
 
-import argparse
 import importlib
 import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.anytime import Step, largest, score_difference
-from models.checkpoint import load_directory
-from models.directory import resolve
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE
 from models.imaging.preprocess import check_input
-from models.network.adpc import AdpcNet, Progress
-from models.network.confidence import Masks, active
+from models.network.adpc import AdpcNet
+from models.network.confidence import Masks, make_mask
 from models.network.masked import MaskedConv2d, rbf
+from models.network.network import Progress
 
 OPSET = 17
-TOLERANCE = 1e-4  # of the largest score: what a written graph may differ from the reference
-PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")  # the fastest first
+TOLERANCE = 1e-4
+"""How much a graph's scores may differ from the reference's, as a share of the largest score."""
+PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+"""ONNX Runtime's ways to compute, the fastest first."""
 
 
 class Sliced(Masks):
-    """Masks whose sizes stay free in a traced graph: feature sizes are the scores' halved some times."""
+    """Masks whose sizes stay free in a traced graph: a feature size is the scores' size, halved a number of times."""
 
     def at(self, like: Tensor) -> Tensor:
-        step = int(self.positions.shape[-1]) // int(like.shape[-1])
-        return self.positions[:, :, ::step, ::step].to(like.dtype)
+        stride = int(self.finest.shape[-1]) // int(like.shape[-1])
+        return self.finest[:, :, ::stride, ::stride].to(like.dtype)
 
 
 class ExitGraph(nn.Module):
-    """The steps of a network between one exit and the next, as a function of tensors.
+    """The steps of a network from one exit to the next, as a function of tensors.
 
-    In: the image, or the branches; with masks, also `positions` bool (N, 1, h, w) and the scores to carry over.
-    Out: the scores, then the branches.
+    It takes the image (N, 3, H, W), or the branches; if `masked`, also the mask, bool (N, 1, h, w), and the scores to
+    carry over (N, outputs, h, w). It returns the scores, then the branches.
     """
 
     def __init__(self, network: AdpcNet, steps: Sequence[Step], *, masked: bool) -> None:
@@ -69,7 +67,7 @@ class ExitGraph(nn.Module):
 
 @dataclass(frozen=True)
 class Signature:
-    """Names of a graph's inputs and outputs."""
+    """The names of a graph's inputs and outputs; `masked`: whether it takes a mask and the scores to carry over."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -77,7 +75,7 @@ class Signature:
 
 
 def groups(network: AdpcNet) -> list[tuple[Step, ...]]:
-    """The steps that lead to each exit."""
+    """For each exit, the steps from the exit before to it."""
     found: list[tuple[Step, ...]] = []
     steps: list[Step] = []
     for step in network.steps:
@@ -104,7 +102,7 @@ def signatures(network: AdpcNet) -> list[Signature]:
 
 
 def graphs(network: AdpcNet) -> list[bytes]:
-    """The serialised graph of each exit; batch size, height and width stay free."""
+    """The serialised graph of each exit. Batch size, height and width stay free."""
     _need("onnx")
     network = network.cpu().eval()
     tensors: tuple[Tensor, ...] = (torch.zeros(1, 3, 64, 96),)
@@ -119,12 +117,12 @@ def graphs(network: AdpcNet) -> list[bytes]:
         names = (*signature.inputs, *signature.outputs)
         buffer = io.BytesIO()
         with torch.no_grad(), warnings.catch_warnings(), _depthwise(network):
-            # The tracer warns of comparisons of sizes; they only tell levels apart, which no input size changes.
+            # The tracer warns of comparisons of sizes. They tell levels apart, which depends on no input size.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 graph,
                 tensors,
-                buffer,  # type: ignore[arg-type]  # the tracing exporter takes a file too
+                buffer,  # type: ignore[arg-type]  # the tracing exporter takes files too
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=list(signature.inputs),
@@ -138,14 +136,14 @@ def graphs(network: AdpcNet) -> list[bytes]:
 
 @contextmanager
 def _depthwise(network: AdpcNet) -> Iterator[None]:
-    """Interpolation as one depthwise convolution with constant weights, which runtimes know, rather than as sums."""
+    """Inside, interpolation is one depthwise convolution with constant weights, which runtimes have kernels for."""
 
     def fill(y: Tensor, mask: Tensor, scale: Tensor, window: int) -> Tensor:
         taps, norm = rbf(scale, window)
         kernel = torch.outer(taps, taps) / norm
         kernel[window // 2, window // 2] = 0
         channels = int(y.shape[1])
-        weights = torch.tensor([[kernel.tolist()]] * channels)  # through Python, so that the tracer sees a constant
+        weights = torch.tensor([[kernel.tolist()]] * channels)  # made in Python, so that the tracer sees a constant
         z = y * mask
         return z + F.conv2d(z, weights, padding=window // 2, groups=channels) * (1 - mask)
 
@@ -160,7 +158,7 @@ def _depthwise(network: AdpcNet) -> Iterator[None]:
 
 
 class OnnxNetwork:
-    """Exported graphs behind the face of an `AdpcNet`; a step is a whole exit."""
+    """Exported graphs as a `Stepwise` network, each of whose steps leads to an exit."""
 
     def __init__(self, network: AdpcNet, device: str, threads: int = 0) -> None:
         runtime = _need("onnxruntime")
@@ -169,7 +167,7 @@ class OnnxNetwork:
         self._signatures = signatures(network)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
-        # Waiting threads sleep: the server's front end shares the cores.
+        # Threads that wait must sleep, because the server's front end shares the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = PROVIDERS if device.startswith("cuda") else PROVIDERS[-1:]
         number = {"device_id": device.partition(":")[2] or "0"}
@@ -181,7 +179,7 @@ class OnnxNetwork:
         self._sessions = []
         for graph in graphs(network):
             session = runtime.InferenceSession(graph, options, providers)
-            # Asked for a GPU that it cannot use, ONNX Runtime goes on with the CPU; we do not.
+            # ONNX Runtime falls back to the CPU silently where it cannot use the GPU.
             if device.startswith("cuda") and "CUDAExecutionProvider" not in session.get_providers():
                 raise ValueError(
                     f"this ONNX Runtime cannot use {device}: it runs on {', '.join(session.get_providers())}; "
@@ -201,7 +199,7 @@ class OnnxNetwork:
         if signature.masked:
             assert progress.scores is not None
             positions = torch.ones_like(progress.scores[:, :1], dtype=torch.bool)
-            positions = positions if progress.masks is None else progress.masks.positions
+            positions = positions if progress.masks is None else progress.masks.finest
             tensors += [positions, progress.scores.contiguous()]
         feed = {name: tensor.cpu().numpy() for name, tensor in zip(signature.inputs, tensors, strict=True)}
         scores, *branches = (torch.from_numpy(array) for array in session.run(list(signature.outputs), feed))
@@ -209,43 +207,29 @@ class OnnxNetwork:
         if positions is not None and progress.decided is not None:
             decided = torch.where(positions, decided, progress.decided)
         masking, masks = self.config.masking, None
-        if masking is not None and self.config.settles_after(step.exit or 0):
-            masks = Masks(active(scores, masking, step.exit or 0))
+        if masking is not None and self.config.masks_after(step.exit or 0):
+            masks = Masks(make_mask(scores, masking, step.exit or 0))
         return Progress(tuple(branches), masks, scores, decided)
 
 
 class OnnxExecutor(ReferenceExecutor):
-    """The reference's bookkeeping around ONNX Runtime. `device`: cpu, or cuda for TensorRT or CUDA providers."""
+    """Runs exported graphs with ONNX Runtime, and keeps states as the reference does.
+
+    `device`: cpu, or cuda for the TensorRT and CUDA providers. `threads`: 0 for torch's number.
+    """
 
     executor = "onnx"
 
     def __init__(self, network: AdpcNet, device: str = "cpu", threads: int = 0) -> None:
-        self.network: Any = OnnxNetwork(network, device, threads)
+        self.network = OnnxNetwork(network, device, threads)
         self.config = network.config
         self.device = device
         self.steps = self.network.steps
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="NAME", help="a shipped model or a model directory")
-    parser.add_argument("--format", choices=("onnx",), default="onnx")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="exit1.onnx .. are written there")
-
-
-def main(args: argparse.Namespace) -> int:
-    network = load_directory(resolve(args.model))
-    args.output.mkdir(parents=True, exist_ok=True)
-    for index, (graph, signature) in enumerate(zip(graphs(network), signatures(network), strict=True), 1):
-        path = args.output / f"exit{index}.onnx"
-        path.write_bytes(graph)
-        print(f"{path}: {', '.join(signature.inputs)} -> {', '.join(signature.outputs)}")
-    worst = difference(network)
-    print(f"largest difference from the reference in ONNX Runtime: {worst:.1e} of the largest score")
-    return 0 if worst <= TOLERANCE else 1
-
-
 def difference(network: AdpcNet, height: int = 96, width: int = 160) -> float:
-    """How far the graphs are from the network at every exit, as a share of the largest score; masks are random."""
+    """The largest difference of the graphs' scores from the network's at any exit, under random masks; as a share of
+    the largest score, nan if a score is nan."""
     generator = torch.Generator().manual_seed(0)
     exported, steps = OnnxNetwork(network, "cpu"), iter(network.steps)
     images = torch.randn(2, 3, height, width, generator=generator)

@@ -1,38 +1,41 @@
-"""The oracle: dense convolution, then mask. Clear and exact; runs wherever torch does."""
+"""The reference executor: it runs the network's own layers, which compute every position and then apply the masks.
+
+Every other executor is compared with it. It runs networks of all families, wherever torch runs.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, State, check_batch
+from models.anytime import Exit, ExitMap, State, check_batch, check_mask
 from models.imaging.geometry import Box, Frame, Size
 from models.imaging.postprocess import render
 from models.imaging.preprocess import check_input, prepare, seen
-from models.network.adpc import AdpcNet, Progress
-from models.network.confidence import Masks, active
-from models.network.configs import UNSURE, Extra
+from models.network.confidence import Masks, make_mask
+from models.network.configs import PAPER_MASKING, Extra
 from models.network.flops import costs
+from models.network.network import Network, Progress, Stepwise, batched, one_of
 
 
 @dataclass
 class ReferenceState(State):
-    """A request's own features and masks, and its multiply-adds so far."""
+    """A request's progress through the network, and its multiply-adds so far."""
 
     progress: Progress = field(default_factory=lambda: Progress(()))
     macs: float = 0.0
 
 
 class ReferenceExecutor:
-    """Runs an `AdpcNet` step by step on one device, a batch of requests at a time. See `AnytimeModel`."""
+    """Runs a network of any family step by step on one device, a batch of requests at a time; see `AnytimeModel`."""
 
     executor = "reference"
 
-    def __init__(self, network: AdpcNet, device: str = "cpu") -> None:
-        self.network = network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    def __init__(self, network: Network, device: str = "cpu") -> None:
+        self.network: Stepwise = network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.config = network.config
         self.device = device
         self.steps = network.steps
@@ -48,21 +51,25 @@ class ReferenceExecutor:
 
     @torch.inference_mode()
     def advance(self, states: Sequence[State]) -> None:
-        index, own = check_batch(states, self.steps, ReferenceState)
-        step = self.steps[index]
+        position, own = check_batch(states, self.steps, ReferenceState)
+        step = self.steps[position]
         before = [state.progress.masks for state in own]
-        after = self.network.advance(_batched([state.progress for state in own]), step)
-        for row, state in enumerate(own):
-            state.progress = _row(after, row)
+        after = self.network.advance(batched([state.progress for state in own]), step)
+        for index, state in enumerate(own):
+            state.progress = one_of(after, index) if len(own) > 1 else after
             state.next_step += 1
             if step.exit is not None:
-                state.macs += self._macs(step.exit, state.shape, before[row])
+                state.macs += self._macs(step.exit, state.shape, before[index])
                 state.exit = self._exit(step.exit, state)
 
-    def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
-        """See `Overridable.override`; nothing is saved here."""
+    def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
+        """See `Overridable.override`; the reference computes every position whatever `shrinking` promises.
+
+        Raises ValueError on a mask of another shape or dtype.
+        """
         assert isinstance(state, ReferenceState)
-        state.progress = replace(state.progress, masks=Masks(positions[None, None]))
+        check_mask(mask, state.shape)
+        state.progress = replace(state.progress, masks=Masks(mask[None, None]))
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         return render(state.latest(), self.config, state.frame, extra)
@@ -70,48 +77,19 @@ class ReferenceExecutor:
     def _exit(self, index: int, state: ReferenceState) -> Exit:
         scores, decided = state.progress.scores, state.progress.decided
         assert scores is not None and decided is not None
+        masking = self.config.masking or PAPER_MASKING[self.config.task]
         masks = state.progress.masks
-        positions = masks.positions if masks else active(scores, self.config.masking or UNSURE[self.config.task], index)
+        mask = (masks.finest if masks else make_mask(scores, masking, index))[0, 0]
         height, width = seen(self.config, state.frame, state.shape)
-        unsure = float(positions[0, 0, :height, :width].float().mean())
-        return Exit(index, scores[0], decided[0, 0], positions[0, 0], unsure, round(state.macs))
+        active_share = float(mask[:height, :width].float().mean())
+        return Exit(index, scores[0], decided[0, 0], mask, active_share, round(state.macs))
 
     def _macs(self, index: int, shape: Size, masks: Masks | None) -> float:
-        """Multiply-adds between the exit before and this one, under the masks of the exit before."""
+        """Multiply-adds from the exit before to this one, under the mask that the exit before made."""
         groups = costs(self.config, *shape)[index - 1]
         shares: dict[Size, float] = {}
         if masks is not None:
             sizes = [size for size, masked in groups if masked]
-            means = [masks.at(masks.positions.float().new_empty(1, 1, *size)).mean() for size in sizes]
+            means = [masks.at(masks.finest.float().new_empty(1, 1, *size)).mean() for size in sizes]
             shares = dict(zip(sizes, torch.stack(means).tolist(), strict=True)) if means else {}
         return sum(cost.macs(shares.get(size, 1.0)) for (size, _), cost in groups.items())
-
-
-def _batched(progresses: Sequence[Progress]) -> Progress:
-    """Requests that stand at the same step as one batch."""
-    first = progresses[0]
-    if len(progresses) == 1:
-        return first
-    masks = [progress.masks.positions for progress in progresses if progress.masks is not None]
-    return Progress(
-        tuple(torch.cat(branch) for branch in zip(*(progress.features for progress in progresses), strict=True)),
-        Masks(torch.cat(masks)) if masks else None,
-        *(
-            None if getattr(first, name) is None else torch.cat([getattr(progress, name) for progress in progresses])
-            for name in ("scores", "decided")
-        ),
-    )
-
-
-def _row(progress: Progress, row: int) -> Progress:
-    """One request out of a batch, with storage of its own, so that it can outlive the others."""
-    if progress.features[0].shape[0] == 1:
-        return progress
-    cut = slice(row, row + 1)
-    tensors = {
-        item.name: value[cut].clone()
-        for item in fields(progress)
-        if isinstance(value := getattr(progress, item.name), Tensor)
-    }
-    masks = None if progress.masks is None else Masks(progress.masks.positions[cut].clone())
-    return replace(progress, features=tuple(x[cut].clone() for x in progress.features), masks=masks, **tensors)

@@ -1,8 +1,8 @@
 """Whether a faster executor may take the reference's place: both run side by side at the served size, and the faster
 one must be right at every exit and be faster.
 
-That happens in a process of its own (`python -m models.executors`), because what is wrong on a GPU may end the
-process that tries it. Imports executors only where it runs them.
+That happens in a process of its own (`python -m models.executors`), because a broken kernel may end the process that
+tries it.
 """
 
 import argparse
@@ -24,22 +24,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.anytime import Overridable, State, largest, score_difference
+from models.anytime import Overridable, State, exits_in_turns, exits_of, largest, score_difference
+from models.executors.registry import REFERENCE
 from models.imaging.geometry import STRIDE, Frame, Size
 from models.imaging.preprocess import pad
 
 TOLERANCE = 0.05
 """Largest difference of scores, over the largest score, that half precision explains."""
 LIMIT_S = 600.0
-"""Time for all of a proof: compiling for a new GPU takes minutes."""
+"""The time that a verification may take: compiling for a new GPU takes minutes."""
 SHARES = ((0.8, 0.6, 0.35), (0.3, 0.1, 0.02))
-"""Active after each exit in the two requests that are interleaved; the first are the paper's means, which are timed."""
+"""The active share after each exit, of the two requests that take turns; the first is timed, with the paper's means."""
 REPEATS = 5
 
 
 @dataclass(frozen=True)
 class Findings:
-    """By exit: `differences` from the reference, of its largest score; median `seconds` from the start of both."""
+    """What a verification measured, by exit. `differences`: from the reference, as shares of its largest score; nan
+    where a score is not a number. `seconds`, `reference_s`: medians from the start, of the faster executor and of the
+    reference."""
 
     differences: tuple[float, ...]
     seconds: tuple[float, ...]
@@ -47,49 +50,53 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The executor to run, and why. `sound`: the faster executor was right, whether or not it was faster."""
+class ExecutorChoice:
+    """The executor to run, and why. `right`: the faster executor's scores were right, whether or not it was faster."""
 
     executor: str
     reason: str
-    sound: bool = True
+    right: bool = True
 
 
-def judge(found: Findings, executor: str) -> Verdict:
+def choose(found: Findings, executor: str) -> ExecutorChoice:
+    """`executor` if it was right and faster, the reference otherwise."""
     last = len(found.differences)
     for exit_index, difference in enumerate(found.differences, 1):
         if not difference < TOLERANCE:  # nan is wrong
             reason = f"is off by {difference:.1%} of the largest score at exit {exit_index}; {TOLERANCE:.0%} may be"
-            return Verdict("reference", f"{executor} {reason}", sound=False)
+            return ExecutorChoice(REFERENCE, f"{executor} {reason}", right=False)
     ours_ms, theirs_ms = (1000 * seconds[-1] for seconds in (found.seconds, found.reference_s))
     times = f"takes {ours_ms:.2f} ms to exit {last}, reference {theirs_ms:.2f} ms"
     if ours_ms >= theirs_ms:
-        return Verdict("reference", f"{executor} {times}")
-    return Verdict(executor, f"{executor} {times}, and differs by {max(found.differences):.1e} of the largest score")
+        return ExecutorChoice(REFERENCE, f"{executor} {times}")
+    largest_difference = max(found.differences)
+    return ExecutorChoice(executor, f"{executor} {times}, and differs by {largest_difference:.1e} of the largest score")
 
 
-def prove(executor: str, command: Sequence[str], limit_s: float = LIMIT_S) -> Verdict:
-    """Run a proof of `executor`, whose last line of output is `Findings` as JSON, and judge it; see `command`."""
+def verify(executor: str, command: Sequence[str], limit_s: float = LIMIT_S) -> ExecutorChoice:
+    """Runs `command`, whose last line of output is `Findings` of `executor` as JSON, and chooses by them; see
+    `verification_command`. A command that fails, dies or takes longer than `limit_s` leads to the reference."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=log) as process:
             try:
                 status = process.wait(limit_s)
             except subprocess.TimeoutExpired:
                 process.kill()
-                return Verdict("reference", f"{executor} was not proved right within {limit_s:g} s", sound=False)
+                reason = f"{executor} was not verified within {limit_s:g} s"
+                return ExecutorChoice(REFERENCE, reason, right=False)
         if status < 0:
             reason = f"{executor} died of {signal.Signals(-status).name} when it was tried"
-            return Verdict("reference", reason, sound=False)
+            return ExecutorChoice(REFERENCE, reason, right=False)
         try:
             found = json.loads(_last_line(out))
-            return judge(Findings(*(tuple(found[name]) for name in Findings.__dataclass_fields__)), executor)
+            return choose(Findings(*(tuple(found[name]) for name in Findings.__dataclass_fields__)), executor)
         except (ValueError, KeyError, TypeError):
             reason = f"{executor} failed with status {status} when it was tried: {_last_line(log) or 'it said nothing'}"
-            return Verdict("reference", reason, sound=False)
+            return ExecutorChoice(REFERENCE, reason, right=False)
 
 
-def command(directory: Path, executor: str, device: str) -> list[str]:
-    """What proves `executor` with the model of `directory` on `device`."""
+def verification_command(directory: Path, executor: str, device: str) -> list[str]:
+    """The command that measures `executor` with the model of `directory` on `device`."""
     return [sys.executable, "-m", "models.executors", str(directory), "--executor", executor, "--device", device]
 
 
@@ -99,21 +106,21 @@ def _last_line(file: IO[str]) -> str:
 
 
 def measure(faster: Overridable, reference: Overridable, size: Size, repeats: int = REPEATS) -> Findings:
-    """Both on noise of `size`, under the same masks."""
+    """Both executors on noise of `size`, under the same masks."""
     images = [pad(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed))) for seed in (0, 1)]
     masks = [
-        blobs((image.shape[2], image.shape[3]), shares, seed)
+        smooth_masks((image.shape[2], image.shape[3]), shares, seed)
         for seed, (image, shares) in enumerate(zip(images, SHARES, strict=True))
     ]
-    # What was recorded with the first requests must serve later ones.
+    # Twice, because what was recorded with the first requests must serve later ones.
     rounds = [_differences(faster, reference, images, masks) for _ in range(2)]
     times = [_seconds(model, images[0], masks[0], repeats) for model in (faster, reference)]
     return Findings(tuple(torch.stack(rounds).amax(0).tolist()), *times)
 
 
-def blobs(size: Size, shares: Sequence[float], seed: int) -> list[Tensor]:
-    """Masks for an input of `size` (H, W): bool (H / 4, W / 4), each within the one before, of which `shares` are
-    active."""
+def smooth_masks(size: Size, shares: Sequence[float], seed: int) -> list[Tensor]:
+    """Masks of smooth regions for an input of `size` (H, W): bool (H / 4, W / 4), each within the one before, with
+    active shares of `shares`."""
     height, width = (side // STRIDE for side in size)
     noise = torch.rand(1, 1, height // 8 + 2, width // 8 + 2, generator=torch.Generator().manual_seed(seed))
     hills = F.interpolate(noise, size=(height, width), mode="bicubic")[0, 0]
@@ -126,44 +133,45 @@ def blobs(size: Size, shares: Sequence[float], seed: int) -> list[Tensor]:
     return masks
 
 
-def _follow(model: Overridable, state: State, exit_index: int, masks: Sequence[Tensor]) -> None:
-    if model.config.settles_after(exit_index):
+def _override(model: Overridable, state: State, exit_index: int, masks: Sequence[Tensor]) -> None:
+    if model.config.masks_after(exit_index):
         model.override(state, masks[exit_index - 1].to(model.device))
 
 
 def _differences(
     faster: Overridable, reference: Overridable, images: Sequence[Tensor], masks: Sequence[Sequence[Tensor]]
 ) -> Tensor:
-    """By exit, of requests that take turns at every step; nan where a score is."""
+    """The largest difference at each exit, float32 (exits,), of requests that take turns at every step."""
     ours, theirs = ([m.start(image, Frame(*image.shape[-2:])) for image in images] for m in (faster, reference))
+    turns = [
+        (model, [state])
+        for pair in zip(ours, theirs, strict=True)
+        for model, state in zip((faster, reference), pair, strict=True)
+    ]
     found = torch.zeros(reference.config.exits)
-    for step in reference.steps:
+    for exit_index in exits_in_turns(turns):
         for our, their, given in zip(ours, theirs, masks, strict=True):
-            faster.advance([our])
-            reference.advance([their])
-            if step.exit is not None and our.exit is not None and their.exit is not None:
-                off = score_difference(our.exit.scores, their.exit.scores)
-                found[step.exit - 1] = largest([float(found[step.exit - 1]), off])
-                _follow(faster, our, step.exit, given)
-                _follow(reference, their, step.exit, given)
+            off = score_difference(our.latest().scores, their.latest().scores)
+            found[exit_index - 1] = largest([float(found[exit_index - 1]), off])
+            _override(faster, our, exit_index, given)
+            _override(reference, their, exit_index, given)
     return found
 
 
 def _seconds(model: Overridable, image: Tensor, masks: Sequence[Tensor], repeats: int) -> tuple[float, ...]:
-    """Median seconds from the start to every exit, putting masks in place not counted."""
+    """Median seconds from the start to every exit; putting masks in place does not count."""
     runs = []
     for _ in range(repeats + 1):
         state, spent_s, times = model.start(image, Frame(*image.shape[-2:])), 0.0, []
-        for step in model.steps:
+        _wait(model.device)
+        began_s = time.perf_counter()
+        for exit_index in exits_of(model, [state]):
+            _wait(model.device)
+            spent_s += time.perf_counter() - began_s
+            times.append(spent_s)
+            _override(model, state, exit_index, masks)
             _wait(model.device)
             began_s = time.perf_counter()
-            model.advance([state])
-            if step.exit is not None:
-                _wait(model.device)
-            spent_s += time.perf_counter() - began_s
-            if step.exit is not None:
-                times.append(spent_s)
-                _follow(model, state, step.exit, masks)
         runs.append(times)
     return tuple(median(column) for column in zip(*runs[1:], strict=True))
 
@@ -175,7 +183,7 @@ def _wait(device: str) -> None:
 
 def main() -> int:
     from models.checkpoint import load_directory  # noqa: PLC0415 - the parent needs none of this
-    from models.executors import build  # noqa: PLC0415
+    from models.executors.selection import build  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(prog="python -m models.executors", description=__doc__)
     parser.add_argument("directory", type=Path)
@@ -184,7 +192,7 @@ def main() -> int:
     args = parser.parse_args()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     size = load_directory(args.directory).config.size
-    pair = [build(load_directory(args.directory), args.device, name) for name in (args.executor, "reference")]
+    pair = [build(load_directory(args.directory), args.device, name) for name in (args.executor, REFERENCE)]
     print(json.dumps(asdict(measure(pair[0], pair[1], size))))  # type: ignore[arg-type]
     return 0
 

@@ -21,12 +21,14 @@ from models.anytime import Exit, score_difference
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.plan import TritonState
 from models.executors.reference import ReferenceExecutor
-from models.executors.verify import SHARES, blobs
+from models.executors.verify import SHARES, smooth_masks
 from models.gpu_day.localise import localise
 from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
-from models.network.confidence import active
-from models.network.configs import CONFIGS, UNSURE, Backbone, Masking, ModelConfig
+from models.network.adpc_configs import AdpcConfig, Backbone
+from models.network.confidence import make_mask
+from models.network.configs import PAPER_MASKING, Masking
+from models.network.families import CONFIGS
 
 KINDS = ("paper", "own", "full", "empty", "single", "corners", "scattered", "dense", "pair")
 """Masks: shares as in the paper; by the network's own confidence; all, none or one position; a position in each corner;
@@ -61,7 +63,7 @@ class Finding:
     problems: tuple[str, ...]
 
 
-def network(config: ModelConfig, device: str) -> AdpcNet:
+def network(config: AdpcConfig, device: str) -> AdpcNet:
     """Random weights whose features stay in range: batch norms as after training on noise, interpolations of every
     reach."""
     generator = torch.Generator().manual_seed(0)
@@ -90,7 +92,7 @@ def masks(kind: str, size: Size) -> list[Tensor] | None:
     height, width = (side // STRIDE for side in size)
     mask = torch.zeros(height, width, dtype=torch.bool)
     if kind == "paper":
-        return blobs(size, SHARES[0], 0)
+        return smooth_masks(size, SHARES[0], 0)
     if kind == "full":
         mask[:] = True
     elif kind == "single":
@@ -111,6 +113,7 @@ class Trial:
     def __init__(self, subject: Subject, device: str) -> None:
         self.subject, self.device = subject, device
         config = CONFIGS[subject.network]
+        assert isinstance(config, AdpcConfig)
         if subject.tiny:
             config = replace(config, backbone=_like(config.backbone), head_channels=8)
         assert config.masking is not None
@@ -163,11 +166,11 @@ class Trial:
                 theirs = score_difference(half.exit.scores, true.exit.scores)
                 differences[last] = _worse(differences[last], difference)
                 rounding[last] = _worse(rounding[last], theirs)
-                masking = ours.config.masking or UNSURE[ours.config.task]
+                masking = ours.config.masking or PAPER_MASKING[ours.config.task]
                 told = [*_wrong_scores(state.exit, true.exit, difference, theirs)]
                 told += _problems(state.exit, true.exit, difference, masking)
-                if ours.config.settles_after(step.exit):
-                    mask = true.exit.active if row_masks is None else row_masks[last].to(self.device)
+                if ours.config.masks_after(step.exit):
+                    mask = true.exit.mask if row_masks is None else row_masks[last].to(self.device)
                     ours.override(state, mask)
                     reference.override(true, mask)
                     rough.override(half, mask)
@@ -219,14 +222,14 @@ def _problems(ours: Exit, true: Exit, difference: float, masking: Masking) -> It
         # Where scores that differ as much as they do cannot decide otherwise, both must decide alike.
         margin = 2 * difference * float(true.scores.abs().max()) + 1e-5
         low, high = (
-            active(true.scores[None], replace(masking, threshold=masking.threshold + off), true.index)[0, 0]
+            make_mask(true.scores[None], replace(masking, threshold=masking.threshold + off), true.index)[0, 0]
             for off in (-margin, margin)
         )
-        if other := int(((ours.active != true.active) & (low == high)).sum()):
+        if other := int(((ours.mask != true.mask) & (low == high)).sum()):
             yield f"{other} positions are active in one and not in the other, and far from the threshold"
-    share = float(ours.active.float().mean())
-    if abs(ours.unsure - share) > 1e-4:
-        yield f"the active share is told as {ours.unsure:.4f} and is {share:.4f}"
+    share = float(ours.mask.float().mean())
+    if abs(ours.active_share - share) > 1e-4:
+        yield f"the active share is told as {ours.active_share:.4f} and is {share:.4f}"
     if abs(ours.macs - true.macs) > 1e-3 * true.macs:
         yield f"multiply-adds are {ours.macs:.4g}, not {true.macs:.4g}"
 

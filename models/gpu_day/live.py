@@ -136,9 +136,12 @@ def live(deadline: float, line: Callable[[str], None], device: str) -> bool:
 def write_tiny(directory: Path) -> None:
     from models.checkpoint import save_directory  # noqa: PLC0415 - the dry run's alone
     from models.gpu_day.cases import TINY, network  # noqa: PLC0415 - the dry run's alone
-    from models.network.configs import CONFIGS  # noqa: PLC0415 - the dry run's alone
+    from models.network.adpc_configs import AdpcConfig  # noqa: PLC0415 - the dry run's alone
+    from models.network.families import CONFIGS  # noqa: PLC0415 - the dry run's alone
 
-    config = replace(CONFIGS[MODEL], backbone=TINY, head_channels=8, size=(64, 96))
+    shipped = CONFIGS[MODEL]
+    assert isinstance(shipped, AdpcConfig)
+    config = replace(shipped, backbone=TINY, head_channels=8, size=(64, 96))
     save_directory(directory, network(config, "cpu"))
 
 

@@ -39,7 +39,7 @@ def localise(executor: TritonExecutor, inputs: Tensor, masks: Sequence[Tensor] |
             yield f"{step.name}: the fault came with or before launch {watch.launches}, {watch.latest}"
             raise
         yield from watch.lines[:LINES]
-        if step.exit is not None and executor.config.settles_after(step.exit) and masks is not None:
+        if step.exit is not None and executor.config.masks_after(step.exit) and masks is not None:
             executor.override(state, masks[step.exit - 1].to(inputs.device))
     wrong, launches = (sum(getattr(watch, name) for watch in watches) for name in ("wrong", "launches"))
     worst = max(watches, key=lambda watch: watch.worst)

@@ -27,7 +27,8 @@ from models.gpu_day.variants import (
     wait,
     write,
 )
-from models.network.configs import ModelConfig, config
+from models.network.configs import ModelConfig
+from models.network.families import config
 from models.training import tasks
 from models.training.graph import WARM_UP, Update
 from models.training.recipe import FILE, Recipe

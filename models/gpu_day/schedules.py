@@ -28,7 +28,8 @@ from models.gpu_day.variants import (
     wait,
     write,
 )
-from models.network.configs import ModelConfig, config
+from models.network.configs import ModelConfig
+from models.network.families import config
 from models.training import tasks
 from models.training.graph import Update
 from models.training.recipe import FILE, Phase, Recipe

@@ -15,10 +15,10 @@ def tune(output: Path, deadline: float, line: Callable[[str], None], device: str
     import torch  # noqa: PLC0415 - takes seconds, and the dry run has nothing to measure
 
     from models.bench.gpu_runtimes import network  # noqa: PLC0415 - needs a GPU
+    from models.commands.options import parse_size  # noqa: PLC0415 - only here
     from models.executors.gpu.executor import TritonExecutor  # noqa: PLC0415 - needs Triton
     from models.executors.gpu.tuning import TUNED, gpu_name, write  # noqa: PLC0415 - needs Triton
     from models.imaging.geometry import Frame  # noqa: PLC0415 - only here
-    from models.network.flops import parse_size  # noqa: PLC0415 - needs torch
 
     longest_s = 0.0
     for each in networks:

@@ -1,4 +1,4 @@
-"""Pictures as files give them -> pictures as networks take them. Imports Pillow and numpy only."""
+"""Images: from what a file holds to upright RGB pixels. Needs no torch."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF orientation: what turns an image upright."""
+"""The transposition that turns an image upright, by its EXIF orientation."""
 
 
 def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) RGB, turned upright by its EXIF orientation. 16-bit greys are scaled to 8; transparency is
-    dropped, which leaves the colour that the file holds underneath.
+    """uint8 (H, W, 3) RGB, turned upright by the image's EXIF orientation.
 
-    Raises OSError, SyntaxError or ValueError, by format, on a broken file.
+    Greys of 16 bits are scaled to 8 bits. Transparency is dropped, which leaves the colours underneath. Raises OSError,
+    SyntaxError or ValueError on a broken file; which of them depends on the format.
     """
     image.load()
     try:
@@ -39,7 +39,7 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """The image in a file, as `upright_rgb` has it. Raises OSError, and ValueError that names a broken file."""
+    """The image in a file as uint8 (H, W, 3) RGB, upright. Raises OSError, and ValueError that names a broken file."""
     try:
         with Image.open(path) as image:
             return upright_rgb(image)

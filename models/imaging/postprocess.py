@@ -1,4 +1,4 @@
-"""Exit -> map: labels, keypoints and the further maps, at the image's size."""
+"""From an exit to its maps at the image's size: labels or keypoints, and the further maps."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from models.network.confidence import confidence
 from models.network.configs import Extra, ModelConfig
 
 Labels = Callable[[Tensor, Frame], NDArray[np.uint8]]
-"""See `labels`."""
+"""A function with the arguments and the result of `labels`."""
 
 
 def labels(scores: Tensor, frame: Frame) -> NDArray[np.uint8]:
@@ -22,17 +22,17 @@ def labels(scores: Tensor, frame: Frame) -> NDArray[np.uint8]:
 
     Logits are upsampled bilinearly to the padded input's size, cut to the image, and compared there.
     """
-    # max gives the same indices as argmax over the first dimension, eight times as fast on a CPU.
+    # Over the first dimension, max is eight times as fast as argmax on a CPU, and gives the same indices.
     return _upsampled(scores, frame, "bilinear").max(0).indices.to(torch.uint8).cpu().numpy()
 
 
 def render(
     found: Exit, config: ModelConfig, frame: Frame, extra: Extra | None = None, labels: Labels = labels
 ) -> ExitMap:
-    """The answer of one exit; see `AnytimeModel.render`. `labels`: an executor's own way to make a label map."""
+    """The map of one exit; see `AnytimeModel.render`. `labels`: makes a label map; executors may bring a faster one."""
     array = keypoints(found.scores, frame) if config.task == "pose" else labels(found.scores, frame)
     further = None if extra is None else extra_map(found, config, frame, extra)
-    return ExitMap(found.index, array, found.unsure, further)
+    return ExitMap(found.index, array, found.active_share, further)
 
 
 def peaks(heatmaps: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -62,25 +62,25 @@ def keypoints(heatmaps: Tensor, frame: Frame) -> NDArray[np.float32]:
 
 
 def extra_map(found: Exit, config: ModelConfig, frame: Frame, extra: Extra) -> NDArray[np.uint8]:
-    """One of the further maps, uint8 at the image's size (at the person's crop for pose, 0 outside of it)."""
+    """A further map of an exit, uint8 (H, W) at the image's size; for pose, it is 0 outside of the person's crop."""
     if extra == "confidence":
         sure = confidence(found.scores[None], config.task)[0].float().clamp(0, 1) * 255
         values = _placed(sure, frame, "bilinear").round().to(torch.uint8)
     else:
-        source = found.decided if extra == "exit" else found.active
+        source = found.decided if extra == "exit" else found.mask
         values = _placed(source[None].float(), frame, "nearest").to(torch.uint8)
     return values[0].cpu().numpy()
 
 
 def _upsampled(values: Tensor, frame: Frame, mode: str) -> Tensor:
-    """(C, h, w) at the image's size, for an input that starts in the image's corner at its scale."""
+    """(C, h, w) -> (C, H, W) at the image's size, for an input that has the image's corner and scale."""
     corners = False if mode == "bilinear" else None
     large = F.interpolate(values[None].float(), scale_factor=STRIDE, mode=mode, align_corners=corners)[0]
     return large[:, : frame.height, : frame.width]
 
 
 def _placed(values: Tensor, frame: Frame, mode: str) -> Tensor:
-    """(C, h, w) resized to the frame's place in the image, zeros around: (C, H, W)."""
+    """(C, h, w) -> (C, H, W), resized to the frame's place in the image, with zeros around it."""
     if frame.scale == 1 and frame.left == frame.top == 0:
         return _upsampled(values, frame, mode)
     y, beside_y = _sources(frame.height, frame.top, frame.scale, values.shape[1], values.device)
@@ -93,14 +93,14 @@ def _placed(values: Tensor, frame: Frame, mode: str) -> Tensor:
 
 
 def _sources(pixels: int, start: float, scale: float, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where each of an image's lines or columns lies among positions, in units of them from the edge of the first one,
-    (pixels,); and whether it lies beside them all."""
+    """Where each row (or column) of an image lies among an exit's positions: its distance from the edge of the first
+    one, counted in positions, float32 (pixels,); and whether it lies outside of all of them, bool (pixels,)."""
     at = (torch.arange(pixels, device=device) + 0.5 - start) / (STRIDE * scale)
     return at.clamp(0, positions - 1e-3), (at < 0) | (at >= positions)
 
 
 def _between(values: Tensor, at: Tensor, dim: int) -> Tensor:
-    """Linear interpolation along a dimension at places (n,), in units of positions from the centre of the first."""
+    """Linear interpolation along `dim`, at distances `at` (n,) from the centre of the first position."""
     last = values.shape[dim] - 1
     at = at.clamp(0, last)
     low = at.floor().long()

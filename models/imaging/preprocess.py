@@ -1,4 +1,4 @@
-"""Image -> network input, and where that input lies in the image."""
+"""From an image to a network's input, and where that input lies in the image."""
 
 import numpy as np
 import torch
@@ -11,14 +11,17 @@ from models.imaging.geometry import MULTIPLE, STRIDE, Box, Frame, person_square
 from models.network.configs import ModelConfig
 
 CUT_SIDE = 4096
-"""The longest side of a person's square that is resized as it is, in pixels; larger ones are first reduced by
-a whole number."""
+"""The longest side, in pixels, of a person's square that is resized at once; a larger one is first reduced by a whole
+factor."""
 
 
 def prepare(
     image: NDArray[np.uint8], config: ModelConfig, box: Box | None = None, device: str = "cpu"
 ) -> tuple[Tensor, Frame]:
-    """The input for a network, on `device`, and its frame: float32 (1, 3, H', W'), normalised; see `cut` and `pad`."""
+    """The input for a network, float32 (1, 3, H', W') on `device`, normalised and padded, and its frame.
+
+    Takes the arguments of `cut` and raises its errors.
+    """
     pixels, frame = cut(image, config, box)
     return pad(normalise(pixels, config, device)), frame
 
@@ -26,9 +29,9 @@ def prepare(
 def cut(image: NDArray[np.uint8], config: ModelConfig, box: Box | None) -> tuple[NDArray[np.uint8], Frame]:
     """The pixels that a network sees, uint8 (h, w, 3), and their frame.
 
-    `image`: uint8 (H, W, 3) RGB. Segmentation keeps the image's pixels. Pose cuts out the person's square,
-    `config.size` large; without a `box` that is the whole image, as large as it fits.
-    Raises ValueError on another shape or dtype, and on a box that is empty, outside of the image or much larger.
+    `image`: uint8 (H, W, 3) RGB. Segmentation keeps the image's pixels. Pose cuts out the person's square and resizes
+    it to `config.size`; without a `box` it takes the square around the whole image.
+    Raises ValueError on another shape or dtype, and on a box that `geometry.check_box` refuses.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"the image is {image.dtype} {image.shape}; it must be uint8 (height, width, 3)")
@@ -41,8 +44,8 @@ def cut(image: NDArray[np.uint8], config: ModelConfig, box: Box | None) -> tuple
 
 
 def crop_square(image: NDArray[np.uint8], square: tuple[int, int, int]) -> Image.Image:
-    """The square (left, top, side) of an image uint8 (H, W, 3), at a size of at most `CUT_SIDE`. What lies outside of
-    the image is black, as HRNet's crops are filled."""
+    """The square (left, top, side) of an image uint8 (H, W, 3), reduced to at most `CUT_SIDE` a side. Pixels outside of
+    the image are black, as in HRNet's crops."""
     left, top, side = square
     whole, by = Image.fromarray(image), -(-side // CUT_SIDE)
     if by > 1:
@@ -55,12 +58,12 @@ def normalise(image: NDArray[np.uint8], config: ModelConfig, device: str = "cpu"
     """uint8 (H, W, 3) -> float32 (1, 3, H, W), channels last in memory: (x / 255 - mean) / std."""
     if device == "cpu":
         lines, width = image.reshape(len(image), -1), image.shape[1]
-        # Whole lines at once: loops over three colours take seven times as long.
+        # Whole lines at once: numpy's loops over three colours take seven times as long.
         scale, shift = (np.tile(values, width) for values in normal(config))
         values = np.multiply(lines, scale, dtype=np.float32)
         values += shift
         return torch.from_numpy(values.reshape(image.shape)).permute(2, 0, 1)[None]
-    # A quarter of the bytes to send, from memory that the device reads by itself.
+    # Bytes are a quarter of what floats would be to send, and the device itself reads pinned memory.
     pixels = torch.empty(image.shape, dtype=torch.uint8, pin_memory=True)
     pixels.numpy()[:] = image
     scale, shift = torch.from_numpy(np.stack(normal(config))).to(device)
@@ -68,19 +71,21 @@ def normalise(image: NDArray[np.uint8], config: ModelConfig, device: str = "cpu"
 
 
 def normal(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What a pixel of 0..255 is multiplied by, then what is added: (3,) each."""
+    """The factor that a pixel of 0..255 is multiplied by, and the shift that is added then: float32 (3,) each."""
     mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
     return np.asarray(1 / (255 * std), np.float32), np.asarray(-mean / std, np.float32)
 
 
 def seen(config: ModelConfig, frame: Frame, shape: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of positions that are of the image, of an input of `shape` (H, W): padding is nobody's pixel."""
+    """How many rows and columns of an exit's positions show the image and not the padding, for an input of `shape`
+    (H, W). A person's crop is not padded."""
     height, width = shape if config.task == "pose" else (frame.height, frame.width)
     return -(-height // STRIDE), -(-width // STRIDE)
 
 
 def check_input(inputs: Tensor, images: int | None = None) -> None:
-    """Raises ValueError unless `inputs` are (N, 3, H, W), H, W multiples of 32 above 0, and N is `images` if given."""
+    """Raises ValueError unless `inputs` are (N, 3, H, W) with H and W multiples of 32 above 0, and N equals `images` if
+    that is given."""
     if inputs.ndim != 4 or inputs.shape[1] != 3 or images not in (None, len(inputs)):
         raise ValueError(f"the input is {tuple(inputs.shape)}; it must be ({images or 'N'}, 3, H, W)")
     height, width = inputs.shape[-2:]
@@ -91,6 +96,6 @@ def check_input(inputs: Tensor, images: int | None = None) -> None:
 
 
 def pad(inputs: Tensor) -> Tensor:
-    """Zeros (the mean colour) below and to the right, up to multiples of 32."""
+    """`inputs` (N, 3, H, W) with zeros, which are the mean colour, below and to the right, up to multiples of 32."""
     height, width = inputs.shape[-2:]
     return F.pad(inputs, (0, -width % MULTIPLE, 0, -height % MULTIPLE))

@@ -1,45 +1,75 @@
 """ADP-C (Liu et al., ICLR 2022): an HRNet with an exit after each stage, and masks from each exit to the next.
 
-The trainable network with the reference meaning. What one request has reached is a `Progress`, a value of its own;
-nothing of it is ever kept on a module. Imports no executor.
+The trainable network with the reference meaning.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from models.anytime import Step
-from models.imaging.preprocess import check_input
-from models.network.confidence import Masks, active
-from models.network.configs import ModelConfig
+from models.network.adpc_configs import AdpcConfig
+from models.network.confidence import Masks, make_mask
 from models.network.hrnet import Bottleneck, HighResolutionModule, Make, Transition, resize
 from models.network.masked import Chain, Conv2d, MaskedConv2d
+from models.network.network import Network, Progress
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a batch of inputs has come.
+class Stem(Step):
+    """Two strided convolutions: the image at a quarter of its size."""
 
-    `features`: the branches, finest first, each (N, C_b, h / 2^b, w / 2^b). `masks`: of the latest exit.
-    `scores`: (N, outputs, h, w) of the latest exit after carry-over. `decided`: uint8 (N, 1, h, w), see `Exit`.
+    @property
+    def name(self) -> str:
+        return "stem"
+
+
+@dataclass(frozen=True)
+class Layer1(Step):
+    """The bottlenecks of the first stage."""
+
+    @property
+    def name(self) -> str:
+        return "layer1"
+
+
+@dataclass(frozen=True)
+class StageModule(Step):
+    """A `HighResolutionModule`: the one at `index` (from 0) of `stage` (2 to 4). The transition into the stage comes
+    with its first."""
+
+    stage: int
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"stage{self.stage}.{self.index}"
+
+
+@dataclass(frozen=True)
+class ExitHead(Step):
+    """The head after `stage` (1 to 4), whose scores complete the exit numbered `exit`."""
+
+    stage: int
+    exit: int = field(kw_only=True)
+
+    @property
+    def name(self) -> str:
+        return f"exit{self.stage}"
+
+
+class AdpcNet(Network):
+    """HRNet with one exit or four; every mode of the paper is a configuration of it.
+
+    Tensors are called as in the released checkpoints, so that their weights load as they are.
     """
 
-    features: tuple[Tensor, ...]
-    masks: Masks | None = None
-    scores: Tensor | None = None
-    decided: Tensor | None = None
+    config: AdpcConfig
 
-
-class AdpcNet(nn.Module):
-    """The network of a `ModelConfig`; every mode of the paper is a configuration of it.
-
-    Tensor names are those of released checkpoints, so that their weights load as they are.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: AdpcConfig) -> None:
         super().__init__()
         self.config = config
         spec = config.backbone
@@ -66,18 +96,17 @@ class AdpcNet(nn.Module):
             )
             before = after
         if config.heads != "one":
-            for exit_index in (1, 2, 3):
-                channels = (256,) if exit_index == 1 else spec.channels(exit_index)
-                self.add_module(
-                    f"exit{exit_index}", self._head(dense if exit_index == 1 else masked, exit_index, channels)
-                )
+            self.exit1 = self._head(dense, 1, (256,))
+            for stage in (2, 3):
+                self.add_module(f"exit{stage}", self._head(masked, stage, spec.channels(stage)))
         self.last_layer = self._head(masked, 4, spec.channels(4))
         self.steps = self._steps()
 
-    def _head(self, make: Make, exit_index: int, channels: tuple[int, ...]) -> Chain:
-        """Section 2, "Head Redesign"; the last exit keeps the original head."""
+    def _head(self, make: Make, stage: int, channels: tuple[int, ...]) -> Chain:
+        """The head after a stage that has branches of these channels. Heads before the last may be redesigned
+        (section 2, "Head Redesign"); the last keeps the original one."""
         config = self.config
-        redesigned = config.heads == "redesigned" and exit_index < 4
+        redesigned = config.heads == "redesigned" and stage < 4
         momentum = config.backbone.bn_momentum
         if config.task == "pose" and not redesigned:
             return Chain(make(channels[0], config.outputs, 1, bias=True))
@@ -90,7 +119,7 @@ class AdpcNet(nn.Module):
                 make(total, config.outputs, 1, bias=True),
             )
         width = config.head_channels
-        depth = config.downsamplings[exit_index - 1]
+        depth = config.downsamplings[stage - 1]
         layers: list[nn.Module] = []
         for hop in range(depth):
             layers += [nn.AvgPool2d(2), make(total if hop == 0 else width, width, 1, bias=True)]
@@ -101,55 +130,67 @@ class AdpcNet(nn.Module):
         return Chain(*layers, _upsample(), make(width, config.outputs, 1, bias=True))
 
     def _steps(self) -> tuple[Step, ...]:
-        names = ["stem", "layer1", "exit1"]
+        steps: list[Step] = [Stem(), Layer1()]
+        if self.config.heads != "one":
+            steps.append(ExitHead(1, exit=1))
         for stage, modules in enumerate(self.config.backbone.modules, start=2):
-            names += [f"stage{stage}.{module}" for module in range(modules)] + [f"exit{stage}"]
+            steps += [StageModule(stage, index) for index in range(modules)]
+            if self.config.heads != "one":
+                steps.append(ExitHead(stage, exit=stage))
         if self.config.heads == "one":
-            names = [name for name in names if name not in ("exit1", "exit2", "exit3")]
-            return tuple(Step(name, 1 if name == "exit4" else None) for name in names)
-        return tuple(Step(name, int(name[4:]) if name.startswith("exit") else None) for name in names)
-
-    def start(self, images: Tensor) -> Progress:
-        """`images`: float (N, 3, H, W), normalised, H and W multiples of 32. Raises ValueError on other sizes."""
-        check_input(images)
-        return Progress((images,))
+            steps.append(ExitHead(4, exit=1))
+        return tuple(steps)
 
     def advance(self, progress: Progress, step: Step, adaptive: bool | None = None) -> Progress:
-        """One step. `adaptive` makes masks at exits; None follows the configuration and `self.training`."""
         xs, masks = progress.features, progress.masks
-        if step.name == "stem":
-            x = self.relu(self.bn1(self.conv1(xs[0])))
-            return replace(progress, features=(self.relu(self.bn2(self.conv2(x))),))
-        if step.name == "layer1":
-            return replace(progress, features=(self.layer1(xs[0]),))
-        if step.module is not None:
-            stage, place = step.module
-            if place == 0:
-                xs = self.get_submodule(f"transition{stage - 1}")(xs, masks)
-            return replace(progress, features=self.get_submodule(step.name)(xs, masks))
-        return self._exit(progress, step, self._adaptive() if adaptive is None else adaptive)
+        match step:
+            case Stem():
+                x = self.relu(self.bn1(self.conv1(xs[0])))
+                return replace(progress, features=(self.relu(self.bn2(self.conv2(x))),))
+            case Layer1():
+                return replace(progress, features=(self.layer1(xs[0]),))
+            case StageModule():
+                if step.index == 0:
+                    xs = self.transition(step.stage)(xs, masks)
+                return replace(progress, features=self.module(step)(xs, masks))
+            case ExitHead():
+                return self._exit(progress, step, self._adaptive() if adaptive is None else adaptive)
+        raise TypeError(f"{step} is no step of {type(self).__name__}")
 
-    def _exit(self, progress: Progress, step: Step, adaptive: bool) -> Progress:
+    def _exit(self, progress: Progress, step: ExitHead, adaptive: bool) -> Progress:
         xs, masks = progress.features, progress.masks
-        last = step is self.steps[-1]
         scores = self.head(step)(self.read(xs, step), masks)
-        decided = torch.full_like(scores[:, :1], step.exit or 0, dtype=torch.uint8)
+        decided = torch.full_like(scores[:, :1], step.exit, dtype=torch.uint8)
         if masks is not None and progress.scores is not None and progress.decided is not None:
-            scores = torch.where(masks.positions, scores, progress.scores)  # equation 7
-            decided = torch.where(masks.positions, decided, progress.decided)
+            scores = torch.where(masks.finest, scores, progress.scores)  # equation 7
+            decided = torch.where(masks.finest, decided, progress.decided)
         masking = self.config.masking
         masks = None
-        if masking is not None and adaptive and not last:
-            masks = Masks(active(scores.detach(), masking, step.exit or 0))
+        if masking is not None and adaptive and step.exit < self.config.exits:
+            masks = Masks(make_mask(scores.detach(), masking, step.exit))
         return Progress(xs, masks, scores, decided)
 
-    def head(self, step: Step) -> nn.Module:
-        """The head of the exit that `step` completes."""
-        return self.last_layer if step is self.steps[-1] else self.get_submodule(step.name)
+    def transition(self, stage: int) -> Transition:
+        """What leads into `stage`."""
+        transition = self.get_submodule(f"transition{stage - 1}")
+        assert isinstance(transition, Transition)
+        return transition
 
-    def read(self, xs: tuple[Tensor, ...], step: Step) -> Tensor:
+    def module(self, step: StageModule) -> HighResolutionModule:
+        """The layers of `step`, without the transition into its stage."""
+        module = self.get_submodule(f"stage{step.stage}.{step.index}")
+        assert isinstance(module, HighResolutionModule)
+        return module
+
+    def head(self, step: ExitHead) -> Chain:
+        """The head whose scores `step` computes."""
+        head = self.last_layer if step.stage == 4 else self.get_submodule(f"exit{step.stage}")
+        assert isinstance(head, Chain)
+        return head
+
+    def read(self, xs: tuple[Tensor, ...], step: ExitHead) -> Tensor:
         """What that head reads of the branches, finest first: (N, C, h, w) at the size of the finest."""
-        plain_pose = self.config.task == "pose" and (step is self.steps[-1] or self.config.heads == "plain")
+        plain_pose = self.config.task == "pose" and (step.stage == 4 or self.config.heads == "plain")
         if plain_pose or len(xs) == 1:
             return xs[0]
         return torch.cat([xs[0], *(resize(x, xs[0]) for x in xs[1:])], 1)
@@ -158,17 +199,35 @@ class AdpcNet(nn.Module):
         masking = self.config.masking
         return masking is not None and masking.adaptivity in ("both", "training" if self.training else "inference")
 
-    def exits(self, images: Tensor, adaptive: bool | None = None) -> Iterator[Progress]:
-        """The progress at every exit; see `advance`."""
-        progress = self.start(images)
-        for step in self.steps:
-            progress = self.advance(progress, step, adaptive)
-            if step.exit is not None:
-                yield progress
+    def heads(self) -> Sequence[nn.Module]:
+        return [self.head(step) for step in self.steps if isinstance(step, ExitHead)]
 
-    def forward(self, images: Tensor, adaptive: bool | None = None) -> tuple[Tensor, ...]:
-        """The scores of every exit, each (N, outputs, H / 4, W / 4): for training and evaluation."""
-        return tuple(found.scores for found in self.exits(images, adaptive) if found.scores is not None)
+    def in_backbone(self, name: str) -> bool:
+        return name.startswith(("conv1.", "bn1.", "conv2.", "bn2.", "layer1.", "transition", "stage"))
+
+    def own_name(self, released: str, tensor: Tensor) -> str | None:
+        """HRNet calls the head of pose estimation `final_layer`. The released code of ADP-C also saves the squared
+        distances of its interpolation window, which here follow from the configuration."""
+        if released.endswith(".square_dis"):
+            self._check_window(released, tensor)
+            return None
+        return released.replace("final_layer.", "last_layer.0.", 1) if released.startswith("final_layer.") else released
+
+    def _check_window(self, released: str, tensor: Tensor) -> None:
+        masking = self.config.masking
+        if masking is None or tensor.shape != (masking.window, masking.window):
+            raise ValueError(
+                f"{released} is a {'x'.join(map(str, tensor.shape))} window, but {self.config.name} has "
+                f"{f'{masking.window}x{masking.window}' if masking else 'no masks'}; choose a configuration with it"
+            )
+
+    def may_lack(self, name: str) -> bool:
+        """Every Lambda keeps its initial value, as where the paper starts from ImageNet (appendix C)."""
+        return name.endswith(".Lambda")
+
+    def passes_over(self, name: str) -> bool:
+        """Networks that read every branch fuse more in their last module than this one may."""
+        return self.config.backbone.last_module_fuses_finest_only and ".fuse_layers." in name
 
 
 def _convolution(

@@ -1,8 +1,4 @@
-"""Confidence: from an exit's scores to the positions that later exits still compute (equation 2), and their masks
-at every feature size.
-
-Imports no network.
-"""
+"""Confidence: from an exit's scores to the mask of what later exits compute (equation 2), at every feature size."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +10,7 @@ from models.network.configs import Masking
 def confidence(scores: Tensor, task: str) -> Tensor:
     """How sure an exit is of each position: (N, C, h, w) -> (N, 1, h, w).
 
-    Segmentation: the largest softmax probability, 0..1. Pose: the largest heatmap value, about 0..1.
+    For segmentation the largest softmax probability, 0..1; for pose the largest heatmap value, about 0..1.
     """
     if task == "pose":
         return scores.amax(1, keepdim=True)
@@ -22,10 +18,10 @@ def confidence(scores: Tensor, task: str) -> Tensor:
     return (scores - scores.amax(1, keepdim=True)).exp().sum(1, keepdim=True).reciprocal()
 
 
-def active(scores: Tensor, masking: Masking, exit_index: int) -> Tensor:
-    """Positions that stay active after an exit: M of equation 2 as bool (N, 1, h, w).
+def make_mask(scores: Tensor, masking: Masking, exit_index: int) -> Tensor:
+    """The mask after an exit: M of equation 2 as bool (N, 1, h, w), True where active.
 
-    `scores` (N, C, h, w) are the exit's, after carry-over. Random masks depend on the size and `exit_index` alone.
+    `scores`: (N, C, h, w) of the exit after carry-over. A random mask depends on its size and `exit_index` alone.
     """
     threshold = masking.threshold
     match masking.criterion:
@@ -41,8 +37,8 @@ def active(scores: Tensor, masking: Masking, exit_index: int) -> Tensor:
             return -(log_probability.exp() * log_probability).sum(1, keepdim=True) >= threshold
         case "top_k":
             flat = confidence(scores, "segmentation").flatten(1)
-            settled = flat.topk(round(threshold * flat.shape[1]), 1).indices
-            return torch.ones_like(flat, dtype=torch.bool).scatter_(1, settled, False).view_as(scores[:, :1])
+            inactive = flat.topk(round(threshold * flat.shape[1]), 1).indices
+            return torch.ones_like(flat, dtype=torch.bool).scatter_(1, inactive, False).view_as(scores[:, :1])
         case "random":
             generator = torch.Generator().manual_seed(exit_index)
             drawn = torch.rand(1, 1, *scores.shape[2:], generator=generator) >= threshold
@@ -50,19 +46,19 @@ def active(scores: Tensor, masking: Masking, exit_index: int) -> Tensor:
 
 
 class Masks:
-    """The active positions between two exits, at every feature size.
+    """A batch's masks between two exits, at every feature size.
 
-    `positions`: bool (N, 1, h, w) at the size of the exit's scores; other sizes take the nearest position, as the
-    paper resizes the scores themselves.
+    `finest`: bool (N, 1, h, w), True where active, at the size of the exit's scores. Other feature sizes take the
+    nearest position, as the paper resizes the scores themselves.
     """
 
-    def __init__(self, positions: Tensor) -> None:
-        self.positions = positions
+    def __init__(self, finest: Tensor) -> None:
+        self.finest = finest
         self._at: dict[tuple[int, int], Tensor] = {}
 
     def at(self, like: Tensor) -> Tensor:
-        """The mask for a feature map (N, C, h, w): its dtype, (N, 1, h, w), 1 where active."""
+        """The masks for a feature map `like` (N, C, h, w): (N, 1, h, w) in its dtype, 1 where active."""
         size = (int(like.shape[-2]), int(like.shape[-1]))
         if size not in self._at:
-            self._at[size] = F.interpolate(self.positions.to(like.dtype), size=size, mode="nearest")
+            self._at[size] = F.interpolate(self.finest.to(like.dtype), size=size, mode="nearest")
         return self._at[size].to(like.dtype)

@@ -1,12 +1,8 @@
 """Multiply-adds as the paper counts them: those of convolutions, in units of 1024^3.
 
 A masked convolution with active share p counts dense * p + (1 - p) * p * C_out * window^2 * h * w.
-`python -m models flops` prints the paper's tables. Imports the network, no executor.
 """
 
-import argparse
-import json
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,79 +10,104 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from models.anytime import Step
 from models.imaging.geometry import MULTIPLE, Size
-from models.network.adpc import AdpcNet
-from models.network.configs import GIGA, ModelConfig, config
+from models.network.configs import GIGA, ModelConfig
 from models.network.masked import MaskedConv2d
+from models.network.network import build_network
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The convolutions of one exit that give feature maps of one size.
+    """Convolutions that give feature maps of one size, all of them masked or none.
 
-    `dense`: their multiply-adds. `interpolation`: C_out * window^2 * h * w, summed; 0 where nothing is masked.
+    `dense`: their multiply-adds. `interpolation`: their sum of C_out * window^2 * h * w; 0 where nothing is masked.
     """
 
     dense: int
     interpolation: int
     masked: bool
 
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.dense + other.dense, self.interpolation + other.interpolation, self.masked)
+
+    def __mul__(self, times: int) -> "Cost":
+        return Cost(self.dense * times, self.interpolation * times, self.masked)
+
     def macs(self, active: float) -> float:
         """Multiply-adds at an active share 0..1 of the mask."""
         return self.dense * active + (1 - active) * active * self.interpolation if self.masked else self.dense
 
 
-def costs(model: ModelConfig, height: int, width: int) -> tuple[Mapping[tuple[Size, bool], Cost], ...]:
-    """For every exit, what is computed between the exit before and it: by feature size, and masked or not.
+Costs = Mapping[tuple[Size, bool], Cost]
+"""By feature size, and masked or not."""
+
+
+@lru_cache(maxsize=256)  # executors ask at every exit
+def costs(model: ModelConfig, height: int, width: int) -> tuple[Costs, ...]:
+    """For every exit, what is computed between the exit before and it.
 
     `height` and `width` are the input's, padded up to multiples of 32. All feature sizes divide those, so that every
     count is in proportion to the area.
     """
+    exits: list[Costs] = []
+    sums: dict[tuple[Size, bool], Cost] = {}
+    for step, found in step_costs(model, height, width):
+        for key, cost in found.items():
+            sums[key] = sums[key] + cost if key in sums else cost
+        if step.exit is not None:
+            exits.append(sums)
+            sums = {}
+    return tuple(exits)
+
+
+def step_costs(model: ModelConfig, height: int, width: int) -> tuple[tuple[Step, Costs], ...]:
+    """`costs` of every step by itself."""
     rows, columns = (-(-side // MULTIPLE) for side in (height, width))
     return tuple(
-        {
-            ((h * rows, w * columns), masked): Cost(
-                cost.dense * rows * columns, cost.interpolation * rows * columns, masked
-            )
-            for ((h, w), masked), cost in exit_costs.items()
-        }
-        for exit_costs in _smallest_costs(model)
+        (
+            step,
+            {((h * rows, w * columns), masked): cost * (rows * columns) for ((h, w), masked), cost in found.items()},
+        )
+        for step, found in _smallest_costs(model)
     )
 
 
 @lru_cache(maxsize=64)
-def _smallest_costs(model: ModelConfig) -> tuple[Mapping[tuple[Size, bool], Cost], ...]:
-    """`costs` at 32x32, by running the network there.
+def _smallest_costs(model: ModelConfig) -> tuple[tuple[Step, Costs], ...]:
+    """`step_costs` at 32x32, by running the network there.
 
     Not on the meta device: its kernels are Python, and a server would wait seconds for them at its start.
     """
-    network = AdpcNet(model).eval()
-    exits: list[Mapping[tuple[Size, bool], Cost]] = []
-    sums: dict[tuple[Size, bool], list[int]] = defaultdict(lambda: [0, 0])
+    network = build_network(model).eval()
+    sums: dict[tuple[Size, bool], Cost] = {}
 
     def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
         assert isinstance(layer, nn.Conv2d)
-        size = (output.shape[2], output.shape[3])
+        height, width = output.shape[2:]
         masked = isinstance(layer, MaskedConv2d)
-        total = sums[size, masked]
-        total[0] += layer.weight.numel() * size[0] * size[1]
-        total[1] += layer.window**2 * layer.out_channels * size[0] * size[1] if isinstance(layer, MaskedConv2d) else 0
+        window = layer.window if isinstance(layer, MaskedConv2d) else 0
+        area = height * width
+        cost = Cost(layer.weight.numel() * area, window**2 * layer.out_channels * area, masked)
+        key = ((height, width), masked)
+        sums[key] = sums[key] + cost if key in sums else cost
 
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(count)
     progress = network.start(torch.zeros(1, 3, MULTIPLE, MULTIPLE))
+    steps = []
     for step in network.steps:
         with torch.inference_mode():
             progress = network.advance(progress, step, adaptive=False)
-        if step.exit is not None:
-            exits.append({key: Cost(total[0], total[1], key[1]) for key, total in sums.items()})
-            sums.clear()
-    return tuple(exits)
+        steps.append((step, dict(sums)))
+        sums.clear()
+    return tuple(steps)
 
 
 def gmacs(model: ModelConfig, height: int, width: int, active: tuple[float, ...] = ()) -> list[float]:
-    """Cumulative multiply-adds / 1024^3 at every exit. `active`: shares after exits 1, 2, ..; none: all active.
+    """Multiply-adds / 1024^3 from the image to every exit. `active`: the active shares after exits 1, 2, ..; without
+    any, everything is active.
 
     Raises ValueError unless there is one share for every exit but the last.
     """
@@ -102,47 +123,6 @@ def gmacs(model: ModelConfig, height: int, width: int, active: tuple[float, ...]
 
 
 def parameters(model: ModelConfig) -> int:
-    """Trainable parameters, one Lambda per masked convolution among them."""
+    """How many trainable parameters the network has, one Lambda per masked convolution among them."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in AdpcNet(model).parameters())
-
-
-def parse_size(text: str) -> Size:
-    """'1024x2048' -> (1024, 2048), height first. Raises argparse's error on anything else."""
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write height x width, for example 1024x2048")
-    return int(height), int(width)
-
-
-def parse_shares(text: str) -> tuple[float, ...]:
-    """'0.8,0.6,0.4' -> shares. Raises argparse's error on anything outside of 0..1."""
-    try:
-        shares = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        shares = (-1.0,)
-    if not all(0 <= share <= 1 for share in shares):
-        raise argparse.ArgumentTypeError(f"{text!r} are not shares; write numbers from 0 to 1, for example 0.8,0.6,0.4")
-    return shares
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--size", type=parse_size, metavar="HxW", help="default: the size in the paper's table")
-    parser.add_argument("--active", type=parse_shares, default=(), metavar="p1,p2,p3", help="active shares after exits")
-    parser.add_argument("--json", action="store_true")
-
-
-def main(args: argparse.Namespace) -> int:
-    model = config(args.config)
-    height, width = args.size or model.size
-    values = gmacs(model, height, width, args.active)
-    count = parameters(model)
-    if args.json:
-        exits = [{"exit": index, "gmacs": value} for index, value in enumerate(values, 1)]
-        print(json.dumps({"config": model.name, "size": [height, width], "params": count, "exits": exits}))
-    else:
-        print(f"{model.name} at {height}x{width}: {count:,} parameters")
-        for index, value in enumerate(values, 1):
-            print(f"  exit {index}: {value:8.2f} GMACs")
-    return 0
+        return sum(parameter.numel() for parameter in build_network(model).parameters())

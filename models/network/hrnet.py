@@ -1,7 +1,6 @@
-"""The HRNet backbone (Sun et al., CVPR 2019; Wang et al., TPAMI 2020), with the tensor names of its released weights.
+"""HRNet's blocks, modules and transitions (Sun et al., CVPR 2019; Wang et al., TPAMI 2020).
 
-Holds blocks, modules and transitions; the exits around them are in adpc.py. Every convolution is made by a `Make`,
-which decides whether it is masked.
+Tensors are called as in the released weights. A `Make` makes every convolution and decides whether it is masked.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.network.adpc_configs import Backbone
 from models.network.confidence import Masks
-from models.network.configs import Backbone
 from models.network.masked import Chain, MaskAware
 
 Make = Callable[..., nn.Module]
@@ -18,7 +17,7 @@ Make = Callable[..., nn.Module]
 
 
 class BasicBlock(MaskAware):
-    """Two 3x3 convolutions around an identity."""
+    """Two 3x3 convolutions and a residual connection: (N, C, h, w) -> the same shape."""
 
     def __init__(self, make: Make, channels: int, momentum: float) -> None:
         super().__init__()
@@ -33,7 +32,7 @@ class BasicBlock(MaskAware):
 
 
 class Bottleneck(MaskAware):
-    """1x1, 3x3, 1x1 convolutions; four times `planes` channels come out."""
+    """1x1, 3x3 and 1x1 convolutions and a residual connection: (N, C, h, w) -> (N, 4 * planes, h, w)."""
 
     def __init__(self, make: Make, channels: int, planes: int, momentum: float) -> None:
         super().__init__()
@@ -56,7 +55,10 @@ class Bottleneck(MaskAware):
 
 
 class HighResolutionModule(MaskAware):
-    """Blocks in every branch, then each branch out is the sum of all branches, resized to it."""
+    """Blocks in every branch; then each output branch is the sum of all branches, resized to its size.
+
+    `finest_only`: it makes the finest output branch alone, for pose heads that read no other.
+    """
 
     def __init__(self, make: Make, spec: Backbone, branches: int, finest_only: bool) -> None:
         super().__init__()
@@ -86,7 +88,8 @@ class HighResolutionModule(MaskAware):
 
 
 def _fuse(make: Make, channels: Sequence[int], source: int, target: int, momentum: float) -> nn.Module:
-    """From one branch to another: 1x1 when it is to be upsampled, strided 3x3s when it is coarser."""
+    """The layers from one branch to another: a 1x1 convolution to a finer branch, before the upsampling; a strided 3x3
+    for each level to a coarser one."""
     if source == target:
         return nn.Identity()
     if source > target:
@@ -101,7 +104,8 @@ def _fuse(make: Make, channels: Sequence[int], source: int, target: int, momentu
 
 
 class Transition(nn.ModuleList, MaskAware):
-    """Into a stage with one branch more: made from the last (coarsest) branch; others pass, or are convolved to fit."""
+    """Into a stage with one branch more, which is made from the coarsest one. A branch whose channels fit is passed on,
+    any other is convolved to fit."""
 
     def __init__(self, make: Make, before: Sequence[int], after: Sequence[int], momentum: float) -> None:
         super().__init__()
@@ -122,7 +126,7 @@ class Transition(nn.ModuleList, MaskAware):
 
 
 def resize(x: Tensor, like: Tensor, mode: str = "bilinear") -> Tensor:
-    """`x` (N, C, h, w) at the height and width of `like`; pixel areas correspond (align_corners=False)."""
+    """`x` (N, C, h, w) at the height and width of `like` (align_corners=False)."""
     if x.shape[-2:] == like.shape[-2:]:
         return x
     return F.interpolate(x, size=like.shape[-2:], mode=mode, align_corners=False if mode == "bilinear" else None)

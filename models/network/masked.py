@@ -1,6 +1,6 @@
-"""Masked convolution: convolve active positions, interpolate the others (equations 3-6).
+"""Masked convolution: active positions are convolved, inactive ones interpolated (equations 3-6).
 
-This is the meaning, written densely; executors save the work. Imports only masks.
+This is the reference meaning, which computes every position and then applies the mask; executors save the work.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.network.confidence import Masks
 
 Fill = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""See `fill`."""
+"""A function with the arguments and the result of `fill`."""
 
 
 class MaskAware(nn.Module):
@@ -20,7 +20,7 @@ class MaskAware(nn.Module):
 
 
 class Chain(nn.Sequential, MaskAware):
-    """Layers in sequence; the masks are handed to those that know them."""
+    """Layers in sequence; those that are `MaskAware` are given the masks."""
 
     def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
         for layer in self:
@@ -36,9 +36,10 @@ class Conv2d(nn.Conv2d, MaskAware):
 
 
 class MaskedConv2d(nn.Conv2d, MaskAware):
-    """y = conv(x), bias included; where the mask is 0, the weighted mean of the active y around (equation 4).
+    """y = conv(x), bias included; at inactive positions the weighted mean of the active y around (equation 4).
 
-    `Lambda` is the trainable scale of the RBF kernel; it has the name it bears in released checkpoints.
+    `Lambda` is the trainable scale of the RBF kernel; released checkpoints call it so. `fill` interpolates: the
+    function of this module, unless training or export puts a faster one in its place.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class MaskedConv2d(nn.Conv2d, MaskAware):
         super().__init__(channels, out, kernel, stride, padding, bias=bias)
         self.window = window
         self.Lambda = nn.Parameter(torch.tensor(3.0))
-        self.fill: Fill = fill  # training puts a faster one in its place
+        self.fill: Fill = fill
 
     def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
         y = super().forward(x)
@@ -55,16 +56,19 @@ class MaskedConv2d(nn.Conv2d, MaskAware):
 
 
 def fill(y: Tensor, mask: Tensor, scale: Tensor, window: int) -> Tensor:
-    """y (N, C, H, W) where `mask` (N, 1, H, W) is 1, elsewhere the interpolation of what is kept (equation 3)."""
+    """`y` (N, C, H, W) where `mask` (N, 1, H, W) is 1; elsewhere its interpolation from active positions (equation 3).
+
+    `scale`: lambda of equation 6, a scalar. `window`: see `Masking`.
+    """
     z = y * mask
     return z + interpolate(z, scale, window) * (1 - mask)
 
 
 def rbf(scale: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """The kernel of equation 6 in its separable form: taps (window,) and the norm, a scalar.
+    """The kernel of equation 6 in its separable form: taps, float32 (window,), and the norm, a scalar.
 
-    The weight at offset (dy, dx) is taps[dy] * taps[dx] / norm, and 0 at the centre. The norm is the sum of the
-    weights + 1e-5, the same at borders and for any mask.
+    The weight at offset (dy, dx) is taps[dy] * taps[dx] / norm, and 0 at the centre. The norm is the sum of all taps'
+    products but the centre's, plus 1e-5; it is the same at borders and for every mask.
     """
     offset = torch.arange(window, device=scale.device, dtype=torch.float32) - window // 2
     taps = torch.exp(-(scale.float() ** 2) * offset**2)
@@ -74,9 +78,9 @@ def rbf(scale: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 
 def interpolate(z: Tensor, scale: Tensor, window: int) -> Tensor:
-    """The RBF-weighted mean of each position's neighbours, the position itself left out (equation 5).
+    """The RBF-weighted mean of each position's neighbours, without the position itself (equation 5).
 
-    `z` (N, C, H, W) is 0 at inactive positions; `scale` is the scalar lambda. Returns (N, C, H, W).
+    `z`: (N, C, H, W), 0 at inactive positions. `scale`: lambda, a scalar. Returns (N, C, H, W).
     """
     taps, norm = rbf(scale, window)
     taps = taps.to(z.dtype)
@@ -86,7 +90,8 @@ def interpolate(z: Tensor, scale: Tensor, window: int) -> Tensor:
 
 
 def _beside(x: Tensor, taps: Tensor, dim: int) -> Tensor:
-    """Weighted sum of the neighbours on both sides along `dim` (2 rows, 3 columns), zeros beyond the border."""
+    """Weighted sum of the neighbours on both sides along `dim` (2: above and below, 3: left and right); they are 0
+    beyond the border."""
     radius = len(taps) // 2
     size = x.shape[dim]
     padded = F.pad(x, (0, 0, radius, radius) if dim == 2 else (radius, radius, 0, 0))

@@ -5,40 +5,34 @@ Imports no network.
 """
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from models import checks
+from models.network.configs import Share
+from models.validation import value
 
 Range = tuple[float, float]
 """From, to."""
 
 
-@dataclass(frozen=True)
+@value()
 class Augmentation:
     """How much to vary. `rotation_deg`, `shift` (share of the crop): largest amount either way. `colour`: largest
     relative change of brightness, contrast and saturation; `tint`: of each of red, green and blue alone. `gamma`:
     largest factor of the exponent. `cutmix`: probability of pasting a rectangle of another image (segmentation).
     """
 
-    rotation_deg: float = 0.0
-    shift: float = 0.0
+    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
+    shift: Annotated[float, Field(ge=0)] = 0.0
     flip: bool = True
-    colour: float = 0.4
-    tint: float = 0.0
-    gamma: float = 1.5
-    cutmix: float = 0.0
-
-    def __post_init__(self) -> None:
-        checks.number("rotation_deg", self.rotation_deg, 0, 180)
-        checks.number("shift", self.shift, 0)
-        checks.kind("flip", self.flip, bool)
-        for name in ("colour", "tint", "cutmix"):
-            checks.number(name, getattr(self, name), 0, 1)
-        checks.number("gamma", self.gamma, 1)
+    colour: Share = 0.4
+    tint: Share = 0.0
+    gamma: Annotated[float, Field(ge=1)] = 1.5
+    cutmix: Share = 0.0
 
 
 def uniform(generator: torch.Generator, count: int, low: float, high: float) -> Tensor:

@@ -5,14 +5,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from models.network.adpc import AdpcNet
+from models.network.network import Network
 
 
 class HalfWeights:
     """bfloat16 copies of the weights and biases of a network's convolutions. A step of training is `forward`, the
     backward pass, `hand_over`; it computes what autocast computes."""
 
-    def __init__(self, network: AdpcNet) -> None:
+    def __init__(self, network: Network) -> None:
         self.network = network
         named = {
             f"{name}.{own}": parameter

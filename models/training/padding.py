@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.network.adpc import AdpcNet
+from models.network.adpc_configs import AdpcConfig
 from models.network.confidence import Masks
 from models.network.configs import ModelConfig
 from models.network.masked import Conv2d, MaskAware
+from models.network.network import Network, build_network
 
 EIGHT = 8
 CUT = ".layer."
@@ -48,8 +50,10 @@ def padded(count: int) -> int:
     return -(-count // EIGHT) * EIGHT
 
 
-def pad_channels(network: AdpcNet) -> None:
-    """Pad every layer of `network`, which must not have been padded before."""
+def pad_channels(network: Network) -> None:
+    """Pads every layer of an `AdpcNet`, which must not have been padded before; other networks stay as they are."""
+    if not isinstance(network, AdpcNet):
+        return
     places = _places(network.config)
     state = network.state_dict()
     for name, layer in network.named_modules():
@@ -67,9 +71,9 @@ def pad_channels(network: AdpcNet) -> None:
         head[-1] = Cut(head[-1], network.config.outputs)
 
 
-def strip_channels(network: AdpcNet) -> AdpcNet:
+def strip_channels(network: Network) -> Network:
     """A plain network on the CPU with the weights of a padded one; in evaluation mode."""
-    plain = AdpcNet(network.config)
+    plain = build_network(network.config)
     plain.load_state_dict(stripped(network.config, network.state_dict()))
     return plain.eval()
 
@@ -79,7 +83,7 @@ def stripped(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tens
     return {_plain_name(name): without_padding(config, name, tensor) for name, tensor in state.items()}
 
 
-def filled(network: AdpcNet, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def filled(network: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `stripped` leaves out put back: tensors of a plain network as the padded `network` has and names them."""
     own = {name: state.get(_plain_name(name)) for name in network.state_dict()}
     return {name: with_padding(network.config, name, tensor) for name, tensor in own.items() if tensor is not None}
@@ -101,8 +105,8 @@ def _plain_name(name: str) -> str:
     return name.replace(CUT, ".")
 
 
-def is_padded(network: AdpcNet) -> bool:
-    return isinstance(network.conv1, FirstConv2d)
+def is_padded(network: Network) -> bool:
+    return isinstance(network, AdpcNet) and isinstance(network.conv1, FirstConv2d)
 
 
 def padded_size(index: Tensor) -> int:
@@ -125,6 +129,7 @@ def _heads(network: AdpcNet) -> list[nn.Sequential]:
 @cache
 def _places(config: ModelConfig) -> dict[str, Places]:
     """By the name of the tensor."""
+    assert isinstance(config, AdpcConfig)
     with torch.device("meta"):
         network = AdpcNet(config)
     read: dict[int, Sequence[int]] = {}

@@ -1,44 +1,42 @@
-"""How a network is trained: the values of a run, read from `train.json` beside a shipped model. Imports no network."""
+"""How a network is trained: the values of a run, read from `train.json` beside a shipped model."""
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from models import checks
-from models.training.augment import Augmentation, Range
+from pydantic import Field
+
+from models.network.configs import Positive, Whole
+from models.training.augment import Augmentation
+from models.validation import from_json, value
 
 FILE = "train.json"
 MAX_SEED = (1 << 32) - 1
 
 
-@dataclass(frozen=True)
+@value()
 class Phase:
     """A part of a run. `crop`: (height, width) of the network's input. `scale`: range of the zoom relative to the data
     set's own size (or to the person's square). `masks`: whether exits mask what follows, where the network can.
     """
 
-    steps: int
-    batch: int
-    crop: tuple[int, int]
-    scale: Range
+    steps: Annotated[int, Field(ge=0)]
+    batch: Annotated[int, Field(ge=2)]
+    crop: tuple[Whole, Whole]
+    scale: tuple[Positive, Positive]
     masks: bool = True
 
     def __post_init__(self) -> None:
-        checks.whole("steps", self.steps, 0)
-        checks.whole("batch", self.batch, 2)
-        checks.several("crop", self.crop, 2, checks.whole)
-        checks.several("scale", self.scale, 2, checks.above, 0)
-        checks.kind("masks", self.masks, bool)
         if self.scale[0] > self.scale[1]:
-            raise ValueError(f"scale goes from {self.scale[0]} to {self.scale[1]}; give the smaller one first")
+            raise ValueError(f"scale goes from {self.scale[0]:g} to {self.scale[1]:g}; give the smaller one first")
         if self.crop[0] % 32 or self.crop[1] % 32:
             raise ValueError(f"the crop is {self.crop[0]}x{self.crop[1]}; both must be multiples of 32")
 
 
-@dataclass(frozen=True)
+@value()
 class Recipe:
     """`splits`: of the data set, to train on. `hold_out`: drives of CamVid, or cities, that are left out and scored.
 
@@ -51,26 +49,16 @@ class Recipe:
     splits: tuple[str, ...]
     phases: tuple[Phase, ...]
     augmentation: Augmentation = field(default_factory=Augmentation)
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    warm_up: float = 0.05
-    ema_steps: int = 500
-    class_softness: float = 1.1
+    learning_rate: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warm_up: Annotated[float, Field(ge=0, le=1)] = 0.05
+    ema_steps: Whole = 500
+    class_softness: Annotated[float, Field(gt=1)] = 1.1
     hold_out: tuple[str, ...] = ()
     init: str | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
 
     def __post_init__(self) -> None:
-        for name in ("splits", "hold_out"):
-            checks.several(name, getattr(self, name), None, checks.kind, str)
-        checks.above("learning_rate", self.learning_rate, 0)
-        checks.whole("ema_steps", self.ema_steps)
-        checks.number("weight_decay", self.weight_decay, 0)
-        checks.number("warm_up", self.warm_up, 0, 1)
-        checks.above("class_softness", self.class_softness, 1)
-        checks.whole("seed", self.seed, 0, MAX_SEED)
-        if self.init is not None:
-            checks.kind("init", self.init, str)
         if not (self.splits and self.steps):
             raise ValueError(
                 f"{len(self.splits)} splits are trained on for {self.steps} steps; give at least 1 of either"
@@ -106,14 +94,7 @@ class Recipe:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Recipe":
         """Raises ValueError on a field that is missing, unknown or without meaning."""
-        try:
-            values = {name: checks.tuples(value) for name, value in data.items()}
-            values["phases"] = tuple(Phase(**_values(phase)) for phase in data["phases"])
-            values["augmentation"] = Augmentation(**_values(data.get("augmentation", {})))
-            return cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
-            known = ", ".join(item.name for item in fields(cls))
-            raise ValueError(f"not a training recipe: {error}; its fields are {known}") from error
+        return from_json(cls, data, "a training recipe")
 
     @classmethod
     def load(cls, path: Path) -> "Recipe":
@@ -141,17 +122,13 @@ class Recipe:
         """With fields replaced; those of phase 0 and of the augmentation are named `phases.0.NAME`,
         `augmentation.NAME`. Raises ValueError on an unknown one."""
         data = json.loads(json.dumps(self.to_json()))
-        for name, value in settings.items():
+        for name, given in settings.items():
             *path, last = name.split(".")
             target = data
             try:
                 for part in path:
                     target = target[int(part) if isinstance(target, list) else part]
-                target[last] = value
+                target[last] = given
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise ValueError(f"a recipe has no field {name!r}; its fields are {', '.join(data)}") from error
         return Recipe.from_json(data)
-
-
-def _values(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: checks.tuples(value) for name, value in data.items()}

@@ -20,8 +20,8 @@ from models.data.street import VOID, Scene
 from models.evaluation import scores
 from models.imaging.geometry import MULTIPLE, STRIDE
 from models.imaging.postprocess import peaks
-from models.network.adpc import AdpcNet
 from models.network.configs import ModelConfig
+from models.network.network import Network
 from models.training import augment, crops, fused, losses
 from models.training.recipe import Recipe
 
@@ -47,7 +47,7 @@ class Task(Protocol):
     def distilled(self, found: Sequence[Tensor], taught: Tensor) -> Tensor:
         """How far each exit is from the last exit of a teacher: (exits,)."""
 
-    def score(self, network: AdpcNet) -> list[float]:
+    def score(self, network: Network) -> list[float]:
         """The score of each exit in percent (mIoU, PCK@0.2) on what was held out."""
 
 
@@ -119,7 +119,7 @@ class Segmentation:
         return losses.distilled_segmentation(found, taught)
 
     @torch.inference_mode()
-    def score(self, network: AdpcNet) -> list[float]:
+    def score(self, network: Network) -> list[float]:
         images, labels = self.held_out
         height, width = images.shape[-2:]
         confusion = torch.zeros(network.config.exits, self.classes, self.classes, dtype=torch.float64)
@@ -213,7 +213,7 @@ class Pose:
         return losses.distilled_pose(found, taught)
 
     @torch.inference_mode()
-    def score(self, network: AdpcNet) -> list[float]:
+    def score(self, network: Network) -> list[float]:
         images, joints = self.held_out
         right: list[list[Tensor]] = [[] for _ in range(network.config.exits)]
         for start in range(0, len(images), SCORED_TOGETHER):

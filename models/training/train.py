@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from models.checkpoint import load_weights, save_directory
 from models.directory import WEIGHTS_FILE, ZOO, read_config, resolve
-from models.executors import resolve_device
-from models.network.adpc import AdpcNet
-from models.network.configs import ModelConfig, config
+from models.executors.selection import resolve_device
+from models.network.configs import ModelConfig
+from models.network.families import config
+from models.network.network import Network, build_network
 from models.training import losses, plot, tasks
 from models.training.fused import fuse
 from models.training.graph import Replayed, Update
@@ -39,8 +40,6 @@ from models.training.padding import (
 from models.training.recipe import FILE, Recipe
 
 CHECKPOINT, PLOT = "checkpoint.pt", "training.png"
-HEADS = "task", "outputs", "heads", "head_channels", "downsamplings"
-"""Of a configuration, what weights of heads depend on."""
 PARTS = "network", "mean", "optimizer"
 """Of a run, what has a state of its own."""
 MOMENTS = "exp_avg", "exp_avg_sq"
@@ -81,8 +80,8 @@ class Run:
     exit, summed over the steps since step `since`, the last that was scored.
     """
 
-    network: AdpcNet
-    mean: AdpcNet
+    network: Network
+    mean: Network
     optimizer: torch.optim.Optimizer
     losses: Tensor
     step: int = 0
@@ -98,7 +97,7 @@ class Run:
         model: ModelConfig,
         recipe: Recipe,
         device: torch.device,
-        make: Callable[[ModelConfig], AdpcNet] = AdpcNet,
+        make: Callable[[ModelConfig], Network] = build_network,
         speed: Speed = Speed(),
     ) -> "Run":
         """From random weights that the recipe's seed decides, or from those of the recipe's `init`."""
@@ -109,7 +108,7 @@ class Run:
         if recipe.init:
             source = resolve(recipe.init)
             theirs = read_config(source)
-            other_heads = any(getattr(theirs, name) != getattr(model, name) for name in HEADS)
+            other_heads = any(getattr(theirs, name, None) != getattr(model, name) for name in model.head_fields)
             load_weights(network, source / WEIGHTS_FILE, backbone_only=other_heads, maskless=True)
         if speed.padded:
             pad_channels(network)
@@ -192,21 +191,20 @@ class Run:
         torch._foreach_lerp_(*self._followed, share)
 
 
-def start_at_zero(network: AdpcNet) -> None:
+def start_at_zero(network: Network) -> None:
     """Let every exit begin with heatmaps near 0, which is what most of a heatmap is.
 
     The last pose exit reads features that no normalisation bounds: drawn as usual, its first loss is 1000 times the
     loss of an empty heatmap, and AdamW's steps stay small for long after.
     """
-    for name, head in network.named_children():
-        if name.startswith(("exit", "last_layer")):
-            last = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)][-1]
-            nn.init.normal_(last.weight, std=1e-3)
-            if last.bias is not None:
-                nn.init.zeros_(last.bias)
+    for head in network.heads():
+        last = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)][-1]
+        nn.init.normal_(last.weight, std=1e-3)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
 
 
-def _floats(network: AdpcNet) -> list[Tensor]:
+def _floats(network: Network) -> list[Tensor]:
     """Weights and running statistics, without the counters."""
     return [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from models.executors.registry import REFERENCE
 from server.catalog import Catalog
 from server.engine.job import Job
 from server.engine.messages import (
@@ -39,8 +40,6 @@ logger = logging.getLogger("anytime.engine")
 
 RESTART_S = 5.0
 """The wait that clients are told while a worker starts."""
-FALLBACK = "reference"
-"""The executor to run after a device has failed."""
 
 
 class Engine:
@@ -235,8 +234,8 @@ class Engine:
         logger.error("the device failed: %s", reason)
         self.facts = {
             name: facts
-            if facts.executor == FALLBACK
-            else replace(facts, executor=FALLBACK, reason=f"{facts.executor} broke the device: {reason}")
+            if facts.executor == REFERENCE
+            else replace(facts, executor=REFERENCE, reason=f"{facts.executor} broke the device: {reason}")
             for name, facts in self.facts.items()
         }
 

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import AnytimeModel, Overridable, State, run
+from models.anytime import AnytimeModel, Overridable, State, exits_of, run
 from models.checkpoint import load_directory
-from models.executors import build, decide
-from models.executors.verify import blobs
+from models.executors.selection import build, choose_executor
+from models.executors.verify import smooth_masks
 from models.imaging.geometry import MULTIPLE, padded_size
-from models.network.configs import GIGA, GROWING, ModelConfig
+from models.network.configs import GIGA, ModelConfig
 from models.network.flops import gmacs
-from models.quality import Quality, doubt
+from models.quality import Quality, uncertainty
 from server.engine.messages import LoadPlan, ModelFacts
 from server.requests.budget import Costs, Shape
 
@@ -43,7 +43,7 @@ class Loaded:
         """Whether at most a share `epsilon` of the pixels would still change after the latest exit of `state`."""
         if self.quality is None or epsilon is None or state.exit is None:
             return False
-        return self.quality.stops(doubt(state.exit, self.model.config.task, state.frame), epsilon)
+        return self.quality.stops(uncertainty(state.exit, self.model.config.task, state.frame), epsilon)
 
 
 def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
@@ -67,7 +67,7 @@ def warm_up(name: str, model: AnytimeModel, costs: Costs, known_s: tuple[float, 
             pass
         return
     image = np.random.default_rng(0).integers(0, 256, (*model.config.size, 3), dtype=np.uint8)
-    masks = blobs(model.begin(image).shape, WARM_UP_SHARES, seed=0)
+    masks = smooth_masks(model.begin(image).shape, WARM_UP_SHARES, seed=0)
     for _ in range(WARM_UP_RUNS):
         total_s = 0.0
         for exit_index, stage_s in _stages(model, image, masks):
@@ -83,16 +83,13 @@ def _stages(model: AnytimeModel, image: NDArray[np.uint8], masks: Sequence[Tenso
     """
     began_s = time.monotonic()
     state = model.begin(image)
-    for step in model.steps:
-        model.advance([state])
-        if step.exit is None:
-            continue
+    for exit_index in exits_of(model, [state]):
         model.render(state)
-        yield step.exit, time.monotonic() - began_s
-        if isinstance(model, Overridable) and model.config.settles_after(step.exit):
-            positions = masks[step.exit - 1].to(state.latest().active.device)
+        yield exit_index, time.monotonic() - began_s
+        if isinstance(model, Overridable) and model.config.masks_after(exit_index):
+            positions = masks[exit_index - 1].to(state.latest().mask.device)
             masking = model.config.masking
-            model.override(state, positions, shrinking=masking is not None and masking.criterion not in GROWING)
+            model.override(state, positions, shrinking=masking is not None and masking.shrinks)
         began_s = time.monotonic()
 
 
@@ -117,8 +114,8 @@ def load_models(plan: LoadPlan) -> dict[str, Loaded]:
         if name in plan.chosen:
             executor, reason = plan.chosen[name]
         else:
-            verdict = decide(path, plan.device, plan.executor)
-            executor, reason = verdict.executor, verdict.reason
+            choice = choose_executor(path, plan.device, plan.executor)
+            executor, reason = choice.executor, choice.reason
         model = build(load_directory(path), plan.device, executor, plan.threads)
         loaded[name] = Loaded(model, load_quality(path), reason)
     return loaded

@@ -174,7 +174,7 @@ class Worker:
         self._scheduler.ran(job, now_s - began_s, now_s, good_enough=enough)
         self._scheduler.costs.observe(spec.model, job.shape, exit_index, running.stage_s)
         stage_s, running.stage_s, running.until_exit_s = running.stage_s, 0.0, job.used_s
-        return Exited(spec.key, exit_index, done.unsure, done.macs, stage_s, running.started_s, now_s)
+        return Exited(spec.key, exit_index, done.active_share, done.macs, stage_s, running.started_s, now_s)
 
     def _render(self, model: AnytimeModel, state: State, spec: JobSpec) -> None:
         found = model.render(state, spec.extra)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, State, check_batch
+from models.anytime import Exit, ExitMap, State, check_batch, check_mask
 from models.executors.cpu import exits
 from models.executors.cpu.geometry import Geometry, GeometryFactory
 from models.executors.cpu.image import normalise
@@ -34,8 +34,8 @@ from models.imaging.geometry import MAX_SIDE, MULTIPLE, STRIDE, Box, Frame
 from models.imaging.postprocess import render
 from models.imaging.preprocess import check_input, cut, seen
 from models.network.adpc import AdpcNet
-from models.network.confidence import active
-from models.network.configs import GROWING, UNSURE, Extra
+from models.network.confidence import make_mask
+from models.network.configs import PAPER_MASKING, Extra
 from models.network.flops import costs
 
 MAX_WINDOW = 21
@@ -87,9 +87,7 @@ class SparseExecutor:
                 f"the window is {window}; the sparse executor takes at most {MAX_WINDOW}: use executor reference"
             )
         by_level = [tile_costs(64)] * FINEST + [tile_costs(width) for width in self.config.backbone.channels(4)]
-        self._programs = {
-            step.name: StepProgram(lowering.lower(step), self.isa, numbers, by_level) for step in self.steps
-        }
+        self._programs = {step: StepProgram(lowering.lower(step), self.isa, numbers, by_level) for step in self.steps}
         used_classes = max(program.used_classes for program in self._programs.values())
         self._geometries = GeometryFactory(window, used_classes, by_level)
         self._pool = ThreadPool(threads or torch.get_num_threads())
@@ -130,16 +128,14 @@ class SparseExecutor:
         weakref.finalize(state, self._allocator.release, state.features, height * width).atexit = False
         return state, padded[1:-1, 3:-3]
 
-    def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
+    def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
         """See `Overridable.override`. The promise of `shrinking` is checked when the next stage begins.
 
         Raises ValueError on a mask of another shape or dtype, with which the native code would read beyond it.
         """
         assert isinstance(state, SparseState)
-        size = (state.shape[0] // STRIDE, state.shape[1] // STRIDE)
-        if positions.dtype != torch.bool or tuple(positions.shape) != size:
-            raise ValueError(f"the mask is {positions.dtype} of {tuple(positions.shape)}; it must be bool of {size}")
-        state.mask = positions.cpu().numpy().copy()  # the caller may use its memory again
+        check_mask(mask, state.shape)
+        state.mask = mask.cpu().numpy().copy()  # the caller may use its memory again
         state.shrinking = shrinking
 
     def advance(self, states: Sequence[State]) -> None:
@@ -148,7 +144,7 @@ class SparseExecutor:
         begins_stage = index > 0 and self.steps[index - 1].exit is not None
         previous = [state.geometry or self._all_active(state) for state in own]
         geometries = [self._next_geometry(state) for state in own] if begins_stage else previous
-        results = self._run(self._programs[step.name], own, previous, geometries)
+        results = self._run(self._programs[step], own, previous, geometries)
         for state, geometry, outputs in zip(own, geometries, results, strict=True):
             state.geometry = geometry
             state.next_step += 1
@@ -222,23 +218,23 @@ class SparseExecutor:
         state.scores = scores
         rows = torch.from_numpy(scores.reshape(1 + height * width, -1)[1:, : self.config.outputs])
         grid = rows.view(height, width, -1).permute(2, 0, 1)
-        masking = self.config.masking or UNSURE[self.config.task]
+        masking = self.config.masking or PAPER_MASKING[self.config.task]
         carried = None if geometry.mask is None else state.exit  # the exit whose scores stand at inactive positions
         if geometry.mask is None or carried is None:
             decided = torch.full((height, width), index, dtype=torch.uint8)
         else:
             decided = carried.decided.masked_fill(torch.from_numpy(geometry.mask), index)
         if masking.criterion in exits.CRITERIA:
-            before = None if carried is None else carried.active.numpy()
+            before = None if carried is None else carried.mask.numpy()
             mask = exits.update_mask(self._pool, grid, masking, geometry.mask, before)
         else:
-            mask = active(grid[None].contiguous(), masking, index)[0, 0].numpy()
+            mask = make_mask(grid[None].contiguous(), masking, index)[0, 0].numpy()
         image_height, image_width = seen(self.config, state.frame, state.shape)
         active_share = np.count_nonzero(mask[:image_height, :image_width]) / (image_height * image_width)
         state.exit = Exit(index, grid, decided, torch.from_numpy(mask), active_share, round(state.macs))
         state.mask = None
-        if self.config.settles_after(index):
-            state.mask, state.shrinking = mask, masking.criterion not in GROWING
+        if self.config.masks_after(index):
+            state.mask, state.shrinking = mask, masking.shrinks
 
     def _macs(self, index: int, shape: tuple[int, int], geometry: Geometry) -> float:
         """Multiply-adds of the stage that ends at exit `index`, under its mask."""

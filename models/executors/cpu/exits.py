@@ -48,7 +48,7 @@ def update_mask(
     active: NDArray[np.bool_] | None,
     before: NDArray[np.bool_] | None,
 ) -> NDArray[np.bool_]:
-    """The mask for the next stage, bool (h, w), as `confidence.active`, for a criterion of `CRITERIA`.
+    """The mask for the next stage, bool (h, w), as `confidence.make_mask`, for a criterion of `CRITERIA`.
 
     `active`: bool (h, w), the mask under which the scores were computed; None if all of them were. `before`: bool
     (h, w), the mask that the exit before left; None if there is none. Scores at inactive positions are the ones of

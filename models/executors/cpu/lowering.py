@@ -24,7 +24,7 @@ from models.executors.cpu.ops import (
     with_halo,
 )
 from models.executors.cpu.structures import Addressing, LoopDomain, RowDomain
-from models.network.adpc import AdpcNet
+from models.network.adpc import AdpcNet, ExitHead, Layer1, StageModule, Stem
 from models.network.hrnet import BasicBlock, Bottleneck, HighResolutionModule
 
 IMAGE, HALF, FINEST = 0, 1, 2
@@ -49,13 +49,16 @@ class Lowering:
         self.scores = Matrix(FINEST, self.config.outputs, RowDomain.ALL_POSITIONS)
 
     def lower(self, step: Step) -> LoweredStep:
-        if step.name == "stem":
-            return self._stem()
-        if step.name == "layer1":
-            return self._layer1()
-        if step.module is not None:
-            return self._module(*step.module)
-        return self._exit(int(step.name.removeprefix("exit")))
+        match step:
+            case Stem():
+                return self._stem()
+            case Layer1():
+                return self._layer1()
+            case StageModule():
+                return self._module(step)
+            case ExitHead():
+                return self._exit(step)
+        raise TypeError(f"{step} is no step of {type(self.network).__name__}")
 
     def _stem(self) -> LoweredStep:
         network = self.network
@@ -90,8 +93,9 @@ class Lowering:
             phases.append([_active(FINEST, *ops)])
         return LoweredStep((x,), (out,), phases)
 
-    def _module(self, stage: int, index: int) -> LoweredStep:
+    def _module(self, step: StageModule) -> LoweredStep:
         """The transition, if the module is the first of its stage; then the branches; then their sums."""
+        stage, index = step.stage, step.index
         channels = self.config.backbone.channels(stage)
         before = (256,) if stage == 2 else self.config.backbone.channels(stage - 1)
         xs = tuple(Matrix(FINEST + branch, width) for branch, width in enumerate(before if index == 0 else channels))
@@ -99,15 +103,14 @@ class Lowering:
         if index == 0:
             xs = tuple(Matrix(FINEST + branch, width) for branch, width in enumerate(channels))
             phases = self._transition(stage, inputs, xs)
-        module = self.network.get_submodule(f"stage{stage}.{index}")
-        assert isinstance(module, HighResolutionModule)
+        module = self.network.module(step)
         phases = phases + side_by_side(*(_blocks(branch, x) for branch, x in zip(module.branches, xs, strict=True)))
         outputs = tuple(Matrix(x.level, x.channels) for x in xs[: len(module.fuse_layers)])
         return LoweredStep(inputs, outputs, phases + self._fuse(module, xs, outputs))
 
     def _transition(self, stage: int, xs: Sequence[Matrix], ys: Sequence[Matrix]) -> Phases:
         chains: list[Phases] = []
-        layers = self.network.get_submodule(f"transition{stage - 1}").children()
+        layers = self.network.transition(stage).children()
         for branch, (layer, y) in enumerate(zip(layers, ys, strict=True)):
             x = xs[min(branch, len(xs) - 1)]
             if isinstance(layer, nn.Identity):  # copies the rows that the new mask needs
@@ -153,18 +156,17 @@ class Lowering:
                 sums.append(RowLoop(y.level, LoopDomain.NEEDED, tuple(parts)))
         return [*side_by_side(*chains), sums]
 
-    def _exit(self, index: int) -> LoweredStep:
+    def _exit(self, step: ExitHead) -> LoweredStep:
         config = self.config
-        last = index == 4
+        last = step.stage == 4
         redesigned = config.heads == "redesigned" and not last
-        head = self.network.last_layer if last else self.network.get_submodule(f"exit{index}")
-        assert isinstance(head, nn.Sequential)
-        channels = (256,) if index == 1 else config.backbone.channels(index)
+        head = self.network.head(step)
+        channels = (256,) if step.stage == 1 else config.backbone.channels(step.stage)
         if last and config.backbone.last_module_fuses_finest_only:
             channels = channels[:1]
         xs = tuple(Matrix(FINEST + branch, width) for branch, width in enumerate(channels))
         if redesigned:
-            phases = self._redesigned(head, xs, config.downsamplings[index - 1])
+            phases = self._redesigned(head, xs, config.downsamplings[step.stage - 1])
         elif config.task == "pose":
             phases = [[_active(FINEST, convolve(fold(head[0]), xs[0], self.scores, relu=False))]]
         else:

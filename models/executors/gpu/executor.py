@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, State, check_batch
+from models.anytime import Exit, ExitMap, State, check_batch, check_mask
 from models.executors.gpu.graphs import CudaGraphs, Recorder
 from models.executors.gpu.lowering import TritonNetwork
 from models.executors.gpu.plan import Plan, Saved, TritonState
@@ -91,14 +91,15 @@ class TritonExecutor:
         return render(state.latest(), self.config, state.frame, extra)
 
     @torch.inference_mode()
-    def override(self, state: State, positions: Tensor, *, shrinking: bool = False) -> None:
+    def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
         """See `Overridable.override`; what is saved depends on the criterion of the configuration alone, so that masks
-        of one whose masks shrink must shrink."""
+        of one whose masks shrink must shrink. Raises ValueError on a mask of another shape or dtype."""
         assert isinstance(state, TritonState)
+        check_mask(mask, state.shape)
         with self._on_device():
             plan = self._plan(state.shape, 1)
             plan.seat([state], state.next_step)
-            plan.follow(positions)
+            plan.follow(mask)
             self._share([state], plan)
 
     @torch.inference_mode()

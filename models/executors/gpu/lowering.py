@@ -12,8 +12,8 @@ from models.anytime import Step
 from models.executors.gpu.layers import Layer, fold, padded
 from models.executors.gpu.passes import Pass
 from models.imaging.geometry import STRIDE
-from models.network.adpc import AdpcNet
-from models.network.configs import ModelConfig
+from models.network.adpc import AdpcNet, ExitHead, Layer1, StageModule, Stem
+from models.network.adpc_configs import AdpcConfig
 from models.network.hrnet import BasicBlock, Bottleneck, HighResolutionModule
 
 INDICES = 1 << 31
@@ -36,7 +36,7 @@ class TritonNetwork:
     """Weights of `network` on `device` in `dtype`, and `stem`, `layer1`, `module`, `head` to run them."""
 
     def __init__(self, network: AdpcNet, device: torch.device, dtype: torch.dtype) -> None:
-        self.config: ModelConfig = network.config
+        self.config: AdpcConfig = network.config
         self.steps = network.steps
         self.device, self.dtype = device, dtype
         self.bilinear = self.config.backbone.fuse_upsample == "bilinear"
@@ -45,24 +45,23 @@ class TritonNetwork:
         self._stem = [self._layer([conv, norm, nn.ReLU()]) for conv, norm in _stem(network)]
         self._layer1 = [self._bottleneck(block) for block in network.layer1]
         self._transitions: dict[int, list[list[Layer]]] = {}
-        self._modules: dict[str, Module] = {}
-        self._heads: dict[str, list[Item]] = {}
+        self._modules: dict[StageModule, Module] = {}
+        self._heads: dict[ExitHead, list[Item]] = {}
         for step in self.steps:
-            if step.module is not None:
-                self._modules[step.name] = self._module(network.get_submodule(step.name))
-                stage, _ = step.module
-                transition = network.get_submodule(f"transition{stage - 1}")
-                self._transitions[stage] = [self._chain(layer) for layer in transition.children()]
-            elif step.exit is not None:
-                self._heads[step.name] = self._head(network, step)
+            if isinstance(step, StageModule):
+                self._modules[step] = self._module(network.module(step))
+                transition = network.transition(step.stage)
+                self._transitions[step.stage] = [self._chain(layer) for layer in transition.children()]
+            elif isinstance(step, ExitHead):
+                self._heads[step] = self._head(network, step)
         self.reach = max(layer.reach for layer in self._layers)
 
     def channels(self, step: Step) -> tuple[int, ...]:
         """Padded channels of the branches after `step`."""
-        if step.name == "stem":
+        if isinstance(step, Stem):
             return (self._stem[-1].out,)
-        if step.module is not None:
-            targets = len(self._modules[step.name].fuse)
+        if isinstance(step, StageModule):
+            targets = len(self._modules[step].fuse)
             return tuple(padded(c) for c in self.config.backbone.channels(targets))
         return (self._layer1[-1][2].out,)
 
@@ -71,8 +70,8 @@ class TritonNetwork:
         while self.steps[index].exit is not None:
             index -= 1
         step = self.steps[index]
-        if step.module is not None:
-            return self.config.backbone.channels(len(self._modules[step.name].fuse))
+        if isinstance(step, StageModule):
+            return self.config.backbone.channels(len(self._modules[step].fuse))
         return self.channels(step)  # of the stem and of layer1, multiples of 64
 
     def check_indices(self, shape: tuple[int, int], batch: int) -> None:
@@ -90,21 +89,20 @@ class TritonNetwork:
 
     def run(self, step: Step, xs: Branches, work: Pass, out: Branches) -> Branches:
         """A step that is no exit. A module leaves its branches in `out`."""
-        if step.name == "stem":
+        if isinstance(step, Stem):
             x = xs[0]
             for layer in self._stem:
                 x = work.convolve(layer, x)
             return (x,)
-        if step.name == "layer1":
+        if isinstance(step, Layer1):
             x = xs[0]
             for first, second, third, around in self._layer1:
                 residual = x if around is None else work.convolve(around, x)
                 x = work.convolve(third, work.convolve(second, work.convolve(first, x)), residual)
             return (x,)
-        assert step.module is not None
-        stage, place = step.module
-        entry = self._transitions[stage] if place == 0 else [[] for _ in xs]
-        return self._run_module(self._modules[step.name], entry, xs, work, out)
+        assert isinstance(step, StageModule)
+        entry = self._transitions[step.stage] if step.index == 0 else [[] for _ in xs]
+        return self._run_module(self._modules[step], entry, xs, work, out)
 
     def _run_module(
         self, module: Module, entry: list[list[Layer]], xs: Branches, work: Pass, out: Branches
@@ -133,9 +131,9 @@ class TritonNetwork:
 
         return tuple(work.parallel([partial(fuse, target) for target in targets]))
 
-    def head(self, step: Step, xs: Branches, work: Pass, scores: Tensor) -> None:
+    def head(self, step: ExitHead, xs: Branches, work: Pass, scores: Tensor) -> None:
         """The active rows of `scores`, float32 (N, h, w, padded outputs)."""
-        items = self._heads[step.name]
+        items = self._heads[step]
         x, size = xs[0], xs[0].shape[:3]
         if isinstance(items[0], tuple):
             parts = [work.products(layer, branch) for layer, branch in zip(items[0], xs, strict=True)]
@@ -211,14 +209,10 @@ class TritonNetwork:
         fuse = [[self._chain(layer) for layer in target.children()] for target in module.fuse_layers.children()]
         return Module(branches, fuse)
 
-    def _head(self, network: AdpcNet, step: Step) -> list[Item]:
-        last = step is self.steps[-1]
-        stage = len(self.config.backbone.modules) + 1 if last else int(step.name[4:])
-        plain_pose = self.config.task == "pose" and (last or self.config.heads == "plain")
-        segments = (256,) if stage == 1 else self.config.backbone.channels(stage)
-        return self._items(
-            network.last_layer if last else network.get_submodule(step.name), segments[:1] if plain_pose else segments
-        )
+    def _head(self, network: AdpcNet, step: ExitHead) -> list[Item]:
+        plain_pose = self.config.task == "pose" and (step.stage == 4 or self.config.heads == "plain")
+        segments = (256,) if step.stage == 1 else self.config.backbone.channels(step.stage)
+        return self._items(network.head(step), segments[:1] if plain_pose else segments)
 
 
 def _stem(network: AdpcNet) -> list[tuple[nn.Module, nn.Module]]:

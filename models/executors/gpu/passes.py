@@ -75,7 +75,7 @@ def list_rows(work: "Pass", counts: Tensor, crop: Tensor, reach: int, *, everywh
 
 
 SETTLED_BY = ("max_probability", "entropy", "max_score")
-"""Criteria of `settle`. What they settle stays settled, because its scores no longer change."""
+"""Criteria that the kernel of `settle` knows."""
 
 
 def settle(masking: Masking, exit_index: int, scores: Tensor, mask: Tensor, decided: Tensor, *, first: bool) -> None:

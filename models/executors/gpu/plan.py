@@ -13,15 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import State, Step
+from models.anytime import State
 from models.executors.gpu.graphs import Recorder, Replay
 from models.executors.gpu.layers import IMAGE_CHANNELS, Layer, padded
 from models.executors.gpu.lowering import Branches, TritonNetwork
 from models.executors.gpu.passes import LEVELS, SETTLED_BY, Pass, empty_rows, kind, list_rows, settle
 from models.executors.gpu.tuning import Choice, choose
 from models.imaging.geometry import STRIDE, Size
-from models.network.confidence import active
-from models.network.configs import UNSURE, Masking
+from models.network.adpc import ExitHead, StageModule
+from models.network.confidence import make_mask
+from models.network.configs import PAPER_MASKING, Masking
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Plan:
         network.check_indices(shape, batch)
         self.network, self.shape, self.batch = network, shape, batch
         self.config, device = network.config, network.device
-        self.masking: Masking = self.config.masking or UNSURE[self.config.task]
-        self.adaptive = self.config.settles
+        self.masking: Masking = self.config.masking or PAPER_MASKING[self.config.task]
+        self.adaptive = self.config.adaptive
         height, width = shape[0] // STRIDE, shape[1] // STRIDE
         self.scores = torch.zeros((batch, height, width, padded(self.config.outputs)), device=device)
         self.decided = torch.zeros((batch, height, width), dtype=torch.uint8, device=device)
@@ -170,8 +171,8 @@ class Plan:
         rows = self.rows if self.adaptive and index > first else ()
         tiles = {name: choice.tile for name, choice in self.choices.items()}
         work = Pass(rows, self.shape[0] // STRIDE, self.streams, dense=dense, tiles=tiles, seen=seen)
-        if step.exit is None:
-            module = step.module is not None
+        if not isinstance(step, ExitHead):
+            module = isinstance(step, StageModule)
             after = network.run(step, xs, work, self._after(index) if module else ())
             if not module:  # cuDNN takes no place for its result
                 self._places[step.name] = list(after)
@@ -181,22 +182,22 @@ class Plan:
         self._list()
         self._copy_statistics()
 
-    def _settle(self, step: Step, first: bool) -> None:
-        index, scores = step.exit or 0, self.scores[..., : self.config.outputs]
+    def _settle(self, step: ExitHead, first: bool) -> None:
+        index, scores = step.exit, self.scores[..., : self.config.outputs]
         if self.masking.criterion in SETTLED_BY:
             settle(self.masking, index, scores, self.mask, self.decided, first=first)
         else:
             self.decided.masked_fill_((self.mask != 0) | first, index)
             if self.masking.criterion == "random" and index not in self.fixed:  # drawn on the host, so in no graph
-                self.fixed[index] = active(scores.permute(0, 3, 1, 2), self.masking, index)
+                self.fixed[index] = make_mask(scores.permute(0, 3, 1, 2), self.masking, index)
             if index not in self.fixed:
-                self.mask.copy_(active(scores.permute(0, 3, 1, 2), self.masking, index)[:, 0])
+                self.mask.copy_(make_mask(scores.permute(0, 3, 1, 2), self.masking, index)[:, 0])
         if index in self.fixed:
             self.mask.copy_(self.fixed[index][:, 0])
 
     def _list(self) -> None:
         work = Pass(self.rows, self.shape[0] // STRIDE, self.streams)
-        everywhere = self.masking.criterion not in SETTLED_BY
+        everywhere = not self.masking.shrinks
         list_rows(work, self.counts, self.crop, self.network.reach, everywhere=everywhere)
 
     def _copy_statistics(self) -> None:
@@ -220,7 +221,7 @@ class Plan:
     def _place(self, index: int) -> str:
         """Modules alternate between two places, so that all their graphs can share them."""
         steps = self.network.steps[: index + 1]
-        modules = sum(step.module is not None for step in steps)
+        modules = sum(isinstance(step, StageModule) for step in steps)
         return f"module {modules % 2}" if modules else steps[-1].name
 
     def rehearse(self, *, dense: bool) -> None:

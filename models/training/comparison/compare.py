@@ -21,10 +21,11 @@ from models.data import datasets
 from models.data.street import Scene
 from models.directory import WEIGHTS_FILE, resolve
 from models.evaluation import evaluate
-from models.executors import build, resolve_device
 from models.executors.processor import processor
-from models.network.adpc import AdpcNet
-from models.network.configs import ModelConfig, config
+from models.executors.selection import build, resolve_device
+from models.network.configs import ModelConfig
+from models.network.families import config
+from models.network.network import Network, build_network
 from models.training import tasks
 from models.training.comparison import report as compare_report
 from models.training.comparison.rows import Row, at_inference, rows
@@ -51,7 +52,7 @@ class Conditions:
         directory = self.output / row.name
         directory.mkdir(parents=True, exist_ok=True)
         masked = sum(phase.steps for phase in self.recipe.phases if phase.masks)
-        make = partial(SampledNet, steps=masked) if row.sampled else AdpcNet
+        make = partial(SampledNet, steps=masked) if row.sampled else build_network
         run = Run.begin(row.model, self.recipe, self.device, make=make)
         if resume and self.step(row.name):
             run.load(directory)
@@ -81,21 +82,21 @@ class Conditions:
             return SampledExecutor(sampled, str(self.device))
         return self.built(load_directory(directory), row.model)
 
-    def built(self, network: AdpcNet, model: ModelConfig) -> AnytimeModel:
+    def built(self, network: Network, model: ModelConfig) -> AnytimeModel:
         return build(dressed(network, model), str(self.device), self.executor, self.threads)
 
 
-def dressed(network: AdpcNet, model: ModelConfig) -> AdpcNet:
+def dressed(network: Network, model: ModelConfig) -> Network:
     """The weights of `network` under other masks. Where it has no Lambda, the initial value stands.
 
     Raises ValueError if more than Lambdas differ.
     """
-    other = AdpcNet(model)
+    other = build_network(model)
     try:
         differing = other.load_state_dict(network.state_dict(), strict=False)
     except RuntimeError as error:
         raise ValueError(f"the weights of {network.config.name} do not fit {model.name}: {error}") from error
-    names = [name for found in differing for name in found if not name.endswith("Lambda")]
+    names = [name for found in differing for name in found if not other.may_lack(name)]
     if names:
         raise ValueError(f"the weights of {network.config.name} do not fit {model.name}: {names[0]} is one's alone")
     return other.eval()

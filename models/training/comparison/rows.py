@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from models.network.adpc_configs import AdpcConfig
 from models.network.configs import Criterion, Masking, ModelConfig
 
 Figure = Literal["exits", "criteria", "downsampling", "window"]
@@ -27,7 +28,7 @@ class Row:
     name: str
     title: str
     figure: Figure
-    model: ModelConfig
+    model: AdpcConfig
     weights: str
     sampled: bool = False
 
@@ -38,7 +39,7 @@ def rows(adpc: ModelConfig) -> tuple[Row, ...]:
     Raises ValueError if it is no segmentation with redesigned heads and masks.
     """
     masking = adpc.masking
-    if adpc.task != "segmentation" or adpc.heads != "redesigned" or masking is None:
+    if not isinstance(adpc, AdpcConfig) or adpc.task != "segmentation" or adpc.heads != "redesigned" or masking is None:
         raise ValueError(
             f"{adpc.name} is not ADP-C for segmentation; choose a configuration with redesigned heads and masks"
         )
@@ -46,7 +47,7 @@ def rows(adpc: ModelConfig) -> tuple[Row, ...]:
     found: list[Row] = []
 
     def add(
-        name: str, title: str, model: ModelConfig, *, figure: Figure = "exits", weights: str = "", sampled: bool = False
+        name: str, title: str, model: AdpcConfig, *, figure: Figure = "exits", weights: str = "", sampled: bool = False
     ) -> None:
         found.append(Row(name, title, figure, replace(model, name=name), weights or name, sampled))
 

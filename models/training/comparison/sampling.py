@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from models.anytime import Step
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE, Size
-from models.network.adpc import AdpcNet, Progress
+from models.network.adpc import AdpcNet, ExitHead
+from models.network.adpc_configs import AdpcConfig
 from models.network.confidence import Masks
 from models.network.configs import ModelConfig
+from models.network.network import Progress
 from models.training.tasks import Segmentation
 
 EXIT_WEIGHTS = (0.5, 0.5, 0.5, 1.0)
@@ -38,7 +39,12 @@ class SampledNet(AdpcNet):
     temperature: Tensor
 
     def __init__(self, config: ModelConfig, steps: int = 1) -> None:
-        if config.task != "segmentation" or config.exits != 4 or config.masking is None:
+        if (
+            not isinstance(config, AdpcConfig)
+            or config.task != "segmentation"
+            or config.exits != 4
+            or config.masking is None
+        ):
             raise ValueError(f"{config.name} has {config.exits} exits; sampling wants segmentation with 4 and masks")
         super().__init__(config)
         for exit_index in (1, 2, 3):
@@ -50,12 +56,12 @@ class SampledNet(AdpcNet):
         self.decay = LAST_TEMPERATURE ** (1 / max(steps, 1))
         self.register_buffer("temperature", torch.tensor(1.0))
 
-    def _exit(self, progress: Progress, step: Step, adaptive: bool) -> Progress:
+    def _exit(self, progress: Progress, step: ExitHead, adaptive: bool) -> Progress:
         x = self.read(progress.features, step)
         scores = self.head(step)(x, progress.masks)
-        decided = torch.full_like(scores[:, :1], step.exit or 0, dtype=torch.uint8)
+        decided = torch.full_like(scores[:, :1], step.exit, dtype=torch.uint8)
         masks = None
-        if adaptive and step is not self.steps[-1]:
+        if adaptive and step.exit < self.config.exits:
             logits = self.get_submodule(f"sampler{step.exit}")(x).float()
             masks = Masks(self._sampled(logits) if self.training else logits >= 0)
         return replace(progress, masks=masks, scores=scores, decided=decided)
@@ -69,7 +75,7 @@ class SampledNet(AdpcNet):
         """The scores of every exit; in training, the soft masks of exits 1 to 3 follow them: (N, 1, h, w) in 0..1."""
         exits = tuple(self.exits(images, adaptive))
         scores = tuple(found.scores for found in exits if found.scores is not None)
-        masks = tuple(found.masks.positions for found in exits if found.masks is not None)
+        masks = tuple(found.masks.finest for found in exits if found.masks is not None)
         if not self.training:
             return scores
         if masks:
@@ -92,6 +98,8 @@ class SampledSegmentation(Segmentation):
 
 class SampledExecutor(ReferenceExecutor):
     """Counts what the samplers cost: each before the exit that its mask is for."""
+
+    network: SampledNet
 
     def _macs(self, index: int, shape: Size, masks: Masks | None) -> float:
         macs = super()._macs(index, shape, masks)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from models.anytime import Step
 from models.network import hrnet
-from models.network.adpc import AdpcNet, Progress
+from models.network.adpc import AdpcNet, ExitHead, Stem
 from models.network.confidence import Masks
 from models.network.masked import Chain, MaskAware
+from models.network.network import Progress
 from models.training.fused.enlarge import concatenate, enlarge, pool
 from models.training.fused.normalise import EIGHT, normalise
 
@@ -118,13 +119,13 @@ class FusedPool(nn.AvgPool2d):
 
 class FusedNet(AdpcNet):
     def advance(self, progress: Progress, step: Step, adaptive: bool | None = None) -> Progress:
-        if step.name != "stem":
+        if not isinstance(step, Stem):
             return super().advance(progress, step, adaptive)
         x = norm(self.bn1, self.conv1(progress.features[0]), relu=True)
         return replace(progress, features=(norm(self.bn2, self.conv2(x), relu=True),))
 
-    def read(self, xs: tuple[Tensor, ...], step: Step) -> Tensor:
-        plain_pose = self.config.task == "pose" and (step is self.steps[-1] or self.config.heads == "plain")
+    def read(self, xs: tuple[Tensor, ...], step: ExitHead) -> Tensor:
+        plain_pose = self.config.task == "pose" and (step.stage == 4 or self.config.heads == "plain")
         if plain_pose or len(xs) == 1:
             return xs[0]
         if all(_used("enlarge", x) and _factor(x, xs[0]) for x in xs):

@@ -1,0 +1,30 @@
+"""`python -m models flops`: multiply-adds and parameters, as in the paper's tables."""
+
+import argparse
+import json
+
+from models.commands.options import parse_shares, parse_size
+from models.network.families import config
+from models.network.flops import gmacs, parameters
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("--size", type=parse_size, metavar="HxW", help="default: the size in the paper's table")
+    parser.add_argument("--active", type=parse_shares, default=(), metavar="p1,p2,p3", help="active shares after exits")
+    parser.add_argument("--json", action="store_true")
+
+
+def main(args: argparse.Namespace) -> int:
+    model = config(args.config)
+    height, width = args.size or model.size
+    values = gmacs(model, height, width, args.active)
+    count = parameters(model)
+    if args.json:
+        exits = [{"exit": index, "gmacs": value} for index, value in enumerate(values, 1)]
+        print(json.dumps({"config": model.name, "size": [height, width], "params": count, "exits": exits}))
+    else:
+        print(f"{model.name} at {height}x{width}: {count:,} parameters")
+        for index, value in enumerate(values, 1):
+            print(f"  exit {index}: {value:8.2f} GMACs")
+    return 0

@@ -1,0 +1,49 @@
+"""The families of networks, and every named configuration. Needs no torch: a network is imported when it is built.
+
+A new family needs its configurations, its network (see `models/network/network.py`), and one line in `FAMILIES`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from models.network import adpc_configs
+from models.network.configs import FIRST_FAMILY, ModelConfig
+from models.validation import from_json
+
+
+@dataclass(frozen=True)
+class Family:
+    """`config`: the class of its configurations, whose `family` is the key in `FAMILIES`. `named`: those with a name of
+    their own. `network`: "module:class" of the network."""
+
+    config: type[ModelConfig]
+    named: tuple[ModelConfig, ...]
+    network: str
+
+
+FAMILIES: dict[str, Family] = {
+    "adpc": Family(adpc_configs.AdpcConfig, adpc_configs.NAMED, "models.network.adpc:AdpcNet"),
+}
+
+CONFIGS: dict[str, ModelConfig] = {config.name: config for family in FAMILIES.values() for config in family.named}
+"""Every named configuration."""
+
+
+def config(name: str) -> ModelConfig:
+    """Raises ValueError for an unknown name, and lists the known ones."""
+    if name not in CONFIGS:
+        raise ValueError(f"no configuration is called {name!r}; there are {', '.join(sorted(CONFIGS))}")
+    return CONFIGS[name]
+
+
+def config_from_json(data: Any) -> ModelConfig:
+    """The configuration in the JSON of a `config.json`. Raises ValueError on a family that is not there, and on a field
+    that is missing, unknown or without meaning."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"not a model configuration: {data!r:.80}; give an object")  # noqa: TRY004 - it is of a file
+    values = dict(data)
+    family = values.pop("family", FIRST_FAMILY)
+    if family not in FAMILIES:
+        raise ValueError(f"family is {family!r}; it may be {', '.join(FAMILIES)}")
+    return from_json(FAMILIES[family].config, values, "a model configuration")

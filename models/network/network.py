@@ -1,0 +1,171 @@
+"""What a network of any family is to those who run, count, train, save and load it, and how one is built.
+
+A family derives its network from `Network`, its kinds of steps from `anytime.Step`, and, if its requests remember more
+than features, its progress from `Progress`.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from models.anytime import Step
+from models.imaging.preprocess import check_input
+from models.network.confidence import Masks
+from models.network.configs import ModelConfig
+from models.network.families import FAMILIES
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a batch of N inputs has come; a value, so that nothing of a request is kept on a module.
+
+    `features`: what the next step reads; before the first one, the images (N, 3, H, W). `masks`: those of the latest
+    exit, under which the next stage is computed; None: every position is. `scores`: float (N, outputs, H / 4, W / 4) of
+    the latest exit after carry-over (equation 7). `decided`: uint8 (N, 1, H / 4, W / 4), see `Exit`.
+
+    Fields of a derived class are tensors whose first dimension is N, `Masks`, dataclasses or tuples of these, or values
+    that are equal for all inputs that stand at one step; see `batched` and `one_of`.
+    """
+
+    features: tuple[Tensor, ...]
+    masks: Masks | None = None
+    scores: Tensor | None = None
+    decided: Tensor | None = None
+
+
+class Stepwise(Protocol):
+    """What the reference executor runs: a network, or whatever computes the same steps."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def steps(self) -> tuple[Step, ...]: ...
+
+    def start(self, images: Tensor) -> Progress:
+        """The progress of a batch before its first step: float (N, 3, H, W), normalised, H and W multiples of 32.
+
+        Raises ValueError on other sizes.
+        """
+
+    def advance(self, progress: Progress, step: Step) -> Progress:
+        """The progress after `step`, the one that `progress` waits for. `progress` is left as it is."""
+
+
+class Network(nn.Module, ABC):
+    """A trainable network with exits.
+
+    `steps`: in the order in which they run; the steps that complete exits number them 1 to `config.exits`. Every
+    convolution is an `nn.Conv2d` that is called as a module, each time it is computed: operations are counted there.
+    """
+
+    config: ModelConfig
+    steps: tuple[Step, ...]
+
+    def start(self, images: Tensor) -> Progress:
+        """See `Stepwise.start`."""
+        check_input(images)
+        return Progress((images,))
+
+    @abstractmethod
+    def advance(self, progress: Progress, step: Step, adaptive: bool | None = None) -> Progress:
+        """See `Stepwise.advance`. `adaptive`: whether exits make masks; None follows the configuration and
+        `self.training`."""
+
+    def exits(self, images: Tensor, adaptive: bool | None = None) -> Iterator[Progress]:
+        """The progress at every exit."""
+        progress = self.start(images)
+        for step in self.steps:
+            progress = self.advance(progress, step, adaptive)
+            if step.exit is not None:
+                yield progress
+
+    def forward(self, images: Tensor, adaptive: bool | None = None) -> tuple[Tensor, ...]:
+        """The scores of every exit, each (N, outputs, H / 4, W / 4): for training and evaluation."""
+        return tuple(found.scores for found in self.exits(images, adaptive) if found.scores is not None)
+
+    @abstractmethod
+    def heads(self) -> Sequence[nn.Module]:
+        """The layers that make scores of features, a module for each head. The last convolution of each gives the
+        scores."""
+
+    @abstractmethod
+    def in_backbone(self, name: str) -> bool:
+        """Whether a tensor of this name, in this network or in a larger one of its kind, belongs to the backbone, which
+        can be taken from a network for another task."""
+
+    def own_name(self, released: str, tensor: Tensor) -> str | None:
+        """What this network calls a tensor of a released checkpoint, whose wrappers' prefixes have been taken off; None
+        if the network has no use for it. Raises ValueError if it shows that the checkpoint is of another
+        configuration."""
+        return released
+
+    def may_lack(self, name: str) -> bool:
+        """Whether weights that were trained without masks, or a backbone alone, may be without this tensor, which then
+        keeps its initial value."""
+        return False
+
+    def passes_over(self, name: str) -> bool:
+        """Whether a tensor that this network does not have is left out when a backbone alone is taken."""
+        return False
+
+
+def build_network(config: ModelConfig) -> Network:
+    """The network of a configuration, with random weights."""
+    module, _, name = FAMILIES[config.family].network.partition(":")
+    network: Network = getattr(importlib.import_module(module), name)(config)
+    return network
+
+
+def batched(progresses: Sequence[Progress]) -> Progress:
+    """Progresses that stand at one step as one batch. Raises ValueError if values differ that must be equal."""
+    joined: Progress = _join(progresses)
+    return joined
+
+
+def one_of(progress: Progress, index: int) -> Progress:
+    """One input's progress out of a batch, with memory of its own, so that it can outlive the others."""
+    found: Progress = _pick(progress, index)
+    return found
+
+
+def _join(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if len(values) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(list(values))
+    if isinstance(first, Masks):
+        return Masks(torch.cat([masks.finest for masks in values]))
+    if isinstance(first, tuple):
+        return tuple(_join(parts) for parts in zip(*values, strict=True))
+    if is_dataclass(first):
+        return _rebuilt(first, {name: _join([getattr(each, name) for each in values]) for name in _names(first)})
+    if any(value != first for value in values):
+        raise ValueError(f"{len(values)} requests hold unequal values, such as {first!r}; batch equal ones")
+    return first
+
+
+def _pick(value: Any, index: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[index : index + 1].clone()
+    if isinstance(value, Masks):
+        return Masks(value.finest[index : index + 1].clone())
+    if isinstance(value, tuple):
+        return tuple(_pick(part, index) for part in value)
+    if is_dataclass(value):
+        return _rebuilt(value, {name: _pick(getattr(value, name), index) for name in _names(value)})
+    return value
+
+
+def _names(value: Any) -> list[str]:
+    return [field.name for field in fields(value)]
+
+
+def _rebuilt(value: Any, parts: Mapping[str, Any]) -> Any:
+    return replace(value, **parts)
