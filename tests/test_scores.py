@@ -25,6 +25,28 @@ def test_iou_leaves_out_void() -> None:
     assert iou[2].isnan()  # neither labelled nor found
 
 
+def test_iou_of_a_confusion_by_hand() -> None:
+    """Of class 0, 3 pixels are found rightly and 1 as class 1; of class 1, 2 rightly, 1 as 0 and 3 as 2, which is never
+    labelled: 3 / (4 + 4 - 3), 2 / (6 + 3 - 2), 0 / 3. Their mean, mIoU, is 0.295238."""
+    labels = torch.tensor([[0, 0, 0, 0, 1], [1, 1, 1, 1, 1], [255, 255, 255, 255, 255]])
+    found = torch.tensor([[0, 0, 0, 1, 1], [1, 0, 2, 2, 2], [0, 1, 2, 0, 1]])
+    matrix = scores.confusion(found, labels, 3, 255)
+    assert matrix.tolist() == [[3, 1, 0], [1, 2, 3], [0, 0, 0]]  # by label, then by what was found
+    assert matrix.dtype == torch.float64
+    assert scores.iou(matrix).tolist() == pytest.approx([0.6, 2 / 7, 0])
+    assert float(scores.iou(matrix).nanmean()) == pytest.approx(0.295238, abs=1e-6)
+
+
+def test_a_peak_moves_a_quarter_towards_its_higher_neighbour() -> None:
+    """A peak at column 3, row 2, higher to the left and below; one in a corner, which does not move; one whose
+    neighbours are equal."""
+    heatmaps = torch.zeros(1, 3, 6, 8)
+    heatmaps[0, 0, 2, 3], heatmaps[0, 0, 2, 2], heatmaps[0, 0, 3, 3] = 1.0, 0.5, 0.25
+    heatmaps[0, 1, 0, 7], heatmaps[0, 1, 0, 6] = 1.0, 0.5
+    heatmaps[0, 2, 4, 4] = 1.0
+    assert scores.peaks(heatmaps).tolist() == [[[2.75, 2.25], [7, 0], [4, 4]]]
+
+
 def test_peaks_decode_as_the_served_keypoints() -> None:
     heatmaps = torch.rand(2, 5, 16, 12, generator=torch.Generator().manual_seed(0))
     frame = Frame(64, 48)
@@ -39,6 +61,31 @@ def test_pck_is_a_share_of_the_torso() -> None:
     right = scores.correct(points, joints)
     assert right[0, :2].tolist() == [1, 0]
     assert right[0, [scores.PELVIS, scores.THORAX]].isnan().all()
+
+
+def test_a_tie_is_not_within() -> None:
+    """A torso of 10 pixels and a share of 0.25: 2.5 pixels are a tie, 2.4375 within."""
+    joints = person()
+    points = joints[..., :2].clone()
+    points[0, 0, 0], points[0, 1, 1] = 2.5, 2.4375
+    assert scores.correct(points, joints, 0.25)[0, :2].tolist() == [0, 1]
+
+
+def test_the_distance_is_euclidean() -> None:
+    """3 and 4 pixels off are 5, half of a torso of 10: within 0.51 of it, but not 0.49."""
+    joints = person()
+    points = joints[..., :2].clone()
+    points[0, 0] = torch.tensor([3.0, 4.0])
+    assert [float(scores.correct(points, joints, share)[0, 0]) for share in (0.49, 0.51)] == [0, 1]
+
+
+def test_the_torso_is_the_left_shoulder_s_where_both_diagonals_are_labelled() -> None:
+    """Left shoulder to right hip 10 pixels, right shoulder to left hip 100: 5 pixels off is too far."""
+    joints = person()
+    joints[0, scores.RIGHT_SHOULDER, 1] = 100
+    points = joints[..., :2].clone()
+    points[0, 0, 0] = 5
+    assert scores.correct(points, joints)[0, 0] == 0
 
 
 def test_pck_leaves_out_what_is_not_labelled() -> None:
@@ -66,3 +113,23 @@ def test_pckh_is_a_share_of_the_head() -> None:
     assert right[0, :2].tolist() == [1, 0]
     assert right.nanmean() == pytest.approx(13 / 14)  # without pelvis and thorax
     assert scores.correct_by_head(points, joints, torch.tensor([0.0])).isnan().all()
+
+
+def test_the_head_s_size_is_from_neck_to_top() -> None:
+    joints = person().repeat(3, 1, 1)
+    joints[:, scores.HEAD_TOP, :2] = torch.tensor([3.0, 4.0])
+    joints[1, scores.HEAD_TOP, 2] = joints[2, scores.NECK, 2] = 0
+    assert scores.head_size(joints).tolist() == [5, 0, 0]
+
+
+def test_a_head_of_unknown_size_scores_nobody() -> None:
+    joints = person().repeat(2, 1, 1)
+    right = scores.correct_by_head(joints[..., :2], joints, torch.tensor([torch.nan, 8.0]))
+    assert right[0].isnan().all()
+    assert right[1].nansum() == 14
+
+
+def test_figures_are_percent_of_two_decimals() -> None:
+    assert scores.percent(torch.tensor(0.123456)) == 12.35
+    assert scores.percent(torch.tensor(torch.nan)) is None
+    assert (scores.shown(12.3), scores.shown(None)) == ("12.30", "-")

@@ -1,0 +1,221 @@
+"""What evaluation makes of a model's answers, against figures worked out by hand: a model whose every answer is given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from models.anytime import Exit, ExitMap, Extra, State, Step
+from models.data.people import Person
+from models.data.street import Scene, class_table
+from models.evaluation import evaluate
+from models.imaging.preprocess import Box, Frame
+from models.network.configs import ModelConfig
+from models.network.flops import GIGA
+
+STEPS = (Step("stem", None), Step("exit1", 1), Step("exit2", 2), Step("exit3", 3), Step("exit4", 4))
+
+
+@dataclass
+class Given:
+    """A model that answers the k-th image that begins with the k-th of `answers`, at every exit one: a label map, or
+    heatmaps for pose. `active`: the shares of positions that stay active. Each exit costs as many GMACs as its number.
+    """
+
+    config: ModelConfig
+    answers: list[list[Any]]
+    active: tuple[float, ...] = (0.75, 0.5, 0.25, 0.125)
+    executor: str = "given"
+    device: str = "cpu"
+    steps: tuple[Step, ...] = STEPS
+    begun: list[tuple[NDArray[np.uint8], Box | None]] = field(default_factory=list)
+    states: dict[int, list[Any]] = field(default_factory=dict)
+
+    def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> State:
+        self.begun.append((image, box))
+        state = State(Frame(*image.shape[:2]), (32, 32))
+        self.states[id(state)] = self.answers[len(self.begun) - 1]
+        return state
+
+    def start(self, inputs: Tensor, frame: Frame) -> State:
+        raise NotImplementedError
+
+    def advance(self, states: Sequence[State]) -> None:
+        for state in states:
+            index = self.steps[state.next_step].exit
+            state.next_step += 1
+            if index is not None:
+                answer = self.states[id(state)][index - 1]
+                scores = torch.as_tensor(answer) if self.config.task == "pose" else torch.zeros(3, 8, 8)
+                nowhere = torch.zeros(8, 8, dtype=torch.bool)
+                state.exit = Exit(index, scores, nowhere.byte(), nowhere, self.active[index - 1], index * GIGA)
+
+    def render(self, state: State, extra: Extra | None = None) -> ExitMap:
+        found = state.latest()
+        return ExitMap(found.index, np.array(self.states[id(state)][found.index - 1], np.uint8), found.unsure)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that every look at the clock adds."""
+    now, steps = [0.0], [0.5]
+
+    def look() -> float:
+        now[0] += steps[0]
+        return now[0]
+
+    monkeypatch.setattr(evaluate.time, "perf_counter", look)
+    return steps
+
+
+def test_costs_of_every_exit_by_hand(clock: list[float]) -> None:
+    """Every step takes 0.5 s: exit 1 is the second step, so 1000 ms for one image; two images share the time.
+
+    Means over 3 images of which one is alone; the median of 500 and 1000 ms is 750. The last exit masks nothing.
+    """
+    model = Given(tiny.SEGMENTATION, [[None] * 4] * 3)
+    tally = evaluate.Tally(4)
+    image = np.zeros((8, 8, 3), np.uint8)
+    seen = [[exit_.index for exit_ in found] for found in tally.watch(model, [model.begin(image), model.begin(image)])]
+    assert seen == [[1, 1], [2, 2], [3, 3], [4, 4]]
+    model.active = (0.25, 0.5, 0.25, 0.125)
+    list(tally.watch(model, [model.begin(image)]))
+    assert tally.rows() == [
+        {"exit": 1, "gmacs": 1, "masked": 0.4167, "ms": 750},  # 1 - (0.75 + 0.75 + 0.25) / 3
+        {"exit": 2, "gmacs": 2, "masked": 0.5, "ms": 1125},
+        {"exit": 3, "gmacs": 3, "masked": 0.75, "ms": 1500},
+        {"exit": 4, "gmacs": 4, "masked": 0, "ms": 1875},
+    ]
+
+
+@pytest.mark.parametrize(
+    "masking",
+    [None, replace(tiny.SEGMENTATION.masking, adaptivity="training")],  # type: ignore[type-var]
+)
+def test_nothing_is_masked_by_a_model_that_masks_nothing_at_inference(masking: Any) -> None:
+    model = Given(replace(tiny.SEGMENTATION, masking=masking), [[None] * 4])
+    tally = evaluate.Tally(4)
+    list(tally.watch(model, [model.begin(np.zeros((8, 8, 3), np.uint8))]))
+    assert [row["masked"] for row in tally.rows()] == [0] * 4
+
+
+def scene(folder: Path, name: str, labels: list[list[int]]) -> Scene:
+    """A scene whose label 11 is void."""
+    array = np.array(labels, np.uint8)
+    Image.fromarray(np.zeros((*array.shape, 3), np.uint8)).save(folder / f"{name}.png")
+    Image.fromarray(array).save(folder / f"{name}_labels.png")
+    return Scene(folder / f"{name}.png", folder / f"{name}_labels.png", "drive", class_table(range(3)))
+
+
+def test_miou_is_of_one_confusion_over_all_images_without_void(tmp_path: Path) -> None:
+    """Labels 0 0 0 1 and 1 1 void void. Exit 1 says 0 everywhere: class 0 has 3 of 6, class 1 none of 3, class 2 does
+    not occur: mIoU 25 %. Exit 2 is right, but for void. Exit 3 says 1 everywhere: 0 of 3, 3 of 6. Exit 4 is right, but
+    for one pixel of class 1 that it takes for 2: 3 of 3, 2 of 3, 0 of 1: 55.56 %. Their mean: 51.39."""
+    scenes = [scene(tmp_path, "a", [[0, 0, 0, 1]]), scene(tmp_path, "b", [[1, 1, 11, 11]])]
+    answers = [
+        [[[0, 0, 0, 0]], [[0, 0, 0, 1]], [[1, 1, 1, 1]], [[0, 0, 0, 1]]],
+        [[[0, 0, 0, 0]], [[1, 1, 0, 2]], [[1, 1, 1, 1]], [[1, 2, 0, 0]]],
+    ]
+    result = evaluate.segmentation(Given(tiny.SEGMENTATION, answers), scenes)
+    assert [row["miou"] for row in result["exits"]] == [25.0, 100.0, 25.0, 55.56]
+    assert result["mean"] == 51.39
+    assert [row["exit"] for row in result["exits"]] == [1, 2, 3, 4]
+    assert result["exits"][0]["classes"] == {"sky": 50.0, "road": 0.0, "car": None}
+    assert result["exits"][3]["classes"] == {"sky": 100.0, "road": 66.67, "car": 0.0}
+
+
+WRIST, OTHER_WRIST = 10, 15
+
+
+def heatmaps(*peaks: tuple[int, int, int, float]) -> Tensor:
+    """(16, 8, 8), zero but for (joint, x, y, height)."""
+    maps = torch.zeros(16, 8, 8)
+    for joint, x, y, height in peaks:
+        maps[joint, y, x] = height
+    return maps
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Person:
+    """A right wrist at (12, 8), position (3, 2); a torso of 10 pixels from (0, 0) and a head of 2 pixels."""
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "person.png")
+    joints = np.zeros((16, 3), np.float32)
+    joints[WRIST] = 12, 8, 1
+    joints[13] = 0, 0, 1  # left shoulder
+    joints[2] = 10, 0, 1  # right hip
+    joints[8] = 0, 0, 1  # upper neck
+    joints[9] = 2, 0, 1  # head top
+    return Person(tmp_path / "person.png", joints, (0, 0, 32, 32))
+
+
+RIGHT = ((13, 0, 0, 1.0), (8, 0, 0, 1.0), (9, 0, 0, 1.0), (2, 0, 0, 1.0))
+"""Left shoulder and neck where they are; head top 2 pixels off, right hip 10."""
+
+
+def test_pck_and_pckh_by_hand_without_the_mirrored_image(person: Person) -> None:
+    """Within 2 pixels of a torso of 10: exits 1 and 2 find the wrist (0 pixels off), exits 3 and 4 not (4 off); shoulder
+    and neck are right, hip and head top (2 off, not within 2) wrong. Of five joints 3, 3, 2, 2 are right; PCKh, within
+    1 of 2 pixels, is the same."""
+    right, wrong = heatmaps((WRIST, 3, 2, 1.0), *RIGHT), heatmaps((WRIST, 3, 3, 1.0), *RIGHT)
+    model = Given(tiny.POSE, [[right, right, wrong, wrong]])
+    result = evaluate.pose(model, [person], flip=False)
+    assert len(model.begun) == 1
+    assert [row["pck"] for row in result["exits"]] == [60, 60, 40, 40]
+    assert [row["pckh"] for row in result["exits"]] == [60, 60, 40, 40]
+    assert (result["mean"], result["mean_pckh"], result["mean_pckh_by_joint"]) == (50, 50, 50)
+
+
+def test_pckh_goes_by_the_data_set_s_head_size_where_there_is_one(person: Person) -> None:
+    """A head of 20 pixels: all within 10 are right, but for the hip, which is 10 off."""
+    wrong = heatmaps((WRIST, 3, 3, 1.0), *RIGHT)
+    (row, *_) = evaluate.pose(Given(tiny.POSE, [[wrong] * 4]), [replace(person, head_px=20.0)], flip=False)["exits"]
+    assert (row["pck"], row["pckh"]) == (40, 80)
+
+
+def test_both_means_of_people_and_joints(person: Person) -> None:
+    """The first person has a wrist and a torso, but no head. PCK counts 2 of 3, 3 of 5 and 2 of 5 joints as right:
+    7 / 13 = 53.85 %. PCKh leaves the first person out: 5 of 10."""
+    few = replace(person, joints=np.where(np.isin(np.arange(16), (WRIST, 13, 2))[:, None], person.joints, 0))
+    right, wrong = heatmaps((WRIST, 3, 2, 1.0), *RIGHT), heatmaps((WRIST, 3, 3, 1.0), *RIGHT)
+    people = [few, person, person]
+    result = evaluate.pose(Given(tiny.POSE, [[right] * 4, [right] * 4, [wrong] * 4]), people, flip=False)
+    assert result["exits"][0]["pck"] == 53.85
+    assert result["exits"][0]["pckh"] == 50
+
+
+def test_the_mirrored_image_s_heatmaps_are_turned_back_and_averaged(person: Person) -> None:
+    """Alone, the image's wrist is 4 pixels off, at height 1. In the mirror the other wrist, at height 2, is at position
+    8 - 3 = 5 of 0 to 7, so at 3 once it is turned back: that wins the mean, at 1 against 0.5."""
+    image = heatmaps((WRIST, 3, 3, 1.0), *RIGHT)
+    mirror = heatmaps((OTHER_WRIST, 5, 2, 2.0), (12, 7, 0, 1.0), (8, 7, 0, 1.0), (9, 7, 0, 1.0), (3, 7, 0, 1.0))
+    model = Given(tiny.POSE, [[image] * 4, [mirror] * 4])
+    result = evaluate.pose(model, [person])
+    assert [row["pck"] for row in result["exits"]] == [60] * 4
+    assert len(model.begun) == 2
+    assert np.array_equal(model.begun[1][0], model.begun[0][0][:, ::-1])
+    again = Given(tiny.POSE, [[image] * 4])
+    assert [row["pck"] for row in evaluate.pose(again, [person], flip=False)["exits"]] == [40] * 4
+
+
+def test_a_mean_of_exits_needs_all_of_them() -> None:
+    assert evaluate.mean_of([{"miou": 50.0}, {"miou": 60.02}], "miou") == 55.01
+    assert evaluate.mean_of([{"miou": 50.0}, {"miou": None}], "miou") is None
+
+
+def test_heatmaps_of_the_mirrored_crop_by_hand() -> None:
+    """Position p of the mirror is position 8 - p of the crop; position 0 of the crop repeats position 1."""
+    maps = torch.arange(8.0).view(1, 1, 8).repeat(3, 1, 1) + torch.tensor([0.0, 10.0, 20.0]).view(3, 1, 1)
+    back = evaluate.unmirrored(maps, ((0, 2),))
+    assert back[:, 0].tolist() == [
+        [27, 27, 26, 25, 24, 23, 22, 21],
+        [17, 17, 16, 15, 14, 13, 12, 11],
+        [7, 7, 6, 5, 4, 3, 2, 1],
+    ]
