@@ -17,9 +17,8 @@ from models.anytime import Exit, ExitMap, Extra, State, Step
 from models.data.people import Person
 from models.data.street import Scene, class_table
 from models.evaluation import evaluate
-from models.imaging.preprocess import Box, Frame
-from models.network.configs import ModelConfig
-from models.network.flops import GIGA
+from models.imaging.geometry import Box, Frame
+from models.network.configs import GIGA, ModelConfig
 
 STEPS = (Step("stem", None), Step("exit1", 1), Step("exit2", 2), Step("exit3", 3), Step("exit4", 4))
 

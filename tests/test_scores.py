@@ -44,7 +44,7 @@ def test_a_peak_moves_a_quarter_towards_its_higher_neighbour() -> None:
     heatmaps[0, 0, 2, 3], heatmaps[0, 0, 2, 2], heatmaps[0, 0, 3, 3] = 1.0, 0.5, 0.25
     heatmaps[0, 1, 0, 7], heatmaps[0, 1, 0, 6] = 1.0, 0.5
     heatmaps[0, 2, 4, 4] = 1.0
-    assert scores.peaks(heatmaps).tolist() == [[[2.75, 2.25], [7, 0], [4, 4]]]
+    assert peaks(heatmaps.numpy()).tolist() == [[[2.75, 2.25], [7, 0], [4, 4]]]
 
 
 def test_peaks_decode_as_the_served_keypoints() -> None:
