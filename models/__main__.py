@@ -14,10 +14,10 @@ COMMANDS = {
     "import": ("models.commands.import_weights", "turn a released checkpoint into a model directory"),
     "export": ("models.commands.export", "write one ONNX graph for each exit"),
     "train": ("models.training.train", "train a configuration"),
-    "evaluate": ("models.evaluation.evaluate", "score every exit of a model on a data set"),
+    "evaluate": ("models.commands.evaluate", "score every exit of a model on a data set"),
     "calibrate": ("models.evaluation.calibrate", "find where a model may stop early at a given quality"),
     "picture": ("models.evaluation.picture", "a picture of every exit: prediction, confidence, positions settled"),
-    "pckh": ("models.evaluation.pckh", "PCKh of a file of predictions on MPII"),
+    "pckh": ("models.commands.pckh", "PCKh of a file of predictions on MPII"),
     "compare": (
         "models.training.comparison.compare",
         "the paper's comparisons: train, score and plot every row",

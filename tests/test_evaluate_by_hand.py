@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from models.anytime import Exit, ExitMap, Extra, State, Step
-from models.data.people import Person
+from models.data import mpii
+from models.data.people import Person, Skeleton
 from models.data.street import Scene, class_table
 from models.evaluation import evaluate
 from models.imaging.geometry import Box, Frame
@@ -81,13 +82,13 @@ def test_costs_of_every_exit_by_hand(clock: list[float]) -> None:
     Means over 3 images of which one is alone; the median of 500 and 1000 ms is 750. The last exit masks nothing.
     """
     model = Given(tiny.SEGMENTATION, [[None] * 4] * 3)
-    tally = evaluate.Tally(4)
+    costs = evaluate.ExitCosts(4)
     image = np.zeros((8, 8, 3), np.uint8)
-    seen = [[exit_.index for exit_ in found] for found in tally.watch(model, [model.begin(image), model.begin(image)])]
+    seen = [[exit_.index for exit_ in found] for found in costs.watch(model, [model.begin(image), model.begin(image)])]
     assert seen == [[1, 1], [2, 2], [3, 3], [4, 4]]
     model.active = (0.25, 0.5, 0.25, 0.125)
-    list(tally.watch(model, [model.begin(image)]))
-    assert tally.rows() == [
+    list(costs.watch(model, [model.begin(image)]))
+    assert costs.by_exit() == [
         {"exit": 1, "gmacs": 1, "masked": 0.4167, "ms": 750},  # 1 - (0.75 + 0.75 + 0.25) / 3
         {"exit": 2, "gmacs": 2, "masked": 0.5, "ms": 1125},
         {"exit": 3, "gmacs": 3, "masked": 0.75, "ms": 1500},
@@ -101,9 +102,9 @@ def test_costs_of_every_exit_by_hand(clock: list[float]) -> None:
 )
 def test_nothing_is_masked_by_a_model_that_masks_nothing_at_inference(masking: Any) -> None:
     model = Given(replace(tiny.SEGMENTATION, masking=masking), [[None] * 4])
-    tally = evaluate.Tally(4)
-    list(tally.watch(model, [model.begin(np.zeros((8, 8, 3), np.uint8))]))
-    assert [row["masked"] for row in tally.rows()] == [0] * 4
+    costs = evaluate.ExitCosts(4)
+    list(costs.watch(model, [model.begin(np.zeros((8, 8, 3), np.uint8))]))
+    assert [row["masked"] for row in costs.by_exit()] == [0] * 4
 
 
 def scene(folder: Path, name: str, labels: list[list[int]]) -> Scene:
@@ -152,7 +153,7 @@ def person(tmp_path: Path) -> Person:
     joints[2] = 10, 0, 1  # right hip
     joints[8] = 0, 0, 1  # upper neck
     joints[9] = 2, 0, 1  # head top
-    return Person(tmp_path / "person.png", joints, (0, 0, 32, 32))
+    return Person(tmp_path / "person.png", joints, (0, 0, 32, 32), mpii.SKELETON)
 
 
 RIGHT = ((13, 0, 0, 1.0), (8, 0, 0, 1.0), (9, 0, 0, 1.0), (2, 0, 0, 1.0))
@@ -218,3 +219,17 @@ def test_heatmaps_of_the_mirrored_crop_by_hand() -> None:
         [17, 17, 16, 15, 14, 13, 12, 11],
         [7, 7, 6, 5, 4, 3, 2, 1],
     ]
+
+
+def test_people_of_another_skeleton_are_scored_by_their_own(person: Person) -> None:
+    """Two joints, at (0, 0) and (12, 8), whose distance is torso and head: 14.42 pixels. Exits 1 and 2 find both; exits
+    3 and 4 find the second 4 pixels off, which is beyond a fifth of the torso and within half of the head."""
+    skeleton = Skeleton(joints=2, torsos=((0, 1),), head=(0, 1))
+    other = replace(person, joints=np.array([[0, 0, 1], [12, 8, 1]], np.float32), skeleton=skeleton)
+    config = replace(tiny.POSE, outputs=2, labels=(), palette=(), skeleton=(), flip_pairs=())
+    right, wrong = heatmaps((0, 0, 0, 1.0), (1, 3, 2, 1.0))[:2], heatmaps((0, 0, 0, 1.0), (1, 3, 3, 1.0))[:2]
+    result = evaluate.pose(Given(config, [[right, right, wrong, wrong]]), [other], flip=False)
+    assert [row["pck"] for row in result["exits"]] == [100, 100, 50, 50]
+    assert [row["pckh"] for row in result["exits"]] == [100] * 4
+    with pytest.raises(ValueError, match=r"person\.png has 16 joints and the model 2; choose a model of these joints"):
+        evaluate.pose(Given(config, [[right] * 4]), [person], flip=False)

@@ -175,16 +175,16 @@ def test_what_a_network_draws_depends_on_the_seed_and_the_step(tmp_path: Path) -
 
 
 def test_the_mean_network_is_scored_and_losses_are_averaged_between_scores(tmp_path: Path) -> None:
-    """With a rate of 0 the weight stays at 2, the mean at 0 moves towards it, and the losses are 2 and 6."""
+    """The weight stays at 2, so the losses are 2 and 6. Its mean moves from 0 by 1 / 1.1, 1 / 1.2, .. of the way."""
     run, task = begin(), Twice()
     with torch.no_grad():
         run.network.get_parameter("weight").fill_(2.0)
     run.set_rate = lambda _: None  # type: ignore[method-assign]
-    train(run, task, recipe(phase(5), ema_steps=1), tmp_path, score_every=2)
+    train(run, task, recipe(phase(5)), tmp_path, score_every=2)
     assert [(row["step"], row["losses"], row["scores"]) for row in run.history] == [
         (step, [2.0, 6.0], [50.0, 60.0]) for step in (2, 4, 5)
     ]
-    assert task.scored == [2.0] * 3
+    assert task.scored == pytest.approx([1.969697, 1.998002, 1.999334], abs=1e-6)
     assert run.losses.tolist() == [0, 0] and run.since == 5
 
 
@@ -192,6 +192,14 @@ def test_a_run_without_scores_is_not_scored(tmp_path: Path) -> None:
     task = Twice()
     train(begin(), task, recipe(phase(2)), tmp_path, score_every=math.inf)
     assert task.scored == []
+
+
+def test_a_run_stops_after_its_steps_and_goes_on(tmp_path: Path) -> None:
+    run, task = begin(), Twice()
+    for steps, reached in ((2, 2), (1, 3), (9, 5)):
+        train(run, task, recipe(phase(5)), tmp_path, steps=steps)
+        assert run.step == reached
+    assert task.batches == [0, 1, 2, 3, 4]
 
 
 def test_a_long_run_saves_before_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ def add_threshold(parser: argparse.ArgumentParser) -> None:
 
 
 def with_threshold(config: ModelConfig, threshold: float | None) -> ModelConfig:
-    """None: the configuration's own. Raises ValueError where nothing is masked."""
+    """The configuration under another masking threshold; None leaves its own. Raises ValueError if it has no masks."""
     if threshold is None:
         return config
     if config.masking is None:

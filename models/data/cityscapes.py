@@ -8,7 +8,7 @@ from pathlib import Path
 from models.data.street import Scene, class_table
 
 CLASSES = class_table((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33))
-"""Of the label files' ids, those that are evaluated, in the order of the classes: road, sidewalk, ... bicycle."""
+"""The ids in label files that are evaluated, in the order of the classes: road, sidewalk, ... bicycle."""
 _IMAGE, _LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 

@@ -1,4 +1,8 @@
-"""Which data set a folder holds, told by what is in it. Imports the readers, no network."""
+"""The registry of data sets, and which of them a folder holds.
+
+A new data set is a reader module beside this one and a line in `SEGMENTATION` or `POSE`. What else is to be known of it
+(its classes, its skeleton) comes with every example that the reader returns.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +18,8 @@ Example = TypeVar("Example")
 
 @dataclass(frozen=True)
 class DataSet(Generic[Example]):
-    """`sign`: a glob pattern that its folder matches. `read`: examples of a folder's split."""
+    """`sign`: a glob pattern that matches in the data set's folder, and in no other's. `read`: the examples of a
+    folder's split; raises ValueError on an unknown split."""
 
     name: str
     sign: str

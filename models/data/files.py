@@ -1,4 +1,4 @@
-"""Finding and decoding the files of a data set; what every reader shares. Imports no network."""
+"""Finding and decoding the files of a data set: what every reader shares."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 THREADS = 16
-"""That decode."""
+"""How many threads decode images."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -63,6 +63,6 @@ def read_mat(path: Path, *names: str) -> list[NDArray[Any]]:
 
 
 def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """`function` of every item, in order. Decoders leave the interpreter's lock, so threads help."""
+    """`function` of every item, in order. Decoders release the interpreter's lock, so threads run side by side."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(function, items))

@@ -1,26 +1,29 @@
 """MPII Human Pose (Andriluka et al., CVPR 2014), in the files that HRNet's authors publish for it.
 
 `DIR/images/*.jpg`; `DIR/annot/{train,valid,trainval}.json`: a list of people with `image`, `joints` (16, 2),
-`joints_vis` (16,), `center` (x, y) and `scale` (the person's height / 200 pixels); `DIR/annot/gt_valid.mat`: what is
-scored. Coordinates in all of them begin at 1, as MATLAB counts.
+`joints_vis` (16,), `center` (x, y) and `scale` (the person's height / 200 pixels); `DIR/annot/gt_valid.mat`: the ground
+truth of val, against which poses are scored. Coordinates in all of them begin at 1, as MATLAB counts.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.data.files import read_mat
-from models.data.people import Person
+from models.data.people import Person, Skeleton
 from models.imaging.geometry import Box
 
+SKELETON = Skeleton(joints=16, torsos=((13, 2), (12, 3)), head=(8, 9), unscored=(6, 7))
+"""The torso is measured from left shoulder to right hip, or else from right shoulder to left hip, and the head from upper
+neck to head top. MPII's own code leaves pelvis and thorax out of the scores."""
 SPLITS = {"train": "train", "val": "valid", "trainval": "trainval"}
 """The file of each split."""
 TRUTH = "gt_valid.mat"
 HEAD_SHARE = 0.6
-"""Of the head box's diagonal: MPII's head size."""
+"""MPII's head size is this share of the head box's diagonal."""
 _JOINTS = {
     "rank": 0, "rkne": 1, "rhip": 2, "lhip": 3, "lkne": 4, "lank": 5, "head": 9, "rwri": 10, "relb": 11, "rsho": 12,
     "lsho": 13, "lelb": 14, "lwri": 15,
@@ -46,7 +49,7 @@ def read(directory: Path, split: str) -> list[Person]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}; put MPII's annotations as HRNet's authors publish them there")
     try:
-        people = [_person(directory / "images", row) for row in json.loads(path.read_text())]
+        people = [_person(directory / "images", entry) for entry in json.loads(path.read_text())]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a list of people with image, joints (16, 2), joints_vis (16), center and scale: {error!r}"
@@ -76,18 +79,19 @@ def read_truth(path: Path) -> Truth:
     return Truth(joints, HEAD_SHARE * diagonals)
 
 
-def _person(images: Path, row: dict[str, object]) -> Person:
-    places, visible = np.asarray(row["joints"], np.float32), np.asarray(row["joints_vis"], np.float32)
+def _person(images: Path, entry: dict[str, object]) -> Person:
+    places, visible = np.asarray(entry["joints"], np.float32), np.asarray(entry["joints_vis"], np.float32)
     if places.shape != (16, 2) or visible.shape != (16,):
-        raise ValueError(f"joints of {row['image']} are {places.shape} and joints_vis {visible.shape}")
+        raise ValueError(f"joints of {entry['image']} are {places.shape} and joints_vis {visible.shape}")
     joints = np.concatenate([places - 1, (visible > 0).astype(np.float32)[:, None]], 1)
-    return Person(images / str(row["image"]), joints, _box(np.asarray(row["center"], float), float(str(row["scale"]))))
+    box = _box(np.asarray(entry["center"], float), float(str(entry["scale"])))
+    return Person(images / str(entry["image"]), joints, box, SKELETON)
 
 
 def _box(centre: NDArray[np.float64], scale: float) -> Box:
-    """A square of the person's height; the centre is moved down by 15 pixels of a person of 200, as HRNet does.
+    """A square as high as the person. Its centre moves down by 15 pixels for a person of 200, as in HRNet's code.
 
-    `preprocess` widens it by HRNet's 1.25.
+    `geometry.person_square` widens it later, by HRNet's 1.25.
     """
     side = 200 * scale
     x, y = centre - 0.5 + (0, 15 * scale)  # counted from 1 at a pixel's centre -> from 0 at its corner
@@ -95,12 +99,12 @@ def _box(centre: NDArray[np.float64], scale: float) -> Box:
 
 
 def _with_heads(people: list[Person], path: Path) -> list[Person]:
-    """With joints and head sizes of `gt_valid.mat`, which decides what is scored."""
+    """The people with joints and head sizes of `gt_valid.mat`, which decides what is scored."""
     truth = read_truth(path)
     if len(truth.head_px) != len(people):
         raise ValueError(f"{path} is about {len(truth.head_px)} people, valid.json about {len(people)}")
     joints = (truth.joints - (1, 1, 0)).astype(np.float32)
     return [
-        Person(person.image_path, joints[index], person.box, float(truth.head_px[index]))
+        replace(person, joints=joints[index], head_px=float(truth.head_px[index]))
         for index, person in enumerate(people)
     ]

@@ -1,6 +1,6 @@
-"""Masks for measuring speed: what a street scene leaves active once the insides of its regions are settled.
+"""Masks for benchmarks, as a street scene makes them: the insides of its regions are inactive, their borders active.
 
-From label maps of a data set, or from drawn ones with the same statistics. Imports no network.
+They are computed from label maps, either a data set's or drawn ones with the same statistics.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ POLES = 4
 
 
 def draw(height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    """A label map, uint8 (height, width): layered regions with rough borders, and some upright poles.
+    """Draws a label map, uint8 (height, width): layered regions with rough borders, and some upright poles.
 
-    Tuned to CamVid's val labels at 256x512: with the positions nearest to a border active, at shares of 0.807, 0.616
-    and 0.370, the positions with an active one in their 3x3 are 0.816, 0.632, 0.394 (CamVid 0.816, 0.631, 0.396), and
-    tiles of 8x8 with an active one 0.837, 0.672, 0.450 (0.837, 0.667, 0.455).
+    The drawing is tuned to CamVid's val labels at 256x512. With the positions nearest to a border active, at shares of
+    0.807, 0.616 and 0.370, it gives shares of 0.816, 0.632 and 0.394 of positions with an active one in their 3x3
+    (CamVid: 0.816, 0.631, 0.396), and 0.837, 0.672, 0.450 of tiles of 8x8 with an active one (0.837, 0.667, 0.455).
     """
     random = np.random.default_rng(seed)
     row = np.linspace(0, 1, height)[:, None]
@@ -38,9 +38,10 @@ def draw(height: int, width: int, seed: int) -> NDArray[np.uint8]:
 
 
 def masks(labels: NDArray[np.uint8], height: int, width: int, shares: Sequence[float]) -> list[NDArray[np.bool_]]:
-    """bool (height, width) for each share 0..1: the positions nearest to a border between regions, that many of them.
+    """For each share 0..1 a mask, bool (height, width), in which that share of positions is active: those nearest to a
+    border between regions.
 
-    `labels` of any size are stretched over the mask. A smaller share's mask lies within a larger one's.
+    `labels`, uint8 (H, W) of any size, are stretched over the mask. A smaller share's mask lies within a larger one's.
     """
     border = np.zeros(labels.shape, bool)
     border[:-1] |= labels[:-1] != labels[1:]

@@ -1,7 +1,4 @@
-"""A street scene, an image and its label map on disk: what readers of segmentation data sets return.
-
-Imports no network.
-"""
+"""A street scene, an image and its label map on disk: what readers of segmentation data sets return."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +15,7 @@ VOID = 255
 
 @dataclass(frozen=True)
 class Scene:
-    """`drive`: scenes of one name were taken together, so that they are held out together.
+    """`drive`: scenes with the same name were taken on the same drive, so they are held out together.
 
     `classes`: uint8 (256,), the class or VOID of each value in the label file; see `class_table`.
     """
@@ -37,7 +34,7 @@ class Scene:
         return self.classes[read_labels(self.label_path)]
 
     def labels_for(self, outputs: int) -> NDArray[np.uint8]:
-        """`labels`, for a model of so many classes. Raises ValueError if its classes are others."""
+        """`labels`, for a model of so many classes. Raises ValueError if the data set has more or fewer."""
         labels = self.labels()
         highest, last = (int(values[values != VOID].max(initial=0)) for values in (labels, self.classes))
         if highest >= outputs or last < outputs - 1:

@@ -1,9 +1,5 @@
-"""python -m models pckh: PCKh of a file of predictions against MPII's ground truth, as the MPII code computes it.
+"""PCKh of a file of predictions against MPII's ground truth, as MPII's own code computes it."""
 
-Imports no network.
-"""
-
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +17,14 @@ COLUMNS = {
     "head": (9,), "shoulder": (12, 13), "elbow": (11, 14), "wrist": (10, 15), "hip": (2, 3), "knee": (1, 4),
     "ankle": (0, 5),
 }  # fmt: skip
-"""The columns of MPII's tables: joints whose rates are averaged. The upper neck counts in the means only."""
+"""The columns of MPII's tables, each the mean rate of its joints. The upper neck counts in the overall means only."""
 
 READERS: dict[str, Callable[[Path], NDArray[Any]]] = {
     ".mat": lambda path: read_mat(path, "preds")[0],
     ".npy": np.load,
     ".json": lambda path: np.asarray(json.loads(path.read_text())),
 }
-"""Of predictions, by the file's ending."""
+"""How predictions are read, by the file's ending."""
 
 
 def read_predictions(path: Path) -> NDArray[np.float64]:
@@ -50,43 +46,17 @@ def read_predictions(path: Path) -> NDArray[np.float64]:
     return found[:, :, :2].astype(np.float64)
 
 
-def pckh(points: NDArray[np.float64], truth: mpii.Truth, share: float) -> dict[str, float | None]:
-    """Percent of joints found within `share` of the head's size: both means (see `scores.means`) and every column; None
-    where one of its joints is never labelled."""
+def rates(points: NDArray[np.float64], truth: mpii.Truth, share: float) -> dict[str, float | None]:
+    """Percent of joints found within `share` of the head's size: every column, None where one of its joints is never
+    labelled, and both means, see `scores.means`.
+
+    `points`: float64 (N, 16, 2), x and y counted from 1. Raises ValueError if they are of another number of people.
+    """
     if len(points) != len(truth.joints):
         raise ValueError(f"there are predictions for {len(points)} people, ground truth for {len(truth.joints)}")
     joints, head_px = torch.from_numpy(truth.joints), torch.from_numpy(truth.head_px)
-    right = scores.correct_by_head(torch.from_numpy(points), joints, head_px, share)
+    right = scores.pckh(torch.from_numpy(points), joints, head_px, mpii.SKELETON, share)
     by_joint = right.nanmean(0)
-    columns = {name: scores.percent(by_joint[list(joints)].mean()) for name, joints in COLUMNS.items()}
+    columns = {name: scores.percent(by_joint[list(indices)].mean()) for name, indices in COLUMNS.items()}
     weighted, plain = map(scores.percent, scores.means(right))
     return {"within": share, **columns, "mean": weighted, "mean_by_joint": plain}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("predictions", type=Path, metavar="PRED", help=".mat with `preds`, .npy or .json: (N, 16, 2)")
-    parser.add_argument("--annotations", type=Path, required=True, metavar="MAT", help="MPII's gt_valid.mat")
-    parser.add_argument(
-        "--within",
-        type=float,
-        nargs="+",
-        default=[0.5, 0.1],
-        metavar="SHARE",
-        help="of the head's size (default: 0.5 0.1; what HRNet's code prints as Mean@0.1 is within 0.11)",
-    )
-    parser.add_argument("--json", action="store_true", help="print figures as JSON")
-
-
-def main(args: argparse.Namespace) -> int:
-    points, truth = read_predictions(args.predictions), mpii.read_truth(args.annotations)
-    rows = [pckh(points, truth, share) for share in args.within]
-    print(json.dumps({"people": len(points), "pckh": rows}, allow_nan=False) if args.json else table(rows))
-    return 0
-
-
-def table(rows: list[dict[str, float | None]]) -> str:
-    """`mean` counts every labelled joint once, `mean_by_joint` every kind of joint alike."""
-    lines: list[list[Any]] = [list(rows[0]), *([scores.shown(value) for value in row.values()] for row in rows)]
-    return "\n".join(
-        "  ".join(f"{cell:>{len(name)}}" for cell, name in zip(line, rows[0], strict=True)) for line in lines
-    )

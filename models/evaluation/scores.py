@@ -1,71 +1,78 @@
-"""Scores: mIoU for segmentation, PCK for pose. Pure functions of tensors; imports no network."""
+"""Scores of answers against labels: mIoU for segmentation, PCK and PCKh for pose. Pure functions of tensors."""
 
 import torch
 from torch import Tensor
 
-RIGHT_SHOULDER, LEFT_SHOULDER, RIGHT_HIP, LEFT_HIP = 12, 13, 2, 3
-PELVIS, THORAX, NECK, HEAD_TOP = 6, 7, 8, 9
+from models.data.people import Skeleton
 
 
 def confusion(found: Tensor, labels: Tensor, classes: int, void: int) -> Tensor:
-    """Pixels by (label, found): float64 (classes, classes). Integers of one shape; `void` labels do not count."""
+    """Counts pixels by (label, found class): float64 (classes, classes).
+
+    `found` and `labels` are integers of one shape. Pixels whose label is `void` do not count.
+    """
     counted = labels != void
     pairs = labels[counted].long() * classes + found[counted].long()
     return torch.bincount(pairs, minlength=classes * classes).view(classes, classes).double()
 
 
 def iou(matrix: Tensor) -> Tensor:
-    """Intersection over union of each class (classes,); nan for a class that is neither labelled nor found."""
+    """Intersection over union of each class, 0..1, from a confusion matrix (classes, classes): (classes,). A class that is
+    neither labelled nor found has nan."""
     right = matrix.diagonal()
     return right / (matrix.sum(0) + matrix.sum(1) - right)
 
 
-def correct(points: Tensor, joints: Tensor, share: float = 0.2) -> Tensor:
-    """PCK: whether each joint was found within `share` of the torso's length: float (N, J), nan where it is not scored.
+def pck(points: Tensor, joints: Tensor, skeleton: Skeleton, share: float = 0.2) -> Tensor:
+    """PCK: 1 where a joint is found within `share` of the torso's length, else 0: float (N, J), nan where it is not
+    scored.
 
-    `points` (N, J, 2), `joints` (N, J, 3) in one frame of pixels, MPII's order. The torso's length is that from left
-    shoulder to right hip, or, where those are not both labelled, from right shoulder to left hip; without either, the
-    person is not scored. Not scored are joints without a label, and pelvis and thorax, which LSP does not label and
-    the MPII code leaves out.
+    `points` (N, J, 2), x and y, and `joints` (N, J, 3), x, y and 1 where labelled, are in one frame of pixels. Not scored
+    are joints without a label, those that the skeleton leaves out, and people of whom no torso pair is labelled.
     """
-    torso = torch.zeros(len(joints), device=joints.device)
-    for shoulder, hip in ((RIGHT_SHOULDER, LEFT_HIP), (LEFT_SHOULDER, RIGHT_HIP)):
-        length = (joints[:, shoulder, :2] - joints[:, hip, :2]).norm(dim=-1)
-        torso = torch.where((joints[:, shoulder, 2] > 0) & (joints[:, hip, 2] > 0), length, torso)
-    return _within(points, joints, torso, share)
+    torso_px = torch.zeros(len(joints), device=joints.device)
+    for shoulder, hip in reversed(skeleton.torsos):  # the first pair is written last, so it wins
+        torso_px = torch.where(_labelled(joints, shoulder, hip), _length(joints, shoulder, hip), torso_px)
+    return _within(points, joints, torso_px, skeleton, share)
 
 
-def correct_by_head(points: Tensor, joints: Tensor, head_px: Tensor, share: float = 0.5) -> Tensor:
-    """PCKh: as `correct`, within `share` of the head's size, (N,), nan or 0 where it is unknown."""
-    return _within(points, joints, head_px.nan_to_num(0), share)
+def pckh(points: Tensor, joints: Tensor, head_px: Tensor, skeleton: Skeleton, share: float = 0.5) -> Tensor:
+    """PCKh: as `pck`, but within `share` of the head's size, (N,), which is nan or 0 where it is unknown."""
+    return _within(points, joints, head_px.nan_to_num(0), skeleton, share)
 
 
-def head_size(joints: Tensor) -> Tensor:
-    """From upper neck to head top: (N,) of joints (N, 16, 3), 0 where they are not both labelled."""
-    neck, top = joints[:, NECK], joints[:, HEAD_TOP]
-    return torch.where((neck[:, 2] > 0) & (top[:, 2] > 0), (neck - top)[:, :2].norm(dim=-1), 0)
+def head_size(joints: Tensor, skeleton: Skeleton) -> Tensor:
+    """The head's length in pixels, (N,), of joints (N, J, 3); 0 where its two ends are not both labelled."""
+    return torch.where(_labelled(joints, *skeleton.head), _length(joints, *skeleton.head), 0)
 
 
 def means(right: Tensor) -> tuple[Tensor, Tensor]:
-    """Both means of PCKh, from `correct_by_head`: over all scored joints, so that a joint weighs as often as it is
-    labelled (HRNet's code, MPII's total), and over the joints' own rates (the stacked hourglass's tables)."""
+    """Both means of PCKh that papers give, from `pckh`'s (N, J).
+
+    The first is over all scored joints, so that a joint weighs as often as it is labelled (HRNet's code, MPII's total).
+    The second is over the joints' own rates (the tables of the stacked hourglass paper).
+    """
     return right.nanmean(), right.nanmean(0).nanmean()
 
 
 def percent(value: Tensor) -> float | None:
-    """None where nothing was scored (nan)."""
+    """0..1 in percent with two decimals; None where nothing was scored (nan)."""
     return None if value.isnan() else round(100 * float(value), 2)
 
 
-def shown(value: float | None) -> str:
-    """A table's cell."""
-    return "-" if value is None else f"{value:.2f}"
+def _labelled(joints: Tensor, a: int, b: int) -> Tensor:
+    return (joints[:, a, 2] > 0) & (joints[:, b, 2] > 0)
 
 
-def _within(points: Tensor, joints: Tensor, size: Tensor, share: float) -> Tensor:
-    """Shares are compared, not distances, so that ties fall as in code that divides first; a tie is not within."""
-    shares = (points - joints[:, :, :2]).norm(dim=-1) / size[:, None]
-    scored = (joints[:, :, 2] > 0) & (size > 0)[:, None]
+def _length(joints: Tensor, a: int, b: int) -> Tensor:
+    return (joints[:, a, :2] - joints[:, b, :2]).norm(dim=-1)
+
+
+def _within(points: Tensor, joints: Tensor, size_px: Tensor, skeleton: Skeleton, share: float) -> Tensor:
+    """Compares distance / size with `share`, rather than distances, so that ties round as in MPII's code, which divides
+    first. A tie is not within."""
+    shares = (points - joints[:, :, :2]).norm(dim=-1) / size_px[:, None]
+    scored = (joints[:, :, 2] > 0) & (size_px > 0)[:, None]
     right = torch.where(scored, (shares < share).to(points.dtype), torch.nan)
-    right[:, [PELVIS, THORAX]] = torch.nan
+    right[:, list(skeleton.unscored)] = torch.nan
     return right

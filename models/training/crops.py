@@ -1,21 +1,25 @@
 """People cut out of their images, in one small file: what a machine without the data set trains and scores a pose
 network on.
 
-For each split the file holds the crops as WebP, one after the other, and their joints.
+For each split the file holds the crops as WebP, one after the other, and their joints. It also holds the skeleton; a
+file without one is of MPII's joints.
 """
 
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.data import mpii
 from models.data.files import in_parallel
-from models.data.people import Person, crop
+from models.data.people import Person, Skeleton, crop
 
+SKELETON = "skeleton"
 METHOD = 6
 """Of WebP's encoder: the slowest one, which makes the smallest files."""
 
@@ -31,8 +35,12 @@ class Part:
 
 
 def save(path: Path, parts: Mapping[str, tuple[Part, Sequence[Person]]]) -> None:
-    """Write the crops of every split. The file appears when it is complete."""
-    arrays: dict[str, NDArray[np.generic]] = {}
+    """Write the crops of every split. The file appears when it is complete. Raises ValueError if people differ in their
+    skeletons."""
+    skeletons = {person.skeleton for _, people in parts.values() for person in people}
+    if len(skeletons) != 1:
+        raise ValueError(f"the people have {len(skeletons)} skeletons; a file holds people of one")
+    arrays: dict[str, NDArray[np.generic]] = {SKELETON: np.array(json.dumps(asdict(skeletons.pop())))}
     for split, (part, people) in parts.items():
         found = in_parallel(_encoder(part), people)
         arrays[f"{split}.crops"] = np.frombuffer(b"".join(data for data, _ in found), np.uint8)
@@ -46,8 +54,19 @@ def save(path: Path, parts: Mapping[str, tuple[Part, Sequence[Person]]]) -> None
     partial.replace(path)
 
 
+def load_skeleton(path: Path) -> Skeleton:
+    """The skeleton of the people in a file."""
+    with np.load(path, allow_pickle=False) as held:
+        if SKELETON not in held:
+            return mpii.SKELETON
+        found = json.loads(str(held[SKELETON]))
+    torsos = tuple((int(a), int(b)) for a, b in found["torsos"])
+    head, neck = found["head"]
+    return Skeleton(found["joints"], torsos, (head, neck), tuple(found["unscored"]))
+
+
 def load(path: Path, split: str, side: int, room: float) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
-    """The crops of a split, enlarged to `side` pixels: uint8 (side, side, 3) and joints float32 (16, 3) in its pixels.
+    """The crops of a split, enlarged to `side` pixels: uint8 (side, side, 3) and joints float32 (J, 3) in its pixels.
 
     Raises ValueError if the file has no such split, or if its crops are wider or narrower than `room`.
     """

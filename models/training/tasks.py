@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.data import datasets
 from models.data.files import in_parallel
-from models.data.people import crop
+from models.data.people import Skeleton, crop
 from models.data.street import VOID, Scene
 from models.evaluation import scores
 from models.imaging.geometry import MULTIPLE, STRIDE
@@ -180,8 +180,8 @@ class Pose:
         self.config, self.recipe = config, recipe
         self.mean, self.std = (torch.tensor(values, device=device) for values in (config.mean, config.std))
         self.side = round(config.size[0] * ROOM)
-        self.images, self.joints = _people(directory, recipe.splits, self.side, ROOM, device)
-        self.held_out = _people(directory, ("val",), config.size[0], 1.0, device)
+        self.images, self.joints, self.skeleton = _people(directory, recipe.splits, self.side, ROOM, device)
+        self.held_out = _people(directory, ("val",), config.size[0], 1.0, device)[:2]
         self.examples = len(self.images)
         self.sampler = Sampler(self.examples, recipe)
         self.swapped = torch.arange(config.outputs)
@@ -221,7 +221,7 @@ class Pose:
             inputs = (images[rows].float() / 255 - self.mean[:, None, None]) / self.std[:, None, None]
             for exit_index, maps in enumerate(network(inputs)):
                 points = torch.from_numpy(peaks(maps.float().cpu().numpy())) * STRIDE
-                right[exit_index].append(scores.correct(points, joints[rows]))
+                right[exit_index].append(scores.pck(points, joints[rows], self.skeleton))
         return [100 * float(torch.cat(parts).nanmean()) for parts in right]
 
 
@@ -236,14 +236,14 @@ def _placed(joints: Tensor, linear: Tensor, centre: Tensor, crop_size: tuple[int
 
 def _people(
     directory: Path, splits: Sequence[str], side: int, room: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """uint8 (N, 3, side, side) on the device and joints float32 (N, 16, 3) in their pixels on the CPU."""
+) -> tuple[Tensor, Tensor, Skeleton]:
+    """uint8 (N, 3, side, side) on the device, joints float32 (N, J, 3) in their pixels on the CPU, and their skeleton."""
     if directory.is_file():
         found = [example for split in splits for example in crops.load(directory, split, side, room)]
-        count = len(found)
+        count, skeleton = len(found), crops.load_skeleton(directory)
     else:
         people = [person for split in splits for person in datasets.people(directory, split)]
-        count = len(people)
+        count, skeleton = len(people), people[0].skeleton
 
     def cut(index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         return found[index] if directory.is_file() else crop(people[index], side, room)
@@ -255,4 +255,4 @@ def _people(
         images[index] = torch.tensor(image).permute(2, 0, 1)
         return joints
 
-    return images, torch.from_numpy(np.stack(in_parallel(place, range(count))))
+    return images, torch.from_numpy(np.stack(in_parallel(place, range(count)))), skeleton

@@ -1,0 +1,70 @@
+"""`python -m models evaluate`: score every exit of a model on a data set."""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.checkpoint import load_directory
+from models.commands.options import add_executor, add_threshold, with_threshold
+from models.commands.tables import cell
+from models.directory import resolve
+from models.evaluation.evaluate import MEANS, evaluate
+from models.executors import build
+from models.network.configs import ModelConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a shipped model or a model directory")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder of CamVid, Cityscapes, LSP or MPII"
+    )
+    parser.add_argument("--split", required=True, help="train, val; test of CamVid, all of LSP, trainval of MPII")
+    parser.add_argument("--drive", help="only this drive of CamVid (0001TP ...) or city of Cityscapes")
+    add_executor(parser)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
+    add_threshold(parser)
+    parser.add_argument("--no-masks", action="store_true", help="compute every position at every exit")
+    parser.add_argument("--no-flip", action="store_true", help="pose: do not average with the mirrored image")
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    network = load_directory(resolve(args.model))
+    if args.drive and network.config.task == "pose":
+        raise ValueError("--drive chooses street scenes, and this is a pose model; leave it out")
+    network.config = with_threshold(network.config, args.threshold)
+    if args.no_masks:
+        network.config = without_masks(network.config)
+    model = build(network, args.device, args.executor, args.threads)
+    if model.executor == "sparse":  # it has threads of its own; torch's would spin beside them after each scoring
+        torch.set_num_threads(1)
+    result = evaluate(model, args.data, args.split, drive=args.drive, flip=not args.no_flip)
+    print(json.dumps(result, allow_nan=False) if args.json else table(result))
+    return 0
+
+
+def without_masks(config: ModelConfig) -> ModelConfig:
+    """The configuration with its masks left out at inference. Raises ValueError if it has none."""
+    if config.masking is None:
+        raise ValueError(f"{config.name} has no masks; leave --no-masks out")
+    return replace(config, masking=replace(config.masking, adaptivity="training"))
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Scores in percent and costs of every exit, and the scores' means."""
+    names = [name for name in MEANS if name in result["exits"][0]]
+    lines = [
+        f"{exit_['exit']:4}{_cells(names, exit_)}  {exit_['gmacs']:6.3f}  {exit_['masked']:6.1%}  {exit_['ms']:7.1f}"
+        for exit_ in result["exits"]
+    ]
+    head = f"exit{''.join(f'  {name:>6}' for name in names)}   GMACs  masked       ms"
+    return "\n".join([head, *lines, f"mean{_cells(names, {name: result[MEANS[name]] for name in names})}"])
+
+
+def _cells(names: Iterable[str], values: Mapping[str, float | None]) -> str:
+    return "".join(f"  {cell(values[name]):>{max(len(name), 6)}}" for name in names)
