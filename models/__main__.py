@@ -15,7 +15,7 @@ COMMANDS = {
     "export": ("models.commands.export", "write one ONNX graph for each exit"),
     "train": ("models.training.train", "train a configuration"),
     "evaluate": ("models.commands.evaluate", "score every exit of a model on a data set"),
-    "calibrate": ("models.evaluation.calibrate", "find where a model may stop early at a given quality"),
+    "calibrate": ("models.commands.calibrate", "find where a model may stop early at a given quality"),
     "picture": ("models.evaluation.picture", "a picture of every exit: prediction, confidence, positions settled"),
     "pckh": ("models.commands.pckh", "PCKh of a file of predictions on MPII"),
     "compare": (

@@ -13,9 +13,10 @@ from scipy.io import savemat
 from models.__main__ import main
 from models.anytime import run
 from models.checkpoint import save_directory
-from models.evaluation.calibrate import Observed, cross_validate, difference, judge, observe
-from models.executors.selection import build
-from models.quality import Quality, fingerprint, uncertainty
+from models.commands.calibrate import table
+from models.evaluation.calibrate import Observations, cross_validate, difference, judge, observe
+from models.executors import build
+from models.quality import Quality, doubt, fingerprint
 
 IMAGES = 48  # halves of 24 are enough to stop
 
@@ -58,27 +59,29 @@ def test_segmentation_from_images_to_the_file(camvid: Path, model: Path, capsys:
     assert (quality.steps, quality.source) == (with_split, "images"), "the same images, without labels"
 
 
-def synthetic(images: int, seed: int) -> Observed:
-    """Doubt foretells change; an exit costs as much as those before it together."""
+def synthetic(images: int, seed: int) -> Observations:
+    """Uncertainty foretells change; an exit costs as much as those before it together."""
     rng = np.random.default_rng(seed)
-    doubts = rng.gamma(20, 0.05, (images, 1)) * (0.09, 0.07, 0.04, 0.03)
-    changed = doubts * (0.9, 0.8, 0.5, 0) * rng.lognormal(0, 0.1, (images, 4))
-    return Observed(doubts, changed, np.tile([1.0, 2.0, 4.0, 8.0], (images, 1)))
+    uncertainty = rng.gamma(20, 0.05, (images, 1)) * (0.09, 0.07, 0.04, 0.03)
+    changed = uncertainty * (0.9, 0.8, 0.5, 0) * rng.lognormal(0, 0.1, (images, 4))
+    return Observations(uncertainty, changed, np.tile([1.0, 2.0, 4.0, 8.0], (images, 1)))
 
 
 @pytest.mark.parametrize("epsilon", [0.02, 0.05, 0.1])
 def test_random_halves_show_that_the_bound_holds(epsilon: float) -> None:
     images = synthetic(100, seed=0)
-    shown = cross_validate(images, epsilon, splits=100)
+    shown = cross_validate(images, epsilon, halvings=100)
     assert shown["held"] >= 90 and shown["saved"] > 0.2 and shown["changed"] < epsilon
-    assert shown == cross_validate(images, epsilon, splits=100) != cross_validate(images, epsilon, splits=100, seed=1)
+    assert (
+        shown == cross_validate(images, epsilon, halvings=100) != cross_validate(images, epsilon, halvings=100, seed=1)
+    )
 
 
 def test_halves_in_their_order_show_a_drift() -> None:
-    """The second half changes twice as much at the same doubt: random halves know it, the first half does not."""
+    """The second half changes twice as much at the same uncertainty: random halves know it, the first half does not."""
     images = synthetic(100, seed=0)
     images.changed[50:] *= 2
-    shown = cross_validate(images, 0.05, splits=20)
+    shown = cross_validate(images, 0.05, halvings=20)
     assert shown["coverage"] > 0.9 and shown["in_order"] < 0.7
 
 
@@ -95,11 +98,11 @@ def test_what_is_observed_is_what_is_served() -> None:
     model = build(tiny.network(), "cpu", "reference")
     image = tiny.image()
     found = observe(model, [(image, None), (tiny.image(40, 40, 1), None)])
-    assert found.doubts.shape == found.changed.shape == found.macs.shape == (2, 4)
+    assert found.uncertainty.shape == found.changed.shape == found.macs.shape == (2, 4)
     exits = [(state.exit, state.frame, answer.array) for state, answer in run(model, image)]
     for index, (exit_, frame, labels) in enumerate(exits):
         assert exit_ is not None and found.macs[0, index] == exit_.macs
-        assert found.doubts[0, index] == uncertainty(exit_, "segmentation", frame)
+        assert found.uncertainty[0, index] == doubt(exit_, "segmentation", frame)
         assert found.changed[0, index] == (labels != exits[-1][2]).mean()
     assert found.changed[0, 0] > 0 and found.changed[0, 3] == 0
 
@@ -131,8 +134,8 @@ def test_a_joint_has_changed_beyond_a_twentieth_of_the_crop() -> None:
 
 def test_judging_by_hand() -> None:
     """Three exits. Below 0.3, image 0 stops at exit 1, rightly; 1 at exit 2, wrongly; 2 and 3 not at all."""
-    images = Observed(
-        doubts=np.array([[0.2, 0.1, 0], [0.4, 0.2, 0], [0.5, 0.4, 0], [0.6, 0.3, 0.9]]),
+    images = Observations(
+        uncertainty=np.array([[0.2, 0.1, 0], [0.4, 0.2, 0], [0.5, 0.4, 0], [0.6, 0.3, 0.9]]),
         changed=np.array([[0.05, 0.01, 0], [0.1, 0.08, 0], [0.2, 0.1, 0], [0.2, 0.1, 0]]),
         macs=np.array([[1.0, 2, 4]] * 4),
     )
@@ -149,3 +152,14 @@ def test_wrong_usage_says_so(tmp_path: Path, camvid: Path, model: Path, capsys: 
     assert main(command(tmp_path / "one", camvid, "val")) == 1
     assert "has 1 exit" in capsys.readouterr().err
     assert not (tmp_path / "one" / "quality.json").exists()
+
+
+def test_the_table_by_hand() -> None:
+    shares = {"coverage": 0.95, "early": 0.3, "kept": 0.2, "changed": 0.01, "saved": 0.321}
+    bound = {"epsilon": 0.02, "held": 93, "in_order": 0.4, **shares}
+    checked = {"epsilon": 0.02, "split": "val", **shares}
+    assert table({"splits": 100, "bounds": [bound], "checked": [checked]}).splitlines() == [
+        "epsilon  held in  coverage  in order   early    kept  changed   saved",
+        "   0.02    93/100     95.0%    40.0%   30.0%   20.0%    1.00%   32.1%",
+        "   0.02       val    95.0%              30.0%   20.0%    1.00%   32.1%",
+    ]

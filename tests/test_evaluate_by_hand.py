@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.anytime import Exit, ExitMap, Extra, State, Step
+from models.commands.evaluate import table
 from models.data import mpii
 from models.data.people import Person, Skeleton
 from models.data.street import Scene, class_table
@@ -233,3 +234,19 @@ def test_people_of_another_skeleton_are_scored_by_their_own(person: Person) -> N
     assert [row["pckh"] for row in result["exits"]] == [100] * 4
     with pytest.raises(ValueError, match=r"person\.png has 16 joints and the model 2; choose a model of these joints"):
         evaluate.pose(Given(config, [[right] * 4]), [person], flip=False)
+
+
+def test_the_table_by_hand() -> None:
+    pose = {"exit": 1, "gmacs": 1.25, "masked": 0.4167, "ms": 12.34, "pck": 60.0, "pckh": None, "pckh_by_joint": 50.0}
+    means = {"mean": 60.0, "mean_pckh": None, "mean_pckh_by_joint": 50.0}
+    assert table({"exits": [pose], **means}).splitlines() == [
+        "exit     pck    pckh  pckh_by_joint   GMACs  masked       ms",
+        "   1   60.00       -          50.00   1.250   41.7%     12.3",
+        "mean   60.00       -          50.00",
+    ]
+    street = {"exit": 4, "gmacs": 10.0, "masked": 0.0, "ms": 1234.5, "miou": 5.0, "classes": {}}
+    assert table({"exits": [street], "mean": 5.0}).splitlines() == [
+        "exit    miou   GMACs  masked       ms",
+        "   4    5.00  10.000    0.0%   1234.5",
+        "mean    5.00",
+    ]

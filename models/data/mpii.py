@@ -17,8 +17,8 @@ from models.data.people import Person, Skeleton
 from models.imaging.geometry import Box
 
 SKELETON = Skeleton(joints=16, torsos=((13, 2), (12, 3)), head=(8, 9), unscored=(6, 7))
-"""The torso is measured from left shoulder to right hip, or else from right shoulder to left hip, and the head from upper
-neck to head top. MPII's own code leaves pelvis and thorax out of the scores."""
+"""The torso is measured from left shoulder to right hip, or else from right shoulder to left hip, and the head from
+upper neck to head top. MPII's own code leaves pelvis and thorax out of the scores."""
 SPLITS = {"train": "train", "val": "valid", "trainval": "trainval"}
 """The file of each split."""
 TRUTH = "gt_valid.mat"

@@ -70,8 +70,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Costs and scores of each exit on a split of the data set in `directory`, and the scores' means.
 
-    `drive`: only the scenes of this drive. `flip`: see `pose`. Raises ValueError if no scene is of that drive and if the
-    model has other outputs than the data set, and what the data set's reader raises.
+    `drive`: only the scenes of this drive. `flip`: see `pose`. Raises ValueError if no scene is of that drive and if
+    the model has other outputs than the data set, and what the data set's reader raises.
     """
     if model.config.task == "pose":
         result = pose(model, datasets.people(directory, split), flip=flip)

@@ -17,8 +17,8 @@ def confusion(found: Tensor, labels: Tensor, classes: int, void: int) -> Tensor:
 
 
 def iou(matrix: Tensor) -> Tensor:
-    """Intersection over union of each class, 0..1, from a confusion matrix (classes, classes): (classes,). A class that is
-    neither labelled nor found has nan."""
+    """Intersection over union of each class, 0..1, from a confusion matrix (classes, classes): (classes,). A class that
+    is neither labelled nor found has nan."""
     right = matrix.diagonal()
     return right / (matrix.sum(0) + matrix.sum(1) - right)
 
@@ -27,8 +27,8 @@ def pck(points: Tensor, joints: Tensor, skeleton: Skeleton, share: float = 0.2) 
     """PCK: 1 where a joint is found within `share` of the torso's length, else 0: float (N, J), nan where it is not
     scored.
 
-    `points` (N, J, 2), x and y, and `joints` (N, J, 3), x, y and 1 where labelled, are in one frame of pixels. Not scored
-    are joints without a label, those that the skeleton leaves out, and people of whom no torso pair is labelled.
+    `points` (N, J, 2), x and y, and `joints` (N, J, 3), x, y and 1 where labelled, are in one frame of pixels. A joint
+    is scored if it is labelled, the skeleton does not leave it out, and one of the person's torso pairs is labelled.
     """
     torso_px = torch.zeros(len(joints), device=joints.device)
     for shoulder, hip in reversed(skeleton.torsos):  # the first pair is written last, so it wins
@@ -43,7 +43,7 @@ def pckh(points: Tensor, joints: Tensor, head_px: Tensor, skeleton: Skeleton, sh
 
 def head_size(joints: Tensor, skeleton: Skeleton) -> Tensor:
     """The head's length in pixels, (N,), of joints (N, J, 3); 0 where its two ends are not both labelled."""
-    return torch.where(_labelled(joints, *skeleton.head), _length(joints, *skeleton.head), 0)
+    return torch.where(_labelled(joints, *skeleton.head), _length(joints, *skeleton.head), 0.0)
 
 
 def means(right: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,8 @@ def _labelled(joints: Tensor, a: int, b: int) -> Tensor:
 
 
 def _length(joints: Tensor, a: int, b: int) -> Tensor:
-    return (joints[:, a, :2] - joints[:, b, :2]).norm(dim=-1)
+    length_px: Tensor = (joints[:, a, :2] - joints[:, b, :2]).norm(dim=-1)
+    return length_px
 
 
 def _within(points: Tensor, joints: Tensor, size_px: Tensor, skeleton: Skeleton, share: float) -> Tensor:

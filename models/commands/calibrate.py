@@ -1,0 +1,60 @@
+"""`python -m models calibrate`: find where a model may stop early, and write `quality.json` into its directory."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.commands.options import add_executor
+from models.directory import QUALITY_FILE, resolve
+from models.evaluation.calibrate import calibrate, check
+from models.executors import load
+from models.quality import fingerprint
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a shipped model or a model directory; quality.json is written into it")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a data set's folder, or one of images")
+    parser.add_argument("--split", help="images of a data set to calibrate with, best such as did not train the model")
+    parser.add_argument("--check", metavar="SPLIT", help="also judge the calibration by the images of this split")
+    parser.add_argument("--splits", type=int, default=100, help="random halves to show coverage on (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random halves")
+    add_executor(parser)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    directory = resolve(args.model)
+    if args.splits < 1:
+        raise ValueError(f"--splits is {args.splits}; coverage is shown on at least 1")
+    model = load(directory, args.device, args.executor, args.threads)
+    quality, result = calibrate(
+        model, args.data, args.split, fingerprint(directory), halvings=args.splits, seed=args.seed
+    )
+    if args.check:
+        result["checked"] = check(model, quality, args.data, args.check)
+    quality.save(directory)  # last: what fails before leaves the old one
+    print(json.dumps(result) if args.json else table(result))
+    if not args.json:
+        print(f"written to {directory / QUALITY_FILE}")
+    return 0
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """What each bound keeps and saves, over random halves and, if it was checked, on another split."""
+    head = "epsilon  held in  coverage  in order   early    kept  changed   saved"
+    bounds = [
+        _line(bound, f"{bound['held']:4}/{result['splits']:<4}", f"{bound['in_order']:7.1%}")
+        for bound in result["bounds"]
+    ]
+    checked = [_line(bound, f"{bound['split']:>8}", " " * 9) for bound in result.get("checked", [])]
+    return "\n".join([head, *bounds, *checked])
+
+
+def _line(bound: Mapping[str, Any], held: str, ordered: str) -> str:
+    return (
+        f"{bound['epsilon']:7}  {held}  {bound['coverage']:7.1%}  {ordered}"
+        f"  {bound['early']:6.1%}  {bound['kept']:6.1%}  {bound['changed']:7.2%}  {bound['saved']:6.1%}"
+    )
