@@ -16,7 +16,7 @@ COMMANDS = {
     "train": ("models.training.train", "train a configuration"),
     "evaluate": ("models.commands.evaluate", "score every exit of a model on a data set"),
     "calibrate": ("models.commands.calibrate", "find where a model may stop early at a given quality"),
-    "picture": ("models.evaluation.picture", "a picture of every exit: prediction, confidence, positions settled"),
+    "picture": ("models.commands.picture", "a picture of every exit: prediction, confidence, positions settled"),
     "pckh": ("models.commands.pckh", "PCKh of a file of predictions on MPII"),
     "compare": (
         "models.training.comparison.compare",

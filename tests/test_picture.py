@@ -36,35 +36,35 @@ def test_a_picture_is_written(config: ModelConfig, photo: Path, tmp_path: Path) 
 
 def test_what_is_shown_is_what_the_exits_said() -> None:
     model = build(tiny.network(), "cpu", "reference")
-    shown, frame = picture.look(model, tiny.image(60, 90))
-    assert [exit_.index for exit_ in shown] == [1, 2, 3, 4]
-    for before, after in pairwise(shown):
-        assert 0 < before.share < 1
-        assert (after.prediction == before.prediction)[before.settled].mean() > 0.9  # but for upsampling at borders
-        assert (after.decided[before.settled] <= before.index).all()
-        assert (after.decided[~before.settled] == after.index).all()
+    views, frame = picture.view_exits(model, tiny.image(60, 90))
+    assert [exit_.index for exit_ in views] == [1, 2, 3, 4]
+    for before, after in pairwise(views):
+        assert 0 < before.inactive_share < 1
+        assert (after.prediction == before.prediction)[before.inactive].mean() > 0.9  # but for upsampling at borders
+        assert (after.decided[before.inactive] <= before.index).all()
+        assert (after.decided[~before.inactive] == after.index).all()
         assert before.gmacs < after.gmacs
-    assert not shown[-1].settled.any()
+    assert not views[-1].inactive.any()
     assert picture.seen(frame, model.config) == (0, 0, 90, 60)
 
 
 @pytest.mark.parametrize("named", [0, 1])
-def test_a_model_without_masks_settles_nothing(named: int) -> None:
+def test_a_model_without_masks_leaves_nothing_inactive(named: int) -> None:
     labels, palette = tiny.SEGMENTATION.labels[:named], tiny.SEGMENTATION.palette[:named]
     config = replace(tiny.SEGMENTATION, masking=None, labels=labels, palette=palette)
     model = build(tiny.network(config), "cpu", "reference")
     image = tiny.image(60, 90)
-    shown, frame = picture.look(model, image)
-    assert all(exit_.share == 0 and not exit_.settled.any() for exit_ in shown)
-    assert len(picture.draw(image, shown, frame, model.config, "").axes) == 3 * 5
+    views, frame = picture.view_exits(model, image)
+    assert all(exit_.inactive_share == 0 and not exit_.inactive.any() for exit_ in views)
+    assert len(picture.draw(image, views, frame, model.config, "").axes) == 3 * 5
 
 
 def test_a_person_is_cut_out() -> None:
     model = build(tiny.network(tiny.POSE), "cpu", "reference")
-    shown, frame = picture.look(model, tiny.image(120, 200), (100, 20, 60, 80))
+    views, frame = picture.view_exits(model, tiny.image(120, 200), (100, 20, 60, 80))
     assert picture.seen(frame, model.config) == (80, 10, 180, 110)  # 80 px tall, widened by 1.25
-    assert shown[-1].confidence[:10].max() == 0
-    _, frame = picture.look(model, tiny.image(120, 200), (180, 20, 60, 80))
+    assert views[-1].confidence[:10].max() == 0
+    _, frame = picture.view_exits(model, tiny.image(120, 200), (180, 20, 60, 80))
     assert picture.seen(frame, model.config) == (160, 10, 200, 110)
 
 

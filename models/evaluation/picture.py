@@ -1,23 +1,17 @@
-"""python -m models picture: what every exit says of an image, how sure it is, and what it settles (figure 4).
+"""Draws what every exit says of an image, how sure it is, and which positions it leaves inactive (the paper's figure
+4).
 
-Imports executors, no training loop; matplotlib only when it draws.
+matplotlib is optional and imported only to draw.
 """
 
-import argparse
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.anytime import AnytimeModel, exits_of
-from models.checkpoint import load_directory
-from models.commands.options import add_executor, add_threshold, with_threshold
-from models.directory import resolve
-from models.executors.selection import build
+from models.anytime import AnytimeModel
 from models.imaging.geometry import Box, Frame
-from models.imaging.images import read_image
 from models.imaging.postprocess import extra_map
 from models.network.configs import GIGA, Extra, ModelConfig
 
@@ -29,66 +23,69 @@ Image3 = NDArray[np.float64]
 """float64 (H, W, 3), RGB in 0..1."""
 
 OPACITY = 0.65
-"""Of colours over the image."""
+"""How much colours cover the image, 0..1."""
 MIN_SCORE = 0.1
 """Joints below this score are guesses and are not drawn."""
-SETTLED = "#22a455"
+INACTIVE = "#22a455"
 DECIDED = ("#22a455", "#7fd3e8", "#f5a623", "#d0312d")
-"""Of pixels whose prediction is that of exit 1, 2, 3, 4; settled at exit 1 is settled for good."""
+"""Colours of pixels that exit 1, 2, 3, 4 decided."""
 COLUMN_INCHES, DPI = 3.2, 100
 
 
 @dataclass(frozen=True)
-class Shown:
+class ExitView:
     """What an exit's column shows, at the image's size.
 
-    `prediction`: uint8 (H, W) labels or float32 (J, 3) keypoints. `confidence`: uint8 (H, W), 255 for 1. `settled`:
+    `prediction`: uint8 (H, W) labels or float32 (J, 3) keypoints. `confidence`: uint8 (H, W), 255 for 1. `inactive`:
     bool (H, W), what later exits leave out. `decided`: uint8 (H, W), the exit whose prediction stands. `gmacs`: from
-    the image to this exit. `share`: of positions settled.
+    the image to this exit. `inactive_share`: the share of positions that are inactive, 0..1.
     """
 
     index: int
     prediction: NDArray[Any]
     confidence: NDArray[np.uint8]
-    settled: NDArray[np.bool_]
+    inactive: NDArray[np.bool_]
     decided: NDArray[np.uint8]
     gmacs: float
-    share: float
+    inactive_share: float
 
 
-def look(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) -> tuple[list[Shown], Frame]:
-    """Every exit of `image`, uint8 (H, W, 3), and where the network's input lies in it."""
+def view_exits(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) -> tuple[list[ExitView], Frame]:
+    """What every exit says of `image`, uint8 (H, W, 3), and where the network's input lies in it."""
     state, config = model.begin(image, box), model.config
-    shown = []
-    for exit_index in exits_of(model, [state]):
-        found = state.latest()
+    views = []
+    for step in model.steps:
+        model.advance([state])
+        if step.exit is None or (found := state.exit) is None:
+            continue
         extras: tuple[Extra, ...] = ("confidence", "exit", "unsure")
-        confidence, decided, unsure = (extra_map(found, config, state.frame, extra) for extra in extras)
-        settles = config.masks_after(exit_index)
-        shown.append(
-            Shown(
-                index=exit_index,
+        confidence, decided, active = (extra_map(found, config, state.frame, extra) for extra in extras)
+        masks = config.settles_after(step.exit)
+        views.append(
+            ExitView(
+                index=step.exit,
                 prediction=model.render(state).array,
                 confidence=confidence,
-                settled=(unsure == 0) & settles,
+                inactive=(active == 0) & masks,
                 decided=decided,
                 gmacs=found.macs / GIGA,
-                share=(1 - found.active_share) * settles,
+                inactive_share=(1 - found.unsure) * masks,
             )
         )
-    return shown, state.frame
+    return views, state.frame
 
 
-def draw(image: NDArray[np.uint8], shown: list[Shown], frame: Frame, config: ModelConfig, title: str) -> "Figure":
-    """A column for the image and one for each exit; rows of predictions, confidence and positions settled, the last of
-    which says whose prediction stands. Raises ValueError if matplotlib is not installed."""
+def draw(image: NDArray[np.uint8], views: list[ExitView], frame: Frame, config: ModelConfig, title: str) -> "Figure":
+    """Draws a column for the image and one for each exit, with the prediction, the confidence and the inactive
+    positions below each other; under the last exit it shows which exit decided. Raises ValueError if matplotlib is
+    missing."""
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  (an optional dependency, wanted only here)
     except ImportError as error:
         raise ValueError("pictures need matplotlib: pip install --editable '.[train]'") from error
     left, top, right, bottom = seen(frame, config)
     height_inches = COLUMN_INCHES * (bottom - top) / (right - left)
-    columns = len(shown) + 1
+    columns = len(views) + 1
     figure = Figure(figsize=(COLUMN_INCHES * columns, 3 * height_inches + 1.3), dpi=DPI, layout="constrained")
     figure.suptitle(title, fontsize=14)
     axes = figure.subplots(3, columns, squeeze=False)
@@ -98,9 +95,9 @@ def draw(image: NDArray[np.uint8], shown: list[Shown], frame: Frame, config: Mod
     colours = _palette(config)
     axes[0, 0].imshow(image)
     axes[0, 0].set_title("the image", fontsize=12)
-    for exit_, (prediction, confidence, positions) in zip(shown, axes[:, 1:].T, strict=True):
-        last = exit_ is shown[-1]
-        found = "the answer" if last else f"{exit_.share:.0%} settled"
+    for exit_, (prediction, confidence, positions) in zip(views, axes[:, 1:].T, strict=True):
+        last = exit_ is views[-1]
+        found = "the answer" if last else f"{exit_.inactive_share:.0%} settled"
         prediction.set_title(f"exit {exit_.index}: {found}, {exit_.gmacs:.3g} GMACs", fontsize=12)
         if config.task == "pose":
             prediction.imshow(image)
@@ -112,17 +109,17 @@ def draw(image: NDArray[np.uint8], shown: list[Shown], frame: Frame, config: Mod
             positions.imshow(_over(grey, _rgb(("black", *DECIDED))[exit_.decided]))
             positions.set_title("which exit decided", fontsize=12)
         else:
-            positions.imshow(np.where(exit_.settled[:, :, None], _over(grey, _rgb([SETTLED])), grey))
+            positions.imshow(np.where(exit_.inactive[:, :, None], _over(grey, _rgb([INACTIVE])), grey))
     for axis in (axes[0, 0], *axes[:, 1:].flat):
         axis.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
     _explain_confidence(axes[1, 0], config)
-    _explain_positions(axes[2, 0], len(shown), config)
-    _legend(figure, shown, config, colours)
+    _explain_positions(axes[2, 0], len(views), config)
+    _legend(figure, views, config, colours)
     return figure
 
 
 def seen(frame: Frame, config: ModelConfig) -> tuple[int, int, int, int]:
-    """left, top, right, bottom of what the network sees of the image, in pixels."""
+    """left, top, right, bottom of the part of the image that the network sees, in pixels."""
     if config.task == "segmentation":
         return 0, 0, frame.width, frame.height
     left, top, side = round(frame.left), round(frame.top), round(frame.scale * config.size[0])
@@ -153,7 +150,7 @@ def _explain_positions(axis: "Axes", exits: int, config: ModelConfig) -> None:
     masking = config.masking
     rule = f"{masking.criterion}, threshold {masking.threshold:g}" if masking and config.adaptive else "without masks"
     handles = [
-        Patch(color=SETTLED, label="settled, left out from here"),
+        Patch(color=INACTIVE, label="settled, left out from here"),
         Patch(color="0.6", label="still computed"),
     ]
     handles += [Patch(color=colour, label=f"decided at exit {1 + k}") for k, colour in enumerate(DECIDED[:exits])]
@@ -162,12 +159,12 @@ def _explain_positions(axis: "Axes", exits: int, config: ModelConfig) -> None:
     )
 
 
-def _legend(figure: "Figure", shown: list[Shown], config: ModelConfig, colours: Image3) -> None:
+def _legend(figure: "Figure", views: list[ExitView], config: ModelConfig, colours: Image3) -> None:
     """The colours of the classes that any exit found, or of the body's parts."""
     from matplotlib.patches import Patch  # noqa: PLC0415
 
     if config.task == "segmentation":
-        found = sorted(set().union(*(np.unique(exit_.prediction).tolist() for exit_ in shown)))
+        found = sorted(set().union(*(np.unique(exit_.prediction).tolist() for exit_ in views)))
         handles = [Patch(color=colours[index], label=config.names[index]) for index in found]
     else:
         parts: dict[tuple[float, float, float], list[str]] = {}
@@ -183,7 +180,7 @@ def _over(ground: Image3, colours: Image3) -> Image3:
 
 
 def _palette(config: ModelConfig) -> Image3:
-    """(outputs, 3); well separated hues for what has no colour."""
+    """The colour of each class or joint, (outputs, 3); those without one get well separated hues."""
     from matplotlib import colormaps  # noqa: PLC0415
 
     found = np.asarray(colormaps["turbo"](np.arange(config.outputs) * 0.618 % 1))[:, :3]
@@ -195,41 +192,3 @@ def _rgb(names: tuple[str, ...] | list[str]) -> Image3:
     from matplotlib.colors import to_rgb  # noqa: PLC0415
 
     return np.array([to_rgb(name) for name in names])
-
-
-def box(text: str) -> Box:
-    """`X,Y,W,H`. Raises ValueError on anything else."""
-    x, y, width, height = (float(part) for part in text.split(","))
-    return x, y, width, height
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a shipped model or a model directory")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    parser.add_argument(
-        "--output", type=Path, default=Path(), metavar="DIR", help="where NAME-MODEL.png go; default: here"
-    )
-    add_executor(parser)
-    add_threshold(parser)
-    parser.add_argument(
-        "--box", type=box, metavar="X,Y,W,H", help="the person in the images, for pose; default: all of it"
-    )
-
-
-def main(args: argparse.Namespace) -> int:
-    network = load_directory(resolve(args.model))
-    network.config = with_threshold(network.config, args.threshold)
-    if args.box is not None and network.config.task != "pose":
-        raise ValueError(f"--box is for pose; {network.config.name} does segmentation: leave it out")
-    model = build(network, args.device, args.executor)
-    args.output.mkdir(parents=True, exist_ok=True)
-    outputs = [args.output / f"{path.stem}-{model.config.name}.png" for path in args.images]
-    if len(set(outputs)) < len(outputs):
-        raise ValueError("two images have one name, so that their pictures would too; give them in two calls")
-    for path, output in zip(args.images, outputs, strict=True):
-        image = read_image(path)
-        shown, frame = look(model, image, args.box)
-        title = f"{path.name}, {model.config.name}"
-        draw(image, shown, frame, model.config, title).savefig(output)
-        print(output)
-    return 0
