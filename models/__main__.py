@@ -22,7 +22,7 @@ COMMANDS = {
         "models.training.comparison.compare",
         "the paper's comparisons: train, score and plot every row",
     ),
-    "bench": ("models.bench.command", "seconds to every exit, side by side with other runtimes"),
+    "bench": ("models.commands.bench", "seconds to every exit, side by side with other runtimes"),
     "gpu-day": ("models.commands.gpu_day", "check, measure or train on a GPU that is there for minutes only"),
 }
 

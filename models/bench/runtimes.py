@@ -1,6 +1,7 @@
-"""The runtimes that `python -m models bench` compares, each as a function that takes one image through one network.
+"""The runtimes that `python -m models bench` compares on a CPU, each as a function that runs one image through one
+network.
 
-Weights are random; speed does not depend on them.
+Weights are random, because speed does not depend on them.
 """
 
 import importlib
@@ -31,19 +32,24 @@ RUNTIMES = ("sparse", "torch", "compile", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One image through one runtime: seconds from the start to every exit, and the scores there."""
+class TimedRun:
+    """One image's way through one runtime: seconds from the start to every exit, and the scores there, (1, C, h, w)."""
 
     seconds: list[float]
     scores: list[Any]
 
 
-Run = Callable[[], Pass]
+RunOnce = Callable[[], TimedRun]
+"""Runs one image through a runtime that is ready."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """A runtime on a network. `kind`: "one exit" and "anytime" are dense; "masked" is anytime under masks."""
+class BenchCase:
+    """A runtime on a network.
+
+    `kind`: "one exit" and "anytime" are dense; "masked" is the anytime network under masks, of `active` shares after
+    exits 1 to 3. `data`: the folder of CamVid whose label maps shape the masks; None: a drawn scene.
+    """
 
     runtime: str
     kind: str
@@ -60,11 +66,10 @@ class Task:
         return f"{family}-{self.width}-cityscapes"
 
 
-def network(task: Task) -> AdpcNet:
-    """Random weights under which activations keep their size; the same for every kind."""
-    torch.manual_seed(task.seed)
-    net = build_network(config(task.config))
-    assert isinstance(net, AdpcNet)
+def network(case: BenchCase) -> AdpcNet:
+    """A network of random weights under which activations keep their size; they are the same for every kind."""
+    torch.manual_seed(case.seed)
+    net = AdpcNet(config(case.config))
     with torch.no_grad():
         for layer in net.modules():
             if isinstance(layer, nn.Conv2d):
@@ -75,60 +80,63 @@ def network(task: Task) -> AdpcNet:
     return net.eval()
 
 
-def image(task: Task) -> Tensor:
-    """Noise, (1, 3, H, W) as a network takes it."""
-    return pad(torch.randn(1, 3, *task.size, generator=torch.Generator().manual_seed(task.seed)))
+def image(case: BenchCase) -> Tensor:
+    """Noise as a network's input: float32 (1, 3, H, W), padded to multiples of 32."""
+    return pad(torch.randn(1, 3, *case.size, generator=torch.Generator().manual_seed(case.seed)))
 
 
-def masks(task: Task) -> list[Tensor]:
-    """bool (h, w) after every exit but the last. `task.data`: a folder of CamVid; None: a drawn scene."""
-    height, width = (side // STRIDE for side in image(task).shape[-2:])
-    if task.data is None:
-        labels = scenes.draw(2 * height, 2 * width, task.seed)
+def masks(case: BenchCase) -> list[Tensor]:
+    """The mask after every exit but the last, bool (h, w) each, a quarter of the input."""
+    height, width = (side // STRIDE for side in image(case).shape[-2:])
+    if case.data is None:
+        labels = scenes.draw(2 * height, 2 * width, case.seed)
     else:
-        found = camvid.read(Path(task.data), "val")
-        labels = found[task.seed % len(found)].labels()
-    return [torch.from_numpy(mask) for mask in scenes.masks(labels, height, width, task.active)]
+        found = camvid.read(Path(case.data), "val")
+        labels = found[case.seed % len(found)].labels()
+    return [torch.from_numpy(mask) for mask in scenes.masks(labels, height, width, case.active)]
 
 
-def prepare(task: Task) -> Run:
-    """Raises ModuleNotFoundError for a runtime that is not installed."""
-    net, inputs = network(task), image(task)
-    torch.set_num_threads(task.threads)
-    if task.runtime == "sparse":
-        given = masks(task) if task.kind == "masked" else []
-        return partial(sparse, SparseExecutor(net, task.threads), inputs, given)
-    if task.runtime in ("torch", "compile"):
-        return partial(chained, eager(net, compiled=task.runtime == "compile"), inputs)
-    make = onnxruntime if task.runtime == "onnxruntime" else openvino
-    return partial(chained, make(net, shapes(net, inputs), task.threads), inputs.numpy())
+def prepare(case: BenchCase) -> RunOnce:
+    """Makes a runtime ready to run. Raises ModuleNotFoundError if it is not installed."""
+    net, inputs = network(case), image(case)
+    torch.set_num_threads(case.threads)
+    if case.runtime == "sparse":
+        given = masks(case) if case.kind == "masked" else []
+        return partial(sparse, SparseExecutor(net, case.threads), inputs, given)
+    if case.runtime in ("torch", "compile"):
+        return partial(chained, eager(net, compiled=case.runtime == "compile"), inputs)
+    make = onnxruntime if case.runtime == "onnxruntime" else openvino
+    return partial(chained, make(net, shapes(net, inputs), case.threads), inputs.numpy())
 
 
-_loaded: dict[Task, Run] = {}
-"""What this process has prepared."""
+_loaded: dict[BenchCase, RunOnce] = {}
+"""What this process has made ready."""
 
 
-def load(task: Task) -> list[NDArray[np.float32]]:
-    """Prepare a task in this process; returns its scores at every exit. Raises RuntimeError if the runtime is not there
-    or fails."""
+def load(case: BenchCase) -> list[NDArray[np.float32]]:
+    """Makes a case ready in this process; returns its scores at every exit, float32 (1, C, h, w). Raises RuntimeError
+    if the runtime is missing or fails."""
     try:
-        run = _loaded[task] = prepare(task)
+        run = _loaded[case] = prepare(case)
         return [np.asarray(scores) for scores in run().scores]
     except (ImportError, RuntimeError) as error:  # torch.compile without a compiler raises one that pickles badly
         raise RuntimeError(str(error).splitlines()[0]) from None
 
 
-def timed(task: Task) -> list[float]:
-    """Seconds to every exit of a task that is loaded."""
-    run = _loaded[task]
+def timed(case: BenchCase) -> list[float]:
+    """Seconds to every exit of a case that is loaded."""
+    run = _loaded[case]
     run()  # brings its memory back, and lets the threads of the runtime before fall asleep
     return run().seconds
 
 
-def sparse(model: SparseExecutor, inputs: Tensor, given: Sequence[Tensor]) -> Pass:
+def sparse(model: SparseExecutor, inputs: Tensor, given: Sequence[Tensor]) -> TimedRun:
     state = model.start(inputs, Frame(*inputs.shape[-2:]))
-    begin, found = time.perf_counter(), Pass([], [])
-    for exit_index in exits_of(model, [state]):
+    begin, found = time.perf_counter(), TimedRun([], [])
+    for step in model.steps:
+        model.advance([state])
+        if step.exit is None or state.exit is None:
+            continue
         found.seconds.append(time.perf_counter() - begin)
         found.scores.append(state.latest().scores[None])
         if given and exit_index < model.config.exits:
@@ -136,12 +144,12 @@ def sparse(model: SparseExecutor, inputs: Tensor, given: Sequence[Tensor]) -> Pa
     return found
 
 
-Stage = Callable[..., Sequence[Any]]
-"""What leads from one exit to the next: branches (or the image) in; scores and branches out."""
+StageFunction = Callable[..., Sequence[Any]]
+"""Computes from one exit to the next: takes the branches (or the image), returns the scores and the branches."""
 
 
-def chained(stages: Sequence[Stage], inputs: Any) -> Pass:
-    begin, found, values = time.perf_counter(), Pass([], []), [inputs]
+def chained(stages: Sequence[StageFunction], inputs: Any) -> TimedRun:
+    begin, found, values = time.perf_counter(), TimedRun([], []), [inputs]
     with torch.inference_mode():
         for stage in stages:
             scores, *values = stage(*values)
@@ -150,13 +158,13 @@ def chained(stages: Sequence[Stage], inputs: Any) -> Pass:
     return found
 
 
-def eager(net: AdpcNet, *, compiled: bool) -> list[Stage]:
+def eager(net: AdpcNet, *, compiled: bool) -> list[StageFunction]:
     stages = [ExitGraph(net, steps, masked=False).to(memory_format=torch.channels_last) for steps in groups(net)]  # type: ignore[call-overload]
     return [torch.compile(stage) for stage in stages] if compiled else stages
 
 
 def shapes(net: AdpcNet, inputs: Tensor) -> list[dict[str, tuple[int, ...]]]:
-    """The shapes of every exit's inputs by name: runtimes are fastest when they know them beforehand."""
+    """The shapes of every stage's inputs by name: runtimes are fastest when they know them beforehand."""
     with torch.device("meta"):
         meta = AdpcNet(net.config).eval()
     values, found = (inputs.to("meta"),), []
@@ -166,9 +174,9 @@ def shapes(net: AdpcNet, inputs: Tensor) -> list[dict[str, tuple[int, ...]]]:
     return found
 
 
-def onnxruntime(net: AdpcNet, known: Sequence[dict[str, tuple[int, ...]]], threads: int) -> list[Stage]:
+def onnxruntime(net: AdpcNet, known: Sequence[dict[str, tuple[int, ...]]], threads: int) -> list[StageFunction]:
     runtime = importlib.import_module("onnxruntime")
-    stages: list[Stage] = []
+    stages: list[StageFunction] = []
     for graph, by_name in zip(graphs(net), known, strict=True):
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -184,10 +192,10 @@ def onnxruntime(net: AdpcNet, known: Sequence[dict[str, tuple[int, ...]]], threa
     return stages
 
 
-def openvino(net: AdpcNet, known: Sequence[dict[str, tuple[int, ...]]], threads: int) -> list[Stage]:
+def openvino(net: AdpcNet, known: Sequence[dict[str, tuple[int, ...]]], threads: int) -> list[StageFunction]:
     core = importlib.import_module("openvino").Core()
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    stages: list[Stage] = []
+    stages: list[StageFunction] = []
     for graph, by_name in zip(graphs(net), known, strict=True):
         model = core.read_model(graph)
         model.reshape({name: list(shape) for name, shape in by_name.items()})
@@ -196,25 +204,28 @@ def openvino(net: AdpcNet, known: Sequence[dict[str, tuple[int, ...]]], threads:
     return stages
 
 
-def expected(task: Task) -> list[Tensor]:
-    """What the reference says at every exit."""
-    net, inputs = network(task), image(task)
-    if task.kind != "masked":
+def expected(case: BenchCase) -> list[Tensor]:
+    """The reference's scores at every exit, (1, C, h, w)."""
+    net, inputs = network(case), image(case)
+    if case.kind != "masked":
         with torch.inference_mode():
             return list(net(inputs, adaptive=False))
     reference, found = ReferenceExecutor(net), []
     state = reference.start(inputs, Frame(*inputs.shape[-2:]))
-    given = masks(task)
-    for exit_index in exits_of(reference, [state]):
-        found.append(state.latest().scores[None])
-        if exit_index < net.config.exits:
-            reference.override(state, given[exit_index - 1])
+    given = masks(case)
+    for step in reference.steps:
+        reference.advance([state])
+        if step.exit is not None and state.exit is not None:
+            found.append(state.exit.scores[None])
+            if step.exit < net.config.exits:
+                reference.override(state, given[step.exit - 1])
     return found
 
 
-def peak(task: Task) -> int | None:
-    """Bytes that are resident at most while a process serves one image, the model among them; None but on Linux."""
-    run = prepare(task)
+def peak(case: BenchCase) -> int | None:
+    """The most bytes that are resident while a process serves one image, those of the model included. None where this
+    is not Linux."""
+    run = prepare(case)
     run()
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not reset.exists():

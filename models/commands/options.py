@@ -8,6 +8,17 @@ from models.imaging.geometry import Size
 from models.network.configs import ModelConfig
 
 
+def at_least_1(text: str) -> int:
+    """A whole number of at least 1. Raises argparse's error on anything else."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number; give 1 or more") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1; leave the option out for its default")
+    return value
+
+
 def add_executor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executor", choices=CHOICES, default=AUTO)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -1,0 +1,87 @@
+"""What a benchmark prints and draws: its table, its figure, and the machine and versions that it ran with."""
+
+import importlib
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+from models.bench.side_by_side import BenchResult, fastest
+from models.executors.cpu.isa import Isa
+from models.executors.processor import processor
+
+RUNTIME_DISTRIBUTIONS = {
+    "torch": ("torch",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+}
+
+
+def table(results: Sequence[BenchResult]) -> Iterator[str]:
+    """The lines of one comparison: results of one network and size."""
+    case = results[0].case
+    yield f"HRNet-{case.width.upper()} at {case.size[0]}x{case.size[1]}: milliseconds to every exit, medians"
+    heads = "".join(f"{head:>9}" for head in ("exit 1", "2", "3", "4"))
+    yield f"  {'runtime':<12}{'network':<28}{heads}{'speed-up':>10}{'difference':>12}{'peak MiB':>10}"
+    dense = fastest(results, "one exit", -1)
+    for result in results:
+        active = ", ".join(f"{share:.0%}" for share in result.case.active)
+        times = [f"{1000 * second:.1f}" for second in result.seconds]
+        times = times if len(times) > 1 else ["", "", "", *times]
+        speed_up = "-" if dense is None else f"{dense / result.seconds[-1]:.2f}x"
+        off = "" if result.difference is None else f"{result.difference:.1e}"
+        memory = "" if result.peak_bytes is None else f"{result.peak_bytes / 2**20:.0f}"
+        yield (
+            f"  {result.case.runtime:<12}{result.case.kind + (f' {active}' if active else ''):<28}"
+            + "".join(f"{text:>9}" for text in times)
+            + f"{speed_up:>10}{off:>12}{memory:>10}"
+        )
+    full = next(
+        (each.seconds for each in results if each.case.runtime == "sparse" and each.case.kind == "anytime"), None
+    )
+    if full is None:
+        return
+    if (exit_1 := fastest(results, "anytime", 0)) is not None:
+        yield f"  sparse exit 1 takes {full[0] / exit_1:.2f} of the fastest dense runtime's time"
+    for result in results:
+        shares = set(result.case.active)
+        if len(shares) == 1:
+            stages = (result.seconds[-1] - result.seconds[0]) / (full[-1] - full[0])
+            yield f"  the stages after exit 1 take {stages:.3f} of their time when {shares.pop():.0%} are active"
+
+
+def plot(comparisons: Sequence[Sequence[BenchResult]], path: Path) -> None:
+    """A PNG with a panel for each comparison: seconds over exits, a curve for each case."""
+    pyplot = importlib.import_module("matplotlib.pyplot")
+    panels = len(comparisons)
+    figure, axes = pyplot.subplots(1, panels, figsize=(5 * panels, 4), squeeze=False, layout="constrained")
+    for axis, results in zip(axes[0], comparisons, strict=True):
+        for result in results:
+            exits = range(1, len(result.seconds) + 1) if len(result.seconds) > 1 else [4]
+            style = "o-" if result.case.runtime == "sparse" else "x--"
+            axis.plot(exits, result.seconds, style, label=f"{result.case.runtime}, {result.case.kind}")
+        case = results[0].case
+        axis.set(title=f"{case.width.upper()}, {case.size[0]}x{case.size[1]}", xlabel="exit", ylabel="seconds")
+        axis.set_xticks(range(1, 5))
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize="x-small")
+    figure.savefig(path, dpi=120)
+
+
+def machine() -> dict[str, str | int | None]:
+    """The processor, its cores, the kernels that are built for it, and versions."""
+    versions = {}
+    for package, distributions in RUNTIME_DISTRIBUTIONS.items():
+        versions[package] = "not installed"
+        for distribution in distributions:
+            with suppress(metadata.PackageNotFoundError):
+                versions[package] = metadata.version(distribution)
+    return {
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "kernels": Isa.find().name,
+        "python": platform.python_version(),
+        **versions,
+    }
