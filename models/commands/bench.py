@@ -86,7 +86,5 @@ def check_usage(args: argparse.Namespace) -> None:
             raise argparse.ArgumentError(None, f"--{option} means nothing with --device {args.device}; leave it out")
     wanted = len(ACTIVE["w18"])
     if args.active is not None and len(args.active) != wanted:
-        raise argparse.ArgumentError(
-            None,
-            f"--active has {len(args.active)} shares; give {wanted}, one after each exit but the last: 0.8,0.6,0.4",
-        )
+        has = f"--active has {len(args.active)} of {wanted} shares"
+        raise argparse.ArgumentError(None, f"{has}; give one after each exit but the last, as in 0.8,0.6,0.4")
