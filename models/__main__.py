@@ -1,5 +1,5 @@
-"""python -m models: everything about models that is not serving. Each command lives in the module that does the work,
-as `add_arguments(parser)` and `main(args) -> exit status`, and is imported only when it is called.
+"""python -m models: everything about models that is not serving. Each command is a module of `models/commands` with
+`add_arguments(parser)` and `main(args) -> exit status`, and is imported only when it is called.
 """
 
 import argparse
@@ -27,10 +27,23 @@ COMMANDS = {
 }
 
 
+PROGRAM = "python -m models"
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells give it: 128 and the signal's number."""
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m models", description=__doc__.partition(". ")[0])
+    """Runs a command and returns its exit status: 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C)."""
+    try:
+        return call(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt as interrupt:
+        print(f"{PROGRAM}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def call(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.partition(". ")[0])
     subparsers = parser.add_subparsers(dest="command", required=True)
-    argv = sys.argv[1:] if argv is None else argv
     called = next((word for word in argv if not word.startswith("-")), None)
     for name, (module, description) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=description, description=description)
@@ -42,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     except argparse.ArgumentError as error:  # options that do not go together
         subparsers.choices[args.command].error(str(error))
     except (ValueError, OSError) as error:
-        print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
+        print(f"{PROGRAM} {args.command}: {error}", file=sys.stderr)
         return 1
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from given import Given, heatmaps
 from PIL import Image
 from scipy.io import savemat
 
@@ -14,6 +15,7 @@ from models.__main__ import main
 from models.anytime import run
 from models.checkpoint import save_directory
 from models.commands.calibrate import table
+from models.evaluation import calibrate
 from models.evaluation.calibrate import Observations, cross_validate, difference, judge, observe
 from models.executors import build
 from models.quality import Quality, doubt, fingerprint
@@ -163,3 +165,47 @@ def test_the_table_by_hand() -> None:
         "   0.02    93/100     95.0%    40.0%   30.0%   20.0%    1.00%   32.1%",
         "   0.02       val    95.0%              30.0%   20.0%    1.00%   32.1%",
     ]
+
+
+def test_each_half_is_judged_by_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four random halvings of 11 images have coverages 0.8, 0.89, 0.9 and 1: two are at least 0.9, and their mean is
+    0.8975. The halves in order have 0.95 and 0.7."""
+    numbers = np.arange(11.0)[:, None]
+    coverages = iter((0.8, 0.89, 0.9, 1.0, 0.95, 0.7))
+    calibrated: list[set[float]] = []
+    judged: list[set[float]] = []
+
+    def threshold(images: Observations, epsilon: float) -> float:
+        calibrated.append(set(images.macs.flatten().tolist()))
+        return len(calibrated)
+
+    def judge(images: Observations, below: float, epsilon: float) -> dict[str, float]:
+        assert (below, epsilon) == (len(calibrated), 0.05)
+        judged.append(set(images.macs.flatten().tolist()))
+        return {"coverage": next(coverages)}
+
+    monkeypatch.setattr(Observations, "threshold", threshold)
+    monkeypatch.setattr(calibrate, "judge", judge)
+    found = cross_validate(Observations(numbers, numbers, numbers), 0.05, halvings=4)
+    assert found == pytest.approx({"held": 2, "coverage": 0.8975, "in_order": 0.7})
+    assert all(not one & other and one | other == set(range(11)) for one, other in zip(calibrated, judged, strict=True))
+    assert len({frozenset(half) for half in calibrated[:4]}) == 4
+    assert calibrated[4:] == [set(range(5, 11)), set(range(5))]
+
+
+def test_the_last_exit_does_not_decide_the_threshold() -> None:
+    """30 images; the first exit's uncertainty goes up to 0.49. Where it never breaks the bound, that is the
+    threshold."""
+    first = np.linspace(0.2, 0.49, 30)
+    images = Observations(np.stack([first, np.full(30, 0.9)], 1), np.zeros((30, 2)), np.ones((30, 2)))
+    assert images.threshold(0.05) == pytest.approx(0.49)
+
+
+def test_joints_are_compared_at_the_size_of_the_person_s_crop() -> None:
+    """A crop of 64 pixels shows 128 of the image, of which a twentieth is 6.4. Of 16 joints one moves by a position, 8
+    pixels, at the last exit, and one by a quarter of a position, 2 pixels."""
+    early = heatmaps((0, 3, 3, 1.0), (1, 3, 3, 1.0))
+    last = heatmaps((0, 4, 3, 1.0), (1, 3, 3, 1.0), (1, 4, 3, 0.5))
+    model = Given(tiny.POSE, [[early, early, last, last]], scale=2.0)
+    found = observe(model, [(tiny.image(64, 64), (0, 0, 64, 64))])
+    assert found.changed.tolist() == [[1 / 16, 1 / 16, 0, 0]]

@@ -1,7 +1,6 @@
 """Scores and costs of a model whose every answer is given, against figures worked out by hand."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,59 +8,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from numpy.typing import NDArray
+from given import Given, heatmaps
 from PIL import Image
-from torch import Tensor
 
-from models.anytime import Exit, ExitMap, Extra, State, Step
+from models.__main__ import main
+from models.anytime import AnytimeModel
+from models.checkpoint import save_directory
 from models.commands.evaluate import table
 from models.data import mpii
 from models.data.people import Person, Skeleton
 from models.data.street import Scene, class_table
 from models.evaluation import evaluate
-from models.imaging.geometry import Box, Frame
-from models.network.configs import GIGA, ModelConfig
-
-STEPS = (Step("stem", None), Step("exit1", 1), Step("exit2", 2), Step("exit3", 3), Step("exit4", 4))
-
-
-@dataclass
-class Given:
-    """A model that answers the k-th image that begins with the k-th of `answers`, at every exit one: a label map, or
-    heatmaps for pose. `active`: the shares of positions that stay active. Each exit costs as many GMACs as its number.
-    """
-
-    config: ModelConfig
-    answers: list[list[Any]]
-    active: tuple[float, ...] = (0.75, 0.5, 0.25, 0.125)
-    executor: str = "given"
-    device: str = "cpu"
-    steps: tuple[Step, ...] = STEPS
-    begun: list[tuple[NDArray[np.uint8], Box | None]] = field(default_factory=list)
-    states: dict[int, list[Any]] = field(default_factory=dict)
-
-    def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> State:
-        self.begun.append((image, box))
-        state = State(Frame(*image.shape[:2]), (32, 32))
-        self.states[id(state)] = self.answers[len(self.begun) - 1]
-        return state
-
-    def start(self, inputs: Tensor, frame: Frame) -> State:
-        raise NotImplementedError
-
-    def advance(self, states: Sequence[State]) -> None:
-        for state in states:
-            index = self.steps[state.next_step].exit
-            state.next_step += 1
-            if index is not None:
-                answer = self.states[id(state)][index - 1]
-                scores = torch.as_tensor(answer) if self.config.task == "pose" else torch.zeros(3, 8, 8)
-                nowhere = torch.zeros(8, 8, dtype=torch.bool)
-                state.exit = Exit(index, scores, nowhere.byte(), nowhere, self.active[index - 1], index * GIGA)
-
-    def render(self, state: State, extra: Extra | None = None) -> ExitMap:
-        found = state.latest()
-        return ExitMap(found.index, np.array(self.states[id(state)][found.index - 1], np.uint8), found.unsure)
 
 
 @pytest.fixture
@@ -138,14 +95,6 @@ def test_miou_is_of_one_confusion_over_all_images_without_void(tmp_path: Path) -
 WRIST, OTHER_WRIST = 10, 15
 
 
-def heatmaps(*peaks: tuple[int, int, int, float]) -> Tensor:
-    """(16, 8, 8), zero but for (joint, x, y, height)."""
-    maps = torch.zeros(16, 8, 8)
-    for joint, x, y, height in peaks:
-        maps[joint, y, x] = height
-    return maps
-
-
 @pytest.fixture
 def person(tmp_path: Path) -> Person:
     """A right wrist at (12, 8), position (3, 2); a torso of 10 pixels from (0, 0) and a head of 2 pixels."""
@@ -161,14 +110,15 @@ def person(tmp_path: Path) -> Person:
 
 RIGHT = ((13, 0, 0, 1.0), (8, 0, 0, 1.0), (9, 0, 0, 1.0), (2, 0, 0, 1.0))
 """Left shoulder and neck where they are; head top 2 pixels off, right hip 10."""
+FOUND, LOST = heatmaps((WRIST, 3, 2, 1.0), *RIGHT), heatmaps((WRIST, 3, 3, 1.0), *RIGHT)
+"""The wrist where it is, and 4 pixels off."""
 
 
 def test_pck_and_pckh_by_hand_without_the_mirrored_image(person: Person) -> None:
     """A torso of 10 pixels allows less than 2. Exits 1 and 2 find the wrist, exits 3 and 4 are 4 pixels off; shoulder
     and neck are right, the hip is 10 off and the head top 2. Of five joints 3, 3, 2, 2 are right. PCKh allows less than
     1 pixel, half of the head, and counts the same."""
-    right, wrong = heatmaps((WRIST, 3, 2, 1.0), *RIGHT), heatmaps((WRIST, 3, 3, 1.0), *RIGHT)
-    model = Given(tiny.POSE, [[right, right, wrong, wrong]])
+    model = Given(tiny.POSE, [[FOUND, FOUND, LOST, LOST]])
     result = evaluate.pose(model, [person], flip=False)
     assert len(model.begun) == 1
     assert [row["pck"] for row in result["exits"]] == [60, 60, 40, 40]
@@ -178,34 +128,44 @@ def test_pck_and_pckh_by_hand_without_the_mirrored_image(person: Person) -> None
 
 def test_pckh_goes_by_the_data_set_s_head_size_where_there_is_one(person: Person) -> None:
     """A head of 20 pixels: all within 10 are right, but for the hip, which is 10 off."""
-    wrong = heatmaps((WRIST, 3, 3, 1.0), *RIGHT)
-    (row, *_) = evaluate.pose(Given(tiny.POSE, [[wrong] * 4]), [replace(person, head_px=20.0)], flip=False)["exits"]
+    (row, *_) = evaluate.pose(Given(tiny.POSE, [[LOST] * 4]), [replace(person, head_px=20.0)], flip=False)["exits"]
     assert (row["pck"], row["pckh"]) == (40, 80)
 
 
 def test_both_means_of_people_and_joints(person: Person) -> None:
     """The first person has a wrist and a torso, but no head. PCK counts 2 of 3, 3 of 5 and 2 of 5 joints as right:
     7 / 13 = 53.85 %. PCKh leaves the first person out: 5 of 10."""
-    few = replace(person, joints=np.where(np.isin(np.arange(16), (WRIST, 13, 2))[:, None], person.joints, 0))
-    right, wrong = heatmaps((WRIST, 3, 2, 1.0), *RIGHT), heatmaps((WRIST, 3, 3, 1.0), *RIGHT)
-    people = [few, person, person]
-    result = evaluate.pose(Given(tiny.POSE, [[right] * 4, [right] * 4, [wrong] * 4]), people, flip=False)
-    assert result["exits"][0]["pck"] == 53.85
-    assert result["exits"][0]["pckh"] == 50
+    few = replace(person, joints=only(person, WRIST, 13, 2))
+    result = evaluate.pose(Given(tiny.POSE, [[FOUND] * 4, [FOUND] * 4, [LOST] * 4]), [few, person, person], flip=False)
+    assert (result["exits"][0]["pck"], result["exits"][0]["pckh"]) == (53.85, 50)
+
+
+def test_both_means_of_pckh(person: Person) -> None:
+    """Two of three people have but wrist, neck and head top, of which the neck alone is right. Of 11 joints 3 + 2 are
+    right: 45.45 %. By joint, the wrist is right in 1 of 3, shoulder and neck always, hip and head top never: 46.67
+    %."""
+    few = replace(person, joints=only(person, WRIST, 8, 9))
+    result = evaluate.pose(Given(tiny.POSE, [[FOUND] * 4, [LOST] * 4, [LOST] * 4]), [person, few, few], flip=False)
+    assert (result["exits"][0]["pckh"], result["exits"][0]["pckh_by_joint"]) == (45.45, 46.67)
+    assert (result["mean_pckh"], result["mean_pckh_by_joint"]) == (45.45, 46.67)
+
+
+def only(person: Person, *joints: int) -> Any:
+    """The person's joints, of which these alone are labelled."""
+    return np.where(np.isin(np.arange(16), joints)[:, None], person.joints, np.float32(0))
 
 
 def test_the_mirrored_image_s_heatmaps_are_turned_back_and_averaged(person: Person) -> None:
     """Alone, the image's wrist is 4 pixels off, at height 1. In the mirror the other wrist, at height 2, is at position
     8 - 3 = 5 of 0 to 7, so at 3 once it is turned back: that wins the mean, at 1 against 0.5."""
-    image = heatmaps((WRIST, 3, 3, 1.0), *RIGHT)
     mirror = heatmaps((OTHER_WRIST, 5, 2, 2.0), (12, 7, 0, 1.0), (8, 7, 0, 1.0), (9, 7, 0, 1.0), (3, 7, 0, 1.0))
-    model = Given(tiny.POSE, [[image] * 4, [mirror] * 4])
+    model = Given(tiny.POSE, [[LOST] * 4, [mirror] * 4])
     result = evaluate.pose(model, [person])
     assert [row["pck"] for row in result["exits"]] == [60] * 4
     assert len(model.begun) == 2
     assert np.array_equal(model.begun[1][0], model.begun[0][0][:, ::-1])
     assert not np.array_equal(model.begun[1][0], model.begun[0][0])
-    again = Given(tiny.POSE, [[image] * 4])
+    again = Given(tiny.POSE, [[LOST] * 4])
     assert [row["pck"] for row in evaluate.pose(again, [person], flip=False)["exits"]] == [40] * 4
 
 
@@ -252,4 +212,26 @@ def test_the_table_by_hand() -> None:
         "exit    miou   GMACs  masked       ms",
         "   4    5.00  10.000    0.0%   1234.5",
         "mean    5.00",
+    ]
+
+
+def test_options_reach_the_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    called: list[Any] = []
+
+    def evaluated(model: AnytimeModel, *given: object, **options: object) -> dict[str, Any]:
+        called.append((model.config.masking, given, options))
+        return {"exits": [], "mean": None}
+
+    monkeypatch.setattr("models.commands.evaluate.evaluate", evaluated)
+    save_directory(tmp_path, tiny.network())
+    command = ["evaluate", str(tmp_path), "--data", "data", "--split", "val", "--json", "--device", "cpu"]
+    for more in ([], ["--no-flip", "--drive", "d1", "--threshold", "0.9"], ["--no-masks"]):
+        assert main([*command, *more]) == 0
+    masking = tiny.SEGMENTATION.masking
+    assert masking is not None
+    given = Path("data"), "val"
+    assert called == [
+        (masking, given, {"drive": None, "flip": True}),
+        (replace(masking, threshold=0.9), given, {"drive": "d1", "flip": False}),
+        (replace(masking, adaptivity="training"), given, {"drive": None, "flip": True}),
     ]

@@ -147,15 +147,15 @@ def test_pckh_by_hand(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_column_of_a_joint_that_is_never_labelled_is_empty(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     places, missing = np.ones((16, 2, PEOPLE)), np.zeros((16, PEOPLE), np.uint8)
-    missing[9] = 1
+    missing[[9, 12]] = 1  # head top and right shoulder
     truth = truth_file(data / "annot" / "gt_valid.mat", places, missing)
     np.save(data / "pred.npy", np.ones((PEOPLE, 16, 2)))
     command = ["pckh", str(data / "pred.npy"), "--annotations", str(truth), "--within", "0.5"]
     assert main([*command, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["pckh"]
-    assert (row["head"], row["hip"], row["mean"]) == (None, 100, 100)
+    assert (row["head"], row["shoulder"], row["hip"], row["mean"]) == (None, None, 100, 100)
     assert main(command) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["0.50", "-", "100.00"]
+    assert capsys.readouterr().out.splitlines()[1].split()[:4] == ["0.50", "-", "-", "100.00"]
 
 
 def test_predictions_are_read_from_every_form(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ interleaved, so that all of them meet the machine in the same state.
 
 import math
 import multiprocessing
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -140,9 +141,18 @@ def _measure_peak(result: BenchResult) -> None:
         result.peak_bytes = alone.submit(peak, result.case).result()
 
 
-def process() -> ProcessPoolExecutor:
-    """A fresh process, which has loaded nothing yet."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+@contextmanager
+def process() -> Iterator[ProcessPoolExecutor]:
+    """A fresh process, which has loaded nothing yet. Ctrl-C ends it at once."""
+    spawn = multiprocessing.get_context("spawn")
+    # The terminal interrupts all processes; the parent's one line is enough.
+    with ProcessPoolExecutor(1, spawn, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
 
 
 def fastest(results: Sequence[BenchResult], kind: str, exit_index: int) -> float | None:

@@ -64,5 +64,8 @@ def read_mat(path: Path, *names: str) -> list[NDArray[Any]]:
 
 def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """`function` of every item, in order. Decoders release the interpreter's lock, so threads run side by side."""
-    with ThreadPoolExecutor(THREADS) as pool:
+    pool = ThreadPoolExecutor(THREADS)
+    try:
         return list(pool.map(function, items))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, the items that have not begun are left
