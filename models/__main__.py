@@ -18,10 +18,7 @@ COMMANDS = {
     "calibrate": ("models.commands.calibrate", "find where a model may stop early at a given quality"),
     "picture": ("models.commands.picture", "a picture of every exit: prediction, confidence, positions settled"),
     "pckh": ("models.commands.pckh", "PCKh of a file of predictions on MPII"),
-    "compare": (
-        "models.training.comparison.compare",
-        "the paper's comparisons: train, score and plot every row",
-    ),
+    "compare": ("models.commands.compare", "the paper's comparisons: train, score and plot every row"),
     "bench": ("models.commands.bench", "seconds to every exit, side by side with other runtimes"),
     "gpu-day": ("models.commands.gpu_day", "check, measure or train on a GPU that is there for minutes only"),
 }

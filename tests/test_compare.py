@@ -11,11 +11,12 @@ from PIL import Image
 
 from models.__main__ import main
 from models.checkpoint import load_directory, save_directory
-from models.network import families
-from models.training.comparison import compare
+from models.commands import compare
+from models.network import configs
 from models.training.comparison import report as compare_report
-from models.training.comparison import rows as compare_rows
-from models.training.comparison.rows import rows
+from models.training.comparison import runner
+from models.training.comparison import variants as compare_variants
+from models.training.comparison.variants import variants
 from models.training.recipe import Phase, Recipe
 
 RECIPE = Recipe(
@@ -33,7 +34,7 @@ class Command:
 
     def __init__(self, folder: Path) -> None:
         self.output = folder / "output"
-        self.rows = rows(tiny.SEGMENTATION)
+        self.rows = variants(tiny.SEGMENTATION)
         tiny.write_scenes(folder / "data")
         (folder / "recipe.json").write_text(json.dumps(RECIPE.to_json()))
         self.words = ["compare", "--config", "tiny", "--device", "cpu", "--executor", "reference"]
@@ -54,8 +55,8 @@ class Command:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.setattr(families, "CONFIGS", {"tiny": tiny.SEGMENTATION})
-    monkeypatch.setattr(compare_rows, "SWEEPS", {"top_k": (0.7, 0.3), "random": (0.5,)})
+    monkeypatch.setattr(configs, "CONFIGS", {"tiny": tiny.SEGMENTATION})
+    monkeypatch.setattr(compare_variants, "SWEEPS", {"top_k": (0.7, 0.3), "random": (0.5,)})
     return Command(tmp_path)
 
 
@@ -74,7 +75,7 @@ def test_rows_are_trained_once_and_scored(command: Command) -> None:
     assert missing == dict.fromkeys(("rh", "adpc-inference", "adpc"), "not scored") | dict.fromkeys(
         ("ee", "d333", "window3", "window5", "window9"), "not trained"
     )
-    with Image.open(command.output / compare_report.PICTURE) as picture:
+    with Image.open(command.output / compare_report.PLOT) as picture:
         assert picture.size == (3 * 720, 540)
 
 
@@ -131,32 +132,32 @@ def test_one_model_under_the_masks_of_every_row(command: Command, tmp_path: Path
     assert not [path for path in command.output.iterdir() if path.is_dir()]
 
 
-def test_weights_are_dressed_in_other_masks(tmp_path: Path) -> None:
+def test_weights_run_under_other_masks(tmp_path: Path) -> None:
     network = tiny.network()
-    by_name = {row.name: row.model for row in rows(tiny.SEGMENTATION)}
-    plain = compare.dressed(network, by_name["rh"])
-    again = compare.dressed(plain, by_name["adpc-inference"])
-    narrow = compare.dressed(network, by_name["window3"])
+    by_name = {row.name: row.model for row in variants(tiny.SEGMENTATION)}
+    plain = runner.with_masks_of(network, by_name["rh"])
+    again = runner.with_masks_of(plain, by_name["adpc-inference"])
+    narrow = runner.with_masks_of(network, by_name["window3"])
     scales = [net.get_parameter("last_layer.0.Lambda").item() for net in (narrow, again)]
     assert scales == pytest.approx([0.6, 3])
     assert torch.equal(again.get_parameter("conv1.weight"), network.get_parameter("conv1.weight"))
     with pytest.raises(ValueError, match=r"do not fit hrnet: exit1.* is one's alone"):
-        compare.dressed(network, by_name["hrnet"])
+        runner.with_masks_of(network, by_name["hrnet"])
     save_directory(tmp_path, network)
     with pytest.raises(ValueError, match="do not fit ee"):
-        compare.dressed(load_directory(tmp_path), by_name["ee"])
+        runner.with_masks_of(load_directory(tmp_path), by_name["ee"])
 
 
 def test_rows_derive_from_adpc() -> None:
-    found = {row.name: row for row in rows(tiny.SEGMENTATION)}
-    assert len(found) == len(rows(tiny.SEGMENTATION))
+    found = {row.name: row for row in variants(tiny.SEGMENTATION)}
+    assert len(found) == len(variants(tiny.SEGMENTATION))
     assert all(found[row.weights].weights == row.weights for row in found.values())
     with pytest.raises(ValueError, match="tiny-pose is not ADP-C for segmentation"):
-        rows(tiny.POSE)
+        variants(tiny.POSE)
 
 
 def test_the_shipped_recipes_load() -> None:
-    for name in ("compare.json", "compare-cpu.json"):
+    for name in ("recipe-gpu.json", "recipe-cpu.json"):
         recipe = Recipe.load(compare.RECIPE.with_name(name))
         assert recipe.hold_out == ("0001TP",)
         assert recipe.steps > 0

@@ -1,7 +1,4 @@
-"""What a comparison found: its JSON, a table of every row, a figure like the paper's figures 3 and 5.
-
-Imports no training loop.
-"""
+"""What a comparison found: its JSON, a table of every variant, and a figure like the paper's figures 3 and 5."""
 
 import json
 import math
@@ -12,38 +9,43 @@ from pathlib import Path
 from typing import Any
 
 from models.directory import WEIGHTS_FILE
-from models.training.comparison.rows import Figure, Row
+from models.training.comparison.variants import PaperFigure, Variant
 
-JSON, TABLE, PICTURE = "comparison.json", "comparison.md", "comparison.png"
+JSON, TABLE, PLOT = "comparison.json", "comparison.md", "comparison.png"
 EXITS = 4
-TITLES: Mapping[Figure, str] = {
+TITLES: Mapping[PaperFigure, str] = {
     "exits": "Methods (figure 3, tables 1 and 4)",
     "downsampling": "Downsampling at exits 1/2/3 (figure 5, left)",
     "window": "Window of the interpolation (table 3)",
     "criteria": "Masking criteria, at inference only (figure 5, right)",
 }
 
-PANELS: Mapping[Figure, str] = {"exits": "GMACs", "criteria": "GMACs, mean of exits", "downsampling": "exit"}
-"""Those of the picture, and what their x axes show."""
+PANELS: Mapping[PaperFigure, str] = {"exits": "GMACs", "criteria": "GMACs, mean of exits", "downsampling": "exit"}
+"""The panels of the plot, and what their x axes show."""
 
 
 @dataclass
 class Report:
-    """`found`: by row, what `evaluate.segmentation` returned, the `step` of its weights and the `hardware`.
+    """The results of every variant that is scored.
 
-    JSON and table are written after every row, so that a run that is stopped leaves what it found.
+    `about`: what all of them share, as JSON. `found`: by variant, what `evaluate.segmentation` returned, the `step` of
+    its weights and the `hardware`. JSON and table are written after every variant, so that a run that is stopped leaves
+    what it found.
     """
 
     output: Path
     about: dict[str, Any]
-    rows: Sequence[Row]
+    variants: Sequence[Variant]
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, output: Path, about: dict[str, Any], rows: Sequence[Row], *, resume: bool) -> "Report":
-        """Raises ValueError if `output` holds a comparison that is not to be gone on with, or one of another kind: its
-        rows could not be compared."""
-        report = cls(output, json.loads(json.dumps(about)), rows)
+    def begin(cls, output: Path, about: dict[str, Any], variants: Sequence[Variant], *, resume: bool) -> "Report":
+        """A new report in the folder `output`, or with `resume` the one that it holds.
+
+        Raises ValueError if `output` holds a report that is not to be resumed, or one with another `about`, whose
+        results could not be compared with these.
+        """
+        report = cls(output, json.loads(json.dumps(about)), variants)
         if not resume and (output / JSON).exists():
             raise ValueError(f"{output} holds a comparison; --resume goes on with it, or choose another --output")
         if resume and (output / JSON).is_file():
@@ -59,8 +61,8 @@ class Report:
         report.write()
         return report
 
-    def add(self, row: Row, result: dict[str, Any]) -> None:
-        self.found[row.name] = result
+    def add(self, variant: Variant, result: dict[str, Any]) -> None:
+        self.found[variant.name] = result
         self.write()
 
     def write(self) -> None:
@@ -71,39 +73,39 @@ class Report:
         return {**self.about, "rows": self.found}
 
     def markdown(self) -> str:
-        """A table for each figure, every row in it."""
+        """A table for each of the paper's figures, with a row for each of its variants."""
         numbers = " | ".join(map(str, range(1, EXITS + 1)))
         machines = dict.fromkeys(result["hardware"] for result in self.found.values())
         about = f"mIoU in percent over {self.about['images']} images of {self.about['scored_on']}"
         parts = [f"{about}; computed on {', '.join(machines)}." if machines else f"{about}."]
         for figure, title in TITLES.items():
-            lines = [self._line(row) for row in self.rows if row.figure == figure]
+            lines = [self._line(variant) for variant in self.variants if variant.figure == figure]
             head = f"| | mIoU {numbers} | mean | GMACs {numbers} | mean | trained | `--rows` |"
             parts.append("\n".join([f"**{title}**\n", head, "|" + "---|" * (2 * EXITS + 5), *lines]))
         return "\n\n".join(parts) + "\n"
 
-    def _line(self, row: Row) -> str:
-        result = self.found.get(row.name)
+    def _line(self, variant: Variant) -> str:
+        result = self.found.get(variant.name)
         scores, gmacs = ([], []) if result is None else _values(result)
         cells = [*_cells(scores, 1), *_cells(gmacs, 2)]
-        return f"| {row.title} | {' | '.join(cells)} | {self._state(row)} | `{row.name}` |"
+        return f"| {variant.title} | {' | '.join(cells)} | {self._trained(variant)} | `{variant.name}` |"
 
-    def _state(self, row: Row) -> str:
-        """How the weights of a row were made, in the table's words."""
-        result = self.found.get(row.name)
+    def _trained(self, variant: Variant) -> str:
+        """How long the weights of a variant were trained, in the table's words."""
+        result = self.found.get(variant.name)
         if result is None:
-            return "not scored" if (self.output / row.weights / WEIGHTS_FILE).is_file() else "not trained"
+            return "not scored" if (self.output / variant.weights / WEIGHTS_FILE).is_file() else "not trained"
         if result["step"] is None:
             return str(self.about["weights"])
         steps = sum(phase["steps"] for phase in self.about["recipe"]["phases"])
         return f"{steps} steps" if result["step"] == steps else f"stopped at step {result['step']} of {steps}"
 
     def plot(self) -> None:
-        """The picture: a PNG of the panels that have a row; none if no row is found."""
+        """Writes the plot, a PNG of the panels that have results, or removes it if there are none."""
         from matplotlib.figure import Figure as Canvas  # noqa: PLC0415  (an optional dependency, wanted only here)
 
         panels = [panel for panel in PANELS if list(self._curves(panel))]
-        path = self.output / PICTURE
+        path = self.output / PLOT
         if not panels:
             path.unlink(missing_ok=True)
             return
@@ -117,34 +119,34 @@ class Report:
             axes.legend(fontsize="small")
         canvas.savefig(path, dpi=120)
 
-    def _curves(self, panel: Figure) -> Iterator[tuple[str, list[float], list[float]]]:
-        """Label, x and y of each curve."""
-        rows = [row for row in self.rows if row.name in self.found]
+    def _curves(self, panel: PaperFigure) -> Iterator[tuple[str, list[float], list[float]]]:
+        """Label, x and y of each curve of a panel."""
+        scored = [variant for variant in self.variants if variant.name in self.found]
         if panel == "criteria":
             points: dict[str, list[tuple[float, float]]] = {}
-            for row in rows:
-                if row.figure == panel and row.model.masking:
-                    scores, gmacs = _values(self.found[row.name])
-                    criterion = row.model.masking.criterion.replace("_", " ")
+            for variant in scored:
+                if variant.figure == panel and variant.model.masking:
+                    scores, gmacs = _values(self.found[variant.name])
+                    criterion = variant.model.masking.criterion.replace("_", " ")
                     points.setdefault(criterion, []).append((statistics.fmean(gmacs), statistics.fmean(scores)))
             for criterion, pairs in points.items():
                 x, y = zip(*sorted(pairs), strict=True)
                 yield criterion, list(x), list(y)
-        elif panel != "downsampling" or any(row.figure == panel for row in rows):
-            for row in rows:
-                scores, gmacs = _values(self.found[row.name])
-                if row.figure == panel or (panel == "downsampling" and row.name == "rh"):
-                    yield row.title, gmacs if panel == "exits" else list(range(1, len(scores) + 1)), scores
+        elif panel != "downsampling" or any(variant.figure == panel for variant in scored):
+            for variant in scored:
+                scores, gmacs = _values(self.found[variant.name])
+                if variant.figure == panel or (panel == "downsampling" and variant.name == "rh"):
+                    yield variant.title, gmacs if panel == "exits" else list(range(1, len(scores) + 1)), scores
 
 
 def _values(result: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     """mIoU (nan where nothing is labelled) and GMACs of every exit."""
-    miou = [math.nan if row["miou"] is None else row["miou"] for row in result["exits"]]
-    return miou, [row["gmacs"] for row in result["exits"]]
+    miou = [math.nan if exit_["miou"] is None else exit_["miou"] for exit_ in result["exits"]]
+    return miou, [exit_["gmacs"] for exit_ in result["exits"]]
 
 
 def _cells(values: Sequence[float], digits: int) -> list[str]:
-    """One for each exit and their mean; a network's only exit is the last."""
+    """A cell for each exit and one for their mean. The exit of a network with one exit stands in the last cell."""
     shown = [f"{value:.{digits}f}" for value in values]
     mean = f"{statistics.fmean(values):.{digits}f}" if len(values) > 1 else "-"
     return [*["-"] * (EXITS - len(values)), *shown, mean]

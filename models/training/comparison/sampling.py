@@ -1,5 +1,5 @@
 """The paper's baseline: masks predicted from features by stochastic sampling (Xie et al., ECCV 2020), as section 3 and
-appendix C of the paper adapt it. A network, its loss, and its executor; imports no training loop.
+appendix C of the paper adapt it. Holds its network, its loss and its executor.
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ MASK_WEIGHTS = (1 / 3, 2 / 3, 1.0)
 SPARSITY = 0.1
 
 INITIAL_BIAS = 3.0
-"""Xie et al.: nearly all positions are active at first."""
+"""With this bias nearly all positions are active at first, as in Xie et al."""
 LAST_TEMPERATURE = 0.03
-"""Xie et al. let the temperature fall from 1 by a constant factor a step, and take 0.03 afterwards."""
+"""Xie et al. let the temperature fall from 1 by a constant factor a step, and keep 0.03 afterwards."""
 
 
 class SampledNet(AdpcNet):
-    """EE+RH with masks from a 3x3 convolution over what each exit's head reads, one number a position.
+    """EE+RH whose masks come from a sampler at each exit: a 3x3 convolution to one channel over what the head reads.
 
-    In training a mask is a soft sample of the binary Gumbel-softmax distribution, and outputs are not carried over:
-    nothing says that an unsampled position is settled. Otherwise positions are active at probability 0.5 or more.
-    `steps`: calls in training with masks over which the temperature falls to its last value.
-    Raises ValueError unless `config` is of segmentation with four exits and masks (of which the window is read).
+    In training a mask is a soft sample of the binary Gumbel-softmax distribution. Otherwise a position is active if its
+    probability is at least 0.5. Scores are not carried over from exit to exit, because an inactive position may still
+    be wrong. `steps`: calls in training with masks over which the temperature falls to its last value. Raises
+    ValueError unless `config` is of segmentation with four exits and masks, of which the window alone is used.
     """
 
     temperature: Tensor
@@ -84,7 +84,8 @@ class SampledNet(AdpcNet):
 
 
 class SampledSegmentation(Segmentation):
-    """Segmentation with the exits' own weights, and the mean of each soft mask as a penalty at its exit."""
+    """Segmentation whose exits' losses have weights of their own. An exit's loss also has the mean of its soft mask as
+    a penalty, so that masks become sparse."""
 
     def losses(self, found: Sequence[Tensor], targets: Tensor) -> Tensor:
         exits = len(EXIT_WEIGHTS)
@@ -97,7 +98,7 @@ class SampledSegmentation(Segmentation):
 
 
 class SampledExecutor(ReferenceExecutor):
-    """Counts what the samplers cost: each before the exit that its mask is for."""
+    """Also counts the samplers' multiply-adds: each sampler counts towards the exit after it, which its mask is for."""
 
     network: SampledNet
 

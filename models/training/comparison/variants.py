@@ -1,4 +1,5 @@
-"""The rows of the paper's comparisons: which network, whose weights. Values only; imports no network."""
+"""The variants that the paper compares: a network each, and whose weights it takes. Each is a row of the comparison's
+tables, so users call them rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,8 +8,8 @@ from typing import Literal
 from models.network.adpc_configs import AdpcConfig
 from models.network.configs import Criterion, Masking, ModelConfig
 
-Figure = Literal["exits", "criteria", "downsampling", "window"]
-"""Where the paper shows such a row: figure 3 (tables 1 and 4), figure 5 right, figure 5 left, table 3."""
+PaperFigure = Literal["exits", "criteria", "downsampling", "window"]
+"""Where the paper shows a variant: figure 3 (tables 1 and 4), figure 5 right, figure 5 left, table 3."""
 
 SWEEPS: Mapping[Criterion, tuple[float, ...]] = {
     "max_probability": (0.9, 0.95, 0.985, 0.998),
@@ -17,26 +18,27 @@ SWEEPS: Mapping[Criterion, tuple[float, ...]] = {
     "top_k": (0.7, 0.5, 0.3, 0.1),
     "random": (0.5, 0.3, 0.1),
 }
-"""Thresholds of each criterion, from many masks to few."""
+"""Thresholds of each criterion, from few active positions to many."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """`weights`: the row whose training they come from: its own name if it is trained itself. `sampled`: masks are
-    those of `sampling.SampledNet`."""
+class Variant:
+    """`weights`: the variant whose trained weights it takes, which is its own name if it is trained itself. `sampled`:
+    its masks are those of `sampling.SampledNet`."""
 
     name: str
     title: str
-    figure: Figure
-    model: AdpcConfig
+    figure: PaperFigure
+    model: ModelConfig
     weights: str
     sampled: bool = False
 
 
-def rows(adpc: ModelConfig) -> tuple[Row, ...]:
-    """Every row, those first that the others take weights from. `adpc`: the full method on some data set.
+def variants(adpc: ModelConfig) -> tuple[Variant, ...]:
+    """Every variant; one that lends its weights stands before those that take them.
 
-    Raises ValueError if it is no segmentation with redesigned heads and masks.
+    `adpc`: the full method on some data set. Raises ValueError if it is not segmentation with redesigned heads and
+    masks.
     """
     masking = adpc.masking
     if not isinstance(adpc, AdpcConfig) or adpc.task != "segmentation" or adpc.heads != "redesigned" or masking is None:
@@ -44,12 +46,18 @@ def rows(adpc: ModelConfig) -> tuple[Row, ...]:
             f"{adpc.name} is not ADP-C for segmentation; choose a configuration with redesigned heads and masks"
         )
     heads = replace(adpc, masking=None)
-    found: list[Row] = []
+    found: list[Variant] = []
 
     def add(
-        name: str, title: str, model: AdpcConfig, *, figure: Figure = "exits", weights: str = "", sampled: bool = False
+        name: str,
+        title: str,
+        model: ModelConfig,
+        *,
+        figure: PaperFigure = "exits",
+        weights: str = "",
+        sampled: bool = False,
     ) -> None:
-        found.append(Row(name, title, figure, replace(model, name=name), weights or name, sampled))
+        found.append(Variant(name, title, figure, replace(model, name=name), weights or name, sampled))
 
     add("hrnet", "one-exit HRNet", replace(heads, heads="one"))
     add("ee", "EE: four exits", replace(heads, heads="plain"))
@@ -73,6 +81,18 @@ def rows(adpc: ModelConfig) -> tuple[Row, ...]:
     return tuple(found)
 
 
-def at_inference(chosen: Sequence[Row]) -> list[Row]:
-    """The rows that differ in masks alone, so that one trained model of ADP-C can be put through all of them."""
-    return [row for row in chosen if row.weights == "adpc" or row.figure in ("criteria", "window")]
+def select(every: Sequence[Variant], names: str | None) -> list[Variant]:
+    """Variants by their names, separated by commas; a figure's name stands for its variants; None: all of them. Raises
+    ValueError on a name that there is not."""
+    if names is None:
+        return list(every)
+    known = {variant.name for variant in every} | {variant.figure for variant in every}
+    wanted = names.split(",")
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"no row is called {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    return [variant for variant in every if variant.name in wanted or variant.figure in wanted]
+
+
+def at_inference(chosen: Sequence[Variant]) -> list[Variant]:
+    """The variants that differ in their masks alone, so that one trained model of ADP-C can be run as each of them."""
+    return [variant for variant in chosen if variant.weights == "adpc" or variant.figure in ("criteria", "window")]

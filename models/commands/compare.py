@@ -1,0 +1,77 @@
+"""`python -m models compare`: the paper's comparisons, every row trained by one recipe and scored on one set of
+images."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from models.checkpoint import load_directory
+from models.commands.options import add_executor, at_least_1
+from models.directory import resolve
+from models.executors import resolve_device
+from models.network.configs import config
+from models.training import comparison
+from models.training.comparison.report import Report
+from models.training.comparison.runner import Runner, TrainingLimits, hardware, scored_scenes
+from models.training.comparison.variants import select, variants
+from models.training.recipe import Recipe
+from models.training.train import setting
+
+RECIPE = Path(comparison.__file__).parent / "recipe-gpu.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="CamVid's folder")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="table, figure, a folder for each row"
+    )
+    parser.add_argument("--config", default="camvid-adpc-w18", help="the full method; the other rows derive from it")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help=f"of every row; default: {RECIPE.name}, for a GPU")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="change a field of the recipe")
+    parser.add_argument("--rows", metavar="NAME,..", help="these only; names of rows, or of figures for all their rows")
+    parser.add_argument("--resume", action="store_true", help="train on from checkpoints; keep scores of the same step")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of training, each row")
+    parser.add_argument("--steps", type=float, default=math.inf, help="of training, each row")
+    parser.add_argument(
+        "--score-every", type=at_least_1, default=math.inf, metavar="STEPS", help="default: only at the end"
+    )
+    parser.add_argument("--no-training", action="store_true", help="only score what is trained")
+    parser.add_argument(
+        "--weights", metavar="MODEL", help="score this ADP-C model under every row's masks; no training"
+    )
+    parser.add_argument("--split", help="score on this folder of DIR; default: what the recipe holds out")
+    add_executor(parser)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    device = torch.device(resolve_device(args.device))
+    torch.set_float32_matmul_precision("high")
+    if args.threads > 0:
+        torch.set_num_threads(args.threads)
+    every = variants(config(args.config))
+    chosen = select(every, args.rows)
+    recipe = Recipe.load(args.recipe).override(dict(map(setting, args.set)))
+    scenes = scored_scenes(recipe, args.data, args.split)
+    runner = Runner(recipe, args.data, args.output, device, args.executor, args.threads, scenes, hardware(device))
+    about = {
+        "config": args.config,
+        "weights": args.weights,
+        "scored_on": args.split or (" ".join(recipe.hold_out) or "val"),
+        "images": len(scenes),
+        "recipe": recipe.to_json(),
+    }
+    network = load_directory(resolve(args.weights)) if args.weights else None  # before an old report is touched
+    report = Report.begin(args.output, about, every, resume=args.resume)
+    if network is not None:
+        runner.score_weights(network, chosen, report)
+    else:
+        limits = TrainingLimits(args.resume, args.minutes, args.steps, args.score_every)
+        runner.train_and_score(chosen, every, report, None if args.no_training else limits)
+    report.plot()
+    print(json.dumps(report.to_json()) if args.json else report.markdown())
+    return 0
