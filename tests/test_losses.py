@@ -84,3 +84,18 @@ def test_background_below_0_is_no_error_and_above_0_is_one() -> None:
     joints = torch.tensor([[[400.0, 0.0, 1.0]]])
     found = torch.tensor([-3.0, 1.0]).view(1, 1, 1, 2)
     assert losses.pose([found], joints, 4, 1.0).tolist() == [0.5]
+
+
+def test_every_exit_but_the_last_learns_from_the_last_one_s_probabilities() -> None:
+    """Taught 1/4 and 3/4; an exit that says 1/2 and 1/2 has the cross-entropy ln 2, one that says the same the entropy
+    (ln 4) / 4 + 3 (ln 4/3) / 4 = 0.562335. The last exit has no such loss."""
+    taught = torch.tensor([0.0, 1.098612]).view(1, 2, 1, 1)
+    scores = [torch.zeros(1, 2, 1, 1), taught.clone(), torch.zeros(1, 2, 1, 1)]
+    assert losses.distilled_segmentation(scores, taught).tolist() == pytest.approx([0.693147, 0.562335, 0], abs=1e-6)
+
+
+def test_every_exit_but_the_last_learns_from_the_last_one_s_heatmaps() -> None:
+    """Taught 0.5, 0 and -1, which stands for 0. Found 0.25, 1, -3: (0.0625 + 1 + 0) / 3."""
+    taught = torch.tensor([0.5, 0.0, -1.0]).view(1, 1, 1, 3)
+    found = torch.tensor([0.25, 1.0, -3.0]).view(1, 1, 1, 3)
+    assert losses.distilled_pose([found, found], taught).tolist() == pytest.approx([1.0625 / 3, 0])

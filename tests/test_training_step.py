@@ -57,16 +57,28 @@ class Twice:
     def losses(self, found: Sequence[Tensor], _: Tensor) -> Tensor:
         return torch.stack([found[0].float().sum(), 3 * found[1].float().sum()])
 
+    def distilled(self, found: Sequence[Tensor], taught: Tensor) -> Tensor:
+        """Of the first exit, ten times what its score and the teacher's have in common."""
+        first = 10 * (found[0] * taught).sum()
+        return torch.stack([first, torch.zeros_like(first)])
+
     def score(self, network: AdpcNet) -> list[float]:
         self.scored.append(float(network.get_parameter("weight").detach()))
         return [50.0, 60.0]
 
 
-def begin(rate: float = 0.0) -> Run:
+class Unsaved(Run):
+    """A run whose network is no model that could be saved. `saved`: the steps at which it was to be saved."""
+
+    def save(self, output: Path) -> None:
+        self.saved = [*getattr(self, "saved", []), self.step]
+
+
+def begin(rate: float = 0.0) -> Unsaved:
     """Plain gradient descent, so that a step can be followed by hand."""
     network: Any = Scale()
     mean: Any = Scale().requires_grad_(False)
-    return Run(network, mean, torch.optim.SGD(network.parameters(), lr=rate), torch.zeros(2))
+    return Unsaved(network, mean, torch.optim.SGD(network.parameters(), lr=rate), torch.zeros(2))
 
 
 def recipe(*phases: Phase, **more: object) -> Recipe:
@@ -96,6 +108,19 @@ def test_a_step_descends_the_sum_of_the_exits_losses() -> None:
     assert found.tolist() == pytest.approx([-0.4, -1.2])
     assert weight(run.network) == pytest.approx(-0.8)
     assert not found.requires_grad
+
+
+def test_a_share_of_what_the_mean_teaches_is_added() -> None:
+    """The weight is 1 and its mean 2: half of 10 * 1 * 2 is added to the first loss of 1, and half of 10 * 2 to the
+    gradient of 4, so a rate of 0.1 takes the weight to 1 - 1.4. The mean has no gradient and no masks."""
+    run = begin(rate=0.1)
+    with torch.no_grad():
+        run.network.get_parameter("weight").fill_(1.0)
+        run.mean.get_parameter("weight").fill_(2.0)
+    losses = update_of(run, Twice(), mixed=False, compiled=False, distillation=0.5)(ONE, ONE, None)
+    assert losses.tolist() == [11, 3]
+    assert weight(run.network) == pytest.approx(-0.4)
+    assert run.mean.calls == [False]
 
 
 def test_mixed_steps_multiply_in_bfloat16_and_others_in_float32() -> None:
@@ -206,11 +231,10 @@ def test_a_long_run_saves_before_its_end(tmp_path: Path, monkeypatch: pytest.Mon
     """A clock that moves 10 s at every look: a step takes two looks, so that every second one is 30 s after a save."""
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
-    saved: list[int] = []
-    monkeypatch.setattr(Run, "save", lambda run, _: saved.append(run.step))
-    train(begin(), Twice(), recipe(phase(8)), tmp_path)
-    assert len(saved) > 3 and saved[-1] == 8 and saved == sorted(saved)
-    assert set(saved) < set(range(1, 9))
+    run = begin()
+    train(run, Twice(), recipe(phase(8)), tmp_path)
+    assert len(run.saved) > 3 and run.saved[-1] == 8 and run.saved == sorted(run.saved)
+    assert set(run.saved) < set(range(1, 9))
 
 
 # What a run begins with
