@@ -1,12 +1,20 @@
 """`python -m models` as a whole: every command answers --help, and Ctrl-C ends with one line."""
 
+import json
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import tiny
+import torch
 
 from models import __main__ as door
 from models.commands import show
 from models.data.files import in_parallel
+from models.network import configs
+from models.training import tasks
+from models.training.recipe import Phase, Recipe
 
 
 @pytest.mark.parametrize("name", door.COMMANDS)
@@ -50,3 +58,65 @@ def test_after_a_failure_the_items_that_have_not_begun_are_left() -> None:
     with pytest.raises(ValueError, match="0"):
         in_parallel(fail, range(10_000))
     assert len(begun) < 10_000
+
+
+Batch = Callable[[tasks.Segmentation, int], tuple[torch.Tensor, torch.Tensor]]
+
+
+def interrupting(step: int, times: int = 1) -> Batch:
+    """`Segmentation.batch`, but for that many Ctrl-C while this step's batch is made."""
+    batch = tasks.Segmentation.batch
+
+    def interrupted(task: tasks.Segmentation, now: int) -> tuple[torch.Tensor, torch.Tensor]:
+        for _ in range(times if now == step else 0):
+            signal.raise_signal(signal.SIGINT)
+        return batch(task, now)
+
+    return interrupted
+
+
+@pytest.fixture
+def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command that trains for 4 steps, but for its --output."""
+    monkeypatch.setattr(configs, "CONFIGS", {"tiny": tiny.SEGMENTATION})
+    tiny.write_scenes(tmp_path / "data")
+    recipe = Recipe(splits=("train",), phases=(Phase(steps=4, batch=2, crop=(32, 32), scale=(1.0, 1.0)),))
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_json()))
+    words = ["--data", str(tmp_path / "data"), "--recipe", str(tmp_path / "recipe.json"), "--device", "cpu"]
+    return ["train", "tiny", *words]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(output / "checkpoint.pt", weights_only=True)["network"]
+    return found
+
+
+def test_a_training_that_ctrl_c_stopped_goes_on_to_the_same_weights(
+    training: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert door.main([*training, "--output", str(tmp_path / "whole")]) == 0
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks.Segmentation, "batch", interrupting(1))
+        assert door.main([*training, "--output", str(tmp_path / "parts")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "python -m models: stopped at step 2 of 4; --resume goes on"
+    assert signal.getsignal(signal.SIGINT) == before
+    assert door.main([*training, "--output", str(tmp_path / "parts"), "--resume"]) == 0
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_second_ctrl_c_ends_the_training_at_once(
+    training: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tasks.Segmentation, "batch", interrupting(1, times=2))
+    assert door.main([*training, "--output", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "python -m models: interrupted"
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_ctrl_c_in_the_last_step_changes_nothing(
+    training: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.Segmentation, "batch", interrupting(3))
+    assert door.main([*training, "--output", str(tmp_path / "run")]) == 0

@@ -1,6 +1,7 @@
 """The comparison: every row in the table, trained or not; resuming; one model under every row's masks."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,22 @@ def test_the_shipped_recipes_load() -> None:
         recipe = Recipe.load(compare.RECIPE.with_name(name))
         assert recipe.hold_out == ("0001TP",)
         assert recipe.steps > 0
+
+
+def test_a_comparison_that_ctrl_c_stopped_goes_on(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = runner.tasks.Segmentation.batch
+
+    def interrupted(task: runner.tasks.Segmentation, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return batch(task, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner.tasks.Segmentation, "batch", interrupted)
+        assert main([*command.words, "--rows", "rh,ee"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "python -m models: stopped; --resume goes on"
+    assert [path.name for path in command.output.iterdir() if path.is_dir()] == ["ee"]
+    found = command("--rows", "rh,ee", "--resume")["rows"]
+    assert {name: result["step"] for name, result in found.items()} == {"ee": 4, "rh": 4}

@@ -11,13 +11,14 @@ from PIL import Image
 
 from models.__main__ import main
 from models.checkpoint import load_directory, save_directory
+from models.commands.train import PLOT
 from models.data import datasets
 from models.network import families
 from models.network.adpc import AdpcNet
 from models.network.adpc_configs import Heads
 from models.training import tasks
-from models.training.recipe import Phase, Recipe
-from models.training.train import CHECKPOINT, PLOT, Run, setting, start_at_zero
+from models.training.recipe import Phase, Recipe, setting
+from models.training.train import CHECKPOINT, Run, start_at_zero
 
 RECIPE = Recipe(
     splits=("train",),

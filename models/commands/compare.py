@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import load_directory
+from models.commands.interrupt import Interrupt
 from models.commands.options import add_executor, at_least_1
 from models.directory import resolve
 from models.executors import resolve_device
@@ -17,8 +18,7 @@ from models.training import comparison
 from models.training.comparison.report import Report
 from models.training.comparison.runner import Runner, TrainingLimits, hardware, scored_scenes
 from models.training.comparison.variants import select, variants
-from models.training.recipe import Recipe
-from models.training.train import setting
+from models.training.recipe import Recipe, setting
 
 RECIPE = Path(comparison.__file__).parent / "recipe-gpu.json"
 
@@ -70,8 +70,11 @@ def main(args: argparse.Namespace) -> int:
     if network is not None:
         runner.score_weights(network, chosen, report)
     else:
-        limits = TrainingLimits(args.resume, args.minutes, args.steps, args.score_every)
-        runner.train_and_score(chosen, every, report, None if args.no_training else limits)
+        with Interrupt() as interrupt:
+            limits = TrainingLimits(args.resume, args.minutes, args.steps, args.score_every, lambda: interrupt.asked)
+            runner.train_and_score(chosen, every, report, None if args.no_training else limits)
+        if interrupt.asked:
+            raise KeyboardInterrupt("stopped; --resume goes on")
     report.plot()
     print(json.dumps(report.to_json()) if args.json else report.markdown())
     return 0

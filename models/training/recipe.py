@@ -132,3 +132,18 @@ class Recipe:
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise ValueError(f"a recipe has no field {name!r}; its fields are {', '.join(data)}") from error
         return Recipe.from_json(data)
+
+
+def _values(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: checks.tuples(value) for name, value in data.items()}
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """`NAME=JSON` as a name and a value for `Recipe.override`. Raises ValueError on anything else."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text}: give NAME=JSON, for example phases.0.steps=1000")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--set {text}: {value!r} is not JSON ({error}); quote text, e.g. {name}='[\"a\"]'") from error

@@ -1,9 +1,5 @@
-"""python -m models train: one screenful of loop around a task, a network and a recipe.
+"""The training loop, around a task, a network and a recipe. It trains the network itself and runs no executor."""
 
-Runs no executor: what is trained is the network with the reference meaning.
-"""
-
-import argparse
 import json
 import math
 import time
@@ -19,12 +15,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.checkpoint import load_weights, save_directory
-from models.directory import WEIGHTS_FILE, ZOO, read_config, resolve
-from models.executors.selection import resolve_device
+from models.directory import WEIGHTS_FILE, read_config, resolve
+from models.network.adpc import AdpcNet
 from models.network.configs import ModelConfig
-from models.network.families import config
-from models.network.network import Network, build_network
-from models.training import losses, plot, tasks
+from models.training import tasks
 from models.training.fused import fuse
 from models.training.graph import Replayed, Update
 from models.training.halves import HalfWeights
@@ -37,9 +31,11 @@ from models.training.padding import (
     with_padding,
     without_padding,
 )
-from models.training.recipe import FILE, Recipe
+from models.training.recipe import Recipe
 
-CHECKPOINT, PLOT = "checkpoint.pt", "training.png"
+CHECKPOINT = "checkpoint.pt"
+HEADS = "task", "outputs", "heads", "head_channels", "downsamplings"
+"""Of a configuration, what weights of heads depend on."""
 PARTS = "network", "mean", "optimizer"
 """Of a run, what has a state of its own."""
 MOMENTS = "exp_avg", "exp_avg_sq"
@@ -266,10 +262,11 @@ def train(
     score_every: float = 1000,
     mixed: bool | None = None,
     compiled: bool = False,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train to the recipe's last step, for `minutes` or `steps`. Checkpoints and weights are in `output` at the end.
     The network is scored every so many steps and at the last; never if `score_every` is infinite. `mixed`: in bfloat16;
-    default: where that is faster.
+    default: where that is faster. `stopping`: asked before every step; True ends the run there.
 
     On a GPU, to be called in a stream of its own.
     """
@@ -279,7 +276,7 @@ def train(
     last = min(recipe.steps, run.step + steps)
     run.network.train()
     with tqdm(total=recipe.steps, initial=run.step, unit="step", mininterval=5, smoothing=0.05) as bar:
-        while run.step < last and time.monotonic() - started_s < minutes * 60:
+        while run.step < last and not stopping() and time.monotonic() - started_s < minutes * 60:
             run.set_rate(recipe.learning_rate_at(run.step))
             torch.manual_seed(recipe.seed * 9_000_011 + run.step)  # of what a network draws
             run.losses += update(*task.batch(run.step), None if recipe.phase_at(run.step).masks else False)
@@ -298,90 +295,9 @@ def train(
     run.save(output)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a named configuration; an unknown name lists them")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model directory to write")
-    parser.add_argument("--recipe", type=Path, help=f"default: {FILE} of the shipped model of that name")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=JSON",
-        help="change a field of the recipe, e.g. phases.0.steps=1000",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; --resume goes on")
-    parser.add_argument("--stop-after", type=float, default=math.inf, metavar="STEPS", help="likewise")
-    parser.add_argument("--score-every", type=at_least_1, default=1000, metavar="STEPS")
-    parser.add_argument(
-        "--mixed",
-        action=argparse.BooleanOptionalAction,
-        help="multiply in bfloat16; default: on a GPU, and on a CPU with AVX-512 BF16",
-    )
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile: minutes at the start, a tenth faster then"
-    )
-
-
-def main(args: argparse.Namespace) -> int:
-    torch.set_float32_matmul_precision("high")
-    device = torch.device(resolve_device(args.device))
-    model = config(args.config)
-    recipe = Recipe.load(args.recipe or ZOO / args.config / FILE).override(dict(map(setting, args.set)))
-    run = Run.begin(model, recipe, device, speed=Speed.of(device, compiled=args.compile))
-    task = tasks.load(model, recipe, args.data, device)
-    if args.compile and isinstance(task, tasks.Segmentation):
-        task.compare = losses.segmentation
-    if args.resume:
-        recipe.check_same(args.output)
-        run.load(args.output)
-    elif (args.output / CHECKPOINT).exists():
-        raise ValueError(f"{args.output} holds a run; --resume goes on with it, or choose another --output")
-    args.output.mkdir(parents=True, exist_ok=True)
-    recipe.save(args.output)
-    epochs = recipe.images_before(recipe.steps) / task.examples
-    print(
-        f"{model.name}: {task.examples} examples, {epochs:.0f} epochs in {recipe.steps} steps on {device}", flush=True
-    )
-    with stream(device):
-        train(
-            run,
-            task,
-            recipe,
-            args.output,
-            minutes=args.minutes,
-            steps=args.stop_after,
-            score_every=args.score_every,
-            mixed=args.mixed,
-            compiled=args.compile,
-        )
-    if run.history:
-        plot.history(run.history, args.output / PLOT)
-    return 0
-
-
-def at_least_1(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1; leave the option out for its default")
-    return value
-
-
 def stream(device: torch.device) -> AbstractContextManager[object]:
     """A new stream of a GPU, nothing on a CPU."""
     if device.type != "cuda":
         return nullcontext()
     torch.cuda.synchronize()
     return torch.cuda.stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """`NAME=JSON`. Raises ValueError on anything else."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set {text}: give NAME=JSON, for example phases.0.steps=1000")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--set {text}: {value!r} is not JSON ({error}); quote text, e.g. {name}='[\"a\"]'") from error

@@ -1,7 +1,7 @@
 """Trains and scores the variants of a comparison, each under the same conditions."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,12 +28,14 @@ from models.training.train import CHECKPOINT, Run, stream, train
 
 @dataclass(frozen=True)
 class TrainingLimits:
-    """How long each variant is trained at most, and how often it is scored meanwhile. `resume`: from its checkpoint."""
+    """How long each variant is trained at most, and how often it is scored meanwhile. `resume`: from its checkpoint.
+    `stopping`: True ends the training before its next step, and the comparison with it."""
 
     resume: bool
     minutes: float
     steps: float
     score_every: float
+    stopping: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Runner:
         for name in dict.fromkeys(variant.weights for variant in chosen):
             if limits is not None:
                 self.train(next(variant for variant in every if variant.name == name), limits)
+                if limits.stopping():
+                    return
             step = self.step(name)
             for variant in chosen:
                 if variant.weights == name and step and report.found.get(variant.name, {}).get("step") != step:
@@ -101,6 +105,7 @@ class Runner:
                 minutes=limits.minutes,
                 steps=limits.steps,
                 score_every=limits.score_every,
+                stopping=limits.stopping,
             )
 
     def step(self, weights: str) -> int:
