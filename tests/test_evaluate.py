@@ -14,7 +14,7 @@ from scipy.io import savemat
 from models.__main__ import main
 from models.checkpoint import save_directory
 from models.data import camvid, cityscapes, datasets, lsp
-from models.data.people import crop, joints_box
+from models.data.people import Person, Skeleton, crop, joints_box
 from models.data.street import VOID
 from models.evaluation import evaluate
 from models.imaging.geometry import Box, person_square
@@ -254,3 +254,37 @@ def test_the_mirror_s_crop_is_the_crop_s_mirror_to_the_pixel(box: Box) -> None:
     assert np.array_equal(turned[:, 0], image[:, -1])
     left, top, side = person_square(10, 20, box)
     assert person_square(10, 20, there) == (20 - left - side, top, side)
+
+
+def test_a_new_data_set_is_a_reader_and_a_line_of_the_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two joints of hands, which nothing else knows: a network is trained, evaluated and calibrated on them."""
+    hands = Skeleton(joints=2, torsos=((0, 1),), head=(0, 1))
+
+    def read(directory: Path, split: str) -> list[Person]:
+        joints = np.array([[10, 20, 1], [50, 40, 1]], np.float32)
+        return [Person(path, joints, (5, 5, 50, 50), hands) for path in sorted((directory / split).iterdir())]
+
+    monkeypatch.setattr(datasets, "POSE", (*datasets.POSE, datasets.DataSet("Hands", "*/hand*.png", read)))
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for index in range(24):
+            Image.fromarray(tiny.image(60, 64, index)).save(tmp_path / "data" / split / f"hand{index:02}.png")
+    config = replace(
+        tiny.POSE, name="hands", outputs=2, labels=("wrist", "tip"), palette=(), skeleton=((0, 1),), flip_pairs=()
+    )
+    recipe = Recipe(splits=("train",), phases=(Phase(2, 2, (64, 64), (1.0, 1.0)),))
+    task = tasks.Pose(config, recipe, tmp_path / "data", torch.device("cpu"))
+    images, joints = task.batch(0)
+    network = tiny.network(config)
+    assert task.losses(network(images), joints).isfinite().all()
+    assert all(0 <= score <= 100 for score in task.score(network))
+    save_directory(tmp_path / "hands", network)
+    save_directory(tmp_path / "people", tiny.network(tiny.POSE))
+    data = ["--data", str(tmp_path / "data"), "--split", "val", "--device", "cpu", "--executor", "reference"]
+    assert main(["evaluate", str(tmp_path / "hands"), *data, "--json"]) == 0
+    assert all(0 <= row["pckh"] <= 100 for row in json.loads(capsys.readouterr().out)["exits"])
+    assert main(["calibrate", str(tmp_path / "hands"), *data, "--splits", "2"]) == 0
+    assert main(["evaluate", str(tmp_path / "people"), *data]) == 1
+    assert "hand00.png has 2 joints and the model 16; choose a model of these joints" in capsys.readouterr().err

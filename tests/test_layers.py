@@ -121,8 +121,9 @@ ABOVE = {
     "imaging": ("executors", "data", "evaluation", "training", "bench", "commands"),
     "data": ("executors", "evaluation", "training", "bench", "commands"),
     "executors": ("data", "evaluation", "training", "bench", "commands"),
-    "evaluation": ("training", "bench"),
-    "training": ("bench",),
+    "evaluation": ("training", "bench", "commands"),
+    "training": ("bench", "commands"),
+    "bench": ("training", "commands"),
 }
 
 
