@@ -16,10 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     configs = {name: read_config(directory) for name, directory in find_models(args.models).items()}
-    rows = [{"name": n, "task": c.task, "exits": c.exits, "labels": len(c.labels)} for n, c in configs.items()]
+    models = [{"name": n, "task": c.task, "exits": c.exits, "labels": len(c.labels)} for n, c in configs.items()]
     if args.json:
-        print(json.dumps(rows))
+        print(json.dumps(models))
     else:
-        for row in rows:
-            print(f"{row['name']:24} {row['task']:14} {row['exits']} exits, {row['labels']} labels")
+        for model in models:
+            print(f"{model['name']:24} {model['task']:14} {model['exits']} exits, {model['labels']} labels")
     return 0
