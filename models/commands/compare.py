@@ -15,7 +15,7 @@ from models.directory import resolve
 from models.executors import resolve_device
 from models.network.configs import config
 from models.training import comparison
-from models.training.comparison.report import Report
+from models.training.comparison.report import ComparisonReport
 from models.training.comparison.runner import Runner, TrainingLimits, hardware, scored_scenes
 from models.training.comparison.variants import select, variants
 from models.training.recipe import Recipe, setting
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
         "recipe": recipe.to_json(),
     }
     network = load_directory(resolve(args.weights)) if args.weights else None  # before an old report is touched
-    report = Report.begin(args.output, about, every, resume=args.resume)
+    report = ComparisonReport.begin(args.output, about, every, resume=args.resume)
     if network is not None:
         runner.score_weights(network, chosen, report)
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.directory import WEIGHTS_FILE
-from models.training.comparison.variants import PaperFigure, Variant
+from models.training.comparison.variants import PaperFigure, PaperVariant
 
 JSON, TABLE, PLOT = "comparison.json", "comparison.md", "comparison.png"
 EXITS = 4
@@ -25,7 +25,7 @@ PANELS: Mapping[PaperFigure, str] = {"exits": "GMACs", "criteria": "GMACs, mean 
 
 
 @dataclass
-class Report:
+class ComparisonReport:
     """The results of every variant that is scored.
 
     `about`: what all of them share, as JSON. `found`: by variant, what `evaluate.segmentation` returned, the `step` of
@@ -35,11 +35,13 @@ class Report:
 
     output: Path
     about: dict[str, Any]
-    variants: Sequence[Variant]
+    variants: Sequence[PaperVariant]
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, output: Path, about: dict[str, Any], variants: Sequence[Variant], *, resume: bool) -> "Report":
+    def begin(
+        cls, output: Path, about: dict[str, Any], variants: Sequence[PaperVariant], *, resume: bool
+    ) -> "ComparisonReport":
         """A new report in the folder `output`, or with `resume` the one that it holds.
 
         Raises ValueError if `output` holds a report that is not to be resumed, or one with another `about`, whose
@@ -61,7 +63,7 @@ class Report:
         report.write()
         return report
 
-    def add(self, variant: Variant, result: dict[str, Any]) -> None:
+    def add(self, variant: PaperVariant, result: dict[str, Any]) -> None:
         self.found[variant.name] = result
         self.write()
 
@@ -84,13 +86,13 @@ class Report:
             parts.append("\n".join([f"**{title}**\n", head, "|" + "---|" * (2 * EXITS + 5), *lines]))
         return "\n\n".join(parts) + "\n"
 
-    def _line(self, variant: Variant) -> str:
+    def _line(self, variant: PaperVariant) -> str:
         result = self.found.get(variant.name)
         scores, gmacs = ([], []) if result is None else _values(result)
         cells = [*_cells(scores, 1), *_cells(gmacs, 2)]
         return f"| {variant.title} | {' | '.join(cells)} | {self._trained(variant)} | `{variant.name}` |"
 
-    def _trained(self, variant: Variant) -> str:
+    def _trained(self, variant: PaperVariant) -> str:
         """How long the weights of a variant were trained, in the table's words."""
         result = self.found.get(variant.name)
         if result is None:

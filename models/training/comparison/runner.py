@@ -19,9 +19,9 @@ from models.executors.processor import processor
 from models.network.adpc import AdpcNet
 from models.network.configs import ModelConfig
 from models.training import tasks
-from models.training.comparison.report import Report
+from models.training.comparison.report import ComparisonReport
 from models.training.comparison.sampling import SampledExecutor, SampledNet, SampledSegmentation
-from models.training.comparison.variants import Variant, at_inference
+from models.training.comparison.variants import PaperVariant, at_inference
 from models.training.recipe import Recipe
 from models.training.train import CHECKPOINT, Run, stream, train
 
@@ -56,7 +56,11 @@ class Runner:
     hardware: str
 
     def train_and_score(
-        self, chosen: Sequence[Variant], every: Sequence[Variant], report: Report, limits: TrainingLimits | None
+        self,
+        chosen: Sequence[PaperVariant],
+        every: Sequence[PaperVariant],
+        report: ComparisonReport,
+        limits: TrainingLimits | None,
     ) -> None:
         """Trains the weights that the `chosen` variants take (None: trains nothing) and scores those that have new ones
         into `report`."""
@@ -70,18 +74,18 @@ class Runner:
                 if variant.weights == name and step and report.found.get(variant.name, {}).get("step") != step:
                     self.score(variant, self.model(variant), step, report)
 
-    def score_weights(self, network: AdpcNet, chosen: Sequence[Variant], report: Report) -> None:
+    def score_weights(self, network: AdpcNet, chosen: Sequence[PaperVariant], report: ComparisonReport) -> None:
         """Scores one trained network as each of the `chosen` variants that differ in their masks alone."""
         for variant in at_inference(chosen):
             if variant.name not in report.found:
                 self.score(variant, self.build(network, variant.model), None, report)
 
-    def score(self, variant: Variant, model: AnytimeModel, step: int | None, report: Report) -> None:
+    def score(self, variant: PaperVariant, model: AnytimeModel, step: int | None, report: ComparisonReport) -> None:
         print(f"{variant.name}: scoring", file=sys.stderr)
         result = evaluate.segmentation(model, self.scenes)
         report.add(variant, result | {"step": step, "hardware": self.hardware})
 
-    def train(self, variant: Variant, limits: TrainingLimits) -> None:
+    def train(self, variant: PaperVariant, limits: TrainingLimits) -> None:
         """Trains `variant` to the recipe's end or to the limits."""
         directory = self.output / variant.name
         directory.mkdir(parents=True, exist_ok=True)
@@ -117,7 +121,7 @@ class Runner:
         self.recipe.check_same(directory)
         return int(torch.load(directory / CHECKPOINT, mmap=True, weights_only=True)["step"])
 
-    def model(self, variant: Variant) -> AnytimeModel:
+    def model(self, variant: PaperVariant) -> AnytimeModel:
         """The trained variant, ready to be scored."""
         directory = self.output / variant.weights
         if variant.sampled:

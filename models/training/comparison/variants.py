@@ -22,7 +22,7 @@ SWEEPS: Mapping[Criterion, tuple[float, ...]] = {
 
 
 @dataclass(frozen=True)
-class Variant:
+class PaperVariant:
     """`weights`: the variant whose trained weights it takes, which is its own name if it is trained itself. `sampled`:
     its masks are those of `sampling.SampledNet`."""
 
@@ -34,7 +34,7 @@ class Variant:
     sampled: bool = False
 
 
-def variants(adpc: ModelConfig) -> tuple[Variant, ...]:
+def variants(adpc: ModelConfig) -> tuple[PaperVariant, ...]:
     """Every variant; one that lends its weights stands before those that take them.
 
     `adpc`: the full method on some data set. Raises ValueError if it is not segmentation with redesigned heads and
@@ -46,7 +46,7 @@ def variants(adpc: ModelConfig) -> tuple[Variant, ...]:
             f"{adpc.name} is not ADP-C for segmentation; choose a configuration with redesigned heads and masks"
         )
     heads = replace(adpc, masking=None)
-    found: list[Variant] = []
+    found: list[PaperVariant] = []
 
     def add(
         name: str,
@@ -57,7 +57,7 @@ def variants(adpc: ModelConfig) -> tuple[Variant, ...]:
         weights: str = "",
         sampled: bool = False,
     ) -> None:
-        found.append(Variant(name, title, figure, replace(model, name=name), weights or name, sampled))
+        found.append(PaperVariant(name, title, figure, replace(model, name=name), weights or name, sampled))
 
     add("hrnet", "one-exit HRNet", replace(heads, heads="one"))
     add("ee", "EE: four exits", replace(heads, heads="plain"))
@@ -81,7 +81,7 @@ def variants(adpc: ModelConfig) -> tuple[Variant, ...]:
     return tuple(found)
 
 
-def select(every: Sequence[Variant], names: str | None) -> list[Variant]:
+def select(every: Sequence[PaperVariant], names: str | None) -> list[PaperVariant]:
     """Variants by their names, separated by commas; a figure's name stands for its variants; None: all of them. Raises
     ValueError on a name that there is not."""
     if names is None:
@@ -93,6 +93,6 @@ def select(every: Sequence[Variant], names: str | None) -> list[Variant]:
     return [variant for variant in every if variant.name in wanted or variant.figure in wanted]
 
 
-def at_inference(chosen: Sequence[Variant]) -> list[Variant]:
+def at_inference(chosen: Sequence[PaperVariant]) -> list[PaperVariant]:
     """The variants that differ in their masks alone, so that one trained model of ADP-C can be run as each of them."""
     return [variant for variant in chosen if variant.weights == "adpc" or variant.figure in ("criteria", "window")]
