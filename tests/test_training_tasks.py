@@ -11,8 +11,10 @@ from PIL import Image
 from scipy.io import savemat
 from torch import Tensor
 
+from models.data import lsp
+from models.data.people import Skeleton
 from models.network.adpc import AdpcNet
-from models.training import augment, losses, tasks
+from models.training import augment, crops, losses, tasks
 from models.training.augment import Augmentation
 from models.training.recipe import Phase, Recipe
 
@@ -321,3 +323,17 @@ def test_pck_by_hand(pose: Poses) -> None:
     found = task.score(as_network(Answers(*answers)))
     shoulders = 33 * 2  # found to 2 pixels by every exit
     assert found == pytest.approx([100 * (shoulders + wrists) / 99 for wrists in (32, 32, 0, 0)])
+
+
+def test_a_file_of_crops_keeps_the_skeleton(people: Path, tmp_path: Path) -> None:
+    person = lsp.read(people, "all")[0]
+    hands = Skeleton(joints=16, torsos=((0, 1), (2, 3)), head=(4, 5), unscored=(6,))
+    part = crops.Part(side=64, room=1.0, quality=50)
+    for skeleton in (person.skeleton, hands):
+        crops.save(tmp_path / "crops.npz", {"val": (part, [replace(person, skeleton=skeleton)])})
+        assert crops.load_skeleton(tmp_path / "crops.npz") == skeleton
+    with np.load(tmp_path / "crops.npz") as held:
+        np.savez(tmp_path / "old.npz", allow_pickle=False, **{name: held[name] for name in held if name != "skeleton"})
+    assert crops.load_skeleton(tmp_path / "old.npz") == person.skeleton
+    with pytest.raises(ValueError, match="the people have 2 skeletons; a file holds people of one"):
+        crops.save(tmp_path / "two.npz", {"val": (part, [person, replace(person, skeleton=hands)])})

@@ -237,7 +237,8 @@ def _placed(joints: Tensor, linear: Tensor, centre: Tensor, crop_size: tuple[int
 def _people(
     directory: Path, splits: Sequence[str], side: int, room: float, device: torch.device
 ) -> tuple[Tensor, Tensor, Skeleton]:
-    """uint8 (N, 3, side, side) on the device, joints float32 (N, J, 3) in their pixels on the CPU, and their skeleton."""
+    """uint8 (N, 3, side, side) on the device, joints float32 (N, J, 3) in their pixels on the CPU, and their
+    skeleton."""
     if directory.is_file():
         found = [example for split in splits for example in crops.load(directory, split, side, room)]
         count, skeleton = len(found), crops.load_skeleton(directory)
