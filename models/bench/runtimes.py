@@ -69,7 +69,8 @@ class BenchCase:
 def network(case: BenchCase) -> AdpcNet:
     """A network of random weights under which activations keep their size; they are the same for every kind."""
     torch.manual_seed(case.seed)
-    net = AdpcNet(config(case.config))
+    net = build_network(config(case.config))
+    assert isinstance(net, AdpcNet)
     with torch.no_grad():
         for layer in net.modules():
             if isinstance(layer, nn.Conv2d):
@@ -133,10 +134,7 @@ def timed(case: BenchCase) -> list[float]:
 def sparse(model: SparseExecutor, inputs: Tensor, given: Sequence[Tensor]) -> TimedRun:
     state = model.start(inputs, Frame(*inputs.shape[-2:]))
     begin, found = time.perf_counter(), TimedRun([], [])
-    for step in model.steps:
-        model.advance([state])
-        if step.exit is None or state.exit is None:
-            continue
+    for exit_index in exits_of(model, [state]):
         found.seconds.append(time.perf_counter() - begin)
         found.scores.append(state.latest().scores[None])
         if given and exit_index < model.config.exits:
@@ -213,12 +211,10 @@ def expected(case: BenchCase) -> list[Tensor]:
     reference, found = ReferenceExecutor(net), []
     state = reference.start(inputs, Frame(*inputs.shape[-2:]))
     given = masks(case)
-    for step in reference.steps:
-        reference.advance([state])
-        if step.exit is not None and state.exit is not None:
-            found.append(state.exit.scores[None])
-            if step.exit < net.config.exits:
-                reference.override(state, given[step.exit - 1])
+    for exit_index in exits_of(reference, [state]):
+        found.append(state.latest().scores[None])
+        if exit_index < net.config.exits:
+            reference.override(state, given[exit_index - 1])
     return found
 
 

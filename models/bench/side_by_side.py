@@ -24,7 +24,7 @@ from models.anytime import largest, score_difference
 from models.bench.runtimes import BenchCase, expected, load, peak, timed
 from models.executors.onnx import TOLERANCE
 from models.imaging.geometry import Size
-from models.network.configs import config
+from models.network.families import config
 from models.network.flops import gmacs
 
 ACTIVE = {"w18": (0.837, 0.741, 0.523), "w48": (0.807, 0.616, 0.370)}

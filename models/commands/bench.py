@@ -12,9 +12,8 @@ from models.bench import gpu
 from models.bench.report import machine, plot, table
 from models.bench.runtimes import RUNTIMES
 from models.bench.side_by_side import ACTIVE, cases, measure
-from models.commands.options import at_least_1
+from models.commands.options import at_least_1, parse_shares, parse_size
 from models.imaging.geometry import Size
-from models.network.flops import parse_shares, parse_size
 
 SIZES: tuple[Size, ...] = ((360, 480), (512, 1024), (1024, 2048))
 REPEATS = 10

@@ -9,7 +9,7 @@ from typing import Any
 from models.commands.options import add_executor
 from models.directory import QUALITY_FILE, resolve
 from models.evaluation.calibrate import calibrate, check
-from models.executors import load
+from models.executors.selection import load
 from models.quality import fingerprint
 
 

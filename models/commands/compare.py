@@ -12,8 +12,8 @@ from models.checkpoint import load_directory
 from models.commands.interrupt import Interrupt
 from models.commands.options import add_executor, at_least_1
 from models.directory import resolve
-from models.executors import resolve_device
-from models.network.configs import config
+from models.executors.selection import resolve_device
+from models.network.families import config
 from models.training import comparison
 from models.training.comparison.report import ComparisonReport
 from models.training.comparison.runner import Runner, TrainingLimits, hardware, scored_scenes

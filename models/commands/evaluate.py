@@ -14,7 +14,8 @@ from models.commands.options import add_executor, add_threshold, with_threshold
 from models.commands.tables import cell
 from models.directory import resolve
 from models.evaluation.evaluate import MEANS, evaluate
-from models.executors import build
+from models.executors.registry import EXECUTORS
+from models.executors.selection import build
 from models.network.configs import ModelConfig
 
 
@@ -41,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
     if args.no_masks:
         network.config = without_masks(network.config)
     model = build(network, args.device, args.executor, args.threads)
-    if model.executor == "sparse":  # it has threads of its own; torch's would spin beside them after each scoring
+    if EXECUTORS[model.executor].own_threads:  # torch's would spin beside them after each scoring
         torch.set_num_threads(1)
     result = evaluate(model, args.data, args.split, drive=args.drive, flip=not args.no_flip)
     print(json.dumps(result, allow_nan=False) if args.json else table(result))

@@ -7,7 +7,7 @@ from models.checkpoint import load_directory
 from models.commands.options import add_executor, add_threshold, with_threshold
 from models.directory import resolve
 from models.evaluation.picture import draw, view_exits
-from models.executors import build
+from models.executors.selection import build
 from models.imaging.geometry import Box
 from models.imaging.images import read_image
 

@@ -9,8 +9,8 @@ import torch
 from models.commands.interrupt import Interrupt
 from models.commands.options import at_least_1
 from models.directory import ZOO
-from models.executors import resolve_device
-from models.network.configs import config
+from models.executors.selection import resolve_device
+from models.network.families import config
 from models.training import losses, tasks
 from models.training.plot import plot_history
 from models.training.recipe import FILE, Recipe, setting

@@ -20,7 +20,7 @@ from models.evaluation.evaluate import ExitCosts
 from models.imaging.geometry import Box
 from models.imaging.images import read_image
 from models.network.configs import ModelConfig
-from models.quality import KEPT, MOVED, Quality, breakable, doubt, threshold
+from models.quality import KEPT, MOVED, Quality, breakable, threshold, uncertainty
 
 EPSILONS = (0.02, 0.05, 0.10)
 """The bounds that are reported; the calibration itself serves every bound."""
@@ -33,8 +33,8 @@ BoxedImage = tuple[NDArray[np.uint8], Box | None]
 class Observations:
     """What calibration learns of every image at every exit. All are float64 (images, exits).
 
-    `uncertainty`: see `quality.doubt`. `changed`: the share of pixels (joints) whose answer still changes until the
-    last exit, 0 there. `macs`: multiply-adds from the image to the exit.
+    `uncertainty`: see `quality.uncertainty`. `changed`: the share of pixels (joints) whose answer still changes until
+    the last exit, 0 there. `macs`: multiply-adds from the image to the exit.
     """
 
     uncertainty: NDArray[np.float64]
@@ -103,11 +103,11 @@ def observe(model: AnytimeModel, images: Iterable[BoxedImage]) -> Observations:
         state = model.begin(image, box)
         side_px = state.frame.scale * model.config.size[0]
         found = [
-            (doubt(exit_, model.config.task, state.frame), model.render(state).array, exit_.macs)
+            (uncertainty(exit_, model.config.task, state.frame), model.render(state).array, exit_.macs)
             for (exit_,) in costs.watch(model, [state])
         ]
         last = found[-1][1]
-        observed.append([(uncertainty, difference(answer, last, side_px), macs) for uncertainty, answer, macs in found])
+        observed.append([(value, difference(answer, last, side_px), macs) for value, answer, macs in found])
     return Observations(*np.moveaxis(np.array(observed, np.float64), 2, 0))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from models.anytime import AnytimeModel, Exit, State
+from models.anytime import AnytimeModel, Exit, State, exits_of
 from models.data import datasets
 from models.data.people import Person
 from models.data.street import VOID, Scene
@@ -36,18 +36,14 @@ class ExitCosts:
 
     def watch(self, model: AnytimeModel, states: Sequence[State]) -> Iterator[list[Exit]]:
         """Runs `states` together to the end; yields their exits, one after the other, and records their costs."""
-        elapsed_s = 0.0
-        for step in model.steps:
-            began_s = time.perf_counter()
-            model.advance(states)
+        elapsed_s, began_s = 0.0, time.perf_counter()
+        for exit_index in exits_of(model, states):
             elapsed_s += time.perf_counter() - began_s
-            if step.exit is None:
-                continue
-            found = [state.exit for state in states if state.exit is not None]
-            masks = model.config.settles_after(step.exit)
-            self.macs[step.exit - 1] += [exit_.macs for exit_ in found]
-            self.inactive_share[step.exit - 1] += [(1 - exit_.unsure) * masks for exit_ in found]
-            self.ms[step.exit - 1].append(1000 * elapsed_s / len(states))
+            found = [state.latest() for state in states]
+            masks = model.config.masks_after(exit_index)
+            self.macs[exit_index - 1] += [exit_.macs for exit_ in found]
+            self.inactive_share[exit_index - 1] += [(1 - exit_.active_share) * masks for exit_ in found]
+            self.ms[exit_index - 1].append(1000 * elapsed_s / len(states))
             yield found
             began_s = time.perf_counter()
 

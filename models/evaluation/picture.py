@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.anytime import AnytimeModel
+from models.anytime import AnytimeModel, exits_of
 from models.imaging.geometry import Box, Frame
 from models.imaging.postprocess import extra_map
 from models.network.configs import GIGA, Extra, ModelConfig
@@ -54,22 +54,20 @@ def view_exits(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = 
     """What every exit says of `image`, uint8 (H, W, 3), and where the network's input lies in it."""
     state, config = model.begin(image, box), model.config
     views = []
-    for step in model.steps:
-        model.advance([state])
-        if step.exit is None or (found := state.exit) is None:
-            continue
+    for exit_index in exits_of(model, [state]):
+        found = state.latest()
         extras: tuple[Extra, ...] = ("confidence", "exit", "unsure")
         confidence, decided, active = (extra_map(found, config, state.frame, extra) for extra in extras)
-        masks = config.settles_after(step.exit)
+        masks = config.masks_after(exit_index)
         views.append(
             ExitView(
-                index=step.exit,
+                index=exit_index,
                 prediction=model.render(state).array,
                 confidence=confidence,
                 inactive=(active == 0) & masks,
                 decided=decided,
                 gmacs=found.macs / GIGA,
-                inactive_share=(1 - found.unsure) * masks,
+                inactive_share=(1 - found.active_share) * masks,
             )
         )
     return views, state.frame

@@ -134,10 +134,6 @@ class Recipe:
         return Recipe.from_json(data)
 
 
-def _values(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: checks.tuples(value) for name, value in data.items()}
-
-
 def setting(text: str) -> tuple[str, Any]:
     """`NAME=JSON` as a name and a value for `Recipe.override`. Raises ValueError on anything else."""
     name, equals, value = text.partition("=")

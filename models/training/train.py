@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from models.checkpoint import load_weights, save_directory
 from models.directory import WEIGHTS_FILE, read_config, resolve
-from models.network.adpc import AdpcNet
 from models.network.configs import ModelConfig
+from models.network.network import Network, build_network
 from models.training import tasks
 from models.training.fused import fuse
 from models.training.graph import Replayed, Update
@@ -34,8 +34,6 @@ from models.training.padding import (
 from models.training.recipe import Recipe
 
 CHECKPOINT = "checkpoint.pt"
-HEADS = "task", "outputs", "heads", "head_channels", "downsamplings"
-"""Of a configuration, what weights of heads depend on."""
 PARTS = "network", "mean", "optimizer"
 """Of a run, what has a state of its own."""
 MOMENTS = "exp_avg", "exp_avg_sq"

@@ -14,10 +14,10 @@ from models.data import datasets
 from models.data.street import Scene
 from models.directory import WEIGHTS_FILE
 from models.evaluation import evaluate
-from models.executors import build
 from models.executors.processor import processor
-from models.network.adpc import AdpcNet
+from models.executors.selection import build
 from models.network.configs import ModelConfig
+from models.network.network import Network, build_network
 from models.training import tasks
 from models.training.comparison.report import ComparisonReport
 from models.training.comparison.sampling import SampledExecutor, SampledNet, SampledSegmentation
@@ -74,7 +74,7 @@ class Runner:
                 if variant.weights == name and step and report.found.get(variant.name, {}).get("step") != step:
                     self.score(variant, self.model(variant), step, report)
 
-    def score_weights(self, network: AdpcNet, chosen: Sequence[PaperVariant], report: ComparisonReport) -> None:
+    def score_weights(self, network: Network, chosen: Sequence[PaperVariant], report: ComparisonReport) -> None:
         """Scores one trained network as each of the `chosen` variants that differ in their masks alone."""
         for variant in at_inference(chosen):
             if variant.name not in report.found:
@@ -90,7 +90,7 @@ class Runner:
         directory = self.output / variant.name
         directory.mkdir(parents=True, exist_ok=True)
         masked_steps = sum(phase.steps for phase in self.recipe.phases if phase.masks)
-        make = partial(SampledNet, steps=masked_steps) if variant.sampled else AdpcNet
+        make = partial(SampledNet, steps=masked_steps) if variant.sampled else build_network
         run = Run.begin(variant.model, self.recipe, self.device, make=make)
         if limits.resume and self.step(variant.name):
             run.load(directory)
@@ -130,22 +130,22 @@ class Runner:
             return SampledExecutor(sampled, str(self.device))
         return self.build(load_directory(directory), variant.model)
 
-    def build(self, network: AdpcNet, model: ModelConfig) -> AnytimeModel:
+    def build(self, network: Network, model: ModelConfig) -> AnytimeModel:
         return build(with_masks_of(network, model), str(self.device), self.executor, self.threads)
 
 
-def with_masks_of(network: AdpcNet, model: ModelConfig) -> AdpcNet:
-    """A network of `model` with the weights of `network`, which may have other masks or none. A Lambda that `network`
-    lacks keeps its initial value.
+def with_masks_of(network: Network, model: ModelConfig) -> Network:
+    """A network of `model` with the weights of `network`, which may have other masks or none. A parameter of the
+    masks that `network` lacks keeps its initial value.
 
-    Raises ValueError if more than Lambdas differ.
+    Raises ValueError if other parameters differ.
     """
-    other = AdpcNet(model)
+    other = build_network(model)
     try:
         differing = other.load_state_dict(network.state_dict(), strict=False)
     except RuntimeError as error:
         raise ValueError(f"the weights of {network.config.name} do not fit {model.name}: {error}") from error
-    names = [name for found in differing for name in found if not name.endswith("Lambda")]
+    names = [name for found in differing for name in found if not other.may_lack(name)]
     if names:
         raise ValueError(f"the weights of {network.config.name} do not fit {model.name}: {names[0]} is one's alone")
     return other.eval()
