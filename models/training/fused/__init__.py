@@ -1,6 +1,6 @@
 """Masked interpolation as one pass forward and one backward, for training: equations 3-6 of `masked.fill`.
 
-The passes are kernels of their own: gpu.py and cpu.py. Imports the layer whose place it takes.
+gpu.py and cpu.py hold the kernels of the two passes.
 """
 
 import importlib
@@ -27,8 +27,8 @@ Backward: `x` is the gradient of that, `y` what was filled. `codes`: see `codes`
 ACTIVE, BORDER = 1, 2
 """Bits of a position's code."""
 
-# Triton is there only where there is a GPU.
-gpu: Any = importlib.import_module("models.training.fused.gpu") if torch.cuda.is_available() else None
+# Triton is imported only where there is a GPU: it is not installed elsewhere.
+gpu_fill: Any = importlib.import_module("models.training.fused.gpu") if torch.cuda.is_available() else None
 network_layers: Any = importlib.import_module("models.training.fused.layers") if torch.cuda.is_available() else None
 gpu_loss: Any = importlib.import_module("models.training.fused.entropy") if torch.cuda.is_available() else None
 
@@ -37,7 +37,7 @@ _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 def _launch(like: Tensor) -> Launch:
     """The kernel for the device of a tensor."""
-    return gpu.launch if like.is_cuda else cpu.launch
+    return gpu_fill.launch if like.is_cuda else cpu.launch
 
 
 def codes(mask: Tensor, window: int) -> Tensor:
