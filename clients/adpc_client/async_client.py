@@ -25,7 +25,7 @@ class AsyncClient:
 
     Cancelling a task that awaits `predict` closes its connection, and the server then cancels the request.
     Every request sends `headers`. The constructor raises ValueError if `url` is not an http(s) URL. Methods raise the
-    errors of `adpc_client.errors`.
+    errors of `adpc_client.errors`, and ValueError for an infinite deadline.
     """
 
     def __init__(

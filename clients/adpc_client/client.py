@@ -25,7 +25,7 @@ class Client:
     ...             print(exit.exit, exit.elapsed_ms, exit.unsure)
 
     Every request sends `headers`. The constructor raises ValueError if `url` is not an http(s) URL. Methods raise the
-    errors of `adpc_client.errors`.
+    errors of `adpc_client.errors`, and ValueError for an infinite deadline.
     """
 
     def __init__(

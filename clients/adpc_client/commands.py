@@ -22,10 +22,26 @@ from adpc_client import load
 from adpc_client.async_client import AsyncClient
 from adpc_client.client import Client
 from adpc_client.draw import mask_picture, overlay
-from adpc_client.errors import ConnectionFailedError, NoExitError, OverloadedError, RateLimitError
+from adpc_client.errors import (
+    AdpcError,
+    BadInputError,
+    ConnectionFailedError,
+    ImageError,
+    NoExitError,
+    OverloadedError,
+    RateLimitError,
+    TooLargeError,
+    UnsupportedImageError,
+)
 from adpc_client.frames import NewestFrame, SourceFrame, open_source
 from adpc_client.images import encode_image
 from adpc_client.results import Exit, Prediction
+
+_ERRORS_OF_A_FRAME = (ImageError, NoExitError, OverloadedError, RateLimitError, TooLargeError, UnsupportedImageError)
+"""After these errors the next frame of a source may succeed."""
+_CODES_OF_A_FRAME = ("broken_image", "too_many_scans")
+"""The codes of a BadInputError that concern the image. Others concern the options, which all frames share."""
+
 
 class UsageError(Exception):
     """The command line is well-formed, but the command refuses it."""
@@ -52,7 +68,7 @@ def predict(args: argparse.Namespace) -> int:
 def stream(args: argparse.Namespace) -> int:
     """Write a picture for every exit of every frame. A paced source skips to its newest frame, unless `--every-frame`.
 
-    A frame without an exit in time is reported, and the next one follows.
+    A frame that fails by itself (a broken file, no exit in time) is reported, and the next one follows.
     """
     source = open_source(args.source, args.fps)
     folder = Path(args.output or f"{Path(args.source).stem.replace(':', '-')}-exits")
@@ -65,8 +81,8 @@ def stream(args: argparse.Namespace) -> int:
             stem = "" if source.still else f"frame-{frame.index:05d}-"
             try:
                 exits += _stream_frame(client, frame, newest, f"{folder}/{stem}", args)
-            except (NoExitError, OverloadedError, RateLimitError) as error:
-                if source.still:
+            except AdpcError as error:
+                if source.still or not _concerns_one_frame(error):
                     raise
                 print(f"frame {frame.index}  {error}", file=sys.stderr)
         if newest is not None and newest.dropped:
@@ -105,7 +121,10 @@ def _stream_frame(
     client: Client, frame: SourceFrame, newest: NewestFrame | None, prefix: str, args: argparse.Namespace
 ) -> int:
     """Stream one frame and return the number of its exits. Once it has one, a newer frame cancels it."""
-    data, _ = encode_image(frame.image)
+    try:
+        data, _ = encode_image(frame.image)
+    except OSError as error:
+        raise ImageError(f"{frame.image} cannot be read: {error}") from error
     exits = 0
     with client.stream(data, **_options(args)) as answers:
         for answer in answers:
@@ -123,6 +142,13 @@ def _stream_frame(
             if newest is not None and newest.waiting:
                 answers.cancel()
     return exits
+
+
+def _concerns_one_frame(error: AdpcError) -> bool:
+    """Whether the next frame may succeed after this `error`."""
+    if isinstance(error, BadInputError):
+        return error.code in _CODES_OF_A_FRAME
+    return isinstance(error, _ERRORS_OF_A_FRAME)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

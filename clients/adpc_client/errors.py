@@ -1,5 +1,7 @@
 """The errors of `adpc_client`, as one tree.
 
+A wrong argument, such as an infinite deadline or a malformed URL, is a ValueError and no AdpcError.
+
 AdpcError
 ├── ImageError (ValueError)                the argument is not an image
 ├── ConnectionFailedError (ConnectionError)    the connection failed or broke

@@ -1,5 +1,6 @@
 """The options of a request, and the client's own timeouts."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,7 +41,10 @@ class Timeout:
 
 @dataclass(frozen=True)
 class Options:
-    """The options of one request, as the server's `/docs` describes them. None leaves the choice to the server."""
+    """The options of one request, as the server's `/docs` describes them. None leaves the choice to the server.
+
+    Raises ValueError if `deadline_ms` is infinite or NaN; the server checks the other limits.
+    """
 
     model: str | None = None
     deadline_ms: float | None = None
@@ -50,6 +54,12 @@ class Options:
     best_effort: bool | None = None
     extra: Extra | None = None
     box: Box | None = None
+
+    def __post_init__(self) -> None:
+        if self.deadline_ms is not None and not math.isfinite(self.deadline_ms):
+            raise ValueError(
+                f"deadline_ms is {self.deadline_ms}; it must be a finite number, or None for the server's default"
+            )
 
     def message(self) -> dict[str, Any]:
         """The options as members of a WebSocket `predict` message. `extra` is called `map` there."""

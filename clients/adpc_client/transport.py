@@ -30,7 +30,7 @@ CONNECTION_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections
 class Endpoint:
     """A server's address, the headers of every request, and the timeouts.
 
-    Raises ValueError unless `url` is an http or https URL with a host.
+    Raises ValueError unless `url` is an http or https URL with a host and without query or fragment.
     """
 
     url: str
@@ -38,9 +38,17 @@ class Endpoint:
     timeout: Timeout = field(default_factory=Timeout)
 
     def __post_init__(self) -> None:
-        parsed = httpx.URL(self.url)
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ValueError(f"the server's URL is {self.url!r}; it must look like http://host:port")
+        complaint = f"the server's URL is {self.url!r}; it must look like http://host:port"
+        try:
+            parsed = httpx.URL(self.url)
+            parsed.host.encode("idna")  # which is how the system resolves it
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise ValueError(f"{complaint}: {error}") from error
+        port_fits = parsed.port is None or 0 < parsed.port < 1 << 16
+        if parsed.scheme not in ("http", "https") or not parsed.host or not port_fits:
+            raise ValueError(complaint)
+        if parsed.query or parsed.fragment:
+            raise ValueError(f"{complaint}, without query or fragment")
         object.__setattr__(self, "url", str(parsed).rstrip("/"))  # scheme and host in lower case
 
     @property
