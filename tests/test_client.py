@@ -215,9 +215,17 @@ def test_patience_is_the_deadline_and_the_silence_allowed():
         Timeout(silence_s=0)
 
 
-def test_a_scheme_in_capitals():
-    with Client("HTTP://Server:80/") as server:
-        assert server._endpoint.stream_url == "ws://server:80/v1/stream"
+@pytest.mark.parametrize(
+    ("url", "stream_url"),
+    [
+        ("HTTP://Server:80/", "ws://server:80/v1/stream"),
+        ("https://[::1]:8443/base/", "wss://[::1]:8443/base/v1/stream"),
+        ("http://my_server", "ws://my_server/v1/stream"),
+    ],
+)
+def test_the_url_of_streams_follows_the_url_of_the_server(url, stream_url):
+    with Client(url) as server:
+        assert server._endpoint.stream_url == stream_url
 
 
 def test_an_id_that_a_header_cannot_carry_is_refused():
@@ -225,8 +233,31 @@ def test_an_id_that_a_header_cannot_carry_is_refused():
         server.predict(MASK, id="é")
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://server", "http://"])
-def test_a_url_that_is_none(url):
+@pytest.mark.parametrize("deadline_ms", [float("inf"), float("-inf"), float("nan")])
+def test_a_deadline_that_is_not_finite_is_refused_before_anything_is_sent(deadline_ms):
+    with Client("http://127.0.0.1:9") as server:
+        for ask in (server.predict, server.stream):
+            with pytest.raises(ValueError, match=r"deadline_ms is .*finite") as raised:
+                ask(MASK, deadline_ms=deadline_ms)
+            assert not isinstance(raised.value, AdpcError)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://server",
+        "http://",
+        "http://server:port",
+        "http://server:99999",
+        "http://[::1",
+        "http://..",
+        "http://" + 64 * "a",
+        "http://server?model=a",
+        "http://server/#top",
+    ],
+)
+def test_a_wrong_url_is_refused(url):
     with pytest.raises(ValueError, match="http://host:port"):
         Client(url)
 

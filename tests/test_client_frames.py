@@ -1,4 +1,4 @@
-"""Moving pictures of the command `adpc`: where frames come from, and that the newest wins."""
+"""Frames of the command `adpc`: where they come from, and that the newest replaces older ones."""
 
 import importlib
 import threading
@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 from adpc_client import ImageError
-from adpc_client.frames import Frame, Newest, open_source
+from adpc_client.frames import NewestFrame, SourceFrame, open_source
 from PIL import Image
 
 
@@ -87,12 +87,12 @@ def test_the_newest_frame_wins():
 
     def frames():
         for index in range(4):
-            yield Frame(index, b"")
+            yield SourceFrame(index, b"")
         pumped.set()
         go_on.wait(10)
-        yield Frame(4, b"")
+        yield SourceFrame(4, b"")
 
-    with Newest(frames()) as newest:
+    with NewestFrame(frames()) as newest:
         pumped.wait(10)
         assert newest.waiting
         assert newest.take().index == 3
@@ -105,8 +105,8 @@ def test_the_newest_frame_wins():
 
 def test_frames_wait_until_they_are_due():
     slept = []
-    frames = iter([Frame(0, b"", 0.0), Frame(1, b"", 0.5), Frame(2, b"", None)])
-    with Newest(frames, clock=lambda: 100.0, sleep=slept.append) as newest:
+    frames = iter([SourceFrame(0, b"", 0.0), SourceFrame(1, b"", 0.5), SourceFrame(2, b"", None)])
+    with NewestFrame(frames, clock=lambda: 100.0, sleep=slept.append) as newest:
         while newest.take() is not None:
             pass
     assert slept == [0.5]
@@ -114,15 +114,15 @@ def test_frames_wait_until_they_are_due():
 
 def test_what_a_source_raises_is_raised_to_the_reader():
     def frames():
-        yield Frame(0, b"")
+        yield SourceFrame(0, b"")
         raise ImageError("broken film")
 
-    with Newest(frames()) as newest, pytest.raises(ImageError, match="broken film"):
+    with NewestFrame(frames()) as newest, pytest.raises(ImageError, match="broken film"):
         while newest.take() is not None:
             pass
 
 
 def test_leaving_stops_a_source_that_never_ends():
-    with Newest(Frame(index, b"", index * 3600.0) for index in range(2)) as newest:
+    with NewestFrame(SourceFrame(index, b"", index * 3600.0) for index in range(2)) as newest:
         assert newest.take().index == 0
     assert not newest._thread.is_alive()

@@ -197,6 +197,35 @@ def test_stream_command_answers_each_image_of_a_folder(live_url, tmp_path, monke
     assert "overtaken" not in capsys.readouterr().err
 
 
+def test_a_broken_file_does_not_end_the_stream_of_a_folder(live_url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "f.png"):
+        Image.fromarray(tiny.image()).save(folder / name)
+    whole = (folder / "a.png").read_bytes()
+    (folder / "b.jpg").write_bytes(b"no image")  # which the client refuses
+    (folder / "c.png").write_bytes(whole[: len(whole) // 2])  # which the server calls broken
+    (folder / "d.png").write_bytes(whole[:8] + b", it says")  # which the server calls no image
+    (folder / "e.png").mkdir()  # which cannot be read
+    common = ["--url", live_url, "--deadline-ms", str(LONG_MS), "--max-exit", "1"]
+    assert main(["stream", "photos", *common]) == 0
+    written = sorted(path.name for path in (tmp_path / "photos-exits").iterdir())
+    assert written == ["frame-00000-exit-1.png", "frame-00005-exit-1.png"]
+    complaints = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in complaints] == [f"frame {index}" for index in (1, 2, 3, 4)]
+
+
+def test_a_wrong_option_ends_the_stream_of_a_folder(live_url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(tiny.image()).save(folder / name)
+    assert main(["stream", "photos", "--url", live_url, "--quality", "7"]) == 1
+    assert capsys.readouterr().err.startswith("adpc stream: quality is 7")
+
+
 def test_stream_command_plays_a_video(live_url, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with av.open("film.mp4", "w") as film:
@@ -246,8 +275,10 @@ def test_failures_are_status_1(live_url, photo, capsys):
     assert main(["predict", photo, "--url", live_url, "--model", "none"]) == 1
     assert main(["stream", photo, "--url", live_url, "--deadline-ms", "0.01"]) == 1
     assert main(["predict", photo, "--url", "nonsense"]) == 1
+    assert main(["predict", photo, "--url", "http://server:port"]) == 1
+    assert main(["predict", photo, "--url", live_url, "--deadline-ms", "inf"]) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 4 and all(line.startswith("adpc ") for line in errors)
+    assert len(errors) == 6 and all(line.startswith("adpc ") for line in errors)
 
 
 def test_help_of_the_command():

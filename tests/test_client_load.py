@@ -1,4 +1,4 @@
-"""The load generator: what it sends, and the figures it makes of what comes back."""
+"""The load generator: the requests that it sends, and the figures that it reports."""
 
 import asyncio
 from dataclasses import replace
@@ -6,23 +6,23 @@ from itertools import pairwise
 
 import pytest
 from adpc_client import AsyncClient, CancelledRequestError, End, NoExitError, NotFoundError, ServerFaultError
-from adpc_client.load import Outcome, Plan, Report, draw_shots, run, summarise, table
+from adpc_client.load import LoadPlan, LoadReport, Outcome, draw_requests, run, summarise, table
 
-PLAN = Plan(images=[b"image"], count=400, rate_per_s=50, deadline_ms=(50, 150), cancel_share=0.3, seed=3)
+PLAN = LoadPlan(images=[b"image"], count=400, rate_per_s=50, deadline_ms=(50, 150), cancel_share=0.3, seed=3)
 
 
 def test_shots_are_drawn_as_planned_and_the_same_again():
-    shots = list(draw_shots(PLAN))
-    assert shots == list(draw_shots(PLAN)) != list(draw_shots(replace(PLAN, seed=4)))
-    assert len(shots) == 400
-    assert shots[-1].due_s == pytest.approx(400 / 50, rel=0.2)
-    gaps = [later.due_s - sooner.due_s for sooner, later in pairwise(shots)]
+    requests = list(draw_requests(PLAN))
+    assert requests == list(draw_requests(PLAN)) != list(draw_requests(replace(PLAN, seed=4)))
+    assert len(requests) == 400
+    assert requests[-1].due_s == pytest.approx(400 / 50, rel=0.2)
+    gaps = [later.due_s - sooner.due_s for sooner, later in pairwise(requests)]
     assert min(gaps) >= 0 and max(gaps) > 3 / 50  # Poisson, not a metronome
-    assert all(50 <= shot.deadline_ms <= 150 for shot in shots)
-    given_up = [shot for shot in shots if shot.give_up_s is not None]
+    assert all(50 <= request.deadline_ms <= 150 for request in requests)
+    given_up = [request for request in requests if request.give_up_s is not None]
     assert len(given_up) == pytest.approx(0.3 * 400, rel=0.2)
-    assert all(shot.give_up_s <= shot.deadline_ms / 1000 for shot in given_up)
-    assert 0.3 < sum(shot.hang_up for shot in given_up) / len(given_up) < 0.7
+    assert all(request.give_up_s <= request.deadline_ms / 1000 for request in given_up)
+    assert 0.3 < sum(request.hang_up for request in given_up) / len(given_up) < 0.7
 
 
 def test_the_figures():
@@ -35,7 +35,7 @@ def test_the_figures():
         Outcome(0, "hung_up", -10.0, 0.1),
     ]
     report = summarise(outcomes, seconds=2.0, grace_ms=5.0)
-    assert report == Report(
+    assert report == LoadReport(
         requests=6,
         seconds=2.0,
         answered_per_s=2.0,
@@ -93,7 +93,7 @@ async def until(condition):
 
 
 def fire(server, **changes):
-    plan = replace(Plan(images=[b"image"], count=30, deadline_ms=(5000, 5000)), **changes)
+    plan = replace(LoadPlan(images=[b"image"], count=30, deadline_ms=(5000, 5000)), **changes)
     return asyncio.run(run(server, plan))
 
 
@@ -108,7 +108,7 @@ def test_an_open_loop_sends_whether_or_not_it_is_answered():
     server = Server(None)
 
     async def main():
-        firing = asyncio.create_task(run(server, Plan(images=[b"image"], count=20, rate_per_s=1e6)))
+        firing = asyncio.create_task(run(server, LoadPlan(images=[b"image"], count=20, rate_per_s=1e6)))
         await until(lambda: len(server.open) == 20)
         firing.cancel()
 

@@ -1,4 +1,7 @@
-"""Client of the anytime inference server: a first map soon, better ones until the deadline."""
+"""Python client of the anytime inference server.
+
+The first answer comes early; every further exit brings a better one until the deadline.
+"""
 
 from adpc_client.async_client import AsyncClient
 from adpc_client.client import Client

@@ -1,6 +1,7 @@
-"""The command `adpc`: ask a server for a picture, watch its exits come, or put it under load.
+"""`adpc` sends images to an anytime inference server, shows each exit as it comes, or puts the server under load.
 
-Exit status: 0 done, 1 failed, 2 wrong usage. The commands themselves are in `commands`.
+Its exit status is 0 for success, 1 for a failure and 2 for wrong usage. This module parses the command line; `commands`
+runs the commands.
 """
 
 import argparse
@@ -31,9 +32,13 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="adpc", description=(__doc__ or "").partition("\n")[0])
     subparsers = parser.add_subparsers(dest="command", required=True)
-    _predict_arguments(_command(subparsers, "predict", commands.predict, "one answer, written as a picture"))
-    _stream_arguments(_command(subparsers, "stream", commands.stream, "every exit as it comes, each as a picture"))
-    _load_arguments(_command(subparsers, "load", commands.run_load, "many requests at once, and what came back"))
+    _predict_arguments(
+        _command(subparsers, "predict", commands.predict, "send one image and write the answer as a picture")
+    )
+    _stream_arguments(_command(subparsers, "stream", commands.stream, "write a picture for every exit as it comes"))
+    _load_arguments(
+        _command(subparsers, "load", commands.run_load, "send many requests at once and report the answers")
+    )
     return parser
 
 
@@ -45,25 +50,33 @@ def _command(
 ) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(name, help=description, description=description)
     parser.set_defaults(run=run, parser=parser)
-    parser.add_argument("--url", default=os.environ.get("ADPC_URL", URL), help=f"the server (ADPC_URL, or {URL})")
-    parser.add_argument("--model", metavar="NAME", help="default: the server's")
+    parser.add_argument(
+        "--url", default=os.environ.get("ADPC_URL", URL), help=f"URL of the server (default: ADPC_URL, or {URL})"
+    )
+    parser.add_argument("--model", metavar="NAME", help="model that answers (default: the server's)")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     return parser
 
 
 def _request_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--deadline-ms", type=float, metavar="MS", help="default: the server's")
-    parser.add_argument("--min-exit", type=int, metavar="N", help="no answer rather than a shallower one")
-    parser.add_argument("--best-effort", action="store_true", help="rather than none, less than --min-exit")
-    parser.add_argument("--max-exit", type=int, metavar="N", help="go no deeper")
-    parser.add_argument("--quality", type=float, metavar="SHARE", help="stop once fewer pixels would still change")
-    parser.add_argument("--box", type=_box, metavar="X,Y,W,H", help="the person in the image, for pose")
-    parser.add_argument("--overlay", action="store_true", help="blend the mask into the photo (a pose always is)")
+    parser.add_argument(
+        "--deadline-ms", type=float, metavar="MS", help="deadline of each request (default: the server's)"
+    )
+    parser.add_argument("--min-exit", type=int, metavar="N", help="fail if the deadline comes before exit N")
+    parser.add_argument("--best-effort", action="store_true", help="accept an earlier exit than --min-exit")
+    parser.add_argument("--max-exit", type=int, metavar="N", help="stop after exit N")
+    parser.add_argument(
+        "--quality", type=float, metavar="SHARE", help="stop once at most this share of the pixels would still change"
+    )
+    parser.add_argument("--box", type=_box, metavar="X,Y,W,H", help="box of the person in pixels, for pose models")
+    parser.add_argument("--overlay", action="store_true", help="draw the mask over the photo (poses always are)")
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", metavar="IMAGE", help="a file, or - for standard input")
-    parser.add_argument("--output", metavar="FILE", help="default: IMAGE-exit-N.png here")
+    parser.add_argument("image", metavar="IMAGE", help="image file, or - for standard input")
+    parser.add_argument(
+        "--output", metavar="FILE", help="picture to write (default: IMAGE-exit-N.png in the current folder)"
+    )
     _request_arguments(parser)
 
 
@@ -73,28 +86,56 @@ def _stream_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE|VIDEO|CAMERA",
         help="an image, a folder of images, an animation, a video file, or camera:0",
     )
-    parser.add_argument("--output", metavar="FOLDER", help="default: IMAGE-exits here")
-    parser.add_argument("--fps", type=_positive, metavar="N", help="pace of a folder or an animation")
-    parser.add_argument("--every-frame", action="store_true", help="answer each frame, however late, instead of newest")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="folder of the pictures (default: IMAGE-exits in the current folder)"
+    )
+    parser.add_argument("--fps", type=_positive, metavar="N", help="frames a second of a folder or an animation")
+    parser.add_argument(
+        "--every-frame", action="store_true", help="answer every frame, however late, not only the newest"
+    )
     parser.add_argument("--count", type=_count, metavar="N", help="stop after N frames")
     _request_arguments(parser)
 
 
 def _load_arguments(parser: argparse.ArgumentParser) -> None:
     pace = parser.add_mutually_exclusive_group()
-    pace.add_argument("--rate", type=_positive, metavar="R", help="open loop: R requests a second, at random moments")
-    pace.add_argument("--concurrency", type=_count, default=4, metavar="N", help="closed loop: N users (default 4)")
-    parser.add_argument("--count", type=_count, default=200, metavar="N", help="requests in all (default 200)")
-    parser.add_argument(
-        "--deadline-ms", type=_range, default=(200.0, 200.0), metavar="MS[-MS]", help="or a range (default 200)"
+    pace.add_argument(
+        "--rate", type=_positive, metavar="R", help="open loop: send R requests a second at random moments"
     )
-    parser.add_argument("--cancel", type=_share, default=0.0, metavar="SHARE", help="0..1 given up at random moments")
-    parser.add_argument("--protocol", choices=("http", "stream"), default="http")
-    parser.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="repeatable; default: a made scene"
+    pace.add_argument(
+        "--concurrency",
+        type=_count,
+        default=4,
+        metavar="N",
+        help="closed loop: N users who each wait for their answer (default 4)",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--yes", action="store_true", help="allow a server that is not this machine")
+    parser.add_argument("--count", type=_count, default=200, metavar="N", help="number of requests (default 200)")
+    parser.add_argument(
+        "--deadline-ms",
+        type=_range,
+        default=(200.0, 200.0),
+        metavar="MS[-MS]",
+        help="deadline, or range of deadlines (default 200)",
+    )
+    parser.add_argument(
+        "--cancel",
+        type=_share,
+        default=0.0,
+        metavar="SHARE",
+        help="share of requests, 0 to 1, to cancel at random moments",
+    )
+    parser.add_argument(
+        "--protocol", choices=("http", "stream"), default="http", help="POST or WebSocket (default http)"
+    )
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="image to send, may be repeated (default: a drawn street)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random draws (default 0)")
+    parser.add_argument("--yes", action="store_true", help="allow a server on another machine")
 
 
 def _positive(text: str) -> float:

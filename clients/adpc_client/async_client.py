@@ -1,4 +1,4 @@
-"""`AsyncClient`: `Client` for asyncio, method by method."""
+"""`AsyncClient` has the methods of `Client`, for asyncio."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -10,12 +10,12 @@ from adpc_client.options import Box, Encoding, Extra, Options, Timeout
 from adpc_client.pool import AsyncPool
 from adpc_client.results import Model, Prediction
 from adpc_client.stream import AsyncStream, StreamRequest
-from adpc_client.transport import CALLERS_OWN, Endpoint, id_header, json_body, model_path, request_path
+from adpc_client.transport import CONNECTION_LIMITS, Endpoint, id_header, json_body, model_path, request_path
 from adpc_client.wire import read_model, read_models, read_prediction
 
 
 class AsyncClient:
-    """A server, over connections that are kept open and used again. Lives in one event loop.
+    """A client of one server. Its connections stay open for later requests, and belong to one event loop.
 
     >>> async with AsyncClient("http://localhost:8000") as client:
     ...     prediction = await client.predict("photo.jpg", deadline_ms=200)
@@ -23,9 +23,9 @@ class AsyncClient:
     ...         async for exit in stream:
     ...             print(exit.exit, exit.elapsed_ms, exit.unsure)
 
-    Cancelling a task that waits for `predict` closes its connection, which cancels the work on the server.
-    `headers` go along with every request. Raises ValueError if `url` is not an http(s) URL; methods raise the errors
-    of `adpc_client.errors`.
+    Cancelling a task that awaits `predict` closes its connection, and the server then cancels the request.
+    Every request sends `headers`. The constructor raises ValueError if `url` is not an http(s) URL. Methods raise the
+    errors of `adpc_client.errors`, and ValueError for an infinite deadline.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._endpoint = Endpoint(url, dict(headers or {}), timeout or Timeout())
-        self._http = httpx.AsyncClient(headers=self._endpoint.headers, limits=CALLERS_OWN, transport=transport)
+        self._http = httpx.AsyncClient(headers=self._endpoint.headers, limits=CONNECTION_LIMITS, transport=transport)
         self._pool = AsyncPool(self._endpoint)
 
     async def __aenter__(self) -> "AsyncClient":
@@ -67,11 +67,12 @@ class AsyncClient:
         box: Box | None = None,
         id: str | None = None,
     ) -> Prediction:
-        """The best answer that `deadline_ms` allows.
+        """The answer of the deepest exit that the server finishes before `deadline_ms`, counted from its arrival there.
 
-        `min_exit`: no answer rather than a shallower one, unless `best_effort`. `max_exit`: go no deeper. `quality`:
-        stop once at most this share of the pixels would still change. `extra`: a further map. `box`: the person, for
-        pose. `id`: a name of your own, for `cancel`. Raises NoExitError if no exit (or not `min_exit`) came in time.
+        The server stops after `max_exit`, or once at most `quality` of the pixels would still change. If it does not
+        reach `min_exit` in time, it sends no answer, unless `best_effort` accepts an earlier exit. `extra` names a
+        second map. `box` is the person whose pose is wanted. `id` names the request for `cancel`. Raises NoExitError
+        if no exit, or not `min_exit`, came in time.
         """
         options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box)
         data, content_type = encode_image(image)
@@ -99,13 +100,12 @@ class AsyncClient:
         encoding: Encoding = "delta",
         id: str | None = None,
     ) -> AsyncStream:
-        """Every exit as it is finished, until the deadline. Options as for `predict`; see `AsyncStream`."""
+        """An async iterator over the exits, each sent as soon as it is finished. `predict` explains the options."""
         options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box)
         return AsyncStream(self._pool, StreamRequest(encode_image(image)[0], options, encoding, id))
 
     async def cancel(self, id: str) -> None:
-        """Cancel a request that was given `id`. One that has ended stays as it is. Raises NotFoundError where the
-        server knows none of that name."""
+        """Cancel the request that has this `id`, unless it has ended. Raises NotFoundError if the server knows none."""
         response = await self._request("DELETE", request_path(id))
         if not response.is_success:
             json_body(response)
@@ -115,11 +115,11 @@ class AsyncClient:
         return read_models(json_body(await self._request("GET", "/v1/models")))
 
     async def model(self, name: str) -> Model:
-        """One model. Raises NotFoundError."""
+        """The model called `name`. Raises NotFoundError if the server has none."""
         return read_model(json_body(await self._request("GET", model_path(name))))
 
     async def ready(self) -> bool:
-        """Whether the server takes requests now: started, warmed up, not draining."""
+        """Whether the server accepts requests now: it has started and warmed up, and is not draining."""
         return (await self._request("GET", "/health/ready")).is_success
 
     async def _request(

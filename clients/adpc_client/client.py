@@ -1,4 +1,4 @@
-"""`Client`: the server's API for ordinary code. Its twin for asyncio is in `async_client`."""
+"""`Client` is the synchronous client; `async_client` holds its counterpart for asyncio."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -10,12 +10,12 @@ from adpc_client.options import Box, Encoding, Extra, Options, Timeout
 from adpc_client.pool import Pool
 from adpc_client.results import Model, Prediction
 from adpc_client.stream import Stream, StreamRequest
-from adpc_client.transport import CALLERS_OWN, Endpoint, id_header, json_body, model_path, request_path
+from adpc_client.transport import CONNECTION_LIMITS, Endpoint, id_header, json_body, model_path, request_path
 from adpc_client.wire import read_model, read_models, read_prediction
 
 
 class Client:
-    """A server, over connections that are kept open and used again. Safe to share between threads.
+    """A client of one server. Its connections stay open for later requests, and threads may share it.
 
     >>> with Client("http://localhost:8000") as client:
     ...     prediction = client.predict("photo.jpg", deadline_ms=200)
@@ -24,8 +24,8 @@ class Client:
     ...         for exit in stream:
     ...             print(exit.exit, exit.elapsed_ms, exit.unsure)
 
-    `headers` go along with every request. Raises ValueError if `url` is not an http(s) URL; methods raise the errors
-    of `adpc_client.errors`.
+    Every request sends `headers`. The constructor raises ValueError if `url` is not an http(s) URL. Methods raise the
+    errors of `adpc_client.errors`, and ValueError for an infinite deadline.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._endpoint = Endpoint(url, dict(headers or {}), timeout or Timeout())
-        self._http = httpx.Client(headers=self._endpoint.headers, limits=CALLERS_OWN, transport=transport)
+        self._http = httpx.Client(headers=self._endpoint.headers, limits=CONNECTION_LIMITS, transport=transport)
         self._pool = Pool(self._endpoint)
 
     def __enter__(self) -> "Client":
@@ -67,11 +67,12 @@ class Client:
         box: Box | None = None,
         id: str | None = None,
     ) -> Prediction:
-        """The best answer that `deadline_ms` allows.
+        """The answer of the deepest exit that the server finishes before `deadline_ms`, counted from its arrival there.
 
-        `min_exit`: no answer rather than a shallower one, unless `best_effort`. `max_exit`: go no deeper. `quality`:
-        stop once at most this share of the pixels would still change. `extra`: a further map. `box`: the person, for
-        pose. `id`: a name of your own, for `cancel`. Raises NoExitError if no exit (or not `min_exit`) came in time.
+        The server stops after `max_exit`, or once at most `quality` of the pixels would still change. If it does not
+        reach `min_exit` in time, it sends no answer, unless `best_effort` accepts an earlier exit. `extra` names a
+        second map. `box` is the person whose pose is wanted. `id` names the request for `cancel`. Raises NoExitError
+        if no exit, or not `min_exit`, came in time.
         """
         options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box)
         data, content_type = encode_image(image)
@@ -97,13 +98,12 @@ class Client:
         encoding: Encoding = "delta",
         id: str | None = None,
     ) -> Stream:
-        """Every exit as it is finished, until the deadline. Options as for `predict`; see `Stream`."""
+        """An iterator over the exits, each sent as soon as it is finished. `predict` explains the options."""
         options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box)
         return Stream(self._pool, StreamRequest(encode_image(image)[0], options, encoding, id))
 
     def cancel(self, id: str) -> None:
-        """Cancel a request that was given `id`. One that has ended stays as it is. Raises NotFoundError where the
-        server knows none of that name."""
+        """Cancel the request that has this `id`, unless it has ended. Raises NotFoundError if the server knows none."""
         response = self._request("DELETE", request_path(id))
         if not response.is_success:
             json_body(response)
@@ -113,11 +113,11 @@ class Client:
         return read_models(json_body(self._request("GET", "/v1/models")))
 
     def model(self, name: str) -> Model:
-        """One model. Raises NotFoundError."""
+        """The model called `name`. Raises NotFoundError if the server has none."""
         return read_model(json_body(self._request("GET", model_path(name))))
 
     def ready(self) -> bool:
-        """Whether the server takes requests now: started, warmed up, not draining."""
+        """Whether the server accepts requests now: it has started and warmed up, and is not draining."""
         return self._request("GET", "/health/ready").is_success
 
     def _request(self, method: str, path: str, deadline_ms: float | None = None, **parts: object) -> httpx.Response:

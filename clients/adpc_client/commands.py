@@ -1,4 +1,4 @@
-"""What `adpc predict`, `adpc stream` and `adpc load` do. The command line itself is in `__main__`."""
+"""Runs `adpc predict`, `adpc stream` and `adpc load`. `__main__` parses their command lines."""
 
 import argparse
 import asyncio
@@ -22,18 +22,33 @@ from adpc_client import load
 from adpc_client.async_client import AsyncClient
 from adpc_client.client import Client
 from adpc_client.draw import mask_picture, overlay
-from adpc_client.errors import ConnectionFailedError, NoExitError, OverloadedError, RateLimitError
-from adpc_client.frames import Frame, Newest, open_source
+from adpc_client.errors import (
+    AdpcError,
+    BadInputError,
+    ConnectionFailedError,
+    ImageError,
+    NoExitError,
+    OverloadedError,
+    RateLimitError,
+    TooLargeError,
+    UnsupportedImageError,
+)
+from adpc_client.frames import NewestFrame, SourceFrame, open_source
 from adpc_client.images import encode_image
 from adpc_client.results import Exit, Prediction
 
+_ERRORS_OF_A_FRAME = (ImageError, NoExitError, OverloadedError, RateLimitError, TooLargeError, UnsupportedImageError)
+"""After these errors the next frame of a source may succeed."""
+_CODES_OF_A_FRAME = ("broken_image", "too_many_scans")
+"""The codes of a BadInputError that concern the image. Others concern the options, which all frames share."""
+
 
 class UsageError(Exception):
-    """The command line asks for something that makes no sense."""
+    """The command line is well-formed, but the command refuses it."""
 
 
 def predict(args: argparse.Namespace) -> int:
-    """One answer, written as a picture."""
+    """Send one image and write the answer as a picture."""
     piped = args.image == "-"
     data, _ = encode_image(sys.stdin.buffer.read() if piped else args.image)
     with Client(args.url) as client:
@@ -51,32 +66,35 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def stream(args: argparse.Namespace) -> int:
-    """Every exit of every frame, as it comes; of a source that has a pace of its own, the newest frame wins."""
+    """Write a picture for every exit of every frame. A paced source skips to its newest frame, unless `--every-frame`.
+
+    A frame that fails by itself (a broken file, no exit in time) is reported, and the next one follows.
+    """
     source = open_source(args.source, args.fps)
     folder = Path(args.output or f"{Path(args.source).stem.replace(':', '-')}-exits")
     folder.mkdir(parents=True, exist_ok=True)
-    pump = Newest(source.frames) if source.paced and not args.every_frame else nullcontext()
+    reader = NewestFrame(source.frames) if source.paced and not args.every_frame else nullcontext()
     exits = 0
-    with Client(args.url) as client, pump as newest:
-        frames: Iterator[Frame] = source.frames if newest is None else iter(newest.take, None)
+    with Client(args.url) as client, reader as newest:
+        frames: Iterator[SourceFrame] = source.frames if newest is None else iter(newest.take, None)
         for frame in islice(frames, args.count):
             stem = "" if source.still else f"frame-{frame.index:05d}-"
             try:
                 exits += _stream_frame(client, frame, newest, f"{folder}/{stem}", args)
-            except (NoExitError, OverloadedError, RateLimitError) as error:
-                if source.still:
+            except AdpcError as error:
+                if source.still or not _concerns_one_frame(error):
                     raise
-                print(f"frame {frame.index}  {error}", file=sys.stderr)  # the next one may fare better
+                print(f"frame {frame.index}  {error}", file=sys.stderr)
         if newest is not None and newest.dropped:
             print(f"{newest.dropped} frames were overtaken by newer ones", file=sys.stderr)
     return 0 if exits else 1
 
 
 def run_load(args: argparse.Namespace) -> int:
-    """Many requests at once, and the figures of what came back."""
+    """Send many requests at once and print the figures of their answers."""
     if not args.yes and not _is_loopback(args.url):
         raise UsageError(f"{args.url} is not this machine; add --yes if you may put that server under load")
-    plan = load.Plan(
+    plan = load.LoadPlan(
         images=[encode_image(path)[0] for path in args.image] or [encode_image(_scene(args.seed))[0]],
         count=args.count,
         rate_per_s=args.rate,
@@ -88,20 +106,25 @@ def run_load(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
 
-    async def fire() -> load.Report:
+    async def run_plan() -> load.LoadReport:
         async with AsyncClient(args.url) as client:
-            if not await client.ready():  # which also warms up this side
-                raise ConnectionFailedError(f"{args.url} is not ready for requests yet, or not any more")
+            if not await client.ready():  # this call also warms up the client
+                raise ConnectionFailedError(f"{args.url} is not ready: it is starting or draining")
             return await load.run(client, plan)
 
-    report = asyncio.run(fire())
+    report = asyncio.run(run_plan())
     print(json.dumps(asdict(report)) if args.json else load.table(report))
     return 1 if report.faults else 0
 
 
-def _stream_frame(client: Client, frame: Frame, newest: Newest | None, prefix: str, args: argparse.Namespace) -> int:
-    """Stream one frame; once it has an exit, a newer frame ends it. Returns the number of exits."""
-    data, _ = encode_image(frame.image)
+def _stream_frame(
+    client: Client, frame: SourceFrame, newest: NewestFrame | None, prefix: str, args: argparse.Namespace
+) -> int:
+    """Stream one frame and return the number of its exits. Once it has one, a newer frame cancels it."""
+    try:
+        data, _ = encode_image(frame.image)
+    except OSError as error:
+        raise ImageError(f"{frame.image} cannot be read: {error}") from error
     exits = 0
     with client.stream(data, **_options(args)) as answers:
         for answer in answers:
@@ -121,6 +144,13 @@ def _stream_frame(client: Client, frame: Frame, newest: Newest | None, prefix: s
     return exits
 
 
+def _concerns_one_frame(error: AdpcError) -> bool:
+    """Whether the next frame may succeed after this `error`."""
+    if isinstance(error, BadInputError):
+        return error.code in _CODES_OF_A_FRAME
+    return isinstance(error, _ERRORS_OF_A_FRAME)
+
+
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     names = ("model", "deadline_ms", "min_exit", "best_effort", "max_exit", "quality", "box")
     return {name: getattr(args, name) for name in names}
@@ -135,7 +165,7 @@ def _save(answer: Exit, data: bytes, output: Path, over_photo: bool) -> None:
 
 
 def _figures(answer: Exit, output: Path) -> dict[str, Any]:
-    """What `--json` prints: the answer without its arrays, and where the picture is."""
+    """The figures that `--json` prints: the answer without its maps, and the path of the picture."""
     figures: dict[str, Any] = {
         "exit": answer.exit,
         "exits": answer.exits,
@@ -167,12 +197,12 @@ def _is_loopback(url: str) -> bool:
 
 
 def _scene(seed: int, height: int = 360, width: int = 480) -> NDArray[np.uint8]:
-    """A street of sorts, uint8 (`height`, `width`, 3): sky, road, buildings and noise, for when no photo is given."""
-    chance = np.random.default_rng(seed)
+    """A drawn street, uint8 (`height`, `width`, 3), for `adpc load` without `--image`: sky, road, houses, noise."""
+    random = np.random.default_rng(seed)
     rows = np.linspace(0, 1, height)[:, None, None]
     scene = np.where(rows < 0.55, (150, 180, 220) * (1 - rows / 2), (90, 90, 95) * (0.7 + rows / 2))
     scene = np.repeat(scene, width, axis=1)
     for left in range(0, width, 60):
-        top = int(chance.integers(height // 8, height // 2))
-        scene[top : int(height * 0.6), left : left + int(chance.integers(30, 60))] = chance.integers(60, 200, 3)
-    return np.clip(scene + chance.normal(0, 8, scene.shape), 0, 255).astype(np.uint8)
+        top = int(random.integers(height // 8, height // 2))
+        scene[top : int(height * 0.6), left : left + int(random.integers(30, 60))] = random.integers(60, 200, 3)
+    return np.clip(scene + random.normal(0, 8, scene.shape), 0, 255).astype(np.uint8)

@@ -1,6 +1,7 @@
-"""The `delta` encoding of maps: what changed since the exit that was sent before. Imports `errors` only.
+"""The `delta` encoding of maps, which sends the changes since the exit that was sent before.
 
-A zlib stream (RFC 1950) of H * W bytes, row-major, each the new label XOR the label held; zeros are held at first.
+It is a zlib stream (RFC 1950) of H * W bytes in row-major order. Each byte is the new label XOR the label that the
+client holds; before the first exit the client holds zeros.
 """
 
 import zlib
@@ -12,10 +13,15 @@ from adpc_client.errors import ProtocolError
 
 
 def apply_delta(data: bytes, held: NDArray[np.uint8] | None, size: int) -> NDArray[np.uint8]:
-    """The new map, uint8 (`size`,), flat; `held` is the map before it, left as it is. Raises ProtocolError."""
+    """The new map, uint8 (`size`,), made of `data` and the map `held` before, uint8 (`size`,) or None for zeros.
+
+    Does not change `held`. Raises ProtocolError if `data` does not unpack to `size` labels.
+    """
     inflate = zlib.decompressobj()
     try:
-        changed = inflate.decompress(data, size + 1)  # bounded, whatever the stream claims to hold
+        changed = inflate.decompress(
+            data, size + 1
+        )  # one byte over the limit shows an oversized map without unpacking it
     except zlib.error as error:
         raise ProtocolError(f"a delta of {len(data)} bytes cannot be unpacked: {error}") from error
     if len(changed) != size or not inflate.eof or inflate.unused_data:

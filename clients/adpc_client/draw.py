@@ -1,4 +1,4 @@
-"""Answers as pictures. Imports `results` only."""
+"""Draws answers as pictures."""
 
 import colorsys
 from typing import Any
@@ -10,11 +10,14 @@ from PIL import Image, ImageDraw, ImageOps
 from adpc_client.results import Exit, Labels
 
 MIN_SCORE = 0.1
-"""Joints below this score are guesses and are not drawn."""
+"""Joints with a lower score are guesses; they are not drawn."""
 
 
 def mask_picture(result: Exit) -> Image.Image:
-    """The mask as an indexed picture: its pixels are the class numbers, its palette the colours. Not for pose."""
+    """The mask as an indexed picture: its pixels are the class numbers, its palette holds their colours.
+
+    Raises ValueError for a pose, which has no mask.
+    """
     if result.mask is None:
         raise ValueError("a pose has no mask; draw it over its photo with `overlay`")
     picture = Image.fromarray(result.mask)
@@ -23,7 +26,10 @@ def mask_picture(result: Exit) -> Image.Image:
 
 
 def overlay(result: Exit, photo: Image.Image, opacity: float = 0.6) -> Image.Image:
-    """The mask blended into `photo` (0: only the photo, 1: only the mask), or the skeleton drawn on it. RGB."""
+    """`photo` as RGB with the mask blended into it, or with the skeleton drawn on it.
+
+    `opacity` is the weight of the mask: 0 shows only the photo, 1 only the mask.
+    """
     ground = _fitted(photo, result.size)
     if result.mask is not None:
         return Image.blend(ground, mask_picture(result).convert("RGB"), opacity)
@@ -33,7 +39,7 @@ def overlay(result: Exit, photo: Image.Image, opacity: float = 0.6) -> Image.Ima
 
 
 def _fitted(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """`photo` as the server saw it: upright, of the answer's `size` (height, width)."""
+    """`photo` as RGB, upright and resized to `size` (height, width), which is how the server saw it."""
     upright = ImageOps.exif_transpose(photo).convert("RGB")
     return upright if upright.size == size[::-1] else upright.resize(size[::-1])
 
@@ -50,7 +56,7 @@ def _draw_skeleton(draw: ImageDraw.ImageDraw, keypoints: NDArray[np.float32], la
 
 
 def _colours(labels: Labels, count: int) -> NDArray[np.uint8]:
-    """uint8 (`count`, 3): the model's palette, continued with well separated hues where it has no colour."""
+    """`count` colours, uint8 (`count`, 3): the model's palette, then further hues that are easy to tell apart."""
     given: NDArray[Any] = labels.palette[:count]
     more = [colorsys.hsv_to_rgb(index * 0.618 % 1, 0.65, 0.9) for index in range(len(given), count)]
     return np.concatenate([given, (np.array(more).reshape(-1, 3) * 255).astype(np.uint8)])

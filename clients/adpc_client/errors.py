@@ -1,19 +1,21 @@
-"""Everything that `adpc_client` raises, as one tree. Imports nothing of this package.
+"""The errors of `adpc_client`, as one tree.
+
+A wrong argument, such as an infinite deadline or a malformed URL, is a ValueError and no AdpcError.
 
 AdpcError
-├── ImageError (ValueError)                what was given is not an image
-├── ConnectionFailedError (ConnectionError)    no connection, or it broke
-├── ServerSilentError (TimeoutError)       connected, but no word for longer than `Timeout.silence_s`
-├── ProtocolError                          the answer makes no sense; not an anytime server?
-└── ReplyError                             the server refused or failed, and said why
+├── ImageError (ValueError)                the argument is not an image
+├── ConnectionFailedError (ConnectionError)    the connection failed or broke
+├── ServerSilentError (TimeoutError)       the server sent nothing for longer than `Timeout.silence_s`
+├── ProtocolError                          the answer is malformed; is this an anytime server?
+└── ReplyError                             the server answered with an error
     ├── BadInputError          400
     ├── NotFoundError          404
     ├── TooLargeError          413
     ├── UnsupportedImageError  415
     ├── RateLimitError         429
     ├── CancelledRequestError  499
-    ├── OverloadedError        503         overloaded, starting or draining; see `retry_after_s`
-    ├── NoExitError            504 (TimeoutError)   no exit was finished in time
+    ├── OverloadedError        503         the server is overloaded, starting or draining
+    ├── NoExitError            504 (TimeoutError)   no exit came in time
     └── ServerFaultError       500 and other 5xx
 """
 
@@ -22,11 +24,11 @@ from typing import Any
 
 
 class AdpcError(Exception):
-    """Base of every error of this package."""
+    """The base class of every error of this package."""
 
 
 class ImageError(AdpcError, ValueError):
-    """The image to send cannot be read or has an unfit shape or dtype."""
+    """The image cannot be read, or its array has the wrong shape or dtype."""
 
 
 class ConnectionFailedError(AdpcError, ConnectionError):
@@ -38,14 +40,14 @@ class ServerSilentError(AdpcError, TimeoutError):
 
 
 class ProtocolError(AdpcError):
-    """The server sent something that this client does not understand."""
+    """The server sent a message that this client does not understand."""
 
 
 class ReplyError(AdpcError):
     """The server answered with an error.
 
-    `status`: the HTTP status (0 if only a WebSocket close code is known). `code`: its snake_case name.
-    `id`: of the request, where known. `retry_after_s`: when to try again, where the server says so.
+    `status` is the HTTP status, 0 if the server named none. `code` is the error's snake_case name. `id` is the
+    request's, None if unknown. `retry_after_s` is the time to wait before another try, None if the server names none.
     """
 
     def __init__(
@@ -59,27 +61,27 @@ class ReplyError(AdpcError):
 
 
 class BadInputError(ReplyError):
-    """400: a parameter or the image is wrong; the message names the limit."""
+    """400: a parameter or the image is wrong. The message names the limit."""
 
 
 class NotFoundError(ReplyError):
-    """404: no such model, or no such request is open."""
+    """404: the server has no such model, or no open request with this id."""
 
 
 class TooLargeError(ReplyError):
-    """413: more bytes or pixels than the server takes."""
+    """413: the image has more bytes or pixels than the server accepts."""
 
 
 class UnsupportedImageError(ReplyError):
-    """415: not an image of a kind that the server reads."""
+    """415: the bytes are no image in a format that the server reads."""
 
 
 class RateLimitError(ReplyError):
-    """429: this client's own limit; wait `retry_after_s`."""
+    """429: this client has reached its limit; wait `retry_after_s`."""
 
 
 class CancelledRequestError(ReplyError):
-    """499: the request was cancelled by its id before it had an exit."""
+    """499: the request was cancelled by its id before the first exit."""
 
 
 class OverloadedError(ReplyError):
@@ -87,11 +89,11 @@ class OverloadedError(ReplyError):
 
 
 class NoExitError(ReplyError, TimeoutError):
-    """504: the deadline passed before the first exit (or before `min_exit`)."""
+    """504: the deadline passed before the first exit, or before `min_exit`."""
 
 
 class ServerFaultError(ReplyError):
-    """The server failed; its log knows the `id`."""
+    """500 and other 5xx: the server failed. Its log names the `id`."""
 
 
 _BY_STATUS: Mapping[int, type[ReplyError]] = {
@@ -116,7 +118,7 @@ _BY_CLOSE_CODE: Mapping[int, tuple[int, str]] = {
 
 
 def reply_error(status: int, body: Mapping[str, Any], retry_after_s: float | None = None) -> ReplyError:
-    """The error that an answer with `status` and an `{"error", "code", "id"}` body stands for."""
+    """The error for an answer with `status` and a body like `{"error", "code", "id"}`."""
     kind = _BY_STATUS.get(status, ServerFaultError if status >= 500 else ReplyError)
     message = str(body.get("error") or f"the server answered with status {status} and no explanation")
     code = str(body.get("code") or f"status_{status}")
@@ -131,7 +133,7 @@ def reply_error(status: int, body: Mapping[str, Any], retry_after_s: float | Non
 
 
 def close_error(code: int | None, reason: str) -> AdpcError:
-    """The error that a WebSocket closed with `code` in the middle of a request stands for (RFC 6455, 7.4)."""
+    """The error for a WebSocket that closed with `code` before a request was answered (RFC 6455, section 7.4)."""
     if code is not None and code in _BY_CLOSE_CODE:
         status, name = _BY_CLOSE_CODE[code]
         sentence = reason or f"the server closed the stream with code {code} ({name})"

@@ -1,4 +1,4 @@
-"""Moving pictures: frames out of folders, animations, videos and cameras, and the newest of them. Imports `errors`."""
+"""Reads frames from folders, animations, videos and cameras, and keeps the newest of them."""
 
 import importlib
 import io
@@ -18,13 +18,17 @@ from adpc_client.images import ImageSource
 
 _FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _ANIMATED = ("GIF", "WEBP", "PNG")
-"""Formats whose further pictures are frames; in others, such as MPO of phones, they are previews or pages."""
+"""Formats whose further images are frames. In others they are previews (MPO, from phones) or pages (TIFF)."""
 _CAMERA = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
+"""FFmpeg's input format and device name of a camera, by the start of `sys.platform`."""
 
 
 @dataclass(frozen=True)
-class Frame:
-    """`index` counts from 0. `due_s`: when it is to be shown, from the start; None: whenever one has time for it."""
+class SourceFrame:
+    """One frame of a source. `index` counts from 0.
+
+    `due_s` is its time in seconds from the start of the source. None means that it is due as soon as it is read.
+    """
 
     index: int
     image: ImageSource
@@ -33,18 +37,23 @@ class Frame:
 
 @dataclass(frozen=True)
 class Source:
-    """Frames, read lazily. `still`: there is just one. `paced`: they come by themselves, taken or not."""
+    """Where frames come from. `frames` reads them one by one.
 
-    frames: Iterator[Frame]
+    A `still` source has exactly one frame. The frames of a `paced` source come at their own times, whether or not
+    anyone takes them.
+    """
+
+    frames: Iterator[SourceFrame]
     still: bool = False
     paced: bool = False
 
 
 def open_source(name: str, fps: float | None = None) -> Source:
-    """What `name` stands for: an image, an animation, a folder of images, a video file, or `camera:0`.
+    """Open an image, an animation, a folder of images, a video file or a camera (`camera:0`).
 
-    `fps` overrides the pace of animations and gives folders one; without it, a folder's images wait their turn.
-    Raises OSError if there is no such file, ImageError if it cannot be read or needs the `video` extra.
+    `fps` sets the pace of animations and videos, and gives folders one; without it, each image of a folder is due when
+    it is read. Raises OSError if the file does not exist, and ImageError if a folder holds no images. Reading the
+    frames raises ImageError if the file cannot be read or needs the `video` extra.
     """
     if name.startswith("camera:"):
         return Source(_video(*_camera(name.removeprefix("camera:")), live=True, fps=None), paced=True)
@@ -53,7 +62,7 @@ def open_source(name: str, fps: float | None = None) -> Source:
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in _FILES)
         if not files:
             raise ImageError(f"the folder {name} holds no {', '.join(sorted(_FILES))} files")
-        frames = (Frame(index, file, index / fps if fps else None) for index, file in enumerate(files))
+        frames = (SourceFrame(index, file, index / fps if fps else None) for index, file in enumerate(files))
         return Source(frames, paced=fps is not None)
     data = path.read_bytes() if path.stat().st_size < 1 << 28 else b""
     try:
@@ -62,18 +71,19 @@ def open_source(name: str, fps: float | None = None) -> Source:
         return Source(_video(name, None, live=False, fps=fps), paced=True)
     if image.format in _ANIMATED and getattr(image, "is_animated", False):
         return Source(_animation(image, fps), paced=True)
-    return Source(iter([Frame(0, path)]), still=True)
+    return Source(iter([SourceFrame(0, path)]), still=True)
 
 
-class Newest:
-    """The newest frame of a source that goes at its own pace, pumped by a thread; frames that nobody took are dropped.
+class NewestFrame:
+    """The newest frame of a paced source.
 
-    Use it in a `with`. `sleep` and `clock` are for tests.
+    Inside its `with` block a thread reads the source; a new frame replaces one that nobody has taken. `dropped` counts
+    the replaced frames. Tests pass their own `clock` (in seconds) and `sleep`.
     """
 
     def __init__(
         self,
-        frames: Iterator[Frame],
+        frames: Iterator[SourceFrame],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
@@ -82,12 +92,12 @@ class Newest:
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._sleep = sleep or self._closing.wait
-        self._frame: Frame | None = None
+        self._frame: SourceFrame | None = None
         self._over = False
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._pump, name="frames", daemon=True)
+        self._thread = threading.Thread(target=self._read, name="frames", daemon=True)
 
-    def __enter__(self) -> "Newest":
+    def __enter__(self) -> "NewestFrame":
         self._thread.start()
         return self
 
@@ -100,8 +110,8 @@ class Newest:
         """Whether a frame has come since the last `take`."""
         return self._frame is not None
 
-    def take(self) -> Frame | None:
-        """The newest frame, as soon as there is one; None when there will be none. Raises what the source raised."""
+    def take(self) -> SourceFrame | None:
+        """Wait for a new frame and return it; None once the source has ended. Raises the source's errors."""
         with self._changed:
             self._changed.wait_for(lambda: self._frame is not None or self._over)
             frame, self._frame = self._frame, None
@@ -109,7 +119,7 @@ class Newest:
             raise self._error
         return frame
 
-    def _pump(self) -> None:
+    def _read(self) -> None:
         start_s = self._clock()
         try:
             for frame in self._frames:
@@ -130,10 +140,10 @@ class Newest:
                 self._changed.notify()
 
 
-def _animation(image: Image.Image, fps: float | None) -> Iterator[Frame]:
+def _animation(image: Image.Image, fps: float | None) -> Iterator[SourceFrame]:
     due_s = 0.0
     for index, frame in enumerate(ImageSequence.Iterator(image)):
-        yield Frame(index, frame.convert("RGB"), due_s)
+        yield SourceFrame(index, frame.convert("RGB"), due_s)
         due_s += 1 / fps if fps else max(float(frame.info.get("duration") or 100), 20) / 1000
 
 
@@ -144,15 +154,15 @@ def _camera(number: str) -> tuple[str, str]:
     raise ImageError(f"cameras are not known on {sys.platform}; stream a video file instead")
 
 
-def _video(name: str, container: str | None, *, live: bool, fps: float | None) -> Iterator[Frame]:
+def _video(name: str, container: str | None, *, live: bool, fps: float | None) -> Iterator[SourceFrame]:
     av = _import_av(name)
     try:
         with av.open(name, format=container) as video:
-            for index, picture in zip(itertools.count(), video.decode(video=0), strict=False):
-                due_s = None if live else index / fps if fps else float(picture.time or 0.0)
+            for index, frame in zip(itertools.count(), video.decode(video=0), strict=False):
+                due_s = None if live else index / fps if fps else float(frame.time or 0.0)
                 file = io.BytesIO()
-                picture.to_image().save(file, "JPEG", quality=92)
-                yield Frame(index, file.getvalue(), due_s)
+                frame.to_image().save(file, "JPEG", quality=92)
+                yield SourceFrame(index, file.getvalue(), due_s)
     except (av.error.FFmpegError, IndexError) as error:
         raise ImageError(f"{name} cannot be read as an image or a video: {error}") from error
 

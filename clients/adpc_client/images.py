@@ -1,4 +1,4 @@
-"""From what a caller calls an image to bytes that the server reads. Imports `errors` only."""
+"""Encodes a caller's image into bytes that the server reads."""
 
 import io
 import os
@@ -12,14 +12,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from adpc_client.errors import ImageError
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[Any]
-"""A path, an encoded file, a Pillow image, or an array: uint8 (H, W, 3) RGB or (H, W) grey."""
+"""A path, the bytes of an image file, a Pillow image, or an array, uint8 (H, W, 3) RGB or (H, W) grey."""
 
 
 def encode_image(image: ImageSource) -> tuple[bytes, str]:
-    """The body to send and its content type.
+    """The bytes to send and their content type.
 
-    Files that the server reads (JPEG, PNG, WebP, BMP) go as they are; other formats, Pillow images and arrays go as
-    PNG, so that no pixel changes. Raises ImageError, or OSError if a path cannot be read.
+    JPEG, PNG, WebP and BMP files are sent unchanged. Other formats, Pillow images and arrays are sent as PNG, which
+    keeps every pixel. Raises ImageError if this is no image, and OSError if its file cannot be read.
     """
     if isinstance(image, np.ndarray):
         return _as_png(Image.fromarray(_checked(image)))
@@ -33,7 +33,7 @@ def encode_image(image: ImageSource) -> tuple[bytes, str]:
 
 
 def content_type(data: bytes) -> str | None:
-    """The type of an encoded image by its first bytes; None if the server does not read such files."""
+    """The content type of an image file, found by its first bytes; None for formats that the server does not read."""
     if data.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -58,13 +58,13 @@ def _encode_file(data: bytes, name: str) -> tuple[bytes, str]:
 
 def _as_png(image: Image.Image) -> tuple[bytes, str]:
     buffer = io.BytesIO()
-    # Level 1: the server is usually near, and the time spent on smaller files comes out of the deadline.
+    # Compression takes time from the deadline. Level 1 is fast, and a larger file costs little to a near server.
     _eight_bits(ImageOps.exif_transpose(image)).convert("RGB").save(buffer, "PNG", compress_level=1)
     return buffer.getvalue(), "image/png"
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit greys are scaled, as the server scales those of a file; Pillow would cut them off at 255."""
+    """Scales 16-bit grey to 8 bits, as the server does for files; Pillow would clip it at 255."""
     if not (image.mode.startswith("I") or image.mode == "F"):
         return image
     scaled = np.asarray(image, np.float64) / 257

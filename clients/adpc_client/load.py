@@ -1,7 +1,7 @@
-"""A bounded load generator: what a server gives when many ask at once. Imports the async client.
+"""A load generator, which sends a bounded number of requests and reports how the server answered.
 
-Open loop: requests are sent at Poisson moments whether or not earlier ones have been answered, as independent users
-would. Closed loop: a fixed number of users, each asking again once answered.
+An open loop sends requests at Poisson moments and does not wait for earlier answers, like independent users. A closed
+loop has a fixed number of users, each of whom sends the next request once the last is answered.
 """
 
 import asyncio
@@ -21,18 +21,19 @@ from adpc_client.async_client import AsyncClient
 from adpc_client.errors import AdpcError, ReplyError
 
 Protocol = Literal["http", "stream"]
-_EXPECTED = {429, 499, 503, 504}
-"""Refusals under load are findings; anything else that fails is a fault."""
+_EXPECTED_STATUSES = {429, 499, 503, 504}
+"""A loaded server may answer so. Any other error counts as a fault."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to send.
+class LoadPlan:
+    """The requests to send.
 
-    `rate_per_s`: open loop; None: closed loop of `concurrency` users. `deadline_ms`: drawn evenly from (low, high).
-    `cancel_share`: of requests given up at a random moment before their deadline, half by DELETE or a cancel message,
-    half by hanging up. `max_open`: requests of an open loop beyond it are not sent, and counted. `grace_ms`: how late
-    an answer may be and still be good.
+    With `rate_per_s` the loop is open; without, it is closed and has `concurrency` users. Deadlines are drawn uniformly
+    from `deadline_ms`, (low, high). `cancel_share` of the requests are given up at a random moment before their
+    deadline: half by DELETE or a cancel message, half by closing the connection. An open loop with `max_open`
+    unanswered requests does not send the next one, and counts it as `not_sent`. An answer is good if it is at most
+    `grace_ms` late.
     """
 
     images: Sequence[bytes]
@@ -49,8 +50,12 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One request, drawn beforehand. `due_s`: when to send it in an open loop. `give_up_s`: after it was sent."""
+class PlannedRequest:
+    """One request of a plan.
+
+    An open loop sends it at `due_s`, counted from the start. It is given up `give_up_s` after it is sent, unless that
+    is None: by closing the connection if `hang_up`, else by cancelling it.
+    """
 
     image: bytes
     deadline_ms: float
@@ -61,7 +66,11 @@ class Shot:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a shot. `exit` 0: none. `late_ms`: answer after the deadline, negative before it."""
+    """The outcome of one request.
+
+    `exit` is the exit reached, 0 for none. `late_ms` is the time from the deadline to the answer, negative if the
+    answer was early. `lag_ms` is the time from when the request was due to when it was sent.
+    """
 
     exit: int
     stop: str
@@ -71,11 +80,12 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Figures of a run; `exits` and `stops` count requests. Percentiles in milliseconds, of answers with an exit.
+class LoadReport:
+    """The figures of a run. `exits` and `stops` count requests.
 
-    `good`: with an exit, in time (but for the grace), and not given up by us; the share is of those not given up.
-    `lag_ms`: how late this generator itself sent. Large figures there mean that it, not the server, was the limit.
+    An answer is good if it has an exit, is in time (but for the grace) and was not given up here. `good_share` is the
+    share of good answers among the requests not given up. `late_ms` holds percentiles over the answers with an exit,
+    `lag_ms` over all requests. A large lag means that the generator, not the server, was the limit.
     """
 
     requests: int
@@ -90,31 +100,31 @@ class Report:
     faults: int
 
 
-def draw_shots(plan: Plan) -> Iterator[Shot]:
-    """The requests of `plan`; the same for the same seed."""
+def draw_requests(plan: LoadPlan) -> Iterator[PlannedRequest]:
+    """The requests of `plan`. The same plan gives the same requests."""
     chance = random.Random(plan.seed)
     due_s = 0.0
     for _ in range(plan.count):
         due_s += chance.expovariate(plan.rate_per_s) if plan.rate_per_s else 0.0
         deadline_ms = chance.uniform(*plan.deadline_ms)
         give_up_s = chance.uniform(0, deadline_ms / 1000) if chance.random() < plan.cancel_share else None
-        yield Shot(chance.choice(plan.images), deadline_ms, due_s, give_up_s, chance.random() < 0.5)
+        yield PlannedRequest(chance.choice(plan.images), deadline_ms, due_s, give_up_s, chance.random() < 0.5)
 
 
-async def run(client: AsyncClient, plan: Plan) -> Report:
-    """Send the requests of `plan` and wait for all of them."""
-    shots = draw_shots(plan)
+async def run(client: AsyncClient, plan: LoadPlan) -> LoadReport:
+    """Send the requests of `plan` and wait for all of their answers."""
+    requests = draw_requests(plan)
     start_s = time.perf_counter()
-    outcomes = await (_open_loop if plan.rate_per_s else _closed_loop)(client, plan, shots)
+    outcomes = await (_open_loop if plan.rate_per_s else _closed_loop)(client, plan, requests)
     return summarise(outcomes, time.perf_counter() - start_s, plan.grace_ms)
 
 
-def summarise(outcomes: Sequence[Outcome], seconds: float, grace_ms: float) -> Report:
-    """The figures of `outcomes`, which took `seconds` together."""
+def summarise(outcomes: Sequence[Outcome], seconds: float, grace_ms: float) -> LoadReport:
+    """The figures of a run that took `seconds` and had these outcomes."""
     answered = [outcome for outcome in outcomes if outcome.exit > 0]
     wanted = [outcome for outcome in outcomes if outcome.stop not in ("cancelled", "hung_up")]
     good = sum(outcome.exit > 0 and outcome.late_ms <= grace_ms for outcome in wanted)
-    return Report(
+    return LoadReport(
         requests=len(outcomes),
         seconds=round(seconds, 3),
         answered_per_s=round(len(answered) / seconds, 2),
@@ -128,8 +138,8 @@ def summarise(outcomes: Sequence[Outcome], seconds: float, grace_ms: float) -> R
     )
 
 
-def table(report: Report) -> str:
-    """`report` for people."""
+def table(report: LoadReport) -> str:
+    """`report` as lines of text."""
     lines = [
         f"{report.requests} requests in {report.seconds:.1f} s: {report.answered_per_s:.1f}/s answered, "
         f"{report.good_per_s:.1f}/s in time, {report.good_share:.1%} of those wanted"
@@ -144,17 +154,17 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
-async def _open_loop(client: AsyncClient, plan: Plan, shots: Iterator[Shot]) -> list[Outcome]:
+async def _open_loop(client: AsyncClient, plan: LoadPlan, requests: Iterator[PlannedRequest]) -> list[Outcome]:
     start_s = time.perf_counter()
     tasks: set[asyncio.Task[Outcome]] = set()
     outcomes: list[Outcome] = []
-    for shot in shots:
-        await asyncio.sleep(max(0.0, start_s + shot.due_s - time.perf_counter()))
-        lag_ms = (time.perf_counter() - start_s - shot.due_s) * 1000
+    for request in requests:
+        await asyncio.sleep(max(0.0, start_s + request.due_s - time.perf_counter()))
+        lag_ms = (time.perf_counter() - start_s - request.due_s) * 1000
         if len(tasks) >= plan.max_open:
             outcomes.append(Outcome(0, "not_sent", 0.0, lag_ms))
             continue
-        task = asyncio.create_task(_shoot(client, plan, shot, lag_ms))
+        task = asyncio.create_task(_send(client, plan, request, lag_ms))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         task.add_done_callback(lambda done: outcomes.append(done.result()))
@@ -162,38 +172,39 @@ async def _open_loop(client: AsyncClient, plan: Plan, shots: Iterator[Shot]) -> 
     return outcomes
 
 
-async def _closed_loop(client: AsyncClient, plan: Plan, shots: Iterator[Shot]) -> list[Outcome]:
+async def _closed_loop(client: AsyncClient, plan: LoadPlan, requests: Iterator[PlannedRequest]) -> list[Outcome]:
     async def user() -> list[Outcome]:
-        return [await _shoot(client, plan, shot, 0.0) for shot in shots]  # all users draw from the same shots
+        return [await _send(client, plan, request, 0.0) for request in requests]  # all users share one iterator
 
     return list(chain.from_iterable(await asyncio.gather(*(user() for _ in range(plan.concurrency)))))
 
 
-async def _shoot(client: AsyncClient, plan: Plan, shot: Shot, lag_ms: float) -> Outcome:
+async def _send(client: AsyncClient, plan: LoadPlan, request: PlannedRequest, lag_ms: float) -> Outcome:
+    """Send `request` and wait until it is answered or given up."""
     sent_s = time.perf_counter()
 
     def outcome(exit: int, stop: str, fault: bool = False) -> Outcome:
-        return Outcome(exit, stop, (time.perf_counter() - sent_s) * 1000 - shot.deadline_ms, lag_ms, fault)
+        return Outcome(exit, stop, (time.perf_counter() - sent_s) * 1000 - request.deadline_ms, lag_ms, fault)
 
     try:
-        if shot.give_up_s is not None and shot.hang_up:
+        if request.give_up_s is not None and request.hang_up:
             try:
-                return outcome(*await asyncio.wait_for(_ask(client, plan, shot), shot.give_up_s))
+                return outcome(*await asyncio.wait_for(_exit_and_stop(client, plan, request), request.give_up_s))
             except asyncio.TimeoutError:
                 return outcome(0, "hung_up")
-        return outcome(*await _ask(client, plan, shot))
+        return outcome(*await _exit_and_stop(client, plan, request))
     except ReplyError as error:
-        return outcome(0, error.code, fault=error.status not in _EXPECTED)
+        return outcome(0, error.code, fault=error.status not in _EXPECTED_STATUSES)
     except AdpcError as error:
         return outcome(0, type(error).__name__, fault=True)
 
 
-async def _ask(client: AsyncClient, plan: Plan, shot: Shot) -> tuple[int, str]:
-    """The exit reached and why it stopped there."""
-    cancel_s = None if shot.hang_up else shot.give_up_s
+async def _exit_and_stop(client: AsyncClient, plan: LoadPlan, request: PlannedRequest) -> tuple[int, str]:
+    """The exit that `request` reaches and why it stops there. Cancels it at its time, unless it is to hang up."""
+    cancel_s = None if request.hang_up else request.give_up_s
     if plan.protocol == "stream":
-        async with client.stream(shot.image, model=plan.model, deadline_ms=shot.deadline_ms) as stream:
-            canceller = _after(cancel_s, stream.cancel)
+        async with client.stream(request.image, model=plan.model, deadline_ms=request.deadline_ms) as stream:
+            canceller = _start_later(cancel_s, stream.cancel)
             try:
                 async for _ in stream:
                     pass
@@ -201,20 +212,22 @@ async def _ask(client: AsyncClient, plan: Plan, shot: Shot) -> tuple[int, str]:
                 canceller.cancel()
         return (stream.end.exit, stream.end.stop) if stream.end else (0, "no_end")
     identifier = f"load-{secrets.token_hex(8)}"
-    canceller = _after(cancel_s, lambda: client.cancel(identifier))
+    canceller = _start_later(cancel_s, lambda: client.cancel(identifier))
     try:
-        answer = await client.predict(shot.image, model=plan.model, deadline_ms=shot.deadline_ms, id=identifier)
+        answer = await client.predict(request.image, model=plan.model, deadline_ms=request.deadline_ms, id=identifier)
     finally:
         canceller.cancel()
     return answer.exit, answer.stop
 
 
-def _after(delay_s: float | None, act: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+def _start_later(delay_s: float | None, cancel: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+    """A task that calls `cancel` after `delay_s`; None never does."""
+
     async def later() -> None:
         if delay_s is not None:
             await asyncio.sleep(delay_s)
-            with suppress(AdpcError):  # answered first, or refused: the request itself tells
-                await act()
+            with suppress(AdpcError):  # the request was answered or refused first
+                await cancel()
 
     return asyncio.create_task(later())
 

@@ -1,23 +1,29 @@
-"""What a caller may ask for: a request's options, and how long to wait. Imports nothing of this package."""
+"""The options of a request, and the client's own timeouts."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Extra = Literal["confidence", "exit", "unsure"]
-"""A further map: confidence 0..255, the exit that decided each pixel, or 1 where the next exit would still look."""
+"""A second map to send with every answer, uint8 (H, W).
+
+`confidence` is 0..255; `exit` is the number of the exit that decided each pixel; `unsure` is 1 where the next exit
+would compute, else 0.
+"""
 
 Encoding = Literal["png", "raw", "delta", "json"]
-"""How maps travel over a stream. They arrive the same; `delta` is the smallest and the default."""
+"""How a stream encodes maps. The caller gets the same arrays from each; `delta` needs the fewest bytes."""
 
 Box = tuple[float, float, float, float]
-"""x, y, width, height of a person in pixels of the image; x to the right, y down."""
+"""x, y, width and height of a person in pixels of the image; (x, y) is the top left corner."""
 
 
 @dataclass(frozen=True)
 class Timeout:
-    """How long to wait before giving up, in seconds; None waits for ever.
+    """How long the client waits, in seconds; None waits for ever.
 
-    `connect_s`: until connected. `silence_s`: for the server's next word, on top of the request's deadline.
+    `connect_s` limits the wait for a connection. `silence_s` limits the wait for the server's next message, in addition
+    to the request's deadline. Raises ValueError unless each is above 0 or None.
     """
 
     connect_s: float | None = 5.0
@@ -29,13 +35,16 @@ class Timeout:
                 raise ValueError(f"{name} is {value}; it must be above 0, or None to wait for ever")
 
     def answer_s(self, deadline_ms: float | None) -> float | None:
-        """The longest wait for the next word of a request that has `deadline_ms`."""
+        """The longest wait, in seconds, for the next message about a request with this deadline."""
         return None if self.silence_s is None else self.silence_s + (deadline_ms or 0.0) / 1000.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of one request, as the server's `/docs` describes them; None leaves the choice to the server."""
+    """The options of one request, as the server's `/docs` describes them. None leaves the choice to the server.
+
+    Raises ValueError if `deadline_ms` is infinite or NaN; the server checks the other limits.
+    """
 
     model: str | None = None
     deadline_ms: float | None = None
@@ -46,8 +55,14 @@ class Options:
     extra: Extra | None = None
     box: Box | None = None
 
+    def __post_init__(self) -> None:
+        if self.deadline_ms is not None and not math.isfinite(self.deadline_ms):
+            raise ValueError(
+                f"deadline_ms is {self.deadline_ms}; it must be a finite number, or None for the server's default"
+            )
+
     def message(self) -> dict[str, Any]:
-        """The members of a WebSocket `predict` message."""
+        """The options as members of a WebSocket `predict` message. `extra` is called `map` there."""
         values = {
             "model": self.model,
             "deadline_ms": self.deadline_ms,
@@ -61,7 +76,7 @@ class Options:
         return {name: value for name, value in values.items() if value is not None}
 
     def query(self) -> dict[str, str]:
-        """The query of `POST /v1/predict`."""
+        """The options as query parameters of `POST /v1/predict`. `extra` is called `map` there."""
         query = {}
         for name, value in self.message().items():
             if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Open WebSockets that wait for their next stream. A stream has its connection to itself while it lasts."""
+"""Pools of open WebSockets. A stream takes a connection for itself and returns it when it ends."""
 
 import threading
 
@@ -11,13 +11,14 @@ from websockets.sync.client import connect
 from adpc_client.transport import Endpoint
 
 MAX_FRAME_BYTES = 1 << 28
-"""No map of an image that a server takes is larger; a stream that sends more is not one of ours."""
+"""The largest message to accept. An anytime server sends no larger map."""
 
 _CLOSE_S = 1.0
+"""How long to wait for the server's side of a closing handshake."""
 
 
 class Pool:
-    """Safe to share between threads."""
+    """A pool that threads may share."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -26,7 +27,10 @@ class Pool:
         self._lock = threading.Lock()
 
     def acquire(self) -> Connection:
-        """An open connection. Raises ConnectionFailedError, ProtocolError, or the ReplyError of a refusal."""
+        """An open connection, idle or new.
+
+        Raises ConnectionFailedError, ProtocolError, or a ReplyError if the server refuses the connection.
+        """
         with self._lock:
             while self._idle:
                 connection = self._idle.pop()
@@ -41,9 +45,10 @@ class Pool:
                 compression=None,  # images and maps are compressed already
                 max_size=MAX_FRAME_BYTES,
             )
-            return connecting.__enter__()  # it outlives this block: `close` is its exit
+            return connecting.__enter__()  # the connection stays open until someone calls its `close`
 
     def release(self, connection: Connection, reusable: bool) -> None:
+        """Keep `connection` for the next stream if it is `reusable` and the pool is open; else close it."""
         with self._lock:
             keep = reusable and not self._closed
             if keep:
@@ -52,6 +57,7 @@ class Pool:
             connection.close()
 
     def close(self) -> None:
+        """Close the idle connections. Others close when they are released."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -60,7 +66,7 @@ class Pool:
 
 
 class AsyncPool:
-    """Lives in one event loop."""
+    """A pool for the tasks of one event loop."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -68,7 +74,10 @@ class AsyncPool:
         self._closed = False
 
     async def acquire(self) -> AsyncConnection:
-        """An open connection. Raises ConnectionFailedError, ProtocolError, or the ReplyError of a refusal."""
+        """An open connection, idle or new.
+
+        Raises ConnectionFailedError, ProtocolError, or a ReplyError if the server refuses the connection.
+        """
         while self._idle:
             connection = self._idle.pop()
             if connection.state is State.OPEN:
@@ -84,12 +93,14 @@ class AsyncPool:
             )
 
     async def release(self, connection: AsyncConnection, reusable: bool) -> None:
+        """Keep `connection` for the next stream if it is `reusable` and the pool is open; else close it."""
         if reusable and not self._closed:
             self._idle.append(connection)
         else:
             await connection.close()
 
     async def close(self) -> None:
+        """Close the idle connections. Others close when they are released."""
         self._closed = True
         idle, self._idle = self._idle, []
         for connection in idle:

@@ -1,4 +1,4 @@
-"""What the server answers, as frozen values around read-only numpy arrays. Imports nothing of this package."""
+"""The server's answers as frozen values; their numpy arrays are read-only."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,10 +16,10 @@ def _no_palette() -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """What the numbers in a map mean.
+    """The names and colours of a model's classes or joints.
 
-    `names`: of the classes, or of the joints. `palette`: uint8 (C, 3), RGB of each name.
-    `skeleton`: pairs of joints that a limb joins; empty for segmentation.
+    `names` has one entry for each class number or joint. `palette`, uint8 (C, 3), is the RGB colour of each name.
+    `skeleton` holds the pairs of joints that a limb connects; it is empty for segmentation.
     """
 
     names: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time went, in milliseconds; `compute_ms` has one entry for each exit."""
+    """The server's time in milliseconds, part by part. `compute_ms` has one entry for each exit."""
 
     decode_ms: float
     queue_ms: float
@@ -41,10 +41,12 @@ class Timing:
 class Exit:
     """The answer of one exit.
 
-    `exit`: its number, from 1, of `exits`. `final`: no better one will come. `elapsed_ms`: since the server saw the
-    request. `unsure`: share of the image (0..1) that the next exit would still look at. `size`: (height, width).
-    `mask`: uint8 (H, W) class numbers, or None for pose. `keypoints`: float32 (J, 3) of x, y in pixels of the image
-    and a score, or None for segmentation. `extra`: uint8 (H, W), the further map that was asked for, or None.
+    `exit` is its number, counted from 1, and `exits` the number of exits that the model has. `final` tells that no
+    better answer will come. `elapsed_ms` counts from the moment when the server saw the request. `unsure`, 0..1, is the
+    share of the image that the next exit would still compute. `size` is (height, width).
+    `mask`, uint8 (H, W), holds class numbers; it is None for pose. `keypoints`, float32 (J, 3), holds x and y in pixels
+    of the image and a score for each joint; it is None for segmentation. `extra`, uint8 (H, W), is the second map if
+    the request named one.
     """
 
     exit: int
@@ -60,18 +62,18 @@ class Exit:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes in `mask` (of the joints, for pose)."""
+        """The name of each class number in `mask`, or of each joint for pose."""
         return self.labels.names
 
     @property
     def palette(self) -> NDArray[np.uint8]:
-        """RGB of each class, uint8 (C, 3)."""
+        """The RGB colour of each class, uint8 (C, 3)."""
         return self.labels.palette
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction(Exit):
-    """The one answer of `predict`: the deepest exit that the deadline allowed, and why it stopped there."""
+    """The answer of `predict`: the deepest exit that the deadline allowed. `stop` tells why no deeper exit came."""
 
     id: str
     model: str
@@ -83,7 +85,11 @@ class Prediction(Exit):
 
 @dataclass(frozen=True)
 class End:
-    """How a stream ended. `exit`: the latest finished, 0 for none. `skipped`: exits that a slow reader missed."""
+    """How a stream ended.
+
+    `exit` is the latest exit that the server finished, 0 if none. `skipped` holds the exits that the server did not
+    send, because a newer one was ready before the connection could take them.
+    """
 
     exit: int
     stop: Stop
@@ -93,7 +99,10 @@ class End:
 
 @dataclass(frozen=True)
 class ExitCost:
-    """What an exit costs from the image on: `gmacs` (2^30 multiply-adds), `seconds` as measured, None if unknown."""
+    """The cost of an exit, counted from the image: `gmacs` in 2^30 multiply-adds, `seconds` as measured by the server.
+
+    Each is None if the server does not know it.
+    """
 
     exit: int
     gmacs: float | None

@@ -1,6 +1,6 @@
-"""One request on `/v1/stream`: exits as they come. Imports no HTTP.
+"""`Stream` and `AsyncStream` send one request over `/v1/stream` and iterate over its exits.
 
-`Stream` and `AsyncStream` differ only in how they wait; what they know stands in `_Conversation`.
+They differ only in how they wait. `_StreamState` holds the rest.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ from adpc_client.transport import Endpoint
 from adpc_client.wire import StreamReader
 
 _DRAIN_S = 1.0
-"""How long a stream that is left early waits for its `end`, so that its connection can serve the next one."""
+"""How long a stream that is closed early waits for its `end`. The connection can then serve the next stream."""
 
 
 @dataclass(frozen=True)
 class StreamRequest:
-    """What a stream asks for: `data` is the encoded image; an `id` is made if none is given."""
+    """The request of a stream. `data` is an image file; without `id` the stream makes one."""
 
     data: bytes
     options: Options
@@ -36,8 +36,8 @@ class StreamRequest:
     id: str | None = None
 
 
-class _Conversation:
-    """What both kinds of stream know: the messages to send, and what has come so far."""
+class _StreamState:
+    """The state of a request that both kinds of stream share, and the messages that they send."""
 
     def __init__(self, endpoint: Endpoint, request: StreamRequest) -> None:
         self.id = request.id or secrets.token_hex(8)
@@ -51,7 +51,7 @@ class _Conversation:
 
     @property
     def model(self) -> str | None:
-        """The model that answers, once the server has accepted the request."""
+        """The name of the model that answers; None until the server has accepted the request."""
         return self._reader.model
 
     def _predict_message(self) -> str:
@@ -63,12 +63,14 @@ class _Conversation:
 
     def _deadline_message(self, deadline_ms: float) -> str:
         if not 0 < deadline_ms < math.inf:
-            raise ValueError(f"deadline_ms is {deadline_ms:g}; give the milliseconds from now on, above 0")
+            raise ValueError(
+                f"deadline_ms is {deadline_ms:g}; give a finite number of milliseconds above 0, counted from now"
+            )
         self._wait_s = self._endpoint.timeout.answer_s(deadline_ms)
         return json.dumps({"type": "deadline", "id": self.id, "deadline_ms": deadline_ms})
 
-    def _take(self, frame: str | bytes) -> Exit | None:
-        event = self._reader.feed(frame)
+    def _take(self, message: str | bytes) -> Exit | None:
+        event = self._reader.feed(message)
         if isinstance(event, End):
             self.end, self._over = event, True
             return None
@@ -76,12 +78,12 @@ class _Conversation:
         return event
 
 
-class Stream(_Conversation):
-    """Exits of one request, as an iterator. Use it in a `with`, so that leaving early cancels the rest.
+class Stream(_StreamState):
+    """An iterator over the exits of one request. Leaving its `with` block early cancels the request.
 
-    `id`: of the request. `last`: the latest exit, or None. `end`: how it ended, once it has. Iterating raises
-    ReplyError and its kind when the server refuses, ConnectionFailedError, ServerSilentError or ProtocolError.
-    `cancel` and `set_deadline` may be called from another thread.
+    `id` names the request. `last` is the latest exit, or None. `end` tells how the request ended; it is None before.
+    Iterating raises a ReplyError if the server refuses, ConnectionFailedError, ServerSilentError or ProtocolError.
+    Other threads may call `cancel` and `set_deadline`.
     """
 
     def __init__(self, pool: Pool, request: StreamRequest) -> None:
@@ -116,22 +118,22 @@ class Stream(_Conversation):
         raise StopIteration
 
     def cancel(self) -> None:
-        """Stop the work. The iteration goes on to the `end`, whose `stop` is `cancelled`."""
+        """Ask the server to stop. The iteration then goes on to the `end`, whose `stop` is `cancelled`."""
         self._send(self._cancel_message())
 
     def set_deadline(self, deadline_ms: float) -> None:
-        """Tighten or extend the deadline: milliseconds from now. Raises ValueError unless above 0."""
+        """Move the deadline to `deadline_ms` from now. Raises ValueError unless it is finite and above 0."""
         self._send(self._deadline_message(deadline_ms))
 
     def close(self) -> None:
-        """Cancel what is left, if anything, and free the connection for the next stream."""
+        """Cancel the request unless it has ended, and free the connection for the next stream."""
         if self._connection is not None and not self._over:
             try:
                 self.cancel()
                 while not self._over:
                     self._take(self._connection.recv(timeout=_DRAIN_S))
             except (AdpcError, TimeoutError, ConnectionClosed):
-                pass  # nobody waits for these exits any more; the connection is just not used again
+                pass  # these exits are unwanted; the pool closes the connection
         self._finish()
 
     def _open(self) -> Connection:
@@ -160,8 +162,8 @@ class Stream(_Conversation):
             self._pool.release(connection, self._reader.over)
 
 
-class AsyncStream(_Conversation):
-    """`Stream` for asyncio: `async with client.stream(image) as stream: async for exit in stream: ..`."""
+class AsyncStream(_StreamState):
+    """The counterpart of `Stream` for asyncio: `async with` opens it and `async for` iterates over its exits."""
 
     def __init__(self, pool: AsyncPool, request: StreamRequest) -> None:
         super().__init__(pool.endpoint, request)
@@ -195,22 +197,22 @@ class AsyncStream(_Conversation):
         raise StopAsyncIteration
 
     async def cancel(self) -> None:
-        """Stop the work. The iteration goes on to the `end`, whose `stop` is `cancelled`."""
+        """Ask the server to stop. The iteration then goes on to the `end`, whose `stop` is `cancelled`."""
         await self._send(self._cancel_message())
 
     async def set_deadline(self, deadline_ms: float) -> None:
-        """Tighten or extend the deadline: milliseconds from now. Raises ValueError unless above 0."""
+        """Move the deadline to `deadline_ms` from now. Raises ValueError unless it is finite and above 0."""
         await self._send(self._deadline_message(deadline_ms))
 
     async def close(self) -> None:
-        """Cancel what is left, if anything, and free the connection for the next stream."""
+        """Cancel the request unless it has ended, and free the connection for the next stream."""
         if self._connection is not None and not self._over:
             try:
                 await self.cancel()
                 while not self._over:
                     self._take(await _within(self._connection.recv(), _DRAIN_S))
             except (AdpcError, TimeoutError, ConnectionClosed):
-                pass  # nobody waits for these exits any more; the connection is just not used again
+                pass  # these exits are unwanted; the pool closes the connection
         await self._finish()
 
     async def _open(self) -> AsyncConnection:
@@ -242,5 +244,5 @@ class AsyncStream(_Conversation):
 async def _within(waiting: Awaitable[str | bytes], limit_s: float | None) -> str | bytes:
     try:
         return await asyncio.wait_for(waiting, limit_s)
-    except asyncio.TimeoutError as error:  # another class than TimeoutError before Python 3.11
+    except asyncio.TimeoutError as error:  # before Python 3.11 it is not a TimeoutError
         raise TimeoutError from error

@@ -1,6 +1,6 @@
-"""Where the server is, and how HTTP and WebSocket failures become this package's errors.
+"""The server's address, and the translation of HTTP and WebSocket failures into this package's errors.
 
-Shared by the sync and the async side; holds no connection itself.
+Both clients use it. It holds no connection.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,22 +22,33 @@ from adpc_client.errors import (
 from adpc_client.options import Timeout
 from adpc_client.wire import Json, parse_json
 
-CALLERS_OWN = httpx.Limits(max_connections=None, max_keepalive_connections=32)
-"""As many requests at once as the caller makes; waiting here for a free connection would eat their deadlines."""
+CONNECTION_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+"""Open connections are unlimited: a request that waited here for a free one would lose time from its deadline."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server's address, what is sent along with every request, and how patient to be."""
+    """A server's address, the headers of every request, and the timeouts.
+
+    Raises ValueError unless `url` is an http or https URL with a host and without query or fragment.
+    """
 
     url: str
     headers: dict[str, str] = field(default_factory=dict)
     timeout: Timeout = field(default_factory=Timeout)
 
     def __post_init__(self) -> None:
-        parsed = httpx.URL(self.url)
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ValueError(f"the server's URL is {self.url!r}; it must look like http://host:port")
+        complaint = f"the server's URL is {self.url!r}; it must look like http://host:port"
+        try:
+            parsed = httpx.URL(self.url)
+            parsed.host.encode("idna")  # which is how the system resolves it
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise ValueError(f"{complaint}: {error}") from error
+        port_fits = parsed.port is None or 0 < parsed.port < 1 << 16
+        if parsed.scheme not in ("http", "https") or not parsed.host or not port_fits:
+            raise ValueError(complaint)
+        if parsed.query or parsed.fragment:
+            raise ValueError(f"{complaint}, without query or fragment")
         object.__setattr__(self, "url", str(parsed).rstrip("/"))  # scheme and host in lower case
 
     @property
@@ -49,7 +60,7 @@ class Endpoint:
 
     @contextmanager
     def http_errors(self) -> Iterator[None]:
-        """Failures of httpx become AdpcErrors."""
+        """Raises the failures of httpx as AdpcErrors."""
         try:
             yield
         except httpx.ConnectTimeout as error:
@@ -63,7 +74,7 @@ class Endpoint:
 
     @contextmanager
     def stream_errors(self) -> Iterator[None]:
-        """Failures of an open WebSocket become AdpcErrors."""
+        """Raises the failures of an open WebSocket as AdpcErrors."""
         try:
             yield
         except TimeoutError as error:
@@ -77,7 +88,7 @@ class Endpoint:
 
     @contextmanager
     def connect_errors(self) -> Iterator[None]:
-        """Failures to open a WebSocket become AdpcErrors."""
+        """Raises the failures to open a WebSocket as AdpcErrors."""
         try:
             yield
         except InvalidStatus as error:
@@ -100,7 +111,7 @@ class Endpoint:
 
 
 def id_header(id: str | None) -> dict[str, str]:
-    """The header that names a request. Raises ValueError on an id that a header cannot carry."""
+    """The header that names a request. Raises ValueError if `id` has characters that a header cannot carry."""
     if not id:
         return {}
     if not id.isascii() or not id.isprintable():
@@ -117,22 +128,23 @@ def model_path(name: str) -> str:
 
 
 def json_body(response: httpx.Response) -> Json:
-    """The body of a good answer. Raises the ReplyError that any other answer stands for."""
+    """The body of a successful answer. Raises the ReplyError for any other status."""
     if not response.is_success:
         raise status_error(response.status_code, response.content, response.headers)
     return parse_json(response.content)
 
 
 def status_error(status: int, body: bytes | bytearray, headers: Mapping[str, str]) -> AdpcError:
+    """The error for an unsuccessful answer."""
     try:
         explanation = parse_json(bytes(body))
-    except ProtocolError:  # a proxy's own page, perhaps: the status still says something
+    except ProtocolError:  # perhaps a proxy's own page; the status alone chooses the error
         explanation = {}
     return reply_error(status, explanation, _seconds(headers.get("Retry-After")))
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After in seconds; its other form, a date (RFC 9110, 10.2.3), is not one that our server sends."""
+    """Retry-After in seconds; None for a date (RFC 9110, section 10.2.3), which an anytime server never sends."""
     try:
         return None if retry_after is None else float(retry_after)
     except ValueError:

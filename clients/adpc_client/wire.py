@@ -1,4 +1,4 @@
-"""The server's JSON and bytes to values, without any input or output. Imports `delta`, `errors`, `results`."""
+"""Turns the server's JSON and bytes into values. Performs no I/O."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ Json = Mapping[str, Any]
 
 
 def parse_json(text: str | bytes) -> Json:
-    """A JSON object. Raises ProtocolError."""
+    """The JSON object in `text`. Raises ProtocolError if it holds anything else."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -30,31 +30,32 @@ def parse_json(text: str | bytes) -> Json:
 
 
 def read_prediction(body: Json) -> Prediction:
-    """The answer of `POST /v1/predict` as JSON. Raises ProtocolError."""
+    """The answer of `POST /v1/predict`. Raises ProtocolError if it is malformed."""
     return _read(_prediction, body, "answer")
 
 
 def read_model(body: Json) -> Model:
-    """The answer of `GET /v1/models/{name}`. Raises ProtocolError."""
+    """The answer of `GET /v1/models/{name}`. Raises ProtocolError if it is malformed."""
     return _read(_model, body, "model")
 
 
 def read_models(body: Json) -> tuple[Model, ...]:
-    """The answer of `GET /v1/models`. Raises ProtocolError."""
+    """The answer of `GET /v1/models`. Raises ProtocolError if it is malformed."""
     return _read(lambda body: tuple(_model(model) for model in body["models"]), body, "list of models")
 
 
 def freeze(array: NDArray[Any]) -> NDArray[Any]:
+    """`array`, made read-only in place."""
     array.flags.writeable = False
     return array
 
 
 class StreamReader:
-    """Turns the frames of one request on `/v1/stream` into exits, in order, and applies `delta`.
+    """Turns the WebSocket messages about one request into exits, in order, and decodes their maps.
 
-    A header announces how many bytes follow it as binary frames: the map (never for pose), then the extra map. With
-    encoding `json` it holds them itself. `over`: the last message about the request has come.
-    Raises ProtocolError on anything else, and the server's error when it sends one.
+    A text message is the header of an exit. Binary messages follow it: the mask, which a pose lacks, then the extra map
+    if the request named one. The header announces their sizes. With the encoding `json` it contains the maps itself.
+    `over` is true once the last message about the request has come.
     """
 
     def __init__(self, id: str) -> None:
@@ -63,18 +64,21 @@ class StreamReader:
         self.labels = Labels()
         self.over = False
         self._header: Json | None = None
-        self._expected: list[Json] = []
-        self._frames: list[bytes] = []
+        self._parts: list[Json] = []
+        self._payloads: list[bytes] = []
         self._held: dict[str, NDArray[np.uint8]] = {}
 
-    def feed(self, frame: str | bytes) -> Exit | End | None:
-        """The exit or the end that `frame` completes; None if it completes nothing."""
-        return _read(self._binary if isinstance(frame, bytes) else self._text, frame, "frame")
+    def feed(self, message: str | bytes) -> Exit | End | None:
+        """The exit or the end that `message` completes; None if it completes neither.
 
-    def _text(self, frame: Any) -> Exit | End | None:
+        Raises ProtocolError for a malformed message, and the ReplyError that the server sends.
+        """
+        return _read(self._binary if isinstance(message, bytes) else self._text, message, "frame")
+
+    def _text(self, text: Any) -> Exit | End | None:
         if self._header is not None:
             raise ProtocolError("the server sent text where the map of an exit belongs")
-        message = parse_json(frame)
+        message = parse_json(text)
         kind = message.get("type")
         if kind == "error":
             self._error(message)
@@ -96,28 +100,28 @@ class StreamReader:
         if kind != "exit":
             raise ProtocolError(f"the server sent a message of unknown type {kind!r}")
         inline = message["encoding"] == "json"
-        self._header, self._frames = message, []
-        self._expected = [] if "keypoints" in message else [message["mask"] if inline else message]
+        self._header, self._payloads = message, []
+        self._parts = [] if "keypoints" in message else [message["mask"] if inline else message]
         if message.get("extra"):
-            self._expected.append(message["extra"])
+            self._parts.append(message["extra"])
         if inline:
-            self._frames = [base64.b64decode(part["data"]) for part in self._expected]
-        return self._exit() if len(self._frames) == len(self._expected) else None
+            self._payloads = [base64.b64decode(part["data"]) for part in self._parts]
+        return self._exit() if len(self._payloads) == len(self._parts) else None
 
     def _error(self, message: Json) -> None:
         if message.get("id") not in (None, self.id):
-            return  # a late word about the request that had this connection before
+            return  # it is late, and about the request that used this connection before
         self.over = message.get("id") == self.id and not message.get("open")
         raise reply_error(int(message.get("status", 0)), message, message.get("retry_after_s"))
 
-    def _binary(self, frame: Any) -> Exit | None:
+    def _binary(self, data: Any) -> Exit | None:
         if self._header is None:
-            raise ProtocolError(f"the server sent {len(frame)} bytes without a header")
-        announced = int(self._expected[len(self._frames)]["bytes"])
-        if len(frame) != announced:
-            raise ProtocolError(f"the header announced {announced} bytes; {len(frame)} came")
-        self._frames.append(frame)
-        return self._exit() if len(self._frames) == len(self._expected) else None
+            raise ProtocolError(f"the server sent {len(data)} bytes without a header")
+        announced = int(self._parts[len(self._payloads)]["bytes"])
+        if len(data) != announced:
+            raise ProtocolError(f"the header announced {announced} bytes; {len(data)} came")
+        self._payloads.append(data)
+        return self._exit() if len(self._payloads) == len(self._parts) else None
 
     def _exit(self) -> Exit:
         header, self._header = self._header, None
@@ -125,7 +129,7 @@ class StreamReader:
         size = _size(header["size"])
         maps = {
             str(part.get("kind", "mask")): self._map(part, data, size)
-            for part, data in zip(self._expected, self._frames, strict=True)
+            for part, data in zip(self._parts, self._payloads, strict=True)
         }
         keypoints = header.get("keypoints")
         mask = maps.pop("mask", None)
@@ -157,7 +161,7 @@ class StreamReader:
 def _read(reader: Callable[[Any], Value], body: Any, what: str) -> Value:
     try:
         return reader(body)
-    except AdpcError:  # which may well be a ValueError or an OSError too
+    except AdpcError:  # some are also a ValueError or an OSError
         raise
     except (KeyError, TypeError, ValueError, IndexError, UnidentifiedImageError, OSError) as error:
         raise ProtocolError(f"the server's {what} does not make sense: {type(error).__name__}: {error}") from error
@@ -216,7 +220,7 @@ def _keypoints(rows: Any) -> NDArray[np.float32]:
 
 def _png(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(data)) as image:
-        labels = np.array(image)  # an indexed PNG: the class numbers themselves, not their colours
+        labels = np.array(image)  # the PNG is indexed, so these are the class numbers, not colours
     if labels.dtype != np.uint8 or labels.shape != size:
         raise ProtocolError(f"the map is {labels.dtype} {labels.shape}; its header says uint8 {size}")
     return freeze(labels)
