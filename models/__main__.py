@@ -16,7 +16,7 @@ COMMANDS = {
     "train": ("models.commands.train", "train a configuration"),
     "evaluate": ("models.commands.evaluate", "score every exit of a model on a data set"),
     "calibrate": ("models.commands.calibrate", "find where a model may stop early at a given quality"),
-    "picture": ("models.commands.picture", "a picture of every exit: prediction, confidence, positions settled"),
+    "picture": ("models.commands.picture", "a picture of every exit: prediction, confidence, inactive positions"),
     "pckh": ("models.commands.pckh", "PCKh of a file of predictions on MPII"),
     "compare": ("models.commands.compare", "the paper's comparisons: train, score and plot every row"),
     "bench": ("models.commands.bench", "seconds to every exit, side by side with other runtimes"),

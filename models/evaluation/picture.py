@@ -95,7 +95,7 @@ def draw(image: NDArray[np.uint8], views: list[ExitView], frame: Frame, config: 
     axes[0, 0].set_title("the image", fontsize=12)
     for exit_, (prediction, confidence, positions) in zip(views, axes[:, 1:].T, strict=True):
         last = exit_ is views[-1]
-        found = "the answer" if last else f"{exit_.inactive_share:.0%} settled"
+        found = "the answer" if last else f"{exit_.inactive_share:.0%} inactive"
         prediction.set_title(f"exit {exit_.index}: {found}, {exit_.gmacs:.3g} GMACs", fontsize=12)
         if config.task == "pose":
             prediction.imshow(image)
@@ -148,8 +148,8 @@ def _explain_positions(axis: "Axes", exits: int, config: ModelConfig) -> None:
     masking = config.masking
     rule = f"{masking.criterion}, threshold {masking.threshold:g}" if masking and config.adaptive else "without masks"
     handles = [
-        Patch(color=INACTIVE, label="settled, left out from here"),
-        Patch(color="0.6", label="still computed"),
+        Patch(color=INACTIVE, label="inactive: left out from here"),
+        Patch(color="0.6", label="active: still computed"),
     ]
     handles += [Patch(color=colour, label=f"decided at exit {1 + k}") for k, colour in enumerate(DECIDED[:exits])]
     axis.legend(
