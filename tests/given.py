@@ -12,16 +12,17 @@ from torch import Tensor
 from models.anytime import Exit, ExitMap, State, Step
 from models.imaging.geometry import Box, Frame
 from models.imaging.postprocess import keypoints
+from models.network.adpc import ExitHead, Stem
 from models.network.configs import GIGA, Extra, ModelConfig
 
-STEPS = (Step("stem", None), Step("exit1", 1), Step("exit2", 2), Step("exit3", 3), Step("exit4", 4))
+STEPS: tuple[Step, ...] = (Stem(), *(ExitHead(index, exit=index) for index in range(1, 5)))
 
 
 @dataclass
 class Given:
     """A model that answers the k-th image that begins with the k-th of `answers`, at every exit one: a label map, or
     heatmaps for pose. `active`: the shares of positions that stay active. `scale`: pixels of the image for one of the
-    network's input. Each exit costs as many GMACs as its number.
+    network's input. `clock_s`: a clock that every step moves by 0.5 s. Each exit costs as many GMACs as its number.
     """
 
     config: ModelConfig
@@ -31,6 +32,7 @@ class Given:
     device: str = "cpu"
     steps: tuple[Step, ...] = STEPS
     scale: float = 1.0
+    clock_s: float = 0.0
     begun: list[tuple[NDArray[np.uint8], Box | None]] = field(default_factory=list)
     states: dict[int, list[Any]] = field(default_factory=dict)
 
@@ -44,6 +46,7 @@ class Given:
         raise NotImplementedError
 
     def advance(self, states: Sequence[State]) -> None:
+        self.clock_s += 0.5
         for state in states:
             index = self.steps[state.next_step].exit
             state.next_step += 1
@@ -56,8 +59,8 @@ class Given:
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         found = state.latest()
         if self.config.task == "pose":
-            return ExitMap(found.index, keypoints(found.scores, state.frame), found.unsure)
-        return ExitMap(found.index, np.array(self.states[id(state)][found.index - 1], np.uint8), found.unsure)
+            return ExitMap(found.index, keypoints(found.scores, state.frame), found.active_share)
+        return ExitMap(found.index, np.array(self.states[id(state)][found.index - 1], np.uint8), found.active_share)
 
 
 def heatmaps(*peaks: tuple[int, int, int, float]) -> Tensor:

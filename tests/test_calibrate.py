@@ -17,8 +17,8 @@ from models.checkpoint import save_directory
 from models.commands.calibrate import table
 from models.evaluation import calibrate
 from models.evaluation.calibrate import Observations, cross_validate, difference, judge, observe
-from models.executors import build
-from models.quality import Quality, doubt, fingerprint
+from models.executors.selection import build
+from models.quality import Quality, fingerprint, uncertainty
 
 IMAGES = 48  # halves of 24 are enough to stop
 
@@ -104,7 +104,7 @@ def test_what_is_observed_is_what_is_served() -> None:
     exits = [(state.exit, state.frame, answer.array) for state, answer in run(model, image)]
     for index, (exit_, frame, labels) in enumerate(exits):
         assert exit_ is not None and found.macs[0, index] == exit_.macs
-        assert found.uncertainty[0, index] == doubt(exit_, "segmentation", frame)
+        assert found.uncertainty[0, index] == uncertainty(exit_, "segmentation", frame)
         assert found.changed[0, index] == (labels != exits[-1][2]).mean()
     assert found.changed[0, 0] > 0 and found.changed[0, 3] == 0
 

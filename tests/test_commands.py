@@ -12,7 +12,7 @@ import torch
 from models import __main__ as door
 from models.commands import show
 from models.data.files import in_parallel
-from models.network import configs
+from models.network import families
 from models.training import tasks
 from models.training.recipe import Phase, Recipe
 
@@ -78,7 +78,7 @@ def interrupting(step: int, times: int = 1) -> Batch:
 @pytest.fixture
 def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A command that trains for 4 steps, but for its --output."""
-    monkeypatch.setattr(configs, "CONFIGS", {"tiny": tiny.SEGMENTATION})
+    monkeypatch.setattr(families, "CONFIGS", {"tiny": tiny.SEGMENTATION})
     tiny.write_scenes(tmp_path / "data")
     recipe = Recipe(splits=("train",), phases=(Phase(steps=4, batch=2, crop=(32, 32), scale=(1.0, 1.0)),))
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_json()))

@@ -13,7 +13,7 @@ from PIL import Image
 from models.__main__ import main
 from models.checkpoint import load_directory, save_directory
 from models.commands import compare
-from models.network import configs
+from models.network import families
 from models.training.comparison import report as compare_report
 from models.training.comparison import runner
 from models.training.comparison import variants as compare_variants
@@ -56,7 +56,7 @@ class Command:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.setattr(configs, "CONFIGS", {"tiny": tiny.SEGMENTATION})
+    monkeypatch.setattr(families, "CONFIGS", {"tiny": tiny.SEGMENTATION})
     monkeypatch.setattr(compare_variants, "SWEEPS", {"top_k": (0.7, 0.3), "random": (0.5,)})
     return Command(tmp_path)
 

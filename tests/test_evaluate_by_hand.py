@@ -21,38 +21,27 @@ from models.data.street import Scene, class_table
 from models.evaluation import evaluate
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that every look at the clock adds."""
-    now, steps = [0.0], [0.5]
+def test_costs_of_every_exit_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step takes 0.5 s: exit 1 is the second step, so 1000 ms for one image; two images share the time. What the
+    caller does at an exit is not counted.
 
-    def look() -> float:
-        now[0] += steps[0]
-        return now[0]
-
-    monkeypatch.setattr(evaluate.time, "perf_counter", look)
-    return steps
-
-
-def test_costs_of_every_exit_by_hand(clock: list[float]) -> None:
-    """Every step takes 0.5 s: exit 1 is the second step, so 1000 ms for one image; two images share the time.
-
-    Two images run together, then two alone: the median of 500, 1000 and 1000 ms is 1000. Shares are means over four
-    images. The last exit masks nothing.
+    Two pairs of images run together, then one alone: the median of 500, 500 and 1000 ms is 500. Shares are means over
+    five images. The last exit masks nothing.
     """
-    model = Given(tiny.SEGMENTATION, [[None] * 4] * 4)
+    model = Given(tiny.SEGMENTATION, [[None] * 4] * 5)
+    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: model.clock_s)
     costs = evaluate.ExitCosts(4)
     image = np.zeros((8, 8, 3), np.uint8)
-    seen = [[exit_.index for exit_ in found] for found in costs.watch(model, [model.begin(image), model.begin(image)])]
-    assert seen == [[1, 1], [2, 2], [3, 3], [4, 4]]
-    model.active = (0.25, 0.5, 0.25, 0.125)
-    for _ in range(2):
-        list(costs.watch(model, [model.begin(image)]))
+    for count, active in ((2, 0.75), (2, 0.5), (1, 0.25)):
+        model.active = (active, 0.5, 0.25, 0.125)
+        for exit_index, found in enumerate(costs.watch(model, [model.begin(image) for _ in range(count)]), 1):
+            assert [exit_.index for exit_ in found] == [exit_index] * count
+            model.clock_s += 100
     assert costs.by_exit() == [
-        {"exit": 1, "gmacs": 1, "masked": 0.5, "ms": 1000},  # 1 - (0.75 + 0.75 + 0.25 + 0.25) / 4
-        {"exit": 2, "gmacs": 2, "masked": 0.5, "ms": 1500},
-        {"exit": 3, "gmacs": 3, "masked": 0.75, "ms": 2000},
-        {"exit": 4, "gmacs": 4, "masked": 0, "ms": 2500},
+        {"exit": 1, "gmacs": 1, "masked": 0.45, "ms": 500},  # 1 - (2 * 0.75 + 2 * 0.5 + 0.25) / 5
+        {"exit": 2, "gmacs": 2, "masked": 0.5, "ms": 750},
+        {"exit": 3, "gmacs": 3, "masked": 0.75, "ms": 1000},
+        {"exit": 4, "gmacs": 4, "masked": 0, "ms": 1250},
     ]
 
 
