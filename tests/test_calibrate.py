@@ -203,8 +203,8 @@ def test_the_last_exit_does_not_decide_the_threshold() -> None:
 
 def test_joints_are_compared_at_the_size_of_the_person_s_crop() -> None:
     """A crop of 64 pixels shows 128 of the image, of which a twentieth is 6.4. Of 16 joints one moves by a position, 8
-    pixels, at the last exit, and one by a quarter of a position, 2 pixels."""
-    early = heatmaps((0, 3, 3, 1.0), (1, 3, 3, 1.0))
+    pixels, at exit 3, and one from a quarter of a position to the left to a quarter to the right, 4 pixels."""
+    early = heatmaps((0, 3, 3, 1.0), (1, 3, 3, 1.0), (1, 2, 3, 0.5))
     last = heatmaps((0, 4, 3, 1.0), (1, 3, 3, 1.0), (1, 4, 3, 0.5))
     model = Given(tiny.POSE, [[early, early, last, last]], scale=2.0)
     found = observe(model, [(tiny.image(64, 64), (0, 0, 64, 64))])

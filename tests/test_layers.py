@@ -123,7 +123,7 @@ ABOVE = {
     "executors": ("data", "evaluation", "training", "bench", "commands"),
     "evaluation": ("training", "bench", "commands"),
     "training": ("bench", "commands"),
-    "bench": ("training", "commands"),
+    "bench": ("training",),
 }
 
 
