@@ -141,6 +141,17 @@ def test_lsp_becomes_mpii(people: Path) -> None:
         lsp.read(people, "all")
 
 
+@pytest.mark.parametrize(("ends", "midpoint"), [((2, 3), 6), ((8, 9), 7)])
+def test_a_midpoint_is_labelled_where_both_its_ends_are(ends: tuple[int, int], midpoint: int) -> None:
+    """LSP's hips are its joints 2 and 3, its shoulders 8 and 9."""
+    joints = np.ones((14, 3), np.float32)
+    assert lsp.to_mpii(joints)[midpoint, 2] == 1
+    for end in ends:
+        without = joints.copy()
+        without[end, 2] = 0
+        assert lsp.to_mpii(without)[midpoint, 2] == 0
+
+
 def test_the_splits_of_lsp_never_meet(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lsp.read(people, "train")) == len(lsp.read(people, "all")) == 4
     with pytest.raises(ValueError, match="has 4 people, none of val, which begins at 6000; use all"):

@@ -23,7 +23,7 @@ ONE = torch.ones(1, 1, 1, 1)
 
 
 class Scale(nn.Module):
-    """Stands for a network: its one weight times the input is the score of both exits."""
+    """Stands for a network: its one weight times the input is the score of both exits, but for a factor of the last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,13 +32,14 @@ class Scale(nn.Module):
         self.calls: list[bool | None] = []
         self.drawn: list[float] = []
         self.dtype: torch.dtype | None = None
+        self.last = 1.0
 
     def forward(self, inputs: Tensor, adaptive: bool | None = None) -> tuple[Tensor, Tensor]:
         self.calls.append(adaptive)
         self.drawn.append(float(torch.rand(1)))
         scores = inputs.view(-1, 1) @ self.weight
         self.dtype = scores.dtype
-        return scores, scores
+        return scores, self.last * scores
 
 
 class Twice:
@@ -111,12 +112,13 @@ def test_a_step_descends_the_sum_of_the_exits_losses() -> None:
 
 
 def test_a_share_of_what_the_mean_teaches_is_added() -> None:
-    """The weight is 1 and its mean 2: half of 10 * 1 * 2 is added to the first loss of 1, and half of 10 * 2 to the
-    gradient of 4, so a rate of 0.1 takes the weight to 1 - 1.4. The mean has no gradient and no masks."""
+    """The weight is 1 and the mean's last exit says 2: half of 10 * 1 * 2 is added to the first loss of 1, and half of
+    10 * 2 to the gradient of 4, so a rate of 0.1 takes the weight to 1 - 1.4. The mean runs without masks."""
     run = begin(rate=0.1)
     with torch.no_grad():
         run.network.get_parameter("weight").fill_(1.0)
-        run.mean.get_parameter("weight").fill_(2.0)
+        run.mean.get_parameter("weight").fill_(1.0)
+    run.mean.last = 2.0  # type: ignore[assignment]
     losses = update_of(run, Twice(), mixed=False, compiled=False, distillation=0.5)(ONE, ONE, None)
     assert losses.tolist() == [11, 3]
     assert weight(run.network) == pytest.approx(-0.4)
