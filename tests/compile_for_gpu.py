@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from models.executors.gpu import passes
+from models.executors.gpu import ops
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.layers import Layer, tiles
 from models.imaging.geometry import Frame
@@ -52,7 +52,7 @@ class Absent:
 
 compiled: dict[str, dict[str, Any]] = {}
 """By hash."""
-launch, convolve = JITFunction.run, passes.convolve
+launch, convolve = JITFunction.run, ops.convolve
 
 
 def compile_only(self: JITFunction, *args: object, grid: object, warmup: bool, **options: object) -> object:
@@ -102,7 +102,7 @@ if __name__ == "__main__":
     driver.set_active(Absent(int(sys.argv[1])))
     JITFunction.run = compile_only
     if sys.argv[2:]:
-        passes.convolve = with_every_tile
+        ops.convolve = with_every_tile
         serving(AdpcNet(config(f"adpc-{sys.argv[2]}-cityscapes")).eval(), 512, 1024)
     else:
         serving(tiny.network(tiny.SEGMENTATION), 64, 96)

@@ -24,7 +24,7 @@ from models.network.masked import MaskedConv2d
 
 # Where a tile is not full, it multiplies memory that nobody has written, and throws the result away.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
-MODULES = [f"models.executors.gpu.{name}" for name in ("layers", "passes", "tuning", "plan", "executor")]
+MODULES = [f"models.executors.gpu.{name}" for name in ("layers", "ops", "tuning", "program", "executor")]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_batches_in_half_precision(gpu: dict[str, ModuleType]) -> None:
 def test_layers_that_are_faster_dense_give_the_same(
     gpu: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu["passes"], "name", lambda layer, x: "any")
+    monkeypatch.setattr(gpu["ops"], "name", lambda layer, x: "any")
     monkeypatch.setattr(gpu["executor"].Plan, "dense", lambda plan, index, share: frozenset({"any"}))
     ours = gpu["executor"].TritonExecutor(network(), "cpu", torch.float32)
     same(ours, ReferenceExecutor(network()), inputs(1, 3, 32, 32))
@@ -122,7 +122,7 @@ def test_recorded_steps_of_interleaved_requests(gpu: dict[str, ModuleType], monk
     def choice(layer: Any, shape: torch.Size, *_: object) -> Any:
         return gpu["tuning"].Choice(gpu["layers"].tiles(layer, 64)[0], layer.weight.shape[0] % 3 * 0.3 + 0.3)
 
-    monkeypatch.setattr(gpu["plan"], "choose", choice)
+    monkeypatch.setattr(gpu["program"], "choose", choice)
     graphs = PaperGraphs(monkeypatch)
     model = gpu["executor"].TritonExecutor(network(), "cpu", torch.float32, lambda: graphs)
     both = inputs(2, 3, 32, 32)
@@ -173,7 +173,7 @@ def test_a_convolution_at_any_share(
                 torch.randn(parameter.shape, generator=generator) * 0.3 if parameter.ndim else torch.tensor(0.7)
             )
         expected = F.relu(conv(x, Masks(mask))).permute(0, 2, 3, 1)
-    work_on: Any = gpu["passes"]
+    work_on: Any = gpu["ops"]
     layer = gpu["layers"].fold(conv, None, True, torch.float32)
     rows, counts = work_on.empty_rows(mask[:, 0].to(torch.uint8))
     work = work_on.Pass(rows, 16)
@@ -189,7 +189,7 @@ def test_a_convolution_at_any_share(
 def test_needed_rows_are_all_that_a_later_layer_can_read(gpu: dict[str, ModuleType]) -> None:
     mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
     mask[0, 13, 21] = mask[0, 0, 0] = 1
-    work_on: Any = gpu["passes"]
+    work_on: Any = gpu["ops"]
     rows, counts = work_on.empty_rows(mask)
     crop = torch.zeros(1, 2, dtype=torch.int32)
     work_on.list_rows(work_on.Pass(rows, 32), counts, crop, 1, everywhere=False)
@@ -231,7 +231,7 @@ def test_an_error_of_the_gpu_is_found(gpu: dict[str, ModuleType], monkeypatch: p
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("an illegal memory access")
 
-    monkeypatch.setattr(gpu["plan"].TritonNetwork, "head", fails)
+    monkeypatch.setattr(gpu["program"].TritonNetwork, "head", fails)
     fault = localise(network, (32, 64), device="cpu", dtype=torch.float32, say=lambda _: None)
     assert str(fault) == "exit1: RuntimeError: an illegal memory access"
 

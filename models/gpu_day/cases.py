@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.anytime import Exit, score_difference
 from models.executors.gpu.executor import TritonExecutor
-from models.executors.gpu.plan import TritonState
+from models.executors.gpu.program import TritonState
 from models.executors.reference import ReferenceExecutor
 from models.executors.verify import SHARES, smooth_masks
 from models.gpu_day.localise import localise

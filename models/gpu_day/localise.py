@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.layers import Layer
-from models.executors.gpu.passes import Pass, Rows
+from models.executors.gpu.ops import Pass, Rows
 from models.imaging.geometry import Frame
 
 TOLERANCE = 0.01

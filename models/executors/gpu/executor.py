@@ -16,7 +16,7 @@ from torch import Tensor
 from models.anytime import Exit, ExitMap, State, check_batch, check_mask
 from models.executors.gpu.graphs import CudaGraphs, Recorder
 from models.executors.gpu.lowering import TritonNetwork
-from models.executors.gpu.plan import Plan, Saved, TritonState
+from models.executors.gpu.program import Plan, Saved, TritonState
 from models.executors.gpu.tuning import TUNED, Choice, gpu_name, read
 from models.imaging.geometry import Box, Frame, Size
 from models.imaging.postprocess import render
@@ -32,8 +32,8 @@ PLANS = 8
 class TritonExecutor:
     """Runs an `AdpcNet` step by step in half precision. See `AnytimeModel`.
 
-    `choices`: for each size and batch that was warmed up, how each masked layer is run, by `passes.name`.
-    `measured`: those of them that no file told, by `passes.kind`, see `tuning.write`.
+    `choices`: for each size and batch that was warmed up, how each masked layer is run, by `ops.name`.
+    `measured`: those of them that no file told, by `ops.kind`, see `tuning.write`.
     `forced`: by exit, positions bool (1 or N, 1, h, w) that stay active whatever the scores say; for measurements, to
     be set before the first request.
     """

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.anytime import Step
 from models.executors.gpu.layers import Layer, fold, padded
-from models.executors.gpu.passes import Pass
+from models.executors.gpu.ops import Pass
 from models.imaging.geometry import STRIDE
 from models.network.adpc import AdpcNet, ExitHead, Layer1, StageModule, Stem
 from models.network.adpc_configs import AdpcConfig

@@ -6,7 +6,7 @@ What was measured can be kept in a file, so that the next warm-up need not measu
     "stages": 4, "cached": false}, "dense_from": 0.8}}}
 
 by the GPU's name and by layer: its kernel, padded channels, and the least power of two that is not below the number of
-positions in its result (`passes.kind`). The fields are those of `Tile` and `Choice`. `TUNED` is read unless another
+positions in its result (`ops.kind`). The fields are those of `Tile` and `Choice`. `TUNED` is read unless another
 file is given; layers that are missing are measured as if there were none.
 """
 
@@ -21,7 +21,7 @@ from triton.runtime.errors import OutOfResources
 
 from models.executors.gpu.graphs import capture
 from models.executors.gpu.layers import Layer, Tile, tiles
-from models.executors.gpu.passes import Pass, Rows, list_rows, name
+from models.executors.gpu.ops import Pass, Rows, list_rows, name
 
 TUNED = Path(__file__).with_name("tuned.json")
 
@@ -44,7 +44,7 @@ def gpu_name(device: torch.device) -> str:
 
 
 def read(path: Path, gpu: str) -> dict[str, Choice]:
-    """What was measured on `gpu`, by `passes.kind`; nothing if there is no file. Raises ValueError on a broken one."""
+    """What was measured on `gpu`, by `ops.kind`; nothing if there is no file. Raises ValueError on a broken one."""
     try:
         found = json.loads(path.read_text()).get(gpu, {})
         return {kind: Choice(Tile(**choice["tile"]), float(choice["dense_from"])) for kind, choice in found.items()}
@@ -55,7 +55,7 @@ def read(path: Path, gpu: str) -> dict[str, Choice]:
 
 
 def write(path: Path, gpu: str, choices: Mapping[str, Choice]) -> None:
-    """Add `choices`, by `passes.kind`, to those of `gpu` in the file, in place of earlier ones for the same layers."""
+    """Add `choices`, by `ops.kind`, to those of `gpu` in the file, in place of earlier ones for the same layers."""
     found = json.loads(path.read_text()) if path.exists() else {}
     found[gpu] = dict(sorted({**found.get(gpu, {}), **{kind: asdict(each) for kind, each in choices.items()}}.items()))
     path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")

@@ -17,7 +17,7 @@ from models.anytime import State
 from models.executors.gpu.graphs import Recorder, Replay
 from models.executors.gpu.layers import IMAGE_CHANNELS, Layer, padded
 from models.executors.gpu.lowering import Branches, TritonNetwork
-from models.executors.gpu.passes import LEVELS, SETTLED_BY, Pass, empty_rows, kind, list_rows, settle
+from models.executors.gpu.ops import LEVELS, SETTLED_BY, Pass, empty_rows, kind, list_rows, settle
 from models.executors.gpu.tuning import Choice, choose
 from models.imaging.geometry import STRIDE, Size
 from models.network.adpc import ExitHead, StageModule
@@ -47,8 +47,8 @@ class TritonState(State):
 class Plan:
     """Tensors and recorded steps for batches of `batch` inputs of `shape`; without a recorder, steps just run.
 
-    `choices`: how each masked layer is run: as in `tuned`, by `passes.kind`, or as measured before steps are recorded.
-    `measured`: what was, by `passes.kind`.
+    `choices`: how each masked layer is run: as in `tuned`, by `ops.kind`, or as measured before steps are recorded.
+    `measured`: what was, by `ops.kind`.
     """
 
     def __init__(

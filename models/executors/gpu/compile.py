@@ -1,6 +1,6 @@
 """Compiles, on all cores, every Triton kernel that networks will launch, before a GPU is asked to run one.
 
-`python -m models.bench.gpu_compile adpc-w48-cityscapes@512x1024 ... [--capability 90] [--processes N] [--tuned FILE]`
+`python -m models.executors.gpu.compile adpc-w48-cityscapes@512x1024 ... [--capability 90] [--processes N] [--tuned FILE]`
 
 Triton compiles one kernel at a time, where it is launched first, for seconds each. Here all launches of a network are
 first noted, without running any, at a small size: sizes enter the kernels as arguments, so they do not matter. Then a
@@ -30,7 +30,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from models.commands.options import parse_size
-from models.executors.gpu import kernels, passes
+from models.executors.gpu import kernels, ops
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.layers import Layer, tiles
 from models.executors.gpu.tuning import Choice, read
@@ -93,7 +93,7 @@ def noted(name: str, size: Size, tuned: Mapping[str, Choice] | None = None) -> l
     height, width = (side + -side % MULTIPLE for side in size)
     area = height * width // SMALL**2
     launches: dict[tuple[object, ...], Launch] = {}
-    convolve = passes.convolve
+    convolve = ops.convolve
 
     def note(self: JITFunction, *arguments: object, grid: object, warmup: bool, **options: object) -> None:
         assert all(a.data_ptr() % ALIGNED == 0 for a in arguments if isinstance(a, Tensor)), self.fn.__name__
@@ -107,14 +107,14 @@ def noted(name: str, size: Size, tuned: Mapping[str, Choice] | None = None) -> l
         tried = tiles(layer, capacity)
         if "tile" not in options:
             tried = tried[:1]
-        elif tuned and (choice := tuned.get(passes.kind(layer, capacity))):
+        elif tuned and (choice := tuned.get(ops.kind(layer, capacity))):
             tried = [choice.tile]
         for tile in tried:
             convolve(layer, x, out, *arguments, **options | {"tile": tile})
 
     network = build_network(config(name)).eval()
     assert isinstance(network, AdpcNet)
-    with patch.object(JITFunction, "run", note), patch.object(passes, "convolve", with_tiles), torch.inference_mode():
+    with patch.object(JITFunction, "run", note), patch.object(ops, "convolve", with_tiles), torch.inference_mode():
         executor = TritonExecutor(network, "cpu")
         state = executor.start(torch.zeros(1, 3, SMALL, SMALL), Frame(SMALL, SMALL))
         executor.rehearse(state)
@@ -162,7 +162,7 @@ def _has_driver() -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m models.bench.gpu_compile", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m models.executors.gpu.compile", description=__doc__.split("\n")[0])
     parser.add_argument("networks", nargs="+", help="a configuration and a size, such as adpc-w48-cityscapes@512x1024")
     parser.add_argument("--capability", type=int, default=90, help="of the GPU, without the dot (default 90: H100)")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
