@@ -24,7 +24,9 @@ from models.network.masked import MaskedConv2d
 
 # Where a tile is not full, it multiplies memory that nobody has written, and throws the result away.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
-MODULES = [f"models.executors.gpu.{name}" for name in ("layers", "ops", "tuning", "program", "executor")]
+MODULES = [
+    f"models.executors.gpu.{name}" for name in ("geometry", "layers", "ops", "tuning", "memory", "program", "executor")
+]
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from models.gpu_day.stages import MissingError
 
 
 def compile_all(deadline: float, line: Callable[[str], None], device: str, networks: Sequence[str]) -> bool:
-    """`networks`: as `python -m models.executors.gpu.compile` takes them. Layers that were measured before on such a GPU
+    """`networks`: as `python -m models.bench.gpu_compile` takes them. Layers that were measured before on such a GPU
     are compiled with their fastest tile only."""
     if device == "cpu":
         raise MissingError("kernels that are interpreted are not compiled")
     name, capability = gpu()
     line(f"{name}, {os.cpu_count()} cores")
-    command = [sys.executable, "-m", "models.executors.gpu.compile", *networks, "--capability", capability]
+    command = [sys.executable, "-m", "models.bench.gpu_compile", *networks, "--capability", capability]
     if TUNED.exists():
         command += ["--tuned", str(TUNED), "--gpu", name]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)

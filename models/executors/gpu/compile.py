@@ -1,24 +1,16 @@
-"""Compiles, on all cores, every Triton kernel that networks will launch, before a GPU is asked to run one.
+"""Compiles, on all cores, every Triton kernel that a network will launch, before a GPU is asked to run one.
 
-`python -m models.executors.gpu.compile adpc-w48-cityscapes@512x1024 ... [--capability 90] [--processes N] [--tuned FILE]`
+Triton compiles a kernel, for seconds, where it is first launched, and one at a time. This lists all launches of a
+network without running any, then a process on each core compiles those that differ. The input is small, because sizes
+are arguments of the kernels and do not change the machine code. The results lie in Triton's cache (TRITON_CACHE_DIR,
+else ~/.triton/cache), where the launches on the GPU find them by the same sources, types, options and target.
 
-Triton compiles one kernel at a time, where it is launched first, for seconds each. Here all launches of a network are
-first noted, without running any, at a small size: sizes enter the kernels as arguments, so they do not matter. Then a
-process on each core compiles what differs. The results lie in Triton's cache (TRITON_CACHE_DIR, else ~/.triton/cache),
-where the real launches find them: same sources, same types, same options, same target.
-
-This needs no GPU, and takes none: a process that was to ask for one would pay for a context of its own.
+No GPU is needed, and none is touched: a context on it would cost each process time and memory.
 """
 
-import argparse
 import multiprocessing
-import os
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -29,24 +21,22 @@ from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from models.commands.options import parse_size
 from models.executors.gpu import kernels, ops
 from models.executors.gpu.executor import TritonExecutor
-from models.executors.gpu.layers import Layer, tiles
-from models.executors.gpu.tuning import Choice, read
+from models.executors.gpu.layers import TritonConvolution, candidate_tiles
+from models.executors.gpu.tuning import LayerTuning, tuning_key
 from models.imaging.geometry import MULTIPLE, Frame, Size
 from models.network.adpc import AdpcNet
-from models.network.families import config
-from models.network.network import build_network
 
 SMALL = 2 * MULTIPLE
-"""Height and width at which launches are noted."""
+"""Height and width of the input for which launches are listed."""
 ALIGNED = 16
-"""Bytes: Triton compiles for pointers to multiples of this, or to anything."""
+"""Bytes. Triton compiles a kernel once for pointers to multiples of this and once for others, and likewise for numbers
+that are multiples of it."""
 
 
 class AbsentGpu:
-    """Stands for the driver of a GPU of `capability` (90 for an H100) that is not asked."""
+    """Stands for the driver of a GPU of `capability`, for example 90 for an H100, without asking one."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -62,22 +52,23 @@ class AbsentGpu:
 
 
 @dataclass(frozen=True)
-class Launch:
-    """A call of the kernel `name` of `models.executors.gpu.kernels`, its tensors replaced by their dtypes."""
+class KernelLaunch:
+    """A launch of the kernel `name` of `kernels`. `arguments`: as they were, with its dtype in place of each tensor."""
 
     name: str
     arguments: tuple[Any, ...]
     options: Mapping[str, Any]
 
     def variant(self) -> tuple[object, ...]:
-        """Equal for launches that Triton compiles once: integers count by what they divide, unless they are to count
-        for nothing."""
+        """Equal for launches that run the same machine code."""
         function = getattr(kernels, self.name)
         given = zip(function.params, self.arguments, strict=False)
         return self.name, tuple(_kind(value, parameter) for parameter, value in given), tuple(self.options.items())
 
 
 def _kind(value: object, parameter: Any) -> object:
+    """What Triton compiles for: a constant's value, a tensor's dtype, or a number's type and what it is divisible by,
+    unless the kernel says `do_not_specialize`."""
     if parameter.is_constexpr or isinstance(value, torch.dtype):
         return value
     if isinstance(value, bool) or not isinstance(value, int):
@@ -85,49 +76,46 @@ def _kind(value: object, parameter: Any) -> object:
     return int if parameter.do_not_specialize else (value == 1, value % ALIGNED == 0)
 
 
-def noted(name: str, size: Size, tuned: Mapping[str, Choice] | None = None) -> list[Launch]:
-    """The launches that differ, of the network of the configuration `name` at `size`.
+def launches_of(network: AdpcNet, size: Size, tuned: Mapping[str, LayerTuning] | None = None) -> list[KernelLaunch]:
+    """The launches of `network`, on the CPU, for an input of `size` (H, W), one of each variant.
 
-    `tuned`: by layer, what was measured to be fastest; only layers that are not in it need every tile.
+    `tuned`: by `tuning_key`, convolutions that were measured already. Others need every candidate tile.
     """
     height, width = (side + -side % MULTIPLE for side in size)
-    area = height * width // SMALL**2
-    launches: dict[tuple[object, ...], Launch] = {}
+    larger = height * width // SMALL**2
+    launches: dict[tuple[object, ...], KernelLaunch] = {}
     convolve = ops.convolve
 
     def note(self: JITFunction, *arguments: object, grid: object, warmup: bool, **options: object) -> None:
         assert all(a.data_ptr() % ALIGNED == 0 for a in arguments if isinstance(a, Tensor)), self.fn.__name__
         plain = tuple(a.dtype if isinstance(a, Tensor) else a for a in arguments)
-        launch = Launch(self.fn.__name__, plain, dict(options))
+        launch = KernelLaunch(self.fn.__name__, plain, dict(options))
         launches.setdefault(launch.variant(), launch)
 
-    def with_tiles(layer: Layer, x: Tensor, out: Tensor, *arguments: Any, **options: Any) -> None:
-        """`tile` is among the options where masked layers are measured; then all are tried."""
-        capacity = area * out.shape[0] * out.shape[1] * out.shape[2]
-        tried = tiles(layer, capacity)
+    def with_tiles(conv: TritonConvolution, x: Tensor, out: Tensor, *arguments: Any, **options: Any) -> None:
+        """Masked convolutions, which come with a `tile`, are launched with each that may turn out the fastest."""
+        positions = larger * out.shape[0] * out.shape[1] * out.shape[2]
+        tried = candidate_tiles(conv, positions)
         if "tile" not in options:
             tried = tried[:1]
-        elif tuned and (choice := tuned.get(ops.kind(layer, capacity))):
-            tried = [choice.tile]
+        elif tuned and (tuning := tuned.get(tuning_key(conv, positions))):
+            tried = [tuning.tile]
         for tile in tried:
-            convolve(layer, x, out, *arguments, **options | {"tile": tile})
+            convolve(conv, x, out, *arguments, **options | {"tile": tile})
 
-    network = build_network(config(name)).eval()
-    assert isinstance(network, AdpcNet)
     with patch.object(JITFunction, "run", note), patch.object(ops, "convolve", with_tiles), torch.inference_mode():
         executor = TritonExecutor(network, "cpu")
-        state = executor.start(torch.zeros(1, 3, SMALL, SMALL), Frame(SMALL, SMALL))
-        executor.rehearse(state)
+        executor.launch_all(executor.start(torch.zeros(1, 3, SMALL, SMALL), Frame(SMALL, SMALL)))
     return list(launches.values())
 
 
-def compile_all(launches: Sequence[Launch], processes: int, capability: int, say: Callable[[str], None]) -> int:
-    """Compile each variant once; returns how many there were. Raises RuntimeError, at the end, if one failed."""
+def compile_all(launches: Sequence[KernelLaunch], processes: int, capability: int, say: Callable[[str], None]) -> int:
+    """Compiles each variant once; returns how many there were. Raises RuntimeError, at the end, if one failed."""
     different = list({launch.variant(): launch for launch in launches}.values())
-    # The longest first, so that none of them is left for the end.
+    # Convolutions take longest and come first, so that no process ends with one of them while others have no work.
     different.sort(key=lambda launch: launch.name != "convolve")
     failed = []
-    # Forked, so that a process need not load torch again; none has a GPU's context.
+    # Forked, so that no process has to load torch again; none has a context on a GPU.
     with multiprocessing.get_context("fork").Pool(processes, _begin, (capability,)) as pool:
         for failure in pool.imap_unordered(_compile, different):
             if failure is not None:
@@ -142,14 +130,14 @@ def _begin(capability: int) -> None:
     driver.set_active(AbsentGpu(capability))
 
 
-def _compile(launch: Launch) -> str | None:
-    """What went wrong, if anything."""
+def _compile(launch: KernelLaunch) -> str | None:
+    """Returns what went wrong, if anything did."""
     try:
         kernel = getattr(kernels, launch.name).warmup(*launch.arguments, grid=(1,), **launch.options)
         if hasattr(nvidia, "make_launcher") and _has_driver():
             # Triton before 3.7 also compiles C for each signature, which calls the kernel.
             nvidia.CudaLauncher(kernel.src, kernel.metadata)
-    except Exception as error:  # whatever the compiler raises, the others go on
+    except Exception as error:  # whatever the compiler raises, the other kernels are compiled
         return f"{launch.name} {dict(launch.options)}: {type(error).__name__}: {error}".splitlines()[0]
     return None
 
@@ -159,33 +147,3 @@ def _has_driver() -> bool:
         return bool(nvidia.libcuda_dirs())
     except (AssertionError, OSError):
         return False
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m models.executors.gpu.compile", description=__doc__.split("\n")[0])
-    parser.add_argument("networks", nargs="+", help="a configuration and a size, such as adpc-w48-cityscapes@512x1024")
-    parser.add_argument("--capability", type=int, default=90, help="of the GPU, without the dot (default 90: H100)")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--tuned", type=Path, help="measured tiles, see models/executors/gpu/tuning.py")
-    parser.add_argument("--gpu", default="", help="the name by which these are listed there")
-    given = parser.parse_args(arguments)
-    began = time.monotonic()
-    tuned = read(given.tuned, given.gpu) if given.tuned else None
-    launches: list[Launch] = []
-    for each in given.networks:
-        name, _, size = each.partition("@")
-        launches += noted(name, parse_size(size), tuned)
-    noted_s = time.monotonic() - began
-    say = partial(print, file=sys.stderr, flush=True)
-    try:
-        count = compile_all(launches, given.processes, given.capability, say)
-    except RuntimeError as error:
-        say(str(error))
-        return 1
-    took_s = time.monotonic() - began - noted_s
-    print(f"{count} kernels compiled in {took_s:.1f} s by {given.processes} processes; noted in {noted_s:.1f} s")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
