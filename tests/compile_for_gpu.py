@@ -23,8 +23,9 @@ import triton
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from models.executors.gpu import compile as compiler
 from models.executors.gpu import ops
-from models.executors.gpu.compile import AbsentGpu, compile_all, launches_of
+from models.executors.gpu.compile import AbsentGpu
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.layers import TritonConvolution, candidate_tiles
 from models.imaging.geometry import Frame
@@ -34,7 +35,7 @@ from models.network.network import build_network
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 USAGE = re.compile(r"REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:\d+ LOCAL:(?P<local>\d+)")
-MATRIX = re.compile(r"\b(?:HGMMA|HMMA)\b")
+MATRIX = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync)\b")
 
 compiled: dict[str, dict[str, Any]] = {}
 """By hash."""
@@ -50,8 +51,9 @@ def compile_only(self: JITFunction, *args: object, grid: object, warmup: bool, *
             "kernel": self.fn.__name__,
             "constants": constants,
             "found_in_cache": cached() == before,
-            **usage(kernel.asm["cubin"]),
             "shared": kernel.metadata.shared,
+            "mma": len(MATRIX.findall(kernel.asm["ptx"])),
+            **usage(kernel.asm["cubin"]),
         }
     return kernel
 
@@ -63,15 +65,14 @@ def cached() -> set[str]:
 
 
 def usage(cubin: bytes) -> dict[str, int]:
-    """Registers; bytes of stack and local memory, which hold what registers cannot; instructions of tensor cores."""
+    """Registers; bytes of stack and local memory, which hold what registers cannot."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         told = subprocess.check_output([TOOLS / "cuobjdump", "--dump-resource-usage", file.name], text=True)
-        code = subprocess.check_output([TOOLS / "nvdisasm", "-c", file.name], text=True)
     found = USAGE.search(told)
     assert found is not None, told
-    return {name: int(value) for name, value in found.groupdict().items()} | {"mma": len(MATRIX.findall(code))}
+    return {name: int(value) for name, value in found.groupdict().items()}
 
 
 def with_every_tile(conv: TritonConvolution, x: torch.Tensor, out: torch.Tensor, *args: Any, **options: Any) -> None:
@@ -81,9 +82,7 @@ def with_every_tile(conv: TritonConvolution, x: torch.Tensor, out: torch.Tensor,
 
 def serving(network: AdpcNet, height: int, width: int) -> None:
     executor = TritonExecutor(network, "cpu")
-    state = executor.start(torch.zeros(1, 3, height, width), Frame(height, width))
-    for _ in executor.steps:
-        executor.advance([state])
+    executor.launch_all(executor.start(torch.zeros(1, 3, height, width), Frame(height, width)))
 
 
 def training() -> None:
@@ -96,10 +95,11 @@ def training() -> None:
 def main(capability: int, width: str | None) -> None:
     if width is None:
         network, size = tiny.network(tiny.SEGMENTATION), (64, 96)
+        compiler.candidate_tiles = lambda conv, positions: candidate_tiles(conv, positions)[:1]
     else:
         network, size = build_network(config(f"adpc-{width}-cityscapes")).eval(), (512, 1024)
         ops.convolve = with_every_tile
-    compile_all(launches_of(network, size), len(os.sched_getaffinity(0)), capability, print)
+    compiler.compile_all(compiler.launches_of(network, size), len(os.sched_getaffinity(0)), capability, print)
     driver.set_active(AbsentGpu(capability))
     JITFunction.run = compile_only
     serving(network, *size)

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(str(error))
         return 1
     took_s = time.monotonic() - began_s - listed_s
-    print(f"{count} kernels compiled in {took_s:.1f} s by {given.processes} processes; listed in {listed_s:.1f} s")
+    print(f"{count} kernels compiled in {took_s:.1f} s by {given.processes} processes; noted in {listed_s:.1f} s")
     return 0
 
 
