@@ -3,8 +3,8 @@ example 90 w48. Prints a line of JSON for each, with what its machine code uses.
 
 The kernels are compiled beforehand, as `models.executors.gpu.compile` does, and then found where they are launched;
 `found_in_cache` says so. Launches are compiled and not run. With a width, of the Cityscapes networks, every candidate
-tile is compiled (minutes); without one, a tiny network's first. This is not a test by itself, because a process that
-interprets kernels cannot compile any.
+tile is compiled (minutes); without one, the first tile of a tiny network. This is not a test by itself, because a
+process that interprets kernels cannot compile any.
 """
 
 import importlib
@@ -14,8 +14,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import tiny
 import torch
@@ -28,6 +30,7 @@ from models.executors.gpu import ops
 from models.executors.gpu.compile import AbsentGpu
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.layers import TritonConvolution, candidate_tiles
+from models.executors.gpu.program import BatchProgram
 from models.imaging.geometry import Frame
 from models.network.adpc import AdpcNet
 from models.network.families import config
@@ -81,8 +84,16 @@ def with_every_tile(conv: TritonConvolution, x: torch.Tensor, out: torch.Tensor,
 
 
 def serving(network: AdpcNet, height: int, width: int) -> None:
-    executor = TritonExecutor(network, "cpu")
-    executor.launch_all(executor.start(torch.zeros(1, 3, height, width), Frame(height, width)))
+    """Runs every step with masked convolutions over rows, then with all of them dense."""
+    for dense in (frozenset(), frozenset({"any"})):
+        with (
+            patch.object(ops, "layer_name", lambda conv, x: "any"),
+            patch.object(BatchProgram, "dense_layers", lambda program, index, share, dense=dense: dense),
+        ):
+            executor = TritonExecutor(network, "cpu")
+            state = executor.start(torch.zeros(1, 3, height, width), Frame(height, width))
+            for _ in executor.steps:
+                executor.advance([state])
 
 
 def training() -> None:
@@ -94,15 +105,19 @@ def training() -> None:
 
 def main(capability: int, width: str | None) -> None:
     if width is None:
-        network, size = tiny.network(tiny.SEGMENTATION), (64, 96)
+        # The two differ in nothing but whether 16 divides the number of classes.
+        networks = [tiny.network(replace(tiny.SEGMENTATION, outputs=classes)) for classes in (16, 15)]
+        size = (64, 96)
         compiler.candidate_tiles = lambda conv, positions: candidate_tiles(conv, positions)[:1]
     else:
-        network, size = build_network(config(f"adpc-{width}-cityscapes")).eval(), (512, 1024)
+        networks, size = [build_network(config(f"adpc-{width}-cityscapes")).eval()], (512, 1024)
         ops.convolve = with_every_tile
-    compiler.compile_all(compiler.launches_of(network, size), len(os.sched_getaffinity(0)), capability, print)
+    launches = [launch for network in networks for launch in compiler.launches_of(network, size)]
+    compiler.compile_all(launches, len(os.sched_getaffinity(0)), capability, print)
     driver.set_active(AbsentGpu(capability))
     JITFunction.run = compile_only
-    serving(network, *size)
+    for network in networks:
+        serving(network, *size)
     training()
     for found in compiled.values():
         print(json.dumps(found))

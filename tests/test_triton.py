@@ -160,21 +160,23 @@ def test_recorded_steps_of_interleaved_requests(gpu: dict[str, ModuleType], monk
     graphs.verify()
 
 
-def corner(height: int, width: int, *, size: int) -> torch.Tensor:
-    """A mask, bool (height, width), of a square in the upper left corner."""
-    mask = torch.zeros(height, width, dtype=torch.bool)
+def corner(side: int, *, size: int) -> torch.Tensor:
+    """A mask, bool (side, side), of a square in the upper left corner."""
+    mask = torch.zeros(side, side, dtype=torch.bool)
     mask[:size, :size] = True
     return mask
 
 
 def test_masks_that_grow_equal_the_reference(gpu: dict[str, ModuleType]) -> None:
-    """One request of a batch is given masks, each in another corner than the one before; the other has its own."""
+    """One request is given masks, each in another corner than the one before; one that runs beside it has its own. They
+    advance in a batch, but for one stage, which the first begins in the memory where it was given its mask."""
     ours, reference = gpu["executor"].TritonExecutor(network(), "cpu", torch.float32), ReferenceExecutor(network())
-    both = inputs(2, 3, 32, 64)
-    masks = [corner(8, 16, size=2), corner(8, 16, size=4).flip(0, 1), corner(8, 16, size=3).flip(1)]
-    mine, theirs = ([model.start(one[None], Frame(32, 64)) for one in both] for model in (ours, reference))
+    both = inputs(2, 3, 32, 32)
+    masks = [corner(8, size=2), corner(8, size=3).flip(0, 1), corner(8, size=2).flip(1)]
+    mine, theirs = ([model.start(one[None], Frame(32, 32)) for one in both] for model in (ours, reference))
     for step in ours.steps:
-        ours.advance(mine)
+        for states in [mine] if getattr(step, "stage", 0) != 3 else [mine[:1], mine[1:]]:
+            ours.advance(states)
         for state in theirs:
             reference.advance([state])
         if step.exit is None:
