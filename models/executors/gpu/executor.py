@@ -1,4 +1,4 @@
-"""The GPU executor: rows of inactive positions cost no time, and every step is one CUDA graph.
+"""The GPU executor: inactive positions cost no time, and every step is one CUDA graph.
 
 A `BatchProgram` has the memory and the graphs of one input size and batch. Requests lie in its memory while they
 advance, and take copies along when others need the place. The host waits for the device only at the end of an exit.
@@ -128,10 +128,10 @@ class TritonExecutor:
             self._program(state.shape, 1).launch_all(dense=True)
 
     def features(self, state: State) -> tuple[Tensor, ...]:
-        """The branches that the latest step of `state` left, each (1, C, h, w), finest first; to find faults with.
+        """The branches that the latest step of `state` left, each (1, C, h, w), the finest first; to find faults with.
 
-        Only positions that are active, or next to a block of the finest size with an active one, are computed; the
-        others are left from earlier requests.
+        Active positions and the halo are computed, see `kernels.compact_rows`. The others hold what earlier requests
+        left there.
         """
         assert isinstance(state, TritonState)
         with self._on_device():

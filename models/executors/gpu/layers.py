@@ -91,7 +91,8 @@ class TritonConvolution:
 
 
 def layer_name(conv: TritonConvolution, x: Tensor) -> str:
-    """Convolutions of one name, of inputs like `x` (N, h, w, C), take the same time: they are run alike."""
+    """The name under which a convolution is tuned: convolutions of one name take the same time for inputs of one shape
+    (N, h, w, C), such as that of `x`."""
     return f"{conv} from {x.shape[1]}x{x.shape[2]}"
 
 

@@ -141,7 +141,7 @@ class BatchMemory:
         return tuple(places[: len(channels)])
 
     def keep(self, index: int, branches: Branches) -> None:
-        """From now on the branches lie there after step `index`, which is no module."""
+        """Notes where step `index`, which is not a module, leaves its branches."""
         self._features[self._place(index)] = list(branches)
 
     def _place(self, index: int) -> str:

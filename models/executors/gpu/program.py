@@ -1,4 +1,7 @@
-"""The steps of a network for one input size and batch, recorded for every active share that calls for another way."""
+"""The steps of a network for one input size and batch.
+
+A step is recorded once for each set of convolutions that are run densely at some active share.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -129,4 +132,4 @@ class BatchProgram:
             for dense in {self.dense_layers(index, share) for share in shares}:
                 replay = recorder.record(partial(self._step, index, dense))
                 self._replays[index, dense] = replay
-                replay()  # recording left the result undefined, and later steps are recorded as they run on it
+                replay()  # the next step runs before it is recorded, and a recording leaves its result undefined
