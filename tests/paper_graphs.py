@@ -1,7 +1,8 @@
-"""CUDA graphs on paper: what their rules are, played on a CPU with kernels in Triton's interpreter.
+"""CUDA graphs on paper: their rules, played on a CPU with kernels in Triton's interpreter.
 
-A recording runs nothing and yields undefined memory. A replay runs the recorded work on the recorded addresses. Memory
-that nobody referenced when a graph was recorded belongs to that graph, which overwrites it whenever it is replayed.
+A recording executes nothing, so that the tensors that it makes are undefined. A replay runs the recorded work on the
+recorded addresses. Memory that nobody referred to when a graph was recorded belongs to that graph, which overwrites it
+whenever it is replayed.
 """
 
 import gc
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 def spoil(tensor: Tensor) -> None:
-    """Fill with what must not be used: NaN, or the largest or a negative integer."""
+    """Fills a tensor with what no result may depend on: NaN, or the largest or a negative integer."""
     tensor.fill_(float("nan") if tensor.is_floating_point() else 255 if tensor.dtype == torch.uint8 else -(1 << 30))
 
 
@@ -25,9 +26,8 @@ def address(tensor: Tensor) -> int:
 
 
 class Recording(TorchDispatchMode):
-    """`work`: what a replay runs, one after the other. `made`: what the recorded work allocates. `given`: all else.
-
-    Holds aliases of tensors, so that who else holds one can be told.
+    """`work`: what a replay runs, in order. `made`: tensors that the recorded work allocates. `given`: all others that
+    it uses. They are aliases, so that one can tell whether anybody else still refers to a tensor.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Recording(TorchDispatchMode):
             return args[0]
         out = func(*args, **(kwargs or {}))
         if not isinstance(out, Tensor) or address(out) in {address(x) for x in tree_leaves(own) if type(x) is Tensor}:
-            return out  # a view: an address, no work
+            return out  # a view is an address and takes no work
         spoil(out)
         result = torch.ops.aten.alias(out)
         self.made.append(result)
@@ -65,7 +65,7 @@ class Recording(TorchDispatchMode):
 
 
 class PaperGraphs:
-    """Graphs of one pool. `verify` says whether all they use from outside of it is still somebody's."""
+    """Records graphs that share one memory pool, see `Recorder`."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._patch = patch
@@ -75,6 +75,7 @@ class PaperGraphs:
     def record(self, job: Callable[[], object]) -> Callable[[], None]:
         from triton.runtime.interpreter import InterpretedFunction  # noqa: PLC0415 - after it is told to interpret
 
+        job()  # as `CudaGraphs` does
         run, recording = InterpretedFunction.run, Recording()
         alive = self._alive()
         free = [made for earlier in self._recordings for made in earlier.made if address(made) not in alive]
@@ -92,12 +93,13 @@ class PaperGraphs:
         return replay
 
     def verify(self) -> None:
+        """Everything that a graph uses, and that no graph made, still belongs to somebody."""
         made = {address(x) for recording in self._recordings for x in recording.made}
         outside = {address(x) for recording in self._recordings for x in recording.given} - made
         assert outside <= self._alive(), "a graph uses memory that was freed"
 
     def _alive(self) -> set[int]:
-        """Storages that others than the recordings refer to."""
+        """The storages that anybody but the recordings refers to."""
         gc.collect()
         own = {id(x) for recording in self._recordings for x in recording.made + recording.given}
         return {address(x) for x in gc.get_objects() if type(x) in (Tensor, torch.nn.Parameter) and id(x) not in own}

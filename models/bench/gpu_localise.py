@@ -101,7 +101,7 @@ def localise(
                 return fault
         if step.exit is not None and step.exit < ours.config.exits and ours.config.adaptive:
             active = (masks[step.exit - 1] if masks else theirs_state.latest().mask).to(device)
-            ours.override(state, active)
+            ours.override(state, active, shrinking=True)
             reference.override(theirs_state, active)
     return None
 

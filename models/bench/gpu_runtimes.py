@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from models.anytime import exits_in_turns, exits_of, largest, score_difference
 from models.bench.gpu import Task, Timing
 from models.data import scenes
-from models.executors.gpu import tuning
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.graphs import capture
+from models.executors.gpu.tuning import TUNED, write
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
@@ -101,7 +101,7 @@ def error(executor: TritonExecutor, net: AdpcNet, size: Size) -> float:
     """Largest difference of any exit's scores from those of the fp32 reference of `net` under the same masks."""
 
     def chosen(scores: Tensor, _: Masking, index: int) -> Tensor:
-        return executor.forced.get(index, torch.zeros_like(scores[:, :1], dtype=torch.bool))
+        return executor.forced_masks.get(index, torch.zeros_like(scores[:, :1], dtype=torch.bool))
 
     inputs, frame = torch.randn(1, 3, *size, device="cuda"), Frame(*size)
     reference = ReferenceExecutor(net, "cuda")
@@ -185,13 +185,13 @@ def measure(task: Task) -> Timing:
     if task.runtime != "triton":
         return whole(DENSE[task.runtime](task.network, inputs), task.repeats)
     net = network(task.network)
-    executor = TritonExecutor(net, "cuda", tuned=Path(task.tuned) if task.tuned else tuning.TUNED)
-    executor.forced = positions(task.size, task.active, task.seed) if task.active else {}
+    executor = TritonExecutor(net, "cuda", tuned=Path(task.tuned) if task.tuned else TUNED)
+    executor.forced_masks = positions(task.size, task.active, task.seed) if task.active else {}
     timing = steps(executor, inputs, task.repeats)
     if not task.active:
         return timing
     if task.tuned:
-        tuning.write(Path(task.tuned), torch.cuda.get_device_name(), executor.measured)
-    choices = executor.choices[f"{task.size[0]}x{task.size[1]}x1"]
-    chosen = {name: f"{choice}, {choice.tile}" for name, choice in choices.items()}
+        write(Path(task.tuned), torch.cuda.get_device_name(), executor.measured)
+    tunings = executor.tunings[f"{task.size[0]}x{task.size[1]}x1"]
+    chosen = {name: f"{tuning}, {tuning.tile}" for name, tuning in tunings.items()}
     return replace(timing, error=error(executor, net, task.size), choices=chosen)

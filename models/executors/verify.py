@@ -135,7 +135,7 @@ def smooth_masks(size: Size, shares: Sequence[float], seed: int) -> list[Tensor]
 
 def _override(model: Overridable, state: State, exit_index: int, masks: Sequence[Tensor]) -> None:
     if model.config.masks_after(exit_index):
-        model.override(state, masks[exit_index - 1].to(model.device))
+        model.override(state, masks[exit_index - 1].to(model.device), shrinking=True)
 
 
 def _differences(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.anytime import Exit, score_difference
 from models.executors.gpu.executor import TritonExecutor
-from models.executors.gpu.plan import TritonState
+from models.executors.gpu.memory import TritonState
 from models.executors.reference import ReferenceExecutor
 from models.executors.verify import SHARES, smooth_masks
 from models.gpu_day.localise import localise
@@ -171,7 +171,7 @@ class Trial:
                 told += _problems(state.exit, true.exit, difference, masking)
                 if ours.config.masks_after(step.exit):
                     mask = true.exit.mask if row_masks is None else row_masks[last].to(self.device)
-                    ours.override(state, mask)
+                    ours.override(state, mask, shrinking=True)
                     reference.override(true, mask)
                     rough.override(half, mask)
                     told += _miscounted(state, mask)

@@ -10,12 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.executors.gpu.executor import TritonExecutor
-from models.executors.gpu.layers import Layer
-from models.executors.gpu.passes import Pass, Rows
+from models.executors.gpu.geometry import LevelRows
+from models.executors.gpu.layers import TritonConvolution
+from models.executors.gpu.ops import RowOps
+from models.executors.gpu.streams import SideStreams
 from models.imaging.geometry import Frame
 
 TOLERANCE = 0.01
 """Largest difference of a layer's results, over the largest result: one rounding to half precision and some sums."""
+NAMES = ("convolve", "convolve_needed", "convolve_scores", "add_resampled")
+"""Methods of `RowOps` that launch kernels."""
 LINES = 12
 """Wrong layers of each step that are told of."""
 
@@ -30,8 +34,7 @@ def localise(executor: TritonExecutor, inputs: Tensor, masks: Sequence[Tensor] |
         watches.append(watch)
         try:
             with watch:
-                plan = executor._plan(state.shape, 1)
-                plan.streams = None
+                executor._program(state.shape, 1).memory.streams = SideStreams(enabled=False)
                 executor.advance([state])
                 _wait(inputs)
         except Exception:
@@ -40,14 +43,14 @@ def localise(executor: TritonExecutor, inputs: Tensor, masks: Sequence[Tensor] |
             raise
         yield from watch.lines[:LINES]
         if step.exit is not None and executor.config.masks_after(step.exit) and masks is not None:
-            executor.override(state, masks[step.exit - 1].to(inputs.device))
+            executor.override(state, masks[step.exit - 1].to(inputs.device), shrinking=True)
     wrong, launches = (sum(getattr(watch, name) for watch in watches) for name in ("wrong", "launches"))
     worst = max(watches, key=lambda watch: watch.worst)
     yield f"{wrong} of {launches} launches are wrong, the worst differs by {worst.worst:.1e}, in {worst.step}"
 
 
 class Watch:
-    """In a `with` block, everything that a `Pass` launches is compared with the framework's result."""
+    """In a `with` block, everything that `RowOps` launch is compared with the framework's result."""
 
     def __init__(self, step: str) -> None:
         self.step = step
@@ -58,37 +61,37 @@ class Watch:
         self._stack = ExitStack()
 
     def __enter__(self) -> "Watch":
-        own = {name: getattr(Pass, name) for name in ("convolve", "products", "scores", "combine")}
+        own = {name: getattr(RowOps, name) for name in NAMES}
 
         def convolve(
-            work: Pass, layer: Layer, x: Tensor, residual: Tensor | None = None, *, interpolated: bool = True
+            ops: RowOps, conv: TritonConvolution, x: Tensor, residual: Tensor | None = None, *, halo: bool = True
         ) -> Tensor:
-            self._begin(f"convolve {layer} from {tuple(x.shape)}")
-            found: Tensor = own["convolve"](work, layer, x, residual, interpolated=interpolated)
-            rows = work.at(x.shape[1] // layer.stride)
-            self._judge(found, convolved(layer, x, residual, rows), rows, interpolated)
+            self._begin(f"convolve {conv} from {tuple(x.shape)}")
+            found: Tensor = own["convolve"](ops, conv, x, residual, halo=halo)
+            rows = ops.rows(x.shape[1] // conv.stride)
+            self._judge(found, convolved(conv, x, residual, rows), rows, halo)
             return found
 
-        def products(work: Pass, layer: Layer, x: Tensor) -> Tensor:
-            self._begin(f"products {layer} from {tuple(x.shape)}")
-            found: Tensor = own["products"](work, layer, x)
-            self._judge(found, convolved(layer, x, None, None), work.at(x.shape[1]), True)
+        def convolve_needed(ops: RowOps, conv: TritonConvolution, x: Tensor) -> Tensor:
+            self._begin(f"convolve_needed {conv} from {tuple(x.shape)}")
+            found: Tensor = own["convolve_needed"](ops, conv, x)
+            self._judge(found, convolved(conv, x, None, None), ops.rows(x.shape[1]), True)
             return found
 
-        def scores(work: Pass, layer: Layer, x: Tensor, out: Tensor) -> None:
-            self._begin(f"scores {layer} from {tuple(x.shape)}")
-            own["scores"](work, layer, x, out)
-            rows = work.at(x.shape[1])
-            self._judge(out, convolved(layer, x, None, rows), rows, False)
+        def convolve_scores(ops: RowOps, conv: TritonConvolution, x: Tensor, out: Tensor) -> None:
+            self._begin(f"convolve_scores {conv} from {tuple(x.shape)}")
+            own["convolve_scores"](ops, conv, x, out)
+            rows = ops.rows(x.shape[1])
+            self._judge(out, convolved(conv, x, None, rows), rows, False)
 
-        def combine(work: Pass, parts: Sequence[Tensor], out: Tensor, **how: Any) -> Tensor:
-            self._begin(f"combine {[tuple(part.shape) for part in parts]} {how}")
-            found: Tensor = own["combine"](work, parts, out, **how)
-            self._judge(found, combined(parts, out, **how), work.at(out.shape[1]), how.get("interpolated", True))
+        def add_resampled(ops: RowOps, parts: Sequence[Tensor], out: Tensor, **how: Any) -> Tensor:
+            self._begin(f"add_resampled {[tuple(part.shape) for part in parts]} {how}")
+            found: Tensor = own["add_resampled"](ops, parts, out, **how)
+            self._judge(found, combined(parts, out, **how), ops.rows(out.shape[1]), how.get("halo", True))
             return found
 
-        for name, watched in (("convolve", convolve), ("products", products), ("scores", scores), ("combine", combine)):
-            self._stack.enter_context(patch.object(Pass, name, watched))
+        for name, watched in zip(NAMES, (convolve, convolve_needed, convolve_scores, add_resampled), strict=True):
+            self._stack.enter_context(patch.object(RowOps, name, watched))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,13 +101,13 @@ class Watch:
         self.launches += 1
         self.latest = latest
 
-    def _judge(self, found: Tensor, expected: Tensor, rows: Rows | None, interpolated: bool) -> None:
+    def _judge(self, found: Tensor, expected: Tensor, rows: LevelRows | None, halo: bool) -> None:
         _wait(found)
         off = (found.float() - expected).abs()
         if rows is not None:
             listed = _active(rows)
-            if interpolated:
-                listed = listed | _interpolated(rows, listed.shape)
+            if halo:
+                listed = listed | _halo(rows, listed.shape)
             off = torch.where(listed[..., None], off, 0.0)
             expected = torch.where(listed[..., None], expected, 0.0)
         largest = float(expected.abs().max())
@@ -122,20 +125,22 @@ class Watch:
             )
 
 
-def convolved(layer: Layer, x: Tensor, residual: Tensor | None, rows: Rows | None) -> Tensor:
+def convolved(conv: TritonConvolution, x: Tensor, residual: Tensor | None, rows: LevelRows | None) -> Tensor:
     """What a layer is to make of `x` (N, h, w, C): float32 (N, h, w, out), right wherever rows are listed."""
     images = x.float().permute(0, 3, 1, 2)
-    out = layer.out
-    y = F.conv2d(images, layer.weight.float(), layer.bias[:out], layer.stride, layer.kernel // 2)
-    if rows is not None and layer.stencil is not None:
+    out = conv.out_channels
+    y = F.conv2d(images, conv.cudnn_weight.float(), conv.bias[:out], conv.stride, conv.kernel_size // 2)
+    if rows is not None and conv.halo_weights is not None:
         active = _active(rows)[:, None]
-        kept = torch.where(active, y, 0.0)
-        side = 2 * layer.reach + 1
-        around = F.conv2d(kept.flatten(0, 1)[:, None], layer.stencil.view(1, 1, side, side), padding=layer.reach)
+        pre_activation = torch.where(active, y, 0.0)
+        side = 2 * conv.reach + 1
+        around = F.conv2d(
+            pre_activation.flatten(0, 1)[:, None], conv.halo_weights.view(1, 1, side, side), padding=conv.reach
+        )
         y = torch.where(active, y, around[:, 0].view_as(y))
-    y = (y + layer.shift[:out, None, None]).permute(0, 2, 3, 1)
+    y = (y + conv.shift[:out, None, None]).permute(0, 2, 3, 1)
     y = y if residual is None else y + residual.float()
-    return F.relu(y) if layer.relu else y
+    return F.relu(y) if conv.relu else y
 
 
 def combined(
@@ -145,9 +150,9 @@ def combined(
     pool: int = 1,
     relu: bool = False,
     bilinear: bool = True,
-    interpolated: bool = True,
+    halo: bool = True,
 ) -> Tensor:
-    """What `Pass.combine` is to put into `out`, as float32 (N, h, w, C)."""
+    """What `RowOps.add_resampled` is to put into `out`, as float32 (N, h, w, C)."""
     size = (out.shape[1] * pool, out.shape[2] * pool)
     total = torch.zeros(out.shape[0], out.shape[3], *size, device=out.device)
     for part in parts:
@@ -161,17 +166,17 @@ def combined(
     return (F.relu(total) if relu else total).permute(0, 2, 3, 1)
 
 
-def _active(rows: Rows) -> Tensor:
+def _active(rows: LevelRows) -> Tensor:
     """bool (N, h, w), at the size of `rows`."""
-    return rows.mask[:, :: rows.factor, :: rows.factor] != 0
+    return rows.mask[:, :: rows.mask_step, :: rows.mask_step] != 0
 
 
-def _interpolated(rows: Rows, shape: torch.Size) -> Tensor:
+def _halo(rows: LevelRows, shape: torch.Size) -> Tensor:
     """bool `shape` (N, h, w): positions that are listed as interpolated."""
     count = int(rows.counts[1])
     listed = torch.zeros(shape, dtype=torch.bool, device=rows.mask.device)
     if count:
-        listed.view(-1)[(rows.entries[len(rows.entries) - count :] >> 1).long()] = True
+        listed.view(-1)[(rows.row_list[len(rows.row_list) - count :] >> 1).long()] = True
     return listed
 
 

@@ -17,7 +17,7 @@ def tune(output: Path, deadline: float, line: Callable[[str], None], device: str
     from models.bench.gpu_runtimes import network  # noqa: PLC0415 - needs a GPU
     from models.commands.options import parse_size  # noqa: PLC0415 - only here
     from models.executors.gpu.executor import TritonExecutor  # noqa: PLC0415 - needs Triton
-    from models.executors.gpu.tuning import TUNED, gpu_name, write  # noqa: PLC0415 - needs Triton
+    from models.executors.gpu.tuning import NEVER_DENSE, TUNED, gpu_name, write  # noqa: PLC0415 - needs Triton
     from models.imaging.geometry import Frame  # noqa: PLC0415 - only here
 
     longest_s = 0.0
@@ -31,13 +31,13 @@ def tune(output: Path, deadline: float, line: Callable[[str], None], device: str
         executor = TritonExecutor(network(name), device)
         state = executor.start(torch.randn(1, 3, *size, device=device), Frame(*size))
         executor.advance([state])
-        choices = executor.measured
-        write(TUNED, gpu_name(torch.device(device)), choices)
+        tunings = executor.measured
+        write(TUNED, gpu_name(torch.device(device)), tunings)
         shutil.copy(TUNED, output / TUNED.name)
         spent_s = time.monotonic() - began_s
         longest_s = max(longest_s, spent_s)
-        dense = sum(choice.dense_from < 1 for choice in choices.values())
-        line(f"{each}: {len(choices)} layers in {spent_s:.1f} s, {dense} of them dense when much is active")
+        dense = sum(tuning.dense_from < NEVER_DENSE for tuning in tunings.values())
+        line(f"{each}: {len(tunings)} layers in {spent_s:.1f} s, {dense} of them dense when much is active")
         del state, executor
         torch.cuda.empty_cache()
     return True

@@ -1,1 +1,1 @@
-"""What the `triton` executor runs: Triton kernels, the network lowered to them, and CUDA graphs of its steps."""
+"""The `triton` executor: the network lowered to Triton kernels, whose launches are recorded as CUDA graphs by step."""
