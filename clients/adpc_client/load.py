@@ -22,7 +22,7 @@ from adpc_client.errors import AdpcError, ReplyError
 
 Protocol = Literal["http", "stream"]
 _EXPECTED_STATUSES = {429, 499, 503, 504}
-"""A loaded server may answer so. Any other error counts as a fault."""
+"""Statuses with which a loaded server may refuse a request. Any other error counts as a fault."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ async def _send(client: AsyncClient, plan: LoadTestPlan, request: PlannedRequest
 
 
 async def _exit_and_stop(client: AsyncClient, plan: LoadTestPlan, request: PlannedRequest) -> tuple[int, str]:
-    """The exit that `request` reaches and why it stops there. Cancels it at its time, unless it is to hang up."""
+    """The exit that `request` reaches and why it stops there. Cancels it after `give_up_s`, unless it is to hang up."""
     cancel_s = None if request.hang_up else request.give_up_s
     if plan.protocol == "stream":
         async with client.stream(request.image, model=plan.model, deadline_ms=request.deadline_ms) as stream:
