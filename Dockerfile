@@ -1,4 +1,4 @@
-# The server with the shipped models. For a GPU, run with `--gpus all`: the same torch wheel carries CUDA.
+# The image holds the server and the shipped models. `docker run --gpus all` lets it use GPUs: its torch includes CUDA.
 FROM python:3.12-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
@@ -8,7 +8,7 @@ COPY models models
 RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --editable .
 
 FROM python:3.12-slim
-# Triton compiles its launcher on the machine that it runs on.
+# Triton compiles its launchers when the server starts, so the image needs a C compiler.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY --from=build /venv /venv
 COPY --from=build /app /app

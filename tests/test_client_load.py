@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 from adpc_client import AsyncClient, CancelledRequestError, End, NoExitError, NotFoundError, ServerFaultError
-from adpc_client.load import LoadPlan, LoadReport, Outcome, draw_requests, run, summarise, table
+from adpc_client.load import LoadReport, LoadTestPlan, Outcome, draw_requests, run, summarise, table
 
-PLAN = LoadPlan(images=[b"image"], count=400, rate_per_s=50, deadline_ms=(50, 150), cancel_share=0.3, seed=3)
+PLAN = LoadTestPlan(images=[b"image"], count=400, rate_per_s=50, deadline_ms=(50, 150), cancel_share=0.3, seed=3)
 
 
 def test_shots_are_drawn_as_planned_and_the_same_again():
@@ -93,7 +93,7 @@ async def until(condition):
 
 
 def fire(server, **changes):
-    plan = replace(LoadPlan(images=[b"image"], count=30, deadline_ms=(5000, 5000)), **changes)
+    plan = replace(LoadTestPlan(images=[b"image"], count=30, deadline_ms=(5000, 5000)), **changes)
     return asyncio.run(run(server, plan))
 
 
@@ -108,7 +108,7 @@ def test_an_open_loop_sends_whether_or_not_it_is_answered():
     server = Server(None)
 
     async def main():
-        firing = asyncio.create_task(run(server, LoadPlan(images=[b"image"], count=20, rate_per_s=1e6)))
+        firing = asyncio.create_task(run(server, LoadTestPlan(images=[b"image"], count=20, rate_per_s=1e6)))
         await until(lambda: len(server.open) == 20)
         firing.cancel()
 

@@ -94,7 +94,7 @@ def run_load(args: argparse.Namespace) -> int:
     """Send many requests at once and print the figures of their answers."""
     if not args.yes and not _is_loopback(args.url):
         raise UsageError(f"{args.url} is not this machine; add --yes if you may put that server under load")
-    plan = load.LoadPlan(
+    plan = load.LoadTestPlan(
         images=[encode_image(path)[0] for path in args.image] or [encode_image(_scene(args.seed))[0]],
         count=args.count,
         rate_per_s=args.rate,
@@ -124,7 +124,7 @@ def _stream_frame(
     try:
         data, _ = encode_image(frame.image)
     except OSError as error:
-        raise ImageError(f"{frame.image} cannot be read: {error}") from error
+        raise ImageError(f"the image cannot be read: {error}") from error
     exits = 0
     with client.stream(data, **_options(args)) as answers:
         for answer in answers:

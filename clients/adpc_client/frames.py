@@ -151,7 +151,7 @@ def _camera(number: str) -> tuple[str, str]:
     for platform, (container, name) in _CAMERA.items():
         if sys.platform.startswith(platform):
             return name.format(number), container
-    raise ImageError(f"cameras are not known on {sys.platform}; stream a video file instead")
+    raise ImageError(f"cameras are not supported on {sys.platform}; stream a video file instead")
 
 
 def _video(name: str, container: str | None, *, live: bool, fps: float | None) -> Iterator[SourceFrame]:

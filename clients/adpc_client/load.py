@@ -22,11 +22,11 @@ from adpc_client.errors import AdpcError, ReplyError
 
 Protocol = Literal["http", "stream"]
 _EXPECTED_STATUSES = {429, 499, 503, 504}
-"""A loaded server may answer so. Any other error counts as a fault."""
+"""Statuses with which a loaded server may refuse a request. Any other error counts as a fault."""
 
 
 @dataclass(frozen=True)
-class LoadPlan:
+class LoadTestPlan:
     """The requests to send.
 
     With `rate_per_s` the loop is open; without, it is closed and has `concurrency` users. Deadlines are drawn uniformly
@@ -100,7 +100,7 @@ class LoadReport:
     faults: int
 
 
-def draw_requests(plan: LoadPlan) -> Iterator[PlannedRequest]:
+def draw_requests(plan: LoadTestPlan) -> Iterator[PlannedRequest]:
     """The requests of `plan`. The same plan gives the same requests."""
     chance = random.Random(plan.seed)
     due_s = 0.0
@@ -111,7 +111,7 @@ def draw_requests(plan: LoadPlan) -> Iterator[PlannedRequest]:
         yield PlannedRequest(chance.choice(plan.images), deadline_ms, due_s, give_up_s, chance.random() < 0.5)
 
 
-async def run(client: AsyncClient, plan: LoadPlan) -> LoadReport:
+async def run(client: AsyncClient, plan: LoadTestPlan) -> LoadReport:
     """Send the requests of `plan` and wait for all of their answers."""
     requests = draw_requests(plan)
     start_s = time.perf_counter()
@@ -154,7 +154,7 @@ def table(report: LoadReport) -> str:
     return "\n".join(lines)
 
 
-async def _open_loop(client: AsyncClient, plan: LoadPlan, requests: Iterator[PlannedRequest]) -> list[Outcome]:
+async def _open_loop(client: AsyncClient, plan: LoadTestPlan, requests: Iterator[PlannedRequest]) -> list[Outcome]:
     start_s = time.perf_counter()
     tasks: set[asyncio.Task[Outcome]] = set()
     outcomes: list[Outcome] = []
@@ -172,14 +172,14 @@ async def _open_loop(client: AsyncClient, plan: LoadPlan, requests: Iterator[Pla
     return outcomes
 
 
-async def _closed_loop(client: AsyncClient, plan: LoadPlan, requests: Iterator[PlannedRequest]) -> list[Outcome]:
+async def _closed_loop(client: AsyncClient, plan: LoadTestPlan, requests: Iterator[PlannedRequest]) -> list[Outcome]:
     async def user() -> list[Outcome]:
         return [await _send(client, plan, request, 0.0) for request in requests]  # all users share one iterator
 
     return list(chain.from_iterable(await asyncio.gather(*(user() for _ in range(plan.concurrency)))))
 
 
-async def _send(client: AsyncClient, plan: LoadPlan, request: PlannedRequest, lag_ms: float) -> Outcome:
+async def _send(client: AsyncClient, plan: LoadTestPlan, request: PlannedRequest, lag_ms: float) -> Outcome:
     """Send `request` and wait until it is answered or given up."""
     sent_s = time.perf_counter()
 
@@ -199,8 +199,8 @@ async def _send(client: AsyncClient, plan: LoadPlan, request: PlannedRequest, la
         return outcome(0, type(error).__name__, fault=True)
 
 
-async def _exit_and_stop(client: AsyncClient, plan: LoadPlan, request: PlannedRequest) -> tuple[int, str]:
-    """The exit that `request` reaches and why it stops there. Cancels it at its time, unless it is to hang up."""
+async def _exit_and_stop(client: AsyncClient, plan: LoadTestPlan, request: PlannedRequest) -> tuple[int, str]:
+    """The exit that `request` reaches and why it stops there. Cancels it after `give_up_s`, unless it is to hang up."""
     cancel_s = None if request.hang_up else request.give_up_s
     if plan.protocol == "stream":
         async with client.stream(request.image, model=plan.model, deadline_ms=request.deadline_ms) as stream:

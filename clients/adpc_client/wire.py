@@ -84,7 +84,9 @@ class StreamReader:
             self._error(message)
             return None
         if message.get("id") != self.id:
-            raise ProtocolError(f"the server speaks of request {message.get('id')!r}; only {self.id!r} is open")
+            raise ProtocolError(
+                f"the server sent a message about request {message.get('id')!r}; only {self.id!r} is open"
+            )
         if kind == "accepted":
             self.model = message.get("model")
             self.labels = _labels(message)

@@ -1,4 +1,4 @@
-// The page: a photo, a deadline and a model go in; exits come out and stay to be looked at.
+// The page sends a photo to a model with a deadline, and keeps every exit so that the visitor can compare them.
 import { Legend } from "./legend.js";
 import { Person } from "./person.js";
 import { Stage } from "./stage.js";
@@ -7,7 +7,7 @@ import { Timeline } from "./timeline.js";
 
 const $ = (id) => document.getElementById(id);
 const SHORTEST_MS = 10;
-const SHOWN_PX = 2048;
+const SHOWN_PX = 2048; // the longest side of the photo on the page
 const STOPPED = {
   complete: "All exits are done.",
   max_exit: "The deepest exit allowed is done.",
@@ -23,11 +23,11 @@ const person = new Person(run);
 const stream = new Stream(new URL("v1/stream", document.baseURI).href.replace(/^http/, "ws"));
 let models = [];
 let longest_ms = 10_000;
-let photo = null; // what is shown: a canvas
-let labels = null; // of the model that answers: names, palette, skeleton
-let exits = []; // of this run, by number
-let pinned = null; // the number of the exit that was pressed; null: the newest
-let only = null; // the class or joint picked in the legend
+let photo = null; // the canvas of the photo on the page
+let labels = null; // names, palette and skeleton of the model that answers
+let exits = []; // the exits of this run, by their number
+let pinned = null; // the number of the exit whose card was pressed; null shows the newest exit
+let only = null; // the class or joint that is picked in the legend
 let runs = 0;
 
 const model = () => models.find(({ name }) => name === $("model").value);
@@ -52,39 +52,39 @@ async function loadModels() {
   }
 }
 
-/** Take a file from disk, clipboard or a drop. */
+/** Use an image file that was chosen, pasted or dropped. */
 async function take(file) {
   if (!file) return;
   try {
-    use(fitted(await createImageBitmap(file), SHOWN_PX)); // upright, whatever the camera's EXIF says
+    use(fitted(await createImageBitmap(file), SHOWN_PX)); // the browser turns it upright by its EXIF data
   } catch {
     complain(`${file.name || "This file"} is not a picture that this browser can read. Try a JPEG or a PNG.`);
   }
 }
 
-function use(picture) {
-  photo = picture;
-  stage.show(picture);
+function use(canvas) {
+  photo = canvas;
+  stage.show(photo);
   person.forget();
   $("welcome").hidden = true;
   $("run").disabled = $("another").disabled = false;
   run();
 }
 
-/** A canvas with `picture`, made smaller if its longer side has more than `limit` pixels. */
-function fitted(picture, limit) {
-  const scale = Math.min(1, limit / Math.max(picture.width, picture.height));
-  const size = { width: Math.round(picture.width * scale), height: Math.round(picture.height * scale) };
+/** A canvas with `image`, made smaller if its longer side has more than `limit_px` pixels. */
+function fitted(image, limit_px) {
+  const scale = Math.min(1, limit_px / Math.max(image.width, image.height));
+  const size = { width: Math.round(image.width * scale), height: Math.round(image.height * scale) };
   const canvas = Object.assign(document.createElement("canvas"), size);
   const brush = canvas.getContext("2d");
   brush.imageSmoothingQuality = "high";
-  brush.drawImage(picture, 0, 0, size.width, size.height);
+  brush.drawImage(image, 0, 0, size.width, size.height);
   return canvas;
 }
 
 function run() {
   if (!photo || !model()) return;
-  const number = ++runs;
+  const thisRun = ++runs;
   const { name, exits: costs, classes, joints, palette, skeleton = [] } = model();
   stream.cancel();
   labels = { names: classes ?? joints, palette, skeleton };
@@ -96,7 +96,7 @@ function run() {
   become("running", "Waiting for the first exit …");
   const small = fitted(photo, $("resolution").value);
   const image = new Promise((done) => small.toBlob(done, "image/jpeg", 0.95));
-  image.then(() => number === runs && running() && timeline.start(deadline_ms()));
+  image.then(() => thisRun === runs && running() && timeline.start(deadline_ms()));
   const box = person.box(small);
   stream.predict({ model: name, deadline_ms: deadline_ms(), ...(box && { box }) }, image, { exit: arrived, end: ended, error: failed });
 }
@@ -119,7 +119,7 @@ function failed(sentence) {
   complain(sentence);
 }
 
-/** Look at exit `number` while it is pointed at, or for good if `keep`; null: back to where we were. */
+/** Show exit `number`, and pin it if `keep`. null shows the pinned exit again, or the newest. */
 function look(number, keep) {
   if (keep) pinned = number;
   show(number ?? pinned ?? exits.length - 1);

@@ -1,7 +1,7 @@
-// What the colours mean: the classes in view and their share, or the joints and their scores.
+// The legend lists the classes in the mask with their shares, or the joints with their scores.
 import { colour } from "./stage.js";
 
-/** [class, share of the picture], largest first. */
+/** [class, share of the pixels] of every class in the mask, largest share first. */
 function shares({ mask }) {
   const counts = new Uint32Array(256);
   for (const label of mask) counts[label]++;
@@ -14,7 +14,7 @@ export class Legend {
   #title = document.querySelector("#legend-title");
   #pick;
 
-  /** `pick(number)` is called when a class or joint is pressed. */
+  /** Calls `pick(number)` when a class or joint is pressed. */
   constructor(pick) {
     this.#pick = pick;
   }

@@ -1,15 +1,15 @@
-// The person in a photo, for poses: a box that is dragged over the picture. A click, or a new photo, takes all of it again.
+// The box of a person, for pose models. Dragging over the photo draws it; a click or a new photo removes it.
 
-const SMALLEST = 0.02; // of the picture's sides; less is a click
+const SMALLEST = 0.02; // a drag over a smaller share of either side counts as a click
 
 export class Person {
   #layers = document.querySelector("#layers");
   #frame = document.querySelector("#person");
   #changed;
-  #start = null; // where the drag began
-  #box = null; // left, top, right, bottom as shares of the picture
+  #start = null; // the point where the drag began
+  #box = null; // left, top, right and bottom as shares of the photo; null is the whole photo
 
-  /** `changed` is called with every new choice. */
+  /** Calls `changed` after every new choice. */
   constructor(changed) {
     this.#changed = changed;
     this.#layers.addEventListener("pointerdown", (event) => this.#begin(event));
@@ -18,7 +18,7 @@ export class Person {
     this.#layers.addEventListener("pointercancel", () => this.#end(false));
   }
 
-  /** Whether a person is wanted at all. */
+  /** Lets the visitor draw a box, or not: only pose models use one. */
   wanted(wanted) {
     this.#layers.classList.toggle("person", wanted);
     this.#show();
@@ -29,7 +29,7 @@ export class Person {
     this.#show();
   }
 
-  /** x, y, width and height in pixels of a picture of this size; null: all of it. */
+  /** x, y, width and height of the box in pixels of an image of this size; null is the whole image. */
   box({ width, height }) {
     if (!this.#box || !this.#on) return null;
     const [left, top, right, bottom] = this.#box;

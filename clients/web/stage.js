@@ -1,11 +1,11 @@
-// The picture: photo, mask or skeleton, and the unsure area, one canvas above the other.
+// The stage stacks three canvases: the photo, its mask or skeleton, and the hatched unsure area.
 
-/** Colour of class `index`: the model's, or a well separated hue. */
+/** The CSS colour of class or joint `index`: the model's own, or else a hue that differs from its neighbours'. */
 export function colour(palette, index) {
   return palette[index] ? `rgb(${palette[index].join(" ")})` : `hsl(${(index * 222.5) % 360} 65% 55%)`;
 }
 
-/** Draw a mask (Uint8Array, one class a pixel) into `canvas`; `only` leaves out every other class. */
+/** Draw a mask (Uint8Array, one class number for each pixel) into `canvas`. `only` leaves out every other class. */
 export function paintMask(canvas, { mask, size: [height, width] }, palette, only = null) {
   const pixels = new Uint32Array(width * height);
   const colours = palette.map(([r, g, b]) => (255 << 24) | (b << 16) | (g << 8) | r);
@@ -14,7 +14,7 @@ export function paintMask(canvas, { mask, size: [height, width] }, palette, only
   put(canvas, pixels, width, height);
 }
 
-/** Draw limbs and joints into `canvas`, whose size is the photo's. Guesses with hardly any score are left out. */
+/** Draw limbs and joints into `canvas`, at the size of the photo. Joints with a score below 0.1 are left out. */
 export function paintSkeleton(canvas, { keypoints, size: [height, width] }, { palette, skeleton }, only = null) {
   Object.assign(canvas, { width, height });
   const brush = canvas.getContext("2d");
@@ -69,7 +69,7 @@ export class Stage {
     this.#layers.addEventListener("pointerleave", () => (this.#tip.hidden = true));
   }
 
-  /** A new photo (an ImageBitmap or a canvas), without any answer yet. */
+  /** Show a new photo (a canvas) and remove the answer to the one before. */
   show(photo) {
     Object.assign(this.#photo, { width: photo.width, height: photo.height });
     this.#photo.getContext("2d").drawImage(photo, 0, 0);
@@ -84,7 +84,7 @@ export class Stage {
     for (const canvas of [this.#mask, this.#unsure]) canvas.width = canvas.height = 1;
   }
 
-  /** Put an exit over the photo; `only` picks out one class or joint. */
+  /** Draw an exit over the photo; `only` picks out one class or joint. */
   draw(exit, labels, only = null) {
     [this.#exit, this.#labels] = [exit, labels];
     if (exit.mask) paintMask(this.#mask, exit, labels.palette, only);
@@ -102,7 +102,7 @@ export class Stage {
     this.#unsure.hidden = !shown;
   }
 
-  /** Name the class under the pointer. */
+  /** Show the name of the class under the pointer. */
   #name({ clientX, clientY }) {
     this.#tip.hidden = !this.#exit?.mask;
     if (this.#tip.hidden) return;

@@ -1,8 +1,8 @@
-// The server's WebSocket: one request after another, exits as they come.
+// The WebSocket to the server. It carries one request after another, and reports each exit as it comes.
 
 const CLOSED = { 1006: "The server cannot be reached. Is it running?", 1013: "The server is overloaded; try again soon." };
 
-/** Undo the `delta` encoding: zlib of the new map XOR `held`, the one sent before (at first none: zeros). A flat Uint8Array. */
+/** Decode a `delta`: zlib of the new map XOR `held`, the map before it (none at first, which counts as zeros). */
 export async function applyDelta(buffer, held) {
   const inflated = new Blob([buffer]).stream().pipeThrough(new DecompressionStream("deflate"));
   const map = new Uint8Array(await new Response(inflated).arrayBuffer());
@@ -14,16 +14,16 @@ export class Stream {
   #url;
   #socket = null;
   #count = 0;
-  #request = null; // the one whose exits are wanted: {id, on, held: the map of each kind that came last}
-  #exit = null; // the header of the exit that is arriving
-  #missing = []; // the kinds of the binary frames that it still waits for
-  #queue = Promise.resolve(); // unpacking takes time, and order matters
+  #request = null; // the latest request: {id, on, sent, held: the last map of each kind}
+  #exit = null; // the exit that is arriving: its header, and the maps so far
+  #missing = []; // the kinds of its maps that are still to come
+  #queue = Promise.resolve(); // handles messages one by one, because unpacking is asynchronous
 
   constructor(url) {
     this.#url = url;
   }
 
-  /** Send `image` (a promised Blob). `on` holds `exit`, `end` and `error`; they are not called once another predict has begun. */
+  /** Send `image` (a promise of a Blob). Calls `on.exit`, `on.end` or `on.error` until the next call of predict. */
   async predict(options, image, on) {
     const request = (this.#request = { id: `page-${++this.#count}`, on, held: {} });
     const [socket, blob] = await Promise.all([this.#open(), image]);
@@ -33,13 +33,13 @@ export class Stream {
     socket.send(blob);
   }
 
-  /** Stop the work; `end` still comes, at once if the photo was not even sent. */
+  /** Ask the server to stop. `on.end` is still called: at once if the image has not been sent yet. */
   cancel() {
     if (this.#request && !this.#request.sent) this.#last("end", { exit: 0, stop: "cancelled", elapsed_ms: 0, skipped: [] });
     else this.#send({ type: "cancel" });
   }
 
-  /** Milliseconds from now. */
+  /** Move the deadline to `deadline_ms` from now. */
   deadline(deadline_ms) {
     this.#send({ type: "deadline", deadline_ms });
   }
@@ -49,7 +49,7 @@ export class Stream {
       this.#socket.send(JSON.stringify({ ...message, id: this.#request.id }));
   }
 
-  /** An open socket, or null once the request was told that there is none. */
+  /** An open socket, or null if none can be opened; `on.error` is then called too. */
   #open() {
     if (this.#socket?.readyState === WebSocket.OPEN) return this.#socket;
     return new Promise((resolve) => {
@@ -65,8 +65,8 @@ export class Stream {
     });
   }
 
-  #next(step) {
-    this.#queue = this.#queue.then(step).catch((error) => this.#last("error", `The server's answer makes no sense: ${error.message}`));
+  #next(handle) {
+    this.#queue = this.#queue.then(handle).catch((error) => this.#last("error", `The server's answer makes no sense: ${error.message}`));
   }
 
   #text(message) {
@@ -81,7 +81,7 @@ export class Stream {
 
   async #binary(buffer) {
     const kind = this.#missing.shift();
-    if (!this.#exit) return; // of a request that nobody waits for any more
+    if (!this.#exit) return; // it belongs to a request that was replaced
     const { held } = this.#exit.request;
     this.#exit[kind] = held[kind] = await applyDelta(buffer, held[kind]);
     this.#deliver();

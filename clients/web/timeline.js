@@ -1,4 +1,4 @@
-// The exits of a run: a card each, and where they fell between the start and the deadline.
+// The timeline shows a card for every exit, and marks when each came between the start and the deadline.
 import { paintMask, paintSkeleton } from "./stage.js";
 
 const percent = (part, whole) => `${Math.min(100, (100 * part) / whole)}%`;
@@ -12,7 +12,7 @@ export class Timeline {
   #deadline = 1;
   #frame = 0;
 
-  /** `select(number, keep)` is called when a card is pointed at or focused (`keep` false) or pressed (true). */
+  /** Calls `select(number, keep)` when a card is pointed at or focused (`keep` is false) or pressed (true). */
   constructor(select) {
     this.#select = select;
     this.#cards.onpointerleave = () => select(null, false);
@@ -23,7 +23,7 @@ export class Timeline {
     };
   }
 
-  /** Empty cards for `costs`: the model's exits, with the seconds that each is known to take. */
+  /** Show empty cards for `costs`, the model's exits with the seconds that each usually takes. */
   reset(costs) {
     cancelAnimationFrame(this.#frame);
     this.#cards.replaceChildren(...costs.map((cost) => this.#card(cost)));
@@ -31,7 +31,7 @@ export class Timeline {
     this.#fill.style.width = 0;
   }
 
-  /** A run begins now, with so many milliseconds to go. */
+  /** Start a run now, with its deadline `deadline_ms` from now. */
   start(deadline_ms) {
     [this.#started, this.#deadline] = [performance.now(), deadline_ms];
     const tick = () => {
@@ -41,7 +41,7 @@ export class Timeline {
     tick();
   }
 
-  /** The deadline is now so many milliseconds from now. */
+  /** Move the deadline to `deadline_ms` from now. */
   extend(deadline_ms) {
     const before = this.#deadline;
     this.#deadline = performance.now() - this.#started + deadline_ms;
@@ -49,7 +49,7 @@ export class Timeline {
       mark.style.left = percent((parseFloat(mark.style.left) * before) / 100, this.#deadline);
   }
 
-  /** `skipped`: exits that were overtaken by the next before they could be sent. */
+  /** End the run after `elapsed_ms`. The server did not send the exits in `skipped`, since a later one was ready. */
   stop(elapsed_ms, skipped) {
     cancelAnimationFrame(this.#frame);
     this.#fill.style.width = percent(elapsed_ms, this.#deadline);
@@ -57,6 +57,7 @@ export class Timeline {
       card.children[2].textContent = skipped.includes(+card.dataset.exit) ? "overtaken" : "not reached";
   }
 
+  /** Fill the card of `exit` and mark its time. */
   add(exit, labels, photo) {
     const card = this.#cards.children[exit.exit - 1];
     const [thumbnail, , time, unsure] = card.children;
