@@ -137,13 +137,13 @@ def test_lsp_becomes_mpii(people: Path) -> None:
     with pytest.raises(ValueError, match="choose train, val, all"):
         lsp.read(people, "test")
     (people / "images" / "im00001.png").unlink()
-    with pytest.raises(ValueError, match=r"must be \(14, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"must be \(14, 3, 3\); remove images without joints"):
         lsp.read(people, "all")
 
 
 def test_the_splits_of_lsp_never_meet(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lsp.read(people, "train")) == len(lsp.read(people, "all")) == 4
-    with pytest.raises(ValueError, match="has 4 people, none of val, which begins at 6000; use all"):
+    with pytest.raises(ValueError, match="has 4 people, and split val begins after 6000; use split all"):
         lsp.read(people, "val")
     paths = [Path(f"im{index + 1:05d}.jpg") for index in range(7000)]
     monkeypatch.setattr(lsp, "images_in", lambda _: paths)
@@ -151,7 +151,7 @@ def test_the_splits_of_lsp_never_meet(people: Path, monkeypatch: pytest.MonkeyPa
     train, val = ([int(person.image_path.stem[2:]) for person in lsp.read(people, split)] for split in ("train", "val"))
     assert (train, val) == (list(range(1, 6001)), list(range(6001, 7001)))
     del paths[-1]  # as where an image is missing
-    with pytest.raises(ValueError, match=r"for the 6999 images of .* must be \(14, 3, 6999\)"):
+    with pytest.raises(ValueError, match=r"for the 6999 images of .* they must be \(14, 3, 6999\)"):
         lsp.read(people, "val")
 
 
