@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fake_model import FakeStep
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from models.imaging.geometry import Box, Frame
 from models.imaging.postprocess import keypoints
 from models.network.configs import GIGA, Extra, ModelConfig
 
-STEPS = (Step("stem", None), Step("exit1", 1), Step("exit2", 2), Step("exit3", 3), Step("exit4", 4))
+STEPS = (FakeStep("stem"), *(FakeStep(f"exit{index}", exit=index) for index in range(1, 5)))
 
 
 @dataclass

@@ -17,7 +17,7 @@ from models.checkpoint import save_directory
 from models.commands.calibrate import table
 from models.evaluation import calibrate
 from models.evaluation.calibrate import Observations, cross_validate, difference, judge, observe
-from models.executors import build
+from models.executors.selection import build
 from models.quality import Quality, doubt, fingerprint
 
 IMAGES = 48  # halves of 24 are enough to stop

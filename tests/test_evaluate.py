@@ -117,7 +117,7 @@ def test_cityscapes_is_evaluated_by_a_model_of_its_classes(
     assert row["classes"].keys() == set(CITYSCAPES_CLASSES)
     assert main(["evaluate", str(tmp_path / "model"), *command, "--drive", "bochum"]) == 0
     assert main(["evaluate", str(tmp_path / "small"), *command]) == 1
-    assert "has class 7, its data set classes 0 to 18, and the model 0 to 2; choose" in capsys.readouterr().err
+    assert "has class 7 of the data set's 0 to 18, but the model has 0 to 2; choose" in capsys.readouterr().err
 
 
 def test_a_folder_tells_its_data_set(scenes: Path, tmp_path: Path) -> None:
@@ -287,4 +287,4 @@ def test_a_new_data_set_is_a_reader_and_a_line_of_the_registry(
     assert all(0 <= row["pckh"] <= 100 for row in json.loads(capsys.readouterr().out)["exits"])
     assert main(["calibrate", str(tmp_path / "hands"), *data, "--splits", "2"]) == 0
     assert main(["evaluate", str(tmp_path / "people"), *data]) == 1
-    assert "hand00.png has 2 joints and the model 16; choose a model of these joints" in capsys.readouterr().err
+    assert "hand00.png has 2 joints, but the model has 16; choose a model of these joints" in capsys.readouterr().err
