@@ -27,7 +27,7 @@ class Step(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What people call the step; nothing reads meaning out of it."""
+        """The step's name, for people; no code depends on it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Exit:
     `decided`: uint8 (h, w), the exit whose scores each position holds (equation 7 carries them over).
     `mask`: bool (h, w), True at the positions that the next stage computes (M of equation 2). Every exit has one, even
     where nothing follows or nothing is masked.
-    `active_share`: of the mask inside the image, 0..1.
+    `active_share`: the share of active positions in the mask inside the image, 0..1.
     `macs`: multiply-adds from the image to this exit, counted as in the paper.
     """
 
@@ -52,7 +52,7 @@ class Exit:
 
 @dataclass(frozen=True)
 class ExitMap:
-    """An exit's answer on the host, which is all of it that leaves the process.
+    """An exit's answer on the host. Nothing else of an exit leaves the process.
 
     `array`: uint8 (H, W) class labels at the image's size, or float32 (J, 3) keypoints: x, y in pixels of the
     image (pixel centres at integers) and the height of the heatmap's peak.
@@ -67,7 +67,7 @@ class ExitMap:
 
 @dataclass
 class State:
-    """One request's way through a model. Executors add what they keep for it; to drop the state is to cancel.
+    """The state of one request in a model; executors derive classes with more fields. Dropping it cancels the request.
 
     `frame`: where the input lies in the image. `shape`: height and width of the padded input; only states of equal
     shape advance together. `exit`: the latest one.
@@ -101,8 +101,8 @@ class AnytimeModel(Protocol):
     def steps(self) -> tuple[Step, ...]: ...
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> State:
-        """A state before its first step, for `image`, uint8 (H, W, 3) RGB of any size. `box`: the person's, for pose;
-        None: the whole image. Raises ValueError on an image or a box that `preprocess.cut` refuses."""
+        """A state before its first step, for `image`, uint8 (H, W, 3) RGB of any size. `box` is the person's, for pose;
+        None means the whole image. Raises ValueError if `preprocess.cut` refuses the image or the box."""
 
     def start(self, inputs: Tensor, frame: Frame) -> State:
         """A state for an input that is normalised and padded already: float (1, 3, H, W), on any device. Raises
@@ -130,7 +130,7 @@ class Overridable(AnytimeModel, Protocol):
         """Replaces the mask that the latest exit of `state` made: bool (h, w), see `Exit.mask`.
 
         `shrinking` promises that every later mask lies within this one, as `Masking.shrinks` says of a criterion; an
-        executor then computes less. Raises ValueError on a mask of another shape or dtype.
+        executor then computes less. Raises ValueError if the mask has another shape or dtype.
         """
 
 
@@ -167,7 +167,7 @@ def exits_of(model: AnytimeModel, states: Sequence[State]) -> Iterator[int]:
 
 
 def exits_in_turns(runs: Sequence[tuple[AnytimeModel, Sequence[State]]]) -> Iterator[int]:
-    """As `exits_of`, for several runs of the same steps, which take turns at every step."""
+    """As `exits_of`, for several models with the same steps: each step runs on every model before the next step."""
     model, states = runs[0]
     for step in model.steps[states[0].next_step :]:
         for each, together in runs:

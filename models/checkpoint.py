@@ -18,9 +18,9 @@ _SHOWN = 8  # names in an error message
 
 
 class _Beside:
-    """Stands for what a training run saved beside the weights as a numpy scalar, such as a score, or its dtype.
+    """Replaces numpy scalars and their dtypes, which training runs save beside the weights, for example for a score.
 
-    The value is not read, so numpy's own unpickling never sees what a file holds.
+    The values are dropped, so that numpy's own unpickling, which could run code, never sees them.
     """
 
     def __init__(self, *_: object) -> None: ...
@@ -73,8 +73,8 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def load_weights(network: Network, path: Path, *, backbone_only: bool = False, maskless: bool = False) -> None:
     """Load `.safetensors` or a released `.pth` into `network`, whatever floating type it is stored in.
 
-    `backbone_only` leaves the heads as they are: for weights of another task. Those, and `maskless` ones, may be of a
-    network without masks: what `Network.may_lack` then stays as it is.
+    `backbone_only` leaves the heads as they are, for weights of another task. Such weights, and `maskless` ones, may be
+    of a network without masks; tensors that `Network.may_lack` names then keep their values.
     Raises ValueError that names tensors which are missing, unknown, of another shape or not finite.
     """
     if not path.is_file():

@@ -23,7 +23,8 @@ def find_models(directory: Path = ZOO) -> dict[str, Path]:
 
 
 def resolve(model: str) -> Path:
-    """A model directory by path, or by name among the shipped ones. Raises ValueError and lists them."""
+    """The model directory at a path, or the shipped one of that name. Raises ValueError, which lists the shipped
+    models, if there is neither."""
     path = Path(model)
     if (path / CONFIG_FILE).is_file():
         return path

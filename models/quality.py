@@ -1,19 +1,19 @@
-"""The quality stop: whether an exit's answer is as good as the last one's. `quality.json` of a model directory, which
-`python -m models calibrate` writes.
+"""The quality stop decides whether an exit's answer is as good as the last exit's. Its calibration is `quality.json` in
+a model directory, which `python -m models calibrate` writes.
 
 A request names a bound epsilon: the share of the pixels (of the joints, for pose) that may still change until the last
-exit. No label is needed for that; see "consistency" in Jazbec et al., *Fast yet Safe: Early-Exiting with Risk Control*,
+exit. No labels are needed; see "consistency" in Jazbec et al., *Fast yet Safe: Early-Exiting with Risk Control*,
 NeurIPS 2024. The promise, for each epsilon: with probability >= `CONFIDENCE` over the images that calibrated it, a
 share >= `KEPT` of all answers to further images drawn like them keeps the bound. Nothing is promised for images of
 another kind.
 
-An exit stops if its `uncertainty` is below a threshold, the same at every exit. A calibration image breaks a threshold
-that lies above the smallest uncertainty of those of its exits that are not within epsilon, so no `min_exit` can undo
-the promise. The calibration takes the largest threshold that Learn-then-Test (Angelopoulos et al., 2021; fixed sequence
-from below, binomial p-value) does not reject. Fewer images break it than conformal risk control (Angelopoulos et al.,
-2022) would allow, so the promise holds on average over calibrations as well. The threshold is lowered further until the
-promise also holds among the calibration images that it stops: otherwise a bound that no early exit can meet would stop,
-and fail, one image in twenty.
+A request stops at an exit if its `uncertainty` is below a threshold, which is the same at every exit. A calibration
+image breaks a threshold if any of its exits is below the threshold and yet changes by more than epsilon. Later exits
+count too, so the promise holds for every `min_exit`. The calibration takes the largest threshold that Learn-then-Test
+(Angelopoulos et al., 2021; fixed sequence from below, binomial p-value) does not reject. Fewer images break it than
+conformal risk control (Angelopoulos et al., 2022) would allow, so the promise holds on average over calibrations as
+well. The threshold is lowered further until the promise also holds among the calibration images that it stops.
+Otherwise, where no early exit can keep epsilon, one image in twenty would still stop early and break it.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ CONFIDENCE = 0.9
 GRID = 10_000
 """Bounds and thresholds are rounded to 1 / GRID, to the safe side."""
 DESCRIBES = ("name", "labels", "palette", "skeleton", "flip_pairs", "licence")
-"""Fields of a configuration that describe answers and decide none."""
+"""Fields of a configuration that describe answers without changing them."""
 MOVED = 0.05
 """A joint has changed if it moved by more than this share of the side of the person's crop."""
 
@@ -45,8 +45,8 @@ MOVED = 0.05
 def uncertainty(found: Exit, task: Task, frame: Frame) -> float:
     """How uncertain an exit is of its answer as a whole, 0..1.
 
-    For segmentation the mean of 1 - confidence over the positions of the image; every other position of every other row
-    is enough for a mean. For pose the mean over the joints of 1 - the height of their peak, which is their confidence.
+    For segmentation, it is the mean of 1 - confidence over the image; every second position of every second row is
+    enough for a mean. For pose, it is the mean over the joints of 1 - the height of their peak, their confidence.
     """
     if task == "pose":
         return 1 - float(found.scores.flatten(1).amax(1).float().clamp(0, 1).mean())
@@ -57,8 +57,8 @@ def uncertainty(found: Exit, task: Task, frame: Frame) -> float:
 def breakable(images: int) -> int:
     """How many of `images` calibration images may break a threshold; 0 below 22 images.
 
-    It is the largest k for which fewer than k would be seen with probability <= 1 - CONFIDENCE if a share 1 - KEPT of
-    all images broke the threshold.
+    It is the largest k with P(X < k) <= 1 - CONFIDENCE, where X ~ Binomial(images, 1 - KEPT) is how many would break it
+    if exactly a share 1 - KEPT of all images did.
     """
     share, tail = 1 - KEPT, 0.0
     for count in range(images):
@@ -72,11 +72,11 @@ def breakable(images: int) -> int:
 def threshold(uncertainty: NDArray[np.float64], changed: NDArray[np.float64], epsilon: float) -> float:
     """The uncertainty below which an exit may stop, for one bound; 0 if none may.
 
-    `uncertainty`, `changed`: float64 (images, exits but the last): the uncertainty at each exit, and the share of its
-    answer that changed until the last.
+    `uncertainty`, `changed`: float64 (images, exits - 1), without the last exit: the uncertainty of each exit, and the
+    share of its answer that changes until the last.
     """
     broken_at = np.where(changed > epsilon, uncertainty, np.inf).min(1)
-    # An uncertainty that no calibration image showed is not trusted, however seldom the bound was broken.
+    # No threshold lies above the largest uncertainty that was seen, even if no image broke the bound.
     broken_at = np.minimum(np.sort(broken_at), uncertainty.max())
     stopped_at = uncertainty.min(1)
     for count in range(breakable(len(uncertainty)), 0, -1):
@@ -90,8 +90,9 @@ def threshold(uncertainty: NDArray[np.float64], changed: NDArray[np.float64], ep
 class Quality:
     """The calibration of one model.
 
-    `steps`: pairs (epsilon, threshold), both ascending: a threshold serves from its epsilon up to the next.
-    `images` of `source` calibrated it. `fingerprint`: of the weights and masks that were calibrated.
+    `steps`: pairs (epsilon, threshold), both ascending; a threshold is valid from its epsilon up to the next pair's.
+    `images`: how many images calibrated it. `source`: the split or folder that they are from. `fingerprint`: of the
+    model that was calibrated; see the function `fingerprint`.
     """
 
     steps: tuple[tuple[Share, Share], ...]
@@ -101,7 +102,7 @@ class Quality:
 
     def __post_init__(self) -> None:
         if list(self.steps) != sorted(self.steps):
-            raise ValueError("steps do not ascend; sort them by their bounds")
+            raise ValueError("steps are out of order; sort them by their bounds")
 
     def threshold(self, epsilon: float) -> float:
         """The uncertainty below which an exit keeps the bound `epsilon`, 0..1; 0 if none does."""
@@ -136,7 +137,7 @@ class Quality:
             raise ValueError(f"{path} is not a calibration: {error}; {remedy}") from error
         if found.fingerprint != (now := fingerprint(directory)):
             raise ValueError(
-                f"{path} was made for weights and a configuration {found.fingerprint[:8]}, but those beside it are "
+                f"{path} was made for a model with fingerprint {found.fingerprint[:8]}, but the model beside it has "
                 f"{now[:8]}; {remedy}"
             )
         return found

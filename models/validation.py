@@ -35,8 +35,8 @@ _REMEDIES = {
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def value(*, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
-    """Decorates a class as a frozen dataclass that checks its fields when it is made, by their annotations and by its
-    `__post_init__`. What does not fit raises ValueError with a sentence."""
+    """Makes a class a frozen dataclass whose constructor checks every field by its annotation, and then runs
+    `__post_init__`. The constructor raises ValueError with a sentence, see `sentence`, if a field does not fit."""
 
     def decorate(cls: type[T]) -> type[T]:
         made: Any = pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=kw_only, config=_CONFIG)
@@ -55,8 +55,8 @@ def value(*, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
 
 
 def from_json(cls: type[T], data: Mapping[str, Any], what: str) -> T:
-    """The value of a JSON object that has been read. Raises ValueError with a sentence; one about fields that are
-    missing or unknown says that the object is not `what`, "a model configuration" for example."""
+    """Makes a `cls` of a parsed JSON object. Raises ValueError with a sentence. If fields are missing or unknown, the
+    sentence says that the object is not `what`, for example "a model configuration"."""
     try:
         found: T = _adapter(cls).validate_json(json.dumps(data))  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:

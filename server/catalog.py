@@ -49,7 +49,8 @@ class Catalog:
         return iter(self._models.values())
 
     def served(self, name: Any) -> str | None:
-        """The name of the model that a client means by `name`, None being the default; None if it is not served."""
+        """The name of the served model that a client asks for: `name`, or the default if it is None. Returns None if no
+        such model is served."""
         name = self.default if name is None else name
         return name if isinstance(name, str) and name in self._models else None
 

@@ -15,10 +15,11 @@ from starlette.status import (
 
 
 class ServerError(Exception):
-    """The root. `code` names the error for programs; `retry_after_s` says when asking again may help.
+    """The base class of all errors. `code` names the error for programs. `retry_after_s`: the
+    seconds after which asking again may help.
 
-    `status` is the HTTP status, `close_code` the WebSocket's (RFC 6455, section 7.4.1) where the error closes it, and
-    `stop` the metrics' label. `request_id` is set once the error has ended a request.
+    `status` is the HTTP status. `close_code` is the WebSocket's close code (RFC 6455, section 7.4.1), for errors that
+    close it. `stop` is a label of the metrics. `request_id` is set once the error has ended a request.
     """
 
     status: ClassVar[int] = 500
@@ -46,7 +47,7 @@ class InvalidError(ServerError):
 
 
 class NotJsonError(InvalidError):
-    """A text frame is no JSON object, and closes its WebSocket."""
+    """A text frame is not a JSON object; the server closes the WebSocket."""
 
     close_code = WS_1003_UNSUPPORTED_DATA
 
@@ -69,7 +70,7 @@ class NotAnImageError(InvalidError):
 
 
 class RequestCancelledError(ServerError):
-    """The request was cancelled by its id: 499, which nginx uses for requests that their client gave up."""
+    """The request was cancelled by its id. The status 499 is the one that nginx uses when a client gives up."""
 
     status = 499
     stop = "cancelled"
@@ -102,6 +103,6 @@ class UnavailableError(ServerError):
 
 
 class WorkerLostError(UnavailableError):
-    """The worker died before it had reached an exit that is worth an answer."""
+    """The worker died before it had reached the exit that the request requires."""
 
     stop = "error"

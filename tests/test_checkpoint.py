@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 
 def test_another_window_is_named(tmp_path: Path) -> None:
     torch.save(released(tiny.SEGMENTATION), tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="7x7 window, but tiny-segmentation has no masks"):
+    with pytest.raises(ValueError, match="a window of 7x7, but tiny-segmentation has no masks"):
         load_weights(AdpcNet(replace(tiny.SEGMENTATION, masking=None)), tmp_path / "w.pth")
 
 

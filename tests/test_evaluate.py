@@ -117,7 +117,7 @@ def test_cityscapes_is_evaluated_by_a_model_of_its_classes(
     assert row["classes"].keys() == set(CITYSCAPES_CLASSES)
     assert main(["evaluate", str(tmp_path / "model"), *command, "--drive", "bochum"]) == 0
     assert main(["evaluate", str(tmp_path / "small"), *command]) == 1
-    assert "has class 7, its data set classes 0 to 18, and the model 0 to 2; choose" in capsys.readouterr().err
+    assert "has class 7 of the data set's 0 to 18, but the model has 0 to 2; choose" in capsys.readouterr().err
 
 
 def test_a_folder_tells_its_data_set(scenes: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_lsp_becomes_mpii(people: Path) -> None:
     with pytest.raises(ValueError, match="choose train, val, all"):
         lsp.read(people, "test")
     (people / "images" / "im00001.png").unlink()
-    with pytest.raises(ValueError, match=r"must be \(14, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"must be \(14, 3, 3\); remove images without joints"):
         lsp.read(people, "all")
 
 
@@ -154,7 +154,7 @@ def test_a_midpoint_is_labelled_where_both_its_ends_are(ends: tuple[int, int], m
 
 def test_the_splits_of_lsp_never_meet(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lsp.read(people, "train")) == len(lsp.read(people, "all")) == 4
-    with pytest.raises(ValueError, match="has 4 people, none of val, which begins at 6000; use all"):
+    with pytest.raises(ValueError, match="has 4 people, and split val begins after 6000; use split all"):
         lsp.read(people, "val")
     paths = [Path(f"im{index + 1:05d}.jpg") for index in range(7000)]
     monkeypatch.setattr(lsp, "images_in", lambda _: paths)
@@ -162,7 +162,7 @@ def test_the_splits_of_lsp_never_meet(people: Path, monkeypatch: pytest.MonkeyPa
     train, val = ([int(person.image_path.stem[2:]) for person in lsp.read(people, split)] for split in ("train", "val"))
     assert (train, val) == (list(range(1, 6001)), list(range(6001, 7001)))
     del paths[-1]  # as where an image is missing
-    with pytest.raises(ValueError, match=r"for the 6999 images of .* must be \(14, 3, 6999\)"):
+    with pytest.raises(ValueError, match=r"for the 6999 images of .* they must be \(14, 3, 6999\)"):
         lsp.read(people, "val")
 
 
@@ -298,4 +298,4 @@ def test_a_new_data_set_is_a_reader_and_a_line_of_the_registry(
     assert all(0 <= row["pckh"] <= 100 for row in json.loads(capsys.readouterr().out)["exits"])
     assert main(["calibrate", str(tmp_path / "hands"), *data, "--splits", "2"]) == 0
     assert main(["evaluate", str(tmp_path / "people"), *data]) == 1
-    assert "hand00.png has 2 joints and the model 16; choose a model of these joints" in capsys.readouterr().err
+    assert "hand00.png has 2 joints, but the model has 16; choose a model of these joints" in capsys.readouterr().err

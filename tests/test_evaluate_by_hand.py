@@ -184,7 +184,9 @@ def test_people_of_another_skeleton_are_scored_by_their_own(person: Person) -> N
     result = evaluate.pose(Given(config, [[right, right, wrong, wrong]]), [other], flip=False)
     assert [row["pck"] for row in result["exits"]] == [100, 100, 50, 50]
     assert [row["pckh"] for row in result["exits"]] == [100] * 4
-    with pytest.raises(ValueError, match=r"person\.png has 16 joints and the model 2; choose a model of these joints"):
+    with pytest.raises(
+        ValueError, match=r"person\.png has 16 joints, but the model has 2; choose a model of these joints"
+    ):
         evaluate.pose(Given(config, [[right] * 4]), [person], flip=False)
 
 

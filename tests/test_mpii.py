@@ -180,7 +180,7 @@ def test_predictions_are_read_from_every_form(tmp_path: Path) -> None:
 
 
 def test_predictions_for_others_are_refused(data: Path) -> None:
-    with pytest.raises(ValueError, match="for 2 people, ground truth for 5"):
+    with pytest.raises(ValueError, match="for 2 people, but ground truth for 5"):
         pckh.rates(np.zeros((2, 16, 2)), mpii.read_truth(data / "annot" / "gt_valid.mat"), 0.5)
 
 

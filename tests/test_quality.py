@@ -135,7 +135,7 @@ def test_a_calibration_of_other_weights_or_masks_is_refused(directory: Path) -> 
     Quality(((0.1, 0.2),), 30, "val", fingerprint(directory)).save(directory)
     config = (directory / CONFIG_FILE).read_text()
     (directory / CONFIG_FILE).write_text(config.replace('"threshold": 0.6', '"threshold": 0.7'))
-    with pytest.raises(ValueError, match="made for weights and a configuration"):
+    with pytest.raises(ValueError, match="made for a model with fingerprint"):
         Quality.load(directory)
     (directory / CONFIG_FILE).write_text(config.replace('"licence": ""', '"licence": "none"'))
     assert Quality.load(directory).images == 30

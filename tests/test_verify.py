@@ -34,9 +34,13 @@ def printing(found: Findings) -> list[str]:
          ExecutorChoice("triton", "triton takes 2.00 ms to exit 2, reference 4.00 ms, and differs by 2.0e-03 of the "
                         "largest score")),
         (printing(replace(GOOD, differences=(1e-3, 0.26))),
-         ExecutorChoice("reference", "triton is off by 26.0% of the largest score at exit 2; 5% may be", right=False)),
+         ExecutorChoice(
+            "reference", "triton is off by 26.0% of the largest score at exit 2; the limit is 5%", right=False
+         )),
         (printing(replace(GOOD, differences=(float("nan"), 0.0))),
-         ExecutorChoice("reference", "triton is off by nan% of the largest score at exit 1; 5% may be", right=False)),
+         ExecutorChoice(
+            "reference", "triton is off by nan% of the largest score at exit 1; the limit is 5%", right=False
+         )),
         (printing(replace(GOOD, seconds=(0.001, 0.005))),
          ExecutorChoice("reference", "triton takes 5.00 ms to exit 2, reference 4.00 ms")),
         (python("os.kill(os.getpid(), 11)"),

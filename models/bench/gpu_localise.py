@@ -1,8 +1,8 @@
-"""Where the GPU's executor goes wrong: the first step whose features differ from the reference's, under given masks.
+"""Finds the first step at which the GPU executor's features differ from the reference's, under given masks.
 
 `python -m models.bench.gpu_localise adpc-w48-cityscapes 512x1024 --active 0.8,0.6,0.35` prints a line for each step.
-Without `--graphs` every step runs by itself, as it is, and is waited for, so that a step that ends in an error of
-the GPU is named; with it, steps are measured and recorded as when they serve.
+Without `--graphs`, kernels are launched one by one with untuned tiles, and the host waits for each step, so that the
+step that causes a GPU error can be named. With it, tiles are tuned and CUDA graphs recorded, as in the server.
 """
 
 import argparse
@@ -23,16 +23,17 @@ from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
 
 TOLERANCE = 0.05
-"""Of the largest value: what half precision explains."""
+"""The largest difference that half precision explains, as a share of the reference's largest value."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`step`: the first that is wrong. `branch`: from the finest, 0; None: an exit's scores, or an error.
+    """A step that is wrong, and how. `branch`: the index of the wrong branch, the finest is 0; None if the scores of an
+    exit are wrong, or if the GPU raised an error.
 
-    `difference`: of the largest value of the reference, which is `largest`; nan where something is no number.
-    `place`: (y, x) of the largest difference in the branch. `active`: whether that position is convolved (else it is
-    interpolated). `error`: what the GPU said instead.
+    `largest`: the reference's largest absolute value. `difference`: the largest difference, as a share of `largest`;
+    nan if a value is nan. `place`: (y, x) of that difference in the branch. `active`: whether that position is
+    convolved; otherwise it is interpolated. `error`: the GPU's error, or empty.
     """
 
     step: str
@@ -63,10 +64,11 @@ def localise(
     seed: int = 0,
     say: Callable[[str], object] = print,
 ) -> Fault | None:
-    """The first fault, or None. `network` makes the same network each time.
+    """Returns the first fault, or None. `network` makes the same network each time.
 
-    `shares`: active after each exit, of a drawn scene, or the masks themselves, bool (H / 4, W / 4), each within the
-    one before; none: the network's own masks, the reference's given to both. `graphs`: on a GPU, as when it serves.
+    `shares` are the active shares after each exit, for masks of a drawn scene, or the masks themselves: bool (H / 4,
+    W / 4), each within the one before. If it is empty, both executors get the masks of the reference. `graphs`: tune
+    tiles and record CUDA graphs, as in the server; needs a GPU.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs, frame = torch.randn(1, 3, *size, generator=generator).to(device), Frame(*size)
@@ -82,7 +84,7 @@ def localise(
             ours.advance([state])
             if device != "cpu":
                 torch.cuda.synchronize()
-        except Exception as error:  # an error of the GPU can be any
+        except Exception as error:  # a fault on a GPU can raise any type
             return Fault(step.name, error=f"{type(error).__name__}: {error}".splitlines()[0])
         if step.exit is None:
             features = ours.features(state)
@@ -116,7 +118,8 @@ def _masks(size: Size, shares: Sequence[float] | Sequence[Tensor], seed: int) ->
 
 
 def _compare(step: str, branch: int, ours: Tensor, theirs: Tensor, active: Tensor | None) -> Fault:
-    """Of one branch, (1, C, h, w), where it is needed: `active`, bool at the finest size, and the blocks around."""
+    """Compares one branch, (1, C, h, w), where it is read: at the active positions and in the blocks around them.
+    `active`: bool at the finest size."""
     kept = None
     needed = torch.ones_like(theirs[:, :1], dtype=torch.bool)
     if active is not None:
@@ -144,9 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("network", help="the name of a configuration")
     parser.add_argument("size", type=parse_size, help="HEIGHTxWIDTH, multiples of 32")
-    parser.add_argument("--active", type=parse_shares, default=(), help="shares after each exit: 0.8,0.6,0.35")
-    parser.add_argument("--graphs", action="store_true", help="measure and record steps, as when they serve")
-    parser.add_argument("--bfloat16", action="store_true", help="a wider range than float16's, and less precision")
+    parser.add_argument(
+        "--active", type=parse_shares, default=(), help="the active share after each exit, as in 0.8,0.6,0.35"
+    )
+    parser.add_argument("--graphs", action="store_true", help="tune tiles and record CUDA graphs, as the server does")
+    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16: wider range, less precision")
     given = parser.parse_args(arguments)
     from models.bench.gpu_runtimes import network  # noqa: PLC0415 - takes the GPU
 

@@ -26,20 +26,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--widths", nargs="+", choices=sorted(ACTIVE), default=["w18", "w48"])
     parser.add_argument("--sizes", nargs="+", type=parse_size, default=SIZES, metavar="HxW")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
-    parser.add_argument("--active", type=parse_shares, metavar="p1,p2,p3", help="default: the paper's operation counts")
+    parser.add_argument(
+        "--active",
+        type=parse_shares,
+        metavar="p1,p2,p3",
+        help="active shares after exits 1, 2, 3; default: those that give the paper's operation counts",
+    )
     parser.add_argument("--repeats", type=at_least_1, default=REPEATS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, metavar="DIR", help="bench.json and bench.png are written there")
     parser.add_argument("--json", action="store_true")
     cpu = parser.add_argument_group("on a CPU")
-    cpu.add_argument("--sweep", type=parse_shares, metavar="p,..", help="also these shares at every exit")
-    cpu.add_argument("--data", metavar="DIR", help="CamVid, whose label maps shape the masks; default: a drawn scene")
+    cpu.add_argument(
+        "--sweep", type=parse_shares, metavar="p,..", help="also measure these active shares, the same at every exit"
+    )
+    cpu.add_argument("--data", metavar="DIR", help="shape the masks as CamVid's label maps; default: as a drawn scene")
     cpu.add_argument("--threads", type=int, help="default: torch's")
-    cpu.add_argument("--memory", action="store_true", help="also the peak memory of each, in a process of its own")
+    cpu.add_argument(
+        "--memory", action="store_true", help="also measure each runtime's peak memory, in its own process"
+    )
     cpu.add_argument("--no-check", action="store_true", help="do not compare with the reference")
     on_gpu = parser.add_argument_group("on a GPU")
-    on_gpu.add_argument("--limit", type=float, metavar="S", help=f"seconds for each row; default: {gpu.LIMIT_S}")
-    on_gpu.add_argument("--within", type=float, metavar="S", help="seconds for all rows; default: as many as they take")
+    on_gpu.add_argument("--limit", type=float, metavar="S", help=f"most seconds for a row; default: {gpu.LIMIT_S}")
+    on_gpu.add_argument("--within", type=float, metavar="S", help="most seconds for all rows; default: no limit")
 
 
 def main(args: argparse.Namespace) -> int:

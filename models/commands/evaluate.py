@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, required=True, metavar="DIR", help="folder of CamVid, Cityscapes, LSP or MPII"
     )
-    parser.add_argument("--split", required=True, help="train, val; test of CamVid, all of LSP, trainval of MPII")
+    parser.add_argument("--split", required=True, help="train or val; CamVid also has test, LSP all, MPII trainval")
     parser.add_argument("--drive", help="only this drive of CamVid (0001TP ...) or city of Cityscapes")
     add_executor(parser)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
     if args.no_masks:
         network.config = without_masks(network.config)
     model = build(network, args.device, args.executor, args.threads)
-    if EXECUTORS[model.executor].own_threads:  # torch's would spin beside them after each scoring
+    if EXECUTORS[model.executor].own_threads:  # torch's own would spin beside them
         torch.set_num_threads(1)
     result = evaluate(model, args.data, args.split, drive=args.drive, flip=not args.no_flip)
     print(json.dumps(result, allow_nan=False) if args.json else table(result))
@@ -57,7 +57,7 @@ def without_masks(config: ModelConfig) -> ModelConfig:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Scores in percent and costs of every exit, and the scores' means."""
+    """A row for each exit, with its scores in percent and its costs, and a row with the means of the scores."""
     names = [name for name in MEANS if name in result["exits"][0]]
     lines = [
         f"{exit_['exit']:4}{_cells(names, exit_)}  {exit_['gmacs']:6.3f}  {exit_['masked']:6.1%}  {exit_['ms']:7.1f}"

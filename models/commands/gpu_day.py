@@ -1,4 +1,4 @@
-"""`python -m models gpu-day`: check, measure or train on a GPU that is there for minutes only."""
+"""`python -m models gpu-day`: check, measure or train on a GPU that is available for minutes only."""
 
 import argparse
 import platform
@@ -14,26 +14,28 @@ MINUTES = {"check": 4.0, "train": 8.0}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=PARTS, required=True, help="check and measure, or train")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for what is found")
-    parser.add_argument("--data", type=Path, metavar="CAMVID", help="the data set; train needs it")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the results")
+    parser.add_argument("--data", type=Path, metavar="CAMVID", help="folder of CamVid; --part train needs it")
     parser.add_argument(
         "--minutes",
         type=float,
-        help=f"for everything; default: {', '.join(f'{m:g} to {p}' for p, m in MINUTES.items())}",
+        help=f"time limit; default: {', '.join(f'{m:g} for {p}' for p, m in MINUTES.items())}",
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run with tiny networks")
-    parser.add_argument("--stages", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--stages", nargs="+", metavar="NAME", help="run only these stages")
     train = parser.add_argument_group("train")
     train.add_argument("--name", default="camvid-adpc-w18", help="the model to train")
     train.add_argument("--holdout", metavar="DRIVE", help="first train without this drive, for example 0001TP")
-    train.add_argument("--init", metavar="MODEL", help="a model that lends its weights; default: random ones")
-    train.add_argument("--distillation", type=float, default=0.0, metavar="W", help="weight of the loss to exit 4")
+    train.add_argument("--init", metavar="MODEL", help="start from this model's weights; default: random weights")
+    train.add_argument(
+        "--distillation", type=float, default=0.0, metavar="W", help="weight of distillation from exit 4"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Status 1 if a stage that ran did not succeed.
+    """Returns status 1 if a stage that ran did not succeed.
 
-    Raises ValueError if the folder has files, on an unknown stage, and if training has no data.
+    Raises ValueError if the output folder has files, if a stage is unknown, and if training has no data.
     """
     minutes = MINUTES[args.part] if args.minutes is None else args.minutes
     training = Training(args.name, args.holdout or "", args.init or "", args.distillation)

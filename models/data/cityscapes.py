@@ -1,6 +1,7 @@
-"""Cityscapes: street scenes of 1024x2048 with 19 classes that count (Cordts et al., CVPR 2016).
+"""Cityscapes: street scenes of 1024x2048 with 19 evaluated classes (Cordts et al., CVPR 2016).
 
-As published: `DIR/leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and `DIR/gtFine/SPLIT/CITY/*_gtFine_labelIds.png`.
+The reader takes the data set as it is published: `DIR/leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and
+`DIR/gtFine/SPLIT/CITY/*_gtFine_labelIds.png`.
 """
 
 from pathlib import Path
@@ -13,9 +14,9 @@ _IMAGE, _LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 
 def read(directory: Path, split: str) -> list[Scene]:
-    """The scenes of `split` (train or val), by city and name; a city is a drive.
+    """The scenes of `split` (train or val), sorted by city and file name. The `drive` of a scene is its city.
 
-    Raises FileNotFoundError on a split without images, and on a label map that is missing.
+    Raises FileNotFoundError if the split has no images, or if an image has no label map.
     """
     folder = directory / "leftImg8bit" / split
     scenes = []

@@ -63,7 +63,8 @@ def read_mat(path: Path, *names: str) -> list[NDArray[Any]]:
 
 
 def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """`function` of every item, in order. Decoders release the interpreter's lock, so threads run side by side."""
+    """Calls `function` on every item, on threads; returns the results in order. Decoders release the interpreter's
+    lock, so the threads run side by side."""
     pool = ThreadPoolExecutor(THREADS)
     try:
         return list(pool.map(function, items))

@@ -32,16 +32,17 @@ _JOINTS = {
 
 @dataclass(frozen=True)
 class Truth:
-    """`joints`: float64 (N, 16, 3): x, y as the file counts them (from 1), and 1 where labelled. `head_px`: (N,)."""
+    """MPII's ground truth. `joints`: float64 (N, 16, 3): x, y as the file counts them (from 1), and 1 where labelled.
+    `head_px`: the size of each head in pixels, (N,)."""
 
     joints: NDArray[np.float64]
     head_px: NDArray[np.float64]
 
 
 def read(directory: Path, split: str) -> list[Person]:
-    """The people of `split` (train, val, trainval), in the file's order; those of val with their heads' sizes.
+    """The people of `split` (train, val, trainval), in the file's order. People of val have `head_px`.
 
-    Raises ValueError on another split or a file of another form, FileNotFoundError.
+    Raises ValueError if the split is unknown or a file has another form, and FileNotFoundError if a file is missing.
     """
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r} of MPII with labels; choose {', '.join(SPLITS)}")
@@ -60,7 +61,7 @@ def read(directory: Path, split: str) -> list[Person]:
 def read_truth(path: Path) -> Truth:
     """`gt_valid.mat`: `pos_gt_src` (16, 2, N), `jnt_missing` (16, N), `headboxes_src` (2, 2, N), `dataset_joints`.
 
-    Raises FileNotFoundError, and ValueError on a file of another form.
+    Raises FileNotFoundError if the file is missing, and ValueError if it has another form.
     """
     places, missing, boxes, names = read_mat(path, "pos_gt_src", "jnt_missing", "headboxes_src", "dataset_joints")
     people = places.shape[-1]
@@ -99,7 +100,7 @@ def _box(centre: NDArray[np.float64], scale: float) -> Box:
 
 
 def _with_heads(people: list[Person], path: Path) -> list[Person]:
-    """The people with joints and head sizes of `gt_valid.mat`, which decides what is scored."""
+    """The people with the joints and head sizes of `gt_valid.mat`, against which poses are scored."""
     truth = read_truth(path)
     if len(truth.head_px) != len(people):
         raise ValueError(f"{path} is about {len(truth.head_px)} people, valid.json about {len(people)}")

@@ -31,7 +31,8 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class Person:
-    """`joints`: float32 (J, 3): x, y in pixels of the image and 1 where labelled, else 0 (x and y are then junk).
+    """A person in an image. `joints`: float32 (J, 3): x, y in pixels of the image, and 1 if the joint is labelled; else
+    0, and x and y mean nothing.
 
     `head_px`: the head's size that the data set states, or None where it states none.
     """
@@ -50,8 +51,8 @@ class Person:
         """`joints`, for a model of so many heatmaps. Raises ValueError if the data set has more or fewer joints."""
         if self.skeleton.joints != outputs:
             raise ValueError(
-                f"{self.image_path} has {self.skeleton.joints} joints and the model {outputs}; choose a model of these "
-                "joints"
+                f"{self.image_path} has {self.skeleton.joints} joints, but the model has {outputs}; choose "
+                "a model of these joints"
             )
         return self.joints
 

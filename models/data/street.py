@@ -15,7 +15,7 @@ VOID = 255
 
 @dataclass(frozen=True)
 class Scene:
-    """`drive`: scenes with the same name were taken on the same drive, so they are held out together.
+    """An image and its label map. `drive`: scenes of one drive resemble each other, so they are held out together.
 
     `classes`: uint8 (256,), the class or VOID of each value in the label file; see `class_table`.
     """
@@ -39,7 +39,7 @@ class Scene:
         highest, last = (int(values[values != VOID].max(initial=0)) for values in (labels, self.classes))
         if highest >= outputs or last < outputs - 1:
             raise ValueError(
-                f"{self.label_path} has class {highest}, its data set classes 0 to {last}, and the model 0 to "
+                f"{self.label_path} has class {highest} of the data set's 0 to {last}, but the model has 0 to "
                 f"{outputs - 1}; choose a model of these classes"
             )
         return labels

@@ -1,7 +1,7 @@
 """Calibrates the quality stop: finds where a model may stop early, and shows on images kept aside that the promise
 holds.
 
-`models/quality.py` says what is promised, and how.
+`models/quality.py` says what is promised, and how the thresholds follow.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,10 +31,10 @@ BoxedImage = tuple[NDArray[np.uint8], Box | None]
 
 @dataclass(frozen=True)
 class Observations:
-    """What calibration learns of every image at every exit. All are float64 (images, exits).
+    """What a model does on every image at every exit. All fields are float64 (images, exits).
 
-    `uncertainty`: see `quality.uncertainty`. `changed`: the share of pixels (joints) whose answer still changes until
-    the last exit, 0 there. `macs`: multiply-adds from the image to the exit.
+    `uncertainty`: see `quality.uncertainty`. `changed`: the share of pixels (joints, for pose) whose answer differs
+    from the last exit's, so 0 at the last exit. `macs`: multiply-adds from the image to the exit.
     """
 
     uncertainty: NDArray[np.float64]
@@ -55,16 +55,17 @@ class Observations:
 def calibrate(
     model: AnytimeModel, directory: Path, split: str | None, fingerprint: str, *, halvings: int, seed: int
 ) -> tuple[Quality, dict[str, Any]]:
-    """The calibration of `model` on the images of a split (None: of the folder itself), and what it keeps and saves.
+    """Calibrates `model` on the images of a split, or of the folder itself if `split` is None. Returns the calibration
+    and a report, as JSON, of how often it keeps its bounds and what it saves.
 
-    `fingerprint`: of the weights, see `quality.fingerprint`. `halvings`, `seed`: see `cross_validate`. Raises
-    ValueError if the model has one exit or there are too few images.
+    `fingerprint`: see `quality.fingerprint`. `halvings`, `seed`: see `cross_validate`. Raises ValueError if the model
+    has one exit or there are too few images.
     """
     if model.config.exits < 2:
         raise ValueError(f"{model.config.name} has 1 exit; only a model of at least 2 can stop early")
     images = observe(model, boxed_images(model.config, directory, split))
     if len(images) < 2:
-        raise ValueError(f"{len(images)} image has no two halves to show coverage on; give 22 or more of {directory}")
+        raise ValueError(f"{len(images)} image cannot be halved to show coverage; give 22 or more of {directory}")
     source = split or directory.resolve().name
     quality = Quality.fit(images.uncertainty[:, :-1], images.changed[:, :-1], source, fingerprint)
     if not breakable(len(images)):
@@ -87,7 +88,7 @@ def calibrate(
 
 
 def check(model: AnytimeModel, quality: Quality, directory: Path, split: str) -> list[dict[str, Any]]:
-    """What a calibration keeps and saves on the images of another split, for each of `EPSILONS`."""
+    """Judges a calibration on the images of another split, for each of `EPSILONS`; see `judge`."""
     images = observe(model, boxed_images(model.config, directory, split))
     return [
         {"epsilon": epsilon, "split": split} | judge(images, quality.threshold(epsilon), epsilon)
@@ -96,7 +97,7 @@ def check(model: AnytimeModel, quality: Quality, directory: Path, split: str) ->
 
 
 def observe(model: AnytimeModel, images: Iterable[BoxedImage]) -> Observations:
-    """Runs every image through all exits."""
+    """Runs every image through all exits and observes each."""
     observed: list[list[tuple[float, float, float]]] = []
     costs = ExitCosts(model.config.exits)
     for image, box in images:
@@ -122,11 +123,11 @@ def difference(answer: NDArray[Any], last: NDArray[Any], side_px: float) -> floa
 
 
 def judge(images: Observations, below: float, epsilon: float) -> dict[str, float]:
-    """What it does to `images` to stop at the first exit whose uncertainty is below `below`.
+    """Stops every image at its first exit whose uncertainty is below `below`, and returns shares:
 
-    `coverage`: share of images whose answer is within epsilon. `early`: share that stopped before the last exit;
-    `kept`: share of those that is within epsilon (1 if there are none). `changed`: mean share of pixels that would
-    still change. `saved`: share of the multiply-adds.
+    `coverage`: of the images, those whose answer is within epsilon. `early`: of the images, those that stopped before
+    the last exit. `kept`: of the early ones, those within epsilon (1 if there are none). `changed`: mean over the
+    images of the pixels that would still change. `saved`: multiply-adds that stopping saves.
     """
     last = images.uncertainty.shape[1] - 1
     stops = images.uncertainty < below
@@ -144,11 +145,11 @@ def judge(images: Observations, below: float, epsilon: float) -> dict[str, float
 
 
 def cross_validate(images: Observations, epsilon: float, halvings: int, seed: int = 0) -> dict[str, float]:
-    """Means of `judge` over random halves, one of which calibrates and the other is judged.
+    """Halves the images at random, calibrates on one half, judges the other, and returns means over `halvings`.
 
-    `held`: in how many halvings at least a share KEPT of the judged images was within epsilon. `in_order`: the images
-    are halved once in their own order, each half is judged by the other, and this is the lower coverage; it shows what
-    is left when neighbours of one clip stay together.
+    `held`: the number of halvings in which at least a share KEPT of the judged images was within epsilon. `in_order`:
+    the images are halved once in their own order, each half is calibrated on the other, and the lower coverage is
+    given. It shows how well a calibration does on other clips, since neighbours of one clip stay in one half.
     """
     half = len(images) // 2
     random = np.random.default_rng(seed)
@@ -168,8 +169,8 @@ def cross_validate(images: Observations, epsilon: float, halvings: int, seed: in
 
 
 def boxed_images(config: ModelConfig, directory: Path, split: str | None) -> Iterator[BoxedImage]:
-    """Yields the images of a data set's split, for pose with each person's box; without a split, the images of a folder
-    as the server reads them. Shows a progress bar."""
+    """Yields the images of a data set's split, each with the person's box for pose. If `split` is None, yields the
+    images of a folder, read as the server reads them. Shows a progress bar."""
     if split is None:
         for path in tqdm(images_in(directory), unit=" images"):
             yield read_image(path), None

@@ -66,8 +66,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Costs and scores of each exit on a split of the data set in `directory`, and the scores' means.
 
-    `drive`: only the scenes of this drive. `flip`: see `pose`. Raises ValueError if no scene is of that drive and if
-    the model has other outputs than the data set, and what the data set's reader raises.
+    `drive`: only the scenes of this drive. `flip`: see `pose`. Raises ValueError if no scene is of that drive, or if
+    the model has other outputs than the data set, and the errors of the data set's reader.
     """
     if model.config.task == "pose":
         result = pose(model, datasets.people(directory, split), flip=flip)
@@ -80,8 +80,8 @@ def evaluate(
 
 
 def segmentation(model: AnytimeModel, scenes: Sequence[Scene]) -> dict[str, Any]:
-    """mIoU in percent of each exit's map at the images' size, from one confusion matrix over all images, and the IoU of
-    each class, None for one that is neither labelled nor found."""
+    """mIoU and the IoU of each class, in percent, of each exit's maps at the images' size. They come from one confusion
+    matrix over all images; the IoU is None for a class that is neither labelled nor found."""
     costs = ExitCosts(model.config.exits)
     classes = model.config.outputs
     matrices = torch.zeros(model.config.exits, classes, classes, dtype=torch.float64)
@@ -131,7 +131,7 @@ def pose(model: AnytimeModel, people: Sequence[Person], flip: bool = True) -> di
 
 
 def mirrored(image: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.uint8], Box]:
-    """The image, uint8 (H, W, 3), from right to left, and the box whose crop mirrors that of `box` to the pixel."""
+    """The mirrored image, uint8 (H, W, 3), and the box whose crop of it mirrors the crop of `box` to the pixel."""
     height, width = image.shape[:2]
     left, top, length = person_square(height, width, box)
     side, margin = length / BOX_MARGIN, (length - length / BOX_MARGIN) / 2

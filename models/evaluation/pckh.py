@@ -47,13 +47,13 @@ def read_predictions(path: Path) -> NDArray[np.float64]:
 
 
 def rates(points: NDArray[np.float64], truth: mpii.Truth, share: float) -> dict[str, float | None]:
-    """Percent of joints found within `share` of the head's size: every column, None where one of its joints is never
-    labelled, and both means, see `scores.means`.
+    """Percent of joints found within `share` of the head's size, for every column and for both means, see
+    `scores.means`. A column is None if one of its joints is never labelled.
 
-    `points`: float64 (N, 16, 2), x and y counted from 1. Raises ValueError if they are of another number of people.
+    `points`: float64 (N, 16, 2), x and y counted from 1. Raises ValueError if N is not the number of people in `truth`.
     """
     if len(points) != len(truth.joints):
-        raise ValueError(f"there are predictions for {len(points)} people, ground truth for {len(truth.joints)}")
+        raise ValueError(f"there are predictions for {len(points)} people, but ground truth for {len(truth.joints)}")
     joints, head_px = torch.from_numpy(truth.joints), torch.from_numpy(truth.head_px)
     right = scores.pckh(torch.from_numpy(points), joints, head_px, mpii.SKELETON, share)
     by_joint = right.nanmean(0)

@@ -51,7 +51,7 @@ class ExitView:
 
 
 def view_exits(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = None) -> tuple[list[ExitView], Frame]:
-    """What every exit says of `image`, uint8 (H, W, 3), and where the network's input lies in it."""
+    """The views of every exit on `image`, uint8 (H, W, 3), and where the network's input lies in it."""
     state, config = model.begin(image, box), model.config
     views = []
     for exit_index in exits_of(model, [state]):
@@ -74,9 +74,9 @@ def view_exits(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = 
 
 
 def draw(image: NDArray[np.uint8], views: list[ExitView], frame: Frame, config: ModelConfig, title: str) -> "Figure":
-    """Draws a column for the image and one for each exit, with the prediction, the confidence and the inactive
-    positions below each other; under the last exit it shows which exit decided. Raises ValueError if matplotlib is
-    missing."""
+    """Draws a column for the image and one for each exit, which shows its prediction, its confidence and its inactive
+    positions. The column of the last exit shows instead of these which exit decided each pixel. Raises ValueError if
+    matplotlib is missing."""
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  (an optional dependency, wanted only here)
     except ImportError as error:

@@ -50,7 +50,7 @@ def means(right: Tensor) -> tuple[Tensor, Tensor]:
     """Both means of PCKh that papers give, from `pckh`'s (N, J).
 
     The first is over all scored joints, so that a joint weighs as often as it is labelled (HRNet's code, MPII's total).
-    The second is over the joints' own rates (the tables of the stacked hourglass paper).
+    The second is the mean of each joint's own rate (the tables of the stacked hourglass paper).
     """
     return right.nanmean(), right.nanmean(0).nanmean()
 
@@ -70,8 +70,8 @@ def _length(joints: Tensor, a: int, b: int) -> Tensor:
 
 
 def _within(points: Tensor, joints: Tensor, size_px: Tensor, skeleton: Skeleton, share: float) -> Tensor:
-    """Compares distance / size with `share`, rather than distances, so that ties round as in MPII's code, which divides
-    first. A tie is not within."""
+    """Divides each distance by the size and compares with `share`, so that ties round as in MPII's code. A tie counts
+    as wrong."""
     shares = (points - joints[:, :, :2]).norm(dim=-1) / size_px[:, None]
     scored = (joints[:, :, 2] > 0) & (size_px > 0)[:, None]
     right = torch.where(scored, (shares < share).to(points.dtype), torch.nan)

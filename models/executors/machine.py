@@ -10,7 +10,7 @@ def usable() -> int:
     """How many threads to compute with: one for each core that the process may run on, or fewer if its control groups
     allow it less time.
 
-    With more threads than that, the system would stop all of them, which wait for each other, until the next period.
+    More threads would use up the allowed time early in each period, and all threads would stop until the next one.
     """
     return min(torch.get_num_threads(), max(1, math.floor(min(quota(), 1024))))
 
@@ -24,7 +24,7 @@ def quota(root: Path = Path("/")) -> float:
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return math.inf  # another system
+        return math.inf  # not Linux
     found = math.inf
     for membership in memberships:
         _, controllers, path = membership.split(":", 2)

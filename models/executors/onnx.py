@@ -1,7 +1,7 @@
 """ONNX: one graph for each exit, which `python -m models export` writes and ONNX Runtime serves exit by exit.
 
 A graph takes the branches that the graph before it gave, so nothing is computed twice. Where the network has masks,
-they are an input. The graphs have the reference meaning: dense convolutions under masks. Needs the extra `onnx`.
+they are an input. The graphs compute what the reference does: dense convolutions under masks. Needs the extra `onnx`.
 """
 
 import importlib
@@ -33,7 +33,7 @@ PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecution
 
 
 class Sliced(Masks):
-    """Masks whose sizes stay free in a traced graph: a feature size is the scores' size, halved a number of times."""
+    """Masks for tracing: the stride to a level becomes a constant of the graph, while heights and widths stay free."""
 
     def at(self, like: Tensor) -> Tensor:
         stride = int(self.finest.shape[-1]) // int(like.shape[-1])
@@ -43,8 +43,8 @@ class Sliced(Masks):
 class ExitGraph(nn.Module):
     """The steps of a network from one exit to the next, as a function of tensors.
 
-    It takes the image (N, 3, H, W), or the branches; if `masked`, also the mask, bool (N, 1, h, w), and the scores to
-    carry over (N, outputs, h, w). It returns the scores, then the branches.
+    The first graph takes the image (N, 3, H, W), later ones the branches. If `masked`, it also takes the mask, bool
+    (N, 1, h, w), and the scores to carry over (N, outputs, h, w). It returns the scores, then the branches.
     """
 
     def __init__(self, network: AdpcNet, steps: Sequence[Step], *, masked: bool) -> None:
@@ -75,7 +75,7 @@ class Signature:
 
 
 def groups(network: AdpcNet) -> list[tuple[Step, ...]]:
-    """For each exit, the steps from the exit before to it."""
+    """For each exit, the steps that lead to it from the exit before."""
     found: list[tuple[Step, ...]] = []
     steps: list[Step] = []
     for step in network.steps:
@@ -117,7 +117,8 @@ def graphs(network: AdpcNet) -> list[bytes]:
         names = (*signature.inputs, *signature.outputs)
         buffer = io.BytesIO()
         with torch.no_grad(), warnings.catch_warnings(), _depthwise(network):
-            # The tracer warns of comparisons of sizes. They tell levels apart, which depends on no input size.
+            # The tracer warns that it fixes the outcome of comparisons of sizes. They only tell one level from another,
+            # so they come out alike for every input size.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 graph,
@@ -136,7 +137,8 @@ def graphs(network: AdpcNet) -> list[bytes]:
 
 @contextmanager
 def _depthwise(network: AdpcNet) -> Iterator[None]:
-    """Inside, interpolation is one depthwise convolution with constant weights, which runtimes have kernels for."""
+    """Makes interpolation one depthwise convolution with constant weights inside the block: runtimes have kernels for
+    it."""
 
     def fill(y: Tensor, mask: Tensor, scale: Tensor, window: int) -> Tensor:
         taps, norm = rbf(scale, window)
@@ -158,7 +160,7 @@ def _depthwise(network: AdpcNet) -> Iterator[None]:
 
 
 class OnnxNetwork:
-    """Exported graphs as a `Stepwise` network, each of whose steps leads to an exit."""
+    """A `Stepwise` network that runs exported graphs. Each step runs one graph, so it completes an exit."""
 
     def __init__(self, network: AdpcNet, device: str, threads: int = 0) -> None:
         runtime = _need("onnxruntime")
@@ -215,7 +217,7 @@ class OnnxNetwork:
 class OnnxExecutor(ReferenceExecutor):
     """Runs exported graphs with ONNX Runtime, and keeps states as the reference does.
 
-    `device`: cpu, or cuda for the TensorRT and CUDA providers. `threads`: 0 for torch's number.
+    `device`: cpu, or cuda for the TensorRT and CUDA providers. `threads`: 0 means as many as torch uses.
     """
 
     executor = "onnx"
@@ -228,8 +230,8 @@ class OnnxExecutor(ReferenceExecutor):
 
 
 def difference(network: AdpcNet, height: int = 96, width: int = 160) -> float:
-    """The largest difference of the graphs' scores from the network's at any exit, under random masks; as a share of
-    the largest score, nan if a score is nan."""
+    """The largest difference between scores of the graphs and of the network at any exit, under random masks. It is a
+    share of the largest score, or nan if a score is nan."""
     generator = torch.Generator().manual_seed(0)
     exported, steps = OnnxNetwork(network, "cpu"), iter(network.steps)
     images = torch.randn(2, 3, height, width, generator=generator)

@@ -19,7 +19,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class ExecutorKind:
-    """What is known of an executor before it is made.
+    """The properties of an executor that are known before one is made.
 
     `make`: (network, device, threads) -> the model; raises ValueError, and OSError if what it needs is not built.
     `devices`: kinds of devices that it runs on. `families`: of networks that it runs; None: all.
@@ -93,7 +93,7 @@ EXECUTORS: dict[str, ExecutorKind] = {
     "onnx": ExecutorKind(_onnx, ("cpu", "cuda"), ("adpc",)),
 }
 CHOICES = (AUTO, *EXECUTORS)
-"""What may be asked for."""
+"""The values of `--executor`."""
 
 
 def preferred(device: str, family: str) -> str:

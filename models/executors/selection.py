@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 def load(directory: Path, device: str = "cpu", executor: str = AUTO, threads: int = 0) -> AnytimeModel:
     """The model of a directory on `device` (auto, cpu, cuda, cuda:N), run by `executor`; see `choose_executor`.
 
-    `threads`: CPU threads to compute with; 0 for one on each core that the process may use. Raises ValueError on a
-    device or executor that is not there, and what `load_directory` raises.
+    `threads`: CPU threads to compute with; 0 for one on each core that the process may use. Raises ValueError if the
+    device or the executor is not there, and the errors of `load_directory`.
     """
     device = resolve_device(device)
     return build(load_directory(directory), device, choose_executor(directory, device, executor).executor, threads)
@@ -31,9 +31,9 @@ def load(directory: Path, device: str = "cpu", executor: str = AUTO, threads: in
 def choose_executor(directory: Path, device: str, executor: str) -> ExecutorChoice:
     """Which executor is to run the model of a directory, and why.
 
-    One that needs verification is tried beside the reference at the model's size, which takes minutes; `auto` takes it
-    if it is right and faster, and the reference otherwise. All else is left to `build`. Raises ValueError if an
-    executor is asked for by name and is not right.
+    An executor that needs verification is run beside the reference at the model's size, which takes minutes. `auto`
+    then takes it if it is right and faster, and the reference otherwise. Other choices are returned unchecked; `build`
+    checks them. Raises ValueError if an executor is asked for by name and verification finds it wrong.
     """
     device = resolve_device(device)
     if executor == AUTO and device == "cpu":

@@ -1,8 +1,7 @@
-"""Whether a faster executor may take the reference's place: both run side by side at the served size, and the faster
-one must be right at every exit and be faster.
+"""Decides whether a faster executor may replace the reference: both run side by side at the served size, and the faster
+one must be right at every exit and take less time.
 
-That happens in a process of its own (`python -m models.executors`), because a broken kernel may end the process that
-tries it.
+Verification runs in a process of its own (`python -m models.executors`), because a broken kernel may end its process.
 """
 
 import argparse
@@ -34,15 +33,15 @@ TOLERANCE = 0.05
 LIMIT_S = 600.0
 """The time that a verification may take: compiling for a new GPU takes minutes."""
 SHARES = ((0.8, 0.6, 0.35), (0.3, 0.1, 0.02))
-"""The active share after each exit, of the two requests that take turns; the first is timed, with the paper's means."""
+"""The active shares after each exit of two requests that take turns. Only the first, the paper's means, is timed."""
 REPEATS = 5
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a verification measured, by exit. `differences`: from the reference, as shares of its largest score; nan
-    where a score is not a number. `seconds`, `reference_s`: medians from the start, of the faster executor and of the
-    reference."""
+    """What a verification measured at each exit. `differences`: the largest difference from the reference, as a share
+    of its largest score; nan if a score is nan. `seconds`, `reference_s`: the median seconds from the start to the exit
+    of the faster executor and of the reference."""
 
     differences: tuple[float, ...]
     seconds: tuple[float, ...]
@@ -63,7 +62,9 @@ def choose(found: Findings, executor: str) -> ExecutorChoice:
     last = len(found.differences)
     for exit_index, difference in enumerate(found.differences, 1):
         if not difference < TOLERANCE:  # nan is wrong
-            reason = f"is off by {difference:.1%} of the largest score at exit {exit_index}; {TOLERANCE:.0%} may be"
+            reason = (
+                f"is off by {difference:.1%} of the largest score at exit {exit_index}; the limit is {TOLERANCE:.0%}"
+            )
             return ExecutorChoice(REFERENCE, f"{executor} {reason}", right=False)
     ours_ms, theirs_ms = (1000 * seconds[-1] for seconds in (found.seconds, found.reference_s))
     times = f"takes {ours_ms:.2f} ms to exit {last}, reference {theirs_ms:.2f} ms"
@@ -74,8 +75,8 @@ def choose(found: Findings, executor: str) -> ExecutorChoice:
 
 
 def verify(executor: str, command: Sequence[str], limit_s: float = LIMIT_S) -> ExecutorChoice:
-    """Runs `command`, whose last line of output is `Findings` of `executor` as JSON, and chooses by them; see
-    `verification_command`. A command that fails, dies or takes longer than `limit_s` leads to the reference."""
+    """Runs `command`, see `verification_command`, and chooses by the last line that it prints: `Findings` of `executor`
+    as JSON. Chooses the reference if the command fails, dies or takes longer than `limit_s`."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=log) as process:
             try:
@@ -106,7 +107,7 @@ def _last_line(file: IO[str]) -> str:
 
 
 def measure(faster: Overridable, reference: Overridable, size: Size, repeats: int = REPEATS) -> Findings:
-    """Both executors on noise of `size`, under the same masks."""
+    """Runs both executors on noise of `size` under the same masks, and compares scores and times."""
     images = [pad(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed))) for seed in (0, 1)]
     masks = [
         smooth_masks((image.shape[2], image.shape[3]), shares, seed)
@@ -141,7 +142,7 @@ def _override(model: Overridable, state: State, exit_index: int, masks: Sequence
 def _differences(
     faster: Overridable, reference: Overridable, images: Sequence[Tensor], masks: Sequence[Sequence[Tensor]]
 ) -> Tensor:
-    """The largest difference at each exit, float32 (exits,), of requests that take turns at every step."""
+    """The largest difference of scores at each exit, float32 (exits,), when requests take turns at every step."""
     ours, theirs = ([m.start(image, Frame(*image.shape[-2:])) for image in images] for m in (faster, reference))
     turns = [
         (model, [state])

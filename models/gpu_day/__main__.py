@@ -1,8 +1,8 @@
 """The process of one stage: `python -m models.gpu_day MODULE:FUNCTION JSON`.
 
-The JSON has the arguments by name. The job is given those that it takes, and further `deadline`, the moment of
-time.monotonic() when it should be done, and `line`, which says a line of the report. What it prints goes to the log.
-It succeeds unless it returns False or raises.
+The JSON holds the arguments by name; the function is called with those that it takes. It also gets `deadline`, the
+time.monotonic() by which it should return, and `line`, which writes a line of the report. What it prints goes to the
+log. It succeeds unless it returns False or raises.
 """
 
 import importlib
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     except MissingError as error:
         line(str(error))
         return MISSING
-    except Exception as error:  # whatever a job raises, the report says it and the other stages go on
+    except Exception as error:  # any error ends this stage only
         traceback.print_exc()
         line(f"{type(error).__name__}: {error}")
         return 1

@@ -1,4 +1,4 @@
-"""`python -m models bench --device cuda` as a stage: its rows as they come, its files into the output."""
+"""`python -m models bench --device cuda` as a stage: it reports each row as it comes, and keeps the files."""
 
 import shutil
 import subprocess
@@ -11,9 +11,9 @@ from pathlib import Path
 from models.gpu_day.stages import ROOT, MissingError
 
 TUNED = ROOT / "models" / "executors" / "gpu" / "tuned.json"
-"""Measured layers that the executor reads; named here because its module loads Triton."""
+"""The file of measured layers. It is named here again because the module that names it loads Triton."""
 CLOSING_S = 1.0
-"""For the last lines, once the last row is measured."""
+"""The time kept for the last lines, after the last row is measured."""
 
 
 def bench(  # noqa: PLR0917 - a job is given them by name
@@ -24,7 +24,8 @@ def bench(  # noqa: PLR0917 - a job is given them by name
     options: Sequence[str],
     program: Sequence[str] = (sys.executable, "-m", "models"),
 ) -> bool:
-    """`options` of the command `program`. Rows that do not fit into the time are left out; whether one was measured."""
+    """Runs the command `program` with `options`. Rows that do not fit into the time are left out. Returns whether a row
+    was measured."""
     if device == "cpu":
         raise MissingError("rows need a GPU")
     if TUNED.exists() and not (output / TUNED.name).exists():

@@ -1,8 +1,8 @@
-"""What the `triton` executor is tried on: networks with random weights, sizes and masks; and what must be equal then.
+"""Test cases of the `triton` executor: networks with random weights, sizes and masks, and the comparison of each.
 
-Scores of a deep network in half precision differ from those in float32 by several per cent, whoever computes them. So
-the framework runs the same network in half precision too, and the executor may err little more than that.
-A `Subject` is tried by a process of its own, because a fault on a GPU ends the process that meets it.
+Half precision changes the scores of a deep network by several per cent, whatever code computes them. PyTorch therefore
+runs the same network in half precision too, and the executor's error may exceed PyTorch's by little. Each `Subject`
+runs in a process of its own, because a fault on a GPU ends the process that meets it.
 """
 
 import copy
@@ -31,19 +31,21 @@ from models.network.configs import PAPER_MASKING, Masking
 from models.network.families import CONFIGS
 
 KINDS = ("paper", "own", "full", "empty", "single", "corners", "scattered", "dense", "pair")
-"""Masks: shares as in the paper; by the network's own confidence; all, none or one position; a position in each corner;
-noise; a network without masks; two inputs at once, each with masks of its own."""
+"""Kinds of masks. paper: active shares as in the paper. own: from the network's own confidence. full, empty, single:
+all, none or one position active. corners: one position in each corner. scattered: noise. dense: a network without
+masks. pair: a batch of two inputs, the first with masks as in paper, the second as in own."""
 MODES = ("plain", "graphs")
-"""Launched kernel by kernel with the first tile of each layer; as it is served: tuned tiles and CUDA graphs."""
+"""plain: kernels are launched one by one with the first tile of each layer. graphs: tuned tiles and CUDA graphs, as in
+the server."""
 TINY = Backbone(width=4, layer1_blocks=1, modules=(1, 1, 1), blocks=1)
 FACTOR, FLOOR = 1.5, 0.005
-"""Scores may differ from float32 by `FACTOR` times what the framework's half precision differs, and `FLOOR` of the
-largest score: both round, but not alike."""
+"""The executor's scores may differ from float32 by `FACTOR` times the difference of PyTorch's half precision, plus
+`FLOOR` of the largest score, because the two round in different places."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network at a size; `tiny` for a network of the same kind that Triton's interpreter can run."""
+    """A network and an input size. `tiny`: use a small network of the same kind, which Triton's interpreter can run."""
 
     network: str
     size: Size
@@ -55,8 +57,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Finding:
-    """By exit, the largest difference of scores from float32, over the largest score: `differences` of the executor,
-    `rounding` of the framework in half precision. `problems`: what is not as it must be."""
+    """The outcome of one comparison. `differences` and `rounding` hold, for each exit, the largest difference of scores
+    from float32, as a share of the largest score: of the executor, and of PyTorch in half precision. `problems`: a
+    sentence for each rule that the executor broke."""
 
     differences: tuple[float, ...]
     rounding: tuple[float, ...]
@@ -64,8 +67,8 @@ class Finding:
 
 
 def network(config: AdpcConfig, device: str) -> AdpcNet:
-    """Random weights whose features stay in range: batch norms as after training on noise, interpolations of every
-    reach."""
+    """A network with random weights. Its batch norms have the statistics of noise, so that features stay in range, and
+    the Lambdas of its interpolations vary."""
     generator = torch.Generator().manual_seed(0)
     net = AdpcNet(config)
     with torch.no_grad():
@@ -88,7 +91,7 @@ def network(config: AdpcConfig, device: str) -> AdpcNet:
 
 
 def masks(kind: str, size: Size) -> list[Tensor] | None:
-    """For each exit but the last, bool (h, w), each within the one before; None where exits make their own."""
+    """The masks after each exit but the last, bool (h, w), each within the one before; None if exits make their own."""
     height, width = (side // STRIDE for side in size)
     mask = torch.zeros(height, width, dtype=torch.bool)
     if kind == "paper":
@@ -121,7 +124,7 @@ class Trial:
         self.inputs = torch.randn(2, 3, *subject.size, generator=torch.Generator().manual_seed(2)).to(device)
         with torch.inference_mode():
             scores = net(self.inputs[:1], adaptive=False)[0]
-        # With random weights, no position is as sure as the paper's threshold asks for: take the median instead.
+        # With random weights, every confidence is below the paper's threshold. The median masks half of the positions.
         sure = scores.amax(1) if config.task == "pose" else scores.softmax(1).amax(1)
         threshold = float(sure.median())
         net.config = replace(config, masking=replace(config.masking, threshold=threshold))
@@ -131,6 +134,7 @@ class Trial:
         self._executors: dict[tuple[str, str], TritonExecutor] = {}
 
     def executor(self, kind: str, mode: str) -> TritonExecutor:
+        """The executor for masks of `KINDS` and a mode of `MODES`."""
         name = "dense" if kind == "dense" else "masked"
         if (name, mode) not in self._executors:
             recorder = None if mode == "graphs" else _nothing
@@ -140,7 +144,8 @@ class Trial:
         return self._executors[name, mode]
 
     def compare(self, kind: str, mode: str) -> Finding:
-        """Run the executor beside the reference in float32 and in half precision, all with the masks of the former."""
+        """Runs the executor beside the reference in float32 and in half precision. All three use the masks of `kind`,
+        or those that the float32 reference makes."""
         ours = self.executor(kind, mode)
         network = self.networks["dense" if kind == "dense" else "masked"]
         reference = ReferenceExecutor(network, self.device)
@@ -179,7 +184,7 @@ class Trial:
         return Finding(tuple(differences), tuple(rounding), tuple(problems))
 
     def localise(self, kind: str) -> Iterator[str]:
-        """Lines on every layer that is wrong for its own input, launched one by one."""
+        """Lines about every layer whose output is wrong for the input that it got, with layers launched one by one."""
         executor = self.executor(kind, "plain")
         given = masks("paper" if kind == "pair" else kind, self.subject.size)
         yield from localise(executor, self.inputs[:1], given)
@@ -194,7 +199,7 @@ def _like(backbone: Backbone) -> Backbone:
 
 
 def _nothing() -> None:
-    """In place of CUDA graphs: steps just run."""
+    """A recorder that records nothing, so that kernels are launched one by one."""
 
 
 def _worse(one: float, other: float) -> float:
@@ -202,7 +207,7 @@ def _worse(one: float, other: float) -> float:
 
 
 def _wrong_scores(ours: Exit, true: Exit, difference: float, theirs: float) -> Iterator[str]:
-    """`theirs`: the difference of the framework's half precision."""
+    """`difference`: of the executor's scores from float32. `theirs`: of PyTorch's half precision."""
     limit = FACTOR * theirs + FLOOR
     if difference <= limit:  # nan is wrong, on either side
         return
@@ -210,8 +215,8 @@ def _wrong_scores(ours: Exit, true: Exit, difference: float, theirs: float) -> I
     row, column = divmod(int(off.argmax()), off.shape[1])
     share = float((off > limit * float(true.scores.abs().max())).float().mean())
     yield (
-        f"scores are off by {difference:.1%} of the largest, most at ({row}, {column}); the framework's half precision "
-        f"is by {theirs:.1%}, so {limit:.1%} may be, which {share:.2%} of positions exceed"
+        f"scores are off by {difference:.1%} of the largest, most at ({row}, {column}); PyTorch's half precision is "
+        f"off by {theirs:.1%}, so the limit is {limit:.1%}, which {share:.2%} of positions exceed"
     )
 
 
@@ -219,17 +224,17 @@ def _problems(ours: Exit, true: Exit, difference: float, masking: Masking) -> It
     if not torch.equal(ours.decided, true.decided):
         yield f"{int((ours.decided != true.decided).sum())} positions were decided by another exit"
     if math.isfinite(difference):
-        # Where scores that differ as much as they do cannot decide otherwise, both must decide alike.
+        # Both masks must be equal wherever the difference of scores is too small to carry one over the threshold.
         margin = 2 * difference * float(true.scores.abs().max()) + 1e-5
         low, high = (
             make_mask(true.scores[None], replace(masking, threshold=masking.threshold + off), true.index)[0, 0]
             for off in (-margin, margin)
         )
         if other := int(((ours.mask != true.mask) & (low == high)).sum()):
-            yield f"{other} positions are active in one and not in the other, and far from the threshold"
+            yield f"{other} positions far from the threshold are active in only one of the two masks"
     share = float(ours.mask.float().mean())
     if abs(ours.active_share - share) > 1e-4:
-        yield f"the active share is told as {ours.active_share:.4f} and is {share:.4f}"
+        yield f"active_share is {ours.active_share:.4f}, but {share:.4f} of the mask is active"
     if abs(ours.macs - true.macs) > 1e-3 * true.macs:
         yield f"multiply-adds are {ours.macs:.4g}, not {true.macs:.4g}"
 
@@ -238,11 +243,12 @@ def _miscounted(state: TritonState, mask: Tensor) -> Iterator[str]:
     for level, share in enumerate(state.shares or ()):
         true = float(mask[:: 1 << level, :: 1 << level].float().mean())
         if abs(share - true) > 1e-4:
-            yield f"level {level}: {share:.4f} of positions are listed as active, and {true:.4f} are"
+            yield f"level {level}: the tables list a share of {share:.4f} as active, but the mask has {true:.4f}"
 
 
 def main(argv: Sequence[str], say: Callable[[str], None]) -> int:
-    """`argv`: JSON with the fields read below. Lines of JSON say that a case begins or ends."""
+    """Runs the cases of one subject. `argv` holds one JSON object, whose fields are read below. Prints a line of JSON
+    when a case begins and when it ends. Returns status 1 if a case raised an error."""
     asked = json.loads(argv[0])
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -261,7 +267,7 @@ def main(argv: Sequence[str], say: Callable[[str], None]) -> int:
         except Exception as error:
             traceback.print_exc()
             say(json.dumps({"died": f"{type(error).__name__}: {error}".splitlines()[0]}))
-            return 1  # after most faults on a GPU its context is of no more use
+            return 1  # most faults on a GPU make its context unusable
         say(json.dumps({"differences": found.differences, "rounding": found.rounding, "problems": found.problems}))
     return 0
 

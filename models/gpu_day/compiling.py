@@ -1,4 +1,4 @@
-"""Kernels compiled beforehand, on all cores, into the folder that every stage reads."""
+"""Compiles kernels beforehand, on all cores, into the folder that every stage reads."""
 
 import os
 import shutil
@@ -12,8 +12,8 @@ from models.gpu_day.stages import MissingError
 
 
 def compile_all(deadline: float, line: Callable[[str], None], device: str, networks: Sequence[str]) -> bool:
-    """`networks`: as `python -m models.bench.gpu_compile` takes them. Layers that were measured before on such a GPU
-    are compiled with their fastest tile only."""
+    """Compiles the kernels of `networks`, which are given as to `python -m models.bench.gpu_compile`. Layers that were
+    measured before on this kind of GPU are compiled with their fastest tile only."""
     if device == "cpu":
         raise MissingError("kernels that are interpreted are not compiled")
     name, capability = gpu()
@@ -26,7 +26,7 @@ def compile_all(deadline: float, line: Callable[[str], None], device: str, netwo
         said, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.kill()
-        line("not all kernels were compiled in time; the others are where they are launched first")
+        line("not all kernels were compiled in time; the others are compiled when they are launched first")
         return True
     for text in said.splitlines()[-3:]:
         line(text)

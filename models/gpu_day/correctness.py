@@ -1,7 +1,7 @@
-"""Whether the `triton` executor is right at every exit: subjects side by side, each in its own process.
+"""Checks that the `triton` executor is right at every exit. Subjects run side by side, each in its own process.
 
-A subject whose process dies goes on with the cases after the one that ended it; that case is run again alone, with
-every launch waited for and compared, so that the report names the layer.
+If a process dies, the subject goes on in a new one with the cases after the one that killed it. That case then runs
+again alone, with every launch waited for and compared, so that the report can name the layer.
 """
 
 import json
@@ -22,17 +22,17 @@ from models.gpu_day.stages import MissingError
 from models.imaging.geometry import Size
 
 Case = tuple[str, str]
-"""Kind of masks, and mode; see `models.gpu_day.cases`."""
+"""A kind of masks and a mode; see `models.gpu_day.cases`."""
 
 PROCESSES = 8
-"""Subjects at once: their kernels are compiled on the host's cores, and share the GPU."""
+"""How many subjects run at once. They share the GPU, and compile their kernels on the host's cores."""
 KINDS = {
     "plain": ("paper", "dense", "own", "full", "empty", "single", "corners", "scattered", "pair"),
     "graphs": ("paper", "own", "empty", "single", "full", "dense", "pair"),
 }
-"""Masks by mode, the most telling first."""
+"""The kinds of masks for each mode; those that find most faults come first."""
 W18, W48, POSE = "adpc-w18-cityscapes", "adpc-w48-cityscapes", "adpc-w32-mpii"
-# The most telling first: every network at a small size, then those sizes at which faults were seen.
+# Those that find most faults come first: every network at a small size, then sizes at which faults were seen.
 SUBJECTS: tuple[tuple[str, Size], ...] = (
     (W18, (256, 512)),
     (W48, (256, 512)),
@@ -50,29 +50,30 @@ SUBJECTS: tuple[tuple[str, Size], ...] = (
     (W48, (384, 480)),
 )
 FIRST = {"plain": 8, "graphs": len(SUBJECTS)}
-"""Subjects by mode. Plain is tried first and on few: it tells faults of kernels from those of graphs."""
+"""How many subjects each mode runs. Mode plain, which runs first, tells faults of kernels from faults of graphs; a few
+subjects are enough for that."""
 SMALLEST_S = 8.0
-"""A process that has less time than this is not begun."""
+"""No process is started when less time than this is left."""
 PROGRAM = (sys.executable, "-m", "models.gpu_day.cases")
 
 
 @dataclass(frozen=True)
 class Found:
-    """What `models.gpu_day.cases.Finding` tells of a case."""
+    """The fields of `models.gpu_day.cases.Finding`, as a process printed them."""
 
     differences: list[float]
     rounding: list[float]
     problems: list[str]
 
     def __str__(self) -> str:
-        """The worst exit's difference from float32, and beside it that of the framework's half precision."""
+        """The difference from float32 at the worst exit, then that of PyTorch's half precision."""
         worst = max(range(len(self.differences)), key=lambda index: _badness(self.differences[index]))
         return f"{self.differences[worst]:.1e}/{self.rounding[worst]:.1e}"
 
 
 @dataclass
 class Work:
-    """A subject and what of it was found. `deaths`: cases whose process died, and the reasons."""
+    """A subject, the cases that are left to run, and the findings. `deaths`: cases whose process died, and why."""
 
     network: str
     size: Size
@@ -85,7 +86,7 @@ class Work:
 
 
 def correctness(deadline: float, line: Callable[[str], None], device: str, mode: str) -> bool:
-    """All subjects in a mode; False if one is wrong."""
+    """Runs all subjects in a mode. Returns False if a case is wrong or killed its process, or if none ran."""
     if device == "cpu" and mode == "graphs":
         raise MissingError("without a GPU there are no CUDA graphs")
     if device == "cpu":
@@ -93,8 +94,8 @@ def correctness(deadline: float, line: Callable[[str], None], device: str, mode:
     else:
         works = [Work(name, size, [(kind, mode) for kind in KINDS[mode]]) for name, size in SUBJECTS[: FIRST[mode]]]
     check = Check(deadline, line, device)
-    line("of each case the worst exit: difference from float32 / that of the framework's half precision")
-    # What is wrong is looked into while the rest goes on.
+    line("for the worst exit of each case: difference from float32 / that of PyTorch's half precision")
+    # Wrong cases are looked into while the other subjects run.
     with ThreadPoolExecutor(PROCESSES) as pool:
         list(pool.map(check.subject, works))
     wrong = [case for work in works for case, found in work.found.items() if found.problems]
@@ -106,8 +107,8 @@ def correctness(deadline: float, line: Callable[[str], None], device: str, mode:
 
 
 class Check:
-    """Runs subjects until `deadline`; `line` may be called from any of its threads. `program`: the command that tries
-    the cases it is given, as `models.gpu_day.cases` does."""
+    """Runs subjects until `deadline`. It calls `line` from several threads. `program`: the command that runs the cases
+    that it is given, as `models.gpu_day.cases` does."""
 
     def __init__(
         self, deadline: float, line: Callable[[str], None], device: str, program: Sequence[str] = PROGRAM
@@ -117,7 +118,7 @@ class Check:
         self._lock = threading.Lock()
 
     def subject(self, work: Work) -> None:
-        """All cases of a subject; those of a process that dies go on in another."""
+        """Runs all cases of a subject. If a process dies, another one runs the rest."""
         while work.left and self.deadline - time.monotonic() > SMALLEST_S and len(work.deaths) < 3:
             before = len(work.left)
             self._run(work)
@@ -201,7 +202,7 @@ class Check:
 
 
 def _lines(process: "subprocess.Popen[str]", *, raw: bool = False) -> Iterator[dict[str, Any]]:
-    """What a process says, as JSON; `raw`: what else it says too, as lines. Waits for its end."""
+    """Yields what a process prints as JSON, until it ends. With `raw`, yields its other lines too."""
     with process:
         assert process.stdout is not None
         for text in process.stdout:

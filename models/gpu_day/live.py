@@ -1,7 +1,7 @@
-"""A real server on the GPU, asked from outside: which executor it runs, time to each exit, deadlines, cameras, and how
-soon it serves again when its worker is killed.
+"""Tests a real server on the GPU from outside: which executor it runs, the time to each exit, deadlines, cameras, and
+how soon it serves again after its worker is killed.
 
-Needs what `python -m server` needs.
+Needs the packages that `python -m server` needs.
 """
 
 import asyncio
@@ -39,9 +39,9 @@ CAMERAS, FRAMES_PER_S, FILM_S = 16, 30, 8.0
 DEADLINES = 300
 LATE_MS = 5.0
 RESTART_S = 15.0
-"""Largest time from the death of a worker to the next answer; a new process needs seconds to find the GPU."""
+"""The most seconds from the death of a worker to the next answer; a new process needs seconds to start CUDA."""
 FALL_BACK_S = 14.0
-"""With less time than this left and no server ready, another is started with the reference executor."""
+"""If no server is ready when only this time is left, it is replaced by one with the reference executor."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Answer:
 
 
 class Connection:
-    """HTTP/1.1 over one connection that is kept open; as little work as possible beside the server."""
+    """A minimal HTTP/1.1 client over one open connection. It shares the cores with the server, so it does little."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -86,7 +86,7 @@ class Connection:
 
 @contextlib.contextmanager
 def served(models: Path, device: str, executor: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
-    """A server on a free port, and that port. What it logs goes to standard error."""
+    """Starts a server on a free port; yields its process and the port. Its log goes to standard error."""
     command = [sys.executable, "-m", "server", "--port", "0", "--models", str(models), "--device", device]
     process = subprocess.Popen(
         [*command, "--executor", executor], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -115,7 +115,7 @@ def live(deadline: float, line: Callable[[str], None], device: str) -> bool:
     """Whether the server kept its deadlines and served again in time after the loss of its worker."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingError(f"no {', '.join(missing)}: there is no server to try")
+        raise MissingError(f"no {', '.join(missing)}, so no server can be started")
     with tempfile.TemporaryDirectory() as folder:
         if device == "cpu":
             write_tiny(Path(folder) / MODEL)
@@ -134,10 +134,11 @@ def live(deadline: float, line: Callable[[str], None], device: str) -> bool:
 
 
 def write_tiny(directory: Path) -> None:
-    from models.checkpoint import save_directory  # noqa: PLC0415 - the dry run's alone
-    from models.gpu_day.cases import TINY, network  # noqa: PLC0415 - the dry run's alone
-    from models.network.adpc_configs import AdpcConfig  # noqa: PLC0415 - the dry run's alone
-    from models.network.families import CONFIGS  # noqa: PLC0415 - the dry run's alone
+    """Writes a model directory with a tiny network of random weights."""
+    from models.checkpoint import save_directory  # noqa: PLC0415 - only the dry run needs it
+    from models.gpu_day.cases import TINY, network  # noqa: PLC0415 - only the dry run needs it
+    from models.network.adpc_configs import AdpcConfig  # noqa: PLC0415 - only the dry run needs it
+    from models.network.families import CONFIGS  # noqa: PLC0415 - only the dry run needs it
 
     shipped = CONFIGS[MODEL]
     assert isinstance(shipped, AdpcConfig)
@@ -157,8 +158,8 @@ def kill_worker(server: int) -> None:
 
 
 class Visit:
-    """What is asked of one server. `small`: little of everything. `ended`: its status, None while it runs; `kill` kills
-    its worker."""
+    """The tests of one server. `small`: few requests and a small image. `ended` returns the status that the server
+    ended with, or None while it runs; `kill` kills its worker."""
 
     def __init__(
         self,
@@ -199,7 +200,7 @@ class Visit:
         return await self.loss() and kept
 
     async def exits(self, connection: Connection) -> list[float]:
-        """Median milliseconds until the answer of each exit is there."""
+        """Median milliseconds from a request for each exit to its answer."""
         times_ms, computed_ms = [], []
         count = len((await connection.json(f"/v1/models/{MODEL}"))["exits"])
         for exit_index in range(1, count + 1):
@@ -212,7 +213,8 @@ class Visit:
         return times_ms
 
     async def deadlines(self, connection: Connection, times_ms: list[float]) -> bool:
-        """Growing deadlines, each asked several times: the median exit must not fall, answers be in time."""
+        """Sends requests with growing deadlines, each several times. Returns whether the median exit never falls and
+        99 % of the answers are at most `LATE_MS` late."""
         repeats = 5
         count = (20 if self.small else DEADLINES) // repeats
         exits: list[int] = []
@@ -236,7 +238,8 @@ class Visit:
         return not falls and high <= LATE_MS
 
     async def cameras(self) -> None:
-        """Cameras that film at once; of each, the newest frame wins."""
+        """Streams from several cameras at once. Each sends its newest frame as soon as the one before has ended, so
+        the frames in between are overtaken."""
         cameras, film_s = (2, 0.5) if self.small else (CAMERAS, FILM_S)
         film_s = min(film_s, self.deadline - time.monotonic() - RESTART_S)
         if film_s < 0.5:
@@ -290,7 +293,8 @@ class Visit:
                 film.exits.append(reached)
 
     async def loss(self) -> bool:
-        """Kill the worker under load; whoever asked is answered, and service comes back."""
+        """Kills the worker while requests are open; all of them must be answered. Returns whether the next request
+        succeeds within `RESTART_S`."""
         asked = [
             asyncio.create_task(self._ask_once(f"/v1/predict?model={MODEL}&deadline_ms=30000", self.photo))
             for _ in range(4)
@@ -312,7 +316,8 @@ class Visit:
 
 @dataclass
 class Film:
-    """What a camera got: last exits of frames (0: none), milliseconds to their first; frames that were overtaken."""
+    """What a camera received. `exits`: the last exit of each frame that was sent, 0 for none. `first_ms`: milliseconds
+    from each frame to its first exit. `overtaken`: the number of frames that were not sent."""
 
     exits: list[int]
     first_ms: list[float]

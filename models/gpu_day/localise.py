@@ -1,4 +1,5 @@
-"""Which layer of the GPU executor is wrong for its own input: every one is launched alone and compared in float32."""
+"""Finds the layers of the GPU executor whose output is wrong for the input that they got: each launch is compared with
+the same layer in float32."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -17,16 +18,18 @@ from models.executors.gpu.streams import SideStreams
 from models.imaging.geometry import Frame
 
 TOLERANCE = 0.01
-"""Largest difference of a layer's results, over the largest result: one rounding to half precision and some sums."""
+"""The largest difference of a layer's results, as a share of the largest result: a rounding to half precision and sums
+in another order explain less."""
 NAMES = ("convolve", "convolve_needed", "convolve_scores", "add_resampled")
 """Methods of `RowOps` that launch kernels."""
 LINES = 12
-"""Wrong layers of each step that are told of."""
+"""How many wrong layers of each step are reported."""
 
 
 def localise(executor: TritonExecutor, inputs: Tensor, masks: Sequence[Tensor] | None) -> Iterator[str]:
-    """Lines on wrong layers in the order of their launches, then one with how many there were of all. `masks`: by exit,
-    bool (h, w); None: the executor's own. Raises what a launch raises, and names the launch before it does."""
+    """Yields a line for each wrong layer, in the order of launches, and a last line with their number. `masks`: the
+    mask after each exit, bool (h, w); None means the executor's own. If a launch raises an error, yields a line that
+    names the launch, and raises that error."""
     state = executor.start(inputs, Frame(*inputs.shape[2:]))
     watches = []
     for step in executor.steps:
@@ -50,7 +53,7 @@ def localise(executor: TritonExecutor, inputs: Tensor, masks: Sequence[Tensor] |
 
 
 class Watch:
-    """In a `with` block, everything that `RowOps` launch is compared with the framework's result."""
+    """In a `with` block, the result of everything that `RowOps` launch is compared with PyTorch's."""
 
     def __init__(self, step: str) -> None:
         self.step = step
@@ -126,7 +129,7 @@ class Watch:
 
 
 def convolved(conv: TritonConvolution, x: Tensor, residual: Tensor | None, rows: LevelRows | None) -> Tensor:
-    """What a layer is to make of `x` (N, h, w, C): float32 (N, h, w, out), right wherever rows are listed."""
+    """PyTorch's result of a layer for `x` (N, h, w, C): float32 (N, h, w, out), valid where `rows` are listed."""
     images = x.float().permute(0, 3, 1, 2)
     out = conv.out_channels
     y = F.conv2d(images, conv.cudnn_weight.float(), conv.bias[:out], conv.stride, conv.kernel_size // 2)
@@ -152,7 +155,7 @@ def combined(
     bilinear: bool = True,
     halo: bool = True,
 ) -> Tensor:
-    """What `RowOps.add_resampled` is to put into `out`, as float32 (N, h, w, C)."""
+    """PyTorch's result of `RowOps.add_resampled`, float32 (N, h, w, C)."""
     size = (out.shape[1] * pool, out.shape[2] * pool)
     total = torch.zeros(out.shape[0], out.shape[3], *size, device=out.device)
     for part in parts:

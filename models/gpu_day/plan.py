@@ -24,9 +24,9 @@ TUNED = (
 def stages_of(
     part: str, minutes: float, training: "Training | None" = None, names: Sequence[str] | None = None
 ) -> list[Stage]:
-    """The stages called `names`, or all. Those of check share `minutes` in proportion to what they are made for.
+    """The stages called `names`, or all. Stages of part check share `minutes` in proportion to their usual limits.
 
-    Raises ValueError if no stage is called so.
+    Raises ValueError if there is no stage of a name.
     """
     stages = _check() if part == "check" else _train(minutes, training or Training())
     known = [stage.name for stage in stages]
@@ -41,8 +41,8 @@ def stages_of(
 
 @dataclass(frozen=True)
 class Training:
-    """What to train. `hold_out`: a drive that a first schedule leaves out, to say whether the second, on everything, is
-    better than what there is. `init`: a model that lends its weights; empty: random ones."""
+    """What to train. `hold_out`: a drive that a first schedule leaves out, so that its score can be compared; a second
+    schedule trains on everything. `init`: the model whose weights both start from; empty means random weights."""
 
     name: str = "camvid-adpc-w18"
     hold_out: str = ""
@@ -51,7 +51,7 @@ class Training:
 
 
 def _check() -> list[Stage]:
-    """For four minutes."""
+    """The stages of part check, with limits that make four minutes."""
     folder = "models.gpu_day"
     sizes = ("1024x2048", "512x1024")
     bench = ["--widths", "w48", "w18", "--sizes", *sizes, "--repeats", "50", "--limit", "60"]

@@ -1,4 +1,4 @@
-"""The fastest form of a training step, by trying them."""
+"""Finds the fastest form of a training step by measuring each."""
 
 import json
 import time
@@ -36,7 +36,7 @@ from models.training.train import Run, stream
 
 PROFILE = "profile.json"
 ROW_S = 12.0
-"""What a row may be expected to take before the first one is known."""
+"""The time that is assumed for a row until one has been measured."""
 SHOWN_KERNELS = 15
 
 
@@ -54,10 +54,11 @@ def profile(
     model: ModelConfig | None = None,
     recipe: Recipe | None = None,
 ) -> dict[str, Any]:
-    """Steps a second of every variant that there is time for, a line each; `PROFILE` is written after each, with the
-    fastest one's name, and at the end its kernels. A variant that fails costs its row only.
+    """Measures the steps a second of every variant that there is time for, and writes a line for each. `PROFILE` is
+    written after each, with the name of the fastest; at the end its kernels are added. If a variant fails, the others
+    are measured all the same.
 
-    `deadline`: by `clock`. A row is begun if the slowest one so far would end before it.
+    `deadline`: a time of `clock`. A row is begun if it would end by then when it takes as long as the slowest so far.
     """
     where = torch.device(device)
     model, base = model or config(name), recipe or Recipe.load(ZOO / name / FILE)
@@ -84,7 +85,7 @@ def profile(
             row |= {"steps_per_s": rate, "images_per_s": rate * phase.batch}
             row["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30 if where.type == "cuda" else None
             told = f"{rate:6.2f} steps/s  {rate * phase.batch:6.0f} images/s  losses {row['losses']}"
-        except Exception as error:  # whatever a variant raises costs its row only
+        except Exception as error:  # any error ends this row only
             row["error"] = f"{type(error).__name__}: {error}"[:500]
             told = f"failed: {row['error'][:200]}"
         forget(where)
@@ -98,7 +99,7 @@ def profile(
         write(output / PROFILE, report)
     winner = next((found for found in rows if found["name"] == report["winner"]), None)
     if winner is not None and where.type == "cuda" and clock() + winner["seconds"] < deadline + ROW_S:
-        with suppress(Exception):  # a profiler that fails costs its table only
+        with suppress(Exception):  # without a profiler, only the table of kernels is missing
             with stream(where):
                 report["kernels"] = _kernels(model, replace(base, phases=(full,)), task, variant_of(winner), where)
             for found in report["kernels"][:SHOWN_KERNELS]:
@@ -112,7 +113,8 @@ def profile(
 def _row(  # noqa: PLR0917
     model: ModelConfig, recipe: Recipe, task: Any, variant: Variant, device: torch.device, timed: int, clock: Clock
 ) -> tuple[float, list[float]]:
-    """Steps a second, and the mean losses: those of variants of one seed, crop and loss agree but for rounding."""
+    """Steps a second, and the mean losses. Variants with the same seed, crop and loss have equal losses but for
+    rounding."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     run = Run.begin(model, recipe, device, speed=variant.speed)
@@ -120,7 +122,7 @@ def _row(  # noqa: PLR0917
     run.network.train()
     run.set_rate(1e-3)
     update = prepare(run, task, variant)
-    # The recipe of a row has steps enough for those that are timed, see `phase_of`.
+    # The recipe of a row has enough steps for the timed ones, see `phase_of`.
     rate = timed_steps(run, task, update, recipe.phases[0], variant.half, timed, clock)
     if not run.losses.isfinite().all():
         raise FloatingPointError(f"the losses are {run.losses.tolist()}")

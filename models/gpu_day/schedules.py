@@ -1,4 +1,4 @@
-"""Schedules of training on a GPU that is there for minutes: each takes as many steps as its time allows."""
+"""Trains on a GPU that is available for minutes only: each schedule takes as many steps as its time allows."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -37,26 +37,29 @@ from models.training.train import Run, stream
 
 TRAINING = "training.json"
 MASKED_SHARE = 0.12
+"""The share of the steps that train with masks; they come last."""
 SMALL_BELOW, SMALL_SHARE = 3000, 0.4
-"""A schedule of fewer steps that starts from random weights begins with so large a share of small crops."""
+"""A segmentation schedule from random weights with fewer than `SMALL_BELOW` steps begins with small crops, for
+`SMALL_SHARE` of the steps."""
 EMA_SHARE = 1 / 12
-"""Of all steps, what the mean of the weights goes over at most."""
+"""The mean of the weights covers at most this share of the steps."""
 CHECKS = 8
-"""How often a schedule is sized anew to the time that is left."""
+"""Into how many parts a schedule is divided; after each but the last, it is refitted to the time that is left."""
 MARGIN = 0.97
-"""Of the time left, what a schedule is sized to."""
+"""The share of the time left that a schedule plans to use."""
 AHEAD = 10
-"""Steps that may be queued on the GPU: the clock is read that late."""
+"""How many steps may be queued on the GPU; the deadline is noticed that many steps late."""
 SCORING_S = 12.0
-"""What saving and scoring may be expected to take before they are known."""
+"""The time that is assumed for saving and scoring until it has been measured."""
 SAMPLE_EVERY = 25
 """Steps between points of the training curve."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One schedule. `name`: of its folder. `seconds`: that it may take, all included. `hold_out`: drives. `init`: the
-    model that lends its weights; None: random ones. `recipe`: fields to change, named as for `Recipe.override`."""
+    """One schedule to train. `name` also names its folder. `seconds`: what it may take from loading to scoring.
+    `hold_out`: drives that are scored and not trained on. `init`: the model whose weights it starts from; None means
+    random weights. `recipe`: fields of the recipe to change, named as in `Recipe.override`."""
 
     name: str
     seconds: float
@@ -70,20 +73,20 @@ class Plan:
         return cls(**{**data, "hold_out": tuple(data.get("hold_out", ()))})
 
     def applied(self, base: Recipe) -> Recipe:
-        """The recipe of this plan, before it is sized."""
+        """`base` with this plan's changes, and with the number of steps that `base` has."""
         return replace(base.override(self.recipe), hold_out=self.hold_out, init=self.init)
 
 
 @dataclass
 class Rates:
-    """Measured steps a second: full crops without and with masks, and small crops."""
+    """Measured steps a second of full crops without masks, of full crops with masks, and of small crops."""
 
     full: float | None = None
     masked: float | None = None
     small: float | None = None
 
     def of(self, phase: Phase, full: Phase) -> float:
-        """Of a phase, where `full` has full crops."""
+        """The rate of `phase`. `full` is a phase with full crops, which tells them from small ones."""
         rate = self.masked if phase.masks else self.full if phase.crop == full.crop else self.small
         if rate is None:
             raise RuntimeError(f"the rate of {phase} was not measured")
@@ -91,12 +94,13 @@ class Rates:
 
 
 def begins_small(recipe: Recipe, task: object, seconds: float, rates: Rates) -> bool:
+    """Whether a schedule of `seconds` begins with small crops; see `SMALL_BELOW`."""
     few = seconds * (rates.full or 0) < SMALL_BELOW
     return few and recipe.init is None and not isinstance(task, tasks.Pose)
 
 
 def fitted(base: Recipe, seconds: float, rates: Rates) -> Recipe:
-    """`base` with as many steps as fit into `seconds`; small crops first if their rate is known, masks at the end."""
+    """`base` with as many steps as fit into `seconds`: small crops first, if `rates.small` is known, and masks last."""
     last = base.phases[-1]
     forms = [replace(last, masks=False), replace(last, masks=True)]
     shares = [1 - MASKED_SHARE, MASKED_SHARE]
@@ -111,7 +115,8 @@ def fitted(base: Recipe, seconds: float, rates: Rates) -> Recipe:
 
 
 def refitted(recipe: Recipe, done: int, took_s: float, left_s: float, rates: Rates) -> Recipe:
-    """With the steps that remain sized to the time that is left, by what the first ones took."""
+    """`recipe` with its remaining steps fitted to the `left_s` seconds that are left, given that its first `done` steps
+    took `took_s` seconds."""
     last = recipe.phases[-1]
     before = 0
     gone: list[int] = []
@@ -136,8 +141,12 @@ def _ema(base: Recipe, steps: int) -> int:
 
 @dataclass
 class Trainer:
-    """Trains one schedule after another with the same captured steps: weights, moments and class weights are replaced
-    where they lie."""
+    """Trains one schedule after another with the same captured CUDA graphs. These hold addresses, so weights, moments
+    and class weights are overwritten in place.
+
+    `variant`: the form of the training step. `distillation`: the weight of distillation from the last exit. `timed`:
+    steps that measure a rate. `scoring_s`: the time to keep for saving and scoring. The other fields are set on use.
+    """
 
     model: ModelConfig
     base: Recipe
@@ -154,6 +163,7 @@ class Trainer:
     rates: Rates = field(default_factory=Rates)
 
     def begin(self, task: Any, recipe: Recipe) -> tuple[Run, Update]:
+        """Puts the run at step 0, with the weights that `recipe` starts from."""
         fresh = Run.begin(self.model, recipe, self.device, speed=self.variant.speed)
         if self.run is None or self.update is None:
             self.run, self.first = fresh, task
@@ -174,7 +184,8 @@ class Trainer:
         return self.run, self.update
 
     def measure(self, task: Any, recipe: Recipe, *names: str) -> None:
-        """Captures a step of each form, and times it, unless that was done before. The run is to begin again after."""
+        """Captures and times a step of each form in `names` that has no rate yet. It changes the weights, so `begin`
+        must follow."""
         wanted = [name for name in names if getattr(self.rates, name) is None]
         if not wanted:
             return
@@ -188,13 +199,14 @@ class Trainer:
             setattr(self.rates, name, timed_steps(run, task, update, phase, False, self.timed, self.clock))
 
     def schedule(self, plan: Plan, output: Path, deadline: float, line: Line) -> dict[str, Any]:
-        """Trains to the end of a cosine before `deadline`; writes a model directory. Returns what was done."""
+        """Trains `plan` with a learning rate that reaches 0 before `deadline`, and writes the model directory `output`.
+        Returns scores, steps, rates and losses, as JSON."""
         started = self.clock()
         recipe = plan.applied(self.base)
         if plan.init and plan.hold_out:
             line(f"{plan.name}: {plan.init} may have been trained on {', '.join(plan.hold_out)}; its score says little")
         task: Any = tasks.load(self.model, recipe, self.data, self.device)
-        wait(self.device)  # threads that load have streams of their own
+        wait(self.device)  # threads that load use streams of their own
         line(f"{plan.name}: {task.examples} examples after {self.clock() - started:.1f} s")
         self.measure(task, recipe, "full", "masked")
         brief = begins_small(recipe, task, deadline - self.clock() - self.scoring_s, self.rates)
@@ -215,7 +227,7 @@ class Trainer:
         recipe.save(output)
         scores = self.score(task, run)
         self.scoring_s = max(self.scoring_s, self.clock() - trained)
-        held_out = list(plan.hold_out) or "none: the validation split, trained on where the recipe's splits have it"
+        held_out = list(plan.hold_out) or "none: scored on the validation split, which the recipe may train on"
         result = {
             "name": plan.name, "scores": scores, "scores_of_init": before, "held_out": held_out, "init": plan.init,
             "distillation": self.distillation, "steps": run.step, "planned": recipe.steps,
@@ -228,7 +240,8 @@ class Trainer:
         return result
 
     def score(self, task: Any, run: Run) -> list[float]:
-        """In float32, by whichever algorithm cuDNN takes: to try them costs more than they bring."""
+        """The score of each exit of the mean weights, in float32. cuDNN does not search for its fastest algorithm here,
+        because the search takes longer than it saves."""
         tries, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
         try:
             with torch.autocast(self.device.type, enabled=False):
@@ -243,7 +256,8 @@ class Trainer:
     def train(  # noqa: PLR0917
         self, run: Run, update: Update, task: Any, recipe: Recipe, deadline: float, line: Line
     ) -> tuple[Recipe, list[dict[str, Any]]]:
-        """The recipe as it was in the end, and the losses on the way."""
+        """Trains until the recipe's steps are done or `deadline` has come. Returns the recipe as last refitted, and
+        the losses at every `SAMPLE_EVERY`th step."""
         started = self.clock()
         self._use(task, recipe)
         curve: list[tuple[int, Tensor]] = []
@@ -293,10 +307,11 @@ def schedules(
     model: ModelConfig | None = None,
     recipe: Recipe | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains every plan, one after the other, in this process. Writes `output/PLAN/` (a model directory) for each, and
-    `TRAINING` (curves and scores) after each. A plan that fails costs itself only.
+    """Trains every plan, one after the other, in this process. After each it writes the model directory `output/PLAN/`
+    and the curves and scores of all plans so far, in `TRAINING`. If a plan fails, the next one is trained.
 
-    `variant`: default: the winner of `output/profile.json`; without one, the best guess.
+    `variant`: the form of the training step; None means the fastest in `output/profile.json`, or a fixed one for the
+    device if there is no such file.
     """
     where = torch.device(device)
     usual = BEST if where.type == "cuda" else CPU
@@ -316,7 +331,7 @@ def schedules(
             ends = min(deadline, clock() + plan.seconds)
             try:
                 results.append(trainer.schedule(plan, output / plan.name, ends, line))
-            except Exception as error:  # whatever it raises costs this plan only
+            except Exception as error:  # any error ends this plan only
                 results.append({"name": plan.name, "error": f"{type(error).__name__}: {error}"[:1000]})
                 line(f"{plan.name}: failed: {results[-1]['error']}")
                 if chosen.kernels:

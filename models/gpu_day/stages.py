@@ -1,7 +1,7 @@
-"""Stages in order of value, each in a process of its own with a time limit: one that fails costs no other.
+"""Runs stages in order of value, each in its own process with a time limit, so that a failure ends one stage only.
 
 A stage is a function `job(...)` in a module that is imported in the stage's own process; see `models.gpu_day.__main__`
-for what it is given. Everything is written when it happens, so that whatever ends the run leaves what was found.
+for its arguments. The report is written while the stages run, so that it is kept whatever ends the run.
 """
 
 import json
@@ -21,24 +21,25 @@ from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
 FILES = 8
-"""Files that the output may have."""
+"""How many files the output may have."""
 FILE_BYTES = 15 * 2**20
-"""Bytes that each of them may have."""
+"""How many bytes each of them may have."""
 LOG_BYTES = 4 * 2**20
-"""Of either end of the log; what is between is left out."""
+"""How many bytes are kept of the beginning and of the end of the log."""
 LEAST_S = 3.0
-"""A stage that has less time than this is skipped: starting its process takes longer."""
+"""A stage is skipped if less time than this is left, because starting its process takes longer."""
 MISSING = 3
-"""Exit status of a stage that lacks something optional."""
+"""The status of a stage's process that lacks an optional package or a GPU."""
 
 
 class MissingError(Exception):
-    """Something optional is not there, so that a stage has nothing to do."""
+    """An optional package or a GPU is missing, so the stage has nothing to do."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`job` is "module:function", `options` are further arguments for it; `limit_s` includes starting its process."""
+    """A part of the run. `job`: "module:function". `options`: arguments of the function. `limit_s`: its time, including
+    the start of its process."""
 
     name: str
     limit_s: float
@@ -48,7 +49,7 @@ class Stage:
 
 @dataclass
 class Result:
-    """What became of a stage. `status`: done, failed, killed (at its limit) or skipped, which no failure is."""
+    """The outcome of a stage. `status`: done, failed, killed (at its limit) or skipped (which counts as a success)."""
 
     name: str
     status: str
@@ -58,7 +59,7 @@ class Result:
 
 
 class Report:
-    """report.txt, report.json and log.txt of a run: on disk whenever a method returns."""
+    """Writes report.txt, report.json and log.txt of a run. They are complete on disk after every call."""
 
     def __init__(self, output: Path, about: Mapping[str, object], say: Callable[[str], object] = print) -> None:
         output.mkdir(parents=True, exist_ok=True)
@@ -110,10 +111,10 @@ def run(
     arguments: Mapping[str, object],
     environment: Mapping[str, str] | None = None,
 ) -> bool:
-    """Run `stages` within `minutes`; `arguments` go to every job. Whether all that ran succeeded.
+    """Runs `stages` within `minutes`, with `arguments` for every job. Returns whether all that ran succeeded.
 
-    A stage may also take what those before it left of their limits. All share a folder for compiled kernels, which is
-    removed at the end.
+    A stage may also use the time that earlier stages left of their limits. All share a folder for compiled kernels,
+    which is removed at the end.
     """
     end_s = time.monotonic() + 60 * minutes
     spare_s = 0.0
@@ -145,14 +146,14 @@ def run(
 
 
 def pack(output: Path) -> None:
-    """Put every folder of `output` into a tar file of its own, so that there are few files."""
+    """Packs every folder of `output` into a tar file, so that there are few files."""
     for folder in [path for path in output.iterdir() if path.is_dir()]:
         shutil.make_archive(str(folder), "tar", output, folder.name)
         shutil.rmtree(folder)
 
 
 def excess_of(output: Path) -> str:
-    """How the files of `output` go beyond what it may have; empty if they do not."""
+    """A sentence that says which limit the files of `output` exceed; empty if none."""
     files = [path for path in output.rglob("*") if path.is_file() and not path.name.endswith(".part")]
     found = [
         f"{path.relative_to(output)} has {path.stat().st_size} bytes, more than {FILE_BYTES}"
@@ -168,7 +169,7 @@ def _run_one(
     stage: Stage, report: Report, limit_s: float, arguments: Mapping[str, object], environ: Mapping[str, str]
 ) -> Result:
     began_s = time.monotonic()
-    seconds = limit_s - min(2.0, 0.1 * limit_s)  # a job that minds its time ends before it is killed
+    seconds = limit_s - min(2.0, 0.1 * limit_s)  # a job that keeps its deadline ends before it is killed
     call = {**arguments, **stage.options, "seconds": seconds}
     command = [sys.executable, "-m", "models.gpu_day", stage.job, json.dumps(call)]
     report.log.write(f"\n=== {stage.name}, {limit_s:.0f} s ===\n".encode())
@@ -220,7 +221,7 @@ def _verdict(status: int, killed: bool, limit_s: float) -> tuple[str, str]:
     if status == 0:
         return "done", ""
     if status == MISSING:
-        return "skipped", "something optional is missing, see the line above"
+        return "skipped", "an optional package or a GPU is missing, see the line above"
     if status < 0:
         return "failed", f"its process died of {signal.Signals(-status).name}"
     return "failed", f"its process ended with status {status}"

@@ -1,6 +1,6 @@
-"""Training as stages: which form of a step is fastest, then schedules that fill the time.
+"""Training as two stages: one finds the fastest form of a step, the other trains schedules that fill the time.
 
-By itself, `python -m models.gpu_day.training profile|schedule`; needs PyTorch with CUDA, Triton and pydantic.
+`python -m models.gpu_day.training profile|schedule` runs one alone. It needs PyTorch with CUDA, Triton and pydantic.
 """
 
 import argparse
@@ -36,7 +36,8 @@ def schedules(  # noqa: PLR0917 - a job is given them by name
     plans: Sequence[Mapping[str, Any]],
     how: Mapping[str, Any],
 ) -> bool:
-    """`plans`: fields of `Plan`; `how`: the model's `name`, `init` of plans that have none, and `distillation`."""
+    """Trains `plans`, each given by the fields of `Plan`. `how`: the model's `name`, the `init` of plans without one,
+    and `distillation`."""
     torch.set_float32_matmul_precision("high")
     usual = {"init": how.get("init")}
     planned = [Plan.from_json({**usual, **plan}) for plan in plans]
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--plan", type=_plan, action="append", default=[], metavar="JSON", help="fields of a plan")
     parser.add_argument("--distillation", type=float, default=0.0)
-    parser.add_argument("--rows", type=int, default=len(VARIANTS), help="of the profile, the first so many")
+    parser.add_argument("--rows", type=int, default=len(VARIANTS), help="profile only so many variants")
     parser.add_argument(
         "--benchmark", action=argparse.BooleanOptionalAction, default=True, help="let cuDNN try algorithms"
     )

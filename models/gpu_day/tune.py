@@ -1,4 +1,4 @@
-"""Measures how each masked layer is fastest, and keeps it in the file that the executor reads."""
+"""Measures the fastest tile of each masked layer, and saves it in the file that the executor reads."""
 
 import shutil
 import time
@@ -9,7 +9,8 @@ from models.gpu_day.stages import MissingError
 
 
 def tune(output: Path, deadline: float, line: Callable[[str], None], device: str, networks: Sequence[str]) -> bool:
-    """`networks`: each CONFIGURATION@HxW. The file is written after each, with a copy of it in `output`."""
+    """Measures the layers of `networks`, each given as CONFIGURATION@HxW. After each, writes the file and copies it to
+    `output`."""
     if device == "cpu":
         raise MissingError("without a GPU there is nothing to measure")
     import torch  # noqa: PLC0415 - takes seconds, and the dry run has nothing to measure
@@ -23,7 +24,7 @@ def tune(output: Path, deadline: float, line: Callable[[str], None], device: str
     longest_s = 0.0
     for each in networks:
         if deadline - time.monotonic() < longest_s:
-            line(f"{each}: no time left, it is measured when it is served")
+            line(f"{each}: no time left; the server measures it when it starts")
             continue
         began_s = time.monotonic()
         name, _, text = each.partition("@")
@@ -37,7 +38,7 @@ def tune(output: Path, deadline: float, line: Callable[[str], None], device: str
         spent_s = time.monotonic() - began_s
         longest_s = max(longest_s, spent_s)
         dense = sum(tuning.dense_from < NEVER_DENSE for tuning in tunings.values())
-        line(f"{each}: {len(tunings)} layers in {spent_s:.1f} s, {dense} of them dense when much is active")
+        line(f"{each}: {len(tunings)} layers in {spent_s:.1f} s, {dense} of them dense at a high active share")
         del state, executor
         torch.cuda.empty_cache()
     return True

@@ -1,4 +1,4 @@
-"""Forms of a training step that compute the same at different speeds, and how fast a form is."""
+"""Forms of a training step, which compute the same at different speeds, and the measurement of their speed."""
 
 import gc
 import json
@@ -19,19 +19,19 @@ Line = Callable[[str], None]
 Clock = Callable[[], float]
 
 TIMED = 15
-"""Steps that the rate of a form is taken from."""
+"""How many steps measure the rate of a form."""
 BENCHMARKED = 4
-"""Algorithms that cuDNN tries for a convolution."""
+"""How many algorithms cuDNN tries for a convolution."""
 SMALL_BATCH, SMALL_CROP, SMALL_SCALE = 64, (192, 256), (0.4, 1.2)
-"""Of small crops."""
+"""Batch, size and zoom of small crops."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A form of a training step. `loss`: the kernel for the loss. `off`: kernels of fused/layers.py not to use.
-    `benchmark`: cuDNN tries algorithms, which it does at a convolution's first call in a process only. `half`: labels
-    at half resolution. `masks`: exits mask what follows. `small`: small crops. The last three train something else, so
-    that they are measured and never win."""
+    """A form of a training step. `padded`, `kernels`, `channels_last`: see `Speed`. `loss`: use the kernel for the
+    loss. `off`: kernels of fused/layers.py that are not used. `benchmark`: cuDNN tries algorithms, which it does only
+    at a convolution's first call in a process. `half`: labels at half resolution. `masks`: exits mask what follows.
+    `small`: small crops. The last three compute something else, so they are measured but cannot win."""
 
     name: str
     padded: bool = True
@@ -69,11 +69,11 @@ VARIANTS = (
     replace(BEST, name="its loss at half resolution", half=True),
 )
 CPU = Variant("not padded, no kernels", padded=False, kernels=False, loss=False)
-"""On a device without Triton."""
+"""The form on a device without Triton."""
 
 
 def small(full: Phase) -> Phase:
-    """With small crops, of which more fit into the time."""
+    """`full` with small crops, which take less time each."""
     return replace(full, batch=SMALL_BATCH, crop=SMALL_CROP, scale=SMALL_SCALE, masks=False)
 
 
@@ -82,7 +82,7 @@ def phase_of(variant: Variant, full: Phase) -> Phase:
 
 
 def prepare(run: Run, task: tasks.Task, variant: Variant, distillation: float = 0.0) -> Update:
-    """The update of a run, in the form of `variant`. Raises RuntimeError where that needs a GPU and there is none."""
+    """The update of a run, in the form of `variant`. Raises RuntimeError if that needs a GPU and there is none."""
     device = next(run.network.parameters()).device
     if (variant.kernels or variant.loss) and device.type != "cuda":
         raise RuntimeError(f"the kernels of {variant.name!r} need a GPU, and the device is {device.type}")
@@ -112,7 +112,7 @@ def wait(device: torch.device) -> None:
 def timed_steps(  # noqa: PLR0917
     run: Run, task: tasks.Task, update: Update, phase: Phase, halved: bool, steps: int, clock: Clock
 ) -> float:
-    """Steps a second, once a step of this form is captured. The whole step: batch, update, mean."""
+    """Steps a second, measured after a step of this form is captured. A step is batch, update and mean of weights."""
     device = next(run.network.parameters()).device
 
     def step(number: int) -> None:
@@ -151,6 +151,6 @@ def write(path: Path, value: object) -> None:
 
 
 def variant_of(row: Mapping[str, Any]) -> Variant:
-    """From what `asdict` made of it, and JSON of that."""
+    """The variant in a row of the profile, which holds its fields."""
     values: dict[str, Any] = {key: value for key, value in row.items() if key in Variant.__dataclass_fields__}
     return Variant(**{**values, "off": tuple(values["off"])})

@@ -19,7 +19,7 @@ STRIDE = 4
 MULTIPLE = 32
 """Heights and widths of inputs are multiples of this: three strided stages follow the quarter."""
 MAX_SIDE = 1 << 17
-"""The longest side of an image in pixels: at half of it rows and columns are numbered in 16 bits."""
+"""The longest side of an image in pixels: the CPU kernels number rows and columns at half the size in 16 bits."""
 MAX_BOX_RATIO = 3.0
 """The longest side of a person's box, as a multiple of the image's longer side."""
 BOX_MARGIN = 1.25

@@ -1,6 +1,6 @@
 """ADP-C (Liu et al., ICLR 2022): an HRNet with an exit after each stage, and masks from each exit to the next.
 
-The trainable network with the reference meaning.
+This network is trained, and its results are the reference that every executor is compared with.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ class Layer1(Step):
 
 @dataclass(frozen=True)
 class StageModule(Step):
-    """A `HighResolutionModule`: the one at `index` (from 0) of `stage` (2 to 4). The transition into the stage comes
-    with its first."""
+    """The `HighResolutionModule` at `index` (from 0) of `stage` (2 to 4). The step of index 0 also computes the
+    transition into the stage."""
 
     stage: int
     index: int
@@ -64,7 +64,7 @@ class ExitHead(Step):
 class AdpcNet(Network):
     """HRNet with one exit or four; every mode of the paper is a configuration of it.
 
-    Tensors are called as in the released checkpoints, so that their weights load as they are.
+    Parameters have the names of the released checkpoints, so that these load without renaming.
     """
 
     config: AdpcConfig
@@ -103,8 +103,8 @@ class AdpcNet(Network):
         self.steps = self._steps()
 
     def _head(self, make: Make, stage: int, channels: tuple[int, ...]) -> Chain:
-        """The head after a stage that has branches of these channels. Heads before the last may be redesigned
-        (section 2, "Head Redesign"); the last keeps the original one."""
+        """The head after a stage whose branches have these channels. Heads before the last may be redesigned (section
+        2, "Head Redesign"); the last head always has the original design."""
         config = self.config
         redesigned = config.heads == "redesigned" and stage < 4
         momentum = config.backbone.bn_momentum
@@ -171,7 +171,7 @@ class AdpcNet(Network):
         return Progress(xs, masks, scores, decided)
 
     def transition(self, stage: int) -> Transition:
-        """What leads into `stage`."""
+        """The layers that make the branches of `stage` from those of the stage before."""
         transition = self.get_submodule(f"transition{stage - 1}")
         assert isinstance(transition, Transition)
         return transition
@@ -189,7 +189,8 @@ class AdpcNet(Network):
         return head
 
     def read(self, xs: tuple[Tensor, ...], step: ExitHead) -> Tensor:
-        """What that head reads of the branches, finest first: (N, C, h, w) at the size of the finest."""
+        """The input of the head of `step`, (N, C, h, w) at the size of the finest branch. `xs`: branches, the finest
+        first."""
         plain_pose = self.config.task == "pose" and (step.stage == 4 or self.config.heads == "plain")
         if plain_pose or len(xs) == 1:
             return xs[0]
@@ -217,16 +218,18 @@ class AdpcNet(Network):
         masking = self.config.masking
         if masking is None or tensor.shape != (masking.window, masking.window):
             raise ValueError(
-                f"{released} is a {'x'.join(map(str, tensor.shape))} window, but {self.config.name} has "
-                f"{f'{masking.window}x{masking.window}' if masking else 'no masks'}; choose a configuration with it"
+                f"{released} has a window of {'x'.join(map(str, tensor.shape))}, but {self.config.name} has "
+                f"{f'{masking.window}x{masking.window}' if masking else 'no masks'}; choose one with that window"
             )
 
     def may_lack(self, name: str) -> bool:
-        """Every Lambda keeps its initial value, as where the paper starts from ImageNet (appendix C)."""
+        """Every Lambda may be missing, and then keeps its initial value, as when the paper starts from ImageNet
+        (appendix C)."""
         return name.endswith(".Lambda")
 
     def passes_over(self, name: str) -> bool:
-        """Networks that read every branch fuse more in their last module than this one may."""
+        """The last module of this network may fuse into the finest branch only; then the other network's fuse layers
+        into coarser branches are left out."""
         return self.config.backbone.last_module_fuses_finest_only and ".fuse_layers." in name
 
 

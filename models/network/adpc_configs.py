@@ -1,6 +1,6 @@
 """Configurations of HRNet with exits: every row of the paper's tables, and the shipped models.
 
-The family of one-exit HRNet, of early exits (EE), redesigned heads (RH) and of ADP-C. Needs no torch.
+One family holds one-exit HRNet, early exits (EE), redesigned heads (RH) and ADP-C. Needs no torch.
 """
 
 from dataclasses import replace

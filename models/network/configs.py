@@ -1,6 +1,6 @@
-"""What every network's configuration holds, whatever its family: the task, the size, the labels, the masks.
+"""What the configurations of all families hold: the task, the size, the labels, the masks.
 
-`config.json` of a model directory. Needs no torch.
+A model directory stores its configuration in `config.json`. Needs no torch.
 """
 
 from abc import ABC, abstractmethod
@@ -68,7 +68,7 @@ class Masking:
 
 
 PAPER_MASKING = {"segmentation": Masking("max_probability", 0.998), "pose": Masking("max_score", 0.002)}
-"""The paper's masks by task. A network without masks reports its active share by them."""
+"""The paper's masks for each task. A network without masks reports the active share that these would give."""
 
 
 @value(kw_only=True)

@@ -14,8 +14,8 @@ from models.validation import from_json
 
 @dataclass(frozen=True)
 class Family:
-    """`config`: the class of its configurations, whose `family` is the key in `FAMILIES`. `named`: those with a name of
-    their own. `network`: "module:class" of the network."""
+    """A family of networks. `config`: the class of its configurations, whose `family` is the key in `FAMILIES`.
+    `named`: the configurations that can be asked for by name. `network`: "module:class" of the network."""
 
     config: type[ModelConfig]
     named: tuple[ModelConfig, ...]
@@ -31,15 +31,15 @@ CONFIGS: dict[str, ModelConfig] = {config.name: config for family in FAMILIES.va
 
 
 def config(name: str) -> ModelConfig:
-    """Raises ValueError for an unknown name, and lists the known ones."""
+    """The configuration of that name. Raises ValueError, which lists the known names, if there is none."""
     if name not in CONFIGS:
         raise ValueError(f"no configuration is called {name!r}; there are {', '.join(sorted(CONFIGS))}")
     return CONFIGS[name]
 
 
 def config_from_json(data: Any) -> ModelConfig:
-    """The configuration in the JSON of a `config.json`. Raises ValueError on a family that is not there, and on a field
-    that is missing, unknown or without meaning."""
+    """The configuration in the JSON of a `config.json`. Raises ValueError if the family is unknown, or if a field is
+    missing, unknown or invalid."""
     if not isinstance(data, Mapping):
         raise ValueError(f"not a model configuration: {data!r:.80}; give an object")  # noqa: TRY004 - it is of a file
     values = dict(data)

@@ -19,7 +19,7 @@ from models.network.network import build_network
 
 @dataclass(frozen=True)
 class Cost:
-    """Convolutions that give feature maps of one size, all of them masked or none.
+    """The cost of convolutions whose results have one size. Either all of them are masked or none is.
 
     `dense`: their multiply-adds. `interpolation`: their sum of C_out * window^2 * h * w; 0 where nothing is masked.
     """
@@ -40,12 +40,12 @@ class Cost:
 
 
 Costs = Mapping[tuple[Size, bool], Cost]
-"""By feature size, and masked or not."""
+"""Costs by (feature size, whether masked)."""
 
 
 @lru_cache(maxsize=256)  # executors ask at every exit
 def costs(model: ModelConfig, height: int, width: int) -> tuple[Costs, ...]:
-    """For every exit, what is computed between the exit before and it.
+    """For every exit, the costs of the steps that lead to it from the exit before.
 
     `height` and `width` are the input's, padded up to multiples of 32. All feature sizes divide those, so that every
     count is in proportion to the area.

@@ -1,6 +1,6 @@
 """HRNet's blocks, modules and transitions (Sun et al., CVPR 2019; Wang et al., TPAMI 2020).
 
-Tensors are called as in the released weights. A `Make` makes every convolution and decides whether it is masked.
+Parameters have the names of the released weights. A `Make` makes every convolution and decides whether it is masked.
 """
 
 from collections.abc import Callable, Sequence
@@ -104,8 +104,8 @@ def _fuse(make: Make, channels: Sequence[int], source: int, target: int, momentu
 
 
 class Transition(nn.ModuleList, MaskAware):
-    """Into a stage with one branch more, which is made from the coarsest one. A branch whose channels fit is passed on,
-    any other is convolved to fit."""
+    """The transition into a stage with one more branch, which is made from the coarsest one. A branch whose channels
+    fit is passed on; any other is convolved to fit."""
 
     def __init__(self, make: Make, before: Sequence[int], after: Sequence[int], momentum: float) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Masked convolution: active positions are convolved, inactive ones interpolated (equations 3-6).
 
-This is the reference meaning, which computes every position and then applies the mask; executors save the work.
+This code is the reference: it computes every position and then applies the mask. Executors save that work.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a network of any family is to those who run, count, train, save and load it, and how one is built.
+"""The interface of networks of all families to the code that runs, counts, trains, saves and loads them.
 
 A family derives its network from `Network`, its kinds of steps from `anytime.Step`, and, if its requests remember more
 than features, its progress from `Progress`.
@@ -25,8 +25,8 @@ class Progress:
     """How far a batch of N inputs has come; a value, so that nothing of a request is kept on a module.
 
     `features`: what the next step reads; before the first one, the images (N, 3, H, W). `masks`: those of the latest
-    exit, under which the next stage is computed; None: every position is. `scores`: float (N, outputs, H / 4, W / 4) of
-    the latest exit after carry-over (equation 7). `decided`: uint8 (N, 1, H / 4, W / 4), see `Exit`.
+    exit, under which the next stage is computed; None means everywhere. `scores`: of the latest exit, after carry-over
+    (equation 7), float (N, outputs, H / 4, W / 4). `decided`: uint8 (N, 1, H / 4, W / 4), see `Exit`.
 
     Fields of a derived class are tensors whose first dimension is N, `Masks`, dataclasses or tuples of these, or values
     that are equal for all inputs that stand at one step; see `batched` and `one_of`.
@@ -54,7 +54,7 @@ class Stepwise(Protocol):
         """
 
     def advance(self, progress: Progress, step: Step) -> Progress:
-        """The progress after `step`, the one that `progress` waits for. `progress` is left as it is."""
+        """The progress after `step`, which must be the next step of `progress`. Does not change `progress`."""
 
 
 class Network(nn.Module, ABC):
@@ -100,18 +100,18 @@ class Network(nn.Module, ABC):
         can be taken from a network for another task."""
 
     def own_name(self, released: str, tensor: Tensor) -> str | None:
-        """What this network calls a tensor of a released checkpoint, whose wrappers' prefixes have been taken off; None
-        if the network has no use for it. Raises ValueError if it shows that the checkpoint is of another
-        configuration."""
+        """This network's name for a tensor of a released checkpoint, None if the network does not need the tensor.
+        `released`: the name there, without the prefixes of wrappers. Raises ValueError if the tensor shows that the
+        checkpoint is of another configuration."""
         return released
 
     def may_lack(self, name: str) -> bool:
-        """Whether weights that were trained without masks, or a backbone alone, may be without this tensor, which then
+        """Whether a tensor may be missing in weights that were trained without masks, or in a backbone alone. It then
         keeps its initial value."""
         return False
 
     def passes_over(self, name: str) -> bool:
-        """Whether a tensor that this network does not have is left out when a backbone alone is taken."""
+        """Whether a tensor that this network lacks may be ignored when only the backbone is loaded."""
         return False
 
 
@@ -123,13 +123,14 @@ def build_network(config: ModelConfig) -> Network:
 
 
 def batched(progresses: Sequence[Progress]) -> Progress:
-    """Progresses that stand at one step as one batch. Raises ValueError if values differ that must be equal."""
+    """Joins progresses that wait for the same step into one batch. Raises ValueError if they differ in a value that a
+    batch must share."""
     joined: Progress = _join(progresses)
     return joined
 
 
 def one_of(progress: Progress, index: int) -> Progress:
-    """One input's progress out of a batch, with memory of its own, so that it can outlive the others."""
+    """Copies one input's progress out of a batch. It shares no memory with the batch, so it can outlive it."""
     found: Progress = _pick(progress, index)
     return found
 

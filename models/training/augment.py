@@ -1,7 +1,6 @@
-"""Augmentation of a whole batch on its device: one affine resampling and one colour transform an image.
+"""Augmentation of a whole batch on its device: one affine resampling and one colour transform for each image.
 
 Every random number is drawn on the CPU from a generator that is passed in, so that a batch depends on its seed alone.
-Imports no network.
 """
 
 import math
@@ -16,14 +15,15 @@ from models.network.configs import Share
 from models.validation import value
 
 Range = tuple[float, float]
-"""From, to."""
+"""The smallest and the largest value."""
 
 
 @value()
 class Augmentation:
-    """How much to vary. `rotation_deg`, `shift` (share of the crop): largest amount either way. `colour`: largest
-    relative change of brightness, contrast and saturation; `tint`: of each of red, green and blue alone. `gamma`:
-    largest factor of the exponent. `cutmix`: probability of pasting a rectangle of another image (segmentation).
+    """How much training images vary. `rotation_deg`, `shift` (a share of the crop): the largest amount in either
+    direction. `colour`: the largest relative change of brightness, contrast and saturation. `tint`: the largest
+    relative change of red, green and blue, each by itself. `gamma`: the exponent lies between 1 / gamma and gamma.
+    `cutmix`: the probability of pasting a rectangle of another image (segmentation).
     """
 
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
@@ -41,8 +41,8 @@ def uniform(generator: torch.Generator, count: int, low: float, high: float) -> 
 
 
 def zooms(how: Augmentation, scales: Range, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The linear part of each image's map, from offsets in the crop to offsets in the image (both in pixels, from
-    their centres): float32 (count, 2, 2); and whether it mirrors: bool (count,)."""
+    """Random linear maps, float32 (count, 2, 2), and whether each mirrors, bool (count,). A map turns an
+    offset in the crop into one in the image, both in pixels from the crop's centre."""
     scale = torch.exp(uniform(generator, count, math.log(scales[0]), math.log(scales[1])))
     angle = uniform(generator, count, -how.rotation_deg, how.rotation_deg).deg2rad()
     mirrored = (torch.rand(count, generator=generator) < 0.5) & how.flip
@@ -52,7 +52,8 @@ def zooms(how: Augmentation, scales: Range, count: int, generator: torch.Generat
 
 
 def place(linear: Tensor, size: tuple[int, int], crop: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Centres (count, 2), x and y in the image, of crops that lie inside it where they fit, and else contain it."""
+    """Random centres of crops, (count, 2), x and y in the image. In each direction, a crop lies inside the image if it
+    fits, and covers the whole image if it does not."""
     count = len(linear)
     reach = (linear.abs() @ torch.tensor([crop[1], crop[0]], dtype=torch.float32)) / 2
     extent = torch.tensor([size[1], size[0]], dtype=torch.float32)
@@ -69,7 +70,7 @@ def grid(linear: Tensor, centre: Tensor, size: tuple[int, int], crop: tuple[int,
 
 
 def colours(how: Augmentation, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Per image: matrix (count, 3, 3), offset (count, 3) and exponent (count,) for RGB in 0..1."""
+    """Random colour transforms of RGB in 0..1: matrices (count, 3, 3), offsets (count, 3) and exponents (count,)."""
     brightness, contrast, saturation = (uniform(generator, count, 1 - how.colour, 1 + how.colour) for _ in range(3))
     luma = torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)
     matrix = saturation[:, None, None] * torch.eye(3) + (1 - saturation)[:, None, None] * luma
@@ -91,7 +92,7 @@ def resample(
     outside: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """uint8 (N, 3, H, W) at the grid -> float32 (N, 3, h, w), recoloured and normalised.
+    """Samples images, uint8 (N, 3, H, W), at the grid `where`; returns float32 (N, 3, h, w), recoloured and normalised.
 
     `normal`: mean and standard deviation, (3,) each. `outside`: (3,), the normalised colour beyond the image.
     """
@@ -105,13 +106,15 @@ def resample(
 
 
 def resample_labels(labels: Tensor, where: Tensor, void: int) -> Tensor:
-    """uint8 (N, H, W) at the grid, nearest -> int64 (N, h, w), `void` outside of the image."""
+    """Samples labels, uint8 (N, H, W), at the grid `where`, nearest; returns int64 (N, h, w), `void` outside of the
+    image."""
     shifted = F.grid_sample(labels[:, None].float() - void, where, mode="nearest", align_corners=False)
     return shifted[:, 0].long() + void
 
 
 def cutmix(images: Tensor, labels: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Paste a rectangle (a quarter to half of each side) of the next image of the batch, with this probability."""
+    """Pastes a rectangle of the image before it in the batch into each image and its labels, with this probability.
+    The rectangle's sides are a quarter to half of the image's."""
     count, (height, width), device = len(images), images.shape[-2:], images.device
     inside = (torch.rand(count, generator=generator) < probability).view(-1, 1, 1).to(device, non_blocking=True)
     for extent, shape in ((height, (count, -1, 1)), (width, (count, 1, -1))):

@@ -1,8 +1,8 @@
-"""People cut out of their images, in one small file: what a machine without the data set trains and scores a pose
-network on.
+"""A small file of people cut out of their images, with which a machine without the data set can train and score a pose
+network.
 
-For each split the file holds the crops as WebP, one after the other, and their joints. It also holds the skeleton; a
-file without one is of MPII's joints.
+For each split, the file holds the crops as WebP, one after the other, and their joints. It also holds the skeleton; the
+joints of a file without one are MPII's.
 """
 
 import io
@@ -21,7 +21,7 @@ from models.data.people import Person, Skeleton, crop
 
 SKELETON = "skeleton"
 METHOD = 6
-"""Of WebP's encoder: the slowest one, which makes the smallest files."""
+"""WebP's slowest encoding method, which makes the smallest files."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def load(path: Path, split: str, side: int, room: float) -> list[tuple[NDArray[n
         stored, stored_room = int(held[f"{split}.side"]), float(held[f"{split}.room"])
     if abs(stored_room - room) > 1e-6:
         raise ValueError(
-            f"{path} has crops {stored_room:g} times as wide as the person for {split}, {room:g} is needed"
+            f"the crops of {split} in {path} are {stored_room:g} times as wide as the person; the task needs {room:g}, "
+            "so save the file anew with that room"
         )
     scaled = joints.copy()
     scaled[:, :, :2] = (joints[:, :, :2] + 0.5) * (side / stored) - 0.5

@@ -13,7 +13,7 @@ from server.engine.shared_memory import Layout
 
 
 class Stop(enum.StrEnum):
-    """Why a request ended. The first five come with an answer and are on the wire; the metrics count by all."""
+    """Why a request ended. The first five come with an answer and are on the wire; metrics count requests by all."""
 
     COMPLETE = "complete"
     QUALITY = "quality"
@@ -111,7 +111,7 @@ class ModelFacts:
     """What a worker knows of a loaded model.
 
     `macs`: multiply-adds of the dense network from the image to each exit, at the configured size.
-    `seconds`: the same way of the time, measured under masks while warming up.
+    `seconds`: seconds from the image to each exit at that size, measured under masks while warming up.
     `calibrated`: requests may ask for `quality`.
     `executor`: what runs the model; `reason`: why, empty if there was no choice.
     """

@@ -93,7 +93,7 @@ class Supervisor:
         self._lost = lost
         self._busy = busy
         self._unsent: OrderedDict[tuple[type[Command], int], Command] = OrderedDict()
-        """Commands that the worker's socket has no room for: of each kind, the newest for a job."""
+        """Commands that wait for room in the worker's socket. For each job, only the newest of each kind is kept."""
         self._outgoing = b""
         """The rest of a command that was sent in part."""
         self._incoming = bytearray()

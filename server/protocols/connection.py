@@ -21,7 +21,7 @@ from server.protocols.replies import error_body, to_json
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket. When a server shuts down, uvicorn's closes again what is closed already, and fails."""
+    """uvicorn's WebSocket without a fault: at shutdown, it closes sockets again that are closed already, and fails."""
 
     def shutdown(self) -> None:
         with suppress(InvalidState):

@@ -16,7 +16,7 @@ class ScheduledJob:
 
     `shape`: the network input's height and width, which decide the cost. `steps`: for each step of the model, the exit
     that it completes, or None. `compute_deadline_s`: the worker's copy of the deadline, which may move. `exit`: the
-    latest exit, 0 before the first. `used_s`: seconds computed so far; all other time since its arrival it waited.
+    latest exit, 0 before the first. `used_s`: seconds of computation so far, without the time that it waited.
     `good_enough`: the latest exit meets the quality that was asked for.
     """
 
@@ -47,7 +47,8 @@ class Scheduler:
     remembered for ever: every job would be refused, and none would show that the machine is fast again."""
 
     NOISE_S = 0.002
-    """Differences to the usual start below this are noise. It is less than `Costs.safe_s` spares."""
+    """A start that differs from the usual one by less than this counts as usual. It is less than the reserve of
+    `Costs.safe_s`."""
 
     def __init__(self, costs: Costs, cap: TrafficCap | None = None) -> None:
         self.costs = costs
@@ -59,10 +60,10 @@ class Scheduler:
         return len(self._jobs)
 
     def add(self, job: ScheduledJob, now_s: float) -> float | None:
-        """Take a job and return None, or refuse it and return the seconds that it would have to wait.
+        """Take a job and return None, or refuse it and return the seconds after which it may be tried again.
 
-        A job is refused if waiting for others would make it late, or if it would make another job late. It would have
-        to wait for its turn in the first case, and until every job has its required exit in the second.
+        A job is refused if waiting for others would make it late; the seconds are then those until its turn. It is also
+        refused if it would make another job late; the seconds are then those until every job has its required exit.
         """
         before, after = self._ready_s(), self._ready_s(job)
         ready_s, alone_s = after.pop(job.spec.key), self._typical_s(job, job.spec.required)
@@ -76,7 +77,8 @@ class Scheduler:
         return None
 
     def _ready_s(self, *more: ScheduledJob) -> dict[int, float]:
-        """Typical seconds until each job that still waits for its required exit has it, by key, if `more` is added."""
+        """For each job that lacks its required exit, by key: the typical seconds until it has it. `more` jobs are
+        counted as if they had been added."""
         work = []
         for job in (*self._jobs.values(), *more):
             required, key = job.spec.required, job.spec.key
@@ -140,7 +142,7 @@ class Scheduler:
         return None
 
     def _fits(self, job: ScheduledJob, now_s: float) -> bool:
-        """Whether the next exit will be there in time, at the safe estimate."""
+        """Whether the next exit will be ready by the deadline, at the safe estimate."""
         safe_s = self.costs.safe_s(job.spec.model, job.shape, job.exit + 1)
         deadline_s = job.compute_deadline_s
         return now_s < deadline_s and self._virtual_start_s(job, now_s) + safe_s <= deadline_s
@@ -156,11 +158,11 @@ class Scheduler:
         return self.costs.typical_s(job.spec.model, job.shape, exit_index)
 
     def _virtual_start_s(self, job: ScheduledJob, now_s: float) -> float:
-        """When the job would have started, had it never waited since: now minus compute used, snapped to the usual
-        start within `NOISE_S`.
+        """When the job would have started if it had not waited: now minus compute used, snapped to the usual start
+        within `NOISE_S`.
 
-        Decode jitter therefore cannot change which exit is reached on an idle device. A job that starts earlier than
-        usual by more than `NOISE_S` gains the rest of that time, so that it loses no exit that there is time for.
+        Decode jitter therefore cannot change which exit is reached on an idle device. If a job is earlier than usual by
+        more than `NOISE_S`, only `NOISE_S` of that is given up, so that it reaches every exit that there is time for.
         """
         start_s = now_s - job.used_s
         usual_s = job.spec.usual_start_s

@@ -26,11 +26,11 @@ PANELS: Mapping[PaperFigure, str] = {"exits": "GMACs", "criteria": "GMACs, mean 
 
 @dataclass
 class ComparisonReport:
-    """The results of every variant that is scored.
+    """The results of every variant that has been scored.
 
-    `about`: what all of them share, as JSON. `found`: by variant, what `evaluate.segmentation` returned, the `step` of
-    its weights and the `hardware`. JSON and table are written after every variant, so that a run that is stopped leaves
-    what it found.
+    `about`: what all variants share, as JSON. `found`: for each variant, the result of `evaluate.segmentation`, the
+    `step` of its weights and the `hardware`. JSON and table are written after every variant, so that a run that is
+    stopped keeps its results.
     """
 
     output: Path
@@ -148,7 +148,7 @@ def _values(result: Mapping[str, Any]) -> tuple[list[float], list[float]]:
 
 
 def _cells(values: Sequence[float], digits: int) -> list[str]:
-    """A cell for each exit and one for their mean. The exit of a network with one exit stands in the last cell."""
+    """A cell for each exit and one for their mean. A network with one exit fills the cell of the last exit."""
     shown = [f"{value:.{digits}f}" for value in values]
     mean = f"{statistics.fmean(values):.{digits}f}" if len(values) > 1 else "-"
     return [*["-"] * (EXITS - len(values)), *shown, mean]
