@@ -16,24 +16,24 @@ from test_bench import arguments
 
 from models.__main__ import main
 from models.bench import gpu
-from models.bench.gpu import Task, Timing, measured
+from models.bench.gpu import GpuCase, GpuTiming, measured
 
-TASK = Task("torch", "hrnet-w18-cityscapes", (32, 64))
-
-
-def quick(task: Task) -> Timing:
-    return Timing([float(len(task.active) or 5)], [2.5])
+TASK = GpuCase("torch", "hrnet-w18-cityscapes", (32, 64))
 
 
-def failing(_: Task) -> Timing:
+def quick(task: GpuCase) -> GpuTiming:
+    return GpuTiming([float(len(task.active) or 5)], [2.5])
+
+
+def failing(_: GpuCase) -> GpuTiming:
     raise ValueError("no such layer\nand more")
 
 
-def dying(_: Task) -> Timing:
+def dying(_: GpuCase) -> GpuTiming:
     os._exit(7)
 
 
-def hanging(_: Task) -> Timing:
+def hanging(_: GpuCase) -> GpuTiming:
     threading.Event().wait()
     raise AssertionError
 
@@ -41,13 +41,13 @@ def hanging(_: Task) -> Timing:
 def test_a_row_comes_from_a_process_that_nothing_else_disturbs() -> None:
     begun = []
 
-    def planned() -> Iterator[Task]:
+    def planned() -> Iterator[GpuCase]:
         for number in range(3):
             begun.append(number)
             yield TASK
 
     for number, (task, timing) in enumerate(measured(planned(), 60, quick)):
-        assert (task, timing) == (TASK, Timing([5.0], [2.5]))
+        assert (task, timing) == (TASK, GpuTiming([5.0], [2.5]))
         assert begun == list(range(number + 1)) and multiprocessing.active_children() == []
 
 
@@ -55,15 +55,15 @@ def test_rows_for_which_no_time_is_left_are_left_out() -> None:
     clock = iter([100.0, 101.0, 105.0, 109.0]).__next__
     compiled = replace(TASK, runtime="compile")
     (_, first), (_, second), (_, third) = measured([TASK, compiled, TASK], 60, quick, within_s=12, clock=clock)
-    assert isinstance(first, Timing)
+    assert isinstance(first, GpuTiming)
     assert str(second) == "7 s are left; --within 12 allows no more"
     assert str(third) == "3 s are left; --within 12 allows no more"
 
 
 def test_the_headline_comes_first_and_what_is_slow_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Task] = []
+    asked: list[GpuCase] = []
 
-    def none(tasks: Iterable[Task], limit_s: float, within_s: float) -> Iterator[tuple[Task, RuntimeError]]:
+    def none(tasks: Iterable[GpuCase], limit_s: float, within_s: float) -> Iterator[tuple[GpuCase, RuntimeError]]:
         asked.extend(tasks)
         return iter(())
 
@@ -103,7 +103,9 @@ def test_a_row_that_cannot_be_measured_says_why(measure: object, limit_s: float,
 def test_rows_are_written_as_they_come_and_those_left_out_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def some(tasks: Iterable[Task], limit_s: float, within_s: float) -> Iterator[tuple[Task, Timing | RuntimeError]]:
+    def some(
+        tasks: Iterable[GpuCase], limit_s: float, within_s: float
+    ) -> Iterator[tuple[GpuCase, GpuTiming | RuntimeError]]:
         assert (limit_s, within_s) == (300, float("inf"))
         for task in tasks:
             yield task, RuntimeError("its process ended with status -9") if task.runtime == "compile" else quick(task)
@@ -148,10 +150,10 @@ def test_options_for_the_other_device_are_refused(
 def test_the_speed_up_names_its_peers() -> None:
     masked = replace(TASK, runtime="triton", network="adpc-w18-cityscapes", active=(0.8, 0.6, 0.4))
     rows = [
-        (masked, Timing([1.0, 4.0], [1.0, 4.0])),
-        (replace(TASK, runtime="triton"), Timing([5.0], [5.0])),
-        (replace(TASK, runtime="compile"), Timing([6.0], [6.0])),
-        (TASK, Timing([8.0], [8.0])),
+        (masked, GpuTiming([1.0, 4.0], [1.0, 4.0])),
+        (replace(TASK, runtime="triton"), GpuTiming([5.0], [5.0])),
+        (replace(TASK, runtime="compile"), GpuTiming([6.0], [6.0])),
+        (TASK, GpuTiming([8.0], [8.0])),
     ]
     assert gpu.speed_up(rows) == (
         "4.000 ms under masks: 1.25x faster than the fastest dense one-exit network (Triton, fp16, CUDA graphs: "

@@ -24,7 +24,7 @@ from torch import Tensor
 from models.__main__ import main
 from models.anytime import Exit, State
 from models.executors.reference import ReferenceExecutor, ReferenceState
-from models.gpu_day import bench, compiling, correctness, live, stages
+from models.gpu_day import bench, compiling, correctness, live, served, stages
 from models.gpu_day.correctness import Check, Work
 from models.gpu_day.plan import stages_of
 from models.gpu_day.stages import Report, Stage, run
@@ -362,10 +362,10 @@ def test_the_worker_of_a_server_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", code.format(start)], stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         server.stdout.readline()
-        live.kill_worker(server.pid)
+        served.kill_worker(server.pid)
         server.kill()
     with pytest.raises(RuntimeError, match=f"the server, process {server.pid}, has no worker to kill"):
-        live.kill_worker(server.pid)
+        served.kill_worker(server.pid)
 
 
 def test_options_that_cannot_be_met_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

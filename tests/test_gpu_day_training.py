@@ -13,7 +13,8 @@ from models.gpu_day import profile as profile_module
 from models.gpu_day import schedules as schedules_module
 from models.gpu_day import variants as variants_module
 from models.gpu_day.profile import profile
-from models.gpu_day.schedules import Plan, Rates, begins_small, fitted, refitted, schedules
+from models.gpu_day.schedules import schedules
+from models.gpu_day.sizing import Rates, SchedulePlan, begins_small, fitted, refitted
 from models.gpu_day.variants import CPU
 from models.training.recipe import Phase, Recipe
 
@@ -79,7 +80,7 @@ def test_profile_begins_no_row_that_would_end_too_late(data: Path, tmp_path: Pat
 def test_schedules_end_before_the_deadline_and_start_anew(data: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     clock = Clock(0.5)
-    plans = [Plan("held-out", 60, ("drive1",)), Plan("all", 60), Plan("again", 60)]
+    plans = [SchedulePlan("held-out", 60, ("drive1",)), SchedulePlan("all", 60), SchedulePlan("again", 60)]
     results = schedules(
         data, tmp_path / "out", 1000, lines.append, "cpu", plans=plans, model=tiny.SEGMENTATION, recipe=RECIPE,
         variant=replace(CPU, padded=True), clock=clock, timed=2,
@@ -107,7 +108,8 @@ def test_schedules_end_before_the_deadline_and_start_anew(data: Path, tmp_path: 
 def test_a_plan_that_fails_costs_itself_only(data: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     results = schedules(
-        data, tmp_path / "out", 1000, lines.append, "cpu", plans=[Plan("bad", 30, ("nowhere",)), Plan("good", 30)],
+        data, tmp_path / "out", 1000, lines.append, "cpu",
+        plans=[SchedulePlan("bad", 30, ("nowhere",)), SchedulePlan("good", 30)],
         model=tiny.SEGMENTATION, recipe=RECIPE, clock=Clock(0.5), timed=1,
     )  # fmt: skip
     assert "hold_out names nowhere" in results[0]["error"]
@@ -117,12 +119,13 @@ def test_a_plan_that_fails_costs_itself_only(data: Path, tmp_path: Path) -> None
 def test_a_plan_has_its_own_start_and_its_own_recipe(data: Path, tmp_path: Path) -> None:
     given = tmp_path / "given"
     save_directory(given, tiny.network(tiny.SEGMENTATION, seed=3))
-    plan = Plan.from_json(
+    plan = SchedulePlan.from_json(
         {"name": "tuned", "seconds": 30, "init": str(given), "recipe": {"learning_rate": 1e-9, "phases.-1.batch": 3}}
     )
     lines: list[str] = []
     result, other = schedules(
-        data, tmp_path / "out", 1000, lines.append, "cpu", plans=[plan, Plan("random", 30)], model=tiny.SEGMENTATION,
+        data, tmp_path / "out", 1000, lines.append, "cpu", plans=[plan, SchedulePlan("random", 30)],
+        model=tiny.SEGMENTATION,
         recipe=RECIPE, clock=Clock(0.5), timed=1,
     )  # fmt: skip
     assert result["scores_of_init"] == pytest.approx(result["scores"], abs=5)

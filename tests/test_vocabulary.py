@@ -15,12 +15,6 @@ MAX_LINES = 320
 TWINS = {"Exit", "NoExitError", "NotFoundError", "TooLargeError"}
 """Public classes of the client that have the meaning of a class of `server` or `models`, which it cannot import."""
 
-STILL_SHARED = {"Task", "Timing"}
-"""Names of classes of the bench that another class still has. No name may be added."""
-
-STILL_LONG = {"models/gpu_day/live.py", "models/gpu_day/schedules.py"}
-"""Modules that still exceed MAX_LINES. No module may be added."""
-
 RETIRED = {
     "conversation": "stream state",
     "doubt": "uncertainty",
@@ -89,7 +83,7 @@ def classes() -> dict[str, list[str]]:
 
 def test_class_names_are_unique() -> None:
     found = classes()
-    shared = {name: modules for name, modules in found.items() if len(modules) > 1 + (name in TWINS | STILL_SHARED)}
+    shared = {name: modules for name, modules in found.items() if len(modules) > 1 + (name in TWINS)}
     assert shared == {}
 
 
@@ -115,7 +109,7 @@ def test_identifiers_use_the_words_of_the_glossary() -> None:
 
 def test_modules_are_small() -> None:
     lines = {short(path): path.read_text().count("\n") for path in SOURCES}
-    assert {name: count for name, count in lines.items() if count >= MAX_LINES and name not in STILL_LONG} == {}
+    assert {name: count for name, count in lines.items() if count >= MAX_LINES} == {}
 
 
 def test_modules_are_named_by_a_noun() -> None:

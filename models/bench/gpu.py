@@ -41,7 +41,7 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Task:
+class GpuCase:
     """A runtime on a network. `active`: shares of positions after each exit; none: no masks. `tuned`: a file of layers
     that were measured before, which those of Triton's masked layers are added to; empty: the executor's own."""
 
@@ -68,7 +68,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Timing:
+class GpuTiming:
     """Milliseconds from an input on the device to each exit's scores, or to the last one's: `ms` are medians,
     `least_ms` the least. Where these are far apart, something disturbed the measurement.
 
@@ -81,13 +81,13 @@ class Timing:
     choices: dict[str, str] = field(default_factory=dict)
 
 
-def measure(task: Task) -> Timing:
+def measure(task: GpuCase) -> GpuTiming:
     """In this process, which from then on has Triton and a GPU's context."""
-    timing: Timing = importlib.import_module(RUNTIMES).measure(task)
+    timing: GpuTiming = importlib.import_module(RUNTIMES).measure(task)
     return timing
 
 
-def timing(task: Task, limit_s: float, measure: Callable[[Task], Timing] = measure) -> Timing:
+def timing(task: GpuCase, limit_s: float, measure: Callable[[GpuCase], GpuTiming] = measure) -> GpuTiming:
     """`measure` of `task` by a process of its own, which has ended when this returns.
 
     Raises RuntimeError if the process fails, dies or takes longer than `limit_s`.
@@ -111,17 +111,17 @@ def timing(task: Task, limit_s: float, measure: Callable[[Task], Timing] = measu
         ours.close()
     if failure is not None:
         raise RuntimeError(failure)
-    return cast("Timing", found)
+    return cast("GpuTiming", found)
 
 
 def measured(
-    tasks: Iterable[Task],
+    tasks: Iterable[GpuCase],
     limit_s: float,
-    measure: Callable[[Task], Timing] = measure,
+    measure: Callable[[GpuCase], GpuTiming] = measure,
     *,
     within_s: float = float("inf"),
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[tuple[Task, Timing | RuntimeError]]:
+) -> Iterator[tuple[GpuCase, GpuTiming | RuntimeError]]:
     """Each task, one after the other, within `limit_s` each and `within_s` together."""
     end_s = clock() + within_s
     for task in tasks:
@@ -130,14 +130,14 @@ def measured(
             yield task, RuntimeError(f"{max(left_s, 0.0):.0f} s are left; --within {within_s:.0f} allows no more")
             continue
         try:
-            found: Timing | RuntimeError = timing(task, min(limit_s, left_s), measure)
+            found: GpuTiming | RuntimeError = timing(task, min(limit_s, left_s), measure)
         except RuntimeError as error:
             found = error
         yield task, found
 
 
-def _measure(pipe: Connection, measure: Callable[[Task], Timing], task: Task) -> None:
-    told: tuple[Timing | None, str | None]
+def _measure(pipe: Connection, measure: Callable[[GpuCase], GpuTiming], task: GpuCase) -> None:
+    told: tuple[GpuTiming | None, str | None]
     try:
         told = measure(task), None
     except Exception as error:  # whatever a runtime raises, the other rows go on
@@ -148,13 +148,13 @@ def _measure(pipe: Connection, measure: Callable[[Task], Timing], task: Task) ->
 
 def tasks(
     width: str, size: Size, active: tuple[float, ...], runtimes: Sequence[str], *, repeats: int, seed: int, tuned: str
-) -> tuple[list[Task], list[Task]]:
+) -> tuple[list[GpuCase], list[GpuCase]]:
     """What the headline needs, the quickest first: the anytime network under masks and at full density, one-exit HRNet.
 
     Then what can be left: runtimes that are slow to begin or rarely installed, and the anytime network without masks.
     """
     one, plain, masked = (f"{kind}-{width}-cityscapes" for kind in ("hrnet", "rh", "adpc"))
-    of = partial(Task, size=size, repeats=repeats, seed=seed, tuned=tuned)
+    of = partial(GpuCase, size=size, repeats=repeats, seed=seed, tuned=tuned)
     wanted = {
         "sparse": [
             of("triton", masked, active=active), of("triton", masked, active=(1.0,) * len(active)), of("triton", one)
@@ -171,7 +171,7 @@ def tasks(
     return first, last
 
 
-def speed_up(rows: Sequence[tuple[Task, Timing]]) -> str | None:
+def speed_up(rows: Sequence[tuple[GpuCase, GpuTiming]]) -> str | None:
     """The first masked row against the fastest dense one-exit network, and the fastest of others' runtimes if that is
     not the same."""
     ours = next((timing.ms[-1] for task, timing in rows if task.active), None)
@@ -188,7 +188,7 @@ def speed_up(rows: Sequence[tuple[Task, Timing]]) -> str | None:
     return f"{ours:.3f} ms under masks: {', '.join(told)}"
 
 
-def shown(timing: Timing) -> str:
+def shown(timing: GpuTiming) -> str:
     """The median to each exit, and what the fastest took."""
     median, least = ("  ".join(f"{ms:.3f}" for ms in each) for each in (timing.ms, timing.least_ms))
     off = "" if timing.error is None else f"   error {timing.error:.1e}"
@@ -210,10 +210,10 @@ def main(args: argparse.Namespace, shares: Mapping[str, tuple[float, ...]]) -> i
     about = {"command": shlex.join(sys.argv), "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     say = partial(print, file=sys.stderr if args.json else sys.stdout, flush=True)
     say(json.dumps(about))
-    rows: list[tuple[Task, Timing]] = []
+    rows: list[tuple[GpuCase, GpuTiming]] = []
     report: dict[str, Any] = {**about, "rows": [], "left_out": {}}
-    first: list[Task] = []
-    last: list[Task] = []
+    first: list[GpuCase] = []
+    last: list[GpuCase] = []
     for width in args.widths:
         planned = [
             tasks(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.anytime import exits_in_turns, exits_of, largest, score_difference
-from models.bench.gpu import Task, Timing
+from models.bench.gpu import GpuCase, GpuTiming
 from models.data import scenes
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.graphs import capture
@@ -56,7 +56,7 @@ WARM_UP_S = 0.5
 """A GPU that did nothing runs at a low clock at first."""
 
 
-def steps(executor: TritonExecutor, inputs: Tensor, repeats: int) -> Timing:
+def steps(executor: TritonExecutor, inputs: Tensor, repeats: int) -> GpuTiming:
     """Milliseconds until the scores of every exit are known to be there, with all that a request costs the host."""
     frame = Frame(*inputs.shape[2:])
 
@@ -73,7 +73,7 @@ def steps(executor: TritonExecutor, inputs: Tensor, repeats: int) -> Timing:
     return repeated(once, repeats)
 
 
-def whole(run: Callable[[], object], repeats: int) -> Timing:
+def whole(run: Callable[[], object], repeats: int) -> GpuTiming:
     """Milliseconds until what `run` launches is done."""
 
     def once() -> list[float]:
@@ -86,7 +86,7 @@ def whole(run: Callable[[], object], repeats: int) -> Timing:
     return repeated(once, repeats)
 
 
-def repeated(once: Callable[[], list[float]], repeats: int) -> Timing:
+def repeated(once: Callable[[], list[float]], repeats: int) -> GpuTiming:
     """`once` gives the milliseconds to each exit; the first runs, for `WARM_UP_S` and two at least, do not count."""
     began_s = time.perf_counter()
     warm = 0
@@ -94,7 +94,7 @@ def repeated(once: Callable[[], list[float]], repeats: int) -> Timing:
         once()
         warm += 1
     columns = list(zip(*(once() for _ in range(repeats)), strict=True))
-    return Timing([median(column) for column in columns], [min(column) for column in columns])
+    return GpuTiming([median(column) for column in columns], [min(column) for column in columns])
 
 
 def error(executor: TritonExecutor, net: AdpcNet, size: Size) -> float:
@@ -179,7 +179,7 @@ def onnx_runtime(name: str, inputs: Tensor) -> Callable[[], object]:
 DENSE = {"torch": torch_graph, "eager": torch_eager, "compile": torch_compile, "onnxruntime": onnx_runtime}
 
 
-def measure(task: Task) -> Timing:
+def measure(task: GpuCase) -> GpuTiming:
     """On the GPU of this process."""
     inputs = torch.randn(1, 3, *task.size, device="cuda")
     if task.runtime != "triton":

@@ -1,7 +1,7 @@
 """Trains on a GPU that is available for minutes only: each schedule takes as many steps as its time allows."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.directory import ZOO
 from models.gpu_day.profile import PROFILE, winner
+from models.gpu_day.sizing import MARGIN, Rates, SchedulePlan, begins_small, fitted, refitted
 from models.gpu_day.variants import (
     BEST,
     CPU,
@@ -32,111 +33,18 @@ from models.network.configs import ModelConfig
 from models.network.families import config
 from models.training import tasks
 from models.training.graph import Update
-from models.training.recipe import FILE, Phase, Recipe
+from models.training.recipe import FILE, Recipe
 from models.training.train import Run, stream
 
 TRAINING = "training.json"
-MASKED_SHARE = 0.12
-"""The share of the steps that train with masks; they come last."""
-SMALL_BELOW, SMALL_SHARE = 3000, 0.4
-"""A segmentation schedule from random weights with fewer than `SMALL_BELOW` steps begins with small crops, for
-`SMALL_SHARE` of the steps."""
-EMA_SHARE = 1 / 12
-"""The mean of the weights covers at most this share of the steps."""
 CHECKS = 8
 """Into how many parts a schedule is divided; after each but the last, it is refitted to the time that is left."""
-MARGIN = 0.97
-"""The share of the time left that a schedule plans to use."""
 AHEAD = 10
 """How many steps may be queued on the GPU; the deadline is noticed that many steps late."""
 SCORING_S = 12.0
 """The time that is assumed for saving and scoring until it has been measured."""
 SAMPLE_EVERY = 25
 """Steps between points of the training curve."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One schedule to train. `name` also names its folder. `seconds`: what it may take from loading to scoring.
-    `hold_out`: drives that are scored and not trained on. `init`: the model whose weights it starts from; None means
-    random weights. `recipe`: fields of the recipe to change, named as in `Recipe.override`."""
-
-    name: str
-    seconds: float
-    hold_out: tuple[str, ...] = ()
-    init: str | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Plan":
-        """Raises TypeError on an unknown field."""
-        return cls(**{**data, "hold_out": tuple(data.get("hold_out", ()))})
-
-    def applied(self, base: Recipe) -> Recipe:
-        """`base` with this plan's changes, and with the number of steps that `base` has."""
-        return replace(base.override(self.recipe), hold_out=self.hold_out, init=self.init)
-
-
-@dataclass
-class Rates:
-    """Measured steps a second of full crops without masks, of full crops with masks, and of small crops."""
-
-    full: float | None = None
-    masked: float | None = None
-    small: float | None = None
-
-    def of(self, phase: Phase, full: Phase) -> float:
-        """The rate of `phase`. `full` is a phase with full crops, which tells them from small ones."""
-        rate = self.masked if phase.masks else self.full if phase.crop == full.crop else self.small
-        if rate is None:
-            raise RuntimeError(f"the rate of {phase} was not measured")
-        return rate
-
-
-def begins_small(recipe: Recipe, task: object, seconds: float, rates: Rates) -> bool:
-    """Whether a schedule of `seconds` begins with small crops; see `SMALL_BELOW`."""
-    few = seconds * (rates.full or 0) < SMALL_BELOW
-    return few and recipe.init is None and not isinstance(task, tasks.Pose)
-
-
-def fitted(base: Recipe, seconds: float, rates: Rates) -> Recipe:
-    """`base` with as many steps as fit into `seconds`: small crops first, if `rates.small` is known, and masks last."""
-    last = base.phases[-1]
-    forms = [replace(last, masks=False), replace(last, masks=True)]
-    shares = [1 - MASKED_SHARE, MASKED_SHARE]
-    if rates.small is not None:
-        forms, shares = [small(last), *forms], [SMALL_SHARE, 1 - MASKED_SHARE - SMALL_SHARE, MASKED_SHARE]
-    cost = sum(share / rates.of(form, last) for share, form in zip(shares, forms, strict=True))
-    steps = max(int(seconds / cost), 3)
-    counts = [max(round(share * steps), 1) for share in shares]
-    counts[-2] = max(steps - sum(counts) + counts[-2], 1)
-    phases = tuple(replace(form, steps=count) for form, count in zip(forms, counts, strict=True))
-    return replace(base, phases=phases, ema_steps=_ema(base, steps))
-
-
-def refitted(recipe: Recipe, done: int, took_s: float, left_s: float, rates: Rates) -> Recipe:
-    """`recipe` with its remaining steps fitted to the `left_s` seconds that are left, given that its first `done` steps
-    took `took_s` seconds."""
-    last = recipe.phases[-1]
-    before = 0
-    gone: list[int] = []
-    for phase in recipe.phases:
-        gone.append(min(max(done - before, 0), phase.steps))
-        before += phase.steps
-    seconds = [1 / rates.of(phase, last) for phase in recipe.phases]
-    expected_s = sum(steps * each for steps, each in zip(gone, seconds, strict=True))
-    rest = [phase.steps - steps for phase, steps in zip(recipe.phases, gone, strict=True)]
-    rest_s = sum(steps * each for steps, each in zip(rest, seconds, strict=True)) * took_s / expected_s
-    share = left_s * MARGIN / rest_s
-    phases = tuple(
-        replace(phase, steps=steps + (max(int(more * share), 1) if more else 0))
-        for phase, steps, more in zip(recipe.phases, gone, rest, strict=True)
-    )
-    return replace(recipe, phases=phases)
-
-
-def _ema(base: Recipe, steps: int) -> int:
-    return max(min(base.ema_steps, round(EMA_SHARE * steps)), 1)
 
 
 @dataclass
@@ -198,7 +106,7 @@ class Trainer:
             self._use(task, replace(recipe, phases=(phase,)))
             setattr(self.rates, name, timed_steps(run, task, update, phase, False, self.timed, self.clock))
 
-    def schedule(self, plan: Plan, output: Path, deadline: float, line: Line) -> dict[str, Any]:
+    def schedule(self, plan: SchedulePlan, output: Path, deadline: float, line: Line) -> dict[str, Any]:
         """Trains `plan` with a learning rate that reaches 0 before `deadline`, and writes the model directory `output`.
         Returns scores, steps, rates and losses, as JSON."""
         started = self.clock()
@@ -298,7 +206,7 @@ def schedules(
     line: Line,
     device: str = "cuda",
     *,
-    plans: Sequence[Plan],
+    plans: Sequence[SchedulePlan],
     name: str = "camvid-adpc-w18",
     distillation: float = 0.0,
     variant: Variant | None = None,

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from models.gpu_day.profile import profile as profile_forms
-from models.gpu_day.schedules import Plan
 from models.gpu_day.schedules import schedules as train_plans
+from models.gpu_day.sizing import SchedulePlan
 from models.gpu_day.stages import pack
 from models.gpu_day.variants import VARIANTS
 
@@ -36,11 +36,11 @@ def schedules(  # noqa: PLR0917 - a job is given them by name
     plans: Sequence[Mapping[str, Any]],
     how: Mapping[str, Any],
 ) -> bool:
-    """Trains `plans`, each given by the fields of `Plan`. `how`: the model's `name`, the `init` of plans without one,
-    and `distillation`."""
+    """Trains `plans`, each given by the fields of `SchedulePlan`. `how`: the model's `name`, the `init` of plans without
+    one, and `distillation`."""
     torch.set_float32_matmul_precision("high")
     usual = {"init": how.get("init")}
-    planned = [Plan.from_json({**usual, **plan}) for plan in plans]
+    planned = [SchedulePlan.from_json({**usual, **plan}) for plan in plans]
     rest = {key: value for key, value in how.items() if key != "init"}
     results = train_plans(data, output, deadline, line, device, plans=planned, **rest)
     return bool(results) and not any("error" in result for result in results)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = args.data, args.output, deadline, _line, args.device
     if args.stage == "profile":
         return int(profile_forms(*where, name=args.name, variants=variants)["winner"] is None)
-    plans = args.plan or [Plan("all", args.seconds)]
+    plans = args.plan or [SchedulePlan("all", args.seconds)]
     form = None if args.device == "cpu" else variants[0]
     results = train_plans(*where, plans=plans, name=args.name, distillation=args.distillation, variant=form)
     pack(args.output)
@@ -78,9 +78,9 @@ def _line(text: str) -> None:
     print(text, flush=True)
 
 
-def _plan(text: str) -> Plan:
+def _plan(text: str) -> SchedulePlan:
     try:
-        return Plan.from_json(json.loads(text))
+        return SchedulePlan.from_json(json.loads(text))
     except (TypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text} is no plan: {error}") from error
 
