@@ -36,8 +36,8 @@ def schedules(  # noqa: PLR0917 - a job is given them by name
     plans: Sequence[Mapping[str, Any]],
     how: Mapping[str, Any],
 ) -> bool:
-    """Trains `plans`, each given by the fields of `SchedulePlan`. `how`: the model's `name`, the `init` of plans without
-    one, and `distillation`."""
+    """Trains `plans`, each given by the fields of `SchedulePlan`. `how`: the model's `name`, the `init` of plans
+    without one, and `distillation`."""
     torch.set_float32_matmul_precision("high")
     usual = {"init": how.get("init")}
     planned = [SchedulePlan.from_json({**usual, **plan}) for plan in plans]
