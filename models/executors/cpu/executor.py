@@ -16,16 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, State, check_batch, check_mask
+from models.anytime import Exit, ExitMap, State, Step, check_batch, check_mask
 from models.executors.cpu import exits
 from models.executors.cpu.geometry import Geometry, GeometryFactory
 from models.executors.cpu.image import normalise
 from models.executors.cpu.isa import Isa
-from models.executors.cpu.library import Floats, library
+from models.executors.cpu.library import Bytes, Floats, library
 from models.executors.cpu.lowering import FINEST, Lowering
 from models.executors.cpu.memory import CachingAllocator, empty
 from models.executors.cpu.ops import Matrix, Resampling
 from models.executors.cpu.program import StepProgram
+from models.executors.cpu.quantise import quantise
 from models.executors.cpu.resampling import resampling_taps
 from models.executors.cpu.structures import NativeContext, RowDomain
 from models.executors.cpu.thread_pool import ThreadPool
@@ -37,6 +38,7 @@ from models.network.adpc import AdpcNet
 from models.network.confidence import make_mask
 from models.network.configs import PAPER_MASKING, Extra
 from models.network.flops import costs
+from models.quantisation import Precision, Scales
 
 MAX_WINDOW = 21
 """The widest interpolation window that the kernels have room for (MAX_SOURCES in native/weighted_sums.h)."""
@@ -48,26 +50,27 @@ MAX_PIXELS = 1 << 27
 class SparseState(State):
     """One request.
 
-    `features`: what the latest step left, each float32 with room for (1 + rows, row pitch), the first row zeros.
+    `features`: what the latest step left, each with room for (1 + rows, row bytes), the first row zeros.
     `geometry`: the tables of the mask that these rows belong to; None for all active.
     `mask`: bool (h, w), the mask of the next stage; None for all active. `shrinking`: whether later masks stay within
     it. `bound`: the latest mask that promised so; None if none did.
-    `scores`: float32 (1 + h * w, row pitch), those of the latest exit.
+    `scores`: of float32 (1 + h * w, row pitch), those of the latest exit.
     """
 
-    features: list[Floats] = field(default_factory=list)
+    features: list[Bytes] = field(default_factory=list)
     geometry: Geometry | None = None
     mask: NDArray[np.bool_] | None = None
     shrinking: bool = True
     bound: NDArray[np.bool_] | None = None
-    scores: Floats | None = None
+    scores: Bytes | None = None
     macs: float = 0.0
 
 
 class SparseExecutor:
     """Runs a network on rows, a batch of requests at a time. Only one thread may use it at a time. See `AnytimeModel`.
 
-    `threads`: 0 for torch's number. `isa`: "avx512", "avx2", "neon" or "portable"; None for the machine's best.
+    `threads`: 0 for torch's number. `isa`: the name of an instruction set, see `Isa`; None for the machine's best.
+    `scales`: of the features, to compute in eight bits; None to compute in float32. `precision` says which it is.
     Raises OSError if the native library is not built, ValueError if the machine lacks `isa` or threads, or if the
     network's window is too wide.
     """
@@ -75,9 +78,12 @@ class SparseExecutor:
     executor = "sparse"
     device = "cpu"
 
-    def __init__(self, network: AdpcNet, threads: int = 0, isa: str | None = None) -> None:
+    def __init__(
+        self, network: AdpcNet, threads: int = 0, isa: str | None = None, scales: Scales | None = None
+    ) -> None:
         self.config = network.config
         self.steps = network.steps
+        self.precision: Precision = "fp32" if scales is None else "int8"
         self.isa = Isa.find(isa)
         lowering = Lowering(network)
         numbers: dict[Resampling, int] = {}
@@ -87,7 +93,15 @@ class SparseExecutor:
                 f"the window is {window}; the sparse executor takes at most {MAX_WINDOW}: use executor reference"
             )
         by_level = [tile_costs(64)] * FINEST + [tile_costs(width) for width in self.config.backbone.channels(4)]
-        self._programs = {step: StepProgram(lowering.lower(step), self.isa, numbers, by_level) for step in self.steps}
+        lowered = [lowering.lower(step) for step in self.steps]
+        if scales is not None:
+            lowered = quantise(lowered, scales)
+        self._programs = {
+            step: StepProgram(work, self.isa, numbers, by_level)
+            for step, work in zip(self.steps, lowered, strict=True)
+        }
+        self.phase_times: dict[Step, NDArray[np.float64]] | None = None
+        """Set this to {} to add up the seconds of each phase: by step, (phases,). `describe` says what they do."""
         used_classes = max(program.used_classes for program in self._programs.values())
         self._geometries = GeometryFactory(window, used_classes, by_level)
         self._pool = ThreadPool(threads or torch.get_num_threads())
@@ -121,8 +135,8 @@ class SparseExecutor:
         self._allocator.begin_request(height * width)
         # A margin of one pixel is the convolution's padding. Before it lies the row of zeros that every matrix has.
         floats = 3 * (height + 2) * (width + 2)
-        pixels = self._allocator.take(3 + floats)
-        padded = pixels[3 : 3 + floats].reshape(height + 2, 3 * (width + 2))
+        pixels = self._allocator.take(4 * (3 + floats))
+        padded = pixels[4 * 3 : 4 * (3 + floats)].view(np.float32).reshape(height + 2, 3 * (width + 2))
         padded[0] = padded[-1] = padded[:, :3] = padded[:, -3:] = 0
         state = SparseState(frame, (height, width), features=[pixels])
         weakref.finalize(state, self._allocator.release, state.features, height * width).atexit = False
@@ -144,7 +158,7 @@ class SparseExecutor:
         begins_stage = index > 0 and self.steps[index - 1].exit is not None
         previous = [state.geometry or self._all_active(state) for state in own]
         geometries = [self._next_geometry(state) for state in own] if begins_stage else previous
-        results = self._run(self._programs[step], own, previous, geometries)
+        results = self._run(step, own, previous, geometries)
         for state, geometry, outputs in zip(own, geometries, results, strict=True):
             state.geometry = geometry
             state.next_step += 1
@@ -178,15 +192,16 @@ class SparseExecutor:
 
     def _run(
         self,
-        program: StepProgram,
+        step: Step,
         states: Sequence[SparseState],
         previous: Sequence[Geometry],
         geometries: Sequence[Geometry],
-    ) -> list[list[Floats]]:
+    ) -> list[list[Bytes]]:
         """Runs a step for all states: from features under `previous` to outputs under `geometries`. Returns the outputs
         of each state, in the order of the program's."""
+        program = self._programs[step]
         contexts = (NativeContext * len(states))()
-        results: list[list[Floats]] = []
+        results: list[list[Bytes]] = []
         for context, state, before, geometry in zip(contexts, states, previous, geometries, strict=True):
             results.append([self._output(matrix, state, geometry) for matrix in program.outputs])
             features = [memory.ctypes.data for memory in (*state.features, *results[-1])]
@@ -195,28 +210,40 @@ class SparseExecutor:
             context.resamplings, _ = self._resampling_taps(state.shape)
         lib = library()
         pool, count = self._pool.native, len(states)
-        floats = lib.program_workspace_floats(pool, program.native, contexts, count)
+        size = lib.program_workspace_bytes(pool, program.native, contexts, count)
         height, width = states[0].shape  # the same for all, see check_batch
-        workspace = self._allocator.workspace(floats, height * width)
-        if lib.program_run(pool, self.isa.kernels, program.native, contexts, count, workspace.ctypes.data):
+        workspace = self._allocator.workspace(size, height * width).ctypes.data
+        times = self._times_of(step)
+        if lib.program_run(pool, self.isa.kernels, program.native, contexts, count, workspace, times):
             raise MemoryError(f"no memory to run {count} requests at once; batch fewer")
         return results
 
-    def _output(self, matrix: Matrix, state: SparseState, geometry: Geometry) -> Floats:
-        """Memory for one output of a step, at least (1 + rows, row pitch)."""
-        floats = (1 + geometry.output_rows(matrix)) * matrix.row_pitch
+    def _times_of(self, step: Step) -> int | None:
+        """Where the native code adds up the seconds of the step's phases; None for nowhere."""
+        if self.phase_times is None:
+            return None
+        times = self.phase_times.setdefault(step, np.zeros(self._programs[step].native.phase_count))
+        return int(times.ctypes.data)
+
+    def describe(self, step: Step) -> list[str]:
+        """What each phase of a step does, in the order of `phase_times`."""
+        return self._programs[step].descriptions
+
+    def _output(self, matrix: Matrix, state: SparseState, geometry: Geometry) -> Bytes:
+        """Memory for one output of a step, at least (1 + rows, row bytes)."""
+        size = (1 + geometry.output_rows(matrix)) * matrix.row_bytes
         if matrix.domain != RowDomain.ALL_POSITIONS:
-            return self._allocator.take(floats)
+            return self._allocator.take(size)
         if geometry.mask is None or state.scores is None:
-            return empty(floats)
+            return empty(size)
         return state.scores.copy()  # equation 7: scores at inactive positions are carried over
 
-    def _finish(self, index: int, state: SparseState, scores: Floats, geometry: Geometry) -> None:
+    def _finish(self, index: int, state: SparseState, scores: Bytes, geometry: Geometry) -> None:
         """Records exit `index`, whose scores were computed under `geometry`, and the mask of the next stage."""
         height, width = (side // STRIDE for side in state.shape)
         state.macs += self._macs(index, state.shape, geometry)
         state.scores = scores
-        rows = torch.from_numpy(scores.reshape(1 + height * width, -1)[1:, : self.config.outputs])
+        rows = torch.from_numpy(scores.view(np.float32).reshape(1 + height * width, -1)[1:, : self.config.outputs])
         grid = rows.view(height, width, -1).permute(2, 0, 1)
         masking = self.config.masking or PAPER_MASKING[self.config.task]
         carried = None if geometry.mask is None else state.exit  # the exit whose scores stand at inactive positions

@@ -1,12 +1,14 @@
 """Instruction sets: which kernels this machine can run, and how they read weights."""
 
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.executors.cpu.library import Floats, library
-from models.executors.cpu.memory import aligned
+from models.executors.cpu.memory import Value, aligned
 from models.executors.cpu.ops import ROW_MULTIPLE, padded
 
 
@@ -15,19 +17,25 @@ class Isa:
     """An instruction set.
 
     `kernels`: address of its kernels. `lanes`: floats of a vector. `panel_vectors`: the most vectors of output channels
-    in a panel of packed weights.
+    in a panel of packed weights. `dot_parts`, `dot_signed`: how it multiplies bytes, see native/convolution_u8.h.
     """
 
     kernels: int
     name: str
     lanes: int
     panel_vectors: int
+    dot_parts: int
+    dot_signed: bool
 
     @classmethod
     def find(cls, name: str | None = None) -> "Isa":
-        """The best of this machine, or the one called `name`. Raises ValueError if the machine lacks it, OSError if the
-        native library is not built."""
+        """The one called `name`: avx512vnni, avx512, avxvnni, avx2 or portable, on ARM neondot or neon. Without a name,
+        that of the environment variable ADPC_ISA, or the best of this machine.
+
+        Raises ValueError if the machine lacks it, OSError if the native library is not built.
+        """
         lib = library()
+        name = name or os.environ.get("ADPC_ISA")
         kernels = lib.kernels_find(None if name is None else name.encode())
         if not kernels:
             raise ValueError(f"this machine has no {name} kernels; leave the name out for the best that it has")
@@ -36,6 +44,8 @@ class Isa:
             lib.kernels_name(kernels).decode(),
             lib.kernels_lanes(kernels),
             lib.kernels_panel_vectors(kernels),
+            lib.kernels_dot_parts(kernels),
+            bool(lib.kernels_dot_signed(kernels)),
         )
 
     def panels(self, channels: int) -> list[slice]:
@@ -52,6 +62,21 @@ class Isa:
         whole = np.pad(weights, ((0, 0), (0, 0), (0, panels[-1].stop - weights.shape[2])))
         return aligned(np.concatenate([whole[:, :, panel].ravel() for panel in panels]))
 
-    def pad_vector(self, values: Floats) -> Floats:
+    def pack_u8(self, weights: NDArray[np.int8]) -> NDArray[np.signedinteger]:
+        """int8 (taps, in, out) -> [panel][tap][group][part][out of the panel][4 / parts], flat, see
+        native/convolution_u8.h. The last panel ends at the end of a row."""
+        taps, channels, out = weights.shape
+        end, parts = padded(out), self.dot_parts
+        whole = np.pad(weights, ((0, 0), (0, -channels % 4), (0, end - out)))
+        # Channel 4 * group + parts * place + part.
+        parted = whole.reshape(taps, -1, 4 // parts, parts, end).transpose(0, 1, 3, 4, 2)
+        panels = [parted[:, :, :, panel].ravel() for panel in self.panels(out)]
+        return aligned(np.concatenate(panels).astype(f"int{8 * parts}"))
+
+    def first_sums(self, weights: NDArray[np.int8]) -> NDArray[np.int32] | None:
+        """What the sums of int8 weights (taps, in, out) begin with; None for 0. See native/dot_neon.h."""
+        return self.pad_vector(128 * weights.sum((0, 1), np.int32)) if self.dot_signed else None
+
+    def pad_vector(self, values: NDArray[Value]) -> NDArray[Value]:
         """One value a channel, (channels,), with zeros up to the end of the row and of its last vector."""
         return aligned(np.pad(values, (0, -values.size % max(self.lanes, ROW_MULTIPLE))))

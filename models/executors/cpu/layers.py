@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from models.executors.cpu.library import Floats
@@ -17,18 +18,26 @@ NEGLIGIBLE = 1e-10
 class Convolution:
     """A convolution with the batch norm after it.
 
-    `weights`: float32 (taps, in, out), times the batch norm's scale. `bias`: float32 (out,), the convolution's, added
-    before interpolation. `shift`: float32 (out,), the batch norm's, added after it. `halo_weights`: float32
-    (distance classes,), see `distance_classes`; None if the convolution is never masked.
+    `name`: its module path. `weights`: float32 (taps, in, out), times the batch norm's scale. `bias`: float32 (out,),
+    the convolution's, added before interpolation. `shift`: float32 (out,), the batch norm's, added after it.
+    `halo_weights`: float32 (distance classes,), see `distance_classes`; None if the convolution is never masked.
+    `weight_steps`: float32 (out,), the value of a step if the weights are quantised to -127, .., 127: the same for all
+    weights of an output channel, even if the input channels are split among several ops.
     """
 
+    name: str
     weights: Floats
     bias: Floats | None
     shift: Floats | None
     halo_weights: Floats | None
+    weight_steps: Floats
+
+    def quantised(self) -> NDArray[np.int8]:
+        """The weights in steps, int8 (taps, in, out)."""
+        return np.rint(self.weights.astype(np.float64) / self.weight_steps).clip(-127, 127).astype(np.int8)
 
 
-def fold(conv: nn.Module, norm: nn.Module | None = None) -> Convolution:
+def fold(conv: nn.Module, norm: nn.Module | None = None, name: str = "") -> Convolution:
     """`conv` with the batch norm `norm` folded in."""
     assert isinstance(conv, nn.Conv2d)
     weight = conv.weight.detach().double()
@@ -47,12 +56,10 @@ def fold(conv: nn.Module, norm: nn.Module | None = None) -> Convolution:
         halo_weights = torch.exp(-(conv.Lambda.detach().double() ** 2) * distances) / rbf(conv.Lambda, conv.window)[1]
         halo_weights[halo_weights < NEGLIGIBLE] = 0
     weight = weight.permute(2, 3, 1, 0).reshape(height * width, channels, out)
-    return Convolution(_floats(weight), _optional(bias), _optional(shift), _optional(halo_weights))
-
-
-def fold_chain(chain: nn.Module) -> Convolution:
-    """The convolution and the batch norm that `chain` begins with."""
-    return fold(*list(chain.children())[:2])
+    weights = _floats(weight)
+    largest = np.abs(weights).max((0, 1))
+    steps = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    return Convolution(name, weights, _optional(bias), _optional(shift), _optional(halo_weights), steps)
 
 
 def distance_classes(window: int) -> list[int]:

@@ -23,12 +23,15 @@ from models.executors.cpu.structures import (
 )
 
 Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
 
 FUNCTIONS: dict[str, tuple[object, ...]] = {  # result, arguments
     "kernels_find": (c_void_p, c_char_p),
     "kernels_name": (c_char_p, c_void_p),
     "kernels_lanes": (c_int32, c_void_p),
     "kernels_panel_vectors": (c_int32, c_void_p),
+    "kernels_dot_parts": (c_int32, c_void_p),
+    "kernels_dot_signed": (c_int32, c_void_p),
     "thread_pool_create": (c_void_p, c_int32),
     "thread_pool_free": (None, c_void_p),
     "geometry_create": (
@@ -36,10 +39,10 @@ FUNCTIONS: dict[str, tuple[object, ...]] = {  # result, arguments
         *(c_int32, c_void_p, POINTER(NativeTileCosts), c_int32),
     ),
     "geometry_free": (None, c_void_p),
-    "program_workspace_floats": (c_int64, c_void_p, POINTER(NativeProgram), POINTER(NativeContext), c_int32),
+    "program_workspace_bytes": (c_int64, c_void_p, POINTER(NativeProgram), POINTER(NativeContext), c_int32),
     "program_run": (
         *(c_int32, c_void_p, c_void_p, POINTER(NativeProgram), POINTER(NativeContext), c_int32),
-        c_void_p,
+        *(c_void_p, c_void_p),
     ),
     "normalise": (
         *(None, c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_void_p),

@@ -1,8 +1,13 @@
 """Buffers that are used again by the next request: touching fresh pages takes as long as a convolution."""
 
-import numpy as np
+from typing import TypeVar
 
-from models.executors.cpu.library import Floats
+import numpy as np
+from numpy.typing import NDArray
+
+from models.executors.cpu.library import Bytes
+
+Value = TypeVar("Value", bound=np.generic)
 
 MAX_FREE_BUFFERS = 4
 """Free buffers that are kept, the largest first: the image and the features of a finished request."""
@@ -10,17 +15,17 @@ SHRINK_FACTOR = 4
 """All free buffers are dropped once a request's image is this many times smaller than the largest before it."""
 
 
-def empty(floats: int) -> Floats:
-    """Uninitialised float32 (floats,) that begins on a cache line. A vector may be read past its end."""
-    memory = np.empty(floats + 32, np.float32)
-    begin = -memory.ctypes.data % 64 // 4
-    return memory[begin : begin + floats]
+def empty(size: int) -> Bytes:
+    """Uninitialised uint8 (size,) that begins on a cache line. A vector may be read past its end."""
+    memory = np.empty(size + 128, np.uint8)
+    begin = -memory.ctypes.data % 64
+    return memory[begin : begin + size]
 
 
-def aligned(values: Floats) -> Floats:
-    """A copy of `values` that begins on a cache line."""
-    copy = empty(values.size)
-    copy[:] = values
+def aligned(values: NDArray[Value]) -> NDArray[Value]:
+    """A flat copy of `values` that begins on a cache line."""
+    copy = empty(values.nbytes).view(values.dtype)
+    copy[:] = values.ravel()
     return copy
 
 
@@ -35,7 +40,7 @@ class CachingAllocator:
         self._drop()
 
     def _drop(self) -> None:
-        self._free: list[Floats] = []
+        self._free: list[Bytes] = []
         self._workspace = empty(0)
         self._largest_pixels = 0
 
@@ -45,21 +50,21 @@ class CachingAllocator:
         if SHRINK_FACTOR * pixels < self._largest_pixels:
             self._drop()
 
-    def workspace(self, floats: int, pixels: int) -> Floats:
-        """At least `floats` of working memory for one step of a request. Every step gets the same memory."""
+    def workspace(self, size: int, pixels: int) -> Bytes:
+        """At least `size` bytes of working memory for one step of a request. Every step gets the same memory."""
         self._largest_pixels = max(self._largest_pixels, pixels)
-        if floats > self._workspace.size:
-            self._workspace = empty(floats)
+        if size > self._workspace.size:
+            self._workspace = empty(size)
         return self._workspace
 
-    def take(self, floats: int) -> Floats:
-        """An uninitialised buffer of at least `floats`: the smallest free one that is not over twice as large, or a
+    def take(self, size: int) -> Bytes:
+        """An uninitialised buffer of at least `size` bytes: the smallest free one that is not over twice as large, or a
         fresh one."""
-        fitting = (i for i, array in enumerate(self._free) if floats <= array.size <= 2 * floats)
+        fitting = (i for i, array in enumerate(self._free) if size <= array.size <= 2 * size)
         best = min(fitting, key=lambda i: self._free[i].size, default=None)
-        return empty(floats) if best is None else self._free.pop(best)
+        return empty(size) if best is None else self._free.pop(best)
 
-    def release(self, buffers: list[Floats], pixels: int) -> None:
+    def release(self, buffers: list[Bytes], pixels: int) -> None:
         """Takes back the buffers of a request, which nobody may use any more."""
         if SHRINK_FACTOR * self._latest_pixels < pixels:
             return

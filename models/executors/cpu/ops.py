@@ -14,6 +14,8 @@ from models.executors.cpu.structures import Addressing, LoopDomain, OpKind, RowD
 
 ROW_MULTIPLE = 8
 """The floats of a row are a multiple of this, whatever the number of channels."""
+U8_ROW_MULTIPLE = 16
+"""The same for bytes, so that a vector of 16 lanes stays within the row."""
 
 Mode = Literal["bilinear", "nearest", "pool", "pool_up", "same"]
 """`pool`: the mean of 2x2. `pool_up`: bilinear upsampling to twice the target's size, then `pool`."""
@@ -28,17 +30,32 @@ def padded(channels: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """Rows of `channels` floats at one level. `scratch`: only one block of rows exists, in each thread's scratch."""
+    """Rows of `channels` values at one level.
+
+    `scratch`: only one block of rows exists, in each thread's scratch. `name`: that of the feature, see
+    `Lowering`; None for what no convolution reads, such as parts of sums. `over`: a matrix that this one replaces row
+    by row, in the same memory. `scale`: values are uint8 times this scale; 0 if they are float32.
+    """
 
     level: int
     channels: int
     domain: RowDomain = RowDomain.NEEDED
     scratch: bool = False
+    name: str | None = None
+    over: "Matrix | None" = None
+    scale: float = 0.0
 
     @property
-    def row_pitch(self) -> int:
-        """Floats from one row to the next."""
-        return self.channels if self.domain == RowDomain.PADDED_PIXELS else padded(self.channels)
+    def row_bytes(self) -> int:
+        """Bytes from one row to the next."""
+        if self.scale:
+            return -(-self.channels // U8_ROW_MULTIPLE) * U8_ROW_MULTIPLE
+        return 4 * (self.channels if self.domain == RowDomain.PADDED_PIXELS else padded(self.channels))
+
+    @property
+    def first(self) -> "Matrix":
+        """The matrix whose memory this one takes over; itself if it replaces none."""
+        return self if self.over is None else self.over.first
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +81,14 @@ class Op:
     shift: Floats | None = None
     column: int = 0
     relu: bool = False
+
+    def __str__(self) -> str:
+        """What it does, for a profile: `convolve_u8 9x64->64 at level 2`."""
+        channels = str(self.channels)
+        if self.convolution is not None and self.kind != OpKind.INTERPOLATE:
+            taps, inputs, _ = self.convolution.weights.shape
+            channels = f"{taps}x{inputs}->{channels}"
+        return f"{self.kind.name.lower()} {channels} at level {self.target.level}"
 
 
 @dataclass(frozen=True, eq=False)

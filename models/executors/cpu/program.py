@@ -6,10 +6,11 @@ A program belongs to an instruction set and is shared by all requests; what diff
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.executors.cpu.isa import Isa
-from models.executors.cpu.library import Floats
 from models.executors.cpu.lowering import LoweredStep
+from models.executors.cpu.memory import Value
 from models.executors.cpu.ops import Op, Resampling, RowLoop
 from models.executors.cpu.placement import place
 from models.executors.cpu.structures import (
@@ -30,15 +31,21 @@ MAX_BLOCK_ROWS = 4 * REGISTER_ROWS
 TRANSFORMED_FLOATS = 84_000
 """Transformed sources of one block of tiles, so that they stay in a core's cache: as many as 24 tiles of 4x4 have at 96
 channels."""
+MAX_BLOCK_ROWS_U8 = 4 * MAX_BLOCK_ROWS
+"""The same for a convolution of u8, whose rows take a quarter of the memory and of the time."""
+BLOCK_BYTES_U8 = 32 * 1024
+"""Rows of such a block, those that it reads and those that it writes, so that they stay in a core's cache."""
 ITEM_MACS = 10_000_000
 """Multiply-adds that a thread should take at once: about 0.1 ms of one core."""
+U8_MACS = 4
+"""Multiply-adds of u8 that take as long as one of float32."""
 
 
 class StepProgram:
     """One step of a network.
 
     `outputs`: the matrices that it leaves in a request's own memory. `used_classes`: the number of distance classes
-    that have a weight in any of its interpolations.
+    that have a weight in any of its interpolations. `descriptions`: what each phase does.
     """
 
     def __init__(
@@ -51,18 +58,19 @@ class StepProgram:
         """`resamplings`: the number of each resampling of the network, to which the step adds its own. `tile_costs`:
         those of each level."""
         self._isa = isa
-        self._arrays: list[Floats] = []
+        self._arrays: list[NDArray[np.generic]] = []
         phases = [phase for phase in lowered.phases if phase]
         features = (*lowered.inputs, *lowered.outputs)
         placed, self._slot_of = place(phases, features)
         self.outputs = lowered.outputs
-        floats, self.used_classes = 0, 0
+        self.descriptions = [", ".join(dict.fromkeys(str(op) for loop in phase for op in loop.ops)) for phase in phases]
+        size, self.used_classes = 0, 0
         matrices: list[NativeMatrix] = []
         for matrix in placed:
             feature = features.index(matrix) if matrix in features else -1
-            scratch = floats if matrix.scratch else -1
-            floats += matrix.row_pitch * MAX_BLOCK_ROWS if matrix.scratch else 0
-            matrices.append(NativeMatrix(matrix.level, matrix.domain, matrix.row_pitch, feature, scratch))
+            scratch = size if matrix.scratch else -1
+            size += matrix.row_bytes * MAX_BLOCK_ROWS if matrix.scratch else 0
+            matrices.append(NativeMatrix(matrix.level, matrix.domain, matrix.row_bytes, feature, scratch))
         native_phases: list[NativePhase] = []
         loops: list[NativeRowLoop] = []
         ops: list[NativeOp] = []
@@ -73,7 +81,7 @@ class StepProgram:
             blocked.sort(key=lambda item: -item[0] * item[1] // item[2])
             native_phases.append(NativePhase(len(loops), len(blocked)))
             for cost, block_rows, groups, loop in blocked:
-                floats = max(floats, _transformed_floats(loop, block_rows, isa))
+                size = max(size, 4 * _transformed_floats(loop, block_rows, isa))
                 loops.append(NativeRowLoop(loop.level, loop.domain, len(ops), len(loop.ops), block_rows, groups, cost))
                 ops += [self._op(op, resamplings) for op in loop.ops]
         self.native = NativeProgram(
@@ -83,12 +91,19 @@ class StepProgram:
             (NativeMatrix * len(matrices))(*matrices),
             len(native_phases),
             len(matrices),
-            floats,
+            size,
         )
 
     def _op(self, op: Op, resamplings: dict[Resampling, int]) -> NativeOp:
-        weights, channels = 0, 0
-        if op.convolution is not None and op.kind != OpKind.INTERPOLATE:
+        weights, channels, scales, first_sums, shift = 0, 0, None, None, op.shift
+        if op.convolution is not None and op.kind == OpKind.CONVOLVE_U8:
+            quantised = op.convolution.quantised()
+            channels = quantised.shape[1]
+            weights = self._keep(self._isa.pack_u8(quantised))
+            scales = (op.source.scale * op.convolution.weight_steps.astype(np.float64)).astype(np.float32)
+            first_sums = self._isa.first_sums(quantised)
+            shift = sum((x for x in (op.bias, op.shift) if x is not None), np.zeros(op.channels, np.float32))
+        elif op.convolution is not None and op.kind != OpKind.INTERPOLATE:
             channels = op.convolution.weights.shape[1]
             weights = self._keep(self._isa.pack(op.convolution.weights))
         elif op.convolution is not None and op.convolution.halo_weights is not None:
@@ -112,38 +127,60 @@ class StepProgram:
             target_column=op.column,
             scatter=op.target.domain == RowDomain.ALL_POSITIONS,
             relu=op.relu,
+            source_scale=op.source.scale,
+            target_scale=op.target.scale,
+            residual_scale=0 if op.residual is None else op.residual.scale,
             weights=weights,
-            bias=0 if op.bias is None else self._keep(self._isa.pad_vector(op.bias)),
-            shift=0 if op.shift is None else self._keep(self._isa.pad_vector(op.shift)),
+            bias=self._vector(op.bias),
+            shift=self._vector(shift),
+            scales=self._vector(scales),
+            first_sums=self._vector(first_sums),
         )
 
-    def _keep(self, values: Floats) -> int:
+    def _vector(self, values: NDArray[Value] | None) -> int:
+        """The address of one value a channel; 0 for None."""
+        return 0 if values is None else self._keep(self._isa.pad_vector(values))
+
+    def _keep(self, values: NDArray[Value]) -> int:
         """The address of `values`, which live as long as the program."""
         self._arrays.append(values)
         return int(values.ctypes.data)
 
 
 def _blocking(loop: RowLoop, isa: Isa) -> tuple[int, int, int]:
-    """Multiply-adds of one row (or tile), rows of a block, and channel groups. An item is one group of one block.
+    """Cost of one row (or tile) in multiply-adds of float32, rows of a block, and channel groups. An item is one group
+    of one block.
 
     Where a convolution has many weights, an item takes some channels of many rows rather than all channels of few rows,
     so that weights are read less often. A block of tiles has one group, so that its sources are transformed once.
     """
-    per_row = sum(
-        op.convolution.weights.size
-        if op.convolution is not None and op.kind != OpKind.INTERPOLATE
-        else 16 * op.channels
-        for op in loop.ops
-    )
-    op, groups, least, most = loop.ops[0], 1, REGISTER_ROWS // 2, MAX_BLOCK_ROWS
+    per_row = sum(_cost(op) for op in loop.ops)
+    op, groups, least, most, limit = loop.ops[0], 1, REGISTER_ROWS // 2, MAX_BLOCK_ROWS, MAX_BLOCK_ROWS
+    if any(op.kind == OpKind.CONVOLVE_U8 for op in loop.ops):
+        limit = MAX_BLOCK_ROWS_U8 if len(loop.ops) == 1 else MAX_BLOCK_ROWS
+        most = min(limit, max(REGISTER_ROWS, BLOCK_BYTES_U8 // _row_bytes(loop)))
     if op.kind == OpKind.WINOGRAD and op.convolution is not None:
         points, channels, _ = op.convolution.weights.shape
         least, most = REGISTER_ROWS, TRANSFORMED_FLOATS // (points * channels)
-    elif op.kind == OpKind.CONVOLVE and len(loop.ops) == 1:
+    elif op.kind in (OpKind.CONVOLVE, OpKind.CONVOLVE_U8) and len(loop.ops) == 1:
         groups = min(len(isa.panels(op.channels)), max(1, per_row * most // ITEM_MACS))
     rows = min(most, ITEM_MACS * groups // per_row) // (REGISTER_ROWS // 2) * (REGISTER_ROWS // 2)
-    block_rows = min(max(least, rows), MAX_BLOCK_ROWS)
+    block_rows = min(max(least, rows), limit)
     return per_row, block_rows, groups
+
+
+def _row_bytes(loop: RowLoop) -> int:
+    """Of all matrices that a loop uses, together."""
+    used = {m.first for op in loop.ops for m in (op.source, op.target, op.residual) if m is not None}
+    return sum(matrix.row_bytes for matrix in used)
+
+
+def _cost(op: Op) -> int:
+    """Of one row (or tile), in multiply-adds of float32."""
+    if op.convolution is None or op.kind == OpKind.INTERPOLATE:
+        return 16 * op.channels
+    macs = op.convolution.weights.size
+    return -(-macs // U8_MACS) if op.kind == OpKind.CONVOLVE_U8 else macs
 
 
 def _transformed_floats(loop: RowLoop, block_rows: int, isa: Isa) -> int:

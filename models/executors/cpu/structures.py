@@ -9,7 +9,7 @@ from enum import IntEnum
 LEVELS = 6
 MARGIN = 5
 
-OpKind = IntEnum("OpKind", "CONVOLVE WINOGRAD INTERPOLATE RESAMPLE", start=0)
+OpKind = IntEnum("OpKind", "CONVOLVE WINOGRAD CONVOLVE_U8 INTERPOLATE RESAMPLE COPY", start=0)
 LoopDomain = IntEnum("LoopDomain", "ACTIVE HALO NEEDED TILES_4X4 TILES_2X2 SINGLES", start=0)
 RowDomain = IntEnum("RowDomain", "NEEDED ACTIVE ALL_POSITIONS PADDED_PIXELS", start=0)
 Addressing = IntEnum("Addressing", "SAME_ROW THROUGH_MAP PADDED_IMAGE", start=0)
@@ -39,7 +39,7 @@ class NativeTileCosts(Structure):
 
 
 class NativeMatrix(Structure):
-    _fields_ = tuple((name, c_int32) for name in ("level", "row_domain", "row_pitch", "feature", "scratch"))
+    _fields_ = tuple((name, c_int32) for name in ("level", "row_domain", "row_bytes", "feature", "scratch"))
 
 
 class NativeResamplingTaps(Structure):
@@ -54,7 +54,8 @@ class NativeOp(Structure):
         *((name, c_int32) for name in ("kind", "source", "target", "residual", "pre_activation")),
         *((name, c_int32) for name in ("source_level", "from_previous", "addressing", "stride", "taps", "resampling")),
         *((name, c_int32) for name in ("in_channels", "out_channels", "target_column", "scatter", "relu")),
-        *((name, c_void_p) for name in ("weights", "bias", "shift")),
+        *((name, c_float) for name in ("source_scale", "target_scale", "residual_scale")),
+        *((name, c_void_p) for name in ("weights", "bias", "shift", "scales", "first_sums")),
     )
 
 
@@ -76,7 +77,7 @@ class NativeProgram(Structure):
         ("matrices", POINTER(NativeMatrix)),
         ("phase_count", c_int32),
         ("matrix_count", c_int32),
-        ("scratch_floats", c_int64),
+        ("scratch_bytes", c_int64),
     )
 
 

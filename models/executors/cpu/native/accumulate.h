@@ -1,10 +1,10 @@
-// Accumulation: products of source rows and packed weights, summed in registers. Included by kernels.h, in its
-// namespace.
+// Accumulation in float32: products of source rows and packed weights, summed in registers. Included by kernels.h, in
+// its namespace. For eight bits see convolution_u8.h.
 
 // Rows of a source matrix.
 struct Source {
-    const float *data;   // row 0; row -1 is zeros
-    ptrdiff_t row_pitch; // floats from one row to the next
+    const uint8_t *data; // row 0; row -1 is zeros
+    ptrdiff_t row_bytes; // from one row to the next
 };
 
 // sum[m][n] = the products of MR rows and one panel of NV vectors of output channels.
@@ -17,7 +17,7 @@ inline void accumulate(const Source &source, const int32_t *rows, int taps, int 
         for (int n = 0; n < NV; ++n) sum[m][n] = Vector{};
     for (int t = 0; t < taps; ++t) {
         const float *x[MR];
-        for (int m = 0; m < MR; ++m) x[m] = source.data + rows[t * MR + m] * source.row_pitch;
+        for (int m = 0; m < MR; ++m) x[m] = (const float *)(source.data + rows[t * MR + m] * source.row_bytes);
         for (int c = 0; c < in_channels; ++c, weights += NV * LANES) {
             Vector w[NV];
 #pragma GCC unroll 4

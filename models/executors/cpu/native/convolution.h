@@ -35,9 +35,9 @@ void fill_indirection(const Block &block, const Op &op, int first, int32_t *rows
 
 // One panel of NV vectors of output channels from `column` on, for all rows of the block.
 // `weights`: (taps, in_channels, NV * LANES). `lanes`: channels from `column` to the end of a row.
-template <int MR, int NV>
-void convolve_panel(const Block &block, const Op &op, const Source &source, const float *weights,
-                    const Epilogue &epilogue, int column, int lanes) {
+template <int MR, int NV, class E>
+void convolve_panel(const Block &block, const Op &op, const Source &source, const float *weights, const E &epilogue,
+                    int column, int lanes) {
     const Level &level = block.context->geometry->level[block.level];
     int32_t both[2][MAX_TAPS * MR], *rows = both[0], *next = both[1];
     fill_indirection<MR>(block, op, block.first, rows);
@@ -46,7 +46,7 @@ void convolve_panel(const Block &block, const Op &op, const Source &source, cons
             fill_indirection<MR>(block, op, first + MR, next);
             if (op.addressing == THROUGH_MAP)
                 for (int i = 0; i < op.taps * MR; ++i)
-                    prefetch(source.data + next[i] * source.row_pitch, op.in_channels);
+                    prefetch(source.data + next[i] * source.row_bytes, op.in_channels * sizeof(float));
             for (int m = 0; m < MR && first + MR + m < block.last; ++m)
                 epilogue.prefetch_residual(row_at(block, level, first + MR + m), column, NV * LANES);
         }
@@ -55,7 +55,7 @@ void convolve_panel(const Block &block, const Op &op, const Source &source, cons
 #pragma GCC unroll 16
         for (int m = 0; m < MR; ++m) {
             if (first + m >= block.last) break;
-            const Epilogue::Row row = epilogue.row(row_at(block, level, first + m));
+            const auto row = epilogue.row(row_at(block, level, first + m));
 #pragma GCC unroll 4
             for (int n = 0; n < NV; ++n) epilogue.write(row, column + n * LANES, sum[m][n], lanes - n * LANES);
         }
@@ -67,16 +67,16 @@ void convolve_panel(const Block &block, const Op &op, const Source &source, cons
 
 // Source: (rows of the source level, in_channels). Target: (rows of the block, out_channels). Weights: packed in panels.
 // Taps: 1, or 9 (3x3 with padding 1) through the map, or 3 in the padded image.
-void convolve(const Block &block, const Op &op) {
+template <bool ANY> void convolve(const Block &block, const Op &op) {
     assert(op.taps == 1 || op.taps == 9 || (op.taps == 3 && op.addressing == PADDED_IMAGE));
     assert(op.addressing != SAME_ROW || (op.taps == 1 && op.stride == 1 && !op.from_previous));
-    assert(op.stride >= 1 && op.in_channels > 0 && op.out_channels > 0);
-    const Epilogue epilogue = make_epilogue(block, op);
-    const Source source = {row_zero(block, op.source), block.context->slots[op.source].row_pitch};
+    assert(op.stride >= 1 && op.in_channels > 0 && op.out_channels > 0 && op.source_scale == 0);
+    const Epilogue<ANY> epilogue = make_epilogue<ANY>(block, op);
+    const Source source = {row_zero(block, op.source), block.context->slots[op.source].row_bytes};
     const Panels panels(op.out_channels);
     const ptrdiff_t depth = (ptrdiff_t)op.taps * op.in_channels * LANES; // floats of weights in one vector's width
     for (int p = panels.count * block.group / block.groups; p < panels.count * (block.group + 1) / block.groups; ++p) {
-        const float *weights = op.weights + panels.begin(p) * depth;
+        const float *weights = (const float *)op.weights + panels.begin(p) * depth;
         const int column = panels.begin(p) * LANES, lanes = padded(op.out_channels) - column;
         switch (panels.width(p)) {
         case 1: convolve_panel<MR_1, 1>(block, op, source, weights, epilogue, column, lanes); break;

@@ -1,6 +1,7 @@
 // AVX-512: 32 registers of 16 floats.
 #if defined(__x86_64__)
 #include "structures.h"
+#include <immintrin.h>
 #include <assert.h>
 #include <stddef.h>
 #if defined(__clang__)
@@ -14,8 +15,9 @@
 #define MR_2 12
 #define MR_3 8
 #define MR_4 6
+#define DOT_PRODUCT "dot_pairs.h"
 #include "kernels.h"
-const Kernels avx512_kernels = {"avx512", LANES, PANEL_VECTORS, run};
+const Kernels avx512_kernels = KERNELS("avx512");
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -69,7 +69,7 @@ class Partition {
     }
 
     // What the kernels compute for an item. `scratch`: that of the calling thread.
-    Block block(int item, const Program &program, float *scratch) const {
+    Block block(int item, const Program &program, uint8_t *scratch) const {
         const auto after = std::upper_bound(loops_.begin(), loops_.end(), item,
                                             [](int at, const LoopItems &loop) { return at < loop.first_item; });
         const LoopItems &items = after[-1];

@@ -8,8 +8,9 @@
 //   active  positions whose mask is 1
 //   halo    inactive positions that an active one reads: their features are interpolated from active neighbours
 //   needed  active or halo
-//   row     the channels of one position, contiguous floats; only needed positions have a row
-//   pitch   floats (in a map: entries) from one row or line to the next; a stride is always a convolution's
+//   row     the channels of one position, contiguous; only needed positions have a row
+//   pitch   elements from one row or line to the next; a stride is always a convolution's
+//   u8      a feature in eight bits: value = scale * byte, the zero point is 0. All other features are float32
 //   tile    2x2 or 4x4 adjacent output positions that Winograd's filtering computes together
 #pragma once
 #include <stdint.h>
@@ -20,7 +21,8 @@ enum { LEVELS = 6 };
 // MARGIN - 1 more, as many as a 4x4 tile that begins at that position can read.
 enum { MARGIN = 5 };
 
-enum OpKind { CONVOLVE, WINOGRAD, INTERPOLATE, RESAMPLE };
+// CONVOLVE and WINOGRAD read float32, CONVOLVE_U8 reads u8. COPY is a RESAMPLE that changes neither level nor values.
+enum OpKind { CONVOLVE, WINOGRAD, CONVOLVE_U8, INTERPOLATE, RESAMPLE, COPY };
 
 // What a row loop iterates over: rows of the level, or entries of its lists of tiles or single rows.
 enum LoopDomain { ACTIVE, HALO, NEEDED, TILES_4X4, TILES_2X2, SINGLES };
@@ -61,19 +63,19 @@ struct TileCosts {
 };
 
 // Rows in memory, after one row of zeros that row number -1 refers to. Exactly one of three places holds them: the
-// request's own memory (`feature`: index in its context), a block of a thread's scratch (`scratch`: offset in floats),
+// request's own memory (`feature`: index in its context), a block of a thread's scratch (`scratch`: offset in bytes),
 // or, if both are -1, the working memory of the run.
 struct Matrix {
     int32_t level;
     int32_t row_domain; // RowDomain
-    int32_t row_pitch;  // floats, a multiple of 8 (3 for PADDED_PIXELS)
+    int32_t row_bytes;  // from one row to the next: of float32 a multiple of 32 (12 for PADDED_PIXELS), of u8 of 16
     int32_t feature, scratch;
 };
 
-// Where a matrix lies in one run: `data` is row 0, or `scratch` is an offset in floats in each thread's scratch.
+// Where a matrix lies in one run: `data` is row 0, or `scratch` is an offset in bytes in each thread's scratch.
 struct Slot {
-    float *data;
-    int32_t row_pitch;
+    uint8_t *data;
+    int32_t row_bytes;
     int32_t scratch;
 };
 
@@ -87,8 +89,10 @@ struct ResamplingTaps {
 
 // One operation on a row (or tile):
 //     value          = convolution, interpolation or resampling of source rows
-//     pre-activation = value + bias, which interpolation of the halo reads
+//     pre-activation = value + bias, which interpolation of the halo reads, always float32
 //     target row     = relu(value + bias + shift + residual row)
+// The value of a CONVOLVE_U8 is scales * (sum of source bytes times weights), the sum in 32 bits and exact. A u8 target
+// holds round(target row / target_scale), to the nearest even and between 0 and 255, so that it needs no ReLU.
 struct Op {
     int32_t kind;                // OpKind
     int32_t source, target;      // matrices of the program, by index
@@ -96,16 +100,19 @@ struct Op {
     int32_t pre_activation;      // matrix where rows that the halo reads leave their pre-activation, or -1
     int32_t source_level;
     int32_t from_previous;       // 1: the source has the rows of the previous geometry
-    int32_t addressing;          // Addressing, of a CONVOLVE
+    int32_t addressing;          // Addressing, of a CONVOLVE or CONVOLVE_U8
     int32_t stride;              // of the convolution, in both directions
-    int32_t taps;                // CONVOLVE: 1, 3 (lines of three pixels) or 9; WINOGRAD: products of a tile, 16 or 36
+    int32_t taps;                // of a convolution: 1, 3 (lines of three pixels) or 9; WINOGRAD: products of a tile, 16 or 36
     int32_t resampling;          // RESAMPLE: index in the context's resamplings
     int32_t in_channels, out_channels;
     int32_t target_column;       // the target's channel that receives the first result
     int32_t scatter;             // 1: the target's rows are positions
     int32_t relu;
-    const float *weights;        // CONVOLVE, WINOGRAD: packed in panels, see kernels.h; INTERPOLATE: of each distance class
-    const float *bias, *shift;   // (out_channels padded to whole vectors,), or null
+    float source_scale, target_scale, residual_scale; // of the matrices that hold u8; 0 where they hold float32
+    const void *weights;         // of a convolution: packed in panels, see accumulate.h; INTERPOLATE: of each distance class
+    const float *bias, *shift;   // (out_channels padded to whole vectors,), or null; CONVOLVE_U8: `shift` is bias + shift
+    const float *scales;         // of a CONVOLVE_U8, like `bias`: value of a sum of 1
+    const int32_t *first_sums;   // of a CONVOLVE_U8, like `bias`: what its sums begin with; null for 0
 };
 
 // A sequence of ops that runs block by block over a domain of one level. Several channel groups split the output
@@ -130,14 +137,14 @@ struct Program {
     const Op *ops;
     const Matrix *matrices;
     int32_t phase_count, matrix_count;
-    int64_t scratch_floats;      // of one thread
+    int64_t scratch_bytes;       // of one thread
 };
 
 // One request of a batch.
 struct Context {
     const Geometry *geometry;    // the rows that this step computes
     const Geometry *previous;    // the rows of the features that it reads
-    float *const *features;      // (inputs + outputs of the step,): each begins with its row of zeros
+    uint8_t *const *features;    // (inputs + outputs of the step,): each begins with its row of zeros
     const ResamplingTaps *resamplings;
     const Slot *slots;           // (matrices,): set by program_run
 };
@@ -147,7 +154,7 @@ struct Context {
 struct Block {
     const Op *ops;
     int32_t op_count, level, domain, first, last, group, groups;
-    float *scratch;
+    uint8_t *scratch;
     const Context *context;
 };
 
@@ -156,10 +163,19 @@ struct Kernels {
     const char *name;
     int32_t lanes;               // floats of a vector
     int32_t panel_vectors;       // the most vectors in a panel of packed weights
+    int32_t dot_parts;           // see convolution_u8.h
+    int32_t dot_signed;          // 1: a CONVOLVE_U8 needs `first_sums`, see dot_neon.h
     void (*run)(const Block &);
 };
 
 extern const Kernels baseline_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels, avx512_kernels;
+// GCC knows AVX-VNNI from version 11 on, Clang from 12 on.
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define HAVE_VNNI
+extern const Kernels avxvnni_kernels, avx512vnni_kernels;
+#endif
+#elif defined(__aarch64__)
+extern const Kernels neondot_kernels;
 #endif

@@ -68,20 +68,20 @@ void transform(const Block &block, const Op &op, float *out, ptrdiff_t out_pitch
     const Geometry &from = *(op.from_previous ? block.context->previous : block.context->geometry);
     const Level &source = from.level[op.source_level];
     const uint16_t *yx = Tile::positions(block.context->geometry->level[block.level]);
-    const float *data = row_zero(block, op.source);
-    const ptrdiff_t row_pitch = block.context->slots[op.source].row_pitch, width = tile_pitch(op.in_channels);
+    const uint8_t *data = row_zero(block, op.source);
+    const ptrdiff_t row_bytes = block.context->slots[op.source].row_bytes, width = tile_pitch(op.in_channels);
     const float *x[P * P], *next[P * P];
     // The map's margin stands for the padding: a tile's first source is one line and one column before its first result.
     const auto fill_indirection = [&](int tile, const float **rows) {
         const int32_t *map = source.map + yx[2 * tile] * source.map_pitch + yx[2 * tile + 1];
-        for (int i = 0; i < P * P; ++i) rows[i] = data + map[i / P * source.map_pitch + i % P] * row_pitch;
+        for (int i = 0; i < P * P; ++i) rows[i] = (const float *)(data + map[i / P * source.map_pitch + i % P] * row_bytes);
     };
     fill_indirection(block.first, next);
     for (int tile = block.first; tile < block.last; ++tile) {
         for (int i = 0; i < P * P; ++i) x[i] = next[i];
         if (tile + 1 < block.last) {
             fill_indirection(tile + 1, next);
-            for (int i = 0; i < P * P; ++i) prefetch(next[i], op.in_channels);
+            for (int i = 0; i < P * P; ++i) prefetch(next[i], op.in_channels * sizeof(float));
         }
         float *to = out + (tile - block.first) * width;
         for (int c = 0; c < op.in_channels; c += LANES, to += LANES) {
@@ -106,14 +106,17 @@ void transform(const Block &block, const Op &op, float *out, ptrdiff_t out_pitch
 // One panel of NV vectors of output channels from `column` on, for all tiles of the block.
 // `transformed`: see `transform`. `weights`: (POINTS * POINTS, in_channels, NV * LANES). `products`: room for
 // (POINTS * POINTS, tiles, NV * LANES). `lanes`: channels from `column` to the end of a row.
-template <class Tile, int MR, int NV>
-void winograd_panel(const Block &block, const Op &op, const float *transformed, ptrdiff_t transformed_pitch,
-                    const float *weights, float *products, const Epilogue &epilogue, int column, int lanes) {
+//
+// Never inlined: which products and sums the compiler fuses, and so the last bit, depends on the code around them.
+template <class Tile, int MR, int NV, class E>
+__attribute__((noinline)) void winograd_panel(const Block &block, const Op &op, const float *transformed, ptrdiff_t transformed_pitch,
+                    const float *weights, float *products, const E &epilogue, int column, int lanes) {
     constexpr int P = Tile::POINTS, S = Tile::SIDE;
     const int tiles = block.last - block.first;
     const ptrdiff_t width = tile_pitch(op.in_channels), product_pitch = point_pitch(tiles, NV * LANES);
     for (int point = 0; point < P * P; ++point) {
-        const Source source = {transformed + point * transformed_pitch, width};
+        const Source source = {(const uint8_t *)(transformed + point * transformed_pitch),
+                               width * (ptrdiff_t)sizeof(float)};
         for (int first = 0; first < tiles; first += MR) {
             int32_t rows[MR];
             for (int m = 0; m < MR; ++m) rows[m] = first + m < tiles ? first + m : tiles - 1;
@@ -139,7 +142,7 @@ void winograd_panel(const Block &block, const Op &op, const float *transformed, 
             for (int i = 0; i < S * S; ++i)
                 epilogue.prefetch_residual(next[i / S * level.map_pitch + i % S], column, NV * LANES);
         }
-        Epilogue::Row rows[S * S];
+        typename E::Row rows[S * S];
         bool active[S * S];
         for (int i = 0; i < S * S; ++i) {
             const int row = map[i / S * level.map_pitch + i % S];
@@ -173,18 +176,18 @@ void winograd_panel(const Block &block, const Op &op, const float *transformed, 
 // Source: (rows of the source level, in_channels). Target: (rows, out_channels), of which the tiles' active rows are
 // written. Weights: (POINTS * POINTS, in_channels, out_channels), packed in panels. The block's scratch holds the
 // transformed sources, then the products of one panel; `_transformed_floats` in program.py says how much that is.
-template <class Tile>
+template <class Tile, bool ANY>
 void winograd(const Block &block, const Op &op) {
-    assert(op.taps == Tile::POINTS * Tile::POINTS && op.stride == 1);
+    assert(op.taps == Tile::POINTS * Tile::POINTS && op.stride == 1 && op.source_scale == 0);
     assert(block.domain == (Tile::SIDE == 4 ? TILES_4X4 : TILES_2X2));
-    const Epilogue epilogue = make_epilogue(block, op);
+    const Epilogue<ANY> epilogue = make_epilogue<ANY>(block, op);
     const ptrdiff_t pitch = point_pitch(block.last - block.first, tile_pitch(op.in_channels));
-    float *transformed = block.scratch, *products = transformed + Tile::POINTS * Tile::POINTS * pitch;
+    float *transformed = (float *)block.scratch, *products = transformed + Tile::POINTS * Tile::POINTS * pitch;
     transform<Tile>(block, op, transformed, pitch);
     const Panels panels(op.out_channels);
     const ptrdiff_t depth = (ptrdiff_t)Tile::POINTS * Tile::POINTS * op.in_channels * LANES;
     for (int p = panels.count * block.group / block.groups; p < panels.count * (block.group + 1) / block.groups; ++p) {
-        const float *weights = op.weights + panels.begin(p) * depth;
+        const float *weights = (const float *)op.weights + panels.begin(p) * depth;
         const int column = panels.begin(p) * LANES, lanes = padded(op.out_channels) - column;
         switch (panels.width(p)) {
         case 1:

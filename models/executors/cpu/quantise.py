@@ -1,0 +1,70 @@
+"""From lowered steps in float32 to steps in eight bits.
+
+A feature is stored in eight bits if it has a scale. A convolution is quantised if its source is stored in eight bits
+and its name is not among the layers that stay in float. Everything else stays in float32: sums before their last ReLU,
+pre-activations that are interpolated, and scores. A float convolution reads a feature in eight bits through a copy in
+float32. Geometry, halo, loops and phases are the same in both precisions.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from models.executors.cpu.lowering import LoweredStep
+from models.executors.cpu.ops import Matrix, Op, Phases, RowLoop, resample
+from models.executors.cpu.structures import Addressing, LoopDomain, OpKind
+from models.quantisation import Scales
+
+
+def quantise(steps: Sequence[LoweredStep], scales: Scales) -> list[LoweredStep]:
+    """All steps of a network, in eight bits where `scales` says so."""
+    return [_Step(scales).quantise(step) for step in steps]
+
+
+class _Step:
+    """Quantises one step."""
+
+    def __init__(self, scales: Scales) -> None:
+        self._scales = scales
+        self._matrices: dict[Matrix, Matrix] = {}
+
+    def quantise(self, step: LoweredStep) -> LoweredStep:
+        phases: Phases = []
+        for phase in step.phases:
+            copies: dict[Matrix, Op] = {}  # of this phase's sources, made in a phase before it
+            loops = [replace(loop, ops=tuple(self._ops(loop.ops, copies))) for loop in phase]
+            if copies:
+                phases.append([RowLoop(x.level, LoopDomain.NEEDED, (copy,)) for x, copy in copies.items()])
+            phases.append(loops)
+        inputs, outputs = (tuple(self._matrix(m) for m in matrices) for matrices in (step.inputs, step.outputs))
+        return LoweredStep(inputs, outputs, phases)
+
+    def _matrix(self, matrix: Matrix) -> Matrix:
+        if matrix not in self._matrices:
+            scale = 0.0 if matrix.name is None else self._scales.features.get(matrix.name, 0.0)
+            over = None if matrix.over is None else self._matrix(matrix.over)
+            if over is not None and bool(over.scale) != bool(scale):
+                over = None  # rows of another size
+            changed = scale or over is not matrix.over
+            self._matrices[matrix] = replace(matrix, scale=scale, over=over) if changed else matrix
+        return self._matrices[matrix]
+
+    def _ops(self, ops: Iterable[Op], copies: dict[Matrix, Op]) -> Iterable[Op]:
+        for op in ops:
+            source, target = self._matrix(op.source), self._matrix(op.target)
+            residual = None if op.residual is None else self._matrix(op.residual)
+            new = replace(op, source=source, target=target, residual=residual)
+            if op.resampling is not None and op.resampling[0] == "same" and 0 < source.scale == target.scale:
+                new = replace(new, kind=OpKind.COPY)
+            if op.kind != OpKind.CONVOLVE or op.convolution is None or not source.scale:
+                yield new
+            elif op.convolution.name not in self._scales.float_layers:
+                yield replace(new, kind=OpKind.CONVOLVE_U8)
+            elif op.addressing == Addressing.SAME_ROW:
+                copy = replace(source, scale=0.0, name=None, over=None, scratch=True)
+                yield resample("same", source, copy)
+                yield replace(new, source=copy)
+            else:
+                if source not in copies:
+                    copy = replace(source, scale=0.0, name=None, over=None)
+                    copies[source] = resample("same", source, copy, from_previous=op.from_previous)
+                yield replace(new, source=copies[source].target, from_previous=False)
