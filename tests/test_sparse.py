@@ -122,7 +122,7 @@ def test_any_masks_give_what_the_reference_gives(name: str, shrinking: bool) -> 
             assert found < 1e-4 / 2, seed
 
 
-@pytest.mark.parametrize("isa", ["portable", "neon", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["portable", "neon", "neondot", "avx2", "avxvnni", "avx512", "avx512vnni"])
 def test_every_instruction_set_of_this_machine(isa: str) -> None:
     if not library().kernels_find(isa.encode()):
         with pytest.raises(ValueError, match=f"no {isa} kernels"):
@@ -241,9 +241,9 @@ def test_requests_interleave_and_batches_change() -> None:
 
 
 def test_memory_that_was_never_written_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def poisoned(floats: int) -> NDArray[np.float32]:
-        memory = empty(floats)
-        memory[:] = 1e30
+    def poisoned(size: int) -> NDArray[np.uint8]:
+        memory = empty(size)
+        memory[:] = 126  # 8e37 as float32
         return memory
 
     monkeypatch.setattr("models.executors.cpu.memory.empty", poisoned)
@@ -307,7 +307,7 @@ def test_nan_stays_nan() -> None:
     assert state.exit is not None and state.exit.scores.isnan().any()
 
 
-def free_floats(allocator: CachingAllocator) -> int:
+def free_bytes(allocator: CachingAllocator) -> int:
     return allocator._workspace.size + sum(array.size for array in allocator._free)
 
 
@@ -317,9 +317,9 @@ def test_memory_of_a_request_that_ends_early_is_kept_for_the_next() -> None:
         state = sparse.begin(tiny.image())
         for _ in range(steps):
             sparse.advance([state])
-        before, own = free_floats(sparse._allocator), sum(array.size for array in state.features)
+        before, own = free_bytes(sparse._allocator), sum(array.size for array in state.features)
         del state
-        assert free_floats(sparse._allocator) == before + own
+        assert free_bytes(sparse._allocator) == before + own
 
 
 def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
@@ -329,7 +329,7 @@ def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
         state = sparse.begin(tiny.image(*size))
         for _ in sparse.steps:
             sparse.advance([state])
-        kept.append(free_floats(sparse._allocator))
+        kept.append(free_bytes(sparse._allocator))
     assert kept[0] > 4 * kept[1] > 0
     assert kept[1] == kept[2]
     large, small = sparse.begin(tiny.image(256, 256)), sparse.begin(tiny.image(64, 64))
@@ -337,7 +337,7 @@ def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
         for _ in sparse.steps:
             sparse.advance([state])
     sparse.begin(tiny.image(64, 64))
-    assert free_floats(sparse._allocator) <= kept[2]
+    assert free_bytes(sparse._allocator) <= kept[2]
 
 
 IN_A_PROCESS = """
