@@ -4,6 +4,7 @@ Needs no torch, so that the server's front end reads directories as the commands
 `models/checkpoint.py`.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from models.network.families import config_from_json
 ZOO = Path(__file__).parent / "zoo"
 """The shipped models."""
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, QUALITY_FILE = "config.json", "model.safetensors", "README.md", "quality.json"
+SCALES_FILE = "int8.json"
+DESCRIBES = ("name", "labels", "palette", "skeleton", "flip_pairs", "licence")
+"""Fields of a configuration that describe answers and change none of them."""
 
 
 def find_models(directory: Path = ZOO) -> dict[str, Path]:
@@ -43,3 +47,15 @@ def read_config(directory: Path) -> ModelConfig:
         return config_from_json(json.loads(path.read_text()))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def fingerprint(directory: Path) -> str:
+    """SHA-256 of the files that decide a model's answers: its weights, and its configuration without names and colours.
+
+    Raises ValueError and FileNotFoundError as `read_config` does.
+    """
+    with (directory / WEIGHTS_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    decides = {name: value for name, value in read_config(directory).to_json().items() if name not in DESCRIBES}
+    digest.update(json.dumps(decides, sort_keys=True).encode())
+    return digest.hexdigest()

@@ -16,7 +16,6 @@ well. The threshold is lowered further until the promise also holds among the ca
 Otherwise, where no early exit can keep epsilon, one image in twenty would still stop early and break it.
 """
 
-import hashlib
 import json
 import math
 from bisect import bisect_right
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.anytime import Exit
-from models.directory import QUALITY_FILE, WEIGHTS_FILE, read_config
+from models.directory import QUALITY_FILE, fingerprint
 from models.imaging.geometry import STRIDE, Frame
 from models.network.confidence import confidence
 from models.network.configs import Share, Task
@@ -36,8 +35,6 @@ KEPT = 0.9
 CONFIDENCE = 0.9
 GRID = 10_000
 """Bounds and thresholds are rounded to 1 / GRID, to the safe side."""
-DESCRIBES = ("name", "labels", "palette", "skeleton", "flip_pairs", "licence")
-"""Fields of a configuration that describe answers without changing them."""
 MOVED = 0.05
 """A joint has changed if it moved by more than this share of the side of the person's crop."""
 
@@ -148,15 +145,3 @@ class Quality:
         head = {"source": self.source, "images": self.images, "fingerprint": self.fingerprint}
         text = json.dumps(head, indent=1).removesuffix("\n}") + f',\n "steps": [\n  {steps}\n ]\n}}\n'
         (directory / QUALITY_FILE).write_text(text)
-
-
-def fingerprint(directory: Path) -> str:
-    """SHA-256 of the files that decide a model's answers: its weights, and its configuration without names and colours.
-
-    Raises ValueError and FileNotFoundError as `read_config` does.
-    """
-    with (directory / WEIGHTS_FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    decides = {name: value for name, value in read_config(directory).to_json().items() if name not in DESCRIBES}
-    digest.update(json.dumps(decides, sort_keys=True).encode())
-    return digest.hexdigest()

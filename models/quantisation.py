@@ -1,42 +1,60 @@
-"""The scales of a model's features in eight bits. `int8.json` of a model directory."""
+"""The scales of a model's features in eight bits. `int8.json` of a model directory, which `python -m models quantise`
+writes. Needs no torch.
+
+A feature follows a ReLU and is stored as uint8 with the zero point 0: its value is the stored number times the scale of
+the feature. Weights are int8 with one scale for each output channel, which follows from the weights.
+"""
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic.dataclasses import dataclass
+from models.directory import SCALES_FILE, fingerprint
+from models.network.configs import Positive
+from models.validation import from_json, value
 
-SCALES_FILE = "int8.json"
 Precision = Literal["fp32", "int8"]
+"""What a network is computed in: float32, or features of uint8 and weights of int8."""
+LARGEST = 255
+"""The largest number that a feature in eight bits holds."""
 
 
-@dataclass(frozen=True)
+@value()
 class Scales:
     """How a network is computed in eight bits.
 
-    `fingerprint`: of the weights that the scales were found for. `features`: by feature name, the value of a step; a
-    feature is stored as uint8 with the zero point 0. `float_layers`: module paths of convolutions that stay in float32.
-    `source`: the images that they come from. `report`: what was measured.
+    `fingerprint`: of the weights that the scales were found for. `features`: the scale of each feature, by name; see
+    `models/network/named.py`. `float_layers`: module paths of convolutions that stay in float32. `source`: the
+    images that the scales were found with. `report`: what was measured.
     """
 
     fingerprint: str
-    features: Mapping[str, float]
+    features: Mapping[str, Positive]
     float_layers: tuple[str, ...] = ()
     source: str = ""
-    report: Mapping[str, object] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, directory: Path) -> "Scales | None":
-        """Those of a model directory; None if it has none, or has those of other weights."""
+        """The scales of a model directory; None if it has none. Raises ValueError if the file is broken or was made for
+        other weights or another configuration than those that now lie beside it."""
         path = directory / SCALES_FILE
         if not path.is_file():
             return None
-        from models.quality import fingerprint  # noqa: PLC0415 - it imports torch
-
-        found = cls(**json.loads(path.read_text()))
-        return found if found.fingerprint == fingerprint(directory) else None
+        remedy = f"make it anew (python -m models quantise {directory} --data DIR) or delete the file"
+        try:
+            found = from_json(cls, json.loads(path.read_text()), "the scales of a model")
+        except ValueError as error:
+            raise ValueError(f"{path} does not hold scales: {error}; {remedy}") from error
+        if found.fingerprint != (now := fingerprint(directory)):
+            raise ValueError(
+                f"{path} was made for weights and a configuration {found.fingerprint[:8]}, but those beside it are "
+                f"{now[:8]}; {remedy}"
+            )
+        return found
 
     def save(self, directory: Path) -> None:
+        """Writes `int8.json`."""
         (directory / SCALES_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")

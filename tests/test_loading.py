@@ -7,9 +7,10 @@ import tiny
 from fake_model import FakeModel
 
 from models.checkpoint import save_directory
+from models.directory import fingerprint
 from models.executors.reference import ReferenceExecutor
 from models.executors.selection import build
-from models.quality import Quality, fingerprint
+from models.quality import Quality
 from server.requests.budget import Costs
 from server.worker.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, input_shape, load_quality, warm_up
 

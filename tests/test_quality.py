@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from models import quality
 from models.anytime import Exit
 from models.checkpoint import save_directory
-from models.directory import CONFIG_FILE, find_models
+from models.directory import CONFIG_FILE, find_models, fingerprint
 from models.imaging.geometry import Frame
 from models.network.confidence import confidence
-from models.quality import Quality, breakable, fingerprint, threshold, uncertainty
+from models.quality import Quality, breakable, threshold, uncertainty
 
 Population = tuple[NDArray[np.float64], NDArray[np.float64]]
 

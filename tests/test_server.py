@@ -20,8 +20,9 @@ from live import Later
 from websockets.sync.client import connect
 
 from models.anytime import run
+from models.directory import fingerprint
 from models.executors.selection import build
-from models.quality import Quality, fingerprint, uncertainty
+from models.quality import Quality, uncertainty
 
 ROOT = Path(__file__).parent.parent
 SEGMENTATION = tiny.SEGMENTATION.name

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from models.commands.options import add_executor
-from models.directory import QUALITY_FILE, resolve
+from models.directory import QUALITY_FILE, fingerprint, resolve
 from models.evaluation.calibrate import calibrate, check
 from models.executors.selection import load
-from models.quality import fingerprint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,10 +15,13 @@ from models.anytime import Exit, ExitMap, State, check_batch, check_mask
 from models.imaging.geometry import Box, Frame, Size
 from models.imaging.postprocess import render
 from models.imaging.preprocess import check_input, prepare, seen
+from models.network.adpc import AdpcNet
 from models.network.confidence import Masks, make_mask
 from models.network.configs import PAPER_MASKING, Extra
 from models.network.flops import costs
 from models.network.network import Network, Progress, Stepwise, batched, one_of
+from models.network.quantised import QuantisedNetwork
+from models.quantisation import Precision, Scales
 
 
 @dataclass
@@ -30,12 +33,21 @@ class ReferenceState(State):
 
 
 class ReferenceExecutor:
-    """Runs a network of any family step by step on one device, a batch of requests at a time; see `AnytimeModel`."""
+    """Runs a network of any family step by step on one device, a batch of requests at a time; see `AnytimeModel`.
+
+    `scales`: of the features of a network of family adpc, to compute in plain integers; None to compute in float32.
+    Raises ValueError if they do not fit the network.
+    """
 
     executor = "reference"
+    precision: Precision = "fp32"
 
-    def __init__(self, network: Network, device: str = "cpu") -> None:
-        self.network: Stepwise = network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    def __init__(self, network: Network, device: str = "cpu", scales: Scales | None = None) -> None:
+        network = network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.network: Stepwise = network
+        if scales is not None:
+            assert isinstance(network, AdpcNet)
+            self.network, self.precision = QuantisedNetwork(network, scales), "int8"
         self.config = network.config
         self.device = device
         self.steps = network.steps

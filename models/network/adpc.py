@@ -154,21 +154,23 @@ class AdpcNet(Network):
                     xs = self.transition(step.stage)(xs, masks)
                 return replace(progress, features=self.module(step)(xs, masks))
             case ExitHead():
-                return self._exit(progress, step, self._adaptive() if adaptive is None else adaptive)
+                scores = self.head(step)(self.read(xs, step), masks)
+                return self.complete(progress, step, scores, adaptive)
         raise TypeError(f"{step} is no step of {type(self).__name__}")
 
-    def _exit(self, progress: Progress, step: ExitHead, adaptive: bool) -> Progress:
-        xs, masks = progress.features, progress.masks
-        scores = self.head(step)(self.read(xs, step), masks)
+    def complete(self, progress: Progress, step: ExitHead, scores: Tensor, adaptive: bool | None = None) -> Progress:
+        """The progress after `step`, whose head gives `scores` (N, outputs, h, w); for `adaptive` see `advance`."""
+        masks = progress.masks
         decided = torch.full_like(scores[:, :1], step.exit, dtype=torch.uint8)
         if masks is not None and progress.scores is not None and progress.decided is not None:
             scores = torch.where(masks.finest, scores, progress.scores)  # equation 7
             decided = torch.where(masks.finest, decided, progress.decided)
         masking = self.config.masking
         masks = None
+        adaptive = self._adaptive() if adaptive is None else adaptive
         if masking is not None and adaptive and step.exit < self.config.exits:
             masks = Masks(make_mask(scores.detach(), masking, step.exit))
-        return Progress(xs, masks, scores, decided)
+        return replace(progress, masks=masks, scores=scores, decided=decided)
 
     def transition(self, stage: int) -> Transition:
         """The layers that make the branches of `stage` from those of the stage before."""
