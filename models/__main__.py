@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("models.commands.train", "train a configuration"),
     "evaluate": ("models.commands.evaluate", "score every exit of a model on a data set"),
     "calibrate": ("models.commands.calibrate", "find where a model may stop early at a given quality"),
+    "quantise": ("models.commands.quantise", "find the scales of a model in eight bits, and what it loses by them"),
     "picture": ("models.commands.picture", "a picture of every exit: prediction, confidence, inactive positions"),
     "pckh": ("models.commands.pckh", "PCKh of a file of predictions on MPII"),
     "compare": ("models.commands.compare", "the paper's comparisons: train, score and plot every row"),

@@ -15,8 +15,8 @@ from models.directory import SCALES_FILE, fingerprint
 from models.network.configs import Positive
 from models.validation import from_json, value
 
-Precision = Literal["fp32", "int8"]
-"""What a network is computed in: float32, or features of uint8 and weights of int8."""
+Precision = Literal["fp32", "fp16", "int8"]
+"""What a network is computed in: float32, float16, or features of uint8 and weights of int8."""
 LARGEST = 255
 """The largest number that a feature in eight bits holds."""
 

@@ -12,30 +12,33 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from models.anytime import AnytimeModel
     from models.network.network import Network
+    from models.quantisation import Precision, Scales
 
 AUTO = "auto"
-"""Stands for the best executor on a device; see `selection.choose_executor`."""
+"""Stands for the best executor on a device, see `selection.choose_executor`, or for the faster precision, see
+`selection.load_fastest`."""
 
 
 @dataclass(frozen=True)
 class ExecutorKind:
     """The properties of an executor that are known before one is made.
 
-    `make`: (network, device, threads) -> the model; raises ValueError, and OSError if what it needs is not built.
+    `make`: (network, device, threads, scales) -> the model, in eight bits if there are scales; raises ValueError, and
+    OSError if what it needs is not built.
     `devices`: kinds of devices that it runs on. `families`: of networks that it runs; None: all.
     `preferred`: `auto` takes it rather than the reference on its devices. `needs_verification`: it is run beside the
     reference, in a process of its own, before it serves, and given up for the reference once it has broken a device.
-    `own_threads`: it computes on threads of its own, beside which torch's would only spin. `precision`: of its
-    arithmetic. `package`: what must be installed for it, with a hint where it comes from.
+    `own_threads`: it computes on threads of its own, beside which torch's would only spin. `precisions`: what it
+    computes in; eight bits need scales. `package`: what must be installed for it, with a hint where it comes from.
     """
 
-    make: Callable[[Network, str, int], AnytimeModel]
+    make: Callable[[Network, str, int, Scales | None], AnytimeModel]
     devices: tuple[str, ...]
     families: tuple[str, ...] | None = None
     preferred: bool = False
     needs_verification: bool = False
     own_threads: bool = False
-    precision: str = "float32"
+    precisions: tuple[Precision, ...] = ("fp32",)
     package: tuple[str, str] | None = None
 
     def runs(self, family: str) -> bool:
@@ -47,13 +50,13 @@ class ExecutorKind:
         return device.partition(":")[0] in self.devices
 
 
-def _reference(network: Network, device: str, threads: int) -> AnytimeModel:
+def _reference(network: Network, device: str, threads: int, scales: Scales | None) -> AnytimeModel:
     from models.executors.reference import ReferenceExecutor  # noqa: PLC0415 - loads torch
 
-    return ReferenceExecutor(network, device)
+    return ReferenceExecutor(network, device, scales)
 
 
-def _sparse(network: Network, device: str, threads: int) -> AnytimeModel:
+def _sparse(network: Network, device: str, threads: int, scales: Scales | None) -> AnytimeModel:
     from models.executors.cpu.executor import SparseExecutor  # noqa: PLC0415 - loads torch
     from models.network.adpc import AdpcNet  # noqa: PLC0415
 
@@ -61,7 +64,7 @@ def _sparse(network: Network, device: str, threads: int) -> AnytimeModel:
     return SparseExecutor(network, threads)
 
 
-def _triton(network: Network, device: str, threads: int) -> AnytimeModel:
+def _triton(network: Network, device: str, threads: int, scales: Scales | None) -> AnytimeModel:
     from models.executors.gpu.executor import TritonExecutor  # noqa: PLC0415 - comes with PyTorch for CUDA only
     from models.network.adpc import AdpcNet  # noqa: PLC0415
 
@@ -69,7 +72,7 @@ def _triton(network: Network, device: str, threads: int) -> AnytimeModel:
     return TritonExecutor(network, device)
 
 
-def _onnx(network: Network, device: str, threads: int) -> AnytimeModel:
+def _onnx(network: Network, device: str, threads: int, scales: Scales | None) -> AnytimeModel:
     from models.executors.onnx import OnnxExecutor  # noqa: PLC0415 - ONNX Runtime is an optional extra
     from models.network.adpc import AdpcNet  # noqa: PLC0415
 
@@ -79,7 +82,7 @@ def _onnx(network: Network, device: str, threads: int) -> AnytimeModel:
 
 REFERENCE = "reference"
 EXECUTORS: dict[str, ExecutorKind] = {
-    REFERENCE: ExecutorKind(_reference, ("cpu", "cuda")),
+    REFERENCE: ExecutorKind(_reference, ("cpu", "cuda"), precisions=("fp32", "int8")),
     "sparse": ExecutorKind(_sparse, ("cpu",), ("adpc",), preferred=True, own_threads=True),
     "triton": ExecutorKind(
         _triton,
@@ -87,16 +90,23 @@ EXECUTORS: dict[str, ExecutorKind] = {
         ("adpc",),
         preferred=True,
         needs_verification=True,
-        precision="float16",
+        precisions=("fp16",),
         package=("triton", "it comes with PyTorch for CUDA on Linux"),
     ),
     "onnx": ExecutorKind(_onnx, ("cpu", "cuda"), ("adpc",)),
 }
 CHOICES = (AUTO, *EXECUTORS)
 """The values of `--executor`."""
+PRECISIONS = (AUTO, "fp32", "int8")
+"""The values of `--precision`."""
 
 
-def preferred(device: str, family: str) -> str:
-    """The executor that `auto` prefers on a device for networks of a family."""
-    found = (name for name, kind in EXECUTORS.items() if kind.preferred and kind.runs_on(device) and kind.runs(family))
+def preferred(device: str, family: str, precision: Precision | None = None) -> str:
+    """The executor that `auto` prefers on a device for networks of a family. `precision`: one that it must compute in;
+    None: any."""
+    found = (
+        name
+        for name, kind in EXECUTORS.items()
+        if kind.preferred and kind.runs_on(device) and kind.runs(family) and precision in (None, *kind.precisions)
+    )
     return next(found, REFERENCE)

@@ -14,6 +14,7 @@ from models.executors.machine import usable
 from models.executors.registry import AUTO, CHOICES, EXECUTORS, REFERENCE, ExecutorKind, preferred
 from models.executors.verify import ExecutorChoice, verification_command, verify
 from models.network.network import Network
+from models.quantisation import Scales
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,14 @@ def choose_executor(directory: Path, device: str, executor: str) -> ExecutorChoi
     return choice
 
 
-def build(network: Network, device: str = "cpu", executor: str = AUTO, threads: int = 0) -> AnytimeModel:
+def build(
+    network: Network, device: str = "cpu", executor: str = AUTO, threads: int = 0, scales: Scales | None = None
+) -> AnytimeModel:
     """`load` for a network in memory, which the executor takes over. Nothing is verified: `auto` is the preferred
-    executor if it needs no verification and what it needs is built, and the reference otherwise."""
+    executor if it needs no verification and what it needs is built, and the reference otherwise.
+
+    `scales`: compute in eight bits by them; None: in the executor's first precision.
+    """
     device = resolve_device(device)
     if executor not in CHOICES:
         raise ValueError(f"no executor is called {executor!r}; there are {', '.join(CHOICES)}")
@@ -66,19 +72,21 @@ def build(network: Network, device: str = "cpu", executor: str = AUTO, threads: 
     torch.set_num_threads(threads)
     name = executor
     if executor == AUTO:
-        name = preferred(device, network.config.family)
+        name = preferred(device, network.config.family, None if scales is None else "int8")
         name = REFERENCE if EXECUTORS[name].needs_verification else name
     kind = EXECUTORS[name]
     _check(name, kind, device, network.config.family)
+    if scales is not None and "int8" not in kind.precisions:
+        raise ValueError(f"the {name} executor does not compute in int8; use precision fp32 or executor {REFERENCE}")
     try:
-        return kind.make(network, device, threads)
+        return kind.make(network, device, threads, scales)
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; use executor {REFERENCE}") from error
     except OSError as error:
         if executor != AUTO:
             raise ValueError(str(error)) from error
         log.warning("running the reference executor, which saves no time where masks save work: %s", error)
-        return EXECUTORS[REFERENCE].make(network, device, threads)
+        return EXECUTORS[REFERENCE].make(network, device, threads, scales)
 
 
 def _check(name: str, kind: ExecutorKind, device: str, family: str) -> None:
