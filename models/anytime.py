@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.imaging.geometry import STRIDE, Box, Frame, Size
 from models.network.configs import Extra, ModelConfig
+from models.quantisation import Precision
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,9 @@ class AnytimeModel(Protocol):
 
     @property
     def device(self) -> str: ...
+
+    @property
+    def precision(self) -> Precision: ...
 
     @property
     def steps(self) -> tuple[Step, ...]: ...

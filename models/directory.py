@@ -15,6 +15,8 @@ ZOO = Path(__file__).parent / "zoo"
 """The shipped models."""
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, QUALITY_FILE = "config.json", "model.safetensors", "README.md", "quality.json"
 SCALES_FILE = "int8.json"
+QUALITY_FILES = {"fp32": QUALITY_FILE, "fp16": QUALITY_FILE, "int8": "quality-int8.json"}
+"""The calibration of the quality stop, by precision. Half precision changes too little to need one of its own."""
 DESCRIBES = ("name", "labels", "palette", "skeleton", "flip_pairs", "licence")
 """Fields of a configuration that describe answers and change none of them."""
 

@@ -1,5 +1,5 @@
 """The quality stop decides whether an exit's answer is as good as the last exit's. Its calibration is `quality.json` in
-a model directory, which `python -m models calibrate` writes.
+a model directory, or `quality-int8.json` for the model in eight bits. `python -m models calibrate` writes both.
 
 A request names a bound epsilon: the share of the pixels (of the joints, for pose) that may still change until the last
 exit. No labels are needed; see "consistency" in Jazbec et al., *Fast yet Safe: Early-Exiting with Risk Control*,
@@ -25,10 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.anytime import Exit
-from models.directory import QUALITY_FILE, fingerprint
+from models.directory import QUALITY_FILES, fingerprint
 from models.imaging.geometry import STRIDE, Frame
 from models.network.confidence import confidence
 from models.network.configs import Share, Task
+from models.quantisation import Precision
 from models.validation import from_json, value
 
 KEPT = 0.9
@@ -89,13 +90,14 @@ class Quality:
 
     `steps`: pairs (epsilon, threshold), both ascending; a threshold is valid from its epsilon up to the next pair's.
     `images`: how many images calibrated it. `source`: the split or folder that they are from. `fingerprint`: of the
-    model that was calibrated; see the function `fingerprint`.
+    model that was calibrated; see `models.directory.fingerprint`. `precision`: that in which it was calibrated.
     """
 
     steps: tuple[tuple[Share, Share], ...]
     images: int
     source: str
     fingerprint: str
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         if list(self.steps) != sorted(self.steps):
@@ -108,7 +110,12 @@ class Quality:
 
     @classmethod
     def fit(
-        cls, uncertainty: NDArray[np.float64], changed: NDArray[np.float64], source: str, fingerprint: str
+        cls,
+        uncertainty: NDArray[np.float64],
+        changed: NDArray[np.float64],
+        source: str,
+        fingerprint: str,
+        precision: Precision = "fp32",
     ) -> "Quality":
         """The thresholds of every epsilon, rounded to the safe side; for the arrays see the function `threshold`."""
         steps: list[tuple[float, float]] = []
@@ -116,17 +123,17 @@ class Quality:
             below = math.floor(threshold(uncertainty, changed, epsilon) * GRID) / GRID
             if below > (steps[-1][1] if steps else 0):
                 steps.append((float(epsilon), below))
-        return cls(tuple(steps), len(uncertainty), source, fingerprint)
+        return cls(tuple(steps), len(uncertainty), source, fingerprint, precision)
 
     def stops(self, uncertainty: float, epsilon: float) -> bool:
         """Whether an exit of such `uncertainty` is good enough: at most a share `epsilon` would still change."""
         return uncertainty < self.threshold(epsilon)
 
     @classmethod
-    def load(cls, directory: Path) -> "Quality":
-        """Raises FileNotFoundError if the model is not calibrated, and ValueError if the file is broken or was made for
-        other weights or another configuration than those that now lie beside it."""
-        path = directory / QUALITY_FILE
+    def load(cls, directory: Path, precision: Precision = "fp32") -> "Quality":
+        """Raises FileNotFoundError if the model is not calibrated in `precision`, and ValueError if the file is broken
+        or was made for other weights, another configuration or another precision."""
+        path = directory / QUALITY_FILES[precision]
         remedy = f"calibrate it anew (python -m models calibrate {directory}) or delete the file"
         try:
             found = from_json(cls, json.loads(path.read_text()), "a calibration")
@@ -137,11 +144,18 @@ class Quality:
                 f"{path} was made for a model with fingerprint {found.fingerprint[:8]}, but the model beside it has "
                 f"{now[:8]}; {remedy}"
             )
+        if QUALITY_FILES[found.precision] != path.name:
+            raise ValueError(f"{path} was made for {found.precision}, but its name says {precision}; {remedy}")
         return found
 
     def save(self, directory: Path) -> None:
-        """Writes `quality.json`, a step a line."""
+        """Writes the file of its precision, a step a line."""
         steps = ",\n  ".join(json.dumps(step) for step in self.steps)
-        head = {"source": self.source, "images": self.images, "fingerprint": self.fingerprint}
+        head = {
+            "source": self.source,
+            "images": self.images,
+            "fingerprint": self.fingerprint,
+            "precision": self.precision,
+        }
         text = json.dumps(head, indent=1).removesuffix("\n}") + f',\n "steps": [\n  {steps}\n ]\n}}\n'
-        (directory / QUALITY_FILE).write_text(text)
+        (directory / QUALITY_FILES[self.precision]).write_text(text)

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from models.executors.registry import AUTO, CHOICES
+from models.executors.registry import AUTO, CHOICES, PRECISIONS
 
 ROOT = Path(__file__).parent.parent
 PREFIX = "ANYTIME_"
@@ -32,6 +32,12 @@ def _executor(name: str) -> str:
     return name
 
 
+def _precision(name: str) -> str:
+    if name not in PRECISIONS:
+        raise ValueError("it may be auto, fp32 or int8")
+    return name
+
+
 class Settings(BaseModel):
     """The server's settings. Their names end in their units."""
 
@@ -43,6 +49,9 @@ class Settings(BaseModel):
     default_model: str = Field("", description="model of requests that name none; empty: the first by name")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     executor: Annotated[str, AfterValidator(_executor)] = Field(AUTO, description=_EITHER)
+    precision: Annotated[str, AfterValidator(_precision)] = Field(
+        AUTO, description="auto, fp32 or int8; auto: int8 for models with scales for which it is measured to be faster"
+    )
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads to compute with; 0: one for each core that the server may use"
     )

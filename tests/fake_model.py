@@ -40,6 +40,7 @@ class FakeModel:
     config: Any = tiny.SEGMENTATION
     executor: str = "fake"
     device: str = "cpu"
+    precision: str = "fp32"
     steps: tuple[Step, ...] = STEPS
     released: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     advanced: list[int] = field(default_factory=list)

@@ -28,6 +28,7 @@ from models.network.configs import ModelConfig
 from server.__main__ import Server, make_server
 from server.engine.messages import (
     Cancel,
+    Chosen,
     Command,
     Ended,
     Event,
@@ -68,7 +69,9 @@ class ScriptedWorker:
         self._own.send(event)
 
     def say_ready(self, calibrated: bool = False) -> None:
-        facts = ModelFacts(MACS, (0.1, 0.2, 0.3, 0.4), calibrated, "scripted", "the only one")
+        facts = ModelFacts(
+            MACS, (0.1, 0.2, 0.3, 0.4), calibrated, Chosen("scripted", "the only one", "int8", "int8 is faster")
+        )
         self.say(Ready("cpu", "scripted", dict.fromkeys(self._names, facts)))
 
     def hear(self) -> Command:

@@ -15,12 +15,12 @@ from live import ScriptedWorker
 from server.catalog import Catalog, read_catalog
 from server.engine.engine import Engine
 from server.engine.job import Job
-from server.engine.messages import Broken, JobSpec, LoadPlan, ModelFacts, Ready, Stop
+from server.engine.messages import Broken, Chosen, JobSpec, LoadPlan, ModelFacts, Ready, Stop
 from server.errors import NoExitError, UnavailableError
 from server.metrics import Metrics
 
 NAME = tiny.SEGMENTATION.name
-FACTS = ModelFacts(live.MACS, (0.1, 0.2, 0.3, 0.4), False, "triton", "the fastest")
+FACTS = ModelFacts(live.MACS, (0.1, 0.2, 0.3, 0.4), False, Chosen("triton", "the fastest", "fp16"))
 
 
 class Harness:
@@ -121,11 +121,11 @@ def test_after_a_device_has_failed_the_next_worker_runs_the_reference(run: Any) 
         harness.workers[0].say(Broken("an illegal access"))
         harness.workers[0].die()
         await until(lambda: len(harness.workers) == 2)
-        assert harness.plans[1].chosen == {NAME: ("reference", "triton broke the device: an illegal access")}
+        assert harness.plans[1].chosen == {NAME: Chosen("reference", "triton broke the device: an illegal access")}
         assert harness.plans[1].known_s == {NAME: FACTS.seconds}
         with pytest.raises(UnavailableError, match="being loaded"):
             harness.engine.check_open()
-        harness.workers[1].say(Ready("cuda:0", "reference", {NAME: replace(FACTS, executor="reference")}))
+        harness.workers[1].say(Ready("cuda:0", "reference", {NAME: replace(FACTS, chosen=Chosen("reference"))}))
         await until(lambda: harness.engine.ready is not None)
         harness.engine.check_open()
 

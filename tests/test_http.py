@@ -580,6 +580,7 @@ def test_models(server: Live) -> None:
     assert found["task"] == "segmentation" and found["classes"] == ["sky", "road", "car"]
     assert found["exits"][3] == {"exit": 4, "gmacs": 0.0, "seconds": 0.4}
     assert server.http.get(f"/v1/models/{POSE}").json()["skeleton"][0] == [0, 1]
+    assert (found["precision"], found["precision_reason"]) == ("int8", "int8 is faster")
     assert server.http.get("/v1/models/nobody").status_code == 404
 
 
@@ -587,9 +588,14 @@ def test_health_names_device_and_executor(server: Live) -> None:
     assert server.http.get("/health/live").status_code == 200
     body = server.http.get("/health/ready").json()
     assert (body["ready"], body["device"], body["executor"]) == (True, "cpu", "scripted")
-    assert body["chosen"][POSE] == {"executor": "scripted", "reason": "the only one"}
+    assert body["chosen"][POSE] == {
+        "executor": "scripted",
+        "reason": "the only one",
+        "precision": "int8",
+        "precision_reason": "int8 is faster",
+    }
     assert server.metric("anytime_worker_up", device="cpu") == 1
-    assert server.metric("anytime_executor_info", model=POSE, device="cpu", executor="scripted") == 1
+    assert server.metric("anytime_executor_info", model=POSE, device="cpu", executor="scripted", precision="int8") == 1
 
 
 def test_docs_describe_every_parameter(server: Live) -> None:

@@ -49,6 +49,7 @@ WITHOUT_TORCH = (
     "models.imaging.geometry",
     "models.imaging.images",
     "models.network.configs",
+    "models.quantisation",
 )
 """What the front end may import of models/."""
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models import quality
 from models.anytime import Exit
 from models.checkpoint import save_directory
-from models.directory import CONFIG_FILE, find_models, fingerprint
+from models.directory import CONFIG_FILE, QUALITY_FILE, find_models, fingerprint
 from models.imaging.geometry import Frame
 from models.network.confidence import confidence
 from models.quality import Quality, breakable, threshold, uncertainty
@@ -158,7 +158,7 @@ def test_a_calibration_of_other_weights_or_masks_is_refused(directory: Path) -> 
 )
 def test_a_broken_file_says_what_to_do(directory: Path, change: dict[str, object]) -> None:
     right = {"source": "val", "images": 30, "fingerprint": fingerprint(directory), "steps": [[0.1, 0.2]]}
-    file = directory / quality.QUALITY_FILE
+    file = directory / QUALITY_FILE
     file.write_text(json.dumps(right))
     assert Quality.load(directory).stops(0.19, 0.1)
     file.write_text(json.dumps(right | change))
@@ -190,5 +190,5 @@ def test_uncertainty_of_a_pose_is_the_height_that_its_peaks_lack() -> None:
 
 
 def test_the_calibrations_that_ship_are_of_the_weights_that_ship() -> None:
-    found = [Quality.load(path) for path in find_models().values() if (path / quality.QUALITY_FILE).exists()]
+    found = [Quality.load(path) for path in find_models().values() if (path / QUALITY_FILE).exists()]
     assert found and all(calibration.threshold(0.5) > 0 for calibration in found)

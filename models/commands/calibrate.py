@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.commands.options import add_executor
-from models.directory import QUALITY_FILE, fingerprint, resolve
+from models.commands.options import add_executor, add_precision
+from models.directory import QUALITY_FILES, fingerprint, resolve
 from models.evaluation.calibrate import calibrate, check
 from models.executors.selection import load
 
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--splits", type=int, default=100, help="random halves to show coverage on (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the random halves")
     add_executor(parser)
+    add_precision(parser)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
 
@@ -28,7 +29,7 @@ def main(args: argparse.Namespace) -> int:
     directory = resolve(args.model)
     if args.splits < 1:
         raise ValueError(f"--splits is {args.splits}; coverage is shown on at least 1")
-    model = load(directory, args.device, args.executor, args.threads)
+    model = load(directory, args.device, args.executor, args.threads, args.precision)
     quality, result = calibrate(
         model, args.data, args.split, fingerprint(directory), halvings=args.splits, seed=args.seed
     )
@@ -37,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     quality.save(directory)  # last: what fails before leaves the old one
     print(json.dumps(result) if args.json else table(result))
     if not args.json:
-        print(f"written to {directory / QUALITY_FILE}")
+        print(f"written to {directory / QUALITY_FILES[model.precision]}")
     return 0
 
 

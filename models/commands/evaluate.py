@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from models.checkpoint import load_directory
-from models.commands.options import add_executor, add_threshold, with_threshold
+from models.commands.options import add_executor, add_precision, add_threshold, with_threshold
 from models.commands.tables import cell
-from models.directory import resolve
+from models.directory import read_config, resolve
 from models.evaluation.evaluate import MEANS, evaluate
 from models.executors.registry import EXECUTORS
-from models.executors.selection import build
+from models.executors.selection import build_fastest
 from models.network.configs import ModelConfig
+from models.network.network import Network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", required=True, help="train or val; CamVid also has test, LSP all, MPII trainval")
     parser.add_argument("--drive", help="only this drive of CamVid (0001TP ...) or city of Cityscapes")
     add_executor(parser)
+    add_precision(parser)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
     add_threshold(parser)
     parser.add_argument("--no-masks", action="store_true", help="compute every position at every exit")
@@ -35,13 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    network = load_directory(resolve(args.model))
-    if args.drive and network.config.task == "pose":
+    directory = resolve(args.model)
+    config = read_config(directory)
+    if args.drive and config.task == "pose":
         raise ValueError("--drive chooses street scenes, and this is a pose model; leave it out")
-    network.config = with_threshold(network.config, args.threshold)
+    config = with_threshold(config, args.threshold)
     if args.no_masks:
-        network.config = without_masks(network.config)
-    model = build(network, args.device, args.executor, args.threads)
+        config = without_masks(config)
+
+    def make() -> Network:
+        network = load_directory(directory)
+        network.config = config
+        return network
+
+    model, _ = build_fastest(make, args.device, args.executor, args.threads, args.precision, directory=directory)
     if EXECUTORS[model.executor].own_threads:  # torch's own would spin beside them
         torch.set_num_threads(1)
     result = evaluate(model, args.data, args.split, drive=args.drive, flip=not args.no_flip)

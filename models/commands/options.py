@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 
-from models.executors.registry import AUTO, CHOICES
+from models.executors.registry import AUTO, CHOICES, PRECISIONS
 from models.imaging.geometry import Size
 from models.network.configs import ModelConfig
 
@@ -22,6 +22,15 @@ def at_least_1(text: str) -> int:
 def add_executor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executor", choices=CHOICES, default=AUTO)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=AUTO,
+        help="auto: int8 where the model has scales and is measured to be faster (default: auto)",
+    )
 
 
 def add_threshold(parser: argparse.ArgumentParser) -> None:

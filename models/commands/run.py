@@ -1,6 +1,7 @@
 """`python -m models run`: weights on one image or tensor, exit by exit, into a safetensors file."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from models.anytime import AnytimeModel, State, exits_of
 from models.checkpoint import load_weights
-from models.commands.options import add_executor, add_threshold, with_threshold
+from models.commands.options import add_executor, add_precision, add_threshold, with_threshold
 from models.directory import WEIGHTS_FILE, read_config, resolve
-from models.executors.selection import build
+from models.executors.selection import build_fastest
 from models.imaging.geometry import Frame
 from models.imaging.images import read_image
 from models.imaging.preprocess import pad, seen
@@ -33,11 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="safetensors: logits1.., map1..")
     add_threshold(parser)
     add_executor(parser)
+    add_precision(parser)
 
 
 def main(args: argparse.Namespace) -> int:
-    network = _network(args.model, args.weights, args.threshold)
-    model = build(network, args.device, args.executor)
+    make = partial(_network, args.model, args.weights, args.threshold)
+    directory = resolve(args.model) if args.weights is None else None
+    model, reason = build_fastest(make, args.device, args.executor, precision=args.precision, directory=directory)
     is_tensor = args.input.suffix == ".safetensors"
     state = model.start(*_tensor(args.input)) if is_tensor else model.begin(read_image(args.input))
     outputs = outputs_of(model, state, with_maps=not is_tensor)
@@ -46,6 +49,8 @@ def main(args: argparse.Namespace) -> int:
     except SafetensorError as error:
         raise ValueError(f"{args.output} cannot be written: {error}; name a file in a folder that is there") from error
     print(f"{args.output}: {', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in outputs.items())}")
+    if reason:
+        print(f"computed in {model.precision}: {reason}")
     return 0
 
 

@@ -67,7 +67,7 @@ def calibrate(
     if len(images) < 2:
         raise ValueError(f"{len(images)} image cannot be halved to show coverage; give 22 or more of {directory}")
     source = split or directory.resolve().name
-    quality = Quality.fit(images.uncertainty[:, :-1], images.changed[:, :-1], source, fingerprint)
+    quality = Quality.fit(images.uncertainty[:, :-1], images.changed[:, :-1], source, fingerprint, model.precision)
     if not breakable(len(images)):
         raise ValueError(f"{len(images)} images are too few to promise anything; give 22 or more of {directory}")
     return quality, {
@@ -84,6 +84,7 @@ def calibrate(
         ],
         "executor": model.executor,
         "device": model.device,
+        "precision": model.precision,
     }
 
 

@@ -76,7 +76,13 @@ def evaluate(
         if not scenes:
             raise ValueError(f"no image of {split} in {directory} is of drive {drive}")
         result = segmentation(model, scenes)
-    return result | {"model": model.config.name, "split": split, "executor": model.executor, "device": model.device}
+    return result | {
+        "model": model.config.name,
+        "split": split,
+        "executor": model.executor,
+        "device": model.device,
+        "precision": model.precision,
+    }
 
 
 def segmentation(model: AnytimeModel, scenes: Sequence[Scene]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 """Stands for the best executor on a device, see `selection.choose_executor`, or for the faster precision, see
-`selection.load_fastest`."""
+`selection.build_fastest`."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import importlib.util
 import logging
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from models.anytime import AnytimeModel
 from models.checkpoint import load_directory
 from models.directory import read_config
 from models.executors.machine import usable
+from models.executors.precision import Timer, choose_precision
 from models.executors.registry import AUTO, CHOICES, EXECUTORS, REFERENCE, ExecutorKind, preferred
 from models.executors.verify import ExecutorChoice, verification_command, verify
 from models.network.network import Network
@@ -19,14 +22,72 @@ from models.quantisation import Scales
 log = logging.getLogger(__name__)
 
 
-def load(directory: Path, device: str = "cpu", executor: str = AUTO, threads: int = 0) -> AnytimeModel:
+def load(
+    directory: Path, device: str = "cpu", executor: str = AUTO, threads: int = 0, precision: str = AUTO
+) -> AnytimeModel:
     """The model of a directory on `device` (auto, cpu, cuda, cuda:N), run by `executor`; see `choose_executor`.
 
-    `threads`: CPU threads to compute with; 0 for one on each core that the process may use. Raises ValueError if the
-    device or the executor is not there, and the errors of `load_directory`.
+    `threads`: CPU threads to compute with; 0 for one on each core that the process may use. `precision`: see
+    `build_fastest`. Raises ValueError if the device, the executor or the precision is not there, and the errors of
+    `load_directory`.
     """
     device = resolve_device(device)
-    return build(load_directory(directory), device, choose_executor(directory, device, executor).executor, threads)
+    name = choose_executor(directory, device, executor).executor
+    make = partial(load_directory, directory)
+    return build_fastest(make, device, name, threads, precision, directory=directory)[0]
+
+
+def build_fastest(
+    make: Callable[[], Network],
+    device: str = "cpu",
+    executor: str = AUTO,
+    threads: int = 0,
+    precision: str = AUTO,
+    *,
+    directory: Path | None,
+    timer: Timer | None = None,
+) -> tuple[AnytimeModel, str]:
+    """The network that `make` gives, run by `executor` in `precision`, and why in that one; empty if there was no
+    choice. See `build`.
+
+    `precision`: fp32; int8; or auto, which takes int8 if `directory`, the model's, holds scales and int8 is faster by
+    `timer` (None: by measurement). Scales of other weights are not used by auto, and the log says so.
+
+    Raises ValueError if the executor does not compute in the precision that is asked for, or there are no scales.
+    """
+    if precision == "int8":
+        scales = None if directory is None else Scales.load(directory)
+        if scales is None:
+            raise ValueError(
+                "precision int8 needs the scales of the model's features, and it has none; make them with python -m "
+                "models quantise, or use precision fp32"
+            )
+        return build(make(), device, executor, threads, scales), ""
+    model = build(make(), device, executor, threads)
+    if precision != AUTO:
+        if model.precision != precision:
+            raise ValueError(
+                f"the {model.executor} executor computes in {model.precision}, not in {precision}; use precision auto "
+                f"or executor {REFERENCE}"
+            )
+        return model, ""
+    scales = None if directory is None else _usable_scales(directory)
+    if scales is None:
+        return model, ""
+    kind = EXECUTORS[model.executor]
+    if "int8" not in kind.precisions or not kind.preferred:
+        return model, f"the {model.executor} executor does not save time in int8"
+    int8 = build(make(), device, model.executor, threads, scales)
+    choice = choose_precision(model, int8, timer)
+    return (int8 if choice.precision == "int8" else model), choice.reason
+
+
+def _usable_scales(directory: Path) -> Scales | None:
+    try:
+        return Scales.load(directory)
+    except ValueError as error:
+        log.warning("%s is computed in fp32: %s", directory.name, error)
+        return None
 
 
 def choose_executor(directory: Path, device: str, executor: str) -> ExecutorChoice:

@@ -18,6 +18,7 @@ from server.engine.messages import (
     Beat,
     Broken,
     Cancel,
+    Chosen,
     Ended,
     Event,
     Exited,
@@ -195,11 +196,12 @@ class Engine:
                 executor=settings.executor,
                 threads=settings.threads,
                 known_s={name: facts.seconds for name, facts in self.facts.items()},
-                chosen={name: (facts.executor, facts.reason) for name, facts in self.facts.items()},
+                chosen={name: facts.chosen for name, facts in self.facts.items()},
                 traffic_cap=settings.traffic_levels,
                 arena_fd=self.arena.fd,
                 arena_bytes=self.arena.size_bytes,
                 log_level=settings.log_level.upper(),
+                precision=settings.precision,
             )
         )
 
@@ -227,15 +229,16 @@ class Engine:
         self._metrics.worker_up.labels(ready.device).set(1)
         self._metrics.executor_info.clear()
         for name, facts in ready.models.items():
-            self._metrics.executor_info.labels(name, ready.device, facts.executor).set(1)
+            chosen = facts.chosen
+            self._metrics.executor_info.labels(name, ready.device, chosen.executor, chosen.precision).set(1)
 
     def _broken(self, reason: str) -> None:
         """Let the next worker run the reference executor in place of those that may have broken the device."""
         logger.error("the device failed: %s", reason)
         self.facts = {
             name: facts
-            if facts.executor == REFERENCE
-            else replace(facts, executor=REFERENCE, reason=f"{facts.executor} broke the device: {reason}")
+            if facts.chosen.executor == REFERENCE
+            else replace(facts, chosen=Chosen(REFERENCE, f"{facts.chosen.executor} broke the device: {reason}"))
             for name, facts in self.facts.items()
         }
 

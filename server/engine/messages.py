@@ -7,8 +7,10 @@ one clock for all processes of a machine.
 import enum
 from dataclasses import dataclass
 
+from models.executors.registry import AUTO
 from models.imaging.geometry import Box
 from models.network.configs import Extra
+from models.quantisation import Precision
 from server.engine.shared_memory import Layout
 
 
@@ -82,13 +84,24 @@ Command = JobSpec | Cancel | MoveDeadline
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What runs a model, and in which precision, each with the reason for it; empty if there was no choice."""
+
+    executor: str
+    reason: str = ""
+    precision: Precision = "fp32"
+    precision_reason: str = ""
+
+
+@dataclass(frozen=True)
 class LoadPlan:
     """The first message to a worker: which models to load, how to run them, and where the shared memory is.
 
     `models`: model directories by name.
     `known_s`: cumulative seconds of each exit at the configured size, by model, as the worker before this one measured
     them. A worker that is given them skips the measurement and is ready sooner.
-    `chosen`: by model, the executor that the worker before this one ran, and the reason for it.
+    `chosen`: by model, what the worker before this one ran.
+    `precision`: auto, fp32 or int8, for models that are not in `chosen`.
     """
 
     models: dict[str, str]
@@ -96,11 +109,12 @@ class LoadPlan:
     executor: str
     threads: int
     known_s: dict[str, tuple[float, ...]]
-    chosen: dict[str, tuple[str, str]]
+    chosen: dict[str, Chosen]
     traffic_cap: tuple[tuple[int, int], ...]
     arena_fd: int
     arena_bytes: int
     log_level: str
+    precision: str = AUTO
 
 
 # --- events ---
@@ -113,14 +127,13 @@ class ModelFacts:
     `macs`: multiply-adds of the dense network from the image to each exit, at the configured size.
     `seconds`: seconds from the image to each exit at that size, measured under masks while warming up.
     `calibrated`: requests may ask for `quality`.
-    `executor`: what runs the model; `reason`: why, empty if there was no choice.
+    `chosen`: what runs the model, and in which precision.
     """
 
     macs: tuple[float, ...]
     seconds: tuple[float, ...]
     calibrated: bool
-    executor: str
-    reason: str = ""
+    chosen: Chosen
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -226,11 +227,7 @@ async def ready(request: Request) -> Response:
     device = worker.device if worker else service.settings.device
     executor = worker.executor if worker else service.settings.executor
     body = {"ready": serving, "state": state, "device": device, "executor": executor}
-    chosen = (
-        {name: {"executor": facts.executor, "reason": facts.reason} for name, facts in worker.models.items()}
-        if worker
-        else {}
-    )
+    chosen = {name: asdict(facts.chosen) for name, facts in worker.models.items()} if worker else {}
     names = [model.name for model in service.catalog]
     return reply({**body, "models": names, "chosen": chosen}, 200 if serving else 503)
 

@@ -276,7 +276,8 @@ def describe_model(model: ServedModel, facts: ModelFacts | None) -> dict[str, An
     """The body of `GET /v1/models/{name}`.
 
     `gmacs` (of the dense network) and `seconds` (measured under masks while warming up) are cumulative at `size`.
-    `quality` says whether requests may ask for it. All three are null until the worker is ready.
+    `quality` says whether requests may ask for it; `precision` what the model is computed in, and `precision_reason`
+    why, empty if there was no choice. All are null until the worker is ready.
     """
     exits = [
         {
@@ -292,6 +293,8 @@ def describe_model(model: ServedModel, facts: ModelFacts | None) -> dict[str, An
         "exits": exits,
         "size": list(model.config.size),
         "quality": facts.calibrated if facts else None,
+        "precision": facts.chosen.precision if facts else None,
+        "precision_reason": facts.chosen.precision_reason if facts else None,
         "licence": model.config.licence,
         **describe_labels(model),
     }

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,32 +13,36 @@ from torch import Tensor
 
 from models.anytime import AnytimeModel, Overridable, State, exits_of, run
 from models.checkpoint import load_directory
-from models.executors.selection import build, choose_executor
+from models.executors.precision import SHARES, Timer
+from models.executors.selection import build_fastest, choose_executor
 from models.executors.verify import smooth_masks
 from models.imaging.geometry import MULTIPLE, padded_size
 from models.network.configs import GIGA, ModelConfig
 from models.network.flops import gmacs
 from models.quality import Quality, uncertainty
-from server.engine.messages import LoadPlan, ModelFacts
+from models.quantisation import Precision
+from server.engine.messages import Chosen, LoadPlan, ModelFacts
 from server.requests.budget import Costs, Shape
 
 logger = logging.getLogger("anytime.loading")
 
 WARM_UP_RUNS = 5
-WARM_UP_SHARES = 0.5, 0.4, 0.25
-"""The active share after each exit while warming up: about that of the shipped models on photos (see their cards)."""
+WARM_UP_SHARES = SHARES
+"""The active share after each exit while warming up."""
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A model that is ready to run.
 
-    `quality`: its calibration, or None. `reason`: why its executor was chosen, empty if there was no choice.
+    `quality`: its calibration, or None. `reason`, `precision_reason`: why its executor and its precision were chosen,
+    empty if there was no choice.
     """
 
     model: AnytimeModel
     quality: Quality | None = None
     reason: str = ""
+    precision_reason: str = ""
 
     def good_enough(self, state: State, epsilon: float | None) -> bool:
         """Whether at most a share `epsilon` of the pixels would still change after the latest exit of `state`."""
@@ -101,34 +106,37 @@ def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
         macs=tuple(value * GIGA for value in gmacs(config, *config.size)),
         seconds=tuple(costs.typical_s(name, shape, exit_index) for exit_index in range(1, config.exits + 1)),
         calibrated=loaded.quality is not None,
-        executor=loaded.model.executor,
-        reason=loaded.reason,
+        chosen=Chosen(loaded.model.executor, loaded.reason, loaded.model.precision, loaded.precision_reason),
     )
 
 
-def load_models(plan: LoadPlan) -> dict[str, Loaded]:
-    """The models of a load plan, by name. Raises ValueError or OSError if one cannot be loaded."""
+def load_models(plan: LoadPlan, timer: Timer | None = None) -> dict[str, Loaded]:
+    """The models of a load plan, by name. `timer`: see `build_fastest`. Raises ValueError or OSError if one cannot be
+    loaded."""
     loaded = {}
     for name, text in plan.models.items():
         path = Path(text)
-        if name in plan.chosen:
-            executor, reason = plan.chosen[name]
-        else:
+        make, precision, chosen = partial(load_directory, path), plan.precision, plan.chosen.get(name)
+        if chosen is None:
             choice = choose_executor(path, plan.device, plan.executor)
             executor, reason = choice.executor, choice.reason
-        model = build(load_directory(path), plan.device, executor, plan.threads)
-        loaded[name] = Loaded(model, load_quality(path), reason)
+        else:
+            executor, reason, precision = chosen.executor, chosen.reason, chosen.precision
+        model, why = build_fastest(make, plan.device, executor, plan.threads, precision, directory=path, timer=timer)
+        why = chosen.precision_reason if chosen else why
+        logger.info("%s runs on %s in %s%s", name, model.executor, model.precision, f": {why}" if why else "")
+        loaded[name] = Loaded(model, load_quality(path, model.precision), reason, why)
     return loaded
 
 
-def load_quality(directory: Path) -> Quality | None:
-    """The calibration of a model, or None if there is none.
+def load_quality(directory: Path, precision: Precision = "fp32") -> Quality | None:
+    """The calibration of a model in `precision`, or None if there is none.
 
     A calibration of other weights is not used, and the log says so. The model serves all the same, and requests that
     ask for `quality` are told that it is not calibrated.
     """
     try:
-        return Quality.load(directory)
+        return Quality.load(directory, precision)
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -27,6 +27,7 @@ from models.imaging.preprocess import check_input, prepare, seen
 from models.network.adpc import AdpcNet
 from models.network.configs import Extra
 from models.network.flops import costs
+from models.quantisation import Precision
 
 MAX_PROGRAMS = 8
 """Input sizes and batches whose memory and graphs are kept; the least recently used one makes room."""
@@ -42,6 +43,7 @@ class TritonExecutor:
     """
 
     executor = "triton"
+    precision: Precision = "fp16"
 
     def __init__(
         self,
