@@ -278,5 +278,5 @@ def test_the_server_knows_and_loads_it(directory: Path) -> None:
     measured = Costs()
     warm_up("iterated", loaded.model, measured, None)
     told = facts("iterated", loaded, measured)
-    assert told.executor == "reference" and len(told.macs) == len(told.seconds) == 2
+    assert told.chosen.executor == "reference" and len(told.macs) == len(told.seconds) == 2
     assert loaded.model.begin(np.zeros((33, 40, 3), np.uint8)).frame == Frame(33, 40)
