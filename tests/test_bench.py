@@ -58,7 +58,9 @@ def test_everything_is_measured_and_written(tmp_path: Path, capsys: pytest.Captu
         ("onnxruntime", "anytime", 4), ("onnxruntime", "one exit", 1),
     ]  # fmt: skip
     assert all(row["difference"] < 1e-4 for row in rows)
-    assert all(list(row) == ["task", "passes", "difference", "peak_bytes", "seconds", "gmacs"] for row in rows)
+    assert all(
+        list(row) == ["task", "passes", "difference", "peak_bytes", "precision", "seconds", "gmacs"] for row in rows
+    )
     assert (tmp_path / "bench.png").stat().st_size > 1000
     printed = capsys.readouterr().out
     assert "HRNet-W18 at 32x64" in printed and "seed: 0" in printed and "fastest dense runtime" in printed
@@ -109,16 +111,20 @@ def result(runtime: str, kind: str, *repetitions: list[float], active: tuple[flo
     return BenchResult(runtimes.BenchCase(runtime, kind, "w18", (32, 64), active), list(repetitions))
 
 
+# ruff: noqa: E501
 TABLE = """\
 HRNet-W18 at 32x64: milliseconds to every exit, medians
-  runtime     network                        exit 1        2        3        4  speed-up  difference  peak MiB
-  sparse      masked 50%, 50%, 50%             10.0     15.0     20.0     25.0     1.60x     1.2e-06       100
-  sparse      anytime                          10.0     20.0     30.0     40.0     1.00x
-  torch       anytime                          20.0     30.0     40.0     50.0     0.80x
-  torch       one exit                                                    40.0     1.00x
-  openvino    one exit                                                    80.0     0.50x
-  sparse exit 1 takes 0.50 of the fastest dense runtime's time
-  the stages after exit 1 take 0.500 of their time when 50% are active
+  runtime           precision   network                        exit 1        2        3        4  speed-up  difference  peak MiB
+  sparse            fp32        masked 50%, 50%, 50%             10.0     15.0     20.0     25.0     1.60x     1.2e-06       100
+  sparse            fp32        anytime                          10.0     20.0     30.0     40.0     1.00x
+  torch             fp32        anytime                          20.0     30.0     40.0     50.0     0.80x
+  torch             fp32        one exit                                                    40.0     1.00x
+  openvino-default  bf16        one exit                                                    80.0     0.50x
+  sparse-int8       int8        anytime                           5.0     10.0     15.0     20.0     2.00x
+  speed-ups are over torch (fp32), one exit
+  sparse exit 1 takes 0.50 of the fastest dense runtime's time (torch)
+  sparse: the stages after exit 1 take 0.500 of their time when 50% are active
+  sparse-int8 exit 1 takes 0.25 of the fastest dense runtime's time (torch)
 """
 
 
@@ -129,13 +135,18 @@ def test_the_table_by_hand() -> None:
     half.difference, half.peak_bytes = 1.23e-6, 100 * 2**20
     full = result("sparse", "anytime", [0.01, 0.02, 0.03, 0.04])
     others = [result("torch", "anytime", [0.02, 0.03, 0.04, 0.05]), result("torch", "one exit", [0.04])]
-    lines = report.table([half, full, *others, result("openvino", "one exit", [0.08])])
+    chosen, int8 = (
+        result("openvino-default", "one exit", [0.08]),
+        result("sparse-int8", "anytime", [0.005, 0.01, 0.015, 0.02]),
+    )
+    chosen.precision, int8.precision = "bf16", "int8"
+    lines = report.table([half, full, *others, chosen, int8])
     assert [line.rstrip() for line in lines] == TABLE.splitlines()
 
 
 def test_without_a_dense_runtime_nothing_is_compared_with_one() -> None:
     lines = list(report.table([result("sparse", "anytime", [0.01, 0.02, 0.03, 0.04])]))
-    assert lines[2].split() == ["sparse", "anytime", "10.0", "20.0", "30.0", "40.0", "-"]
+    assert lines[2].split() == ["sparse", "fp32", "anytime", "10.0", "20.0", "30.0", "40.0", "-"]
     assert len(lines) == 3
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+from models.bench.runtimes import OWN
 from models.bench.side_by_side import BenchResult, fastest
 from models.executors.cpu.isa import Isa
 from models.executors.processor import processor
@@ -16,6 +17,7 @@ RUNTIME_DISTRIBUTIONS = {
     "torch": ("torch",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
+    "nncf": ("nncf",),
 }
 
 
@@ -24,32 +26,34 @@ def table(results: Sequence[BenchResult]) -> Iterator[str]:
     case = results[0].case
     yield f"HRNet-{case.width.upper()} at {case.size[0]}x{case.size[1]}: milliseconds to every exit, medians"
     heads = "".join(f"{head:>9}" for head in ("exit 1", "2", "3", "4"))
-    yield f"  {'runtime':<12}{'network':<28}{heads}{'speed-up':>10}{'difference':>12}{'peak MiB':>10}"
+    yield f"  {'runtime':<18}{'precision':<12}{'network':<28}{heads}{'speed-up':>10}{'difference':>12}{'peak MiB':>10}"
     dense = fastest(results, "one exit", -1)
     for result in results:
         active = ", ".join(f"{share:.0%}" for share in result.case.active)
+        network = f"{result.case.kind} {active}".rstrip()
         times = [f"{1000 * second:.1f}" for second in result.seconds]
         times = times if len(times) > 1 else ["", "", "", *times]
-        speed_up = "-" if dense is None else f"{dense / result.seconds[-1]:.2f}x"
+        speed_up = "-" if dense is None else f"{dense.seconds[-1] / result.seconds[-1]:.2f}x"
         off = "" if result.difference is None else f"{result.difference:.1e}"
         memory = "" if result.peak_bytes is None else f"{result.peak_bytes / 2**20:.0f}"
         yield (
-            f"  {result.case.runtime:<12}{result.case.kind + (f' {active}' if active else ''):<28}"
+            f"  {result.case.runtime:<18}{result.precision:<12}{network:<28}"
             + "".join(f"{text:>9}" for text in times)
             + f"{speed_up:>10}{off:>12}{memory:>10}"
         )
-    full = next(
-        (each.seconds for each in results if each.case.runtime == "sparse" and each.case.kind == "anytime"), None
-    )
-    if full is None:
-        return
-    if (exit_1 := fastest(results, "anytime", 0)) is not None:
-        yield f"  sparse exit 1 takes {full[0] / exit_1:.2f} of the fastest dense runtime's time"
-    for result in results:
-        shares = set(result.case.active)
-        if len(shares) == 1:
-            stages = (result.seconds[-1] - result.seconds[0]) / (full[-1] - full[0])
-            yield f"  the stages after exit 1 take {stages:.3f} of their time when {shares.pop():.0%} are active"
+    if dense is not None:
+        yield f"  speed-ups are over {dense.case.runtime} ({dense.precision}), one exit"
+    for full in (each for each in results if each.case.runtime in OWN and each.case.kind == "anytime"):
+        own = full.case.runtime
+        if (exit_1 := fastest(results, "anytime", 0)) is not None:
+            share = full.seconds[0] / exit_1.seconds[0]
+            yield f"  {own} exit 1 takes {share:.2f} of the fastest dense runtime's time ({exit_1.case.runtime})"
+        for result in results:
+            shares = set(result.case.active)
+            if len(shares) == 1 and result.case.runtime == own:
+                stages = (result.seconds[-1] - result.seconds[0]) / (full.seconds[-1] - full.seconds[0])
+                share_text = f"{stages:.3f} of their time when {shares.pop():.0%} are active"
+                yield f"  {own}: the stages after exit 1 take {share_text}"
 
 
 def plot(comparisons: Sequence[Sequence[BenchResult]], path: Path) -> None:
@@ -60,7 +64,7 @@ def plot(comparisons: Sequence[Sequence[BenchResult]], path: Path) -> None:
     for axis, results in zip(axes[0], comparisons, strict=True):
         for result in results:
             exits = range(1, len(result.seconds) + 1) if len(result.seconds) > 1 else [4]
-            style = "o-" if result.case.runtime == "sparse" else "x--"
+            style = "o-" if result.case.runtime in OWN else "x--"
             axis.plot(exits, result.seconds, style, label=f"{result.case.runtime}, {result.case.kind}")
         case = results[0].case
         axis.set(title=f"{case.width.upper()}, {case.size[0]}x{case.size[1]}", xlabel="exit", ylabel="seconds")

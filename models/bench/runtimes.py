@@ -7,7 +7,7 @@ Weights are random, because speed does not depend on them.
 import importlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.anytime import exits_of
+from models.anytime import Overridable, exits_of
+from models.bench import quantised
 from models.data import camvid, scenes
-from models.executors.cpu.executor import SparseExecutor
 from models.executors.onnx import ExitGraph, graphs, groups, signatures
 from models.executors.reference import ReferenceExecutor
+from models.executors.selection import build
 from models.imaging.geometry import STRIDE, Frame, Size
 from models.imaging.preprocess import pad
 from models.network.adpc import AdpcNet
 from models.network.families import config
 from models.network.network import build_network
 
-RUNTIMES = ("sparse", "torch", "compile", "onnxruntime", "openvino")
+OWN = ("sparse", "sparse-int8")
+RUNTIMES = (
+    *OWN, "torch", "compile", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-default", "openvino-int8"
+)  # fmt: skip
+"""`openvino` computes in float32, `openvino-default` in the precision that OpenVINO chooses for the machine."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,14 @@ class TimedRun:
 
 RunOnce = Callable[[], TimedRun]
 """Runs one image through a runtime that is ready."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A runtime that is ready to run. `precision`: what it computes in; OpenVINO is asked what it chose."""
+
+    run: RunOnce
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -97,41 +110,58 @@ def masks(case: BenchCase) -> list[Tensor]:
     return [torch.from_numpy(mask) for mask in scenes.masks(labels, height, width, case.active)]
 
 
-def prepare(case: BenchCase) -> RunOnce:
-    """Makes a runtime ready to run. Raises ModuleNotFoundError if it is not installed."""
+def prepare(case: BenchCase) -> Prepared:
+    """Makes a runtime ready to run. Raises ModuleNotFoundError if it is not installed, and ValueError if it does not
+    compute in eight bits."""
     net, inputs = network(case), image(case)
     torch.set_num_threads(case.threads)
-    if case.runtime == "sparse":
+    if case.runtime in OWN:
         given = masks(case) if case.kind == "masked" else []
-        return partial(sparse, SparseExecutor(net, case.threads), inputs, given)
+        scales = quantised.sparse_scales(net, calibration(case, net)) if case.runtime == "sparse-int8" else None
+        model = build(net, "cpu", "sparse", case.threads, scales)
+        assert isinstance(model, Overridable)
+        return Prepared(partial(sparse, model, inputs, given), model.precision)
     if case.runtime in ("torch", "compile"):
-        return partial(chained, eager(net, compiled=case.runtime == "compile"), inputs)
-    make = onnxruntime if case.runtime == "onnxruntime" else openvino
-    return partial(chained, make(net, shapes(net, inputs), case.threads), inputs.numpy())
+        return Prepared(partial(chained, eager(net, compiled=case.runtime == "compile"), inputs), "fp32")
+    known, examples = shapes(net, inputs), calibration(case, net) if case.runtime.endswith("-int8") else None
+    if case.runtime.startswith("onnxruntime"):
+        stages = onnxruntime(net, known, case.threads, examples)
+        precision = "fp32" if examples is None else "int8"
+    else:
+        stages, precision = openvino(net, known, case.threads, examples, default=case.runtime == "openvino-default")
+    return Prepared(partial(chained, stages, inputs.numpy()), precision)
 
 
-_loaded: dict[BenchCase, RunOnce] = {}
+def calibration(case: BenchCase, net: AdpcNet) -> list[Tensor]:
+    """Inputs to quantise with, float32 (1, 3, H, W) each: see `quantised.calibration_images`."""
+    noise = [image(replace(case, seed=case.seed + 1 + index)) for index in range(quantised.IMAGES)]
+    height, width = noise[0].shape[-2:]
+    return quantised.calibration_images(case.data, net, (height, width), noise)
+
+
+_loaded: dict[BenchCase, Prepared] = {}
 """What this process has made ready."""
 
 
-def load(case: BenchCase) -> list[NDArray[np.float32]]:
-    """Makes a case ready in this process; returns its scores at every exit, float32 (1, C, h, w). Raises RuntimeError
-    if the runtime is missing or fails."""
+def load(case: BenchCase) -> tuple[list[NDArray[np.float32]], str]:
+    """Makes a case ready in this process; returns its scores at every exit, float32 (1, C, h, w), and its precision.
+    Raises RuntimeError if the runtime is missing or fails."""
     try:
-        run = _loaded[case] = prepare(case)
-        return [np.asarray(scores) for scores in run().scores]
-    except (ImportError, RuntimeError) as error:  # torch.compile without a compiler raises one that pickles badly
+        prepared = _loaded[case] = prepare(case)
+        return [np.asarray(scores) for scores in prepared.run().scores], prepared.precision
+    # torch.compile without a compiler raises an error that pickles badly.
+    except (ImportError, RuntimeError, ValueError) as error:
         raise RuntimeError(str(error).splitlines()[0]) from None
 
 
 def timed(case: BenchCase) -> list[float]:
     """Seconds to every exit of a case that is loaded."""
-    run = _loaded[case]
+    run = _loaded[case].run
     run()  # brings its memory back, and lets the threads of the runtime before fall asleep
     return run().seconds
 
 
-def sparse(model: SparseExecutor, inputs: Tensor, given: Sequence[Tensor]) -> TimedRun:
+def sparse(model: Overridable, inputs: Tensor, given: Sequence[Tensor]) -> TimedRun:
     state = model.start(inputs, Frame(*inputs.shape[-2:]))
     begin, found = time.perf_counter(), TimedRun([], [])
     for exit_index in exits_of(model, [state]):
@@ -172,10 +202,26 @@ def shapes(net: AdpcNet, inputs: Tensor) -> list[dict[str, tuple[int, ...]]]:
     return found
 
 
-def onnxruntime(net: AdpcNet, known: Sequence[dict[str, tuple[int, ...]]], threads: int) -> list[StageFunction]:
+Shapes = Sequence[dict[str, tuple[int, ...]]]
+"""The shapes of every stage's inputs, by name."""
+
+
+def onnxruntime(
+    net: AdpcNet, known: Shapes, threads: int, examples: Sequence[Tensor] | None = None
+) -> list[StageFunction]:
+    """`examples`: inputs to quantise with; None: float32."""
+    found = graphs(net)
+    stages = _onnx_stages(found, known, threads)
+    if examples is None:
+        return stages
+    arrays = quantised.stage_inputs(stages, known, examples)
+    return _onnx_stages([quantised.onnx_int8(*each) for each in zip(found, arrays, strict=True)], known, threads)
+
+
+def _onnx_stages(found: Sequence[bytes], known: Shapes, threads: int) -> list[StageFunction]:
     runtime = importlib.import_module("onnxruntime")
     stages: list[StageFunction] = []
-    for graph, by_name in zip(graphs(net), known, strict=True):
+    for graph, by_name in zip(found, known, strict=True):
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         for name, shape in by_name.items():
@@ -190,16 +236,30 @@ def onnxruntime(net: AdpcNet, known: Sequence[dict[str, tuple[int, ...]]], threa
     return stages
 
 
-def openvino(net: AdpcNet, known: Sequence[dict[str, tuple[int, ...]]], threads: int) -> list[StageFunction]:
+def openvino(
+    net: AdpcNet, known: Shapes, threads: int, examples: Sequence[Tensor] | None = None, *, default: bool = False
+) -> tuple[list[StageFunction], str]:
+    """The stages and their precision. `examples`: inputs to quantise with; None: float32, or, with `default`, whatever
+    OpenVINO computes in if it is told nothing. What stays unquantised in an 8-bit model is left to OpenVINO too."""
     core = importlib.import_module("openvino").Core()
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    stages: list[StageFunction] = []
-    for graph, by_name in zip(graphs(net), known, strict=True):
-        model = core.read_model(graph)
+    models = [core.read_model(graph) for graph in graphs(net)]
+    for model, by_name in zip(models, known, strict=True):
         model.reshape({name: list(shape) for name, shape in by_name.items()})
-        compiled = core.compile_model(model, "CPU", options)
-        stages.append(lambda *values, compiled=compiled: [np.array(x) for x in compiled(list(values)).to_tuple()])
-    return stages
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    fp32 = options | {"INFERENCE_PRECISION_HINT": "f32"}
+    if examples is not None:
+        before = _openvino_stages([core.compile_model(model, "CPU", fp32) for model in models])
+        arrays = quantised.stage_inputs(before, known, examples)
+        models = [quantised.openvino_int8(*each) for each in zip(models, arrays, strict=True)]
+    compiled = [core.compile_model(m, "CPU", options if default or examples is not None else fp32) for m in models]
+    chosen = {"f32": "fp32", "f16": "fp16"}
+    name = compiled[0].get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    rest = chosen.get(name, name)
+    return _openvino_stages(compiled), rest if examples is None else f"int8, {rest}"
+
+
+def _openvino_stages(compiled: Sequence[Any]) -> list[StageFunction]:
+    return [lambda *values, model=model: [np.array(x) for x in model(list(values)).to_tuple()] for model in compiled]
 
 
 def expected(case: BenchCase) -> list[Tensor]:
@@ -221,7 +281,7 @@ def expected(case: BenchCase) -> list[Tensor]:
 def peak(case: BenchCase) -> int | None:
     """The most bytes that are resident while a process serves one image, those of the model included. None where this
     is not Linux."""
-    run = prepare(case)
+    run = prepare(case).run
     run()
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not reset.exists():

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.anytime import largest, score_difference
-from models.bench.runtimes import BenchCase, expected, load, peak, timed
+from models.bench.runtimes import OWN, BenchCase, expected, load, peak, timed
 from models.executors.onnx import TOLERANCE
 from models.imaging.geometry import Size
 from models.network.families import config
@@ -36,14 +36,15 @@ class BenchResult:
     """What a case took.
 
     `repetitions`: seconds to every exit, once for each repetition. `difference`: the largest difference from the
-    reference's scores, as a share of the largest score; None where it was not looked for. `peak_bytes`: None where it
-    was not measured.
+    reference's scores in float32, as a share of the largest score; None where it was not looked for. `peak_bytes`: None
+    where it was not measured. `precision`: see `Prepared`.
     """
 
     case: BenchCase
     repetitions: list[list[float]] = field(default_factory=list)
     difference: float | None = None
     peak_bytes: int | None = None
+    precision: str = "fp32"
 
     @property
     def seconds(self) -> list[float]:
@@ -52,7 +53,7 @@ class BenchResult:
 
     @property
     def wrong(self) -> bool:
-        """Whether our own executor differs from the reference, also by a score that is not a number."""
+        """Whether our own executor in float32 differs from the reference, also by a score that is not a number."""
         return self.case.runtime == "sparse" and self.difference is not None and not self.difference <= TOLERANCE
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +63,7 @@ class BenchResult:
             "passes": self.repetitions,
             "difference": None if self.difference is None or math.isnan(self.difference) else self.difference,
             "peak_bytes": self.peak_bytes,
+            "precision": self.precision,
             "seconds": self.seconds,
             "gmacs": gmacs(config(self.case.config), *self.case.size, self.case.active),
         }
@@ -81,7 +83,7 @@ def cases(
     """The cases that are compared with each other. `active`: shares after exits 1 to 3. `sweep`: shares that the sparse
     executor also runs with, the same at every exit."""
     for runtime in runtimes:
-        if runtime == "sparse":
+        if runtime in OWN:
             for shares in (active, *((share,) * 3 for share in sweep)):
                 yield BenchCase(runtime, "masked", width, size, shares, seed, threads, data)
         for kind in ("anytime", "one exit"):
@@ -101,7 +103,7 @@ def measure(cases: Sequence[BenchCase], repeats: int, *, check: bool, memory: bo
 
         def prepare(result: BenchResult) -> None:
             case = result.case
-            scores = processes[case.runtime].submit(load, case).result()
+            scores, result.precision = processes[case.runtime].submit(load, case).result()
             if check:
                 key = (case.kind, case.active)
                 if key not in references:
@@ -155,9 +157,7 @@ def process() -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-def fastest(results: Sequence[BenchResult], kind: str, exit_index: int) -> float | None:
-    """Seconds of the fastest dense runtime to an exit; None if none ran."""
-    dense = [
-        result.seconds[exit_index] for result in results if result.case.kind == kind and result.case.runtime != "sparse"
-    ]
-    return min(dense, default=None)
+def fastest(results: Sequence[BenchResult], kind: str, exit_index: int) -> BenchResult | None:
+    """The dense runtime that is the fastest to an exit, whatever its precision; None if none ran."""
+    dense = [result for result in results if result.case.kind == kind and result.case.runtime not in OWN]
+    return min(dense, key=lambda result: result.seconds[exit_index], default=None)

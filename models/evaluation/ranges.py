@@ -38,15 +38,17 @@ class RangeObserver(NamedNetwork):
         self.counts[name] = self.counts[name] + counts if name in self.counts else counts
         return super().feature(name, values)
 
+    def observe(self, images: Iterable[BoxedImage]) -> None:
+        """Runs every image through all steps."""
+        self.observe_inputs(prepare(image, self.config, box)[0] for image, box in images)
+
     @torch.inference_mode()
-    def observe(self, images: Iterable[BoxedImage]) -> int:
-        """Runs every image through all steps; returns how many there were."""
-        count = 0
-        for count, (image, box) in enumerate(images, 1):  # noqa: B007 - the last one is returned
-            progress: Progress = self.start(prepare(image, self.config, box)[0])
+    def observe_inputs(self, inputs: Iterable[Tensor]) -> None:
+        """The same for inputs of the network: float32 (N, 3, H, W), normalised and padded."""
+        for batch in inputs:
+            progress: Progress = self.start(batch)
             for step in self.steps:
                 progress = self.advance(progress, step)
-        return count
 
     def scales(self, percentile: float = PERCENTILE) -> dict[str, float]:
         """The scale of each feature, by name: its percentile is the largest number of eight bits; 100: its maximum.
