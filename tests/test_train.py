@@ -172,7 +172,7 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("splits", [], "0 splits are trained on for 6 steps; give at least 1 of either"),
+        ("splits", [], "0 splits and 6 steps of training; give at least 1 of each"),
         ("splits", "train", "splits is 'train'; give a list"),
         ("phases", [], "1 splits are trained on for 0 steps"),
         ("phases.0.crop", [30, 64], "multiples of 32"),
