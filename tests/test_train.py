@@ -174,7 +174,7 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
     [
         ("splits", [], "0 splits and 6 steps of training; give at least 1 of each"),
         ("splits", "train", "splits is 'train'; give a list"),
-        ("phases", [], "1 splits are trained on for 0 steps"),
+        ("phases", [], "1 splits and 0 steps of training"),
         ("phases.0.crop", [30, 64], "multiples of 32"),
         ("phases.0.crop", [0, 64], r"crop\[0\] is 0; it must be at least 1"),
         ("phases.0.batch", 1, "batch is 1; it must be at least 2"),
