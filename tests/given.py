@@ -21,8 +21,8 @@ STEPS: tuple[Step, ...] = (Stem(), *(ExitHead(index, exit=index) for index in ra
 @dataclass
 class Given:
     """A model that answers the k-th image with the k-th of `answers`, which holds a label map for each exit, or
-    heatmaps for pose. `active`: the active share after each exit. `scale`: pixels of the image for one pixel of the network's
-    input. `clock_s`: a clock that every step moves by 0.5 s. Each exit costs as many GMACs as its number.
+    heatmaps for pose. `active`: the active share after each exit. `scale`: pixels of the image for one pixel of the
+    network's input. `clock_s`: a clock that every step moves by 0.5 s. Each exit costs as many GMACs as its number.
     """
 
     config: ModelConfig

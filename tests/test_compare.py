@@ -109,7 +109,7 @@ def test_another_recipe_is_another_comparison(command: Command, capsys: pytest.C
     assert "holds a comparison; --resume goes on with it, or choose another --output" in capsys.readouterr().err
     (command.output / "comparison.json").unlink()
     assert main(again) == 1
-    assert "hrnet was trained by a recipe of other learning_rate: name its own" in capsys.readouterr().err
+    assert "hrnet was trained by a recipe with other learning_rate; give its own" in capsys.readouterr().err
     for steps in ("0", "-1"):
         with pytest.raises(SystemExit) as ended:
             main([*command.words, "--score-every", steps])

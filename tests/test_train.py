@@ -118,7 +118,7 @@ def test_a_run_is_neither_mixed_with_another_nor_lost(
     assert main(command) == 1
     assert f"{output} holds a run; --resume goes on with it" in capsys.readouterr().err
     assert main([*command, "--resume", "--set", "seed=3", "--set", "phases.0.batch=4"]) == 1
-    assert f"{output} was trained by a recipe of other phases, seed: name its own" in capsys.readouterr().err
+    assert f"{output} was trained by a recipe with other phases, seed; give its own" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in output.iterdir()} == files
     checkpoint = output / "checkpoint.pt"
     checkpoint.write_bytes(files["checkpoint.pt"][:1000])

@@ -113,7 +113,7 @@ class Recipe:
         differing = [item.name for item in fields(self) if getattr(self, item.name) != getattr(theirs, item.name)]
         if differing:
             raise ValueError(
-                f"{directory} was trained by a recipe of other {', '.join(differing)}: name its own, --recipe "
+                f"{directory} was trained by a recipe with other {', '.join(differing)}; give its own, --recipe "
                 f"{path}, or choose another --output"
             )
 
