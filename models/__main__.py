@@ -21,7 +21,7 @@ COMMANDS = {
     "pckh": ("models.commands.pckh", "PCKh of a file of predictions on MPII"),
     "compare": ("models.commands.compare", "the paper's comparisons: train, score and plot every row"),
     "bench": ("models.commands.bench", "seconds to every exit, side by side with other runtimes"),
-    "gpu-day": ("models.commands.gpu_day", "check, measure or train on a GPU that is there for minutes only"),
+    "gpu-day": ("models.commands.gpu_day", "check, measure or train on a GPU that is available for minutes only"),
 }
 
 

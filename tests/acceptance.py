@@ -1,8 +1,8 @@
-"""What a server with a real model must show: deadlines, cancels, a worker that is killed, and what its executor saves.
-Not collected by pytest.
+"""Acceptance tests of a server with a real model: deadlines, cancels, a worker that is killed, and what its executor
+saves. pytest does not collect them.
 
-`python tests/acceptance.py deadlines --models models/zoo` starts a server of its own, sends requests, prints figures,
-and ends with status 1 if one of them is out of bounds. It needs the cores for itself: timings are of the whole machine.
+`python tests/acceptance.py deadlines --models models/zoo` starts a server, sends requests, prints figures, and ends
+with status 1 if one of them is out of bounds. No other program should run, since the figures are of the whole machine.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Answer:
 
 
 class Client:
-    """HTTP/1.1 over one connection that is kept open; as little work as possible beside the server."""
+    """A minimal HTTP/1.1 client over one open connection. It shares the cores with the server, so it does little."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -127,10 +127,10 @@ def photo(width: int, height: int) -> bytes:
 
 
 async def deadlines(args: argparse.Namespace) -> bool:
-    """For growing deadlines the exit never falls; answers are in time.
+    """As deadlines grow, the exit never falls, and answers are in time.
 
-    Each deadline is sent several times, and its median exit counts: within a millisecond of an exit's time, the
-    machine's own noise decides.
+    Each deadline is sent several times, and its median exit counts, because noise decides within a millisecond of the
+    time of an exit.
     """
     image = args.image.read_bytes() if args.image else photo(480, 360)
     async with Server(args.models) as server:
@@ -164,7 +164,8 @@ async def deadlines(args: argparse.Namespace) -> bool:
 
 
 async def cancels(args: argparse.Namespace) -> bool:
-    """Of many requests, 30 % hang up or are cancelled at random moments; nothing is lost, miscounted or leaked."""
+    """Sends many requests, of which 30 % hang up or are cancelled at random moments. Nothing is lost, miscounted or
+    leaked."""
     rng = random.Random(0)
     image = args.image.read_bytes() if args.image else photo(480, 360)
     outcomes: Counter[str] = Counter()

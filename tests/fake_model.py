@@ -35,7 +35,7 @@ class FakeState:
 
 @dataclass
 class FakeModel:
-    """Two steps an exit; exit k's map is the image's red channel + k."""
+    """A model with two steps for each exit. The map of exit k is the image's red channel + k."""
 
     config: Any = tiny.SEGMENTATION
     executor: str = "fake"

@@ -1,4 +1,4 @@
-"""A model whose every answer is given, so that what is made of the answers can be worked out by hand."""
+"""A model whose answers a test gives, so that scores and costs can be worked out by hand."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ STEPS: tuple[Step, ...] = (Stem(), *(ExitHead(index, exit=index) for index in ra
 
 @dataclass
 class Given:
-    """A model that answers the k-th image that begins with the k-th of `answers`, at every exit one: a label map, or
-    heatmaps for pose. `active`: the shares of positions that stay active. `scale`: pixels of the image for one of the
+    """A model that answers the k-th image with the k-th of `answers`, which holds a label map for each exit, or
+    heatmaps for pose. `active`: the active share after each exit. `scale`: pixels of the image for one pixel of the
     network's input. `clock_s`: a clock that every step moves by 0.5 s. Each exit costs as many GMACs as its number.
     """
 

@@ -15,7 +15,7 @@ Line = Callable[[str], None]
 
 
 def work(output: Path, deadline: float, line: Line, device: str, word: str) -> bool:
-    """Says what it was given, and leaves a file and a folder."""
+    """Reports its arguments, and leaves a file and a folder in the output."""
     print("a print goes to the log")
     line(f"{word} on {device}, {0 < deadline - time.monotonic() < 60}")
     (output / f"{word}.json").write_text("{}")
@@ -39,7 +39,7 @@ def crash(line: Line) -> None:
 
 
 def hang(line: Line) -> None:
-    """With a child that hangs too."""
+    """Hangs, with a child that hangs too."""
     child = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
     line(f"child {child.pid}")
     threading.Event().wait()

@@ -19,7 +19,7 @@ generator = torch.Generator().manual_seed(0)
 
 
 def draw(*shape: int) -> Tensor:
-    """Channels last; no value near 0, where ReLU's derivative jumps."""
+    """Random values in channels-last order, none near 0, where the derivative of ReLU jumps."""
     found = torch.randn(*shape, generator=generator)
     return found.contiguous(memory_format=torch.channels_last) if found.ndim == 4 else found
 
@@ -128,8 +128,8 @@ def check_entropy(classes: int, factor: int, void: float, *, cut: bool) -> None:
 def check_half_precision() -> None:
     """Gradients of bfloat16 scores and features are as close to those of float32 as torch's own bfloat16 gradients.
 
-    The interpreter cuts float32 off to bfloat16 where a GPU rounds. So the kernels are given bfloat16 numbers in
-    float32, with which they compute the same, and what they give is rounded here.
+    The interpreter truncates float32 to bfloat16, where a GPU rounds. The kernels therefore get bfloat16 numbers in
+    float32, with which they compute the same, and their results are rounded here.
     """
     labels = torch.randint(0, 11, (2, 24, 32), generator=generator)
     weights = torch.rand(11, generator=generator) + 0.5
@@ -174,7 +174,7 @@ def check_programs_are_counted_anew() -> None:
 
 
 def check_network() -> None:
-    """A padded network with all kernels: losses and gradients are the plain one's."""
+    """A padded network with all kernels has the losses and gradients of the plain one."""
     normalise.ROWS, normalise.PROGRAMS, normalise.CHANNELS = 256, 2, 64  # few programs: each takes long here
     enlarge.POSITIONS = enlarge.GATHERED = entropy.POSITIONS = entropy.CELLS = 256
     enlarge.CHANNELS = 16

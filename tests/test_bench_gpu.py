@@ -1,5 +1,4 @@
-"""The GPU benchmark's way through its rows, which needs no GPU: what fails or hangs costs no other row, and no two rows
-are at work at once."""
+"""The GPU benchmark runs its rows one after the other, and a row that fails or hangs ends no other. Needs no GPU."""
 
 import json
 import multiprocessing

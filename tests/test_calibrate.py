@@ -135,7 +135,8 @@ def test_a_joint_has_changed_beyond_a_twentieth_of_the_crop() -> None:
 
 
 def test_judging_by_hand() -> None:
-    """Three exits. Below 0.3, image 0 stops at exit 1, rightly; 1 at exit 2, wrongly; 2 and 3 not at all."""
+    """Three exits. Below 0.3, image 0 stops at exit 1 and is within epsilon; image 1 stops at exit 2 and is not; images
+    2 and 3 do not stop early."""
     images = Observations(
         uncertainty=np.array([[0.2, 0.1, 0], [0.4, 0.2, 0], [0.5, 0.4, 0], [0.6, 0.3, 0.9]]),
         changed=np.array([[0.05, 0.01, 0], [0.1, 0.08, 0], [0.2, 0.1, 0], [0.2, 0.1, 0]]),

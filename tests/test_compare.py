@@ -109,7 +109,7 @@ def test_another_recipe_is_another_comparison(command: Command, capsys: pytest.C
     assert "holds a comparison; --resume goes on with it, or choose another --output" in capsys.readouterr().err
     (command.output / "comparison.json").unlink()
     assert main(again) == 1
-    assert "hrnet was trained by a recipe of other learning_rate: name its own" in capsys.readouterr().err
+    assert "hrnet was trained by a recipe with other learning_rate; give its own" in capsys.readouterr().err
     for steps in ("0", "-1"):
         with pytest.raises(SystemExit) as ended:
             main([*command.words, "--score-every", steps])
@@ -142,7 +142,7 @@ def test_weights_run_under_other_masks(tmp_path: Path) -> None:
     scales = [net.get_parameter("last_layer.0.Lambda").item() for net in (narrow, again)]
     assert scales == pytest.approx([0.6, 3])
     assert torch.equal(again.get_parameter("conv1.weight"), network.get_parameter("conv1.weight"))
-    with pytest.raises(ValueError, match=r"do not fit hrnet: exit1.* is one's alone"):
+    with pytest.raises(ValueError, match=r"do not fit hrnet: only one of them has exit1"):
         runner.with_masks_of(network, by_name["hrnet"])
     save_directory(tmp_path, network)
     with pytest.raises(ValueError, match="do not fit ee"):

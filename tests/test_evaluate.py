@@ -101,7 +101,7 @@ def test_a_network_is_trained_on_cityscapes(cities: Path) -> None:
     assert task.losses(network(images), labels).isfinite().all()
     assert len(task.score(network)) == 4
     Image.fromarray(tiny.image(40, 64)).save(cityscapes.read(cities, "val")[0].image_path)
-    with pytest.raises(ValueError, match=r"is 40x64 and its label map 32x64, the first one 32x64"):
+    with pytest.raises(ValueError, match=r"is 40x64 and its label map 32x64, but the first image is 32x64"):
         tasks.Segmentation(config, recipe, cities, torch.device("cpu"))
 
 

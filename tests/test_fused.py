@@ -1,4 +1,4 @@
-"""The fused interpolation means what the plain one means. On a machine without a GPU, Triton interprets its kernel."""
+"""The fused interpolation computes what the plain one does. Without a GPU, Triton interprets its kernel."""
 
 import importlib.util
 import os

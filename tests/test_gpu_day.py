@@ -45,7 +45,7 @@ def job(name: str, limit_s: float = GENEROUS_S, **options: object) -> Stage:
 
 
 def ran(output: Path, *planned: Stage, minutes: float = 1.0) -> tuple[bool, list[dict[str, object]]]:
-    """Whether all succeeded, and what report.json says of each stage."""
+    """Runs the stages. Returns whether all succeeded, and their entries in report.json."""
     report = Report(output, {"gpu": "none"}, say=lambda text: None)
     try:
         right = run(planned, report, minutes, {"output": str(output), "data": None, "device": "cpu"})
@@ -227,7 +227,7 @@ def test_a_case_that_hangs_ends_when_the_time_is_up(monkeypatch: pytest.MonkeyPa
 
 
 class Halves(ReferenceExecutor):
-    """In place of the `triton` executor: the framework in half precision, its last scores off by `error`."""
+    """Stands for the `triton` executor: PyTorch in half precision, with last scores that are off by `error`."""
 
     def __init__(self, network: AdpcNet, error: float) -> None:
         super().__init__(copy.deepcopy(network).half())

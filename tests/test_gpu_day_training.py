@@ -22,7 +22,7 @@ RECIPE = Recipe(splits=("train",), phases=(Phase(steps=100, batch=2, crop=(32, 3
 
 
 class Clock:
-    """Every look at it costs `step_s`."""
+    """A clock that moves by `step_s` whenever it is read."""
 
     def __init__(self, step_s: float) -> None:
         self.now, self.step_s = 0.0, step_s

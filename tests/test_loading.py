@@ -26,7 +26,7 @@ def test_warming_up_learns_what_exits_cost() -> None:
 
 
 def test_warming_up_is_under_masks_such_as_pictures_leave() -> None:
-    """The masks do not depend on what the network makes of noise."""
+    """Warming up uses given masks, and not those that the network makes of noise."""
     model = ReferenceExecutor(tiny.network())
     given: list[float] = []
     model.override = lambda state, positions, shrinking: given.append(  # type: ignore[method-assign]

@@ -56,7 +56,7 @@ class Harness:
 
 
 QUALITY = Quality(((0.1, 0.45),), 100, "val", "")
-"""A quality of 0.1 or more stops at exit 2, whose doubt is 0.4."""
+"""A quality of 0.1 or more stops at exit 2, whose uncertainty is 0.4."""
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ Population = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def population(images: int, seed: int, noise: float = 0.3) -> Population:
-    """Uncertainties and changes at three exits: both fall from exit to exit; one foretells the other, not surely."""
+    """Uncertainties and changes at three exits. Both fall from exit to exit, and they are correlated."""
     rng = np.random.default_rng(seed)
     hard = rng.gamma(4, 0.25, (images, 1))
     uncertain = hard * (0.09, 0.07, 0.04) * rng.lognormal(0, 0.1, (images, 3))
@@ -38,7 +38,7 @@ def broken(people: Population, below: float, epsilon: float) -> float:
 
 
 def tail(images: int, count: int) -> Fraction:
-    """Probability of at most `count` of `images` where each has 1 in 10."""
+    """The probability that at most `count` of `images` break the bound, if each does with probability 1/10."""
     return sum((comb(images, k) * Fraction(9) ** (images - k) for k in range(count + 1)), Fraction()) / 10**images
 
 
@@ -68,7 +68,8 @@ def test_the_promise_over_many_calibrations(epsilon: float) -> None:
 
 
 def test_what_is_stopped_keeps_the_bound_too() -> None:
-    """No exit is within 0.001: to stop one image in twenty would keep the promise on average, and break each answer."""
+    """No early exit is within 0.001. If one image in twenty stopped, the promise would hold for the average over all
+    images, but none of the stopped ones would keep the bound."""
     uncertain, changed = population(100, seed=2)
     assert broken((uncertain, changed), float(np.sort(uncertain.min(1))[4]), 0.001) == 0.04
     assert threshold(uncertain, changed, 0.001) == 0

@@ -136,7 +136,7 @@ def test_the_latest_that_ended_are_kept(registry: RequestRegistry) -> None:
 
 
 def test_only_an_answer_that_was_due_can_be_late(registry: RequestRegistry, metrics: Metrics) -> None:
-    """A request that is refused before its deadline is known is not late; neither is an invalid one."""
+    """A request that is invalid, or refused before its deadline is known, does not count as late."""
     late = {"model": "model"}
     with registry.open("http", 0.0, model="model"):
         pass

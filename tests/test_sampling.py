@@ -34,7 +34,7 @@ IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def network(bias: float = 0.0, steps: int = 10) -> SampledNet:
-    """With samplers that are neither sure of everything nor of nothing."""
+    """A network whose samplers make some positions active and some inactive."""
     torch.manual_seed(0)
     net = SampledNet(tiny.SEGMENTATION, steps)
     for exit_index in (1, 2, 3):

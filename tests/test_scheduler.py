@@ -28,7 +28,7 @@ def job(key: int, deadline_s: float = 100.0, usual_s: float = 0.0, max_exit: int
 
 
 class Device:
-    """Runs what a scheduler says, `step_s` a step, and writes down what happened."""
+    """Runs the steps that a scheduler chooses, each in `step_s`, and records them."""
 
     def __init__(self, scheduler: Scheduler, step_s: float = STEP_S) -> None:
         self.scheduler = scheduler

@@ -33,8 +33,8 @@ BOUNDS = (0.1, 0.2, 0.3, 0.4)
 
 
 @cache
-def doubts() -> tuple[float, ...]:
-    """The doubt at every exit for the image of `live.photo`."""
+def uncertainties() -> tuple[float, ...]:
+    """The uncertainty at every exit for the image of `live.photo`."""
     model = build(tiny.network())
     found = [
         uncertainty(state.exit, "segmentation", state.frame) for state, _ in run(model, tiny.image()) if state.exit
@@ -82,7 +82,7 @@ def process(models: Path, log: Path) -> Iterator[Process]:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = live.write_models(tmp_path_factory.mktemp("models"))
     directory = folder / SEGMENTATION
-    steps = [(bound, doubt + 1e-4) for bound, doubt in zip(BOUNDS, sorted(doubts()), strict=True)]
+    steps = [(bound, value + 1e-4) for bound, value in zip(BOUNDS, sorted(uncertainties()), strict=True)]
     Quality(tuple(steps), 30, "val", fingerprint(directory)).save(directory)
     return folder
 
@@ -133,9 +133,9 @@ def test_maps_have_the_size_of_the_image(server: Process, size: tuple[int, int])
 
 @pytest.mark.parametrize("quality", [0.05, 0.1, 0.25, 0.35, 0.9])
 def test_quality_stops_at_the_first_exit_that_is_sure_enough(server: Process, quality: float) -> None:
-    """The fixture's calibration: the k-th bound allows the exit of the k-th smallest doubt, and those before it."""
-    below = [*sorted(doubts())[: sum(bound <= quality for bound in BOUNDS)]]
-    expected = next((exit_ for exit_, doubt in enumerate(doubts(), 1) if doubt in below), 4)
+    """The k-th bound of the fixture's calibration allows the exits of the k smallest uncertainties."""
+    below = [*sorted(uncertainties())[: sum(bound <= quality for bound in BOUNDS)]]
+    expected = next((exit_ for exit_, value in enumerate(uncertainties(), 1) if value in below), 4)
     stop = "quality" if expected < 4 else "complete"
     assert server.http.get(f"/v1/models/{SEGMENTATION}").json()["quality"] is True
 

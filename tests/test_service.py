@@ -14,7 +14,7 @@ from server.requests.service import Service
 
 
 class FakeEngine:
-    """Notes what it is told."""
+    """Records the calls that it gets."""
 
     def __init__(self) -> None:
         self.finished: list[tuple[Any, Stop]] = []

@@ -501,7 +501,7 @@ def test_too_many_sockets_and_too_fast_clients_are_turned_away(tmp_path: Path) -
 def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker has done its part and is not taken for stuck, and the server shuts down without the client."""
+    """The worker has finished, so it is not taken for stuck, and the server shuts down without the client."""
     monkeypatch.setattr("server.app.CLOSE_S", 0.1)
     folder = live.write_configs(tmp_path, (tiny.SEGMENTATION,))
     with (

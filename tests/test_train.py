@@ -118,7 +118,7 @@ def test_a_run_is_neither_mixed_with_another_nor_lost(
     assert main(command) == 1
     assert f"{output} holds a run; --resume goes on with it" in capsys.readouterr().err
     assert main([*command, "--resume", "--set", "seed=3", "--set", "phases.0.batch=4"]) == 1
-    assert f"{output} was trained by a recipe of other phases, seed: name its own" in capsys.readouterr().err
+    assert f"{output} was trained by a recipe with other phases, seed; give its own" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in output.iterdir()} == files
     checkpoint = output / "checkpoint.pt"
     checkpoint.write_bytes(files["checkpoint.pt"][:1000])
@@ -172,9 +172,9 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("splits", [], "0 splits are trained on for 6 steps; give at least 1 of either"),
+        ("splits", [], "0 splits and 6 steps of training; give at least 1 of each"),
         ("splits", "train", "splits is 'train'; give a list"),
-        ("phases", [], "1 splits are trained on for 0 steps"),
+        ("phases", [], "1 splits and 0 steps of training"),
         ("phases.0.crop", [30, 64], "multiples of 32"),
         ("phases.0.crop", [0, 64], r"crop\[0\] is 0; it must be at least 1"),
         ("phases.0.batch", 1, "batch is 1; it must be at least 2"),

@@ -1,4 +1,4 @@
-"""The training kernels mean what torch's own operations mean. Triton interprets them, in a process of its own."""
+"""The training kernels compute what torch's own operations do. Triton interprets them, in a process of its own."""
 
 import importlib.util
 import os

@@ -59,7 +59,7 @@ class Twice:
         return torch.stack([found[0].float().sum(), 3 * found[1].float().sum()])
 
     def distilled(self, found: Sequence[Tensor], taught: Tensor) -> Tensor:
-        """Of the first exit, ten times what its score and the teacher's have in common."""
+        """For the first exit, ten times the product of its score and the teacher's."""
         first = 10 * (found[0] * taught).sum()
         return torch.stack([first, torch.zeros_like(first)])
 
@@ -69,14 +69,14 @@ class Twice:
 
 
 class Unsaved(Run):
-    """A run whose network is no model that could be saved. `saved`: the steps at which it was to be saved."""
+    """A run whose network cannot be saved as a model. `saved`: the steps at which `save` was called."""
 
     def save(self, output: Path) -> None:
         self.saved = [*getattr(self, "saved", []), self.step]
 
 
 def begin(rate: float = 0.0) -> Unsaved:
-    """Plain gradient descent, so that a step can be followed by hand."""
+    """A run with plain gradient descent, so that a step can be worked out by hand."""
     network: Any = Scale()
     mean: Any = Scale().requires_grad_(False)
     return Unsaved(network, mean, torch.optim.SGD(network.parameters(), lr=rate), torch.zeros(2))

@@ -14,11 +14,13 @@ from models.executors.selection import load
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a shipped model or a model directory; quality.json is written into it")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a data set's folder, or one of images")
-    parser.add_argument("--split", help="images of a data set to calibrate with, best such as did not train the model")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of a data set or of images")
+    parser.add_argument(
+        "--split", help="split of the data set to calibrate with; best one that did not train the model"
+    )
     parser.add_argument("--check", metavar="SPLIT", help="also judge the calibration by the images of this split")
-    parser.add_argument("--splits", type=int, default=100, help="random halves to show coverage on (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random halves")
+    parser.add_argument("--splits", type=int, default=100, help="random halves to measure coverage on; default: 100")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random halves")
     add_executor(parser)
     add_precision(parser)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
@@ -35,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     )
     if args.check:
         result["checked"] = check(model, quality, args.data, args.check)
-    quality.save(directory)  # last: what fails before leaves the old one
+    quality.save(directory)  # last, so that a failure keeps the old file
     print(json.dumps(result) if args.json else table(result))
     if not args.json:
         print(f"written to {directory / QUALITY_FILES[model.precision]}")
@@ -43,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """What each bound keeps and saves, over random halves and, if it was checked, on another split."""
+    """A row for each bound, with means over random halves, and one for each bound that was judged on another split."""
     head = "epsilon  held in  coverage  in order   early    kept  changed   saved"
     bounds = [
         _line(bound, f"{bound['held']:4}/{result['splits']:<4}", f"{bound['in_order']:7.1%}")

@@ -29,16 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, required=True, metavar="DIR", help="table, figure, a folder for each row"
     )
     parser.add_argument("--config", default="camvid-adpc-w18", help="the full method; the other rows derive from it")
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help=f"of every row; default: {RECIPE.name}, for a GPU")
+    parser.add_argument(
+        "--recipe", type=Path, default=RECIPE, help=f"trains every row; default: {RECIPE.name}, for a GPU"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="change a field of the recipe")
-    parser.add_argument("--rows", metavar="NAME,..", help="these only; names of rows, or of figures for all their rows")
-    parser.add_argument("--resume", action="store_true", help="train on from checkpoints; keep scores of the same step")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="of training, each row")
-    parser.add_argument("--steps", type=float, default=math.inf, help="of training, each row")
+    parser.add_argument("--rows", metavar="NAME,..", help="only these rows; the name of a figure means all its rows")
+    parser.add_argument("--resume", action="store_true", help="go on from checkpoints; keep scores of the same step")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="train each row at most this long")
+    parser.add_argument("--steps", type=float, default=math.inf, help="train each row at most so many steps more")
     parser.add_argument(
         "--score-every", type=at_least_1, default=math.inf, metavar="STEPS", help="default: only at the end"
     )
-    parser.add_argument("--no-training", action="store_true", help="only score what is trained")
+    parser.add_argument("--no-training", action="store_true", help="only score rows that have been trained")
     parser.add_argument(
         "--weights", metavar="MODEL", help="score this ADP-C model under every row's masks; no training"
     )

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone-only",
         action="store_true",
-        help="take the backbone and start the heads anew (weights of another task, to train from)",
+        help="take only the backbone, with random heads: for training from weights of another task",
     )
     parser.add_argument(
         "--inference-only",

@@ -1,11 +1,11 @@
-"""Ctrl-C for long work: the first one asks it to stop where it can go on later, a second one ends it at once."""
+"""Ctrl-C for long work: the first one asks it to stop at a point where it can resume, a second one ends it at once."""
 
 import signal
 from types import FrameType, TracebackType
 
 
 class Interrupt:
-    """In its block, Ctrl-C sets `asked`, which the work looks at; once it is set, Ctrl-C interrupts as usual.
+    """In its `with` block, the first Ctrl-C sets `asked`, which the work checks; the next one interrupts as usual.
 
     Only the main thread may enter the block, as for every signal's handler.
     """

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[0.5, 0.1],
         metavar="SHARE",
-        help="of the head's size (default: 0.5 0.1; what HRNet's code prints as Mean@0.1 is within 0.11)",
+        help="how far off a joint may be, as a share of the head's size; default: 0.5 0.1 (HRNet's Mean@0.1 uses 0.11)",
     )
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
 
@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def table(found: Sequence[Mapping[str, float | None]]) -> str:
-    """A line for each share; `mean` counts every labelled joint once, `mean_by_joint` every kind of joint alike."""
+    """A line for each share. `mean` weighs every labelled joint equally, `mean_by_joint` every kind of joint."""
     lines = [list(found[0]), *([cell(value) for value in values.values()] for values in found)]
     return "\n".join(
         "  ".join(f"{text:>{len(name)}}" for text, name in zip(line, found[0], strict=True)) for line in lines

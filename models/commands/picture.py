@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_executor(parser)
     add_threshold(parser)
     parser.add_argument(
-        "--box", type=box, metavar="X,Y,W,H", help="the person in the images, for pose; default: all of it"
+        "--box", type=box, metavar="X,Y,W,H", help="the person in the images, for pose; default: the whole image"
     )
 
 
@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     outputs = [args.output / f"{path.stem}-{model.config.name}.png" for path in args.images]
     if len(set(outputs)) < len(outputs):
-        raise ValueError("two images have one name, so that their pictures would too; give them in two calls")
+        raise ValueError("two images have the same name, so their pictures would too; give them in two calls")
     for path, output in zip(args.images, outputs, strict=True):
         image = read_image(path)
         views, frame = view_exits(model, image, args.box)

@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
 
 def outputs_of(model: AnytimeModel, state: State, *, with_maps: bool) -> dict[str, Tensor]:
     """`logitsN`, float32 (1, C, ceil(h / 4), ceil(w / 4)) of the h x w input before padding, and `mapN`, for every exit
-    N. An image is begun as the server begins it, so that both compute the same maps, bit for bit."""
+    N. An image is prepared as in the server, so that both compute the same maps, bit for bit."""
     outputs: dict[str, Tensor] = {}
     rows, columns = seen(model.config, state.frame, state.shape)
     for exit_index in exits_of(model, [state]):

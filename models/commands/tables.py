@@ -1,4 +1,4 @@
-"""How the tables of commands show a figure."""
+"""Formats figures in the tables of commands."""
 
 
 def cell(value: float | None) -> str:

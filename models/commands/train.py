@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; --resume goes on")
-    parser.add_argument("--stop-after", type=float, default=math.inf, metavar="STEPS", help="likewise")
+    parser.add_argument(
+        "--stop-after", type=float, default=math.inf, metavar="STEPS", help="stop after so many steps; --resume goes on"
+    )
     parser.add_argument("--score-every", type=at_least_1, default=1000, metavar="STEPS")
     parser.add_argument(
         "--mixed",
@@ -42,12 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="multiply in bfloat16; default: on a GPU, and on a CPU with AVX-512 BF16",
     )
     parser.add_argument(
-        "--compile", action="store_true", help="torch.compile: minutes at the start, a tenth faster then"
+        "--compile",
+        action="store_true",
+        help="use torch.compile, which takes minutes first and makes steps a tenth faster",
     )
 
 
 def main(args: argparse.Namespace) -> int:
-    """The first Ctrl-C ends the run after its step and saves it; then KeyboardInterrupt is raised, as by the second."""
+    """The first Ctrl-C ends the run after the current step, saves it and raises KeyboardInterrupt; a second one raises
+    it at once."""
     torch.set_float32_matmul_precision("high")
     device = torch.device(resolve_device(args.device))
     model = config(args.config)

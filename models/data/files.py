@@ -1,4 +1,4 @@
-"""Finding and decoding the files of a data set: what every reader shares."""
+"""Finds and decodes the files of a data set, for all readers."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,4 +69,4 @@ def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> li
     try:
         return list(pool.map(function, items))
     finally:
-        pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, the items that have not begun are left
+        pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, starts no further item

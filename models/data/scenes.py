@@ -1,4 +1,4 @@
-"""Masks for benchmarks, as a street scene makes them: the insides of its regions are inactive, their borders active.
+"""Masks for benchmarks, like those of street scenes: positions near the borders of regions are active, others inactive.
 
 They are computed from label maps, either a data set's or drawn ones with the same statistics.
 """
@@ -16,9 +16,9 @@ POLES = 4
 def draw(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     """Draws a label map, uint8 (height, width): layered regions with rough borders, and some upright poles.
 
-    The drawing is tuned to CamVid's val labels at 256x512. With the positions nearest to a border active, at shares of
-    0.807, 0.616 and 0.370, it gives shares of 0.816, 0.632 and 0.394 of positions with an active one in their 3x3
-    (CamVid: 0.816, 0.631, 0.396), and 0.837, 0.672, 0.450 of tiles of 8x8 with an active one (0.837, 0.667, 0.455).
+    The drawing is tuned to CamVid's val labels at 256x512, for masks with active shares of 0.807, 0.616 and 0.370. The
+    share of positions with an active one among their 3x3 neighbours is 0.816, 0.632, 0.394 (CamVid: 0.816, 0.631,
+    0.396). The share of 8x8 tiles with an active position is 0.837, 0.672, 0.450 (CamVid: 0.837, 0.667, 0.455).
     """
     random = np.random.default_rng(seed)
     row = np.linspace(0, 1, height)[:, None]

@@ -75,8 +75,8 @@ def view_exits(model: AnytimeModel, image: NDArray[np.uint8], box: Box | None = 
 
 def draw(image: NDArray[np.uint8], views: list[ExitView], frame: Frame, config: ModelConfig, title: str) -> "Figure":
     """Draws a column for the image and one for each exit, which shows its prediction, its confidence and its inactive
-    positions. The column of the last exit shows instead of these which exit decided each pixel. Raises ValueError if
-    matplotlib is missing."""
+    positions. The last exit leaves nothing inactive; its column shows which exit decided each pixel. Raises ValueError
+    if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  (an optional dependency, wanted only here)
     except ImportError as error:

@@ -121,8 +121,9 @@ def choose_executor(directory: Path, device: str, executor: str) -> ExecutorChoi
 def build(
     network: Network, device: str = "cpu", executor: str = AUTO, threads: int = 0, scales: Scales | None = None
 ) -> AnytimeModel:
-    """`load` for a network in memory, which the executor takes over. Nothing is verified: `auto` is the preferred
-    executor if it needs no verification and what it needs is built, and the reference otherwise.
+    """Makes an executor for a network in memory, which belongs to the executor from then on. Arguments and errors are
+    those of `load`. Nothing is verified: `auto` takes the preferred executor if it needs no verification and is built,
+    and the reference otherwise.
 
     `scales`: compute in eight bits by them; None: in the executor's first precision.
     """

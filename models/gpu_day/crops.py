@@ -1,7 +1,7 @@
-"""python -m models.gpu_day.crops: people of a pose data set in one file, small enough to be carried to a GPU.
+"""python -m models.gpu_day.crops: saves the people of a pose data set in one file, small enough to send to a GPU.
 
-The file takes the place of the data set's folder: `--data FILE`. Its training crops have about the resolution of the
-images that they are cut from, so that no more detail is lost than by compression.
+Training takes the file in place of the data set's folder: `--data FILE`. Training crops have about the resolution of
+their images, so they lose detail by compression only.
 """
 
 import argparse
@@ -14,17 +14,17 @@ from models.training import crops
 from models.training.tasks import ROOM
 
 LIMIT_MB = 24.0
-"""Of the file; the default quality keeps LSP extended below it."""
+"""The largest size of the file. With the default quality, LSP extended stays below it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m models.gpu_day.crops", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--side", type=int, default=192, help="of a training crop, in pixels")
-    parser.add_argument("--quality", type=int, default=45, help="of a training crop as WebP, 0 to 100")
-    parser.add_argument("--scored-side", type=int, default=256, help="of a validation crop, in pixels")
-    parser.add_argument("--scored-quality", type=int, default=60, help="of a validation crop as WebP, 0 to 100")
+    parser.add_argument("--side", type=int, default=192, help="side of a training crop, in pixels")
+    parser.add_argument("--quality", type=int, default=45, help="WebP quality of a training crop, 0 to 100")
+    parser.add_argument("--scored-side", type=int, default=256, help="side of a validation crop, in pixels")
+    parser.add_argument("--scored-quality", type=int, default=60, help="WebP quality of a validation crop, 0 to 100")
     args = parser.parse_args(argv)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     train, scored = datasets.people(args.data, "train"), datasets.people(args.data, "val")

@@ -50,8 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m models.gpu_day.training", description=__doc__)
     parser.add_argument("stage", choices=("profile", "schedule"))
     parser.add_argument("--data", type=Path, required=True, help="the data set's folder, or a file of people's crops")
-    parser.add_argument("--output", type=Path, required=True, help="a tar file for each plan, and a JSON file")
-    parser.add_argument("--seconds", type=float, required=True, help="for all of the stage")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for a tar file of each plan, and a JSON file"
+    )
+    parser.add_argument("--seconds", type=float, required=True, help="time limit of the stage")
     parser.add_argument("--name", default="camvid-adpc-w18", help="the model to train")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--plan", type=_plan, action="append", default=[], metavar="JSON", help="fields of a plan")

@@ -24,7 +24,7 @@ from models.validation import value
 Heads = Literal["one", "plain", "redesigned"]
 Upsample = Literal["bilinear", "nearest"]
 Downsampling = Annotated[int, Field(ge=1, le=3)]
-"""How often a redesigned head halves its input; the finest branch of a 32-pixel input has 8 positions a side."""
+"""How often a redesigned head halves its input: at most 3 times, since a 32-pixel input has 8 positions a side."""
 
 
 @value()

@@ -1,5 +1,5 @@
-"""Training steps as CUDA graphs: a step of a small network is thousands of tiny kernels, whose launches cost more than
-their work. Imports nothing of this project.
+"""Training steps as CUDA graphs. A step of a small network is thousands of tiny kernels, and launching them takes
+longer than their work.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,12 @@ Update = Callable[[Tensor, Tensor, bool | None], Tensor]
 """update(inputs, targets, adaptive) -> loss of each exit."""
 
 WARM_UP = 4
-"""Steps that run as they are before one is captured: libraries choose algorithms, compilers compile, in them."""
+"""How many steps run uncaptured first. In these, libraries choose algorithms and compilers compile."""
 
 
 @dataclass
 class _Captured:
-    """`graph` is None until the form's first calls are over."""
+    """A form of the step, with its captured graph. `graph` is None until `WARM_UP` calls are over."""
 
     calls: int = 0
     graph: torch.cuda.CUDAGraph | None = None
@@ -27,10 +27,10 @@ class _Captured:
 
 
 class Replayed:
-    """An update on a CUDA device. For each shape of the inputs, and each value of `adaptive`, the first calls run as
-    they are, the next one is captured, and those after it are replayed.
+    """An update on a CUDA device. For each shape of the inputs and each value of `adaptive`, the first calls run
+    uncaptured, the next one is captured, and later ones replay the graph.
 
-    To be called in a stream that is not the default one, always the same.
+    Call it always in the same stream, which must not be the default one.
     """
 
     def __init__(self, update: Update) -> None:
@@ -46,7 +46,7 @@ class Replayed:
         if form.graph is None:
             form.inputs, form.targets = inputs.clone(), targets.clone()
             graph = torch.cuda.CUDAGraph()
-            # Other threads may train on the device meanwhile.
+            # Other threads may train on the device during the capture.
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
                 form.result = self.update(form.inputs, form.targets, adaptive)
             form.graph = graph

@@ -1,5 +1,6 @@
-"""Convolutions in bfloat16 with weights in float32: one kernel makes all copies of a step, and one takes all gradients
-over, where autocast launches two for each weight."""
+"""Convolutions in bfloat16 with weights in float32. In a step, one kernel copies all weights and one all gradients,
+where autocast launches two kernels for each weight.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,8 @@ from models.network.network import Network
 
 
 class HalfWeights:
-    """bfloat16 copies of the weights and biases of a network's convolutions. A step of training is `forward`, the
-    backward pass, `hand_over`; it computes what autocast computes."""
+    """bfloat16 copies of the weights and biases of a network's convolutions. A training step calls `forward`, then the
+    backward pass, then `hand_over`, and computes the same as with autocast."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -26,7 +27,7 @@ class HalfWeights:
         self.gradients = [torch.zeros_like(tensor) for tensor in self.whole]
 
     def forward(self, inputs: Tensor, adaptive: bool | None) -> tuple[Tensor, ...]:
-        """The network's scores, by new copies; to be called with autocast to bfloat16."""
+        """Copies the weights anew and computes the network's scores. Call it with autocast to bfloat16."""
         halves = list(self.halves.values())
         with torch.no_grad():
             torch._foreach_copy_(halves, self.whole)
@@ -36,7 +37,7 @@ class HalfWeights:
         return found
 
     def hand_over(self) -> None:
-        """Give the weights the gradients of their copies."""
+        """Copies the gradients of the copies to the weights."""
         taken = [(whole, kept, half.grad) for whole, kept, half in zip(
             self.whole, self.gradients, self.halves.values(), strict=True
         ) if half.grad is not None]  # fmt: skip

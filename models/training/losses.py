@@ -1,4 +1,4 @@
-"""Losses of every exit, to be summed (equation 1). Imports no network."""
+"""Losses of every exit, to be summed (equation 1)."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ def class_weights(labels: Tensor, classes: int, void: int, softness: float) -> T
 
     `labels`: integers of any shape but (). The smaller `softness` (> 1), the more the rare classes weigh.
     """
-    parts = (part[part != void].long() for part in torch.split(labels, 64))  # by parts: 8 bytes a pixel for a moment
+    parts = (part[part != void].long() for part in torch.split(labels, 64))  # int64 takes 8 bytes a pixel, so by parts
     counts = torch.stack([torch.bincount(part, minlength=classes) for part in parts]).sum(0).float()
     share = counts / counts.sum()
     weights = 1 / torch.log(softness + share)
@@ -37,8 +37,8 @@ def segmentation(scores: Sequence[Tensor], labels: Tensor, weights: Tensor, void
 
 
 def distilled_segmentation(scores: Sequence[Tensor], taught: Tensor) -> Tensor:
-    """Cross-entropy of each exit with the probabilities of a teacher's last exit: (exits,), 0 for the last exit, which
-    the teacher is a mean of. `scores`, `taught`: (N, C, h, w) logits."""
+    """Cross-entropy of each exit with the probabilities of a teacher's last exit: (exits,). It is 0 for the last exit,
+    because the teacher is the mean of the same weights. `scores`, `taught`: (N, C, h, w) logits."""
     wanted = taught.detach().float().softmax(1)
     found = [-(wanted * logits.float().log_softmax(1)).sum(1).mean() for logits in scores[:-1]]
     return torch.stack([*found, wanted.new_zeros(())])
@@ -53,7 +53,7 @@ def distilled_pose(scores: Sequence[Tensor], taught: Tensor) -> Tensor:
 
 
 REACH = 3.0
-"""Standard deviations from a joint to the end of its target, as in HRNet's own code (Sun et al., CVPR 2019)."""
+"""A joint's target ends so many standard deviations from it, as in HRNet's own code (Sun et al., CVPR 2019)."""
 
 
 def heatmaps(joints: Tensor, size: tuple[int, int], stride: int, sigma: float) -> Tensor:
@@ -70,8 +70,9 @@ def heatmaps(joints: Tensor, size: tuple[int, int], stride: int, sigma: float) -
 def pose(scores: Sequence[Tensor], joints: Tensor, stride: int, sigma: float) -> Tensor:
     """Mean squared error of each exit's heatmaps: (exits,). Joints of weight 0 (`joints[..., 2]`) do not count.
 
-    Unlike in the paper, values below 0 are no error where the target is 0: what they say is right. Pulled to 0 from
-    both sides, background would be noise around it, at every other position above the masks' threshold (0.002).
+    Unlike in the paper, values below 0 are not an error where the target is 0, since they also say that no joint is
+    there. If they were, the background would be noise around 0, above the masks' threshold (0.002) at half of the
+    positions.
     """
     size = (int(scores[0].shape[-2]), int(scores[0].shape[-1]))
     target = heatmaps(joints, size, stride, sigma)

@@ -1,7 +1,7 @@
-"""Channels padded with zeros to multiples of 8, which is what tensor cores multiply at once and a thread loads at once.
+"""Pads channels with zeros to multiples of 8, because tensor cores multiply and threads load 8 numbers at once.
 
-Exact: padded channels are 0 in every feature map, and so are the gradients of what belongs to them, so that they stay 0
-in training. Only the network that trains has them: `strip_channels` makes the network that is scored and saved.
+Padding changes no result: padded channels are 0 in every feature map, and the gradients of their weights are 0, so they
+stay 0 in training. Only the network that trains is padded; `strip_channels` makes the one that is scored and saved.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,22 +20,22 @@ from models.network.network import Network, build_network
 
 EIGHT = 8
 CUT = ".layer."
-"""In a name of a padded network's tensor, where the plain network's has a dot: see `Cut`."""
+"""Padded networks have this in a tensor's name where plain networks have a dot; see `Cut`."""
 Places = tuple[Tensor, ...]
-"""For each dimension of a tensor where the indices of the plain one lie in the padded one."""
+"""For each dimension of a plain tensor, the indices that its entries have in the padded tensor."""
 
 
 class FirstConv2d(Conv2d):
-    """Of the image, to which it adds channels of zeros."""
+    """The first convolution, which adds channels of zeros to the image."""
 
     def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # before it grows
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # before padding, while it is small
         return super().forward(F.pad(x, (0, 0, 0, 0, 0, self.in_channels - x.shape[1])), masks)
 
 
 class Cut(MaskAware):
-    """The last convolution of a head, whose padded outputs it leaves out."""
+    """Runs the last convolution of a head and drops its padded outputs."""
 
     def __init__(self, layer: nn.Module, outputs: int) -> None:
         super().__init__()
@@ -79,18 +79,18 @@ def strip_channels(network: Network) -> Network:
 
 
 def stripped(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a padded network, by name, as the plain network of `config` has and names them; on the CPU."""
+    """Turns the tensors of a padded network into those of the plain network of `config`, by name, on the CPU."""
     return {_plain_name(name): without_padding(config, name, tensor) for name, tensor in state.items()}
 
 
 def filled(network: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `stripped` leaves out put back: tensors of a plain network as the padded `network` has and names them."""
+    """The inverse of `stripped`: turns the tensors of a plain network into those of the padded `network`, by name."""
     own = {name: state.get(_plain_name(name)) for name in network.state_dict()}
     return {name: with_padding(network.config, name, tensor) for name, tensor in own.items() if tensor is not None}
 
 
 def without_padding(config: ModelConfig, name: str, tensor: Tensor) -> Tensor:
-    """Of the tensor `name` of a padded network, or of what has its shape; on the CPU."""
+    """Removes the padding of a tensor shaped as tensor `name` of a padded network; returns it on the CPU."""
     places, whole = _places(config).get(_plain_name(name)), tensor.detach().cpu()
     return whole if places is None else whole[torch.meshgrid(*places, indexing="ij")]
 
@@ -114,7 +114,7 @@ def padded_size(index: Tensor) -> int:
 
 
 def _spread(tensor: Tensor, places: Places) -> Tensor:
-    """`tensor` between zeros."""
+    """`tensor` with zeros in between, at the padded size."""
     sizes = [padded_size(index) for index in places[:2]]
     found = torch.zeros(*sizes, *tensor.shape[2:], dtype=tensor.dtype, device=tensor.device)
     found[torch.meshgrid(*places, indexing="ij")] = tensor.detach()
@@ -128,7 +128,7 @@ def _heads(network: AdpcNet) -> list[nn.Sequential]:
 
 @cache
 def _places(config: ModelConfig) -> dict[str, Places]:
-    """By the name of the tensor."""
+    """The `Places` of every tensor, by its name in the plain network."""
     assert isinstance(config, AdpcConfig)
     with torch.device("meta"):
         network = AdpcNet(config)
@@ -153,6 +153,6 @@ def _places(config: ModelConfig) -> dict[str, Places]:
 
 
 def _lie(parts: Sequence[int]) -> Tensor:
-    """Where channels lie when each part, one after the other, is padded by itself."""
+    """The indices of concatenated parts, of so many channels each, when every part is padded by itself."""
     starts = [sum(map(padded, parts[:index])) for index in range(len(parts))]
     return torch.cat([torch.arange(start, start + count) for start, count in zip(starts, parts, strict=True)])

@@ -38,12 +38,13 @@ class Phase:
 
 @value()
 class Recipe:
-    """`splits`: of the data set, to train on. `hold_out`: drives of CamVid, or cities, that are left out and scored.
+    """How a network is trained. `splits`: the data set's splits to train on. `hold_out`: drives of CamVid, or cities of
+    Cityscapes, that are left out of training and scored.
 
-    `phases` follow each other; the learning rate rises linearly over `warm_up` (share of all steps), then falls along a
-    cosine to 0. `class_softness`: see `losses.class_weights`. `ema_steps`: what is scored and shipped is the
-    exponential mean of the weights over about so many steps. `init`: a shipped model's name or a model directory that
-    lends its weights to start from, or its backbone alone if it has another task or other heads.
+    `phases` run one after the other. The learning rate rises linearly over `warm_up` (a share of all steps), then falls
+    along a cosine to 0. `class_softness`: see `losses.class_weights`. `ema_steps`: the weights that are scored and
+    shipped are an exponential mean over about so many steps. `init`: a shipped model's name or a model directory, whose
+    weights training starts from; only its backbone is taken if it has another task or other heads.
     """
 
     splits: tuple[str, ...]
@@ -60,9 +61,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not (self.splits and self.steps):
-            raise ValueError(
-                f"{len(self.splits)} splits are trained on for {self.steps} steps; give at least 1 of either"
-            )
+            raise ValueError(f"{len(self.splits)} splits and {self.steps} steps of training; give at least 1 of each")
 
     @property
     def steps(self) -> int:
@@ -93,7 +92,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Recipe":
-        """Raises ValueError on a field that is missing, unknown or without meaning."""
+        """Raises ValueError if a field is missing, unknown or invalid."""
         return from_json(cls, data, "a training recipe")
 
     @classmethod
@@ -106,7 +105,7 @@ class Recipe:
         (directory / FILE).write_text(json.dumps(self.to_json(), indent=1) + "\n")
 
     def check_same(self, directory: Path) -> None:
-        """Raises ValueError if the run in `directory` is by another recipe, FileNotFoundError if there is none."""
+        """Raises ValueError if the run in `directory` used another recipe, and FileNotFoundError if there is no run."""
         path = directory / FILE
         if not path.is_file():
             raise FileNotFoundError(f"there is no run in {directory} to go on with; leave out --resume to start anew")
@@ -114,13 +113,13 @@ class Recipe:
         differing = [item.name for item in fields(self) if getattr(self, item.name) != getattr(theirs, item.name)]
         if differing:
             raise ValueError(
-                f"{directory} was trained by a recipe of other {', '.join(differing)}: name its own, --recipe "
+                f"{directory} was trained by a recipe with other {', '.join(differing)}; give its own, --recipe "
                 f"{path}, or choose another --output"
             )
 
     def override(self, settings: Mapping[str, Any]) -> "Recipe":
-        """With fields replaced; those of phase 0 and of the augmentation are named `phases.0.NAME`,
-        `augmentation.NAME`. Raises ValueError on an unknown one."""
+        """This recipe with some fields replaced. Fields of phase 0 are named `phases.0.NAME`, those of the augmentation
+        `augmentation.NAME`. Raises ValueError if a field is unknown."""
         data = json.loads(json.dumps(self.to_json()))
         for name, given in settings.items():
             *path, last = name.split(".")
@@ -135,7 +134,7 @@ class Recipe:
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """`NAME=JSON` as a name and a value for `Recipe.override`. Raises ValueError on anything else."""
+    """Parses `NAME=JSON` into a name and a value for `Recipe.override`. Raises ValueError if that fails."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set {text}: give NAME=JSON, for example phases.0.steps=1000")

@@ -1,7 +1,6 @@
 """What segmentation and pose do differently in training: batches, losses, scores.
 
-A task holds its whole data set on the device, so that loading never waits: 25 GB for Cityscapes, 8 GB for MPII. Imports
-the readers and the network's values, no training loop.
+A task holds its whole data set on the device, so that no step waits for loading: 25 GB for Cityscapes, 8 GB for MPII.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,12 +25,13 @@ from models.training import augment, crops, fused, losses
 from models.training.recipe import Recipe
 
 SIGMA = 2.0
-"""Of a target's Gaussian, in positions of the heatmap of a full-size input; smaller inputs have smaller ones."""
+"""The deviation of a target's Gaussian, in positions of a full-size input's heatmap; it shrinks with the input."""
 ROOM = 1.28
-"""What is kept of each person is wider than the person's square by this: room for zooming out, turning and shifting."""
+"""The crop that is kept of each person is so many times as wide as the person's square, which leaves room for zooming
+out, turning and shifting."""
 
 SCORED_TOGETHER = 32
-"""Images; of larger ones than CamVid's, as many as have the same pixels."""
+"""How many images of CamVid's size are scored at once; fewer if they are larger, with the same number of pixels."""
 SCORED_PIXELS = SCORED_TOGETHER * 360 * 480
 
 
@@ -45,7 +45,7 @@ class Task(Protocol):
         """The loss of each exit: (exits,)."""
 
     def distilled(self, found: Sequence[Tensor], taught: Tensor) -> Tensor:
-        """How far each exit is from the last exit of a teacher: (exits,)."""
+        """The loss of each exit against the last exit of a teacher, whose scores are `taught`: (exits,)."""
 
     def score(self, network: Network) -> list[float]:
         """The score of each exit in percent (mIoU, PCK@0.2) on what was held out."""
@@ -56,7 +56,7 @@ def load(config: ModelConfig, recipe: Recipe, directory: Path, device: torch.dev
 
 
 class Sampler:
-    """Which examples make up a step: every epoch all of them in a new order, as the seed and the step have it."""
+    """Chooses the examples of a step. Every epoch takes all of them in a new order, which depends on the seed."""
 
     def __init__(self, examples: int, recipe: Recipe) -> None:
         self.examples, self.recipe = examples, recipe
@@ -79,7 +79,7 @@ class Sampler:
 
 
 def compared_by(device: torch.device) -> Callable[[Sequence[Tensor], Tensor, Tensor, int], Tensor]:
-    """What computes `losses.segmentation` on a device."""
+    """The fastest function that computes `losses.segmentation` on a device."""
     return fused.gpu_loss.segmentation if device.type == "cuda" else losses.segmentation
 
 
@@ -136,9 +136,9 @@ class Segmentation:
 
 
 def scenes(recipe: Recipe, directory: Path) -> tuple[list[Scene], list[Scene]]:
-    """What is trained on, and what is held out and scored: drives, or `val` if there are none.
+    """The scenes to train on, and those that are scored: the drives in `hold_out`, or split `val` if it is empty.
 
-    Raises ValueError if a drive to hold out is not there, or nothing else is.
+    Raises ValueError if a drive in `hold_out` is missing, or if no other drive is left.
     """
     found = [scene for split in recipe.splits for scene in datasets.scenes(directory, split)]
     drives = {scene.drive for scene in found}
@@ -151,7 +151,8 @@ def scenes(recipe: Recipe, directory: Path) -> tuple[list[Scene], list[Scene]]:
 
 
 def _scenes(scenes: Sequence[Scene], classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """uint8 (N, 3, H, W) and (N, H, W). Raises ValueError unless all are of one size and of these classes."""
+    """Images uint8 (N, 3, H, W) and labels uint8 (N, H, W). Raises ValueError if sizes differ, or if the data set has
+    other classes."""
     height, width = scenes[0].labels_for(classes).shape
     images = torch.empty(len(scenes), 3, height, width, dtype=torch.uint8, device=device)
     labels = torch.empty(len(scenes), height, width, dtype=torch.uint8, device=device)
@@ -161,7 +162,8 @@ def _scenes(scenes: Sequence[Scene], classes: int, device: torch.device) -> tupl
         if image.shape != (height, width, 3) or label_map.shape != (height, width):
             raise ValueError(
                 f"{scenes[index].image_path} is {image.shape[0]}x{image.shape[1]} and its label map "
-                f"{label_map.shape[0]}x{label_map.shape[1]}, the first one {height}x{width}; training needs one size"
+                f"{label_map.shape[0]}x{label_map.shape[1]}, but the first image is "
+                f"{height}x{width}; training needs one size"
             )
         images[index] = torch.tensor(image).permute(2, 0, 1)
         labels[index] = torch.from_numpy(label_map)
@@ -237,8 +239,8 @@ def _placed(joints: Tensor, linear: Tensor, centre: Tensor, crop_size: tuple[int
 def _people(
     directory: Path, splits: Sequence[str], side: int, room: float, device: torch.device
 ) -> tuple[Tensor, Tensor, Skeleton]:
-    """uint8 (N, 3, side, side) on the device, joints float32 (N, J, 3) in their pixels on the CPU, and their
-    skeleton."""
+    """Crops uint8 (N, 3, side, side) on the device, their joints float32 (N, J, 3) in pixels of the crop on the CPU,
+    and the skeleton."""
     if directory.is_file():
         found = [example for split in splits for example in crops.load(directory, split, side, room)]
         count, skeleton = len(found), crops.load_skeleton(directory)

@@ -35,21 +35,22 @@ from models.training.recipe import Recipe
 
 CHECKPOINT = "checkpoint.pt"
 PARTS = "network", "mean", "optimizer"
-"""Of a run, what has a state of its own."""
+"""The parts of a run that have a state dict."""
 MOMENTS = "exp_avg", "exp_avg_sq"
-"""Of a weight, in the optimizer's state; they have its shape."""
+"""The tensors of the optimizer's state that have the shape of their weight."""
 SAVE_EVERY_S = 30.0
-"""Between checkpoints; an interrupted run loses no more than this."""
+"""The time between checkpoints, and the most that an interrupted run loses."""
 
 
 BETAS = (0.9, 0.99)
-"""Of AdamW. A mean over 100 squared gradients soon forgets the first ones, which can be a thousand times larger."""
+"""AdamW's betas. A mean over 100 squared gradients soon forgets the first ones, which can be a thousand times larger.
+"""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What makes a step faster and leaves what it computes. `padded`: channels, see padding.py. `kernels`: those of
-    fused/ for all layers, on a GPU. `channels_last`: the order of every feature map."""
+    """Options that make a step faster and do not change its results. `padded`: pad channels, see padding.py. `kernels`:
+    use the kernels of fused/ for all layers, on a GPU. `channels_last`: the order of every feature map in memory."""
 
     padded: bool = False
     kernels: bool = False
@@ -57,7 +58,7 @@ class Speed:
 
     @classmethod
     def of(cls, device: torch.device, *, compiled: bool = False) -> "Speed":
-        """The fastest on a device. The kernels need a GPU, and `torch.compile` makes its own."""
+        """The fastest options on a device. The kernels need a GPU, and are not used if `torch.compile` makes others."""
         fast = device.type == "cuda" and not compiled
         return cls(padded=fast, kernels=fast)
 
@@ -68,10 +69,10 @@ class Speed:
 
 @dataclass
 class Run:
-    """All that a run must remember to go on as if it had never stopped.
+    """The whole state of a training run, with which it goes on as if it had never stopped.
 
-    `mean`: the network with the exponential mean of the weights, which is what is scored and shipped. `losses`: of each
-    exit, summed over the steps since step `since`, the last that was scored.
+    `mean`: the network with the exponential mean of the weights, which is scored and shipped. `losses`: for each exit,
+    the sum over the steps since step `since`, when the network was last scored.
     """
 
     network: Network
@@ -83,7 +84,7 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._followed = _floats(self.mean), _floats(self.network)  # to look for them takes longer than to move them
+        self._followed = _floats(self.mean), _floats(self.network)  # searching them would take longer than moving them
 
     @classmethod
     def begin(
@@ -94,7 +95,7 @@ class Run:
         make: Callable[[ModelConfig], Network] = build_network,
         speed: Speed = Speed(),
     ) -> "Run":
-        """From random weights that the recipe's seed decides, or from those of the recipe's `init`."""
+        """A new run, with the weights of the recipe's `init`, or random weights that depend on the recipe's seed."""
         torch.manual_seed(recipe.seed)
         network = make(model)
         if model.task == "pose":
@@ -118,8 +119,8 @@ class Run:
         return cls(network, mean, optimizer, torch.zeros(model.exits, device=device))
 
     def save(self, output: Path) -> None:
-        """The checkpoint, and the mean as a model directory in half precision. Neither has padded channels, so that a
-        run can go on on another device."""
+        """Writes the checkpoint, and the mean as a model directory in half precision. Neither has padded channels, so
+        that a run can go on on another device."""
         parts = {name: getattr(self, name).state_dict() for name in PARTS}
         if is_padded(self.network):
             parts |= {name: stripped(self.network.config, parts[name]) for name in ("network", "mean")}
@@ -149,7 +150,8 @@ class Run:
         save_directory(output, strip_channels(self.mean) if is_padded(self.mean) else self.mean, torch.float16)
 
     def load(self, output: Path) -> None:
-        """Raises FileNotFoundError, and ValueError if the checkpoint is broken or another network's."""
+        """Restores the checkpoint in `output`. Raises FileNotFoundError if there is none, and ValueError if it is
+        broken or of another network."""
         path = output / CHECKPOINT
         if not path.is_file():
             raise FileNotFoundError(f"there is no {path} to resume from; leave out --resume to start anew")
@@ -181,15 +183,15 @@ class Run:
                 group["lr"] = rate
 
     def follow(self, share: float) -> None:
-        """Move the mean by this share towards the weights."""
+        """Moves the mean towards the weights, by `share` of their difference."""
         torch._foreach_lerp_(*self._followed, share)
 
 
 def start_at_zero(network: Network) -> None:
-    """Let every exit begin with heatmaps near 0, which is what most of a heatmap is.
+    """Makes the first heatmaps of every exit nearly 0, as most of a heatmap should be.
 
-    The last pose exit reads features that no normalisation bounds: drawn as usual, its first loss is 1000 times the
-    loss of an empty heatmap, and AdamW's steps stay small for long after.
+    The last pose exit reads features without normalisation. With the usual random weights, its first loss is 1000 times
+    that of an empty heatmap, and AdamW's steps stay small for long after.
     """
     for head in network.heads():
         last = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)][-1]
@@ -262,11 +264,12 @@ def train(
     compiled: bool = False,
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train to the recipe's last step, for `minutes` or `steps`. Checkpoints and weights are in `output` at the end.
-    The network is scored every so many steps and at the last; never if `score_every` is infinite. `mixed`: in bfloat16;
-    default: where that is faster. `stopping`: asked before every step; True ends the run there.
+    """Trains to the recipe's last step, or for `minutes` or `steps` if that ends sooner. Checkpoint and weights are in
+    `output` at the end. The network is scored every `score_every` steps and at the last one; never if `score_every` is
+    infinite. `mixed`: compute in bfloat16; None means if that is faster. `stopping` is called before every step; if it
+    returns True, the run ends there.
 
-    On a GPU, to be called in a stream of its own.
+    On a GPU, call it in a stream that is not the default one.
     """
     device = next(run.network.parameters()).device
     update = update_of(run, task, mixed=multiplies_bfloat16(device) if mixed is None else mixed, compiled=compiled)
@@ -276,7 +279,7 @@ def train(
     with tqdm(total=recipe.steps, initial=run.step, unit="step", mininterval=5, smoothing=0.05) as bar:
         while run.step < last and not stopping() and time.monotonic() - started_s < minutes * 60:
             run.set_rate(recipe.learning_rate_at(run.step))
-            torch.manual_seed(recipe.seed * 9_000_011 + run.step)  # of what a network draws
+            torch.manual_seed(recipe.seed * 9_000_011 + run.step)  # for random numbers that a network draws
             run.losses += update(*task.batch(run.step), None if recipe.phase_at(run.step).masks else False)
             run.step += 1
             run.follow(1 / min(recipe.ema_steps, 1 + run.step / 10))
@@ -294,7 +297,7 @@ def train(
 
 
 def stream(device: torch.device) -> AbstractContextManager[object]:
-    """A new stream of a GPU, nothing on a CPU."""
+    """A context in a new stream on a GPU; on a CPU, it does nothing."""
     if device.type != "cuda":
         return nullcontext()
     torch.cuda.synchronize()

@@ -138,7 +138,7 @@ class RequestRecord:
 
     def to_json(self, now_s: float) -> dict[str, Any]:
         """The body of `GET /v1/requests/{id}`."""
-        stop = self.stop or (self.job and self.job.stop) or self.given_up  # the first of them ends it
+        stop = self.stop or (self.job and self.job.stop) or self.given_up  # the first that is set
         elapsed_s = now_s - self.arrived_s if self.elapsed_s is None else self.elapsed_s
         return {
             "id": self.id,
@@ -204,7 +204,7 @@ class RequestRegistry:
             try:
                 raise fault from None
             finally:
-                del fault  # its traceback holds this frame: a cycle that would keep the image
+                del fault  # it and this frame refer to each other, which would keep the image in memory
         except BaseException:  # the task was cancelled, since its connection is gone
             record.stop = Stop.DISCONNECTED
             raise

@@ -1,4 +1,4 @@
-"""One server's parts, and the one way that every request takes through them, whichever protocol it came by."""
+"""The parts of a server, and the path that the requests of all protocols take through them."""
 
 import asyncio
 import itertools

@@ -28,8 +28,8 @@ from models.training.train import CHECKPOINT, Run, stream, train
 
 @dataclass(frozen=True)
 class TrainingLimits:
-    """How long each variant is trained at most, and how often it is scored meanwhile. `resume`: from its checkpoint.
-    `stopping`: True ends the training before its next step, and the comparison with it."""
+    """How long each variant is trained at most, and how often it is scored meanwhile. `resume`: start from its
+    checkpoint. `stopping` is called before every step; if it returns True, training and comparison end."""
 
     resume: bool
     minutes: float
@@ -40,10 +40,10 @@ class TrainingLimits:
 
 @dataclass(frozen=True)
 class Runner:
-    """What all variants share: how, on what and where they are trained and scored.
+    """Trains and scores variants by the same recipe, on the same data and device.
 
-    `output`: the folder that holds a model directory for each trained variant. `scenes`: those that are scored.
-    `hardware`: what all of it runs on, see `hardware`.
+    `output`: the folder with a model directory for each trained variant. `scenes`: the scenes that variants are scored
+    on. `hardware`: see the function `hardware`.
     """
 
     recipe: Recipe
@@ -62,8 +62,8 @@ class Runner:
         report: ComparisonReport,
         limits: TrainingLimits | None,
     ) -> None:
-        """Trains the weights that the `chosen` variants take (None: trains nothing) and scores those that have new ones
-        into `report`."""
+        """Trains the weights that the `chosen` variants take, unless `limits` is None. Scores the variants whose
+        weights are new, and adds the scores to `report`."""
         for name in dict.fromkeys(variant.weights for variant in chosen):
             if limits is not None:
                 self.train(next(variant for variant in every if variant.name == name), limits)
@@ -75,7 +75,7 @@ class Runner:
                     self.score(variant, self.model(variant), step, report)
 
     def score_weights(self, network: Network, chosen: Sequence[PaperVariant], report: ComparisonReport) -> None:
-        """Scores one trained network as each of the `chosen` variants that differ in their masks alone."""
+        """Scores one trained network as each of the `chosen` variants, which differ only in their masks."""
         for variant in at_inference(chosen):
             if variant.name not in report.found:
                 self.score(variant, self.build(network, variant.model), None, report)
@@ -113,8 +113,8 @@ class Runner:
             )
 
     def step(self, weights: str) -> int:
-        """How many steps the variant of that name is trained; 0 if it is not. Raises ValueError if it was trained by
-        another recipe."""
+        """How many steps the variant of that name has been trained; 0 if it has no run. Raises ValueError if its run is
+        by another recipe."""
         directory = self.output / weights
         if not (directory / CHECKPOINT).is_file():
             return 0
@@ -147,7 +147,9 @@ def with_masks_of(network: Network, model: ModelConfig) -> Network:
         raise ValueError(f"the weights of {network.config.name} do not fit {model.name}: {error}") from error
     names = [name for found in differing for name in found if not other.may_lack(name)]
     if names:
-        raise ValueError(f"the weights of {network.config.name} do not fit {model.name}: {names[0]} is one's alone")
+        raise ValueError(
+            f"the weights of {network.config.name} do not fit {model.name}: only one of them has {names[0]}"
+        )
     return other.eval()
 
 

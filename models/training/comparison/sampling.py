@@ -67,9 +67,12 @@ class SampledNet(AdpcNet):
         return replace(progress, masks=masks, scores=scores, decided=decided)
 
     def _sampled(self, logits: Tensor) -> Tensor:
-        """Equation 7 of Jang et al. (2016) for two categories: the difference of two Gumbel variables is logistic."""
+        """A soft sample for each logit, by equation 7 of Jang et al. (2016) for two categories. One draw is enough:
+        the difference of two Gumbel variables is logistic."""
         noise = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6).logit()
-        return ((logits + noise) * self.temperature.reciprocal()).sigmoid()  # a new tensor: the buffer moves on
+        return (
+            (logits + noise) * self.temperature.reciprocal()
+        ).sigmoid()  # a new tensor, because the buffer changes with every call
 
     def forward(self, images: Tensor, adaptive: bool | None = None) -> tuple[Tensor, ...]:
         """The scores of every exit; in training, the soft masks of exits 1 to 3 follow them: (N, 1, h, w) in 0..1."""

@@ -1,5 +1,5 @@
-"""The variants that the paper compares: a network each, and whose weights it takes. Each is a row of the comparison's
-tables, so users call them rows."""
+"""The variants that the paper compares: for each, its network and the variant whose weights it takes. Users know them
+as rows, because each is a row of the comparison's tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +23,8 @@ SWEEPS: Mapping[Criterion, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class PaperVariant:
-    """`weights`: the variant whose trained weights it takes, which is its own name if it is trained itself. `sampled`:
-    its masks are those of `sampling.SampledNet`."""
+    """A row of the comparison. `weights`: the name of the variant whose trained weights it takes; its own name if it is
+    trained itself. `sampled`: its masks are those of `sampling.SampledNet`."""
 
     name: str
     title: str
@@ -35,7 +35,7 @@ class PaperVariant:
 
 
 def variants(adpc: ModelConfig) -> tuple[PaperVariant, ...]:
-    """Every variant; one that lends its weights stands before those that take them.
+    """Every variant. A variant comes before those that take its weights.
 
     `adpc`: the full method on some data set. Raises ValueError if it is not segmentation with redesigned heads and
     masks.
@@ -82,8 +82,8 @@ def variants(adpc: ModelConfig) -> tuple[PaperVariant, ...]:
 
 
 def select(every: Sequence[PaperVariant], names: str | None) -> list[PaperVariant]:
-    """Variants by their names, separated by commas; a figure's name stands for its variants; None: all of them. Raises
-    ValueError on a name that there is not."""
+    """The variants in `names`, which are separated by commas; None means all. The name of a figure stands for its
+    variants. Raises ValueError if a name is unknown."""
     if names is None:
         return list(every)
     known = {variant.name for variant in every} | {variant.figure for variant in every}
@@ -94,5 +94,5 @@ def select(every: Sequence[PaperVariant], names: str | None) -> list[PaperVarian
 
 
 def at_inference(chosen: Sequence[PaperVariant]) -> list[PaperVariant]:
-    """The variants that differ in their masks alone, so that one trained model of ADP-C can be run as each of them."""
+    """The variants that differ from ADP-C only in their masks, so that one trained model can run as each of them."""
     return [variant for variant in chosen if variant.weights == "adpc" or variant.figure in ("criteria", "window")]

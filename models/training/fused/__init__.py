@@ -1,4 +1,4 @@
-"""Masked interpolation as one pass forward and one backward, for training: equations 3-6 of `masked.fill`.
+"""Masked interpolation for training, `masked.fill` (equations 3-6), as one forward and one backward pass.
 
 gpu.py and cpu.py hold the kernels of the two passes.
 """
@@ -18,10 +18,10 @@ from models.network.masked import MaskedConv2d
 from models.training.fused import cpu
 
 Launch = Callable[..., tuple[Tensor, Tensor]]
-"""launch(x, y, codes, scale, window, backward=) -> out and the gradient of `scale`, a scalar.
+"""launch(x, y, codes, scale, window, backward=) -> the result and the gradient of `scale`, a scalar.
 
-Forward: `x` (N, C, H, W), channels last, with inactive positions made of their active neighbours; `y` is not read.
-Backward: `x` is the gradient of that, `y` what was filled. `codes`: see `codes`.
+Forward: the result is `x` (N, C, H, W), channels last, with inactive positions interpolated; `y` is not read.
+Backward: `x` is the gradient of that result, and `y` the forward pass's `x`. `codes`: see the function `codes`.
 """
 
 ACTIVE, BORDER = 1, 2
@@ -41,8 +41,8 @@ def _launch(like: Tensor) -> Launch:
 
 
 def codes(mask: Tensor, window: int) -> Tensor:
-    """uint8 (N, 1, H, W): bit 0 active, bit 1 with a position of the other kind within the window. Kept for as long as
-    `mask` (N, 1, H, W) lives: all layers of a size share one."""
+    """uint8 (N, 1, H, W). Bit 0: the position is active. Bit 1: a position of the other kind lies within the window.
+    Codes are kept as long as `mask` (N, 1, H, W), because all layers of a size share them."""
     if mask not in _known:
         _known[mask] = {}
     known = _known[mask]
@@ -73,14 +73,14 @@ class _Fill(torch.autograd.Function):
 def fill(y: Tensor, mask: Tensor, scale: Tensor, window: int) -> Tensor:
     """As `masked.fill`: y (N, C, H, W) with inactive positions interpolated; mask (N, 1, H, W), 1 where active."""
     native = y.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
-    if mask.requires_grad or not (y.is_cuda or native):  # kernels know masks of 0 and 1 only, not those being learnt
+    if mask.requires_grad or not (y.is_cuda or native):  # kernels take masks of 0 and 1 only, not soft masks
         return masked.fill(y, mask, scale, window)
     return _Fill.apply(y, codes(mask, window), scale, window)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def fuse(network: nn.Module, device: torch.device, *, all_layers: bool = False) -> None:
-    """Give every masked convolution of `network` the kernel for `device`, if it is there: without a compiler at the
-    time of the install, a CPU has none. On a GPU `all_layers` also gives the other layers theirs, see layers.py."""
+    """Gives every masked convolution of `network` the kernel for `device`, if there is one; a CPU has none if there was
+    no compiler at installation. On a GPU, `all_layers` also gives the other layers their kernels, see layers.py."""
     if device.type == "cpu":
         try:
             library()

@@ -1,4 +1,4 @@
-"""The kernel of fused.py for CPUs, in the native library. Imports nothing of this project but that."""
+"""Launches the CPU kernel of masked interpolation, which is in the native library."""
 
 import ctypes
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from models.executors.cpu.library import library
 from models.executors.cpu.structures import NativeFeatureShape, NativeStencilTap
 
 NEGLIGIBLE = 1e-10
-"""A weight beyond float's precision."""
+"""Smaller weights do not change a float32 sum, so they are left out."""
 
 
 def launch(x: Tensor, y: Tensor, codes: Tensor, scale: Tensor, window: int, *, backward: bool) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _neighbours(scale: float, window: int) -> "ctypes.Array[NativeStencilTap]":
-    """Those that weigh anything, with the derivative of their weight by the scale; see `masked.rbf`."""
+    """The neighbours whose weight is not negligible, with its derivative by the scale; see `masked.rbf`."""
     offset = torch.arange(window, dtype=torch.float64) - window // 2
     distance = (offset[:, None] ** 2 + offset**2).flatten()
     weight = torch.exp(-(scale**2) * distance)

@@ -1,7 +1,7 @@
 """Upsampling by whole factors, concatenation of branches and 2x2 average pooling as Triton kernels.
 
-The pass backwards of an upsampling gathers, so that no two programs write one place. Pooling is what upsampling by
-repetition is backwards, and the other way round. Concatenation enlarges each branch into its own channels.
+The backward pass of an upsampling gathers, so that no two programs write the same address. Pooling is the backward pass
+of upsampling by repetition, and the other way round. Concatenation enlarges each branch into its own channels.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 POSITIONS, GATHERED, CHANNELS = 64, 16, 32
-"""Positions of a program that enlarges and of one that gathers, and their channels."""
+"""A program enlarges `POSITIONS` or gathers `GATHERED` positions, for `CHANNELS` channels."""
 EIGHT = 8
 
 
@@ -22,8 +22,8 @@ def _enlarge_forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     FACTOR: tl.constexpr, BILINEAR: tl.constexpr, ADDS: tl.constexpr, RELU: tl.constexpr,  # noqa: N803
     POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """`positions`: of the result; `height` and `width`: of x. `row_eighths`: an eighth of the distance between the
-    positions of `out`, which has the channels of x and may have more."""
+    """out = ReLU(x enlarged + base). `positions`: how many the result has. `height`, `width`: of x. `row_eighths`: an
+    eighth of the distance between two positions of `out`, which may have more channels than x."""
     channels = eighths * 8
     position = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
@@ -59,8 +59,8 @@ def _enlarge_backward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     gradient, found, positions, height, width, eighths, row_eighths, scale,
     FACTOR: tl.constexpr, BILINEAR: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """`positions`, `height` and `width`: of x, whose gradient is `found`. `row_eighths`: an eighth of the distance
-    between the positions of `gradient`."""
+    """found = the gradient of x. `positions`: how many x has. `height`, `width`: of x. `row_eighths`: an eighth of the
+    distance between two positions of `gradient`."""
     channels, distance = eighths * 8, row_eighths * 8
     position = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
     channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
@@ -94,7 +94,7 @@ def _spread(  # noqa: PLR0917
     relu: bool = False,
     scale: float = 1.0,
 ) -> None:
-    """Write x (N, C, h, w), channels last, `factor` times as large to `out`, C channels of a channels-last tensor."""
+    """Enlarges x (N, C, h, w), channels last, by `factor` into `out`, which is C channels of a channels-last tensor."""
     count, channels, height, width = x.shape
     positions = count * height * width * factor * factor
     _enlarge_forward[triton.cdiv(positions, POSITIONS), triton.cdiv(channels, CHANNELS)](
@@ -104,7 +104,8 @@ def _spread(  # noqa: PLR0917
 
 
 def _gather(gradient: Tensor, factor: int, bilinear: bool, scale: float = 1.0) -> Tensor:
-    """The sum over what each position was enlarged to. `gradient`: C channels of a channels-last tensor."""
+    """For each position, the sum of `gradient` over the positions that it was enlarged to. `gradient`: C channels of a
+    channels-last tensor."""
     count, channels, high, wide = gradient.shape
     height, width = high // factor, wide // factor
     found = _empty(gradient, (count, channels, height, width))
@@ -147,7 +148,7 @@ class _Enlarge(torch.autograd.Function):
 
 
 def enlarge(x: Tensor, factor: int, mode: str, base: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """x (N, C, h, w), C a multiple of 8, at `factor` times its height and width, plus `base`, then a ReLU where `relu`.
+    """x (N, C, h, w), C a multiple of 8, at `factor` times its height and width, plus `base`, then a ReLU if `relu`.
     `mode`: "bilinear" (align_corners=False) or "nearest"."""
     found: Tensor = _Enlarge.apply(x, base, factor, mode == "bilinear", relu)  # type: ignore[no-untyped-call]
     return found
@@ -175,8 +176,8 @@ class _Concatenate(torch.autograd.Function):
 
 
 def concatenate(xs: tuple[Tensor, ...]) -> Tensor:
-    """Branches (N, C_b, h_b, w_b), each C_b a multiple of 8, bilinearly enlarged by whole factors to the size of the
-    first one, one after the other: (N, sum of C_b, h, w)."""
+    """Branches (N, C_b, h_b, w_b), each C_b a multiple of 8, enlarged bilinearly by whole factors to the size of the
+    first, and concatenated: (N, sum of C_b, h, w)."""
     found: Tensor = _Concatenate.apply(*xs)  # type: ignore[no-untyped-call]
     return found
 

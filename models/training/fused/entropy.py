@@ -2,8 +2,8 @@
 in memory.
 
 Four neighbouring positions of the scores bound a cell, and all pixels of a cell are interpolated from them. One program
-reads the corners of its cells once, takes the softmax of every pixel once, and finds the loss and its gradient by the
-corners in the same pass. The backward pass adds up what the four cells around a position found.
+reads the corners of its cells once, takes the softmax of every pixel once, and computes the loss and its gradient by
+the corners in the same pass. The backward pass adds up the gradients of the four cells around a position.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 CELLS, POSITIONS = 64, 64
-"""Cells of a program forward, positions of a program backward."""
+"""A program of the forward pass computes `CELLS` cells, one of the backward pass `POSITIONS` positions."""
 CORNERS = 4
 
 
@@ -29,7 +29,7 @@ def _entropy_forward(  # type: ignore[no-untyped-def]  # noqa: PLR0915, PLR0917
     of the loss by the upper left, upper right, lower left and lower right corner. `WHOLE`: rows of scores
     have CLASSES values.
 
-    Cells at the border have their corners at the same position; their whole gradient goes to the one that is inside.
+    Corners of a border cell coincide at one position; the whole gradient is stored for the corner that is inside.
     """
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     exists = cell < cells
@@ -108,7 +108,7 @@ def _entropy_backward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     corners, factor, found, positions, cells, height, width, classes,
     POSITIONS: tl.constexpr, CLASSES: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """`found` (positions, classes): `factor` times what the cells around each position found."""
+    """found (positions, classes) = `factor` times the sum of the gradients of the cells around each position."""
     position = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
     exists = (position < positions)[:, None]
     number = tl.arange(0, CLASSES)[None, :]
@@ -162,22 +162,22 @@ class _Entropy(torch.autograd.Function):
 
 
 def _is_rows(scores: Tensor) -> bool:
-    """Whether positions follow each other at one distance, classes side by side."""
+    """Whether positions are equally far apart in memory, with their classes side by side."""
     _, _, height, width = scores.shape
     step = scores.stride(3)
     return scores.stride()[1:] == (1, width * step, step) and scores.stride(0) == height * width * step
 
 
 def _holds(scores: Tensor, stride: int, values: int) -> bool:
-    """Whether `values` can be read at every position, those of other channels included."""
+    """Whether `values` values can be read at every position, which may include those of other channels."""
     rows = scores.numel() // scores.shape[1]
     held = scores.untyped_storage().nbytes() // scores.element_size() - scores.storage_offset()
     return stride >= values and (rows - 1) * stride + values <= held
 
 
 def segmentation(scores: Sequence[Tensor], labels: Tensor, weights: Tensor, void: int) -> Tensor:
-    """As `losses.segmentation`, for labels of an even number of times the size of the scores. Labels of `void`, 255,
-    must be the only ones that are no class."""
+    """As `losses.segmentation`, for labels an even number of times as large as the scores. Every label must be a class
+    or `void`, 255."""
     factor = labels.shape[-1] // scores[0].shape[-1]
     if factor % 2:
         raise ValueError(f"labels are {factor} times as large as the scores; the kernel needs an even factor")

@@ -1,4 +1,4 @@
-"""The kernel of fused.py in Triton, for GPUs. Imports nothing of this project."""
+"""The kernel of masked interpolation in Triton, for GPUs."""
 
 import torch
 import triton
@@ -13,7 +13,7 @@ def _stencil(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     x, y, codes, scale, out, partial, positions, height, width, channels,
     WINDOW: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr, BACKWARD: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Forward (`x` = y): keeps active rows and makes the others of their active neighbours.
+    """Forward (`x` = y): keeps active rows and interpolates the others from their active neighbours.
 
     Backward (`x` = gradient): the kernel is symmetric, so active rows gather from their inactive neighbours; `partial`
     gets the gradient of the kernel's scale. Rows are channels-last, `codes` as in `fused.codes`.
@@ -31,7 +31,7 @@ def _stencil(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     active = (code & 1) == 1
     mean = tl.zeros((BLOCK, CHANNELS), tl.float32)
     slope = tl.zeros((BLOCK, CHANNELS), tl.float32)
-    # Masks are blobs, so that most programs have no position to interpolate.
+    # The active positions of a mask lie together, so most programs have no position to interpolate.
     taps = tl.where(tl.max(gathers.to(tl.int32)) > 0, WINDOW * WINDOW, 0)
     lam = tl.load(scale).to(tl.float32)
     beside, beside_slope = 0.0, 0.0

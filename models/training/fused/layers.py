@@ -1,7 +1,7 @@
-"""The network's layers with the training kernels in their places. A fused layer is its own class with another forward:
-weights, names and what it means in evaluation stay.
+"""The network's layers with training kernels. A fused layer derives from the layer and replaces `forward`, so weights,
+names and results in evaluation stay the same.
 
-Layers whose channels are no multiple of 8 run as before; `padding.pad_channels` leaves none of those.
+Layers whose channels are not a multiple of 8 run as before; `padding.pad_channels` leaves no such layer.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from models.training.fused.enlarge import concatenate, enlarge, pool
 from models.training.fused.normalise import EIGHT, normalise
 
 SWITCHED_OFF: set[str] = set()
-"""Of "normalise", "enlarge" and "pool", the kernels that are not to be used: for measurements of what they bring."""
+"""Kernels, of "normalise", "enlarge" and "pool", that are not used, so that a measurement can show what they save."""
 
 
 def _used(kernel: str, x: Tensor) -> bool:
@@ -28,7 +28,7 @@ def _used(kernel: str, x: Tensor) -> bool:
 
 
 def norm(layer: nn.Module, x: Tensor, added: Tensor | None = None, *, relu: bool) -> Tensor:
-    """A batch normalisation, plus `added`, then a ReLU where `relu`: in one kernel where there is one."""
+    """Batch normalisation, plus `added`, then a ReLU if `relu`, in one kernel if it is available."""
     if isinstance(layer, nn.BatchNorm2d) and layer.training and _used("normalise", x):
         return normalise(x, layer, added, relu=relu)
     y: Tensor = layer(x)
@@ -43,7 +43,7 @@ def _factor(x: Tensor, like: Tensor) -> int:
 
 
 def grow(x: Tensor, like: Tensor, mode: str, base: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """`x` at the size of `like`, plus `base`, then a ReLU where `relu`: in one kernel where there is one."""
+    """`x` at the size of `like`, plus `base`, then a ReLU if `relu`, in one kernel if it is available."""
     factor = _factor(x, like)
     if factor > 1 and _used("enlarge", x):
         return enlarge(x, factor, mode, base, relu=relu)
@@ -53,10 +53,11 @@ def grow(x: Tensor, like: Tensor, mode: str, base: Tensor | None = None, *, relu
 
 
 class FusedChain(Chain):
-    """Batch normalisations take the ReLU after them along."""
+    """A chain that runs each batch normalisation and the ReLU after it as one kernel."""
 
     def forward(self, x: Tensor, masks: Masks | None = None, added: Tensor | None = None, relu: bool = False) -> Tensor:
-        """`added` and `relu`: after the last layer, which is then a batch normalisation or a chain that ends in one."""
+        """`added` and `relu` apply to the last layer's result. They need a last layer that is a batch normalisation, or
+        a chain that ends in one."""
         layers = list(self)
         place = 0
         while place < len(layers):
@@ -89,7 +90,7 @@ class FusedBottleneck(hrnet.Bottleneck):
 
 
 class FusedModule(hrnet.HighResolutionModule):
-    """Each part of a sum is added by the kernel that makes it."""
+    """Each kernel adds its branch to the sum that it gets, so that no kernel is needed for additions."""
 
     def _fused(self, target: int, layers: nn.Module, ys: Sequence[Tensor], masks: Masks | None) -> Tensor:
         total = ys[target]
@@ -145,7 +146,7 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def install(network: nn.Module) -> None:
-    """Change every layer of `network` that has a fused class into it."""
+    """Changes the class of every layer of `network` to its fused class, if there is one."""
     for module in network.modules():
         if type(module) in FUSED:
             module.__class__ = FUSED[type(module)]

@@ -1,8 +1,8 @@
 """Batch normalisation in training, with the addition and the ReLU after it, as Triton kernels.
 
 A tensor (N, C, H, W) in channels-last order is read as a matrix (rows, C). The forward pass reads it twice: for its
-statistics, and to normalise it. The backward pass reads it twice: for the gradients of weight and bias, and for its
-own.
+statistics, and to normalise it. The backward pass reads it twice: for the gradients of weight and bias, and for the
+gradient of the tensor itself.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 ROWS, CHANNELS = 128, 32
 """Rows and channels of a tile. One tile for all layers, so that each kernel is compiled once."""
 PROGRAMS = 528
-"""Of a pass that sums over rows: four for each multiprocessor of an H100."""
+"""How many programs sum over rows: four for each multiprocessor of an H100."""
 EIGHT = 8
 """Channels must be a multiple of it: eight half-precision numbers are the 16 bytes that a thread loads at once."""
 
@@ -27,11 +27,11 @@ def _statistics(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     rows, eighths, span, momentum, epsilon,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sums of x - k and of its square over `span` rows, k being the first row: close to the mean, so that the variance
-    is no difference of large numbers.
+    """Sums x - k and its square over `span` rows, where k is the first row. k is close to the mean, so the variance is
+    not a difference of large numbers.
 
-    The last program of each block of channels adds up what all found. Rows of `coefficients` (4, C): mean,
-    1 / deviation, and what a value is multiplied by and what is added to it.
+    The last program of each block of channels adds up the sums of all programs. The rows of `coefficients` (4, C) are
+    the mean, 1 / deviation, and the factor and the shift that normalise a value.
     """
     channels = eighths * 8
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -68,8 +68,8 @@ def _statistics(  # type: ignore[no-untyped-def]  # noqa: PLR0917
 
 @triton.jit
 def _is_last(partial, arrived, first, second, channel, channels):  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    """Stores a program's two sums in `partial` (programs, 2, C); whether all others of the block of channels have
-    stored theirs. `arrived`, their number, is 0 again after the last one."""
+    """Stores a program's two sums in `partial` (programs, 2, C). Returns whether all other programs of the block of
+    channels have stored theirs. `arrived` counts the programs; the last one sets it back to 0."""
     to = partial + tl.program_id(0) * 2 * channels + channel
     tl.store(to, first, mask=channel < channels)
     tl.store(to + channels, second, mask=channel < channels)
@@ -83,7 +83,7 @@ def _is_last(partial, arrived, first, second, channel, channels):  # type: ignor
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _add_up(partial, channel, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """The sums of all programs; always in the same order."""
+    """Adds up the sums of all programs, always in the same order."""
     first = tl.zeros((ROWS, CHANNELS), tl.float32)
     second = tl.zeros((ROWS, CHANNELS), tl.float32)
     for start in range(0, tl.num_programs(0), ROWS):
@@ -121,10 +121,10 @@ def _reduce(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     gradient, x, out, coefficients, partial, arrived, slopes, factors, rows, eighths, span,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, ADDS: tl.constexpr, RELU: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sums over `span` rows of the gradient behind the ReLU, and of that times the normalised value.
+    """Sums, over `span` rows, the gradient of the ReLU's input, and its product with the normalised value.
 
-    The last program of each block of channels adds up what all found. `slopes` (2, C): gradients of weight and bias.
-    `factors` (3, C): of the gradient, of the value, and what is added to both, to make the gradient of the input.
+    The last program of each block of channels adds up the sums of all programs. `slopes` (2, C): gradients of weight
+    and bias. `factors` (3, C): a, b, c of a * gradient + b * x + c, which is the gradient of x.
     """
     channels = eighths * 8
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -165,7 +165,7 @@ def _differentiate(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     gradient, x, out, coefficients, factors, found, passed, rows, eighths,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, ADDS: tl.constexpr, RELU: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """`found`: the gradient of x. `passed`: that behind the ReLU, which is what was added's, where there is a ReLU."""
+    """found = the gradient of x. passed = the gradient of the ReLU's input and of `added`, if there is a ReLU."""
     channels = eighths * 8
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     exists = channel < channels
@@ -192,7 +192,7 @@ def _differentiate(  # type: ignore[no-untyped-def]  # noqa: PLR0917
 
 
 def _spans(rows: int, channels: int) -> tuple[int, tuple[int, int]]:
-    """Rows of a program that sums, and the grid of such programs."""
+    """How many rows a summing program reads, and the grid of such programs."""
     blocks = triton.cdiv(channels, CHANNELS)
     tiles = triton.cdiv(rows, ROWS)
     span = triton.cdiv(tiles, max(PROGRAMS // blocks, 1)) * ROWS
@@ -204,8 +204,8 @@ _counters: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def _counter(weight: Tensor) -> Tensor:
-    """int32 (blocks of channels,), 0: how many programs have arrived. It lives as long as the layer, so that no kernel
-    has to clear it."""
+    """int32 (blocks of channels,), all 0: how many programs have arrived. It is kept as long as the layer, because the
+    last program sets it back to 0, and no kernel has to clear it."""
     if weight not in _counters:
         blocks = triton.cdiv(weight.shape[0], CHANNELS)
         _counters[weight] = torch.zeros(blocks, dtype=torch.int32, device=weight.device)
@@ -272,7 +272,7 @@ class _Normalise(torch.autograd.Function):
 
 
 def normalise(x: Tensor, layer: nn.BatchNorm2d, added: Tensor | None = None, *, relu: bool) -> Tensor:
-    """`layer(x) + added`, then a ReLU where `relu`; x (N, C, H, W). Updates the layer's running statistics, not its
+    """`layer(x) + added`, then a ReLU if `relu`; x is (N, C, H, W). Updates the layer's running statistics, but not its
     counter of batches, which nothing reads."""
     statistics = layer.running_mean, layer.running_var, layer.momentum, layer.eps
     found: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
