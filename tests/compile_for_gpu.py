@@ -39,6 +39,8 @@ from models.network.network import build_network
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 USAGE = re.compile(r"REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:\d+ LOCAL:(?P<local>\d+)")
 MATRIX = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync)\b")
+SIZE = (32, 64)
+"""Of the input; it does not change the machine code."""
 
 compiled: dict[str, dict[str, Any]] = {}
 """By hash."""
@@ -107,17 +109,16 @@ def main(capability: int, width: str | None) -> None:
     if width is None:
         # The two differ in nothing but whether 16 divides the number of classes.
         networks = [tiny.network(replace(tiny.SEGMENTATION, outputs=classes)) for classes in (16, 15)]
-        size = (64, 96)
         compiler.candidate_tiles = lambda conv, positions: candidate_tiles(conv, positions)[:1]
     else:
-        networks, size = [build_network(config(f"adpc-{width}-cityscapes")).eval()], (512, 1024)
+        networks = [build_network(config(f"adpc-{width}-cityscapes")).eval()]
         ops.convolve = with_every_tile
-    launches = [launch for network in networks for launch in compiler.launches_of(network, size)]
+    launches = [launch for network in networks for launch in compiler.launches_of(network, SIZE)]
     compiler.compile_all(launches, len(os.sched_getaffinity(0)), capability, print)
     driver.set_active(AbsentGpu(capability))
     JITFunction.run = compile_only
     for network in networks:
-        serving(network, *size)
+        serving(network, *SIZE)
     training()
     for found in compiled.values():
         print(json.dumps(found))
