@@ -65,7 +65,7 @@ def positions(geometry: Geometry, matrix: Matrix) -> tuple[NDArray[np.int64], ND
 def run(lowered: LoweredStep, requests: Sequence[Request], isa: str, threads: int = 2) -> list[list[Dense]]:
     """The rows of every output of each request, (needed rows, channels)."""
     numbers: dict[Resampling, int] = {}
-    program = StepProgram("test", lowered, Isa.find(isa), numbers, [tile_costs(16)] * LEVELS)
+    program = StepProgram(lowered, Isa.find(isa), numbers, [tile_costs(16)] * LEVELS)
     contexts = (NativeContext * len(requests))()
     alive: list[object] = []
     found: list[list[Dense]] = []
