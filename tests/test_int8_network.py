@@ -100,7 +100,7 @@ def test_any_masks_give_what_the_imitation_gives(name: str, shrinking: bool) -> 
 
 @pytest.mark.parametrize("name", ["wide", "plain heads", "deep"])
 def test_layers_that_stay_in_float(name: str) -> None:
-    found = [x for seed in range(3) for x in compare(name, seed, batch=1, shrinking=seed > 0, float_layers=FLOAT)]
+    found = [x for seed in range(6) for x in compare(name, seed, batch=1, shrinking=seed % 2 == 0, float_layers=FLOAT)]
     assert max(found) < 0.01
 
 
