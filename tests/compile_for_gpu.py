@@ -2,9 +2,9 @@
 example 90 w48. Prints a line of JSON for each, with what its machine code uses.
 
 The kernels are compiled beforehand, as `models.executors.gpu.compile` does, and then found where they are launched;
-`found_in_cache` says so. Launches are compiled and not run. With a width, of the Cityscapes networks, every candidate
-tile is compiled (minutes); without one, the first tile of a tiny network. This is not a test by itself, because a
-process that interprets kernels cannot compile any.
+`found_in_cache` says so. Launches are compiled and not run. With a width, it compiles every candidate tile of the
+Cityscapes network of that width, which takes minutes; without one, the first tile of a tiny network. This is not a test
+by itself, because a process that interprets kernels cannot compile any.
 """
 
 import importlib
@@ -41,7 +41,7 @@ USAGE = re.compile(r"REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:\d+ LOCA
 MATRIX = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync)\b")
 
 compiled: dict[str, dict[str, Any]] = {}
-"""By hash."""
+"""The kernels that were compiled, by their hash."""
 launch, convolve = JITFunction.run, ops.convolve
 
 
@@ -68,7 +68,7 @@ def cached() -> set[str]:
 
 
 def usage(cubin: bytes) -> dict[str, int]:
-    """Registers; bytes of stack and local memory, which hold what registers cannot."""
+    """How many registers a kernel uses, and how many bytes it spills to stack and local memory."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
