@@ -2,9 +2,9 @@
 example 90 w48. Prints a line of JSON for each, with what its machine code uses.
 
 The kernels are compiled beforehand, as `models.executors.gpu.compile` does, and then found where they are launched;
-`found_in_cache` says so. Launches are compiled and not run. With a width, of the Cityscapes networks, every candidate
-tile is compiled (minutes); without one, the first tile of a tiny network. This is not a test by itself, because a
-process that interprets kernels cannot compile any.
+`found_in_cache` says so. Launches are compiled and not run. With a width, it compiles every candidate tile of the
+Cityscapes network of that width, which takes minutes; without one, the first tile of a tiny network. This is not a test
+by itself, because a process that interprets kernels cannot compile any.
 """
 
 import importlib
@@ -43,7 +43,7 @@ SIZE = (32, 64)
 """Of the input; it does not change the machine code."""
 
 compiled: dict[str, dict[str, Any]] = {}
-"""By hash."""
+"""The kernels that were compiled, by their hash."""
 launch, convolve = JITFunction.run, ops.convolve
 
 
@@ -70,7 +70,7 @@ def cached() -> set[str]:
 
 
 def usage(cubin: bytes) -> dict[str, int]:
-    """Registers; bytes of stack and local memory, which hold what registers cannot."""
+    """How many registers a kernel uses, and how many bytes it spills to stack and local memory."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

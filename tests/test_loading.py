@@ -46,7 +46,7 @@ def test_every_executor_warms_up(executor: str) -> None:
 
 def test_a_worker_that_follows_another_takes_over_what_is_known() -> None:
     model = FakeModel()
-    model.released.release(8)  # once through is all that it may take
+    model.released.release(8)  # steps for one image, so that warming up cannot measure
     costs = Costs()
     warm_up("fake", model, costs, (0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]
     assert facts("fake", Loaded(model), costs).seconds == pytest.approx((0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]

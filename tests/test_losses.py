@@ -63,7 +63,7 @@ def test_the_error_of_heatmaps_by_hand() -> None:
     """Three positions; the joint is at the first, so the target is 1, exp(-1/2), exp(-2) there with deviation 1.
 
     Found 0, 0, -1: (1 + 0.367879 + 1.288986) / 3. Found twice the target: the sum of the target's squares, 1.386195,
-    over 3. The loss of an exit is in its own place.
+    over 3. The losses are in the order of the exits.
     """
     joints = torch.tensor([[[0.0, 0.0, 1.0]]])
     target = losses.heatmaps(joints, (1, 3), 4, 1.0)
@@ -87,15 +87,15 @@ def test_background_below_0_is_no_error_and_above_0_is_one() -> None:
 
 
 def test_every_exit_but_the_last_learns_from_the_last_one_s_probabilities() -> None:
-    """Taught 1/4 and 3/4; an exit that says 1/2 and 1/2 has the cross-entropy ln 2, one that says the same the entropy
-    (ln 4) / 4 + 3 (ln 4/3) / 4 = 0.562335. The last exit has no such loss."""
+    """The teacher's probabilities are 1/4 and 3/4. An exit with 1/2 and 1/2 has the cross-entropy ln 2; one with the
+    teacher's has the entropy (ln 4) / 4 + 3 (ln 4/3) / 4 = 0.562335. The last exit has no such loss."""
     taught = torch.tensor([0.0, 1.098612]).view(1, 2, 1, 1)
     scores = [torch.zeros(1, 2, 1, 1), taught.clone(), torch.zeros(1, 2, 1, 1)]
     assert losses.distilled_segmentation(scores, taught).tolist() == pytest.approx([0.693147, 0.562335, 0], abs=1e-6)
 
 
 def test_every_exit_but_the_last_learns_from_the_last_one_s_heatmaps() -> None:
-    """Taught 0.5, 0 and -1, which stands for 0. Found 0.25, 1, -3: (0.0625 + 1 + 0) / 3."""
+    """The teacher's values are 0.5, 0 and -1, which counts as 0. An exit with 0.25, 1, -3: (0.0625 + 1 + 0) / 3."""
     taught = torch.tensor([0.5, 0.0, -1.0]).view(1, 1, 1, 3)
     found = torch.tensor([0.25, 1.0, -3.0]).view(1, 1, 1, 3)
     assert losses.distilled_pose([found, found], taught).tolist() == pytest.approx([1.0625 / 3, 0])

@@ -74,7 +74,7 @@ def test_what_cannot_be_drawn_is_said(
     save_directory(tmp_path / "model", tiny.network())
     command = ["picture", str(tmp_path / "model"), "--executor", "reference", "--device", "cpu"]
     for more, message in (
-        ([str(photo), str(photo)], "two images have one name"),
+        ([str(photo), str(photo)], "two images have the same name"),
         ([str(photo), "--box", "1,2,3,4"], "--box is for pose"),
         ([str(tmp_path / "none.png")], "none.png"),
     ):

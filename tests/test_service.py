@@ -1,4 +1,4 @@
-"""Cancels and new deadlines. The way of whole requests is in test_http.py and test_stream.py."""
+"""Cancels and new deadlines. test_http.py and test_stream.py test whole requests."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,7 +55,7 @@ def test_a_job_hears_of_a_new_deadline_less_what_is_reserved(service: Service, m
         record.reserve_s = 0.25
         service.move_deadline(record, 1.0)
         service.move_deadline(record, 1e6)
-    assert record.deadline_s == 15.0  # of the arrival, at most 5 s
+    assert record.deadline_s == 15.0  # at most 5 s after the arrival
     assert service.engine.moved == [(job, 12.75), (job, 14.75)]  # type: ignore[attr-defined]
 
 

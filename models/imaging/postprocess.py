@@ -1,4 +1,4 @@
-"""From an exit to its maps at the image's size: labels or keypoints, and the further maps."""
+"""Makes the maps of an exit at the image's size: labels or keypoints, and the further maps."""
 
 from collections.abc import Callable
 
@@ -93,8 +93,8 @@ def _placed(values: Tensor, frame: Frame, mode: str) -> Tensor:
 
 
 def _sources(pixels: int, start: float, scale: float, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where each row (or column) of an image lies among an exit's positions: its distance from the edge of the first
-    one, counted in positions, float32 (pixels,); and whether it lies outside of all of them, bool (pixels,)."""
+    """For each row (or column) of an image: its distance from the outer edge of an exit's first position, in positions,
+    float32 (pixels,), and whether it lies outside of all positions, bool (pixels,)."""
     at = (torch.arange(pixels, device=device) + 0.5 - start) / (STRIDE * scale)
     return at.clamp(0, positions - 1e-3), (at < 0) | (at >= positions)
 

@@ -134,7 +134,7 @@ class Run:
     def _moments(
         self, optimizer: dict[str, Any], change: Callable[[ModelConfig, str, Tensor], Tensor]
     ) -> dict[str, Any]:
-        """An optimizer's state with each moment changed, as the weight is that it belongs to."""
+        """An optimizer's state, with `change` applied to the moments of each weight."""
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
         order = [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
         state = {
@@ -162,7 +162,7 @@ class Run:
             raise ValueError(f"{path} cannot be read: {reason}; leave out --resume to start anew") from error
         try:
             for saved, group in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
-                saved |= {name: group[name] for name in ("lr", "fused", "capturable")}  # of this device, not of that
+                saved |= {name: group[name] for name in ("lr", "fused", "capturable")}  # this device's
             if is_padded(self.network):
                 state |= {name: filled(self.network, state[name]) for name in ("network", "mean")}
                 state["optimizer"] = self._moments(state["optimizer"], with_padding)
@@ -221,7 +221,7 @@ def update_of(
 ) -> Update:
     """One step of training: forward (`mixed`: in bfloat16), the sum of the exits' losses, backward, optimizer.
 
-    `distillation`: the share that `task.distilled` adds to each exit's loss, of the scores of the mean's last exit.
+    `distillation`: the weight of the loss of `task.distilled`, whose teacher is the last exit of the mean network.
     """
     device = next(run.network.parameters()).device
     halves = HalfWeights(run.network) if mixed and device.type == "cuda" and not compiled else None

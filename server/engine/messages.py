@@ -191,7 +191,7 @@ class Unloadable:
 
 @dataclass(frozen=True)
 class Broken:
-    """The device has failed, and every further step on it would. The last event of this worker."""
+    """The device has failed, so every further step on it would fail too. This is the worker's last event."""
 
     reason: str
 
