@@ -97,8 +97,7 @@ class SparseExecutor:
         if scales is not None:
             lowered = quantise(lowered, scales)
         self._programs = {
-            step: StepProgram(work, self.isa, numbers, by_level)
-            for step, work in zip(self.steps, lowered, strict=True)
+            step: StepProgram(work, self.isa, numbers, by_level) for step, work in zip(self.steps, lowered, strict=True)
         }
         self.phase_times: dict[Step, NDArray[np.float64]] | None = None
         """Set this to {} to add up the seconds of each phase: by step, (phases,). `describe` says what they do."""
