@@ -12,7 +12,7 @@ from PIL import Image
 
 from models.__main__ import main
 from models.checkpoint import save_directory
-from models.evaluation.quantise import LOSS_LIMIT, choose_float_layers, examples, layer_groups
+from models.evaluation.quantise import LOSS_LIMIT, choose_float_layers, examples, layer_groups, stored_features
 from models.evaluation.ranges import BINS, DROPPED_BITS, RangeObserver, scale_of
 from models.network.named import feature_names
 from models.quantisation import Scales
@@ -58,6 +58,18 @@ def test_groups_hold_every_convolution_that_reads_features_once() -> None:
     assert list(groups) == ["heads", "layer1", "stage2", "stage3", "stage4"]
     assert groups["heads"][0] == "exit1.1" and "last_layer.3" in groups["heads"]
     assert "transition2.2.0.0" in groups["stage3"] and "conv2" in groups["layer1"]
+
+
+def test_what_float_layers_alone_read_stays_in_float() -> None:
+    network = tiny.network()
+    names = feature_names(network)
+    assert stored_features(network, ()) == names
+    left_out = set(names) - set(stored_features(network, ("exit1.1", "exit1.5", "conv2", "layer1.0.conv1")))
+    # conv2 is also read by the convolution of the residual, and exit1.5 makes a feature that is pooled.
+    assert left_out == {"conv1", "exit1.pooled.0", "exit1.1", "exit1.pooled.1", "exit1.5"}
+    heads = stored_features(network, layer_groups(network)["heads"])
+    assert not [name for name in heads if name.startswith(("exit", "last_layer", "stage4.0.out"))]
+    assert "stage3.0.out.0" in heads
 
 
 @pytest.mark.parametrize(

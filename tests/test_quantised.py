@@ -7,7 +7,10 @@ import tiny
 import torch
 from torch import Tensor
 
-from models.anytime import exits_of
+from models.anytime import exits_in_turns, exits_of
+from models.executors.cpu.executor import SparseExecutor
+from models.executors.cpu.lowering import Lowering
+from models.executors.cpu.structures import OpKind
 from models.executors.reference import ReferenceExecutor
 from models.network import quantised
 from models.network.adpc import AdpcNet
@@ -141,14 +144,15 @@ def test_eight_bits_are_close_to_the_float_network_and_not_equal() -> None:
 
 def test_layers_that_stay_in_float_are_the_float_network() -> None:
     network = tiny.network()
-    paths = tuple(path for path, layer in network.named_modules() if isinstance(layer, torch.nn.Conv2d))
-    floating = QuantisedNetwork(network, scales_of(network, float_layers=paths))
-    assert not floating.stored
+    floating = QuantisedNetwork(network, Scales("", {}))
     inputs = images(network.config)
     for found, expected in zip(scores(floating, inputs), scores(NamedNetwork(network), inputs), strict=True):
         assert torch.equal(found, expected)
-    kept = QuantisedNetwork(network, scales_of(network, float_layers=("exit1.1", "conv1")))
-    assert "exit1.pooled.0" not in kept.stored and "exit1.pooled.1" in kept.stored
+    kept = QuantisedNetwork(network, Scales("", {"conv1": 0.5, "conv2": 0.5}, ("conv2",)))
+    x = kept.feature("conv1", torch.full((1, 64, 4, 4), 0.6))
+    conv = kept._fold(network.conv2, network.bn2)
+    assert torch.equal(kept.products(conv, x), NamedNetwork(network).products(conv, x))
+    assert float(x.values.max()) == 0.5  # the feature is stored in eight bits all the same
 
 
 def test_features_hold_whole_steps() -> None:
@@ -167,7 +171,7 @@ def test_features_hold_whole_steps() -> None:
     seen: set[str] = set()
     watched = Watched(network, scales)
     scores(watched, images(network.config))
-    assert seen == set(watched.stored) and "stage4.0.out.3" in seen and "exit1.1" not in seen  # pooled, not convolved
+    assert seen == set(watched.stored) == set(feature_names(network))
 
 
 def test_scales_that_do_not_fit_the_network_are_refused() -> None:
@@ -189,3 +193,33 @@ def test_the_reference_executor_runs_it() -> None:
     for exit_index in exits_of(model, [state]):
         assert torch.equal(state.latest().scores, expected[exit_index - 1][0])
         assert isinstance(state.progress, Progress)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_lowered_steps_use_exactly_these_names(name: str) -> None:
+    network = tiny.network(CONFIGS[name])
+    lowering = Lowering(network)
+    phases = [phase for step in network.steps for phase in lowering.lower(step).phases]
+    ops = [op for phase in phases for loop in phase for op in loop.ops]
+    names = {matrix.name for op in ops for matrix in (op.source, op.target) if matrix.name is not None}
+    assert names == set(feature_names(network))
+    convs = {op.convolution.name for op in ops if op.kind == OpKind.CONVOLVE and op.convolution is not None}
+    assert convs == {path for paths in readers(network).values() for path in paths}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("floating", [False, True])
+def test_the_sparse_executor_computes_the_same(name: str, floating: bool) -> None:
+    """Both run under the masks that the plain integers left, because a confidence at the threshold may go either way."""
+    network = tiny.network(CONFIGS[name])
+    kept = tuple(path for path, layer in network.named_modules() if isinstance(layer, torch.nn.Conv2d))[5::7]
+    scales = scales_of(network, float_layers=kept if floating else ())
+    plain, fast = ReferenceExecutor(network, scales=scales), SparseExecutor(network, 1, scales=scales)
+    height, width = network.config.size
+    states = [model.begin(tiny.image(height, width)) for model in (plain, fast)]
+    for exit_index in exits_in_turns([(plain, states[:1]), (fast, states[1:])]):
+        expected, found = (state.latest() for state in states)
+        close = (found.scores - expected.scores).abs() < 0.02 * expected.scores.abs().max()
+        assert close.float().mean() > 0.98
+        if network.config.masks_after(exit_index):
+            fast.override(states[1], expected.mask, shrinking=True)

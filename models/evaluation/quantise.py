@@ -21,7 +21,7 @@ from models.evaluation.ranges import RangeObserver
 from models.imaging.images import read_image
 from models.network.adpc import AdpcNet
 from models.network.configs import ModelConfig
-from models.network.named import readers
+from models.network.named import feature_names, readers
 from models.quantisation import Scales
 
 LOSS_LIMIT = 0.3
@@ -99,6 +99,14 @@ def layer_groups(network: AdpcNet) -> dict[str, tuple[str, ...]]:
         name = "heads" if by_path[path] in heads else "layer1" if top == "conv2" else stage
         groups[name] = (*groups.get(name, ()), path)
     return groups
+
+
+def stored_features(network: AdpcNet, float_layers: Sequence[str]) -> list[str]:
+    """The names of the features that are stored in eight bits: those that a quantised convolution reads, and those that
+    only a pooling reads, if a quantised convolution makes them."""
+    by_feature = readers(network)
+    kept = set(float_layers)
+    return [name for name in feature_names(network) if not kept.issuperset(by_feature[name] or [name])]
 
 
 def choose_float_layers(losses: Losses, groups: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -204,7 +212,8 @@ def quantise(
     measured: dict[tuple[str, ...], list[dict[str, Any]]] = {}
 
     def of(float_layers: tuple[str, ...]) -> Scales:
-        return Scales(fingerprint, features, float_layers, given.source)
+        kept = {name: features[name] for name in stored_features(network, float_layers)}
+        return Scales(fingerprint, kept, float_layers, given.source)
 
     def scored(float_layers: tuple[str, ...]) -> list[dict[str, Any]]:
         if float_layers not in measured:

@@ -61,7 +61,7 @@ def _sparse(network: Network, device: str, threads: int, scales: Scales | None) 
     from models.network.adpc import AdpcNet  # noqa: PLC0415
 
     assert isinstance(network, AdpcNet)
-    return SparseExecutor(network, threads)
+    return SparseExecutor(network, threads, scales=scales)
 
 
 def _triton(network: Network, device: str, threads: int, scales: Scales | None) -> AnytimeModel:
@@ -83,7 +83,7 @@ def _onnx(network: Network, device: str, threads: int, scales: Scales | None) ->
 REFERENCE = "reference"
 EXECUTORS: dict[str, ExecutorKind] = {
     REFERENCE: ExecutorKind(_reference, ("cpu", "cuda"), precisions=("fp32", "int8")),
-    "sparse": ExecutorKind(_sparse, ("cpu",), ("adpc",), preferred=True, own_threads=True),
+    "sparse": ExecutorKind(_sparse, ("cpu",), ("adpc",), preferred=True, own_threads=True, precisions=("fp32", "int8")),
     "triton": ExecutorKind(
         _triton,
         ("cuda",),

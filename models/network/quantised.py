@@ -1,8 +1,8 @@
 """The same network in eight bits, in plain integers: what the quantised executors are compared with. Slow and exact.
 
-A convolution is quantised if its source has a scale and its path is not among `float_layers`. A feature is stored in
-eight bits if a quantised convolution reads it. Everything else stays in float32: the image, what is interpolated, sums
-before their last ReLU, and scores. Sums of products are exact integers; what follows them is float32.
+A feature is stored in eight bits if it has a scale. A convolution is quantised if its source is stored in eight bits
+and its path is not among `float_layers`. Everything else stays in float32: the image, what is interpolated, sums before
+their last ReLU, and scores. Sums of products are exact integers; what follows them is float32.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.network.adpc import AdpcNet
-from models.network.named import Feature, FoldedConv, NamedNetwork, feature_names, readers
+from models.network.named import Feature, FoldedConv, NamedNetwork, feature_names
 from models.quantisation import LARGEST, Scales
 
 WEIGHT_LARGEST = 127
@@ -29,11 +29,7 @@ class QuantisedNetwork(NamedNetwork):
         check(network, scales)
         self._float_layers = frozenset(scales.float_layers)
         self._weights: dict[str, tuple[Tensor, Tensor]] = {}
-        self.stored = {
-            name: float(np.float32(scales.features[name]))
-            for name, convs in readers(network).items()
-            if name in scales.features and not self._float_layers.issuperset(convs)
-        }
+        self.stored = {name: float(np.float32(scale)) for name, scale in scales.features.items()}
 
     def feature(self, name: str, values: Tensor) -> Feature:
         """The values at the nearest steps of the feature's scale, ties to even; the largest is LARGEST steps."""
