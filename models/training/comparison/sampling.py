@@ -56,13 +56,12 @@ class SampledNet(AdpcNet):
         self.decay = LAST_TEMPERATURE ** (1 / max(steps, 1))
         self.register_buffer("temperature", torch.tensor(1.0))
 
-    def _exit(self, progress: Progress, step: ExitHead, adaptive: bool) -> Progress:
-        x = self.read(progress.features, step)
-        scores = self.head(step)(x, progress.masks)
+    def complete(self, progress: Progress, step: ExitHead, scores: Tensor, adaptive: bool | None = None) -> Progress:
         decided = torch.full_like(scores[:, :1], step.exit, dtype=torch.uint8)
         masks = None
+        adaptive = self._adaptive() if adaptive is None else adaptive
         if adaptive and step.exit < self.config.exits:
-            logits = self.get_submodule(f"sampler{step.exit}")(x).float()
+            logits = self.get_submodule(f"sampler{step.exit}")(self.read(progress.features, step)).float()
             masks = Masks(self._sampled(logits) if self.training else logits >= 0)
         return replace(progress, masks=masks, scores=scores, decided=decided)
 
@@ -70,9 +69,8 @@ class SampledNet(AdpcNet):
         """A soft sample for each logit, by equation 7 of Jang et al. (2016) for two categories. One draw is enough:
         the difference of two Gumbel variables is logistic."""
         noise = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6).logit()
-        return (
-            (logits + noise) * self.temperature.reciprocal()
-        ).sigmoid()  # a new tensor, because the buffer changes with every call
+        inverse = self.temperature.reciprocal()  # a new tensor, because the buffer changes with every call
+        return ((logits + noise) * inverse).sigmoid()
 
     def forward(self, images: Tensor, adaptive: bool | None = None) -> tuple[Tensor, ...]:
         """The scores of every exit; in training, the soft masks of exits 1 to 3 follow them: (N, 1, h, w) in 0..1."""
