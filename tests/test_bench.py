@@ -48,16 +48,21 @@ def arguments(**changes: object) -> argparse.Namespace:
 
 
 def test_everything_is_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = arguments(runtimes=["sparse", "torch", "onnxruntime"], sweep=(0.5,), output=tmp_path)
+    args = arguments(runtimes=["sparse", "sparse-int8", "torch", "onnxruntime"], sweep=(0.5,), output=tmp_path)
     assert bench.main(args) == 0
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     kinds = [(row["task"]["runtime"], row["task"]["kind"], len(row["seconds"])) for row in rows]
     assert kinds == [
         ("sparse", "masked", 4), ("sparse", "masked", 4), ("sparse", "anytime", 4), ("sparse", "one exit", 1),
+        ("sparse-int8", "masked", 4), ("sparse-int8", "masked", 4), ("sparse-int8", "anytime", 4),
+        ("sparse-int8", "one exit", 1),
         ("torch", "anytime", 4), ("torch", "one exit", 1),
         ("onnxruntime", "anytime", 4), ("onnxruntime", "one exit", 1),
     ]  # fmt: skip
-    assert all(row["difference"] < 1e-4 for row in rows)
+    precisions = {"sparse-int8": "int8"}
+    assert all(row["precision"] == precisions.get(row["task"]["runtime"], "fp32") for row in rows)
+    assert all((row["difference"] < 1e-4) == (row["precision"] == "fp32") for row in rows)
+    assert all(row["difference"] < 0.5 for row in rows)
     assert all(
         list(row) == ["task", "passes", "difference", "peak_bytes", "precision", "seconds", "gmacs"] for row in rows
     )

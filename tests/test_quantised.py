@@ -210,7 +210,7 @@ def test_lowered_steps_use_exactly_these_names(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("floating", [False, True])
 def test_the_sparse_executor_computes_the_same(name: str, floating: bool) -> None:
-    """Both run under the masks that the plain integers left, because a confidence at the threshold may go either way."""
+    """Both run under the masks that the plain integers left: a confidence at the threshold may go either way."""
     network = tiny.network(CONFIGS[name])
     kept = tuple(path for path, layer in network.named_modules() if isinstance(layer, torch.nn.Conv2d))[5::7]
     scales = scales_of(network, float_layers=kept if floating else ())
