@@ -1,24 +1,29 @@
-"""Whole networks in eight bits against an imitation in floating point."""
+"""Whole networks in eight bits against the same in plain integers."""
 
 from collections.abc import Iterator
 from functools import cache
 
-import fake_int8
 import numpy as np
 import pytest
 import tiny
 import torch
 from test_sparse import CONFIGS, SIZES, executors, masks, network
+from torch import Tensor
 
 from models.anytime import run, score_difference
 from models.executors.cpu.executor import SparseExecutor, SparseState
 from models.executors.cpu.library import library
-from models.executors.cpu.lowering import Lowering
+from models.executors.cpu.lowering import LoweredStep, Lowering
+from models.executors.cpu.ops import Op
 from models.executors.cpu.quantise import quantise
 from models.executors.cpu.structures import OpKind
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import Frame
 from models.imaging.preprocess import prepare
+from models.network.adpc import AdpcNet
+from models.network.named import Feature, NamedNetwork, feature_names
+from models.network.network import Progress
+from models.network.quantised import QuantisedNetwork
 from models.quantisation import Scales
 
 FLOAT = (
@@ -31,33 +36,63 @@ FLOAT = (
 )
 
 
+class Ranges(NamedNetwork):
+    """Notes the largest value of every feature."""
+
+    def __init__(self, net: AdpcNet) -> None:
+        super().__init__(net)
+        self.largest: dict[str, float] = {}
+
+    def feature(self, name: str, values: Tensor) -> Feature:
+        self.largest[name] = max(self.largest.get(name, 1e-6), float(values.max()))
+        return super().feature(name, values)
+
+
 @cache
+@torch.inference_mode()
 def scales(name: str, float_layers: tuple[str, ...] = ()) -> Scales:
-    net = network(name)
-    return fake_int8.scales(net, [prepare(tiny.image(seed=seed), net.config)[0] for seed in range(3)], float_layers)
+    """From the largest value of each feature."""
+    ranges = Ranges(network(name))
+    for seed in range(3):
+        progress: Progress = ranges.start(prepare(tiny.image(seed=seed), ranges.config)[0])
+        for step in ranges.steps:
+            progress = ranges.advance(progress, step)
+    return Scales("", {feature: value / 255 for feature, value in ranges.largest.items()}, float_layers)
 
 
 @cache
 def pair(name: str, float_layers: tuple[str, ...] = ()) -> tuple[SparseExecutor, ReferenceExecutor]:
     found = scales(name, float_layers)
     sparse = SparseExecutor(network(name), threads=2, scales=found)
-    return sparse, ReferenceExecutor(fake_int8.imitate(network(name), found))
+    return sparse, ReferenceExecutor(network(name), scales=found)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_named_feature_is_one_of_the_networks(name: str) -> None:
-    lowering = Lowering(network(name))
-    steps = [lowering.lower(step) for step in network(name).steps]
-    ops = [op for step in steps for phase in step.phases for loop in phase for op in loop.ops]
-    read = {matrix.name for op in ops for matrix in (op.source, op.residual) if matrix is not None} - {None}
-    made = {op.target.name for op in ops} - {None}
-    assert read <= made == set(scales(name).features)
+@pytest.mark.parametrize("float_layers", [(), FLOAT], ids=["all", "some in float"])
+def test_features_have_the_names_and_types_of_the_oracle(name: str, float_layers: tuple[str, ...]) -> None:
+    paths = [path for path, _ in network(name).named_modules()]
+    found = scales(name, tuple(layer for layer in float_layers if layer in paths))
+    oracle, lowering = QuantisedNetwork(network(name), found), Lowering(network(name))
+    lowered = quantise([lowering.lower(step) for step in lowering.network.steps], found)
+    made = {op.target.name: op.target.scale for op in ops_of(lowered)}
+    del made[None]
+    assert set(made) == set(feature_names(network(name)))
+    assert {feature: scale for feature, scale in made.items() if scale} == pytest.approx(oracle.stored)
+
+
+def ops_of(lowered: list[LoweredStep]) -> list[Op]:
+    return [op for step in lowered for phase in step.phases for loop in phase for op in loop.ops]
+
+
+def test_scales_of_another_network_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 features of the scales are not in"):
+        SparseExecutor(network("wide"), scales=Scales("", {"conv3": 1.0}))
 
 
 def test_all_convolutions_but_the_first_are_quantised() -> None:
     lowering = Lowering(network("wide"))
     steps = quantise([lowering.lower(step) for step in network("wide").steps], scales("wide"))
-    ops = [op for step in steps for phase in step.phases for loop in phase for op in loop.ops]
+    ops = ops_of(steps)
     floats = [op.convolution.name for op in ops if op.kind == OpKind.CONVOLVE and op.convolution is not None]
     assert floats == ["conv1"]
     assert sum(op.kind == OpKind.CONVOLVE_U8 for op in ops) > 50
@@ -93,7 +128,7 @@ def compare(
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("shrinking", [True, False], ids=["shrinking", "any"])
-def test_any_masks_give_what_the_imitation_gives(name: str, shrinking: bool) -> None:
+def test_any_masks_give_what_the_oracle_gives(name: str, shrinking: bool) -> None:
     found = [x for seed in range(6) for x in compare(name, seed, batch=1 + seed % 3 // 2, shrinking=shrinking)]
     assert max(found) < 0.01 and np.median(found) < 0.001
 
@@ -107,7 +142,7 @@ def test_layers_that_stay_in_float(name: str) -> None:
 def test_only_what_is_listed_stays_in_float() -> None:
     lowering = Lowering(network("wide"))
     steps = quantise([lowering.lower(step) for step in network("wide").steps], scales("wide", FLOAT))
-    ops = [op for step in steps for phase in step.phases for loop in phase for op in loop.ops]
+    ops = ops_of(steps)
     floats = {op.convolution.name for op in ops if op.kind == OpKind.CONVOLVE and op.convolution is not None}
     assert floats == {"conv1", *FLOAT}
 

@@ -38,6 +38,7 @@ from models.network.adpc import AdpcNet
 from models.network.confidence import make_mask
 from models.network.configs import PAPER_MASKING, Extra
 from models.network.flops import costs
+from models.network.quantised import check
 from models.quantisation import Precision, Scales
 
 MAX_WINDOW = 21
@@ -71,8 +72,8 @@ class SparseExecutor:
 
     `threads`: 0 for torch's number. `isa`: the name of an instruction set, see `Isa`; None for the machine's best.
     `scales`: of the features, to compute in eight bits; None to compute in float32. `precision` says which it is.
-    Raises OSError if the native library is not built, ValueError if the machine lacks `isa` or threads, or if the
-    network's window is too wide.
+    Raises OSError if the native library is not built, ValueError if the machine lacks `isa` or threads, if the
+    network's window is too wide, or if `scales` are another network's.
     """
 
     executor = "sparse"
@@ -95,6 +96,7 @@ class SparseExecutor:
         by_level = [tile_costs(64)] * FINEST + [tile_costs(width) for width in self.config.backbone.channels(4)]
         lowered = [lowering.lower(step) for step in self.steps]
         if scales is not None:
+            check(network, scales)
             lowered = quantise(lowered, scales)
         self._programs = {
             step: StepProgram(work, self.isa, numbers, by_level) for step, work in zip(self.steps, lowered, strict=True)
