@@ -1,12 +1,12 @@
 """From lowered steps in float32 to steps in eight bits. models/network/quantised.py says the same in plain integers.
 
-A convolution is quantised if its source has a scale and its name is not among the layers that stay in float. A feature
-is stored in eight bits if a quantised convolution reads it. Everything else stays in float32: sums before their last
-ReLU, pre-activations that are interpolated, and scores. A float convolution reads a feature in eight bits through a
-copy in float32. Geometry, halo, loops and phases are the same in both precisions.
+A feature is stored in eight bits if it has a scale. A convolution is quantised if its source is stored in eight bits
+and its name is not among the layers that stay in float. Everything else stays in float32: sums before their last ReLU,
+pre-activations that are interpolated, and scores. A float convolution reads a feature in eight bits through a copy in
+float32. Geometry, halo, loops and phases are the same in both precisions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from models.executors.cpu.lowering import LoweredStep
@@ -17,29 +17,14 @@ from models.quantisation import Scales
 
 def quantise(steps: Sequence[LoweredStep], scales: Scales) -> list[LoweredStep]:
     """All steps of a network, in eight bits where `scales` says so."""
-    ops = [op for step in steps for phase in step.phases for loop in phase for op in loop.ops]
-    stored: dict[str | None, float] = {
-        name: scales.features[name]
-        for op in ops
-        if (name := op.source.name) is not None
-        and name in scales.features
-        and op.kind == OpKind.CONVOLVE
-        and not _stays(op, scales)
-    }
-    return [_Step(scales, stored).quantise(step) for step in steps]
-
-
-def _stays(op: Op, scales: Scales) -> bool:
-    """Whether a convolution is among those that stay in float."""
-    return op.convolution is not None and op.convolution.name in scales.float_layers
+    return [_Step(scales).quantise(step) for step in steps]
 
 
 class _Step:
-    """Quantises one step. `stored`: the scale of each feature in eight bits, by name."""
+    """Quantises one step."""
 
-    def __init__(self, scales: Scales, stored: Mapping[str | None, float]) -> None:
+    def __init__(self, scales: Scales) -> None:
         self._scales = scales
-        self._stored = stored
         self._matrices: dict[Matrix, Matrix] = {}
 
     def quantise(self, step: LoweredStep) -> LoweredStep:
@@ -55,7 +40,7 @@ class _Step:
 
     def _matrix(self, matrix: Matrix) -> Matrix:
         if matrix not in self._matrices:
-            scale = self._stored.get(matrix.name, 0.0)
+            scale = 0.0 if matrix.name is None else self._scales.features.get(matrix.name, 0.0)
             over = None if matrix.over is None else self._matrix(matrix.over)
             if over is not None and bool(over.scale) != bool(scale):
                 over = None  # rows of another size
@@ -70,9 +55,9 @@ class _Step:
             new = replace(op, source=source, target=target, residual=residual)
             if op.resampling is not None and op.resampling[0] == "same" and 0 < source.scale == target.scale:
                 new = replace(new, kind=OpKind.COPY)
-            if op.kind != OpKind.CONVOLVE or not source.scale:
+            if op.kind != OpKind.CONVOLVE or op.convolution is None or not source.scale:
                 yield new
-            elif not _stays(op, self._scales):
+            elif op.convolution.name not in self._scales.float_layers:
                 yield replace(new, kind=OpKind.CONVOLVE_U8)
             elif op.addressing == Addressing.SAME_ROW:
                 copy = replace(source, scale=0.0, name=None, over=None, scratch=True)
