@@ -53,6 +53,7 @@ def test_broken_json_is_a_value_error(change: dict[str, object]) -> None:
         ("size", [64, 96, 3], r"size is \[64, 96, 3\]; give 2 values"),
         ("mean", [0.5], "give 3 values"),
         ("family", "resnet", "family is 'resnet'; it may be adpc"),
+        ("family", ["adpc"], r"family is \['adpc'\]; it may be adpc"),
         ("mean", [0.5, None, 0.5], r"mean\[1\] is None; give a finite number"),
         ("std", [0.5, 0.0, 0.5], r"std\[1\] is 0.0; it must be above 0"),
         ("name", None, "name is None; give text"),

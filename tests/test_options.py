@@ -91,6 +91,12 @@ def test_errors_say_name_value_and_remedy(fields: dict[str, object], sentence: s
         assert caught.value.code == ("bad_box" if sentence.startswith("box is '1") else caught.value.code)
 
 
+def test_a_name_that_is_not_unicode_is_refused() -> None:
+    with pytest.raises(InvalidError, match="a parameter's name is not Unicode text") as caught:
+        parse_message(parse_json(r'{"type": "predict", "id": "a", "\ud800": 1}'))
+    assert caught.value.code == "bad_parameter"
+
+
 def test_headers() -> None:
     assert parse_headers({}).timeout_s is None
     assert parse_headers({"X-Request-Timeout-Seconds": "0.5", "Host": "x"}).timeout_s == 0.5

@@ -44,6 +44,6 @@ def config_from_json(data: Any) -> ModelConfig:
         raise ValueError(f"not a model configuration: {data!r:.80}; give an object")  # noqa: TRY004 - it is of a file
     values = dict(data)
     family = values.pop("family", FIRST_FAMILY)
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ValueError(f"family is {family!r}; it may be {', '.join(FAMILIES)}")
     return from_json(FAMILIES[family].config, values, "a model configuration")

@@ -239,6 +239,8 @@ def _parsed(validate: Callable[[dict[str, Any]], T], fields: Mapping[str, Any]) 
 
 def _worded(problem: ErrorDetails, kind: Any) -> InvalidError:
     """The first problem that pydantic found, as a sentence. `kind`: the type of the message."""
+    if problem["type"] == "string_unicode":  # JSON can escape half of a surrogate pair, and pydantic reads no such name
+        return InvalidError("a parameter's name is not Unicode text; give one of the documented names", "bad_parameter")
     name = str(problem["loc"][-1]) if problem["loc"] else "type"
     match problem["type"]:
         case "extra_forbidden":
