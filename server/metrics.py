@@ -60,9 +60,8 @@ class Metrics:
         self.websockets = self._gauge("websocket_connections", "Open WebSocket connections")
         self.shared_memory = self._gauge("shared_memory_bytes", "Memory taken by images and maps of open jobs")
         self.worker_up = self._gauge("worker_up", "1 while the worker is ready", "device")
-        self.executor_info = self._gauge(
-            "executor_info", "1 for what runs each model", "model", "device", "executor", "precision"
-        )
+        self.executor_info = self._gauge("executor_info", "1 for what runs each model", "model", "device", "executor")
+        self.precision_info = self._gauge("precision_info", "1 for the precision of each model", "model", "precision")
         for model, exits in {**models, UNKNOWN: 0}.items():
             self._touch(model, exits)
 

@@ -595,7 +595,8 @@ def test_health_names_device_and_executor(server: Live) -> None:
         "precision_reason": "int8 is faster",
     }
     assert server.metric("anytime_worker_up", device="cpu") == 1
-    assert server.metric("anytime_executor_info", model=POSE, device="cpu", executor="scripted", precision="int8") == 1
+    assert server.metric("anytime_executor_info", model=POSE, device="cpu", executor="scripted") == 1
+    assert server.metric("anytime_precision_info", model=POSE, precision="int8") == 1
 
 
 def test_docs_describe_every_parameter(server: Live) -> None:

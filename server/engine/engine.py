@@ -228,9 +228,11 @@ class Engine:
         self._metrics.worker_up.clear()
         self._metrics.worker_up.labels(ready.device).set(1)
         self._metrics.executor_info.clear()
+        self._metrics.precision_info.clear()
         for name, facts in ready.models.items():
             chosen = facts.chosen
-            self._metrics.executor_info.labels(name, ready.device, chosen.executor, chosen.precision).set(1)
+            self._metrics.executor_info.labels(name, ready.device, chosen.executor).set(1)
+            self._metrics.precision_info.labels(name, chosen.precision).set(1)
 
     def _broken(self, reason: str) -> None:
         """Let the next worker run the reference executor in place of those that may have broken the device."""
