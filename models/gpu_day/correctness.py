@@ -202,7 +202,7 @@ class Check:
 
 
 def _lines(process: "subprocess.Popen[str]", *, raw: bool = False) -> Iterator[dict[str, Any]]:
-    """Yields what a process prints as JSON, until it ends. With `raw`, yields its other lines too."""
+    """Yields each JSON object that a process prints, until it ends. With `raw`, yields its other lines too."""
     with process:
         assert process.stdout is not None
         for text in process.stdout:

@@ -63,7 +63,7 @@ def normalise(image: NDArray[np.uint8], config: ModelConfig, device: str = "cpu"
         values = np.multiply(lines, scale, dtype=np.float32)
         values += shift
         return torch.from_numpy(values.reshape(image.shape)).permute(2, 0, 1)[None]
-    # Bytes are a quarter of what floats would be to send, and the device itself reads pinned memory.
+    # The image is sent as uint8, a quarter of the bytes of float32, from pinned memory, which the device reads itself.
     pixels = torch.empty(image.shape, dtype=torch.uint8, pin_memory=True)
     pixels.numpy()[:] = image
     scale, shift = torch.from_numpy(np.stack(normal(config))).to(device)

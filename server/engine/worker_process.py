@@ -35,7 +35,7 @@ class WorkerProcess(Protocol):
 
 
 class ChildProcess:
-    """A worker in a child process. Raises OSError if it cannot be started.
+    """Runs a worker in a child process. Raises OSError if the process cannot be started.
 
     The child has a command line of its own, since torch's thread pool reads the environment when torch is imported. A
     child of `multiprocessing` would have to set the variables itself, and would come with a helper process.

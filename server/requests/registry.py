@@ -224,7 +224,7 @@ class RequestRegistry:
         return [record for record in self._open.values() if record.id == request_id]
 
     def find(self, request_id: str) -> RequestRecord:
-        """The newest request with that id. Raises NotFoundError."""
+        """Returns the newest request with that id. Raises NotFoundError if there is none."""
         found = next(reversed(self.open_records(request_id)), None) or self._ended.get(request_id)
         if found is None:
             raise NotFoundError(

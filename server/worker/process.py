@@ -186,7 +186,7 @@ class Worker:
 
 
 def main(fd: int) -> int:
-    """Serve the front end at the other end of the socket `fd`. Its first message is the load plan."""
+    """Runs the worker: serves the front end over the socket `fd`, whose first message is the load plan."""
     # Ctrl-C and a supervisor's SIGTERM reach the whole process group. The front end ends this process, after it has
     # finished its requests.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
