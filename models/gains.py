@@ -5,9 +5,9 @@ The utility of an exit is the quality of its answer, 0..1: for segmentation the 
 labelled in the image, for pose the share of the joints found (PCK@0.2). No answer has utility 0. A gain is the utility
 of an exit less that of the exit before. A scheduler spends its device's time where it expects the largest gain.
 
-The gain of the next exit is expected to be its mean over the images, plus a slope for each feature that foretells it:
-what the latest exit shows of its own answer. Features that did not help on images kept aside are not in the file, so
-the mean alone is often all that there is.
+The gain of the next exit is expected to be its mean over the images, plus a slope for each predictor: what the latest
+exit shows of its own answer. Predictors that did not help on images kept aside are not in the file, so that the mean is
+often all that there is.
 """
 
 import json
@@ -23,18 +23,18 @@ from models.network.configs import Share, Whole
 from models.quantisation import Precision
 from models.validation import from_json, value
 
-Feature = Literal["active_share", "confidence", "change"]
+Predictor = Literal["active_share", "confidence", "change"]
 """What an exit shows of its answer, each 0..1. `active_share`: the active positions of its mask. `confidence`: the mean
 over the image, see `quality.uncertainty`. `change`: the share of the pixels or joints whose answer differs from the
 exit before, see `evaluation.calibrate.difference`; exit 1 has none."""
-FEATURES: tuple[Feature, ...] = ("active_share", "confidence", "change")
+PREDICTORS: tuple[Predictor, ...] = ("active_share", "confidence", "change")
 
 
 @value()
 class Term:
-    """A feature that foretells the gain. `mean`: of the feature over the images. `slope`: gain for each unit of it."""
+    """A predictor of the gain. `mean`: of the predictor over the images. `slope`: gain for each unit of it."""
 
-    feature: Feature
+    predictor: Predictor
     mean: float
     slope: float
 
@@ -43,7 +43,7 @@ class Term:
 class NextGain:
     """The gain of an exit, as it is expected from the exit before.
 
-    `mean`: over the images. `terms`: the features that help. `error`, `mean_error`: root mean square error on images
+    `mean`: over the images. `terms`: the predictors that help. `error`, `mean_error`: root mean square error on images
     kept aside, of this and of the mean alone; they are equal if there is no term.
     """
 
@@ -52,11 +52,11 @@ class NextGain:
     mean_error: Annotated[float, Field(ge=0)]
     terms: tuple[Term, ...] = ()
 
-    def expected(self, shown: Mapping[Feature, float]) -> float:
-        """The expected gain of an image whose latest exit shows these features, at least 0. A feature that is missing
-        counts as its mean."""
+    def expected(self, shown: Mapping[Predictor, float]) -> float:
+        """The expected gain of an image whose latest exit shows these predictors, at least 0. A missing one counts as its
+        mean."""
         return max(
-            0.0, self.mean + sum(t.slope * (shown[t.feature] - t.mean) for t in self.terms if t.feature in shown)
+            0.0, self.mean + sum(t.slope * (shown[t.predictor] - t.mean) for t in self.terms if t.predictor in shown)
         )
 
 
