@@ -53,8 +53,8 @@ class NextGain:
     terms: tuple[Term, ...] = ()
 
     def expected(self, shown: Mapping[Predictor, float]) -> float:
-        """The expected gain of an image whose latest exit shows these predictors, at least 0. A missing one counts as its
-        mean."""
+        """The gain to expect of an image whose latest exit shows these predictors, at least 0. One that is missing
+        counts as its mean."""
         return max(
             0.0, self.mean + sum(t.slope * (shown[t.predictor] - t.mean) for t in self.terms if t.predictor in shown)
         )

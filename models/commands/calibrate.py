@@ -78,7 +78,9 @@ def _line(bound: Mapping[str, Any], held: str, ordered: str) -> str:
 
 
 def _gain(exit_: Mapping[str, Any]) -> str:
-    predictors = " and ".join(exit_["predictors"]) or "nothing helps to predict it"
-    return f"exit {exit_['exit']} adds {exit_['gain']:.3f} +- {exit_['mean_error']:.3f} of utility; {predictors}" + (
-        f" (+- {exit_['error']:.3f})" if exit_["predictors"] else ""
+    predictors = exit_["predictors"]
+    helps = f"{' and '.join(predictors)} help to predict it (+- {exit_['error']:.3f})" if predictors else ""
+    return (
+        f"exit {exit_['exit']} adds {exit_['gain']:.3f} +- {exit_['mean_error']:.3f} of utility; "
+        f"{helps or 'nothing helps to predict it'}"
     )

@@ -73,7 +73,7 @@ def fit(profiles: Sequence[Profile], exit_index: int) -> NextGain:
         usable = PREDICTORS if exit_index > 2 else PREDICTORS[:2]  # exit 1 changes nothing
         shown = {name: np.array([getattr(profile, name)[exit_index - 2] for profile in profiles]) for name in usable}
     chosen: list[Predictor] = []
-    errors = mean_errors = squared_errors(gain, [])
+    mean_errors = errors = squared_errors(gain, [])
     while rest := [name for name in shown if name not in chosen]:
         tried = {name: squared_errors(gain, [shown[each] for each in (*chosen, name)]) for name in rest}
         best = min(rest, key=lambda name: fmean(tried[name]))
@@ -95,8 +95,8 @@ def fit(profiles: Sequence[Profile], exit_index: int) -> NextGain:
 
 def regress(gain: Column, predictors: Sequence[Column]) -> Column:
     """The intercept and the slope of each predictor, by least squares."""
-    solution: Column = np.linalg.lstsq(_design(predictors, len(gain)), gain, rcond=None)[0]
-    return solution
+    solution, *_ = np.linalg.lstsq(_design(predictors, len(gain)), gain, rcond=None)
+    return np.asarray(solution, np.float64)
 
 
 def squared_errors(gain: Column, predictors: Sequence[Column]) -> Column:
