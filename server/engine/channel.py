@@ -1,4 +1,4 @@
-"""The front end's end of the socket to one worker: commands go out, events come in, and neither blocks the event loop."""
+"""The front end's end of the socket to one worker. Neither commands nor events block the event loop."""
 
 import asyncio
 import logging

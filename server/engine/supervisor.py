@@ -4,38 +4,22 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from server.engine.channel import Channel
-from server.engine.messages import Command, Event, LoadPlan, Ping, Ready
+from server.engine.messages import Command, Event, Ping, Ready
 from server.engine.watchdog import TICK_S, Watchdog
 from server.engine.worker_process import WorkerProcess
 
 logger = logging.getLogger("anytime.supervisor")
 
 
-class Owner(Protocol):
-    """Whom a supervisor works for."""
-
-    def plan(self) -> LoadPlan:
-        """What the next worker is to load."""
-
-    def hear(self, event: Event) -> None:
-        """The worker has said something."""
-
-    def lost(self) -> None:
-        """The worker is lost, but may still touch the shared memory."""
-
-    def buried(self) -> None:
-        """The worker that was lost has ended. It no longer touches the shared memory."""
-
-    def longest_step_s(self) -> float:
-        """The longest time that the worker is expected to compute without a look at its mailbox."""
-
-
 class Supervisor:
-    """Keeps one worker running for `owner`. `launch` starts a worker. `load_s`: the longest time that the first one may
-    take until it is ready."""
+    """Keeps one worker running.
+
+    `launch` starts a worker. `hear` is called with each of its events, `lost` once it is lost, and `buried` once it has
+    ended, and so no longer touches the shared memory. `step_s` tells the longest time that it is expected to compute
+    without a look at its mailbox. `load_s`: the longest time that the first worker may take until it is ready.
+    """
 
     RELOAD_LEAST_S = 30.0
     RELOAD_FACTOR = 5.0
@@ -52,10 +36,22 @@ class Supervisor:
     CLOSE_S = 5.0
     """The longest wait for that when the server ends."""
 
-    def __init__(self, owner: Owner, launch: Callable[[LoadPlan], WorkerProcess], load_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        launch: Callable[[], WorkerProcess],
+        hear: Callable[[Event], None],
+        lost: Callable[[], None],
+        buried: Callable[[], None],
+        step_s: Callable[[], float],
+        load_s: float,
+    ) -> None:
         self.starts = 0
-        self._owner = owner
         self._launch = launch
+        self._tell = hear
+        self._lost = lost
+        self._buried = buried
+        self._step_s = step_s
         self._load_s = load_s
         self._worker: WorkerProcess | None = None
         self._channel: Channel | None = None
@@ -70,7 +66,7 @@ class Supervisor:
         self._started_s = time.monotonic()
         self._watchdog = Watchdog(self._load_s)
         try:
-            self._worker = self._launch(self._owner.plan())
+            self._worker = self._launch()
         except OSError:
             logger.exception("the worker could not be started")
             self._quick_deaths += 1
@@ -100,13 +96,13 @@ class Supervisor:
             took_s = time.monotonic() - self._started_s
             self._load_s = min(self._load_s, max(self.RELOAD_LEAST_S, self.RELOAD_FACTOR * took_s))
             logger.info("the worker was ready after %.1f s", took_s)
-        self._owner.hear(event)
+        self._tell(event)
 
     def _watch(self) -> None:
         """Ask the worker for a sign of life, or replace it if it is stuck."""
         dog = self._watchdog
         dog.tick()
-        limit_s = dog.limit_s(self._owner.longest_step_s())
+        limit_s = dog.limit_s(self._step_s())
         if dog.silent_s > limit_s:
             doing = "said nothing" if dog.ready else "been loading"
             logger.error("the worker has %s for %.1f s; the limit is %.1f s", doing, dog.silent_s, limit_s)
@@ -131,14 +127,14 @@ class Supervisor:
         self._channel.close()
         self._channel = None
         self._worker.kill()
-        self._owner.lost()
+        self._lost()
 
     def _bury(self) -> None:
         """Wait for the end of a worker that was killed, without blocking the event loop, and start another."""
         assert self._worker is not None
         if self._worker.gone():
             self._worker = None
-            self._owner.buried()
+            self._buried()
             self._start_later()
         else:
             self._later(self.BURY_S, self._bury)

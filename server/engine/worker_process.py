@@ -37,7 +37,7 @@ class ChildProcess:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "server.worker.process", str(theirs.fileno())],
+                [sys.executable, "-m", "server.worker", str(theirs.fileno())],
                 cwd=Path(__file__).parents[2],
                 env={**os.environ, **PASSIVE},
                 stdin=subprocess.DEVNULL,
