@@ -14,6 +14,16 @@ SERVER = [
     # the program
     "server.__main__",
     "server.app",
+    # the simulator of the rest
+    "server.simulation.command",
+    "server.simulation.report",
+    "server.simulation.experiment",
+    "server.simulation.bound",
+    "server.simulation.served",
+    "server.simulation.baselines",
+    "server.simulation.device",
+    "server.simulation.workload",
+    "server.simulation.traffic",
     # what faces clients
     "server.protocols.connection",
     "server.protocols.http",
@@ -64,6 +74,7 @@ WITHOUT_TORCH = (
     "models.imaging.images",
     "models.network.configs",
     "models.quantisation",
+    "models.validation",
 )
 """What the front end may import of models/."""
 

@@ -3,11 +3,11 @@
 import itertools
 
 import pytest
+from server.worker.scheduler import ScheduledJob, Scheduler
 
 from server.engine.messages import JobSpec, Stop
 from server.engine.shared_memory import Layout
 from server.requests.budget import GRACE_S, Costs, TrafficCap
-from server.worker.scheduler import ScheduledJob, Scheduler
 
 SHAPE = (64, 96)
 STEPS = (None, 1, None, 2, None, 3, None, 4)
