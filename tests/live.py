@@ -118,8 +118,8 @@ class ScriptedWorker:
             spec.layout.extra_map(block, exit_index)[:] = exit_index % 2
         self.say(Exited(spec.key, exit_index, 0.5 / exit_index, round(MACS[exit_index - 1]), 0.1, 0.0, 0.1))
 
-    def end(self, spec: JobSpec, stop: Stop = Stop.COMPLETE, wait_s: float = 0.0, error: str | None = None) -> None:
-        self.say(Ended(spec.key, stop, wait_s, error))
+    def end(self, spec: JobSpec, stop: Stop = Stop.COMPLETE, error: str | None = None, **times_s: float) -> None:
+        self.say(Ended(spec.key, stop, error, **times_s))
 
     def finish(self, spec: JobSpec, last: int = 4, stop: Stop = Stop.COMPLETE) -> None:
         """Reach all exits up to `last`, and end the job."""

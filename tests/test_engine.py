@@ -20,10 +20,12 @@ from server.engine.place import Place
 from server.errors import NoExitError, UnavailableError
 from server.metrics import Metrics
 from server.scheduling.backlog import Expected
+from server.scheduling.costs import StageCost
 
 NAME = tiny.SEGMENTATION.name
 SHAPE = tiny.SEGMENTATION.size
-FACTS = ModelFacts(live.MACS, (0.1, 0.2, 0.3, 0.4), False, Chosen("triton", "the fastest", "fp16"))
+COSTS = tuple(StageCost(NAME, exit_index, SHAPE, half_s=0.1, slope=0.0, active_share=1.0) for exit_index in range(1, 5))
+FACTS = ModelFacts(live.MACS, (0.1, 0.2, 0.3, 0.4), False, Chosen("triton", "the fastest", "fp16"), COSTS)
 Check = Callable[["Harness"], Coroutine[Any, Any, None]]
 
 
@@ -142,12 +144,12 @@ def test_a_job_that_is_released_is_cancelled_and_freed_once_the_worker_lets_go(r
 
 def test_after_a_device_has_failed_the_next_worker_runs_the_reference(run: Any) -> None:
     async def check(harness: Harness) -> None:
-        assert harness.plans[0].chosen == harness.plans[0].known_s == {}
+        assert (harness.plans[0].chosen, harness.plans[0].known) == ({}, ())
         harness.workers[0].say(Broken("an illegal access"))
         harness.workers[0].die()
         await until(lambda: len(harness.workers) == 2)
         assert harness.plans[1].chosen == {NAME: Chosen("reference", "triton broke the device: an illegal access")}
-        assert harness.plans[1].known_s == {NAME: FACTS.seconds}
+        assert harness.plans[1].known == COSTS
         with pytest.raises(UnavailableError, match="being loaded"):
             harness.engine.check_open()
         await harness.say_ready(replace(FACTS, chosen=Chosen("reference")))
@@ -162,7 +164,7 @@ def test_requests_go_where_their_required_exit_is_there_first(run: Any) -> None:
 
     async def check(harness: Harness) -> None:
         first, second = harness.plans
-        assert (first.sharing, first.known_s) == (2, {}) and second.known_s == {NAME: FACTS.seconds}
+        assert (first.sharing, first.known) == (2, ()) and second.known == COSTS
         assert [device.label for device in harness.engine.pool.devices] == ["cpu:0", "cpu:1"]
         jobs = [harness.submit() for _ in range(3)]
         assert [job.place.device.label for job in jobs] == ["cpu:0", "cpu:1", "cpu:0"]

@@ -185,11 +185,12 @@ def test_min_exit_not_reached_is_a_504_unless_best_effort(server: Live, worker: 
     assert call.result().json()["exit"] == 2
 
 
-def test_what_cannot_be_served_in_time_is_refused_with_the_wait(server: Live, worker: ScriptedWorker) -> None:
+def test_what_the_worker_does_not_begin_is_told_with_both_times(server: Live, worker: ScriptedWorker) -> None:
     call = Later(server.predict)
-    worker.end(worker.hear_job(), Stop.REJECTED, wait_s=2.3)
+    worker.end(worker.hear_job(), Stop.NO_EXIT, needs_s=0.072, left_s=0.06)
     reply = call.result()
-    assert (reply.status_code, reply.headers["retry-after"], reply.json()["code"]) == (503, "3", "overloaded")
+    assert (reply.status_code, reply.json()["code"]) == (504, "no_exit")
+    assert "not begun: exit 1 takes 72 ms here, and 60 ms were left" in reply.json()["error"]
 
 
 def test_a_model_that_fails_is_a_500_and_the_next_request_works(server: Live, worker: ScriptedWorker) -> None:

@@ -43,16 +43,19 @@ SERVER = [
     "server.worker.loading",
     "server.catalog",
     # who gets the device when: pure
-    "server.scheduling.scheduler",
     "server.scheduling.backlog",
-    "server.scheduling.costs",
-    "server.scheduling.quantile",
+    "server.scheduling.scheduler",
+    "server.scheduling.jobs",
+    "server.scheduling.gains",
+    "server.scheduling.fairness",
     # what they share
     "server.requests.budget",
     "server.metrics",
     "server.settings",
     "server.engine.messages",
     "server.engine.shared_memory",
+    "server.scheduling.costs",
+    "server.scheduling.quantile",
     "server.errors",
 ]
 

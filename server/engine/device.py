@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 from models.executors.registry import REFERENCE, SLICING
@@ -70,8 +69,7 @@ class Device:
             model = self._catalog.get(name)
             shape = model.input_shape(*model.config.size)
             if not self.costs.typical_s(name, shape, 1):
-                for exit_index, (before_s, until_s) in enumerate(pairwise((0.0, *found.seconds)), 1):
-                    self.costs.observe(name, shape, exit_index, until_s - before_s)
+                self.costs.restore(found.costs)
 
     def broken(self, reason: str) -> None:
         """Let the next worker run the reference executor in place of those that may have broken the device."""

@@ -5,7 +5,6 @@ that it has, even if the worker overruns or hangs.
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -239,8 +238,7 @@ class Engine:
         if typical_s:
             self._metrics.cost_ratio.labels(model, exited.exit).observe(stage_s / typical_s)
         job.active_share = exited.active_share
-        job.used_s += stage_s
-        job.place.backlog.reached(job.spec.key, exited.exit, job.used_s, exited.finished_s)
+        job.place.backlog.reached(job.spec.key, exited.exit, exited.finished_s)
 
     def _ended(self, job: Job, ended: Ended) -> None:
         job.with_worker = False
@@ -271,12 +269,13 @@ class Engine:
 
 
 def _error(ended: Ended, required: int) -> ServerError | None:
-    if ended.stop is Stop.REJECTED:
-        wait_s = max(1.0, math.ceil(ended.wait_s))
-        sentence = (
-            f"{ended.wait_s * 1000:.0f} ms of work wait before exit {required}, more than deadline_ms leaves; ask later"
+    if ended.stop is Stop.NO_EXIT and ended.needs_s:
+        needs_ms, left_ms = 1000 * ended.needs_s, 1000 * max(0.0, ended.left_s)
+        return NoExitError(
+            f"not begun: exit {required} takes {needs_ms:.0f} ms here, and {left_ms:.0f} ms were left; give a later "
+            "deadline_ms",
+            "no_exit",
         )
-        return UnavailableError(sentence, "overloaded", wait_s)
     if ended.stop is Stop.ERROR:
         return ServerError(f"the model failed on this image: {ended.error}", "model_failed")
     return None

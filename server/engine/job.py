@@ -30,7 +30,6 @@ class Job:
     submitted_s: float
     exits: list[Exited] = field(default_factory=list)
     macs: int = 0
-    used_s: float = 0.0
     active_share: float = 1.0
     stop: Stop | None = None
     error: ServerError | None = None

@@ -13,6 +13,7 @@ from models.imaging.geometry import Box
 from models.network.configs import Extra
 from models.quantisation import Precision
 from server.engine.shared_memory import Layout
+from server.scheduling.costs import StageCost
 
 
 class Stop(enum.StrEnum):
@@ -113,8 +114,8 @@ class LoadPlan:
     `models`: model directories by name.
     `threads`: CPU threads of all workers on this device together; 0: one for each core that the process may use.
     `sharing`: how many workers compute on this device.
-    `known_s`: cumulative seconds of each exit at the configured size, by model, as the worker before this one measured
-    them. A worker that is given them skips the measurement and is ready sooner.
+    `known`: what stages cost, as it was learnt from the worker before this one. A worker that is told of a model skips
+    the measurement and is ready sooner.
     `chosen`: by model, what the worker before this one ran.
     `precision`: auto, fp32 or int8, for models that are not in `chosen`.
     """
@@ -124,7 +125,7 @@ class LoadPlan:
     executor: str
     threads: int
     sharing: int
-    known_s: dict[str, tuple[float, ...]]
+    known: tuple[StageCost, ...]
     chosen: dict[str, Chosen]
     traffic_cap: tuple[tuple[int, int], ...]
     arena_fd: int
@@ -142,6 +143,7 @@ class ModelFacts:
 
     `macs`: multiply-adds of the dense network from the image to each exit, at the configured size.
     `seconds`: seconds from the image to each exit at that size, measured under masks while warming up.
+    `costs`: what its stages cost, as far as the worker knows when it is ready.
     `calibrated`: requests may ask for `quality`.
     `chosen`: what runs the model, and in which precision.
     """
@@ -150,6 +152,7 @@ class ModelFacts:
     seconds: tuple[float, ...]
     calibrated: bool
     chosen: Chosen
+    costs: tuple[StageCost, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,13 +187,15 @@ class Exited:
 class Ended:
     """The worker has let go of a job and of its memory: the last event of a job.
 
-    `stop`: why it ended there. `wait_s`: the predicted wait of a job that was rejected. `error`: a sentence, or None.
+    `stop`: why it ended there. `error`: a sentence, or None. `needs_s`, `left_s`: if it was not begun because its
+    required exit would have been late, the seconds that this takes, and those that were left.
     """
 
     key: int
     stop: Stop
-    wait_s: float = 0.0
     error: str | None = None
+    needs_s: float = 0.0
+    left_s: float = 0.0
 
 
 @dataclass(frozen=True)

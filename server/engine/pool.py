@@ -112,7 +112,7 @@ class WorkerPool:
         """A place at the worker that will finish the required exit first. Raises UnavailableError if there is none."""
         device = self._route(expected, now_s)
         place = Place(next(self._keys), device, device.backlog, expected)
-        place.backlog.add(place.key, expected)
+        place.backlog.add(place.key, expected, now_s)
         return place
 
     def check_again(self, place: Place, expected: Expected, now_s: float) -> None:
@@ -122,7 +122,7 @@ class WorkerPool:
             place.release(now_s)  # it must not wait for itself
             place.device = self._route(expected, now_s)
             place.backlog = place.device.backlog
-            place.backlog.add(place.key, expected)
+            place.backlog.add(place.key, expected, now_s)
         place.expected = expected
         place.backlog.update(place.key, expected, now_s)
 
@@ -162,7 +162,7 @@ class WorkerPool:
             executor=settings.executor,
             threads=settings.threads,
             sharing=sum(other.name == device.name for other in self.devices),
-            known_s={name: facts.seconds for name, facts in device.facts.items()},
+            known=device.costs.snapshot(),
             chosen={name: facts.chosen for name, facts in device.facts.items()},
             traffic_cap=settings.traffic_levels,
             arena_fd=self._arena.fd,

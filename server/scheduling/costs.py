@@ -46,8 +46,8 @@ class ShareSlope:
     OUTLIER = 0.5
     """A stage that deviates from what is expected by more than this share counts as if it deviated by it."""
 
-    def __init__(self, value: float = PRIOR) -> None:
-        self.value = value
+    def __init__(self, prior: float = PRIOR) -> None:
+        self.value = self._prior = prior
         self._count = self._share = self._time = self._variance = self._covariance = 0.0
 
     def factor(self, active_share: float) -> float:
@@ -66,7 +66,7 @@ class ShareSlope:
         self._variance = self.MEMORY * self._variance + from_share * (active_share - self._share)
         self._covariance = self.MEMORY * self._covariance + from_share * (ratio - self._time)
         at_half = max(0.5, self._time - self.value * (self._share - 0.5))
-        slope = (self._covariance / at_half + self.PRIOR * self.PRIOR_WEIGHT) / (self._variance + self.PRIOR_WEIGHT)
+        slope = (self._covariance / at_half + self._prior * self.PRIOR_WEIGHT) / (self._variance + self.PRIOR_WEIGHT)
         self.value = min(max(slope, 0.0), 2.0)
 
 
