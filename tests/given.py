@@ -1,6 +1,6 @@
 """A model whose answers a test gives, so that scores and costs can be worked out by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, State, Step
+from models.anytime import Exit, ExitMap, MapMemory, State, Step
 from models.imaging.geometry import Box, Frame
 from models.imaging.postprocess import keypoints
 from models.network.adpc import ExitHead, Stem
@@ -45,7 +45,7 @@ class Given:
     def start(self, inputs: Tensor, frame: Frame) -> State:
         raise NotImplementedError
 
-    def advance(self, states: Sequence[State]) -> None:
+    def advance(self, states: Sequence[State], slice_s: float | None = None) -> bool:
         self.clock_s += 0.5
         for state in states:
             index = self.steps[state.next_step].exit
@@ -55,12 +55,18 @@ class Given:
                 scores = torch.as_tensor(answer) if self.config.task == "pose" else torch.zeros(3, 8, 8)
                 nowhere = torch.zeros(8, 8, dtype=torch.bool)
                 state.exit = Exit(index, scores, nowhere.byte(), nowhere, self.active[index - 1], index * GIGA)
+        return True
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         found = state.latest()
         if self.config.task == "pose":
             return ExitMap(found.index, keypoints(found.scores, state.frame), found.active_share)
         return ExitMap(found.index, np.array(self.states[id(state)][found.index - 1], np.uint8), found.active_share)
+
+    def rendering(
+        self, state: State, extra: Extra | None = None, out: MapMemory | None = None
+    ) -> Iterator[ExitMap | None]:
+        raise NotImplementedError
 
 
 def heatmaps(*peaks: tuple[int, int, int, float]) -> Tensor:

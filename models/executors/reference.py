@@ -3,7 +3,7 @@
 Every other executor is compared with it. It runs networks of all families, wherever torch runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, State, check_batch, check_mask
+from models.anytime import Exit, ExitMap, MapMemory, State, check_batch, check_mask
 from models.imaging.geometry import Box, Frame, Size
-from models.imaging.postprocess import render
+from models.imaging.postprocess import rendering, whole
 from models.imaging.preprocess import check_input, prepare, seen
 from models.network.adpc import AdpcNet
 from models.network.confidence import Masks, make_mask
@@ -62,7 +62,7 @@ class ReferenceExecutor:
         return ReferenceState(frame, (height, width), progress=self.network.start(inputs))
 
     @torch.inference_mode()
-    def advance(self, states: Sequence[State]) -> None:
+    def advance(self, states: Sequence[State], slice_s: float | None = None) -> bool:
         position, own = check_batch(states, self.steps, ReferenceState)
         step = self.steps[position]
         before = [state.progress.masks for state in own]
@@ -73,6 +73,7 @@ class ReferenceExecutor:
             if step.exit is not None:
                 state.macs += self._macs(step.exit, state.shape, before[index])
                 state.exit = self._exit(step.exit, state)
+        return True
 
     def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
         """See `Overridable.override`; the reference computes every position whatever `shrinking` promises.
@@ -84,7 +85,12 @@ class ReferenceExecutor:
         state.progress = replace(state.progress, masks=Masks(mask[None, None]))
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
-        return render(state.latest(), self.config, state.frame, extra)
+        return whole(self.rendering(state, extra))
+
+    def rendering(
+        self, state: State, extra: Extra | None = None, out: MapMemory | None = None
+    ) -> Iterator[ExitMap | None]:
+        return rendering(state.latest(), self.config, state.frame, extra, out=out)
 
     def _exit(self, index: int, state: ReferenceState) -> Exit:
         scores, decided = state.progress.scores, state.progress.decided
