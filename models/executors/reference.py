@@ -46,7 +46,8 @@ class ReferenceExecutor:
         network = network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.network: Stepwise = network
         if scales is not None:
-            assert isinstance(network, AdpcNet)
+            if not isinstance(network, AdpcNet):
+                raise ValueError(f"{network.config.name} has no eight bits; compute it in fp32")
             self.network, self.precision = QuantisedNetwork(network, scales), "int8"
         self.config = network.config
         self.device = device
@@ -60,6 +61,13 @@ class ReferenceExecutor:
         inputs = inputs.to(self.device, memory_format=torch.channels_last)
         height, width = inputs.shape[-2:]
         return ReferenceState(frame, (height, width), progress=self.network.start(inputs))
+
+    def details(self, state: State) -> dict[str, Tensor]:
+        """See `Network.details`."""
+        assert isinstance(state, ReferenceState)
+        network = self.network
+        found = network.details(state.progress) if isinstance(network, Network) else {}
+        return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
 
     @torch.inference_mode()
     def advance(self, states: Sequence[State]) -> None:

@@ -7,6 +7,7 @@ positions of a branch. Modules have the names of the released checkpoints.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,7 @@ class WeightNormConv2d(nn.Conv2d):
 
     def _weight(self) -> Tensor:
         v, g = self.weight_v, self.weight_g
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or v.is_inference():  # the latter have no version counter
             return v * (g / _norms(v))
         key = (v.data_ptr(), v._version, g.data_ptr(), g._version)
         if self._folded is None or self._folded[0] != key:
@@ -116,9 +117,15 @@ class Block(nn.Module):
 
 
 class Branch(nn.Module):
+    """One branch of f. The released code allows several blocks; every configuration has one."""
+
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.blocks = nn.ModuleList([block])
+
+    def forward(self, z: Tensor, u: Tensor | None) -> Tensor:
+        found: Tensor = self.blocks[0](z, u)
+        return found
 
 
 class NormedConv(nn.Module):
@@ -148,8 +155,7 @@ class Fusion(nn.Module):
         elif j < i:
             widths = [*[channels[j]] * (i - j), channels[i]]
             self.net = nn.ModuleList(
-                NormedConv(nn.Conv2d(before, after, 3, 2, 1, bias=False), groups)
-                for before, after in zip(widths, widths[1:], strict=False)
+                NormedConv(nn.Conv2d(before, after, 3, 2, 1, bias=False), groups) for before, after in pairwise(widths)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,14 +184,14 @@ class EquilibriumLayer(nn.Module):
 
     def forward(self, z: Sequence[Tensor], u: Tensor) -> list[Tensor]:
         """z: a tensor (N, channels, h, w) for each branch, the finest first. u: the injection of the finest branch."""
-        xs = [
-            branch.blocks[0](x, u if index == 0 else None)
-            for index, (branch, x) in enumerate(zip(self.branches, z, strict=True))
-        ]
-        return [
-            post(F.relu(sum(fuse(x) for fuse, x in zip(row, xs, strict=True))))  # type: ignore[call-overload]
-            for row, post in zip(self.fuse_layers, self.post_fuse_layers, strict=True)
-        ]
+        injections = (u, *[None] * (BRANCHES - 1))
+        xs = [branch(x, injection) for branch, x, injection in zip(self.branches, z, injections, strict=True)]
+        found = []
+        for post, fusions in zip(self.post_fuse_layers, self.fuse_layers, strict=True):
+            assert isinstance(fusions, nn.ModuleList)
+            fused = torch.stack([fuse(x) for fuse, x in zip(fusions, xs, strict=True)]).sum(0)
+            found.append(post(F.relu(fused)))
+        return found
 
 
 class BranchwiseConv2d(nn.Conv2d):
@@ -195,12 +201,14 @@ class BranchwiseConv2d(nn.Conv2d):
     upsampled and added. That is exact but for rounding, and takes a seventh of the multiply-adds.
     """
 
+    def __init__(self, branch_channels: tuple[int, ...], out: int) -> None:
+        super().__init__(sum(branch_channels), out, 1)
+        self.branch_channels = branch_channels
+
     def forward(self, xs: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
         """xs: (N, c, h, w) for each branch, the finest first. Returns (N, out, h, w) at the size of the first."""
-        widths = [x.shape[1] for x in xs]
-        finest, *coarser = (
-            F.conv2d(x, weight) for x, weight in zip(xs, self.weight.split(widths, dim=1), strict=True)
-        )
+        weights = torch.split(self.weight, list(self.branch_channels), dim=1)
+        finest, *coarser = (F.conv2d(x, weight) for x, weight in zip(xs, weights, strict=True))
         for x in coarser:
             finest = finest + F.interpolate(x, finest.shape[2:], mode="bilinear", align_corners=True)
         assert self.bias is not None
@@ -208,9 +216,10 @@ class BranchwiseConv2d(nn.Conv2d):
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Those of an output of that size."""
-        # The widths double from branch to branch and the areas fall to a quarter: the sum over the branches of
-        # width * area is (1 + 1/2 + 1/4 + 1/8) of the finest branch's, whose width is a fifteenth of all.
-        return self.out_channels * self.in_channels * height * width // 8
+        inputs = sum(
+            channels * (height >> branch) * (width >> branch) for branch, channels in enumerate(self.branch_channels)
+        )
+        return self.out_channels * inputs
 
 
 class MdeqNet(Network):
@@ -235,7 +244,7 @@ class MdeqNet(Network):
         )
         self.fullstage = EquilibriumLayer(config)
         self.last_layer = nn.Sequential(
-            BranchwiseConv2d(total, total, 1),
+            BranchwiseConv2d(config.channels, total),
             nn.BatchNorm2d(total, momentum=BN_MOMENTUM),
             nn.ReLU(),
             nn.Conv2d(total, config.outputs, 1),
@@ -296,7 +305,7 @@ class MdeqNet(Network):
         if bool(solution.ended.all()):
             return solution
         z = self.fullstage(self._branches(solution.z, injection), injection)
-        return self.solver.advance(solution, torch.cat([x.flatten(1) for x in z], 1))
+        return self.solver.advance(solution, torch.cat([x.flatten(1) for x in z], 1), unrolled=self.training)
 
     def _shapes(self, injection: Tensor) -> list[tuple[int, int, int]]:
         """(channels, height, width) of every branch; for the injection (N, c0, h, w)."""
@@ -309,8 +318,8 @@ class MdeqNet(Network):
     def _branches(self, z: Tensor, injection: Tensor) -> list[Tensor]:
         """Views of the branches in z, (N, n)."""
         shapes = self._shapes(injection)
-        parts = z.split([c * height * width for c, height, width in shapes], 1)
-        return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+        parts = torch.split(z, [c * height * width for c, height, width in shapes], 1)
+        return [part.view(len(z), *shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def details(self, progress: Progress) -> Mapping[str, Tensor]:
         """`residuals`: |f(z) - z| of every iterate so far, float32 (iterations + 1,) of the first request."""
@@ -331,4 +340,5 @@ class MdeqNet(Network):
 
 def _norms(weight: Tensor) -> Tensor:
     """The norm of every output channel's weights: (out, in, k, k) -> (out, 1, 1, 1)."""
-    return weight.flatten(1).norm(dim=1)[:, None, None, None]
+    norms: Tensor = weight.flatten(1).norm(dim=1)[:, None, None, None]
+    return norms

@@ -1,4 +1,7 @@
-"""Configurations of multiscale deep equilibrium networks (MDEQ; Bai, Koltun and Kolter, NeurIPS 2020). Needs no torch."""
+"""Configurations of multiscale deep equilibrium networks (MDEQ; Bai, Koltun and Kolter, NeurIPS 2020).
+
+Needs no torch.
+"""
 
 from itertools import pairwise
 from typing import ClassVar, Literal

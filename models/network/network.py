@@ -4,7 +4,6 @@ A family derives its network from `Network`, its kinds of steps from `anytime.St
 than features, its progress from `Progress`.
 """
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -17,7 +16,7 @@ from models.anytime import Step
 from models.imaging.preprocess import check_input
 from models.network.confidence import Masks
 from models.network.configs import ModelConfig
-from models.network.families import FAMILIES
+from models.network.families import FAMILIES, imported
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,10 @@ class Network(nn.Module, ABC):
         """The scores of every exit, each (N, outputs, H / 4, W / 4): for training and evaluation."""
         return tuple(found.scores for found in self.exits(images, adaptive) if found.scores is not None)
 
+    def details(self, progress: Progress) -> Mapping[str, Tensor]:
+        """What `python -m models run` writes about one input besides its scores, by name."""
+        return {}
+
     @abstractmethod
     def heads(self) -> Sequence[nn.Module]:
         """The layers that make scores of features, a module for each head. The last convolution of each gives the
@@ -117,8 +120,7 @@ class Network(nn.Module, ABC):
 
 def build_network(config: ModelConfig) -> Network:
     """The network of a configuration, with random weights."""
-    module, _, name = FAMILIES[config.family].network.partition(":")
-    network: Network = getattr(importlib.import_module(module), name)(config)
+    network: Network = imported(FAMILIES[config.family].network)(config)
     return network
 
 

@@ -46,12 +46,12 @@ class FixedPointSolver(ABC):
         lowest = z.new_full((len(z),), torch.inf)
         return Solution(z, z, lowest, torch.zeros(len(z), dtype=torch.bool, device=z.device))
 
-    def advance(self, solution: Solution, fz: Tensor) -> Solution:
+    def advance(self, solution: Solution, fz: Tensor, *, unrolled: bool = False) -> Solution:
         """The solution after f was evaluated at `solution.z`: `fz` is (N, n). Requests that had ended stay as they
-        were."""
+        were. `unrolled`: the answer is the latest iterate, whatever its residual; for training."""
         gap = fz - solution.z
-        residual = gap.norm(dim=1)
-        better = ~solution.ended & (residual < solution.lowest)
+        residual = gap.detach().norm(dim=1)
+        better = ~solution.ended & (unrolled | (residual < solution.lowest))
         first = solution.residuals[0] if solution.residuals else residual
         small = residual < TOLERANCE * solution.z.shape[1] ** 0.5
         found = replace(
