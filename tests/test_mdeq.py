@@ -4,6 +4,7 @@ beside the checkout."""
 import json
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,18 @@ TINY = MdeqConfig(
 )
 
 
-def network(config: MdeqConfig = TINY, seed: int = 0, gain: float = 1.0) -> MdeqNet:
-    """Random weights. The last norms of f are scaled by `gain`; the smaller it is, the sooner a solver converges."""
+def network(config: MdeqConfig = TINY, seed: int = 0, *, contracts: bool = False) -> MdeqNet:
+    """Random weights. `contracts`: norms of f scale down and shift up, so that solvers converge soon."""
     torch.manual_seed(seed)
     found = MdeqNet(config).eval()
     with torch.no_grad():
         for name, parameter in found.named_parameters():
             if parameter.ndim == 4 and not name.endswith("weight_g"):
                 parameter.normal_(std=0.3)
-        for layer in found.fullstage.post_fuse_layers:
-            layer.gnorm.weight.fill_(gain)
+        for layer in found.fullstage.modules():
+            if isinstance(layer, torch.nn.GroupNorm) and contracts:
+                layer.weight.fill_(0.3)
+                layer.bias.fill_(6)
     return found
 
 
@@ -215,19 +218,40 @@ def test_the_head_is_that_of_concatenated_branches() -> None:
         torch.testing.assert_close(first(branches), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_once_converged_nothing_is_computed() -> None:
-    net = network(replace(TINY, decoded=(4, 20), solver="plain"), gain=1e-6)
+def test_once_converged_nothing_is_computed_and_the_exit_is_final() -> None:
+    model = ReferenceExecutor(network(replace(TINY, decoded=(1, 4, 20), solver="plain"), contracts=True))
     calls = 0
 
     def count(*_: object) -> None:
         nonlocal calls
         calls += 1
 
-    net.fullstage.register_forward_hook(count)
-    first, last = final(net, images())
-    assert first.solution is not None and last.solution is not None
-    assert calls < 21 and bool(last.solution.ended)
-    assert torch.equal(first.scores, last.scores) == torch.equal(first.solution.best, last.solution.best)
+    assert isinstance(model.network, MdeqNet)
+    model.network.fullstage.register_forward_hook(count)
+    state = model.begin(tiny.image())
+    found = [(index, state.latest()) for index in exits_of(model, [state])]
+    assert [index for index, _ in found] == [1, 2, 3]
+    assert [exit_.index for _, exit_ in found] == [1, 2, 2], "the second exit is final and stands for the third"
+    first, second = found[0][1], found[1][1]
+    assert not first.final and second.final and state.next_step == len(model.steps)
+    counted = operations(TINY, *state.shape)
+    assert 2 <= calls < 5 and counted.evaluation * calls < second.macs < counted.evaluation * (calls + 1)
+
+
+def test_an_iterate_that_is_no_better_changes_nothing() -> None:
+    net = network(replace(TINY, decoded=(1, 2, 3), first_step="published"))
+    progress, decodings = net.start(images()), []
+    for step in net.steps:
+        with torch.inference_mode():
+            progress = net.advance(progress, step)  # type: ignore[assignment]
+        if isinstance(step, Decoding):
+            decodings.append(progress)
+    for before, after in pairwise(decodings):
+        assert before.solution is not None and after.solution is not None
+        better = bool(after.solution.lowest < before.solution.lowest)
+        assert after.changed == better
+        assert (after.scores is before.scores) == (not better)
+    assert not all(progress.changed for progress in decodings), "one of them is no better"
 
 
 def test_requests_in_turns_get_the_bits_of_requests_alone() -> None:

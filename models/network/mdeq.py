@@ -58,9 +58,10 @@ class Decoding(Step):
 @dataclass(frozen=True)
 class MdeqProgress(Progress):
     """`features`: the image, then the injection of the finest branch, (N, c0, h, w). `solution`: see `solver`; None
-    before the first evaluation."""
+    before the first evaluation. `decoded`: (N,), the residuals of the answers that the latest exit decoded."""
 
     solution: Solution | None = None
+    decoded: Tensor | None = None
 
 
 class MdeqNet(Network):
@@ -130,23 +131,34 @@ class MdeqNet(Network):
                 injection = self.stage0(self.downsample(progress.features[0]))
                 return replace(progress, features=(injection,))
             case Evaluation():
-                return replace(progress, solution=self._evaluate(progress))
+                return self._evaluate(progress, adaptive)
             case Decoding():
-                assert progress.solution is not None
-                scores = self.last_layer(self._branches(progress.solution.best, progress.features[0]))
-                decided = torch.full_like(scores[:, :1], step.exit, dtype=torch.uint8)
-                return replace(progress, scores=scores, decided=decided)
+                return self._decode(progress, step.exit, adaptive)
         raise TypeError(f"{step} is no step of {type(self).__name__}")
 
-    def _evaluate(self, progress: MdeqProgress) -> Solution:
-        """The solution after one more evaluation of f; unchanged if every request has ended."""
+    def _evaluate(self, progress: MdeqProgress, adaptive: bool | None) -> MdeqProgress:
+        """The progress after one more evaluation of f, which is spared once every request has ended."""
         injection, solution = progress.features[0], progress.solution
         if solution is None:
             solution = self.solver.start(injection.new_zeros(len(injection), self._values(injection)))
-        if bool(solution.ended.all()):
-            return solution
+        if adaptive is not False and bool(solution.ended.all()):
+            return replace(progress, changed=False)
         z = self.fullstage(self._branches(solution.z, injection), injection)
-        return self.solver.advance(solution, torch.cat([x.flatten(1) for x in z], 1), unrolled=self.training)
+        solution = self.solver.advance(solution, torch.cat([x.flatten(1) for x in z], 1), unrolled=self.training)
+        return replace(progress, solution=solution, changed=True)
+
+    def _decode(self, progress: MdeqProgress, exit_index: int, adaptive: bool | None) -> MdeqProgress:
+        """The progress at an exit. Decoding is spared if no iterate has been better since the exit before."""
+        solution = progress.solution
+        assert solution is not None
+        final = adaptive is not False and bool(solution.ended.all())
+        same = progress.decoded is not None and torch.equal(progress.decoded, solution.lowest)
+        if adaptive is not False and same:
+            return replace(progress, changed=False, final=final)
+        scores = self.last_layer(self._branches(solution.best, progress.features[0]))
+        decided = torch.full_like(scores[:, :1], exit_index, dtype=torch.uint8)
+        decoded = solution.lowest
+        return replace(progress, scores=scores, decided=decided, decoded=decoded, changed=True, final=final)
 
     def _shapes(self, injection: Tensor) -> list[tuple[int, int, int]]:
         """(channels, height, width) of every branch; for the injection (N, c0, h, w)."""

@@ -25,7 +25,9 @@ class Progress:
 
     `features`: what the next step reads; before the first one, the images (N, 3, H, W). `masks`: those of the latest
     exit, under which the next stage is computed; None means everywhere. `scores`: of the latest exit, after carry-over
-    (equation 7), float (N, outputs, H / 4, W / 4). `decided`: uint8 (N, 1, H / 4, W / 4), see `Exit`.
+    (equation 7), float (N, outputs, H / 4, W / 4). `decided`: uint8 (N, 1, H / 4, W / 4), see `Exit`. `changed`:
+    whether the latest step changed anything for one of them; otherwise it computed nothing. `final`: whether no later
+    step changes anything for any of them.
 
     Fields of a derived class are tensors whose first dimension is N, `Masks`, dataclasses or tuples of these, or values
     that are equal for all inputs that stand at one step; see `batched` and `one_of`.
@@ -35,6 +37,8 @@ class Progress:
     masks: Masks | None = None
     scores: Tensor | None = None
     decided: Tensor | None = None
+    changed: bool = True
+    final: bool = False
 
 
 class Stepwise(Protocol):
@@ -73,8 +77,8 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def advance(self, progress: Progress, step: Step, adaptive: bool | None = None) -> Progress:
-        """See `Stepwise.advance`. `adaptive`: whether exits make masks; None follows the configuration and
-        `self.training`."""
+        """See `Stepwise.advance`. `adaptive`: whether an input's own results may spare it work, for example by
+        masks; None follows the configuration and `self.training`."""
 
     def exits(self, images: Tensor, adaptive: bool | None = None) -> Iterator[Progress]:
         """The progress at every exit."""
