@@ -1,6 +1,6 @@
 """A model whose answers a test gives, so that scores and costs can be worked out by hand."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, MapMemory, State, Step
+from models.anytime import Exit, ExitMap, State, Step
 from models.imaging.geometry import Box, Frame
 from models.imaging.postprocess import keypoints
 from models.network.adpc import ExitHead, Stem
@@ -62,11 +62,6 @@ class Given:
         if self.config.task == "pose":
             return ExitMap(found.index, keypoints(found.scores, state.frame), found.active_share)
         return ExitMap(found.index, np.array(self.states[id(state)][found.index - 1], np.uint8), found.active_share)
-
-    def rendering(
-        self, state: State, extra: Extra | None = None, out: MapMemory | None = None
-    ) -> Iterator[ExitMap | None]:
-        raise NotImplementedError
 
 
 def heatmaps(*peaks: tuple[int, int, int, float]) -> Tensor:
