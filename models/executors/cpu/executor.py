@@ -14,11 +14,11 @@ from torch import Tensor
 
 from models.anytime import ExitMap, MapMemory, State, check_batch, check_mask
 from models.executors.cpu import exits
-from models.executors.cpu.network import Progress, SparseNetwork
+from models.executors.cpu.network import SparseNetwork, SparseProgress
 from models.executors.cpu.slice import Slice
 from models.imaging.geometry import MAX_SIDE, Box, Frame, Size, padded_size
 from models.imaging.postprocess import rendering, whole
-from models.imaging.preprocess import check_input, cut
+from models.imaging.preprocess import check_input, locate
 from models.network.adpc import AdpcNet
 from models.network.configs import Extra
 from models.quantisation import Precision, Scales
@@ -31,10 +31,10 @@ class StepRun:
     """A step that some requests run together, from its first piece to its last. It refers to no state, so that dropping
     the states drops it, too."""
 
-    def __init__(self, batch: Sequence[Progress], pieces: Generator[None, None, list[Progress]]) -> None:
+    def __init__(self, batch: Sequence[SparseProgress], pieces: Generator[None, None, list[SparseProgress]]) -> None:
         self._batch = batch
         self._pieces = pieces
-        self._results: list[Progress] | None = None
+        self._results: list[SparseProgress] | None = None
 
     def go_on(self, until: Slice) -> bool:
         """Runs pieces until the slice is over, at least one; returns whether all have run."""
@@ -49,7 +49,7 @@ class StepRun:
                     return False
         return True
 
-    def result(self, before: Progress) -> Progress:
+    def result(self, before: SparseProgress) -> SparseProgress:
         """What the complete step leaves of a request of which there was `before`."""
         assert self._results is not None
         return next(own for given, own in zip(self._batch, self._results, strict=True) if given is before)
@@ -59,7 +59,7 @@ class StepRun:
 class SparseState(State):
     """One request. `run`: the step that is paused; None between steps."""
 
-    progress: Progress = field(kw_only=True)
+    progress: SparseProgress = field(kw_only=True)
     run: StepRun | None = None
 
 
@@ -84,9 +84,10 @@ class SparseExecutor:
         self.network = SparseNetwork(network, threads, isa, scales)
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> SparseState:
-        pixels, frame = cut(image, self.config, box)
-        progress, padded = self._begin(frame, padded_size(*pixels.shape[:2]))
-        return SparseState(frame, progress.shape, progress=replace(progress, unread=(pixels, padded)))
+        frame = locate(image, self.config, box)
+        size = self.config.size if self.config.task == "pose" else (frame.height, frame.width)
+        progress, padded = self._begin(frame, padded_size(*size))
+        return SparseState(frame, progress.shape, progress=replace(progress, unread=(image, padded)))
 
     def start(self, inputs: Tensor, frame: Frame) -> SparseState:
         """`inputs`: float32 (1, 3, H, W), normalised, H and W multiples of 32. Raises ValueError on other sizes."""
@@ -97,7 +98,7 @@ class SparseExecutor:
         padded.reshape(height + 2, width + 2, 3)[1:-1, 1:-1] = inputs[0].permute(1, 2, 0).numpy()
         return SparseState(frame, progress.shape, progress=progress)
 
-    def _begin(self, frame: Frame, shape: Size) -> tuple[Progress, NDArray[np.float32]]:
+    def _begin(self, frame: Frame, shape: Size) -> tuple[SparseProgress, NDArray[np.float32]]:
         height, width = shape
         if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
             raise ValueError(

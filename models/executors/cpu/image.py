@@ -7,17 +7,24 @@ from numpy.typing import NDArray
 
 from models.executors.cpu.library import Floats, library
 from models.executors.cpu.thread_pool import ThreadPool
-from models.imaging.geometry import bands
-from models.imaging.preprocess import normal
+from models.imaging.geometry import Frame, bands
+from models.imaging.preprocess import normal, resize_person
 from models.network.configs import ModelConfig
 
 
-def normalise(pool: ThreadPool, pixels: NDArray[np.uint8], padded: Floats, config: ModelConfig) -> Iterator[None]:
-    """Normalises an image as `preprocess.normalise` does, with zeros around it; yields after each band of lines.
+def read_image(
+    pool: ThreadPool, image: NDArray[np.uint8], frame: Frame, config: ModelConfig, padded: Floats
+) -> Iterator[None]:
+    """Cuts out what the network sees of an image, see `preprocess.cut`, and normalises it; yields after each band of
+    lines.
 
-    `pixels`: uint8 (h, w, 3). `padded`: float32 (H, 3 * W), contiguous, H > h and W > w, the colours of a pixel
-    adjacent; pixel (y, x) goes to (y + 1, x + 1).
+    `image`: uint8 (H, W, 3). `padded`: float32 (lines, 3 * columns), contiguous, the colours of a pixel adjacent. Pixel
+    (y, x) goes to (y + 1, x + 1), and there are zeros around them.
     """
+    pixels = image
+    if config.task == "pose":
+        pixels = np.empty((*config.size, 3), np.uint8)
+        yield from resize_person(image, frame, pixels)
     height, width = pixels.shape[:2]
     pixels = np.ascontiguousarray(pixels)
     scale, shift = (np.tile(values, width) for values in normal(config))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from models.anytime import Exit, Step
 from models.executors.cpu import exits
 from models.executors.cpu.geometry import Geometry, GeometryFactory
-from models.executors.cpu.image import normalise
+from models.executors.cpu.image import read_image
 from models.executors.cpu.isa import Isa
 from models.executors.cpu.library import Bytes, Floats, library
 from models.executors.cpu.lowering import FINEST, Lowering
@@ -45,10 +45,10 @@ MAX_WINDOW = 21
 
 
 @dataclass(frozen=True)
-class Progress:
+class SparseProgress:
     """What the steps so far have left of one request.
 
-    `unread`: the image, uint8 (h, w, 3), and where to write it, see `SparseNetwork.begin`; None once the first step has
+    `unread`: the image, uint8 (H, W, 3), and where to write it, see `SparseNetwork.begin`; None once the first step has
     read it. `features`: what the latest step left, each with room for (1 + rows, row bytes), the first row zeros.
     `geometry`: the tables of the mask that these rows belong to. `mask`: bool (h, w), the mask of the next stage; None
     for all active. `shrinking`: whether later masks stay within it. `bound`: the latest mask that promised so; None if
@@ -68,7 +68,7 @@ class Progress:
     macs: float = 0.0
 
 
-Pieces = Generator[None, None, Progress]
+Pieces = Generator[None, None, SparseProgress]
 """Work that yields where it can pause, and returns what it leaves of a request."""
 
 
@@ -109,7 +109,7 @@ class SparseNetwork:
         self._resampling_taps = lru_cache(maxsize=8)(lambda shape: resampling_taps(resamplings, shape))
         self._costs = lru_cache(maxsize=8)(lambda shape: costs(config, *shape))
 
-    def begin(self, frame: Frame, shape: Size) -> tuple[Progress, Floats]:
+    def begin(self, frame: Frame, shape: Size) -> tuple[SparseProgress, Floats]:
         """A new request, and where its input is to be written: float32 (H + 2, 3 * (W + 2)), the colours of a pixel
         adjacent, with a margin of zeros, which is the first convolution's padding."""
         height, width = shape
@@ -119,9 +119,9 @@ class SparseNetwork:
         memory = self.allocator.take(4 * (3 + floats))
         padded = memory[4 * 3 : 4 * (3 + floats)].view(np.float32).reshape(height + 2, 3 * (width + 2))
         features = Buffers(self.allocator, [memory], height * width)
-        return Progress(frame, shape, features, self._geometries.all_active(_at_stride(shape))), padded
+        return SparseProgress(frame, shape, features, self._geometries.all_active(_at_stride(shape))), padded
 
-    def run(self, step: Step, batch: Sequence[Progress]) -> Generator[None, None, list[Progress]]:
+    def run(self, step: Step, batch: Sequence[SparseProgress]) -> Generator[None, None, list[SparseProgress]]:
         """Runs `step` for requests of one shape that wait for it; returns what it leaves of them.
 
         Raises ValueError before it yields if a mask grew against a promise.
@@ -139,12 +139,12 @@ class SparseNetwork:
         for progress, own in zip(batch, scores, strict=True):
             yield from self._carry_over(progress, own)
         yield from self._compute(step, before, batch, [(own,) for own in scores])
-        found: list[Progress] = []
+        found: list[SparseProgress] = []
         for progress, own in zip(batch, scores, strict=True):
             found.append((yield from self._finish(step.exit, replace(progress, scores=own))))
         return found
 
-    def _under_next_mask(self, progress: Progress) -> Progress:
+    def _under_next_mask(self, progress: SparseProgress) -> SparseProgress:
         """With the geometry of the mask that the latest exit (or `override`) left."""
         mask, bound = progress.mask, progress.bound
         if mask is None or mask.all():
@@ -158,14 +158,15 @@ class SparseNetwork:
         geometry = self._geometries.under(mask, full_halo=not progress.shrinking)
         return replace(progress, geometry=geometry, bound=mask if progress.shrinking else bound)
 
-    def _prepare(self, progress: Progress) -> Iterator[None]:
+    def _prepare(self, progress: SparseProgress) -> Iterator[None]:
         """Reads the image if it is unread, and builds the geometry if it is new."""
         if progress.unread is not None:
-            yield from normalise(self.pool, *progress.unread, self.config)
+            image, padded = progress.unread
+            yield from read_image(self.pool, image, progress.frame, self.config, padded)
         while not progress.geometry.build(self.slice.left_s()):
             yield
 
-    def _features(self, step: Step, progress: Progress) -> Buffers:
+    def _features(self, step: Step, progress: SparseProgress) -> Buffers:
         """Memory for what a step leaves, for each matrix at least (1 + rows, row bytes)."""
         sizes = [
             (1 + progress.geometry.level(matrix.level).needed_rows) * matrix.row_bytes
@@ -173,12 +174,12 @@ class SparseNetwork:
         ]
         return Buffers(self.allocator, [self.allocator.take(size) for size in sizes], math.prod(progress.shape))
 
-    def _empty_scores(self, step: Step, progress: Progress) -> Bytes:
+    def _empty_scores(self, step: Step, progress: SparseProgress) -> Bytes:
         """Memory for the scores of an exit, (1 + h * w, row bytes)."""
         (matrix,) = self.programs[step].outputs
         return empty((1 + math.prod(_at_stride(progress.shape))) * matrix.row_bytes)
 
-    def _carry_over(self, progress: Progress, scores: Bytes) -> Iterator[None]:
+    def _carry_over(self, progress: SparseProgress, scores: Bytes) -> Iterator[None]:
         """Copies the scores of the exit before; those at inactive positions stay (equation 7)."""
         if progress.scores is None or progress.geometry.mask is None:
             return
@@ -189,7 +190,11 @@ class SparseNetwork:
             yield
 
     def _compute(
-        self, step: Step, before: Sequence[Progress], batch: Sequence[Progress], outputs: Sequence[Sequence[Bytes]]
+        self,
+        step: Step,
+        before: Sequence[SparseProgress],
+        batch: Sequence[SparseProgress],
+        outputs: Sequence[Sequence[Bytes]],
     ) -> Iterator[None]:
         """Runs the program of a step, from features under the geometries of `before` to `outputs` under those of
         `batch`."""
@@ -225,7 +230,7 @@ class SparseNetwork:
         """What each phase of a step does, in the order of `phase_times`."""
         return self.programs[step].descriptions
 
-    def _finish(self, index: int, progress: Progress) -> Pieces:
+    def _finish(self, index: int, progress: SparseProgress) -> Pieces:
         """Records exit `index`, whose scores are computed, and the mask of the next stage."""
         (height, width), under, scores = _at_stride(progress.shape), progress.geometry.mask, progress.scores
         assert scores is not None
@@ -256,7 +261,7 @@ class SparseNetwork:
             shrinking=masking.shrinks if follows else progress.shrinking,
         )
 
-    def _macs(self, index: int, progress: Progress) -> float:
+    def _macs(self, index: int, progress: SparseProgress) -> float:
         """Multiply-adds of the stage that ends at exit `index`, under its mask."""
         finest = progress.shape[0] // STRIDE
         return sum(
