@@ -74,3 +74,14 @@ class FakeModel:
         assert state.exit is not None
         array = state.image[..., 0] + np.uint8(state.exit.index)
         return ExitMap(state.exit.index, array, state.exit.active_share, np.full_like(array, 7) if extra else None)
+
+    def rendering(
+        self, state: FakeState, extra: str | None = None, out: MapMemory | None = None
+    ) -> Iterator[ExitMap | None]:
+        found = self.render(state, extra)
+        yield None
+        if out is not None:
+            np.copyto(out[0], found.array)
+            if out[1] is not None and found.extra is not None:
+                np.copyto(out[1], found.extra)
+        yield found
