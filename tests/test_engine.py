@@ -176,7 +176,7 @@ def test_a_request_that_fits_nowhere_is_refused_with_the_time_to_wait(run: Any) 
     async def check(harness: Harness) -> None:
         first, second = harness.admit(left_s=0.15), harness.admit(left_s=0.15)
         assert harness.open() == [1, 1]
-        with pytest.raises(UnavailableError, match="exit 1 would be there in .* ms are left; ask again in") as caught:
+        with pytest.raises(UnavailableError, match="exit 1 would be there in") as caught:
             harness.admit(left_s=0.15)
         assert caught.value.code == "overloaded" and 0 < (caught.value.retry_after_s or 0) < 0.2
         assert harness.open() == [1, 1]
