@@ -24,6 +24,7 @@ from server.scheduling.backlog import Expected
 NAME = tiny.SEGMENTATION.name
 SHAPE = tiny.SEGMENTATION.size
 FACTS = ModelFacts(live.MACS, (0.1, 0.2, 0.3, 0.4), False, Chosen("triton", "the fastest", "fp16"))
+UP = ("cpu:0", "cpu:1")
 Check = Callable[["Harness"], Coroutine[Any, Any, None]]
 
 
@@ -206,6 +207,53 @@ def test_an_image_that_is_so_large_that_it_fits_nowhere_is_refused(run: Any) -> 
         assert harness.open() == [1] and not harness.engine.jobs
 
     run(check)
+
+
+def test_requests_on_a_stuck_worker_are_answered_at_their_own_deadlines(run: Any) -> None:
+    """The worker says nothing more; with an exit in hand that is the answer."""
+
+    async def check(harness: Harness) -> None:
+        jobs = [harness.submit(required=required) for required in (1, 1, 2)]
+        for number in (0, 2):
+            harness.workers[0].reach(jobs[number].spec, 1)
+        await until(lambda: jobs[2].exits)
+        for job in jobs:
+            harness.engine.move_deadline(job, time.monotonic())
+            await asyncio.wait_for(job.ended(), live.PATIENCE_S)
+        assert [(job.stop, job.latest) for job in jobs] == [(Stop.DEADLINE, 1), (Stop.NO_EXIT, 0), (Stop.DEADLINE, 1)]
+        assert harness.open() == [0]
+
+    run(check)
+
+
+def test_a_worker_that_is_lost_costs_only_its_own_jobs(run: Any) -> None:
+    async def check(harness: Harness) -> None:
+        lost, kept = harness.workers
+        first, second, third = (harness.submit() for _ in range(3))
+        waiting = harness.admit()
+        assert waiting.device is second.place.device
+        beside = harness.admit()
+        lost.reach(first.spec, 1)
+        await until(lambda: first.exits)
+        lost.lingers = True
+        lost.die()
+        assert await first.ended() is Stop.DEADLINE and first.latest == 1
+        with pytest.raises(UnavailableError, match="the worker was lost before exit 1"):
+            await third.ended()
+        assert second.stop is None and harness.open() == [0, 2]
+        assert harness.engine.readiness()["ready"]
+        assert [device["ready"] for device in harness.engine.readiness()["devices"]] == [False, True]
+        up = {label: harness.metrics.registry.get_sample_value("anytime_worker_up", {"device": label}) for label in UP}
+        assert up == {"cpu:0": 0, "cpu:1": 1}
+        for job in (first, third):
+            harness.engine.release(job)
+        assert len(harness.engine.jobs) == 3  # the worker may still write, until it has ended
+        lost.lingers = False
+        await until(lambda: len(harness.engine.jobs) == 1)
+        assert harness.submit(place=beside).place.device is second.place.device  # its image came after the loss
+        assert kept.hear_job().key == second.spec.key and kept.hear_job().key == beside.key
+
+    run(check, "cpu,cpu")
 
 
 def test_what_exits_cost_is_learnt_and_compared_with_what_was_predicted(run: Any) -> None:
