@@ -14,8 +14,9 @@ from server.engine.messages import LoadPlan
 
 logger = logging.getLogger("anytime.worker_process")
 
-# Threads that spin between two convolutions would keep the cores from the front end.
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+# Threads that spin between two convolutions would keep the cores from the front end. Those of OpenBLAS always spin, and
+# a worker needs them for nothing but the small matrices of loading.
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class WorkerProcess(Protocol):
