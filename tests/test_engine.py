@@ -15,7 +15,7 @@ from live import ScriptedWorker
 from server.catalog import Catalog, read_catalog
 from server.engine.engine import Engine
 from server.engine.job import Job
-from server.engine.messages import Broken, Chosen, Exited, JobSpec, LoadPlan, ModelFacts, Ready, Stop
+from server.engine.messages import Broken, Chosen, Exited, JobSpec, LoadPlan, ModelFacts, Ready, Stop, Unloadable
 from server.engine.place import Place
 from server.errors import NoExitError, UnavailableError
 from server.metrics import Metrics
@@ -36,8 +36,9 @@ class Harness:
         self.catalog: Catalog = read_catalog(folder)
         self.plans: list[LoadPlan] = []
         self.workers: list[ScriptedWorker] = []
+        self.unloadable: list[str] = []
         self.metrics = Metrics({NAME: 4})
-        self.engine = Engine(self.settings, self.catalog, self.metrics, print, self._launch)
+        self.engine = Engine(self.settings, self.catalog, self.metrics, self.unloadable.append, self._launch)
 
     def _launch(self, plan: LoadPlan) -> ScriptedWorker:
         self.plans.append(plan)
@@ -156,6 +157,21 @@ def test_after_a_device_has_failed_the_next_worker_runs_the_reference(run: Any) 
         assert harness.metric("anytime_worker_restarts_total") == 1
 
     run(check)
+
+
+def test_models_that_cannot_be_loaded_any_more_end_the_server_only_if_no_worker_is_left(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check(harness: Harness) -> None:
+        for number in (0, 1):
+            assert not harness.unloadable
+            harness.workers[number].die()
+            await until(lambda number=number: len(harness.workers) == 3 + number)
+            harness.workers[-1].say(Unloadable("no such file"))
+            await until(lambda: "cannot be loaded on cpu:0 any more: no such file" in caplog.text)
+        await until(lambda: harness.unloadable)
+
+    run(check, "cpu,cpu")
 
 
 def test_requests_go_where_their_required_exit_is_there_first(run: Any) -> None:

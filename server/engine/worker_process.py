@@ -35,8 +35,8 @@ class IdleProcess:
     """A child process that waits for its load plan, and imports meanwhile what a worker needs. It inherits `arena_fd`.
 
     It has a command line of its own, since torch's thread pool reads the environment when torch is imported. A child of
-    `multiprocessing` would have to set the variables itself, and would come with a helper process. Raises OSError if the
-    process cannot be started.
+    `multiprocessing` would have to set the variables itself, and would come with a helper process. Raises OSError if it
+    cannot be started.
     """
 
     def __init__(self, arena_fd: int) -> None:
