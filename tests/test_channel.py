@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from multiprocessing import Pipe
 from typing import Any
 
-import live
+from live import until
 
 from server.engine.channel import Channel, framed
 from server.engine.messages import Beat, Cancel, Ended, Event, MoveDeadline, Stop
@@ -24,12 +24,6 @@ class Line:
     def _hung_up(self) -> None:
         self.hang_ups += 1
         self.channel.close()
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(live.PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0)
 
 
 def run(check: Callable[[Line], Coroutine[Any, Any, None]]) -> None:

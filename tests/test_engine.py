@@ -10,7 +10,7 @@ from typing import Any
 import live
 import pytest
 import tiny
-from live import ScriptedWorker
+from live import ScriptedWorker, until
 
 from server.catalog import Catalog, read_catalog
 from server.engine.engine import Engine
@@ -69,12 +69,6 @@ class Harness:
 
     def metric(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(name)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(live.PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0)
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from collections.abc import Callable, Coroutine
 from multiprocessing import Pipe
 from typing import Any
 
-import live
 import pytest
+from live import until
 
 from server.engine.messages import Beat, Cancel, Event, Ping, Ready
 from server.engine.supervisor import Supervisor
@@ -64,12 +64,6 @@ class Watched:
         """What the supervisor does while the time passes."""
         for _ in range(round(seconds / TICK_S)):
             self.supervisor._watch()
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(live.PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0)
 
 
 @pytest.fixture(autouse=True)
