@@ -119,7 +119,6 @@ class LoadPlan:
     device: str
     executor: str
     threads: int
-    sharing: int
     known_s: dict[str, tuple[float, ...]]
     chosen: dict[str, Chosen]
     traffic_cap: tuple[tuple[int, int], ...]
@@ -127,6 +126,7 @@ class LoadPlan:
     arena_bytes: int
     log_level: str
     precision: str = AUTO
+    sharing: int = 1
 
 
 # --- events ---

@@ -168,7 +168,6 @@ class WorkerPool:
             device=device.name,
             executor=settings.executor,
             threads=settings.threads,
-            sharing=sum(other.name == device.name for other in self.devices),
             known_s={name: facts.seconds for name, facts in device.facts.items()},
             chosen={name: facts.chosen for name, facts in device.facts.items()},
             traffic_cap=settings.traffic_levels,
@@ -176,6 +175,7 @@ class WorkerPool:
             arena_bytes=self._arena.size_bytes,
             log_level=settings.log_level.upper(),
             precision=settings.precision,
+            sharing=sum(other.name == device.name for other in self.devices),
         )
 
     def _hear(self, device: Device, event: Event) -> None:
