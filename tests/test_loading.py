@@ -55,10 +55,10 @@ def test_a_worker_that_follows_another_takes_over_what_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "cores", "sharing", "expected"), [(0, 8, 1, 8), (0, 8, 3, 2), (0, 1, 2, 1), (6, 8, 2, 3), (1, 8, 2, 1)]
+    ("asked", "sharing", "expected"), [(0, 1, 8), (0, 3, 2), (0, 16, 1), (6, 1, 6), (6, 2, 3), (1, 2, 1)]
 )
 def test_workers_on_one_device_share_its_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, cores: int, sharing: int, expected: int
+    monkeypatch: pytest.MonkeyPatch, asked: int, sharing: int, expected: int
 ) -> None:
     given: list[int] = []
 
@@ -69,9 +69,8 @@ def test_workers_on_one_device_share_its_threads(
         return FakeModel(), ""
 
     monkeypatch.setattr("server.worker.loading.build_fastest", build)
-    monkeypatch.setattr("server.worker.loading.usable", lambda: cores)
-    names = {"a": str(tmp_path), "b": str(tmp_path)}
-    load_models(LoadPlan(names, "cpu", "auto", threads, {}, {}, (), 0, 0, "INFO", sharing=sharing))
+    monkeypatch.setattr("server.worker.loading.usable", lambda: 8)
+    load_models(LoadPlan({"a": "a", "b": "b"}, "cpu", "auto", asked, {}, {}, (), 0, 0, "INFO", sharing=sharing))
     assert given == [expected, expected]
 
 
