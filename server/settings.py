@@ -93,6 +93,12 @@ class Settings(BaseModel):
     load_timeout_s: float = Field(
         900, gt=0, allow_inf_nan=False, description="time for a worker to load the models before it is replaced"
     )
+    spare_workers: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="processes in reserve, so that a worker that was lost is replaced sooner; each takes about 150 MB",
+    )
     drain_ms: float = Field(
         30_000, ge=0, allow_inf_nan=False, description="time for open requests to finish after SIGTERM"
     )

@@ -171,6 +171,13 @@ def wait_for(condition: Callable[[], bool]) -> None:
         tick.wait(0.01)
 
 
+async def until(condition: Callable[[], Any]) -> None:
+    """Let the event loop run until something has happened on it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+
+
 class Later:
     """A call that runs in a thread of its own."""
 

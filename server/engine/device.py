@@ -33,18 +33,17 @@ class Device:
     """One of the devices that the settings name.
 
     `name`: as the settings name it. `label`: as metrics and readiness name it; a device that is named several times has
-    a numbered label for each of its workers.
+    a numbered label for each of its workers. `costs`: learnt from the exits of all workers on devices of that name.
     """
 
-    def __init__(self, name: str, label: str, catalog: Catalog, metrics: Metrics) -> None:
+    def __init__(self, name: str, label: str, costs: CostModel, catalog: Catalog, metrics: Metrics) -> None:
         self.name = name
         self.label = label
         self.ready: Ready | None = None
         """The worker's readiness; None while there is no worker that can serve."""
         self.facts: dict[str, ModelFacts] = {}
         """The facts about each model, from the latest worker that was ready; the next worker need not find them out."""
-        self.costs = CostModel()
-        """Learnt from the exits of all workers that the device had."""
+        self.costs = costs
         self.backlog = Backlog(self.costs)
         """What the worker owes; another object for each worker."""
         self._catalog = catalog

@@ -259,7 +259,8 @@ class Engine:
             else:
                 first = job.spec.required
                 sentence = f"the worker was lost before exit {first}; another one is being started, ask again soon"
-                self.finish(job, Stop.ERROR, WorkerLostError(sentence, "worker_lost", RESTART_S))
+                wait_s = 1.0 if self.pool.ready else RESTART_S
+                self.finish(job, Stop.ERROR, WorkerLostError(sentence, "worker_lost", wait_s))
 
     def _buried(self, device: Device) -> None:
         """Free the memory of the jobs of a worker that has ended."""

@@ -124,7 +124,6 @@ class LoadPlan:
     device: str
     executor: str
     threads: int
-    sharing: int
     known: tuple[StageCost, ...]
     chosen: dict[str, Chosen]
     traffic_cap: tuple[tuple[int, int], ...]
@@ -132,6 +131,7 @@ class LoadPlan:
     arena_bytes: int
     log_level: str
     precision: str = AUTO
+    sharing: int = 1
 
 
 # --- events ---

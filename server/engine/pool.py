@@ -1,6 +1,7 @@
 """The worker pool: the devices of a server, the workers on them, and which of these takes a request."""
 
 import itertools
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +17,10 @@ from server.engine.worker_process import WorkerProcess
 from server.errors import UnavailableError
 from server.metrics import Metrics
 from server.scheduling.backlog import Expected, Refusal
+from server.scheduling.costs import CostModel
 from server.settings import Settings
+
+logger = logging.getLogger("anytime.pool")
 
 RESTART_S = 5.0
 """The wait that clients are told while a worker starts."""
@@ -27,8 +31,8 @@ class PoolListener:
     """Who hears of the workers. Each function is called with the device that it is about.
 
     `hear`: an event that concerns a job. `lost`: the worker is lost, but may still touch the shared memory.
-    `buried`: now it does not any more. `step_s`: see `Supervisor`. `unloadable`: the models cannot be loaded, for the
-    reason that is given, which another worker would not change.
+    `buried`: now it does not any more. `step_s`: see `Supervisor`. `unloadable`: no worker can serve, since the models
+    cannot be loaded for the reason that is given, or the settings name a device on which they never could.
     """
 
     hear: Callable[[Device, Event], None]
@@ -58,7 +62,10 @@ class WorkerPool:
         self._launch = launch
         self._listener = listener
         self._keys = itertools.count(1)
-        self.devices = [Device(name, label, catalog, metrics) for name, label in labelled(settings.devices)]
+        costs = {name: CostModel() for name in settings.devices}
+        self.devices = [
+            Device(name, label, costs[name], catalog, metrics) for name, label in labelled(settings.devices)
+        ]
         self._supervisors = {device: self._supervisor(device) for device in self.devices}
 
     def start(self) -> None:
@@ -161,7 +168,6 @@ class WorkerPool:
             device=device.name,
             executor=settings.executor,
             threads=settings.threads,
-            sharing=sum(other.name == device.name for other in self.devices),
             known=device.costs.snapshot(),
             chosen={name: facts.chosen for name, facts in device.facts.items()},
             traffic_cap=settings.traffic_levels,
@@ -169,6 +175,7 @@ class WorkerPool:
             arena_bytes=self._arena.size_bytes,
             log_level=settings.log_level.upper(),
             precision=settings.precision,
+            sharing=sum(other.name == device.name for other in self.devices),
         )
 
     def _hear(self, device: Device, event: Event) -> None:
@@ -177,6 +184,8 @@ class WorkerPool:
                 self._now_ready(device, event)
             case Broken(reason):
                 device.broken(reason)
+            case Unloadable(reason) if self.ready and self._supervisors[device].starts > 1:
+                logger.error("the models cannot be loaded on %s any more: %s", device.label, reason)
             case Unloadable(reason):
                 self._listener.unloadable(reason)
             case _:
