@@ -12,6 +12,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 from starlette.status import WS_1001_GOING_AWAY
+from starlette.types import Receive, Scope, Send
 
 from server.catalog import read_catalog
 from server.engine.messages import LoadPlan
@@ -28,6 +29,26 @@ PAGE = ROOT / "clients" / "web"
 
 CLOSE_S = 2.0
 """The longest wait for the close handshakes of sockets, whose clients may not be reading."""
+
+
+class Application(FastAPI):
+    """The framework's application, with a shorter way for predictions.
+
+    The framework takes 0.2 ms of CPU to find the route of a request, half of what it costs to refuse one. FastAPI
+    still documents the route, and answers wrong methods.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != http.PREDICT_PATH or scope["method"] != "POST":
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        request = Request(scope, receive, send)
+        try:
+            response = await http.predict(request)
+        except ServerError as error:  # the registry words every other error as one
+            response = await _server_error(request, error)
+        await response(scope, receive, send)
 
 
 def create_app(
@@ -49,7 +70,7 @@ def create_app(
         finally:
             service.close()
 
-    app = FastAPI(
+    app = Application(
         title="Anytime inference server",
         description="Dense prediction by a deadline: each request gets the best map that its time allows.",
         lifespan=lifespan,

@@ -30,6 +30,7 @@ from server.requests.service import Service
 
 router = APIRouter()
 
+PREDICT_PATH = "/v1/predict"
 MEDIA_TYPES = ("application/json", "image/png", "application/octet-stream")
 """The media types of an answer; the first is the default."""
 
@@ -74,7 +75,7 @@ PREDICTED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/v1/predict", openapi_extra=PREDICT, responses=PREDICTED, response_class=Response, tags=["predict"])
+@router.post(PREDICT_PATH, openapi_extra=PREDICT, responses=PREDICTED, response_class=Response, tags=["predict"])
 async def predict(request: Request) -> Response:
     """The best map that fits the deadline, in one answer."""
     service: Service = request.app.state.service
