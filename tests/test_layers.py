@@ -32,7 +32,11 @@ SERVER = [
     # the worker, which alone may import torch, and which the front end does not import
     "server.worker.process",
     "server.worker.loading",
-    "server.worker.scheduler",
+    # who gets the device when: pure
+    "server.scheduling.scheduler",
+    "server.scheduling.backlog",
+    "server.scheduling.costs",
+    "server.scheduling.quantile",
     # what they share
     "server.requests.budget",
     "server.metrics",

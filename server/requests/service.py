@@ -20,8 +20,9 @@ from server.engine.messages import JobSpec, LoadPlan, Stop
 from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.metrics import Metrics
 from server.requests.admission import ClientLimit, check_body, check_options, check_person, decode
-from server.requests.budget import Budget, Quantile
+from server.requests.budget import Budget
 from server.requests.registry import RequestRecord, RequestRegistry
+from server.scheduling.quantile import Quantile
 from server.settings import Settings
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from models.network.flops import gmacs
 from models.quality import Quality, uncertainty
 from models.quantisation import Precision
 from server.engine.messages import Chosen, LoadPlan, ModelFacts
-from server.requests.budget import Costs, Shape
+from server.scheduling.costs import CostModel, Shape
 
 logger = logging.getLogger("anytime.loading")
 
@@ -58,7 +58,7 @@ def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
     return padded_size(height, width)
 
 
-def warm_up(name: str, model: AnytimeModel, costs: Costs, known_s: tuple[float, ...] | None) -> None:
+def warm_up(name: str, model: AnytimeModel, costs: CostModel, known_s: tuple[float, ...] | None) -> None:
     """Run every exit, so that the first request finds all in place, and learn the seconds at the configured size.
 
     The image is noise, for which a network's own masks would be empty or full, so masks of the usual active shares are
@@ -74,11 +74,8 @@ def warm_up(name: str, model: AnytimeModel, costs: Costs, known_s: tuple[float, 
     image = np.random.default_rng(0).integers(0, 256, (*model.config.size, 3), dtype=np.uint8)
     masks = smooth_masks(model.begin(image).shape, WARM_UP_SHARES, seed=0)
     for _ in range(WARM_UP_RUNS):
-        total_s = 0.0
         for exit_index, stage_s in _stages(model, image, masks):
             costs.observe(name, shape, exit_index, stage_s)
-            total_s += stage_s
-        costs.judge(name, shape, model.config.exits, total_s)
 
 
 def _stages(model: AnytimeModel, image: NDArray[np.uint8], masks: Sequence[Tensor]) -> Iterator[tuple[int, float]]:
@@ -98,7 +95,7 @@ def _stages(model: AnytimeModel, image: NDArray[np.uint8], masks: Sequence[Tenso
         began_s = time.monotonic()
 
 
-def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
+def facts(name: str, loaded: Loaded, costs: CostModel) -> ModelFacts:
     """The facts about a model that is warm."""
     config = loaded.model.config
     shape = input_shape(config, *config.size)

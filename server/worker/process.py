@@ -34,9 +34,10 @@ from server.engine.messages import (
     Unloadable,
 )
 from server.engine.shared_memory import attach
-from server.requests.budget import Costs, TrafficCap
+from server.requests.budget import TrafficCap
+from server.scheduling.costs import CostModel
+from server.scheduling.scheduler import ScheduledJob, Scheduler
 from server.worker.loading import Loaded, facts, input_shape, load_models, warm_up
-from server.worker.scheduler import ScheduledJob, Scheduler
 
 logger = logging.getLogger("anytime.worker")
 
@@ -129,8 +130,6 @@ class Worker:
         """Drop a job that the scheduler has let go of, and learn from it."""
         running = self._jobs.pop(key)
         job, costs = running.scheduled, self._scheduler.costs
-        if job.exit:
-            costs.judge(job.spec.model, job.shape, job.exit, running.until_exit_s)
         costs.observe_cut(job.spec.model, job.shape, job.exit + 1, running.stage_s)
         self._say(Ended(key, stop, error=error))
 
@@ -196,7 +195,7 @@ def main(fd: int) -> int:
         try:
             plan: LoadPlan = connection.recv()
             logging.basicConfig(level=plan.log_level, format="%(levelname)s:     %(name)s %(message)s")
-            costs = Costs()
+            costs = CostModel()
             try:
                 models = load_models(plan)
             except (ValueError, OSError) as error:

@@ -1,13 +1,14 @@
 """The scheduler: which step of which job runs next. Pure: no clock, torch or asyncio; its driver passes the time in.
 
 Every job's first exit comes first, then exits that are required beyond it, then the job with the earliest deadline. A
-further exit is begun only if it would be ready by the deadline at the safe estimate of `Costs`.
+further exit is begun only if it would be ready by the deadline at the safe estimate of `CostModel`.
 """
 
 from dataclasses import dataclass, field
 
 from server.engine.messages import JobSpec, Stop
-from server.requests.budget import GRACE_S, Costs, Shape, TrafficCap
+from server.requests.budget import GRACE_S, TrafficCap
+from server.scheduling.costs import CostModel, Shape
 
 
 @dataclass
@@ -48,9 +49,9 @@ class Scheduler:
 
     NOISE_S = 0.002
     """A start that differs from the usual one by less than this counts as usual. It is less than the reserve of
-    `Costs.safe_s`."""
+    `CostModel.safe_s`."""
 
-    def __init__(self, costs: Costs, cap: TrafficCap | None = None) -> None:
+    def __init__(self, costs: CostModel, cap: TrafficCap | None = None) -> None:
         self.costs = costs
         self._cap = cap or TrafficCap()
         self._jobs: dict[int, ScheduledJob] = {}
@@ -71,7 +72,7 @@ class Scheduler:
             return ready_s - alone_s
         for key, other in self._jobs.items():
             left_s = other.compute_deadline_s - now_s
-            if key in before and before[key] <= left_s < self.costs.slowness(other.spec.model) * after[key]:
+            if key in before and before[key] <= left_s < self.costs.margin(other.spec.model) * after[key]:
                 return max(before.values())
         self._jobs[job.spec.key] = job
         return None
