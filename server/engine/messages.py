@@ -48,6 +48,8 @@ class JobSpec:
     `quality`: the share of pixels that may still change (see `models/quality.py`), or None.
     `extra`: the further map to render at every exit, or None.
     `box`: the person's box, for pose, or None.
+    `client`: who asks; clients share the device fairly.
+    `priority`: 0, 1 or 2; whose further exits come first, from 2 down.
     """
 
     key: int
@@ -63,6 +65,8 @@ class JobSpec:
     quality: float | None = None
     extra: Extra | None = None
     box: Box | None = None
+    client: str = ""
+    priority: int = 1
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ T = TypeVar("T")
 Encoding = Literal["png", "raw", "delta", "json"]
 MAX_ID = 128
 """The longest id of a request, in characters."""
+PRIORITIES = (0, 1, 2)
 MAX_COORDINATE = 1e6
 """The largest number in a person's box, in pixels."""
 
@@ -62,6 +63,13 @@ def _exit(value: Any) -> int:
     number = _number(value)
     if number != int(number) or number < 1:
         raise _refuse(shown(value), "exits are whole numbers from 1")
+    return int(number)
+
+
+def _priority(value: Any) -> int:
+    number = _number(value)
+    if number not in PRIORITIES:
+        raise _refuse(shown(value), "it may be 0, 1 or 2")
     return int(number)
 
 
@@ -148,6 +156,10 @@ class RequestOptions(BaseModel):
     )
     box: Annotated[Box, BeforeValidator(_box), WithJsonSchema({"type": "string"})] | None = Field(
         default=None, description="the person's box for pose: x,y,width,height in pixels of the upright image"
+    )
+    priority: Annotated[int, Field(ge=0, le=2), BeforeValidator(_priority)] = Field(
+        default=1,
+        description="0, 1 or 2: who gets further exits first, from 2 down; never before the first exit of anybody",
     )
 
     @field_validator("max_exit")
