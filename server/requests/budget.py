@@ -33,13 +33,11 @@ class Traffic:
     """What a budget depends on of the moment: t.
 
     `open_requests`: admitted requests that have not ended. `busy`: the share of the latest seconds in which the devices
-    computed. `wait_s`: predicted seconds until a new request's first step. `unix_s`: seconds since 1970, for the time
-    of day.
+    computed. `unix_s`: seconds since 1970, for the time of day.
     """
 
     open_requests: int
     busy: float
-    wait_s: float
     unix_s: float
 
 

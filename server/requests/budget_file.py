@@ -7,7 +7,7 @@ max_exit = 3
 
 [clients."10.0.0.7"]           # an address; the same three
 
-[[traffic]]                    # while so many requests are open; or busy = 0.9, or wait_ms = 100
+[[traffic]]                    # while so many and more are open; or busy = 0.9
 open_requests = 16
 max_exit = 3                   # every rule has max_exit, max_deadline_ms or both
 

@@ -134,7 +134,9 @@ class InputRule(Rule):
 
     def limits(self, asked: Asked) -> Iterator[Limit]:
         if asked.pixels is not None and asked.pixels >= self.pixels:
-            yield self.limit("input", f"the image has {asked.pixels:,} pixels, and {self.pixels:,} are many")
+            yield self.limit(
+                "input", f"the image has {asked.pixels:,} pixels; the rule is for {self.pixels:,} and more"
+            )
 
 
 # --- policies of the moment ---
@@ -142,32 +144,26 @@ class InputRule(Rule):
 
 @value(kw_only=True)
 class TrafficRule(Rule):
-    """Limits while there is much traffic, told by one of three measures.
+    """Limits while there is much traffic: while `open_requests` or more are open, or while the devices compute for a
+    share `busy` of the time or more."""
 
-    `open_requests`: so many and more are open. `busy`: the devices compute for this share of the time, or more.
-    `wait_ms`: a new request waits for so long, or longer.
-    """
-
-    open_requests: Whole | None = None
+    open_requests: Annotated[int, Field(ge=0)] | None = None
     busy: Annotated[float, Field(gt=0, le=1)] | None = None
-    wait_ms: Milliseconds | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if sum(measure is not None for measure in (self.open_requests, self.busy, self.wait_ms)) != 1:
-            raise PydanticCustomError("no_measure", "give one of open_requests, busy and wait_ms")
+        if (self.open_requests is None) == (self.busy is None):
+            raise PydanticCustomError("no_measure", "give one of open_requests and busy")
 
     def limits(self, traffic: Traffic) -> Iterator[Limit]:
         if self.open_requests is not None and traffic.open_requests >= self.open_requests:
-            why = f"{traffic.open_requests} requests are open, and {self.open_requests} are many"
-            yield self.limit("traffic", why)
+            yield self.limit(
+                "traffic", f"{traffic.open_requests} requests are open; the rule is for {self.open_requests} and more"
+            )
         if self.busy is not None and traffic.busy >= self.busy:
             yield self.limit(
-                "traffic", f"the devices are busy for {traffic.busy:.0%} of the time, and {self.busy:.0%} is much"
-            )
-        if self.wait_ms is not None and 1000 * traffic.wait_s >= self.wait_ms:
-            yield self.limit(
-                "traffic", f"a new request waits for {1000 * traffic.wait_s:.0f} ms, and {self.wait_ms:g} is long"
+                "traffic",
+                f"the devices compute {traffic.busy:.0%} of the time; the rule is for {self.busy:.0%} and more",
             )
 
 
@@ -208,8 +204,8 @@ class HoursRule(Rule):
     def limits(self, traffic: Traffic) -> Iterator[Limit]:
         now = datetime.fromtimestamp(traffic.unix_s, ZoneInfo(self.zone))
         if self._holds(now.time(), now.weekday()):
-            span = f"between {self.begin:%H:%M} and {self.end:%H:%M}"
-            yield self.limit("hours", f"it is {now:%a %H:%M} in {self.zone}, {span}")
+            span = f"{self.begin:%H:%M} to {self.end:%H:%M}"
+            yield self.limit("hours", f"it is {now:%a %H:%M} in {self.zone}; the rule is for {span}")
 
     def _holds(self, now: time, weekday: int) -> bool:
         today, yesterday = DAYS[weekday] in self.days, DAYS[weekday - 1] in self.days
