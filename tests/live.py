@@ -15,6 +15,7 @@ from functools import lru_cache
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -57,10 +58,15 @@ class ScriptedWorker:
         self.connection, self._own = Pipe()
         self._memory = attach(os.dup(plan.arena_fd), plan.arena_bytes)
         self._names = list(plan.models)
+        self.killed = self.lingers = False
 
     def kill(self) -> None:
         """What the server calls to end a worker."""
-        self.connection.close()
+        self.killed = True
+
+    def gone(self, wait_s: float = 0.0) -> bool:
+        """What the server asks until a worker that it ended is gone. It keeps its memory while `lingers` is set."""
+        return not self.lingers
 
     def die(self) -> None:
         self._own.close()
@@ -227,7 +233,8 @@ def scripted(folder: Path, **fields: object) -> Iterator[tuple[Live, Callable[[]
         started.put(worker)
         return worker
 
-    with serving(settings(folder, **fields), launch) as live:
+    silent = patch("server.engine.supervisor.TICK_S", 3600.0)  # the test does not play the answers to pings
+    with silent, serving(settings(folder, **fields), launch) as live:
         yield live, lambda: started.get(timeout=PATIENCE_S)
 
 

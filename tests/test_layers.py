@@ -28,10 +28,20 @@ SERVER = [
     # the async face of the worker
     "server.engine.engine",
     "server.engine.job",
+    "server.engine.pool",
+    "server.engine.place",
+    "server.engine.routing",
+    "server.engine.device",
+    "server.engine.supervisor",
     "server.engine.worker_process",
+    "server.engine.channel",
+    "server.engine.watchdog",
     # the worker, which alone may import torch, and which the front end does not import
+    "server.worker.__main__",
+    "server.worker.lifeline",
     "server.worker.process",
     "server.worker.loading",
+    "server.catalog",
     # who gets the device when: pure
     "server.scheduling.scheduler",
     "server.scheduling.backlog",
@@ -42,7 +52,6 @@ SERVER = [
     "server.metrics",
     "server.settings",
     "server.engine.messages",
-    "server.catalog",
     "server.engine.shared_memory",
     "server.errors",
 ]

@@ -11,8 +11,9 @@ from models.directory import fingerprint
 from models.executors.reference import ReferenceExecutor
 from models.executors.selection import build
 from models.quality import Quality
+from server.catalog import input_shape
 from server.scheduling.costs import CostModel
-from server.worker.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, input_shape, load_quality, warm_up
+from server.worker.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, load_quality, warm_up
 
 
 def test_warming_up_learns_what_exits_cost() -> None:

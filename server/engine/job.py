@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from server.catalog import ServedModel
 from server.engine.messages import Exited, JobSpec, Stop
+from server.engine.place import Place
 from server.errors import ServerError
 
 
@@ -18,15 +19,19 @@ class Job:
     `block`: the job's shared memory. The engine frees it once the worker and the reader have both let go.
     `stop`: why the job ended for its reader, None while it runs; `stopped_s`: when.
     `error`: what kept the job from an answer, or None.
-    `macs`: multiply-adds computed so far, those of exits that came after the answer included.
+    `macs`, `used_s`: multiply-adds and device time so far, those of exits that came after the answer included.
+    `active_share`: what the next stage computes.
     """
 
     spec: JobSpec
     model: ServedModel
+    place: Place
     block: memoryview
     submitted_s: float
     exits: list[Exited] = field(default_factory=list)
     macs: int = 0
+    used_s: float = 0.0
+    active_share: float = 1.0
     stop: Stop | None = None
     error: ServerError | None = None
     stopped_s: float = 0.0

@@ -6,6 +6,7 @@ one clock for all processes of a machine.
 
 import enum
 from dataclasses import dataclass
+from typing import ClassVar
 
 from models.executors.registry import AUTO
 from models.imaging.geometry import Box
@@ -84,7 +85,15 @@ class MoveDeadline:
     compute_deadline_s: float
 
 
-Command = JobSpec | Cancel | MoveDeadline
+@dataclass(frozen=True)
+class Ping:
+    """Ask for a sign of life: the worker answers with `Beat` at its next look at the mailbox."""
+
+    key: ClassVar[int] = 0
+    """It concerns no job."""
+
+
+Command = JobSpec | Cancel | MoveDeadline | Ping
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,8 @@ class LoadPlan:
     """The first message to a worker: which models to load, how to run them, and where the shared memory is.
 
     `models`: model directories by name.
+    `threads`: CPU threads of all workers on this device together; 0: one for each core that the process may use.
+    `sharing`: how many workers compute on this device.
     `known_s`: cumulative seconds of each exit at the configured size, by model, as the worker before this one measured
     them. A worker that is given them skips the measurement and is ready sooner.
     `chosen`: by model, what the worker before this one ran.
@@ -112,6 +123,7 @@ class LoadPlan:
     device: str
     executor: str
     threads: int
+    sharing: int
     known_s: dict[str, tuple[float, ...]]
     chosen: dict[str, Chosen]
     traffic_cap: tuple[tuple[int, int], ...]
@@ -183,7 +195,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Beat:
-    """The worker is alive: sent about once a second while it computes and reaches no exit."""
+    """The worker is alive: the answer to `Ping`."""
 
 
 @dataclass(frozen=True)

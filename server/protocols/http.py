@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -220,17 +219,11 @@ async def live() -> Response:
 
 @router.get("/health/ready", tags=["health"])
 async def ready(request: Request) -> Response:
-    """200 once every exit of every model is warm; 503 before, while the worker restarts, and while draining."""
+    """200 while a worker is there and every exit of every model is warm on it; 503 before, while the only worker
+    restarts, and while draining."""
     service: Service = request.app.state.service
-    worker = service.engine.ready
-    serving = worker is not None and not service.engine.draining
-    state = "ready" if serving else "draining" if service.engine.draining else "starting"
-    device = worker.device if worker else service.settings.device
-    executor = worker.executor if worker else service.settings.executor
-    body = {"ready": serving, "state": state, "device": device, "executor": executor}
-    chosen = {name: asdict(facts.chosen) for name, facts in worker.models.items()} if worker else {}
-    names = [model.name for model in service.catalog]
-    return reply({**body, "models": names, "chosen": chosen}, 200 if serving else 503)
+    body = service.engine.readiness()
+    return reply(body, 200 if body["ready"] else 503)
 
 
 @router.get("/metrics", tags=["health"])

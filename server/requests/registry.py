@@ -14,6 +14,7 @@ from typing import Any
 
 from server.engine.job import Job
 from server.engine.messages import Stop
+from server.engine.place import Place
 from server.errors import (
     DisconnectedError,
     InvalidError,
@@ -44,7 +45,8 @@ class RequestRecord:
     `deadline_s`: when the last byte of the answer is due, infinite until it is known. The front end has no other copy.
     `reserve_s`: the part of the time before the deadline that is kept for encoding and sending the answer.
     `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
-    `job`: the computation, once there is one. `given_up`: why nobody wants the answer any more, if so.
+    `place`: the right to a worker, once the request is admitted. `job`: the computation, once there is one.
+    `given_up`: why nobody wants the answer any more, if so.
     `stop`, `exit`, `elapsed_s`: how the request ended, its deepest exit, and after how long.
     """
 
@@ -60,6 +62,7 @@ class RequestRecord:
     reserve_s: float = 0.0
     max_exit: int = 0
     decode_s: float = 0.0
+    place: Place | None = None
     job: Job | None = None
     given_up: Stop | None = None
     stop: Stop | None = None
@@ -239,6 +242,7 @@ class RequestRegistry:
         record.elapsed_s = now_s - record.arrived_s
         if record.job is not None:
             record.exit, record.job = record.job.latest, None
+        record.place = None
         metrics, model = self._metrics, record.model
         metrics.requests.labels(model, record.protocol, record.stop).inc()
         metrics.exits_reached.labels(model, record.exit, record.stop).inc()

@@ -1,7 +1,6 @@
 """The parts of a server, and the path that the requests of all protocols take through them."""
 
 import asyncio
-import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +16,15 @@ from server.catalog import Catalog, ServedModel
 from server.engine.engine import Engine
 from server.engine.job import Job
 from server.engine.messages import JobSpec, LoadPlan, Stop
+from server.engine.place import Place
 from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.metrics import Metrics
+from server.protocols.options import RequestOptions
 from server.requests.admission import ClientLimit, check_body, check_options, check_person, decode
 from server.requests.budget import Budget
 from server.requests.registry import RequestRecord, RequestRegistry
+from server.scheduling.backlog import Expected
+from server.scheduling.costs import Shape
 from server.scheduling.quantile import Quantile
 from server.settings import Settings
 
@@ -69,10 +72,11 @@ class Service:
         self.engine = Engine(settings, catalog, self.metrics, unloadable, launch)
         self.sockets: set[WebSocket] = set()
         """The open WebSockets."""
-        self._keys = itertools.count(1)
         # Two pools, so that no answer that is due waits behind a large image.
         self._decoders = ThreadPoolExecutor(settings.codec_threads, "decode")
         self._encoders = ThreadPoolExecutor(settings.codec_threads, "encode")
+        self._shapes: dict[str, Shape] = {}
+        """The last image's shape, by model: what the next request is expected to bring."""
         self._decode_s: dict[int, Quantile] = {}
         self._encode_s: dict[tuple[str, int], Quantile] = {}
         self.metrics.watch(self.metrics.websockets, lambda: len(self.sockets))
@@ -99,15 +103,16 @@ class Service:
         Leaving the block ends the job. Raises ServerError if the request is refused, or given up before its job starts.
         """
         model = self.catalog.get(record.options.model)
-        self._admit(record, model)
-        job = await self._start(record, model, read)
-        try:
-            yield job
-        finally:
-            self.engine.release(job)
+        with self._admit(record, model) as record.place:
+            job = await self._start(record, model, record.place, read)
+            try:
+                yield job
+            finally:
+                self.engine.release(job)
 
-    def _admit(self, record: RequestRecord, model: ServedModel) -> None:
-        """Check what can be checked before the image is read, and set the deadline. Raises ServerError."""
+    def _admit(self, record: RequestRecord, model: ServedModel) -> Place:
+        """Check what can be checked before the image is read, set the deadline, and take a place at a worker. Raises
+        ServerError."""
         options, settings = record.options, self.settings
         self.limit.check(record.client)
         self.engine.check_open()
@@ -120,13 +125,16 @@ class Service:
             .capped(record.timeout_s)
         )
         record.deadline_s, record.max_exit = budget.deadline_s, budget.max_exit
+        shape = self._shapes.get(model.name) or model.input_shape(*model.config.size)
+        expected = Expected(model.name, shape, _required(options), record.deadline_s, client=record.client)
+        return self.engine.admit(expected, time.monotonic())
 
-    async def _start(self, record: RequestRecord, model: ServedModel, read: Read) -> Job:
+    async def _start(self, record: RequestRecord, model: ServedModel, place: Place, read: Read) -> Job:
         """Receive and decode the image, and hand the job to the engine."""
         async with record.preparing():
             image = await self._decode(await read())
             record.decode_s = image.decode_s
-            record.job = job = await self._submit(record, model, image)
+            record.job = job = await self._submit(record, model, place, image)
         return job
 
     async def _decode(self, body: bytes) -> DecodedImage:
@@ -149,11 +157,12 @@ class Service:
         usual.add(now_s - started_s)
         return DecodedImage(pixels, now_s - began_s, began_s + usual.value)
 
-    async def _submit(self, record: RequestRecord, model: ServedModel, image: DecodedImage) -> Job:
+    async def _submit(self, record: RequestRecord, model: ServedModel, place: Place, image: DecodedImage) -> Job:
         options = record.options
         height, width = image.pixels.shape[:2]
         if options.box is not None:
             check_person(options.box, height, width)
+        self._shapes[model.name] = model.input_shape(height, width)
         layout = model.layout(height, width, extra=options.map is not None)
         offset = self.engine.take(layout)
         try:
@@ -162,7 +171,7 @@ class Service:
             record.reserve_s = self._reserve_s(record.encoding, layout.pixels)
             return self.engine.submit(
                 JobSpec(
-                    key=next(self._keys),
+                    key=place.key,
                     model=model.name,
                     offset=offset,
                     layout=layout,
@@ -170,12 +179,13 @@ class Service:
                     compute_deadline_s=record.compute_deadline_s,
                     usual_start_s=image.usual_end_s,
                     max_exit=record.max_exit,
-                    required=1 if options.best_effort else options.min_exit or 1,
+                    required=_required(options),
                     min_exit=options.min_exit or 1,
                     quality=options.quality,
                     extra=options.map,
                     box=options.box,
-                )
+                ),
+                place,
             )
         except BaseException:
             self.engine.arena.give(offset, layout.total_bytes)
@@ -215,6 +225,13 @@ class Service:
         record.move_deadline(min(latest_s, time.monotonic() + left_s))
         if record.job is not None:
             self.engine.move_deadline(record.job, record.compute_deadline_s)
+        elif record.place is not None:
+            record.place.move_deadline(record.compute_deadline_s, time.monotonic())
+
+
+def _required(options: RequestOptions) -> int:
+    """The first exit that is worth an answer."""
+    return 1 if options.best_effort else options.min_exit or 1
 
 
 def _timed(function: Callable[[], T]) -> tuple[T, float]:

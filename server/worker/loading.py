@@ -13,16 +13,18 @@ from torch import Tensor
 
 from models.anytime import AnytimeModel, Overridable, State, exits_of, run
 from models.checkpoint import load_directory
+from models.executors.machine import usable
 from models.executors.precision import SHARES, Timer
 from models.executors.selection import build_fastest, choose_executor
 from models.executors.verify import smooth_masks
-from models.imaging.geometry import MULTIPLE, padded_size
-from models.network.configs import GIGA, ModelConfig
+from models.imaging.geometry import MULTIPLE
+from models.network.configs import GIGA
 from models.network.flops import gmacs
 from models.quality import Quality, uncertainty
 from models.quantisation import Precision
+from server.catalog import input_shape
 from server.engine.messages import Chosen, LoadPlan, ModelFacts
-from server.scheduling.costs import CostModel, Shape
+from server.scheduling.costs import CostModel
 
 logger = logging.getLogger("anytime.loading")
 
@@ -49,13 +51,6 @@ class Loaded:
         if self.quality is None or epsilon is None or state.exit is None:
             return False
         return self.quality.stops(uncertainty(state.exit, self.model.config.task, state.frame), epsilon)
-
-
-def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
-    """The network input's height and width for an image: the padded size, or the size of a person's crop."""
-    if config.task == "pose":
-        return config.size
-    return padded_size(height, width)
 
 
 def warm_up(name: str, model: AnytimeModel, costs: CostModel, known_s: tuple[float, ...] | None) -> None:
@@ -111,6 +106,7 @@ def load_models(plan: LoadPlan, timer: Timer | None = None) -> dict[str, Loaded]
     """The models of a load plan, by name. `timer`: see `build_fastest`. Raises ValueError or OSError if one cannot be
     loaded."""
     loaded = {}
+    threads = max(1, (plan.threads or usable()) // plan.sharing)
     for name, text in plan.models.items():
         path = Path(text)
         make, precision, chosen = partial(load_directory, path), plan.precision, plan.chosen.get(name)
@@ -119,7 +115,7 @@ def load_models(plan: LoadPlan, timer: Timer | None = None) -> dict[str, Loaded]
             executor, reason = choice.executor, choice.reason
         else:
             executor, reason, precision = chosen.executor, chosen.reason, chosen.precision
-        model, why = build_fastest(make, plan.device, executor, plan.threads, precision, directory=path, timer=timer)
+        model, why = build_fastest(make, plan.device, executor, threads, precision, directory=path, timer=timer)
         why = chosen.precision_reason if chosen else why
         logger.info("%s runs on %s in %s%s", name, model.executor, model.precision, f": {why}" if why else "")
         loaded[name] = Loaded(model, load_quality(path, model.precision), reason, why)

@@ -1,14 +1,7 @@
-"""The worker: the process that owns a device. It runs one step of one job, reads its mail, and runs the next step.
+"""The worker's loop: it runs one step of one job, reads its mail, and runs the next step."""
 
-The front end starts `python -m server.worker.process`; it is not for use by hand.
-"""
-
-import gc
 import logging
-import os
 import select
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +11,7 @@ import numpy as np
 import torch
 
 from models.anytime import AnytimeModel, State
+from server.catalog import input_shape
 from server.engine.messages import (
     Beat,
     Broken,
@@ -27,22 +21,14 @@ from server.engine.messages import (
     Event,
     Exited,
     JobSpec,
-    LoadPlan,
     MoveDeadline,
-    Ready,
+    Ping,
     Stop,
-    Unloadable,
 )
-from server.engine.shared_memory import attach
-from server.requests.budget import TrafficCap
-from server.scheduling.costs import CostModel
 from server.scheduling.scheduler import ScheduledJob, Scheduler
-from server.worker.loading import Loaded, facts, input_shape, load_models, warm_up
+from server.worker.loading import Loaded
 
 logger = logging.getLogger("anytime.worker")
-
-NICE = 5
-"""The worker's niceness: the front end must get a core while the worker computes on all of them."""
 
 
 @dataclass
@@ -63,9 +49,6 @@ class RunningJob:
 class Worker:
     """The loop. `memory` is shared with the front end; `clock` gives monotonic seconds."""
 
-    BEAT_S = 1.0
-    """The longest silence of a worker that computes."""
-
     def __init__(
         self,
         connection: Connection,
@@ -82,7 +65,6 @@ class Worker:
         self._scheduler = scheduler
         self._clock = clock
         self._jobs: dict[int, RunningJob] = {}
-        self._spoke_s = clock()
 
     def run(self) -> None:
         """Run until the front end is gone, which raises EOFError or OSError."""
@@ -104,7 +86,6 @@ class Worker:
 
     def _say(self, event: Event) -> None:
         self._connection.send(event)
-        self._spoke_s = self._clock()
 
     def _obey(self, command: Command) -> None:
         match command:
@@ -115,6 +96,8 @@ class Worker:
                     self._end(key, Stop.CANCELLED)
             case MoveDeadline(key, compute_deadline_s):
                 self._scheduler.move_deadline(key, compute_deadline_s)
+            case Ping():
+                self._say(Beat())
 
     def _add(self, spec: JobSpec) -> None:
         model = self._models[spec.model].model
@@ -146,8 +129,6 @@ class Worker:
             self._end(spec.key, Stop.ERROR, f"{type(error).__name__}: {error}")
         if exited is not None:
             self._say(exited)
-        elif self._clock() - self._spoke_s > self.BEAT_S:
-            self._say(Beat())
 
     def _advance(self, running: RunningJob) -> Exited | None:
         """Run the next step. If it completes an exit, render that into its slot, and return the event to send."""
@@ -182,39 +163,3 @@ class Worker:
         np.copyto(slot(block, found.index), found.array)
         if found.extra is not None:
             np.copyto(spec.layout.extra_map(block, found.index), found.extra)
-
-
-def main(fd: int) -> int:
-    """Runs the worker: serves the front end over the socket `fd`, whose first message is the load plan."""
-    # Ctrl-C and a supervisor's SIGTERM reach the whole process group. The front end ends this process, after it has
-    # finished its requests.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(NICE)
-    with Connection(fd) as connection:
-        try:
-            plan: LoadPlan = connection.recv()
-            logging.basicConfig(level=plan.log_level, format="%(levelname)s:     %(name)s %(message)s")
-            costs = CostModel()
-            try:
-                models = load_models(plan)
-            except (ValueError, OSError) as error:
-                connection.send(Unloadable(str(error)))
-                return 1
-            for name, loaded in models.items():
-                warm_up(name, loaded.model, costs, plan.known_s.get(name))
-            first = next(iter(models.values())).model
-            found = {name: facts(name, loaded, costs) for name, loaded in models.items()}
-            connection.send(Ready(first.device, first.executor, found))
-            memory = attach(plan.arena_fd, plan.arena_bytes)
-            # Collects once, then freezes: start-up objects, a scan of which takes 75 ms, are never scanned again.
-            gc.collect()
-            gc.freeze()
-            Worker(connection, memory, models, Scheduler(costs, TrafficCap(plan.traffic_cap))).run()
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return 0  # the front end is gone; so are its requests
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
