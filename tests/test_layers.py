@@ -59,6 +59,7 @@ SERVER = [
 WITHOUT_TORCH = (
     "models.directory",
     "models.executors.registry",
+    "models.gains",
     "models.imaging.geometry",
     "models.imaging.images",
     "models.network.configs",

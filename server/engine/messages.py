@@ -49,8 +49,8 @@ class JobSpec:
     `quality`: the share of pixels that may still change (see `models/quality.py`), or None.
     `extra`: the further map to render at every exit, or None.
     `box`: the person's box, for pose, or None.
-    `client`: who asks; clients share the device fairly.
-    `priority`: 0, 1 or 2; whose further exits come first, from 2 down.
+    `client`: who asks; clients get fair shares of the device.
+    `priority`: 0, 1 or 2; jobs of a higher one get their further exits first.
     """
 
     key: int

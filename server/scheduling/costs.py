@@ -6,6 +6,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from server.scheduling.quantile import Quantile
 
@@ -150,11 +151,17 @@ class CostModel:
     ) -> float:
         """Typical seconds from exit `after` (0: the start of the job) to exit `exit_index`; 0 while nothing is known.
         `active_share`: that of exit `after`, if it is known."""
-        usual_s = sum(
+        return self.slow_down * self.usual_s(model, shape, exit_index, after, active_share)[-1]
+
+    def usual_s(
+        self, model: str, shape: Shape, exit_index: int, after: int = 0, active_share: float | None = None
+    ) -> tuple[float, ...]:
+        """As `typical_s` at the usual pace of the device, to every exit from `after`, with 0, to `exit_index`."""
+        stages_s = (
             self._usual_s(model, shape, index, active_share if index == after + 1 else None)
             for index in range(after + 1, exit_index + 1)
         )
-        return self.slow_down * usual_s
+        return tuple(accumulate(stages_s, initial=0.0))
 
     def safe_s(
         self, model: str, shape: Shape, exit_index: int, after: int = 0, active_share: float | None = None

@@ -1,170 +1,191 @@
-"""The scheduler: which step of which job runs next. Pure: no clock, torch or asyncio; its driver passes the time in.
+"""The scheduler: which step of which job runs next on a device. Pure: no clock, torch or asyncio; its driver passes the
+time in.
 
-Every job's first exit comes first, then exits that are required beyond it, then the job with the earliest deadline. A
-further exit is begun only if it would be ready by the deadline at the safe estimate of `CostModel`.
+Every job's first exit comes first, then exits that are required beyond it, each by the earliest deadline. What is left
+of the device's time, the *slack*, goes to further exits that would be ready by their deadline at the safe estimate of
+`CostModel`: by priority, then to the clients that had least of the device lately, then where the expected gain for each
+second is largest.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import attrgetter
 
-from server.engine.messages import JobSpec, Stop
-from server.requests.budget import GRACE_S, TrafficCap
-from server.scheduling.costs import CostModel, Shape
+from models.gains import Predictor
+from server.engine.messages import Stop
+from server.requests.budget import TrafficCap
+from server.scheduling.costs import CostModel
+from server.scheduling.fairness import RecentSeconds
+from server.scheduling.gains import GainModel
+from server.scheduling.jobs import ScheduledJob
+
+SLICE_S = 0.015
+"""The worker asks the scheduler again after this time, so a newcomer waits no longer for what may come after it."""
 
 
-@dataclass
-class ScheduledJob:
-    """A job and its progress, as the scheduler sees it.
+@dataclass(frozen=True)
+class Finished:
+    """A job for which nothing more is to be done, and why.
 
-    `shape`: the network input's height and width, which decide the cost. `steps`: for each step of the model, the exit
-    that it completes, or None. `compute_deadline_s`: the worker's copy of the deadline, which may move. `exit`: the
-    latest exit, 0 before the first. `used_s`: seconds of computation so far, without the time that it waited.
-    `good_enough`: the latest exit meets the quality that was asked for.
+    `needs_s`, `left_s`: if it was given up because its required exit would have been late, the seconds that it still
+    needed, and those until its compute deadline.
     """
 
-    spec: JobSpec
-    shape: Shape
-    steps: tuple[int | None, ...]
-    compute_deadline_s: float = field(init=False)
-    next_step: int = 0
-    exit: int = 0
-    used_s: float = 0.0
-    good_enough: bool = False
-
-    def __post_init__(self) -> None:
-        self.compute_deadline_s = self.spec.compute_deadline_s
-
-    @property
-    def urgency(self) -> tuple[int, float, int]:
-        """The sort key: the smallest runs first."""
-        rank = 0 if self.exit == 0 else 1 if self.exit < self.spec.required else 2
-        return rank, self.compute_deadline_s, self.spec.key
+    job: ScheduledJob
+    stop: Stop
+    needs_s: float = 0.0
+    left_s: float = 0.0
 
 
 class Scheduler:
-    """The open jobs of one device."""
+    """The open jobs of one device. It learns what their stages cost, and refuses nothing: see `Backlog` for that."""
 
-    FRESH_S = 10.0
-    """Estimates refuse a job only if its model has reached an exit within this time. Otherwise a slow minute would be
-    remembered for ever: every job would be refused, and none would show that the machine is fast again."""
+    FAIR_S = 0.03
+    """A client that had this much more of the device than another one still competes with it by gain."""
+    HALF_LIFE_S = 20.0
+    """How fast it is forgotten what a client had of the device."""
+    PACE_CHANGE = 0.01
+    """The outlooks are renewed when the pace of the device has changed by this share."""
 
-    NOISE_S = 0.002
-    """A start that differs from the usual one by less than this counts as usual. It is less than the reserve of
-    `CostModel.safe_s`."""
-
-    def __init__(self, costs: CostModel, cap: TrafficCap | None = None) -> None:
+    def __init__(self, costs: CostModel, cap: TrafficCap | None = None, gains: GainModel | None = None) -> None:
         self.costs = costs
+        self._gains = gains or GainModel()
         self._cap = cap or TrafficCap()
         self._jobs: dict[int, ScheduledJob] = {}
-        self._reached_s: dict[str, float] = {}  # by model, when a job reached an exit last
+        self._had = RecentSeconds(self.HALF_LIFE_S)
+        self._paces: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def add(self, job: ScheduledJob, now_s: float) -> float | None:
-        """Take a job and return None, or refuse it and return the seconds after which it may be tried again.
-
-        A job is refused if waiting for others would make it late; the seconds are then those until its turn. It is also
-        refused if it would make another job late; the seconds are then those until every job has its required exit.
-        """
-        before, after = self._ready_s(), self._ready_s(job)
-        ready_s, alone_s = after.pop(job.spec.key), self._typical_s(job, job.spec.required)
-        if alone_s <= job.compute_deadline_s - now_s < ready_s:
-            return ready_s - alone_s
-        for key, other in self._jobs.items():
-            left_s = other.compute_deadline_s - now_s
-            if key in before and before[key] <= left_s < self.costs.margin(other.spec.model) * after[key]:
-                return max(before.values())
+    def add(self, job: ScheduledJob) -> None:
+        """Take a job."""
         self._jobs[job.spec.key] = job
-        return None
-
-    def _ready_s(self, *more: ScheduledJob) -> dict[int, float]:
-        """For each job that lacks its required exit, by key: the typical seconds until it has it. `more` jobs are
-        counted as if they had been added."""
-        work = []
-        for job in (*self._jobs.values(), *more):
-            required, key = job.spec.required, job.spec.key
-            first_s, all_s = self._typical_s(job, 1), self._typical_s(job, required)
-            if job.exit == 0:
-                work.append(((0, job.compute_deadline_s, key), max(0.0, first_s - job.used_s)))
-            if job.exit < required and required > 1:
-                work.append(((1, job.compute_deadline_s, key), max(0.0, all_s - max(first_s, job.used_s))))
-        ready_s, passed_s = {}, 0.0
-        for (_, _, key), seconds in sorted(work):
-            passed_s += seconds
-            ready_s[key] = passed_s
-        return ready_s
+        job.note_exit(self.costs, self._gains, {})
+        job.look_ahead(self.costs)
 
     def cancel(self, key: int) -> ScheduledJob | None:
         """Remove a job; returns it, or None if it has ended."""
-        return self._jobs.pop(key, None)
+        return self._remove(key) if key in self._jobs else None
 
     def move_deadline(self, key: int, compute_deadline_s: float) -> None:
         """Set another compute deadline; does nothing if the job has ended."""
-        if key in self._jobs:
-            self._jobs[key].compute_deadline_s = compute_deadline_s
+        if job := self._jobs.get(key):
+            job.compute_deadline_s = compute_deadline_s
+            job.look_ahead(self.costs)
 
-    def ended(self, now_s: float) -> list[tuple[ScheduledJob, Stop]]:
-        """Remove and return the jobs for which nothing more is to be done, each with the reason."""
+    def ended(self, now_s: float) -> list[Finished]:
+        """Remove and return the jobs for which nothing more is to be done.
+
+        A job whose required exit would be late is given up only if others have work that would not, and that lasts for
+        more than a slice. Otherwise the attempt costs nobody, and it teaches what the exit takes.
+        """
         deepest = self._cap.deepest(len(self._jobs))
-        found = [(job, stop) for job in self._jobs.values() if (stop := self._stop(job, now_s, deepest))]
-        for job, _ in found:
-            del self._jobs[job.spec.key]
+        found: list[Finished] = []
+        hopeless: list[ScheduledJob] = []
+        others_wait = False
+        for job in self._jobs.values():
+            if job.stop or now_s > job.outlook.latest_s:
+                found.append(Finished(job, job.stop or (Stop.DEADLINE if job.exit else Stop.NO_EXIT)))
+            elif deepest is not None and self._is_deep(job, deepest):
+                found.append(Finished(job, Stop.MAX_EXIT))
+            elif now_s > job.outlook.hopeless_s:
+                hopeless.append(job)
+            elif job.compute_deadline_s > now_s + SLICE_S:
+                others_wait = True
+        if others_wait:
+            for job in hopeless:
+                stop, left_s = Stop.DEADLINE if job.exit else Stop.NO_EXIT, job.compute_deadline_s - now_s
+                found.append(Finished(job, stop, job.outlook.needs_s, left_s))
+        for each in found:
+            self._remove(each.job.spec.key)
         return found
 
-    def next(self) -> ScheduledJob | None:
+    def next(self, now_s: float) -> ScheduledJob | None:
         """The job whose next step should run; None if there is none. Call `ended` first."""
-        return min(self._jobs.values(), key=lambda job: job.urgency, default=None)
+        job = min(self._jobs.values(), key=attrgetter("order"), default=None)
+        return job if job is None or job.order[0] < 2 else self._next_of_slack(now_s)
 
-    def ran(self, job: ScheduledJob, seconds: float, now_s: float, *, good_enough: bool = False) -> None:
-        """The next step of `job` has run. `good_enough`: its new exit meets the quality that was asked for."""
+    def ran(
+        self,
+        job: ScheduledJob,
+        seconds: float,
+        now_s: float,
+        *,
+        finished: bool = True,
+        active_share: float = 1.0,
+        shown: Mapping[Predictor, float] | None = None,
+        good_enough: bool = False,
+    ) -> None:
+        """The next step of `job` has run for `seconds`; not `finished`: it goes on later.
+
+        The rest matters if it completed an exit. `active_share`: what the exit leaves active. `shown`: what predicts
+        the gain of the next one, see `GainModel.predictors`. `good_enough`: the exit meets the quality that was asked
+        for.
+        """
         job.used_s += seconds
-        if exit_index := job.steps[job.next_step]:
-            job.exit = exit_index
-            self._reached_s[job.spec.model] = now_s
-        job.next_step += 1
-        job.good_enough = good_enough
+        job.stage_s += seconds
+        self._had.add(job.spec.client, seconds, now_s)
+        exit_index = job.steps[job.next_step] if finished else None
+        job.next_step += finished
+        if exit_index is not None:
+            self.costs.observe(job.spec.model, job.shape, exit_index, job.stage_s, job.active_share)
+            job.exit, job.stage_s, job.active_share = exit_index, 0.0, active_share
+            job.stop = self._stop(job, good_enough)
+            job.note_exit(self.costs, self._gains, shown or {})
+            self._follow_pace(job.spec.model)
+        job.look_ahead(self.costs)
 
-    def _stop(self, job: ScheduledJob, now_s: float, deepest: int | None) -> Stop | None:
-        spec = job.spec
+    def _stop(self, job: ScheduledJob, good_enough: bool) -> Stop | None:
+        """Why the latest exit is the last."""
         if job.next_step == len(job.steps):
             return Stop.COMPLETE
-        if job.exit >= spec.required:
-            if job.exit >= spec.max_exit:
-                return Stop.MAX_EXIT
-            at_exit = job.steps[job.next_step - 1] is not None
-            if at_exit and job.exit >= spec.min_exit:
-                if deepest is not None and job.exit >= deepest:
-                    return Stop.MAX_EXIT
-                if job.good_enough:
-                    return Stop.QUALITY
-            return None if self._fits(job, now_s) else Stop.DEADLINE
-        if now_s > job.compute_deadline_s + GRACE_S or self._hopeless(job, now_s):
-            return Stop.DEADLINE if job.exit else Stop.NO_EXIT
-        return None
+        if job.exit < job.spec.required:
+            return None
+        if job.exit >= job.spec.max_exit:
+            return Stop.MAX_EXIT
+        return Stop.QUALITY if good_enough and job.exit >= job.spec.min_exit else None
 
-    def _fits(self, job: ScheduledJob, now_s: float) -> bool:
-        """Whether the next exit will be ready by the deadline, at the safe estimate."""
-        safe_s = self.costs.safe_s(job.spec.model, job.shape, job.exit + 1)
-        deadline_s = job.compute_deadline_s
-        return now_s < deadline_s and self._virtual_start_s(job, now_s) + safe_s <= deadline_s
+    @staticmethod
+    def _is_deep(job: ScheduledJob, deepest: int) -> bool:
+        """Whether traffic ends the job at its latest exit."""
+        return job.stage_s == 0 and job.exit >= max(deepest, job.spec.min_exit, job.spec.required)
 
-    def _hopeless(self, job: ScheduledJob, now_s: float) -> bool:
-        """Whether the required exit would be late, at the typical estimate."""
-        if now_s - self._reached_s.get(job.spec.model, -self.FRESH_S) >= self.FRESH_S:
-            return False
-        typical_s = self._typical_s(job, job.spec.required)
-        return self._virtual_start_s(job, now_s) + typical_s > job.compute_deadline_s
+    def _follow_pace(self, model: str) -> None:
+        pace = self.costs.slow_down * self.costs.margin(model)
+        if abs(pace / self._paces.get(model, pace) - 1) > self.PACE_CHANGE:
+            for job in self._jobs.values():
+                job.look_ahead(self.costs)
+            self._paces.clear()
+        self._paces.setdefault(model, pace)
 
-    def _typical_s(self, job: ScheduledJob, exit_index: int) -> float:
-        return self.costs.typical_s(job.spec.model, job.shape, exit_index)
+    def _remove(self, key: int) -> ScheduledJob:
+        """Let go of a job, and learn from the stage that it leaves unfinished."""
+        job = self._jobs.pop(key)
+        if job.stage_s:
+            self.costs.observe_cut(job.spec.model, job.shape, job.exit + 1, job.stage_s, job.active_share)
+        return job
 
-    def _virtual_start_s(self, job: ScheduledJob, now_s: float) -> float:
-        """When the job would have started if it had not waited: now minus compute used, snapped to the usual start
-        within `NOISE_S`.
+    def _next_of_slack(self, now_s: float) -> ScheduledJob:
+        """Of the jobs of the highest priority, one that has begun its stage; else one of a client that had least of the
+        device, the one with the largest gain for each second.
 
-        Decode jitter therefore cannot change which exit is reached on an idle device. If a job is earlier than usual by
-        more than `NOISE_S`, only `NOISE_S` of that is given up, so that it reaches every exit that there is time for.
+        If another of these would be too late after that one, and not the other way round, the other one goes first.
         """
-        start_s = now_s - job.used_s
-        usual_s = job.spec.usual_start_s
-        return start_s if start_s > usual_s + self.NOISE_S else min(usual_s, start_s + self.NOISE_S)
+        jobs = list(self._jobs.values())
+        first = max(job.spec.priority for job in jobs)
+        jobs = [job for job in jobs if job.spec.priority == first]
+        if begun := [job for job in jobs if job.stage_s]:
+            jobs = begun
+        clients = {job.spec.client for job in jobs}
+        if len(clients) > 1:
+            had_s = {client: self._had.of(client, now_s) for client in clients}
+            limit_s = min(had_s.values()) + self.FAIR_S
+            jobs = [job for job in jobs if had_s[job.spec.client] <= limit_s]
+        if len(jobs) == 1:
+            return jobs[0]
+        rated = [(-job.outlook.gain_rate(now_s), job.order, job) for job in jobs]
+        best = min(rated)[2]
+        after_s, spare_s = now_s + best.outlook.needs_s, best.outlook.latest_s - now_s
+        urgent = [each for each in rated if each[2].outlook.latest_s < after_s and each[2].outlook.needs_s <= spare_s]
+        return min(urgent)[2] if urgent else best
