@@ -270,7 +270,7 @@ def occupy_decoders(service: Service) -> threading.Event:
         over.wait(live.PATIENCE_S)
 
     for _ in range(service.settings.codec_threads):
-        service._decoders.submit(wait)
+        service.codec._decoders.submit(wait)
     for _ in range(service.settings.codec_threads):
         assert begun.acquire(timeout=live.PATIENCE_S)
     return over
@@ -284,8 +284,8 @@ def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(se
     service = server.server.config.app.state.service  # type: ignore[union-attr]
     over, body = occupy_decoders(service), Body()
     there = weakref.ref(body)
-    waiting = asyncio.run_coroutine_threadsafe(service._decode(body), server.loop)
-    server.wait_for(lambda: service._decoders._work_queue.qsize() == 1)
+    waiting = asyncio.run_coroutine_threadsafe(service.codec.decode(body), server.loop)
+    server.wait_for(lambda: service.codec._decoders._work_queue.qsize() == 1)
     del body
     assert there() is not None
     waiting.cancel()
@@ -296,11 +296,11 @@ def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(se
 def test_what_waits_for_a_decoder_is_not_usual(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     service = server.server.config.app.state.service  # type: ignore[union-attr]
     clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
-    monkeypatch.setattr("server.requests.service.time", clock)
-    service._decode_s.clear()
+    monkeypatch.setattr("server.requests.codec.time", clock)
+    service.codec._decode_s.clear()
     over = occupy_decoders(service)
-    waiting = asyncio.run_coroutine_threadsafe(service._decode(photo()), server.loop)
-    server.wait_for(lambda: service._decoders._work_queue.qsize() == 1)
+    waiting = asyncio.run_coroutine_threadsafe(service.codec.decode(photo()), server.loop)
+    server.wait_for(lambda: service.codec._decoders._work_queue.qsize() == 1)
     clock.now_s = 100.0
     over.set()
     image = waiting.result(live.PATIENCE_S)
@@ -320,7 +320,7 @@ def test_any_printable_id_can_be_looked_up_and_cancelled(server: Live, worker: S
 
 
 def test_a_fault_of_the_server_is_a_500_with_the_id(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.requests.service.decode", lambda *_: 1 / 0)
+    monkeypatch.setattr("server.requests.codec.decode", lambda *_: 1 / 0)
     reply = server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "unlucky"})
     assert (reply.status_code, reply.json()["code"], reply.json()["id"]) == (500, "internal", "unlucky")
     assert reply.headers["x-request-id"] == "unlucky"

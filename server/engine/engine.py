@@ -83,6 +83,15 @@ class Engine:
         """See `WorkerPool.learnt`."""
         return self.pool.learnt(name)
 
+    @property
+    def open_requests(self) -> int:
+        """See `WorkerPool.open_requests`."""
+        return self.pool.open_requests
+
+    def busy(self, now_s: float) -> float:
+        """See `WorkerPool.busy`."""
+        return self.pool.busy(now_s)
+
     def readiness(self) -> dict[str, Any]:
         """The body of `GET /health/ready`."""
         serving = bool(self.pool.ready) and not self.draining
@@ -235,12 +244,11 @@ class Engine:
     def _learn(self, device: Device, job: Job, exited: Exited) -> None:
         """Learn what the exit has cost, and that the worker owes less."""
         model, expected, stage_s = job.spec.model, job.place.expected, exited.stage_s
-        typical_s = device.reached(expected, exited.exit, stage_s, job.active_share)
+        typical_s = device.reached(expected, exited.exit, stage_s, job.active_share, exited.finished_s)
         if typical_s:
             self._metrics.cost_ratio.labels(model, exited.exit).observe(stage_s / typical_s)
         job.active_share = exited.active_share
-        job.used_s += stage_s
-        job.place.backlog.reached(job.spec.key, exited.exit, job.used_s, exited.finished_s)
+        job.place.backlog.reached(job.spec.key, exited.exit, exited.finished_s)
 
     def _ended(self, job: Job, ended: Ended) -> None:
         job.with_worker = False

@@ -90,6 +90,15 @@ class WorkerPool:
         """What the exits of a model cost on each device, at each shape that was seen."""
         return [cost for device in self.devices for cost in device.learnt(name)]
 
+    @property
+    def open_requests(self) -> int:
+        """Requests that were admitted and have not ended."""
+        return sum(len(device.backlog) for device in self.devices)
+
+    def busy(self, now_s: float) -> float:
+        """The share of the latest seconds in which the devices computed, 0..1."""
+        return sum(device.busy(now_s) for device in self.devices) / len(self.devices)
+
     def to_json(self) -> dict[str, Any]:
         """The devices, and what runs the models on the first of them that can serve."""
         first = next(iter(self.ready), None)
@@ -112,7 +121,7 @@ class WorkerPool:
         """A place at the worker that will finish the required exit first. Raises UnavailableError if there is none."""
         device = self._route(expected, now_s)
         place = Place(next(self._keys), device, device.backlog, expected)
-        place.backlog.add(place.key, expected)
+        place.backlog.add(place.key, expected, now_s)
         return place
 
     def check_again(self, place: Place, expected: Expected, now_s: float) -> None:
@@ -122,7 +131,7 @@ class WorkerPool:
             place.release(now_s)  # it must not wait for itself
             place.device = self._route(expected, now_s)
             place.backlog = place.device.backlog
-            place.backlog.add(place.key, expected)
+            place.backlog.add(place.key, expected, now_s)
         place.expected = expected
         place.backlog.update(place.key, expected, now_s)
 

@@ -162,6 +162,11 @@ class RequestOptions(BaseModel):
         description="0, 1 or 2: who gets further exits first, from 2 down; never before the first exit of anybody",
     )
 
+    @property
+    def required(self) -> int:
+        """The first exit that is worth an answer."""
+        return 1 if self.best_effort else self.min_exit or 1
+
     @field_validator("max_exit")
     @classmethod
     def _not_below_min_exit(cls, value: int | None, info: ValidationInfo) -> int | None:

@@ -25,12 +25,13 @@ max_exit = 2
 
 import json
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import field
 from pathlib import Path
 
 from models.validation import from_json, value
 from server.requests.policies import HoursRule, InputRule, Policies, Terms, TermsPolicy, TrafficRule, Wish
+from server.settings import Settings
 
 
 @value(kw_only=True)
@@ -43,10 +44,18 @@ class BudgetFile:
     hours: tuple[HoursRule, ...] = ()
     input: tuple[InputRule, ...] = ()
 
-    def policies(self, server: Terms, traffic: tuple[TrafficRule, ...] = ()) -> Policies:
+    def policies(self, server: Terms, traffic: Iterable[TrafficRule] = ()) -> Policies:
         """The policies of a server. `server`, `traffic`: the terms and rules that its flags set."""
         terms = TermsPolicy(server, self.models, self.clients)
         return Policies((Wish(), terms, *self.input), (*traffic, *self.traffic, *self.hours))
+
+
+def read_policies(settings: Settings, served: Collection[str]) -> Policies:
+    """The policies that flags and the budget file set. Raises as `read_budget_file` does."""
+    file = BudgetFile() if settings.budget is None else read_budget_file(settings.budget, served)
+    server = Terms(default_deadline_ms=settings.default_deadline_ms, max_deadline_ms=settings.max_deadline_ms)
+    levels = settings.traffic_levels
+    return file.policies(server, [TrafficRule(open_requests=count, max_exit=deepest) for count, deepest in levels])
 
 
 def read_budget_file(path: Path, served: Collection[str]) -> BudgetFile:

@@ -27,8 +27,11 @@ from server.errors import (
 )
 from server.metrics import UNKNOWN, Metrics
 from server.protocols.options import MAX_ID, NO_OPTIONS, RequestOptions
+from server.requests.budget import Asked
 
 logger = logging.getLogger("anytime.registry")
+
+NOTHING_ASKED = Asked(UNKNOWN, exits=0)
 
 
 @dataclass
@@ -38,10 +41,12 @@ class RequestRecord:
     The protocol fills in what the client asks for:
     `id`: the client's name for the request, or a made one; `client`: the client's address.
     `model`: the name of the served model that is asked for, or `UNKNOWN`; metrics count the request under it.
+    `connection`: the client's address and port; connections get fair shares of a device.
     `options`: the request options; `timeout_s`: a second deadline, from a header.
     `encoding`: how maps are encoded, a media type or an encoding of the WebSocket.
 
     The service fills in how the request is served:
+    `asked`: what the budget depends on of the request.
     `deadline_s`: when the last byte of the answer is due, infinite until it is known. The front end has no other copy.
     `reserve_s`: the part of the time before the deadline that is kept for encoding and sending the answer.
     `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
@@ -55,9 +60,11 @@ class RequestRecord:
     arrived_s: float
     client: str = "unknown"
     model: str = UNKNOWN
+    connection: str = "unknown"
     options: RequestOptions = NO_OPTIONS
     timeout_s: float | None = None
     encoding: str = ""
+    asked: Asked = NOTHING_ASKED
     deadline_s: float = math.inf
     reserve_s: float = 0.0
     max_exit: int = 0
