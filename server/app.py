@@ -18,13 +18,14 @@ from server.catalog import read_catalog
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.errors import ServerError, unexpected
-from server.protocols import http, stream
+from server.protocols import budget, http, stream
 from server.protocols.replies import error_body, reply
 from server.requests.service import Service
 from server.settings import ROOT, Settings
 
 logger = logging.getLogger("anytime.app")
 
+ROUTERS = (http.router, budget.router, stream.router)
 PAGE = ROOT / "clients" / "web"
 
 CLOSE_S = 2.0
@@ -77,8 +78,8 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    app.include_router(http.router)
-    app.include_router(stream.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(ServerError, _server_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _fault)
@@ -126,7 +127,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> set[str]:
     """The methods of the routes that match the path of `request`."""
-    matching = [route for route in http.router.routes if route.matches(request.scope)[0] is not Match.NONE]
+    routes = (route for router in ROUTERS for route in router.routes)
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     return {method for route in matching for method in getattr(route, "methods", ())}
 
 

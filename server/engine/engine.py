@@ -114,6 +114,10 @@ class Engine:
         self.check_open()
         return self.pool.admit(expected, now_s)
 
+    def ready_s(self, expected: Expected, now_s: float) -> float | None:
+        """See `WorkerPool.ready_s`."""
+        return self.pool.ready_s(expected, now_s)
+
     # --- jobs ---
 
     def take(self, layout: Layout) -> int:

@@ -124,6 +124,10 @@ class WorkerPool:
         place.backlog.add(place.key, expected, now_s)
         return place
 
+    def ready_s(self, expected: Expected, now_s: float) -> float | None:
+        """Predicted seconds until a request would have its required exit; None while no worker can serve."""
+        return min((device.backlog.ready_s(expected, now_s) for device in self.ready), default=None)
+
     def check_again(self, place: Place, expected: Expected, now_s: float) -> None:
         """Now that the image is there: move the place to where it fits if the image is dearer than expected or the
         worker is lost. Raises UnavailableError if there is no such worker."""

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from server.engine.place import Place
 from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.metrics import Metrics
 from server.requests.admission import ClientLimit, check_body, check_options, check_person, lasting_exit
-from server.requests.budget import Asked, Traffic
+from server.requests.budget import Asked, Budget, Traffic
 from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage
 from server.requests.registry import RequestRecord, RequestRegistry
@@ -30,6 +30,15 @@ from server.settings import Settings
 T = TypeVar("T")
 Read = Callable[[], Awaitable[bytes]]
 """Receives the whole image file of a request. Raises ServerError."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a request would get now. `predicted_s`: seconds from the whole image to the answer, by exit; empty while no
+    worker is ready."""
+
+    budget: Budget
+    predicted_s: dict[int, float]
 
 
 class Service:
@@ -109,7 +118,7 @@ class Service:
     def _set_budget(self, record: RequestRecord) -> None:
         """Set what the request may spend, by what it asks for and by the traffic now. Raises InvalidError if it
         requires more."""
-        budget = self.policies.budget(record.asked, self.traffic(more=record.job is None))
+        budget = self.policies.budget(record.asked, self.traffic(more=record.place is None))
         record.move_deadline(record.arrived_s + budget.seconds)
         record.max_exit = lasting_exit(budget, record.options)
 
@@ -174,6 +183,27 @@ class Service:
     def traffic(self, *, more: bool = False) -> Traffic:
         """What budgets depend on now. `more`: one more request is counted as open."""
         return Traffic(self.engine.open_requests + more, self.engine.busy(time.monotonic()), time.time())
+
+    def forecast(
+        self, name: str | None, client: str, deadline_ms: float | None, size: tuple[int, int] | None
+    ) -> Forecast:
+        """What a request for the model `name` would get now. `size`: the height and width of its image; None stands for
+        the last size. Raises NotFoundError."""
+        model = self.catalog.get(name)
+        size = size or self._sizes.expected(model.name, client, model.config.size)
+        pixels, exits, now_s = size[0] * size[1], model.config.exits, time.monotonic()
+        deadline_s = None if deadline_ms is None else deadline_ms / 1000
+        asked = Asked(model.name, exits, client, deadline_s, pixels=pixels)
+        budget = self.policies.budget(asked, self.traffic(more=True))
+        reserve_s, prepare_s = self.codec.reserve_s("application/json", pixels), self.codec.usual_decode_s(pixels)
+        due_s, shape = now_s + budget.seconds - reserve_s, model.input_shape(*size)
+        predicted_s = {}
+        for exit_index in range(1, exits + 1):
+            expected = Expected(model.name, shape, exit_index, due_s, prepare_s=prepare_s)
+            ready_s = self.engine.ready_s(expected, now_s)
+            if ready_s is not None:
+                predicted_s[exit_index] = ready_s + reserve_s
+        return Forecast(budget, predicted_s)
 
     # --- cancels and new deadlines ---
 
