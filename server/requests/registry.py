@@ -4,8 +4,8 @@ counted once."""
 import asyncio
 import logging
 import math
+import secrets
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -194,7 +194,7 @@ class RequestRegistry:
         for, or None. Raises, and counts, InvalidError if the id is unfit, and UnavailableError if too many requests are
         open.
         """
-        record = RequestRecord(uuid.uuid4().hex, protocol, arrived_s, client, model or UNKNOWN)
+        record = RequestRecord(secrets.token_hex(16), protocol, arrived_s, client, model or UNKNOWN)
         self._open[id(record)] = record
         self.idle.clear()
         try:
