@@ -77,6 +77,16 @@ class Metrics:
         """Let `gauge` show what `read` returns at the time of the scrape."""
         gauge.set_function(read)
 
+    def ended(self, model: str, stop: Stop) -> int:
+        """How many requests for a model ended so."""
+        found = (
+            self.registry.get_sample_value(
+                "anytime_requests_total", {"model": model, "protocol": protocol, "stop": stop.value}
+            )
+            for protocol in PROTOCOLS
+        )
+        return sum(int(count or 0) for count in found)
+
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

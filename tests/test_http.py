@@ -573,12 +573,21 @@ def test_paths_and_methods_that_are_not_there(server: Live) -> None:
 
 
 def test_models(server: Live) -> None:
+    assert server.predict(deadline_ms=0.1).status_code == 504
     listed = server.http.get("/v1/models").json()
     assert listed["default"] == SEGMENTATION and [model["name"] for model in listed["models"]] == [POSE, SEGMENTATION]
     found = server.http.get(f"/v1/models/{SEGMENTATION}").json()
+    learnt, without_answer = found.pop("learnt"), found.pop("without_answer")
     assert found == listed["models"][1]
     assert found["task"] == "segmentation" and found["classes"] == ["sky", "road", "car"]
     assert found["exits"][3] == {"exit": 4, "gmacs": 0.0, "seconds": 0.4}
+    (cost,) = [cost for cost in learnt if cost["shape"] == list(tiny.SEGMENTATION.size)]
+    assert cost["device"] == "cpu" and [found["exit"] for found in cost["exits"]] == [1, 2, 3, 4]
+    assert all(0 < found["seconds"] < found["safe_seconds"] for found in cost["exits"])
+    counted = {
+        stop: server.metric("anytime_requests_total", model=SEGMENTATION, stop=stop) for stop in ("rejected", "no_exit")
+    }
+    assert without_answer == counted and counted["no_exit"] > 0
     assert server.http.get(f"/v1/models/{POSE}").json()["skeleton"][0] == [0, 1]
     assert (found["precision"], found["precision_reason"]) == ("int8", "int8 is faster")
     assert server.http.get("/v1/models/nobody").status_code == 404

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError, NotAcceptableError
+from server.protocols.descriptions import describe_costs, describe_model
 from server.protocols.options import (
     RequestHeaders,
     RequestOptions,
@@ -22,7 +23,7 @@ from server.protocols.options import (
     parse_options,
     shown,
 )
-from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, describe_model, http_reply, reply
+from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, http_reply, reply
 from server.requests.admission import read_body
 from server.requests.registry import RequestRecord
 from server.requests.service import Service
@@ -193,9 +194,12 @@ async def models(request: Request) -> Response:
 
 @router.get("/v1/models/{name}", responses=REFUSED, tags=["models"])
 async def model(request: Request, name: str) -> Response:
-    """One model: task, labels, and the cost of each exit."""
+    """One model: task, labels, what exits cost at first and as learnt since, and how many requests got no answer."""
     service: Service = request.app.state.service
-    return reply(describe_model(service.catalog.get(name), service.engine.facts.get(name)))
+    found = service.catalog.get(name)
+    described = describe_model(found, service.engine.facts.get(name))
+    ended = {stop: service.metrics.ended(name, stop) for stop in (Stop.REJECTED, Stop.NO_EXIT)}
+    return reply({**described, "learnt": describe_costs(service.engine.learnt(name)), "without_answer": ended})
 
 
 @router.get("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
