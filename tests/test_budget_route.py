@@ -68,7 +68,7 @@ def test_every_source_explains_itself(server: Live) -> None:
 
 
 def test_what_is_missing_has_defaults(server: Live) -> None:
-    body = server.http.get("/v1/budget").json()
+    body = server.http.get("/v1/budget?width=9&height=9").json()
     assert (body["deadline_ms"], body["max_exit"]) == (5000, 3)
     why = f"deadline_ms is missing, and {SEGMENTATION} gets 5000"
     assert {"name": "model", "deadline_ms": 5000, "why": why} in body["sources"]
@@ -110,14 +110,17 @@ def test_requests_get_the_budget_that_is_told(server: Live, worker: ScriptedWork
     first = Later(lambda: server.predict(priority=2))
     spec = worker.hear_job()
     assert (spec.max_exit, spec.priority) == (3, 2) and spec.client.startswith("127.0.0.1:")
-    told = server.http.get("/v1/budget").json()
+    told = server.http.get("/v1/budget?width=9&height=9").json()
     assert (told["deadline_ms"], told["max_exit"]) == (4000, 2)
     assert told["sources"][-1]["why"] == "2 requests are open; the rule is for 2 and more"
     second = Later(lambda: server.predict(photo(100, 200)))
     large = worker.hear_job()
     assert large.max_exit == 1  # what the traffic limits is not lasting, so it is not the job's
-    for found in (spec, large):
-        worker.finish(found, 1)
+    assert worker.hear_cap() == 2
+    assert "input" in [source["name"] for source in server.http.get("/v1/budget").json()["sources"]]  # the last size
+    worker.finish(large, 1)
+    assert worker.hear_cap() is None
+    worker.finish(spec, 1)
     assert (first.result().json()["deadline_ms"], second.result().json()["deadline_ms"]) == (5000, 4000)
 
 
@@ -153,3 +156,18 @@ def test_the_websocket_has_priorities_too(server: Live, worker: ScriptedWorker) 
         host, port = connection.local_address
         assert (spec.priority, spec.client) == (0, f"{host}:{port}")
         worker.finish(spec, 1)
+
+
+def test_another_worker_hears_how_deep_it_may_go(tmp_path: Path) -> None:
+    with live.scripted(live.write_configs(tmp_path, (tiny.SEGMENTATION,)), traffic_cap="0:2") as (server, next_worker):
+        worker = next_worker()
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").is_success)
+        call = Later(server.predict)
+        worker.hear_job()
+        assert worker.hear_cap() == 2
+        worker.die()
+        other = next_worker()
+        other.say_ready()
+        assert other.hear_cap() == 2
+        assert call.result().status_code == 503

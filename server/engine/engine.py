@@ -41,7 +41,8 @@ class Engine:
     """Owns the worker pool, the memory shared with it, and the jobs that are open.
 
     `unloadable` is called with the reason if the models cannot be loaded, which another worker would not change.
-    `launch` starts a worker.
+    `launch` starts a worker. `deepest` says how deep the traffic lets jobs go now (None: as deep as each may); it is
+    asked whenever a job comes, reaches an exit or ends.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Engine:
         metrics: Metrics,
         unloadable: Callable[[str], None],
         launch: Callable[[LoadPlan], WorkerProcess],
+        *,
+        deepest: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.arena = Arena(settings.shared_memory_bytes)
         self.draining = False
@@ -59,6 +62,7 @@ class Engine:
         self.pool = WorkerPool(settings, catalog, metrics, self.arena, launch=launch, listener=listener)
         self._catalog = catalog
         self._metrics = metrics
+        self._deepest = deepest
         metrics.watch(
             metrics.queue_depth, lambda: sum(job.stop is None and not job.exits for job in self.jobs.values())
         )
@@ -160,6 +164,7 @@ class Engine:
         self.jobs[spec.key] = job
         self._say(job, spec)
         self._set_timer(job, spec.compute_deadline_s)
+        self.pool.cap(self._deepest())
         return job
 
     def move_deadline(self, job: Job, compute_deadline_s: float) -> None:
@@ -175,6 +180,7 @@ class Engine:
             return
         job.stop, job.error, job.stopped_s = stop, error, time.monotonic()
         job.place.release(job.stopped_s)
+        self.pool.cap(self._deepest())
         if job.timer is not None:
             job.timer.cancel()
         if job.with_worker:
@@ -244,6 +250,7 @@ class Engine:
         metrics.time_to_exit.labels(name, exited.exit).observe(exited.finished_s - job.spec.arrived_s)
         job.exits.append(exited)
         job.changed.set()
+        self.pool.cap(self._deepest())
 
     def _learn(self, device: Device, job: Job, exited: Exited) -> None:
         """Learn what the exit has cost, and that the worker owes less."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from server.catalog import Catalog
 from server.engine.device import Device, LearntCost, labelled
-from server.engine.messages import Broken, Command, Event, LoadPlan, ModelFacts, Ready, Unloadable
+from server.engine.messages import Broken, Command, Event, LoadPlan, ModelFacts, Ready, TrafficCap, Unloadable
 from server.engine.place import Place
 from server.engine.routing import route
 from server.engine.shared_memory import Arena
@@ -58,6 +58,7 @@ class WorkerPool:
         self._launch = launch
         self._listener = listener
         self._keys = itertools.count(1)
+        self._cap = TrafficCap(None)
         self.devices = [Device(name, label, catalog, metrics) for name, label in labelled(settings.devices)]
         self._supervisors = {device: self._supervisor(device) for device in self.devices}
 
@@ -73,6 +74,13 @@ class WorkerPool:
     def say(self, device: Device, command: Command) -> None:
         """Send a command to the worker of a device."""
         self._supervisors[device].say(command)
+
+    def cap(self, max_exit: int | None) -> None:
+        """Let the traffic end jobs at `max_exit`; None: it ends none."""
+        if max_exit != self._cap.max_exit:
+            self._cap = TrafficCap(max_exit)
+            for device in self.ready:
+                self.say(device, self._cap)
 
     # --- what there is ---
 
@@ -177,7 +185,6 @@ class WorkerPool:
             sharing=sum(other.name == device.name for other in self.devices),
             known_s={name: facts.seconds for name, facts in device.facts.items()},
             chosen={name: facts.chosen for name, facts in device.facts.items()},
-            traffic_cap=settings.traffic_levels,
             arena_fd=self._arena.fd,
             arena_bytes=self._arena.size_bytes,
             log_level=settings.log_level.upper(),
@@ -197,6 +204,8 @@ class WorkerPool:
 
     def _now_ready(self, device: Device, ready: Ready) -> None:
         device.now_ready(ready)
+        if self._cap.max_exit is not None:
+            self.say(device, self._cap)
         for other in self.devices:
             if other.name == device.name and not self._supervisors[other].starts:
                 other.inherit(ready.models)

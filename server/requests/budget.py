@@ -86,14 +86,3 @@ class Budget:
 def deepest(limits: tuple[Limit, ...]) -> int | None:
     """The deepest exit that all limits allow; None: any."""
     return min((limit.max_exit for limit in limits if limit.max_exit is not None), default=None)
-
-
-@dataclass(frozen=True)
-class TrafficCap:
-    """Limits the exit by the number of open jobs. `levels`: pairs of (open jobs, deepest exit), in any order."""
-
-    levels: tuple[tuple[int, int], ...] = ()
-
-    def deepest(self, open_jobs: int) -> int | None:
-        """The deepest exit to begin while `open_jobs` jobs are open; None: any."""
-        return min((exit_index for jobs, exit_index in self.levels if open_jobs >= jobs), default=None)

@@ -61,7 +61,9 @@ class Service:
         self.registry = RequestRegistry(self.metrics, settings.max_open, settings.history)
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.codec = Codec(settings.codec_threads, settings.max_pixels)
-        self.engine = Engine(settings, catalog, self.metrics, unloadable, launch)
+        self.engine = Engine(
+            settings, catalog, self.metrics, unloadable, launch, deepest=lambda: self.policies.deepest(self.traffic())
+        )
         self._sizes = ExpectedSizes()
         self.sockets: set[WebSocket] = set()
         """The open WebSockets."""

@@ -13,7 +13,6 @@ from operator import attrgetter
 
 from models.gains import Predictor
 from server.engine.messages import Stop
-from server.requests.budget import TrafficCap
 from server.scheduling.costs import CostModel
 from server.scheduling.fairness import RecentSeconds
 from server.scheduling.gains import GainModel
@@ -47,10 +46,11 @@ class Scheduler:
     PACE_CHANGE = 0.01
     """The outlooks are renewed when the pace of the device has changed by this share."""
 
-    def __init__(self, costs: CostModel, cap: TrafficCap | None = None, gains: GainModel | None = None) -> None:
+    def __init__(self, costs: CostModel, gains: GainModel | None = None) -> None:
         self.costs = costs
+        self.deepest: int | None = None
+        """The exit at which the traffic ends jobs; None: it ends none."""
         self._gains = gains or GainModel()
-        self._cap = cap or TrafficCap()
         self._jobs: dict[int, ScheduledJob] = {}
         self._had = RecentSeconds(self.HALF_LIFE_S)
         self._paces: dict[str, float] = {}
@@ -80,14 +80,13 @@ class Scheduler:
         A job whose required exit would be late is given up only if others have work that would not, and that lasts for
         more than a slice. Otherwise the attempt costs nobody, and it teaches what the exit takes.
         """
-        deepest = self._cap.deepest(len(self._jobs))
         found: list[Finished] = []
         hopeless: list[ScheduledJob] = []
         others_wait = False
         for job in self._jobs.values():
             if job.stop or now_s > job.outlook.latest_s:
                 found.append(Finished(job, job.stop or (Stop.DEADLINE if job.exit else Stop.NO_EXIT)))
-            elif deepest is not None and self._is_deep(job, deepest):
+            elif self.deepest is not None and self._is_deep(job, self.deepest):
                 found.append(Finished(job, Stop.MAX_EXIT))
             elif now_s > job.outlook.hopeless_s:
                 hopeless.append(job)

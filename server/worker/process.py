@@ -24,6 +24,7 @@ from server.engine.messages import (
     MoveDeadline,
     Ping,
     Stop,
+    TrafficCap,
 )
 from server.scheduling.scheduler import ScheduledJob, Scheduler
 from server.worker.loading import Loaded
@@ -96,6 +97,8 @@ class Worker:
                     self._end(key, Stop.CANCELLED)
             case MoveDeadline(key, compute_deadline_s):
                 self._scheduler.move_deadline(key, compute_deadline_s)
+            case TrafficCap(max_exit):
+                self._scheduler.deepest = max_exit
             case Ping():
                 self._say(Beat())
 
