@@ -11,6 +11,7 @@ from server.requests.budget import Asked, Budget, Limit, Traffic
 from server.requests.budget_file import BudgetFile, read_budget_file
 from server.requests.policies import HoursRule, Policies, Terms, TrafficRule
 
+ROOT = Path(__file__).parent.parent
 QUIET = Traffic(open_requests=0, busy=0.0, unix_s=0.0)
 SERVER = Terms(default_deadline_ms=1000, max_deadline_ms=30_000)
 FILE = """
@@ -52,6 +53,13 @@ def read(folder: Path, text: str = FILE) -> BudgetFile:
 def at(text: str) -> Traffic:
     """The traffic at a time in UTC."""
     return Traffic(0, 0.0, datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp())
+
+
+def test_the_file_of_the_documentation_is_right(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "budget.md").read_text()
+    (tmp_path / "budget.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    found = read_budget_file(tmp_path / "budget.toml", ["camvid-adpc-w18"])
+    assert all((found.models, found.clients, found.traffic, found.hours, found.input))
 
 
 def test_the_smallest_limit_wins_and_momentary_ones_do_not_last() -> None:

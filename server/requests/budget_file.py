@@ -1,27 +1,4 @@
-"""The budget file: the policies that whoever runs the server sets, in TOML.
-
-[models.camvid-adpc-w18]       # a served model
-default_deadline_ms = 300      # of requests that name none
-max_deadline_ms = 2000         # later ones are lowered to it
-max_exit = 3
-
-[clients."10.0.0.7"]           # an address; the same three
-
-[[traffic]]                    # while so many and more are open; or busy = 0.9
-open_requests = 16
-max_exit = 3                   # every rule has max_exit, max_deadline_ms or both
-
-[[hours]]
-begin = "07:30"
-end = "09:30"
-days = ["mon", "tue", "wed", "thu", "fri"]    # every day without it
-zone = "Europe/Berlin"                        # UTC without it
-max_exit = 2
-
-[[input]]
-pixels = 4_000_000             # images of so many and more
-max_exit = 2
-"""
+"""The budget file: the policies that whoever runs the server sets, in TOML. docs/budget.md shows one."""
 
 import json
 import tomllib

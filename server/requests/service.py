@@ -61,9 +61,7 @@ class Service:
         self.registry = RequestRegistry(self.metrics, settings.max_open, settings.history)
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.codec = Codec(settings.codec_threads, settings.max_pixels)
-        self.engine = Engine(
-            settings, catalog, self.metrics, unloadable, launch, deepest=lambda: self.policies.deepest(self.traffic())
-        )
+        self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._deepest)
         self._sizes = ExpectedSizes()
         self.sockets: set[WebSocket] = set()
         """The open WebSockets."""
@@ -181,6 +179,10 @@ class Service:
     async def encode(self, record: RequestRecord, job: Job, function: Callable[[], T]) -> T:
         """Call `function`, which encodes a map of `job` for its client, on an encoding thread."""
         return await self.codec.encode(record.encoding, job.spec.layout.pixels, function)
+
+    def _deepest(self) -> int | None:
+        """The deepest exit that the traffic allows now; None: any."""
+        return self.policies.deepest(self.traffic()) if self.policies.of_moment else None
 
     def traffic(self, *, more: bool = False) -> Traffic:
         """What budgets depend on now. `more`: one more request is counted as open."""
