@@ -138,7 +138,9 @@ class RequestRecord:
             raise RequestCancelledError(f"the request was cancelled by its id, at exit {job.latest}", "cancelled")
         budget_ms = 1000 * self.budget_s
         if job.stop is Stop.NO_EXIT or not job.exits:
-            raise NoExitError(f"no exit was reached within {budget_ms:.1f} ms; give a later deadline_ms", "no_exit")
+            takes = f"exit {job.spec.required} takes {1000 * job.required_s:.0f} ms here"
+            sentence = f"no exit was reached within {budget_ms:.1f} ms, and {takes}; give a later deadline_ms"
+            raise NoExitError(sentence, "no_exit")
         if job.latest < job.spec.required:
             raise NoExitError(
                 f"exit {job.latest} was reached within {budget_ms:.1f} ms, and min_exit is {job.spec.required}; give a "
