@@ -42,10 +42,10 @@ class Policies:
     of_request: tuple[RequestPolicy, ...] = ()
     of_moment: tuple[MomentPolicy, ...] = ()
 
-    def budget(self, asked: Asked, traffic: Traffic) -> Budget:
-        """The budget that a request gets now."""
+    def budget(self, asked: Asked, traffic: Traffic | None = None) -> Budget:
+        """The budget that a request gets in this traffic. None: no policy asks for it."""
         of_request = tuple(limit for policy in self.of_request for limit in policy.limits(asked))
-        return Budget(of_request, self._now(traffic))
+        return Budget(of_request, () if traffic is None else self._now(traffic))
 
     def deepest(self, traffic: Traffic) -> int | None:
         """The deepest exit that the traffic allows now; None: any."""

@@ -118,7 +118,7 @@ class Service:
     def _set_budget(self, record: RequestRecord) -> None:
         """Set what the request may spend, by what it asks for and by the traffic now. Raises InvalidError if it
         requires more."""
-        budget = self.policies.budget(record.asked, self.traffic(more=record.place is None))
+        budget = self.policies.budget(record.asked, self._traffic(more=record.place is None))
         record.move_deadline(record.arrived_s + budget.seconds)
         record.max_exit = lasting_exit(budget, record.options)
 
@@ -182,10 +182,13 @@ class Service:
 
     def _deepest(self) -> int | None:
         """The deepest exit that the traffic allows now; None: any."""
-        return self.policies.deepest(self.traffic()) if self.policies.of_moment else None
+        traffic = self._traffic()
+        return None if traffic is None else self.policies.deepest(traffic)
 
-    def traffic(self, *, more: bool = False) -> Traffic:
-        """What budgets depend on now. `more`: one more request is counted as open."""
+    def _traffic(self, *, more: bool = False) -> Traffic | None:
+        """What budgets depend on of the moment; None if they do not. `more`: one more request is counted as open."""
+        if not self.policies.of_moment:
+            return None
         return Traffic(self.engine.open_requests + more, self.engine.busy(time.monotonic()), time.time())
 
     def forecast(
@@ -198,7 +201,7 @@ class Service:
         pixels, exits, now_s = size[0] * size[1], model.config.exits, time.monotonic()
         deadline_s = None if deadline_ms is None else deadline_ms / 1000
         asked = Asked(model.name, exits, client, deadline_s, pixels=pixels)
-        budget = self.policies.budget(asked, self.traffic(more=True))
+        budget = self.policies.budget(asked, self._traffic(more=True))
         reserve_s, prepare_s = self.codec.reserve_s("application/json", pixels), self.codec.usual_decode_s(pixels)
         due_s, shape = now_s + budget.seconds - reserve_s, model.input_shape(*size)
         predicted_s = {}
