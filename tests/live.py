@@ -40,6 +40,7 @@ from server.engine.messages import (
     MoveDeadline,
     Ready,
     Stop,
+    TrafficCap,
 )
 from server.engine.shared_memory import attach
 from server.engine.worker_process import ChildProcess, WorkerProcess
@@ -99,6 +100,11 @@ class ScriptedWorker:
         command = self.hear()
         assert isinstance(command, MoveDeadline)
         return command
+
+    def hear_cap(self) -> int | None:
+        command = self.hear()
+        assert isinstance(command, TrafficCap)
+        return command.max_exit
 
     def hears_nothing(self) -> bool:
         return not self._own.poll()

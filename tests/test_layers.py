@@ -16,14 +16,20 @@ SERVER = [
     "server.app",
     # what faces clients
     "server.protocols.connection",
+    "server.protocols.budget",
     "server.protocols.http",
     "server.protocols.stream",
     "server.protocols.replies",
+    "server.protocols.descriptions",
     "server.protocols.encoder",
     # a request, from its first byte to its last
     "server.requests.service",
     "server.requests.registry",
+    "server.requests.codec",
     "server.requests.admission",
+    "server.requests.sizes",
+    "server.requests.budget_file",
+    "server.requests.policies",
     "server.protocols.options",
     # the async face of the worker
     "server.engine.engine",
@@ -67,6 +73,7 @@ WITHOUT_TORCH = (
     "models.imaging.images",
     "models.network.configs",
     "models.quantisation",
+    "models.validation",
 )
 """What the front end may import of models/."""
 

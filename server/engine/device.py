@@ -11,8 +11,12 @@ from server.engine.messages import Chosen, ModelFacts, Ready
 from server.metrics import Metrics
 from server.scheduling.backlog import Backlog, Expected
 from server.scheduling.costs import CostModel, Shape
+from server.scheduling.fairness import RecentSeconds
 
 logger = logging.getLogger("anytime.device")
+
+BUSY_HALF_LIFE_S = 2.0
+"""How fast it is forgotten that the device was busy."""
 
 PREPARE_S = 20.0
 """An executor whose steps cannot be sliced may take this long at a size that it has not seen, since it may compile or
@@ -48,6 +52,7 @@ class Device:
         """What the worker owes; another object for each worker."""
         self._catalog = catalog
         self._metrics = metrics
+        self._computed = RecentSeconds(BUSY_HALF_LIFE_S)
         self._seen: set[tuple[str, Shape]] = set()
         self._numbered = label != name
         metrics.worker_up.labels(label).set(0)
@@ -87,10 +92,15 @@ class Device:
         self._seen.clear()
         self._metrics.worker_up.labels(self.label).set(0)
 
-    def reached(self, expected: Expected, exit_index: int, stage_s: float, active_share: float) -> float:
+    def reached(self, expected: Expected, exit_index: int, stage_s: float, active_share: float, now_s: float) -> float:
         """Learn what an exit has cost; see `CostModel.observe`."""
+        self._computed.add(self.label, stage_s, now_s)
         self._seen.add((expected.model, expected.shape))
         return self.costs.observe(expected.model, expected.shape, exit_index, stage_s, active_share)
+
+    def busy(self, now_s: float) -> float:
+        """The share of the latest seconds in which it computed exits, 0..1."""
+        return min(1.0, self._computed.total(now_s) / self._computed.mean_age_s)
 
     def step_s(self, expected: Expected, exit_index: int) -> float:
         """The longest time that the worker is expected to compute on a request, on its way to exit `exit_index`,

@@ -40,7 +40,8 @@ class Engine:
     """Owns the worker pool, the memory shared with it, and the jobs that are open.
 
     `unloadable` is called with the reason if the models cannot be loaded, which another worker would not change.
-    `launch` starts a worker.
+    `launch` starts a worker. `deepest` says how deep the traffic lets jobs go now (None: as deep as each may); it is
+    asked whenever a job comes, reaches an exit or ends.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Engine:
         metrics: Metrics,
         unloadable: Callable[[str], None],
         launch: Callable[[LoadPlan], WorkerProcess],
+        *,
+        deepest: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.arena = Arena(settings.shared_memory_bytes)
         self.draining = False
@@ -58,6 +61,7 @@ class Engine:
         self.pool = WorkerPool(settings, catalog, metrics, self.arena, launch=launch, listener=listener)
         self._catalog = catalog
         self._metrics = metrics
+        self._deepest = deepest
         metrics.watch(
             metrics.queue_depth, lambda: sum(job.stop is None and not job.exits for job in self.jobs.values())
         )
@@ -82,6 +86,15 @@ class Engine:
         """See `WorkerPool.learnt`."""
         return self.pool.learnt(name)
 
+    @property
+    def open_requests(self) -> int:
+        """See `WorkerPool.open_requests`."""
+        return self.pool.open_requests
+
+    def busy(self, now_s: float) -> float:
+        """See `WorkerPool.busy`."""
+        return self.pool.busy(now_s)
+
     def readiness(self) -> dict[str, Any]:
         """The body of `GET /health/ready`."""
         serving = bool(self.pool.ready) and not self.draining
@@ -103,6 +116,10 @@ class Engine:
         """
         self.check_open()
         return self.pool.admit(expected, now_s)
+
+    def ready_s(self, expected: Expected, now_s: float) -> float | None:
+        """See `WorkerPool.ready_s`."""
+        return self.pool.ready_s(expected, now_s)
 
     # --- jobs ---
 
@@ -146,6 +163,7 @@ class Engine:
         self.jobs[spec.key] = job
         self._say(job, spec)
         self._set_timer(job, spec.compute_deadline_s)
+        self.pool.cap(self._deepest())
         return job
 
     def move_deadline(self, job: Job, compute_deadline_s: float) -> None:
@@ -161,6 +179,7 @@ class Engine:
             return
         job.stop, job.error, job.stopped_s = stop, error, time.monotonic()
         job.place.release(job.stopped_s)
+        self.pool.cap(self._deepest())
         if job.timer is not None:
             job.timer.cancel()
         if job.with_worker:
@@ -230,11 +249,12 @@ class Engine:
         metrics.time_to_exit.labels(name, exited.exit).observe(exited.finished_s - job.spec.arrived_s)
         job.exits.append(exited)
         job.changed.set()
+        self.pool.cap(self._deepest())
 
     def _learn(self, device: Device, job: Job, exited: Exited) -> None:
         """Learn what the exit has cost, and that the worker owes less."""
         model, expected, stage_s = job.spec.model, job.place.expected, exited.stage_s
-        typical_s = device.reached(expected, exited.exit, stage_s, job.active_share)
+        typical_s = device.reached(expected, exited.exit, stage_s, job.active_share, exited.finished_s)
         if typical_s:
             self._metrics.cost_ratio.labels(model, exited.exit).observe(stage_s / typical_s)
         job.active_share = exited.active_share

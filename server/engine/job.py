@@ -45,6 +45,12 @@ class Job:
         return self.exits[-1].exit if self.exits else 0
 
     @property
+    def required_s(self) -> float:
+        """The seconds that the required exit typically takes here; 0 while nothing is known."""
+        expected = self.place.expected
+        return self.place.device.costs.typical_s(expected.model, expected.shape, expected.required)
+
+    @property
     def cancelled(self) -> bool:
         return self.stop is Stop.CANCELLED
 

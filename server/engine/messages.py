@@ -87,6 +87,16 @@ class MoveDeadline:
 
 
 @dataclass(frozen=True)
+class TrafficCap:
+    """While the traffic is as it is, go no deeper than `max_exit` with any job, but for exits that a client insists on;
+    None: as deep as each may."""
+
+    max_exit: int | None
+    key: ClassVar[int] = 0
+    """It concerns no job alone."""
+
+
+@dataclass(frozen=True)
 class Ping:
     """Ask for a sign of life: the worker answers with `Beat` at its next look at the mailbox."""
 
@@ -94,7 +104,7 @@ class Ping:
     """It concerns no job."""
 
 
-Command = JobSpec | Cancel | MoveDeadline | Ping
+Command = JobSpec | Cancel | MoveDeadline | TrafficCap | Ping
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,6 @@ class LoadPlan:
     threads: int
     known: tuple[StageCost, ...]
     chosen: dict[str, Chosen]
-    traffic_cap: tuple[tuple[int, int], ...]
     arena_fd: int
     arena_bytes: int
     log_level: str

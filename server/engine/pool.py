@@ -8,7 +8,7 @@ from typing import Any
 
 from server.catalog import Catalog
 from server.engine.device import Device, LearntCost, labelled
-from server.engine.messages import Broken, Command, Event, LoadPlan, ModelFacts, Ready, Unloadable
+from server.engine.messages import Broken, Command, Event, LoadPlan, ModelFacts, Ready, TrafficCap, Unloadable
 from server.engine.place import Place
 from server.engine.routing import route
 from server.engine.shared_memory import Arena
@@ -62,6 +62,7 @@ class WorkerPool:
         self._launch = launch
         self._listener = listener
         self._keys = itertools.count(1)
+        self._cap = TrafficCap(None)
         costs = {name: CostModel() for name in settings.devices}
         self.devices = [
             Device(name, label, costs[name], catalog, metrics) for name, label in labelled(settings.devices)
@@ -81,6 +82,13 @@ class WorkerPool:
         """Send a command to the worker of a device."""
         self._supervisors[device].say(command)
 
+    def cap(self, max_exit: int | None) -> None:
+        """Let the traffic end jobs at `max_exit`; None: it ends none."""
+        if max_exit != self._cap.max_exit:
+            self._cap = TrafficCap(max_exit)
+            for device in self.ready:
+                self.say(device, self._cap)
+
     # --- what there is ---
 
     @property
@@ -96,6 +104,15 @@ class WorkerPool:
     def learnt(self, name: str) -> list[LearntCost]:
         """What the exits of a model cost on each device, at each shape that was seen."""
         return [cost for device in self.devices for cost in device.learnt(name)]
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that were admitted and have not ended."""
+        return sum(len(device.backlog) for device in self.devices)
+
+    def busy(self, now_s: float) -> float:
+        """The share of the latest seconds in which the devices computed, 0..1."""
+        return sum(device.busy(now_s) for device in self.devices) / len(self.devices)
 
     def to_json(self) -> dict[str, Any]:
         """The devices, and what runs the models on the first of them that can serve."""
@@ -121,6 +138,10 @@ class WorkerPool:
         place = Place(next(self._keys), device, device.backlog, expected)
         place.backlog.add(place.key, expected, now_s)
         return place
+
+    def ready_s(self, expected: Expected, now_s: float) -> float | None:
+        """Predicted seconds until a request would have its required exit; None while no worker can serve."""
+        return min((device.backlog.ready_s(expected, now_s) for device in self.ready), default=None)
 
     def check_again(self, place: Place, expected: Expected, now_s: float) -> None:
         """Now that the image is there: move the place to where it fits if the image is dearer than expected or the
@@ -170,7 +191,6 @@ class WorkerPool:
             threads=settings.threads,
             known=device.costs.snapshot(),
             chosen={name: facts.chosen for name, facts in device.facts.items()},
-            traffic_cap=settings.traffic_levels,
             arena_fd=self._arena.fd,
             arena_bytes=self._arena.size_bytes,
             log_level=settings.log_level.upper(),
@@ -193,6 +213,8 @@ class WorkerPool:
 
     def _now_ready(self, device: Device, ready: Ready) -> None:
         device.now_ready(ready)
+        if self._cap.max_exit is not None:
+            self.say(device, self._cap)
         for other in self.devices:
             if other.name == device.name and not self._supervisors[other].starts:
                 other.inherit(ready.models)

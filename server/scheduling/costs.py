@@ -3,7 +3,7 @@ seconds."""
 
 import math
 import statistics
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -106,7 +106,8 @@ class CostModel:
     def __init__(self) -> None:
         self.slow_down = 1.0
         self._stages: dict[tuple[str, int], _Stage] = {}
-        self._margins: dict[str, Quantile] = {}
+        first = [self.MARGIN_FIRST] * Quantile.EXACT
+        self._margins = defaultdict[str, Quantile](lambda: Quantile(self.SAFE_SHARE, first))
         self._recent: deque[float] = deque(maxlen=self.RECENT)
 
     def observe(self, model: str, shape: Shape, exit_index: int, stage_s: float, active_share: float = 1.0) -> float:
@@ -121,9 +122,7 @@ class CostModel:
         if half_s is not None and typical_s > 0:
             ratio = stage_s / half_s.value / self.slow_down
             self._recent.append(stage_s / (typical_s / self.slow_down))
-            first = [self.MARGIN_FIRST] * Quantile.EXACT
-            margin = self._margins.setdefault(model, Quantile(self.SAFE_SHARE, first))
-            margin.add(max(0.0, stage_s - self.SPARE_S) / typical_s)
+            self._margins[model].add(max(0.0, stage_s - self.SPARE_S) / typical_s)
             stage.slope.add(active_share, ratio)
         stage.active_share.add(active_share)
         stage.half_s[shape] = half_s = half_s or Quantile(0.5)

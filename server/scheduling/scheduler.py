@@ -13,7 +13,6 @@ from operator import attrgetter
 
 from models.gains import Predictor
 from server.engine.messages import Stop
-from server.requests.budget import TrafficCap
 from server.scheduling.costs import CostModel
 from server.scheduling.fairness import RecentSeconds
 from server.scheduling.gains import GainModel
@@ -49,10 +48,11 @@ class Scheduler:
     PACE_CHANGE = 0.01
     """The outlooks are renewed when the pace of the device has changed by this share."""
 
-    def __init__(self, costs: CostModel, cap: TrafficCap | None = None, gains: GainModel | None = None) -> None:
+    def __init__(self, costs: CostModel, gains: GainModel | None = None) -> None:
         self.costs = costs
+        self.deepest: int | None = None
+        """The exit at which the traffic ends jobs; None: it ends none."""
         self._gains = gains or GainModel()
-        self._cap = cap or TrafficCap()
         self._jobs: dict[int, ScheduledJob] = {}
         self._had = RecentSeconds(self.HALF_LIFE_S)
         self._paces: dict[str, float] = {}
@@ -83,7 +83,6 @@ class Scheduler:
         if others are not; others that end within a slice do not count. Otherwise the attempt costs nobody, and it
         teaches what the exit takes.
         """
-        deepest = self._cap.deepest(len(self._jobs))
         found: list[Finished] = []
         hopeless: list[ScheduledJob] = []
         late: list[ScheduledJob] = []
@@ -93,7 +92,7 @@ class Scheduler:
                 found.append(Finished(job, job.stop))
             elif now_s > job.outlook.latest_s:
                 found.append(_given_up(job, now_s))
-            elif deepest is not None and self._is_deep(job, deepest):
+            elif self.deepest is not None and self._is_deep(job, self.deepest):
                 found.append(Finished(job, Stop.MAX_EXIT))
             elif now_s > job.compute_deadline_s:
                 late.append(job)

@@ -41,7 +41,6 @@ def main(fd: int) -> int:
 
 def serve(connection: Connection) -> int:
     """Load and warm up what the load plan names, and run jobs until the front end is gone."""
-    from server.requests.budget import TrafficCap  # noqa: PLC0415 - see above
     from server.scheduling.costs import CostModel  # noqa: PLC0415
     from server.scheduling.gains import GainModel  # noqa: PLC0415
     from server.scheduling.scheduler import Scheduler  # noqa: PLC0415
@@ -68,8 +67,7 @@ def serve(connection: Connection) -> int:
     gc.collect()
     gc.freeze()
     connection.send(Ready(first.device, first.executor, found))
-    scheduler = Scheduler(costs, TrafficCap(plan.traffic_cap), GainModel(gains))
-    Worker(connection, memory, models, scheduler).run()
+    Worker(connection, memory, models, Scheduler(costs, GainModel(gains))).run()
     return 0
 
 

@@ -23,6 +23,7 @@ from server.engine.messages import (
     MoveDeadline,
     Ping,
     Stop,
+    TrafficCap,
 )
 from server.scheduling.jobs import ScheduledJob
 from server.scheduling.scheduler import Scheduler
@@ -95,6 +96,8 @@ class Worker:
                     self._end(Ended(key, Stop.CANCELLED))
             case MoveDeadline(key, compute_deadline_s):
                 self._scheduler.move_deadline(key, compute_deadline_s)
+            case TrafficCap(max_exit):
+                self._scheduler.deepest = max_exit
             case Ping():
                 self._say(Beat())
 
