@@ -4,7 +4,7 @@ time in.
 Every job's first exit comes first, then exits that are required beyond it, each by the earliest deadline. What is left
 of the device's time, the *slack*, goes to further exits that would be ready by their deadline at the safe estimate of
 `CostModel`: by priority, then to the clients that had least of the device lately, then where the expected gain for each
-second is largest.
+second is about the largest, by the earliest deadline.
 """
 
 from collections.abc import Mapping
@@ -45,6 +45,9 @@ class Scheduler:
     """A client that had this much more of the device than another one still competes with it by gain."""
     HALF_LIFE_S = 20.0
     """How fast it is forgotten what a client had of the device."""
+    SIMILAR = 0.7
+    """Gains for each second above this share of the largest count as equal, and the deadline decides. A strict order
+    would spend time on what can wait, and let earlier deadlines pass."""
     PACE_CHANGE = 0.01
     """The outlooks are renewed when the pace of the device has changed by this share."""
 
@@ -180,10 +183,7 @@ class Scheduler:
 
     def _next_of_slack(self, now_s: float) -> ScheduledJob:
         """Of the jobs of the highest priority, one that has begun its stage; else one of a client that had least of the
-        device, the one with the largest gain for each second.
-
-        If another of these would be too late after that one, and not the other way round, the other one goes first.
-        """
+        device: of those whose gain for each second is about the largest, the one with the earliest deadline."""
         jobs = list(self._jobs.values())
         first = max(job.spec.priority for job in jobs)
         jobs = [job for job in jobs if job.spec.priority == first]
@@ -196,11 +196,9 @@ class Scheduler:
             jobs = [job for job in jobs if had_s[job.spec.client] <= limit_s]
         if len(jobs) == 1:
             return jobs[0]
-        rated = [(-job.outlook.gain_rate(now_s), job.order, job) for job in jobs]
-        best = min(rated)[2]
-        after_s, spare_s = now_s + best.outlook.needs_s, best.outlook.latest_s - now_s
-        urgent = [each for each in rated if each[2].outlook.latest_s < after_s and each[2].outlook.needs_s <= spare_s]
-        return min(urgent)[2] if urgent else best
+        rates = [job.outlook.gain_rate(now_s) for job in jobs]
+        limit = self.SIMILAR * max(rates)
+        return min((job for job, rate in zip(jobs, rates, strict=True) if rate >= limit), key=attrgetter("order"))
 
 
 def _given_up(job: ScheduledJob, now_s: float) -> Finished:
