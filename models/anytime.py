@@ -1,9 +1,14 @@
-"""The seam between networks and those who run them: steps, states, exits and their maps."""
+"""The seam between networks and those who run them: steps, states, exits and their maps.
+
+Whoever serves several requests must hear of new ones soon, however large an image is. So three kinds of work can pause:
+a step (`AnytimeModel.advance`, by a time), a rendering (`AnytimeModel.rendering`, after each piece), and the reading of
+an image, which belongs to the first step (`AnytimeModel.begin` takes no time).
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,8 +22,9 @@ from models.quantisation import Precision
 
 @dataclass(frozen=True)
 class Step(ABC):
-    """The smallest unit of work that is never interrupted. Each kind of network derives its own kinds of steps, which
-    say what they compute by their type and fields.
+    """A part of the network. Requests are put in order between steps; between the slices of a step, its state is as it
+    was before the step. Each kind of network derives its own kinds of steps, which say what they compute by their type
+    and fields.
 
     `exit` is the number of the exit that the step completes (from 1), or None.
     """
@@ -41,6 +47,7 @@ class Exit:
     where nothing follows or nothing is masked.
     `active_share`: the share of active positions in the mask inside the image, 0..1.
     `macs`: multiply-adds from the image to this exit, counted as in the paper.
+    `changed`: whether the scores differ from those of the exit before. `final`: no later exit will differ.
     """
 
     index: int
@@ -49,6 +56,8 @@ class Exit:
     mask: Tensor
     active_share: float
     macs: int
+    changed: bool = True
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,12 +75,18 @@ class ExitMap:
     extra: NDArray[np.uint8] | None = None
 
 
+MapMemory = tuple[NDArray[Any], NDArray[np.uint8] | None]
+"""Where `ExitMap.array` and `ExitMap.extra` are to be written: contiguous, of their shapes and dtypes."""
+
+
 @dataclass
 class State:
-    """The state of one request in a model; executors derive classes with more fields. Dropping it cancels the request.
+    """The state of one request in a model; executors derive classes with more fields. Dropping it cancels the request,
+    also in the middle of a step, and frees all that it has.
 
     `frame`: where the input lies in the image. `shape`: height and width of the padded input; only states of equal
-    shape advance together. `exit`: the latest one.
+    shape advance together. `next_step`: the number of steps once the state is finished, which a final exit may bring
+    about early. `exit`: the latest one.
     """
 
     frame: Frame
@@ -106,16 +121,24 @@ class AnytimeModel(Protocol):
 
     def begin(self, image: NDArray[np.uint8], box: Box | None = None) -> State:
         """A state before its first step, for `image`, uint8 (H, W, 3) RGB of any size. `box` is the person's, for pose;
-        None means the whole image. Raises ValueError if `preprocess.cut` refuses the image or the box."""
+        None means the whole image. The first step reads `image`, which must stay as it is until then.
+
+        Raises ValueError if `preprocess.cut` refuses the image or the box.
+        """
 
     def start(self, inputs: Tensor, frame: Frame) -> State:
         """A state for an input that is normalised and padded already: float (1, 3, H, W), on any device. Raises
         ValueError unless H and W are multiples of 32."""
 
-    def advance(self, states: Sequence[State]) -> None:
-        """Runs the next step of every state.
+    def advance(self, states: Sequence[State], slice_s: float | None = None) -> bool:
+        """Runs the next step of every state; returns True once it is complete.
 
-        Raises ValueError if they wait for different steps, have inputs of different shapes, or are finished.
+        With `slice_s`, an executor that can do so pauses the step after about that many seconds, and returns False. The
+        next call goes on with it, for all these states or for those of them that are still wanted. Other states may
+        advance in between. Until the step is complete, the states keep the exit and the step number that they had.
+
+        Raises ValueError if they wait for different steps, have inputs of different shapes, are finished, or have not
+        paused together.
         """
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
@@ -123,6 +146,15 @@ class AnytimeModel(Protocol):
 
         `extra` adds `confidence` (0..255 for 0..1; pose scores are clipped to 0..1), `exit` (the exit that decided
         each pixel) or `unsure` (1 where the mask is active). Raises ValueError if no exit is finished.
+        """
+
+    def rendering(
+        self, state: State, extra: Extra | None = None, out: MapMemory | None = None
+    ) -> Iterator[ExitMap | None]:
+        """`render` in pieces of a few milliseconds: yields None after each piece, and at last the map.
+
+        The map is that of the exit which is the latest one now. It is written to `out`, which may be
+        shared memory; None: to new memory. Dropping the iterator ends the rendering.
         """
 
 
@@ -166,7 +198,8 @@ def check_batch(states: Sequence[State], steps: tuple[Step, ...], kind: type[Own
 
 def exits_of(model: AnytimeModel, states: Sequence[State]) -> Iterator[int]:
     """Advances `states` together from where they stand to the last step; yields the number of each exit when they have
-    come to it. There the caller may render them, or override their masks."""
+    come to it. There the caller may render them, or override their masks. After a final exit nothing is computed, and
+    the latest exit stands for those that are left."""
     return exits_in_turns([(model, states)])
 
 
@@ -175,7 +208,8 @@ def exits_in_turns(runs: Sequence[tuple[AnytimeModel, Sequence[State]]]) -> Iter
     model, states = runs[0]
     for step in model.steps[states[0].next_step :]:
         for each, together in runs:
-            each.advance(together)
+            if together[0].next_step < len(each.steps):
+                each.advance(together)
         if step.exit is not None:
             yield step.exit
 

@@ -25,17 +25,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.anytime import Exit
-from models.directory import QUALITY_FILES, fingerprint
+from models.directory import QUALITY_FILES, read_derived
 from models.imaging.geometry import STRIDE, Frame
 from models.network.confidence import confidence
 from models.network.configs import Share, Task
 from models.quantisation import Precision
-from models.validation import from_json, value
+from models.validation import value
 
 KEPT = 0.9
 CONFIDENCE = 0.9
 GRID = 10_000
 """Bounds and thresholds are rounded to 1 / GRID, to the safe side."""
+SAMPLED = 1 << 14
+"""Positions that are enough for the mean over a large image, so that it takes less than a few milliseconds."""
 MOVED = 0.05
 """A joint has changed if it moved by more than this share of the side of the person's crop."""
 
@@ -44,12 +46,14 @@ def uncertainty(found: Exit, task: Task, frame: Frame) -> float:
     """How uncertain an exit is of its answer as a whole, 0..1.
 
     For segmentation, it is the mean of 1 - confidence over the image; every second position of every second row is
-    enough for a mean. For pose, it is the mean over the joints of 1 - the height of their peak, their confidence.
+    enough for a mean, and of large images every third or fewer. For pose, it is the mean over the joints of 1 - the
+    height of their peak, their confidence.
     """
     if task == "pose":
         return 1 - float(found.scores.flatten(1).amax(1).float().clamp(0, 1).mean())
     height, width = -(-frame.height // STRIDE), -(-frame.width // STRIDE)
-    return 1 - float(confidence(found.scores[None, :, :height:2, :width:2].float(), task).mean())
+    by = max(2, math.isqrt(height * width // SAMPLED))
+    return 1 - float(confidence(found.scores[None, :, :height:by, :width:by].float(), task).mean())
 
 
 def breakable(images: int) -> int:
@@ -135,15 +139,7 @@ class Quality:
         or was made for other weights, another configuration or another precision."""
         path = directory / QUALITY_FILES[precision]
         remedy = f"calibrate it anew (python -m models calibrate {directory}) or delete the file"
-        try:
-            found = from_json(cls, json.loads(path.read_text()), "a calibration")
-        except ValueError as error:
-            raise ValueError(f"{path} is not a calibration: {error}; {remedy}") from error
-        if found.fingerprint != (now := fingerprint(directory)):
-            raise ValueError(
-                f"{path} was made for a model with fingerprint {found.fingerprint[:8]}, but the model beside it has "
-                f"{now[:8]}; {remedy}"
-            )
+        found = read_derived(cls, path, "a calibration", remedy)
         if QUALITY_FILES[found.precision] != path.name:
             raise ValueError(f"{path} was made for {found.precision}, but its name says {precision}; {remedy}")
         return found

@@ -4,6 +4,8 @@ All series exist at 0 from the start, so that rates and sums are right from the 
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,6 +27,8 @@ COST_RATIO = (0.5, 0.7, 0.85, 0.95, 1.05, 1.15, 1.3, 1.5, 2.0, 3.0, 5.0)
 PROTOCOLS = ("http", "websocket")
 UNKNOWN = "unknown"
 """The label `model` of requests that name no served model."""
+
+Series = TypeVar("Series", Counter, Histogram)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -77,6 +81,16 @@ class Metrics:
         """Let `gauge` show what `read` returns at the time of the scrape."""
         gauge.set_function(read)
 
+    def ended(self, model: str, stop: Stop) -> int:
+        """How many requests for a model ended so."""
+        found = (
+            self.registry.get_sample_value(
+                "anytime_requests_total", {"model": model, "protocol": protocol, "stop": stop.value}
+            )
+            for protocol in PROTOCOLS
+        )
+        return sum(int(count or 0) for count in found)
+
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -97,10 +111,16 @@ class Metrics:
                 histogram.labels(model, exit_index)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"anytime_{name}", text, labels, registry=self.registry)
+        return _remembering(Counter(f"anytime_{name}", text, labels, registry=self.registry))
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"anytime_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(f"anytime_{name}", text, labels, buckets=SECONDS, registry=self.registry)
+        return _remembering(Histogram(f"anytime_{name}", text, labels, buckets=SECONDS, registry=self.registry))
+
+
+def _remembering(metric: Series) -> Series:
+    """`metric`, which looks each of its series up once. They are never removed, and a request looks up some thirty."""
+    metric.labels = cache(metric.labels)  # type: ignore[method-assign]
+    return metric

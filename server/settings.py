@@ -88,10 +88,19 @@ class Settings(BaseModel):
     traffic_cap: Annotated[str, AfterValidator(_traffic_cap)] = Field(
         "", description="deepest exit while many requests are open: '16:3,32:2' is exit 3 from 16 on, 2 from 32 on"
     )
+    budget: Path | None = Field(
+        None, description="TOML file of deadlines and deepest exits by model, client, traffic, hours and image size"
+    )
     codec_threads: int = Field(2, ge=1, le=64, description="threads that decode images, and as many that encode maps")
     history: int = Field(1000, ge=1, description="ended requests that can still be looked up")
     load_timeout_s: float = Field(
         900, gt=0, allow_inf_nan=False, description="time for a worker to load the models before it is replaced"
+    )
+    spare_workers: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="processes in reserve, so that a worker that was lost is replaced sooner; each takes about 150 MB",
     )
     drain_ms: float = Field(
         30_000, ge=0, allow_inf_nan=False, description="time for open requests to finish after SIGTERM"
@@ -143,7 +152,8 @@ def load_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
     )
     for name, field in Settings.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
-        text = f"{field.description} (default: {str(field.default) or 'none'})".replace("%", "%%")
+        default = str("" if field.default is None else field.default) or "none"
+        text = f"{field.description} (default: {default})".replace("%", "%%")
         if field.annotation is bool:
             parser.add_argument(flag, action="store_const", const="true", help=text)
         else:

@@ -1,7 +1,7 @@
 """A model whose steps a test releases one by one."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ import tiny
 import torch
 from numpy.typing import NDArray
 
-from models.anytime import Exit, ExitMap, Step
+from models.anytime import Exit, ExitMap, MapMemory, Step
 from models.imaging.geometry import Frame
 
 
@@ -50,7 +50,7 @@ class FakeModel:
             raise ValueError("an unlucky image")
         return FakeState(image.copy())
 
-    def advance(self, states: Sequence[FakeState]) -> None:
+    def advance(self, states: Sequence[FakeState], slice_s: float | None = None) -> bool:
         assert self.released.acquire(timeout=live.PATIENCE_S)
         (state,) = states
         self.advanced.append(int(state.image[0, 0, 0]))
@@ -60,8 +60,28 @@ class FakeModel:
             sure = 0.4 + 0.1 * index  # the larger of two probabilities, everywhere
             scores = torch.tensor([sure, 1 - sure]).log().view(2, 1, 1)
             state.exit = SimpleNamespace(index=index, active_share=1 / index, macs=10 * index, scores=scores)  # type: ignore[assignment]
+        return True
+
+    def rendering(self, state: FakeState, extra: str | None, out: MapMemory) -> Iterator[ExitMap | None]:
+        yield None
+        found = self.render(state, extra)
+        for target, source in zip(out, (found.array, found.extra), strict=True):
+            if target is not None:
+                target[:] = source
+        yield found
 
     def render(self, state: FakeState, extra: str | None = None) -> ExitMap:
         assert state.exit is not None
         array = state.image[..., 0] + np.uint8(state.exit.index)
         return ExitMap(state.exit.index, array, state.exit.active_share, np.full_like(array, 7) if extra else None)
+
+    def rendering(
+        self, state: FakeState, extra: str | None = None, out: MapMemory | None = None
+    ) -> Iterator[ExitMap | None]:
+        found = self.render(state, extra)
+        yield None
+        if out is not None:
+            np.copyto(out[0], found.array)
+            if out[1] is not None and found.extra is not None:
+                np.copyto(out[1], found.extra)
+        yield found

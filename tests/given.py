@@ -47,7 +47,7 @@ class Given:
     def start(self, inputs: Tensor, frame: Frame) -> State:
         raise NotImplementedError
 
-    def advance(self, states: Sequence[State]) -> None:
+    def advance(self, states: Sequence[State], slice_s: float | None = None) -> bool:
         self.clock_s += 0.5
         for state in states:
             index = self.steps[state.next_step].exit
@@ -57,6 +57,7 @@ class Given:
                 scores = torch.as_tensor(answer) if self.config.task == "pose" else torch.zeros(3, 8, 8)
                 nowhere = torch.zeros(8, 8, dtype=torch.bool)
                 state.exit = Exit(index, scores, nowhere.byte(), nowhere, self.active[index - 1], index * GIGA)
+        return True
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
         found = state.latest()

@@ -40,6 +40,7 @@ from server.engine.messages import (
     MoveDeadline,
     Ready,
     Stop,
+    TrafficCap,
 )
 from server.engine.shared_memory import attach
 from server.engine.worker_process import ChildProcess, WorkerProcess
@@ -100,6 +101,11 @@ class ScriptedWorker:
         assert isinstance(command, MoveDeadline)
         return command
 
+    def hear_cap(self) -> int | None:
+        command = self.hear()
+        assert isinstance(command, TrafficCap)
+        return command.max_exit
+
     def hears_nothing(self) -> bool:
         return not self._own.poll()
 
@@ -118,8 +124,8 @@ class ScriptedWorker:
             spec.layout.extra_map(block, exit_index)[:] = exit_index % 2
         self.say(Exited(spec.key, exit_index, 0.5 / exit_index, round(MACS[exit_index - 1]), 0.1, 0.0, 0.1))
 
-    def end(self, spec: JobSpec, stop: Stop = Stop.COMPLETE, wait_s: float = 0.0, error: str | None = None) -> None:
-        self.say(Ended(spec.key, stop, wait_s, error))
+    def end(self, spec: JobSpec, stop: Stop = Stop.COMPLETE, error: str | None = None, **times_s: float) -> None:
+        self.say(Ended(spec.key, stop, error, **times_s))
 
     def finish(self, spec: JobSpec, last: int = 4, stop: Stop = Stop.COMPLETE) -> None:
         """Reach all exits up to `last`, and end the job."""
@@ -169,6 +175,13 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < until_s, "it did not happen"
         tick.wait(0.01)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let the event loop run until something has happened on it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
 
 
 class Later:

@@ -10,20 +10,23 @@ from typing import Any
 import live
 import pytest
 import tiny
-from live import ScriptedWorker
+from live import ScriptedWorker, until
 
 from server.catalog import Catalog, read_catalog
 from server.engine.engine import Engine
 from server.engine.job import Job
-from server.engine.messages import Broken, Chosen, Exited, JobSpec, LoadPlan, ModelFacts, Ready, Stop
+from server.engine.messages import Broken, Chosen, Exited, JobSpec, LoadPlan, ModelFacts, Ready, Stop, Unloadable
 from server.engine.place import Place
 from server.errors import NoExitError, UnavailableError
 from server.metrics import Metrics
 from server.scheduling.backlog import Expected
+from server.scheduling.costs import StageCost
 
 NAME = tiny.SEGMENTATION.name
 SHAPE = tiny.SEGMENTATION.size
-FACTS = ModelFacts(live.MACS, (0.1, 0.2, 0.3, 0.4), False, Chosen("triton", "the fastest", "fp16"))
+COSTS = tuple(StageCost(NAME, exit_index, SHAPE, half_s=0.1, slope=0.0, active_share=1.0) for exit_index in range(1, 5))
+FACTS = ModelFacts(live.MACS, (0.1, 0.2, 0.3, 0.4), False, Chosen("triton", "the fastest", "fp16"), COSTS)
+UP = ("cpu:0", "cpu:1")
 Check = Callable[["Harness"], Coroutine[Any, Any, None]]
 
 
@@ -35,8 +38,9 @@ class Harness:
         self.catalog: Catalog = read_catalog(folder)
         self.plans: list[LoadPlan] = []
         self.workers: list[ScriptedWorker] = []
+        self.unloadable: list[str] = []
         self.metrics = Metrics({NAME: 4})
-        self.engine = Engine(self.settings, self.catalog, self.metrics, print, self._launch)
+        self.engine = Engine(self.settings, self.catalog, self.metrics, self.unloadable.append, self._launch)
 
     def _launch(self, plan: LoadPlan) -> ScriptedWorker:
         self.plans.append(plan)
@@ -67,12 +71,6 @@ class Harness:
 
     def metric(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(name)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(live.PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -142,12 +140,12 @@ def test_a_job_that_is_released_is_cancelled_and_freed_once_the_worker_lets_go(r
 
 def test_after_a_device_has_failed_the_next_worker_runs_the_reference(run: Any) -> None:
     async def check(harness: Harness) -> None:
-        assert harness.plans[0].chosen == harness.plans[0].known_s == {}
+        assert (harness.plans[0].chosen, harness.plans[0].known) == ({}, ())
         harness.workers[0].say(Broken("an illegal access"))
         harness.workers[0].die()
         await until(lambda: len(harness.workers) == 2)
         assert harness.plans[1].chosen == {NAME: Chosen("reference", "triton broke the device: an illegal access")}
-        assert harness.plans[1].known_s == {NAME: FACTS.seconds}
+        assert harness.plans[1].known == COSTS
         with pytest.raises(UnavailableError, match="being loaded"):
             harness.engine.check_open()
         await harness.say_ready(replace(FACTS, chosen=Chosen("reference")))
@@ -157,12 +155,27 @@ def test_after_a_device_has_failed_the_next_worker_runs_the_reference(run: Any) 
     run(check)
 
 
+def test_models_that_cannot_be_loaded_any_more_end_the_server_only_if_no_worker_is_left(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check(harness: Harness) -> None:
+        for number in (0, 1):
+            assert not harness.unloadable
+            harness.workers[number].die()
+            await until(lambda number=number: len(harness.workers) == 3 + number)
+            harness.workers[-1].say(Unloadable("no such file"))
+            await until(lambda: "cannot be loaded on cpu:0 any more: no such file" in caplog.text)
+        await until(lambda: harness.unloadable)
+
+    run(check, "cpu,cpu")
+
+
 def test_requests_go_where_their_required_exit_is_there_first(run: Any) -> None:
     """Two workers on the CPU: the second starts with what the first found out, and has a label of its own."""
 
     async def check(harness: Harness) -> None:
         first, second = harness.plans
-        assert (first.sharing, first.known_s) == (2, {}) and second.known_s == {NAME: FACTS.seconds}
+        assert (first.sharing, first.known) == (2, ()) and second.known == COSTS
         assert [device.label for device in harness.engine.pool.devices] == ["cpu:0", "cpu:1"]
         jobs = [harness.submit() for _ in range(3)]
         assert [job.place.device.label for job in jobs] == ["cpu:0", "cpu:1", "cpu:0"]
@@ -176,7 +189,7 @@ def test_a_request_that_fits_nowhere_is_refused_with_the_time_to_wait(run: Any) 
     async def check(harness: Harness) -> None:
         first, second = harness.admit(left_s=0.15), harness.admit(left_s=0.15)
         assert harness.open() == [1, 1]
-        with pytest.raises(UnavailableError, match="exit 1 would be there in .* ms are left; ask again in") as caught:
+        with pytest.raises(UnavailableError, match="exit 1 would be there in") as caught:
             harness.admit(left_s=0.15)
         assert caught.value.code == "overloaded" and 0 < (caught.value.retry_after_s or 0) < 0.2
         assert harness.open() == [1, 1]
@@ -206,6 +219,53 @@ def test_an_image_that_is_so_large_that_it_fits_nowhere_is_refused(run: Any) -> 
         assert harness.open() == [1] and not harness.engine.jobs
 
     run(check)
+
+
+def test_requests_on_a_stuck_worker_are_answered_at_their_own_deadlines(run: Any) -> None:
+    """The worker says nothing more; with an exit in hand that is the answer."""
+
+    async def check(harness: Harness) -> None:
+        jobs = [harness.submit(required=required) for required in (1, 1, 2)]
+        for number in (0, 2):
+            harness.workers[0].reach(jobs[number].spec, 1)
+        await until(lambda: jobs[2].exits)
+        for job in jobs:
+            harness.engine.move_deadline(job, time.monotonic())
+            await asyncio.wait_for(job.ended(), live.PATIENCE_S)
+        assert [(job.stop, job.latest) for job in jobs] == [(Stop.DEADLINE, 1), (Stop.NO_EXIT, 0), (Stop.DEADLINE, 1)]
+        assert harness.open() == [0]
+
+    run(check)
+
+
+def test_a_worker_that_is_lost_costs_only_its_own_jobs(run: Any) -> None:
+    async def check(harness: Harness) -> None:
+        lost, kept = harness.workers
+        first, second, third = (harness.submit() for _ in range(3))
+        waiting = harness.admit()
+        assert waiting.device is second.place.device
+        beside = harness.admit()
+        lost.reach(first.spec, 1)
+        await until(lambda: first.exits)
+        lost.lingers = True
+        lost.die()
+        assert await first.ended() is Stop.DEADLINE and first.latest == 1
+        with pytest.raises(UnavailableError, match="the worker was lost before exit 1"):
+            await third.ended()
+        assert second.stop is None and harness.open() == [0, 2]
+        assert harness.engine.readiness()["ready"]
+        assert [device["ready"] for device in harness.engine.readiness()["devices"]] == [False, True]
+        up = {label: harness.metrics.registry.get_sample_value("anytime_worker_up", {"device": label}) for label in UP}
+        assert up == {"cpu:0": 0, "cpu:1": 1}
+        for job in (first, third):
+            harness.engine.release(job)
+        assert len(harness.engine.jobs) == 3  # the worker may still write, until it has ended
+        lost.lingers = False
+        await until(lambda: len(harness.engine.jobs) == 1)
+        assert harness.submit(place=beside).place.device is second.place.device  # its image came after the loss
+        assert kept.hear_job().key == second.spec.key and kept.hear_job().key == beside.key
+
+    run(check, "cpu,cpu")
 
 
 def test_what_exits_cost_is_learnt_and_compared_with_what_was_predicted(run: Any) -> None:

@@ -236,13 +236,14 @@ class Halves(ReferenceExecutor):
     def start(self, inputs: Tensor, frame: Frame) -> ReferenceState:
         return super().start(inputs.half(), frame)
 
-    def advance(self, states: Sequence[State]) -> None:
+    def advance(self, states: Sequence[State], slice_s: float | None = None) -> bool:
         super().advance(states)
         for state in states:
             if state.exit is not None and state.exit.index == 4:
                 scores = state.exit.scores.clone()
                 scores[0, 1, 2] += self.error * scores.abs().max()
                 state.exit = replace(state.exit, scores=scores)
+        return True
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Ops in eight bits against plain integers, for every instruction set of this machine."""
 
+import math
 from collections.abc import Sequence
 from ctypes import c_void_p
 from dataclasses import dataclass, replace
@@ -51,7 +52,9 @@ def geometries(
     outer = mask(SHAPES[random.integers(len(SHAPES))], height, width, random)
     inner = outer & mask(shape, height, width, random)
     full = bool(random.integers(2))
-    return factory.under(outer, full_halo=full), factory.under(inner, full_halo=full)
+    found = factory.under(outer, full_halo=full), factory.under(inner, full_halo=full)
+    assert all(geometry.build() for geometry in found)
+    return found
 
 
 def positions(geometry: Geometry, matrix: Matrix) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -98,8 +101,11 @@ def run(lowered: LoweredStep, requests: Sequence[Request], isa: str, threads: in
     workspace = empty(lib.program_workspace_bytes(pool.native, program.native, contexts, len(requests)))
     workspace[:] = 0x7E
     kernels = Isa.find(isa).kernels
-    args = (pool.native, kernels, program.native, contexts, len(requests), workspace.ctypes.data, None)
-    assert lib.program_run(*args) == 0
+    begun = lib.program_begin(
+        pool.native, kernels, program.native, contexts, len(requests), workspace.ctypes.data, None
+    )
+    assert lib.program_run(pool.native, begun, math.inf) == 1
+    lib.program_free(begun)
     return [each[len(lowered.inputs) :] for each in found]
 
 
@@ -260,6 +266,7 @@ def test_the_largest_sums_do_not_saturate(isa: str) -> None:
         pytest.skip(f"this machine has no {isa} kernels")
     factory = GeometryFactory(3, 2, [tile_costs(16)] * LEVELS)
     geometry = factory.all_active((8, 8))
+    assert geometry.build()
     for sign in (1, -1):
         weights = np.full((9, 384, 24), sign * 127.0, np.float32)
         conv = Convolution("layer", weights, None, None, None, np.ones(24, np.float32))

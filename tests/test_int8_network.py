@@ -163,7 +163,7 @@ def test_every_instruction_set_gives_the_same(isa: str) -> None:
 def test_the_environment_can_hide_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     baseline = "portable" if library().kernels_find(b"portable") else "neon"
     monkeypatch.setenv("ADPC_ISA", baseline)
-    assert SparseExecutor(network("wide"), scales=scales("wide")).isa.name == baseline
+    assert SparseExecutor(network("wide"), scales=scales("wide")).network.isa.name == baseline
     monkeypatch.setenv("ADPC_ISA", "mmx")
     with pytest.raises(ValueError, match="no mmx kernels"):
         SparseExecutor(network("wide"))
@@ -229,7 +229,7 @@ def test_memory_that_was_never_written_changes_nothing(monkeypatch: pytest.Monke
             return memory[begin : begin + size]
 
         monkeypatch.setattr("models.executors.cpu.memory.empty", filled)
-        monkeypatch.setattr("models.executors.cpu.executor.empty", filled)
+        monkeypatch.setattr("models.executors.cpu.network.empty", filled)
         sparse = SparseExecutor(network("wide"), threads=1, scales=scales("wide"))
         state = sparse.begin(tiny.image())
         random = np.random.default_rng(1)
@@ -250,15 +250,18 @@ def test_features_take_a_quarter_of_the_memory() -> None:
         state = sparse.begin(tiny.image(256, 256))
         for _ in sparse.steps[:2]:
             sparse.advance([state])
-        kept.append(sum(buffer.size for buffer in state.features))
+        kept.append(sum(buffer.size for buffer in state.progress.features.arrays))
     assert kept[0] == pytest.approx(kept[1] / 4, rel=0.01)
 
 
 def test_phase_times_tell_of_every_phase() -> None:
     sparse = SparseExecutor(replaced := network("wide"), threads=2, scales=scales("wide"))
-    sparse.phase_times = {}
+    sparse.network.phase_times = {}
     follow(sparse)
     for step in replaced.steps:
-        assert len(sparse.phase_times[step]) == len(sparse.describe(step))
-        assert (sparse.phase_times[step] > 0).all()
-    assert sparse.describe(sparse.steps[0]) == ["convolve 3x9->64 at level 1", "convolve_u8 9x64->64 at level 2"]
+        assert len(sparse.network.phase_times[step]) == len(sparse.network.describe(step))
+        assert (sparse.network.phase_times[step] > 0).all()
+    assert sparse.network.describe(sparse.steps[0]) == [
+        "convolve 3x9->64 at level 1",
+        "convolve_u8 9x64->64 at level 2",
+    ]

@@ -26,14 +26,20 @@ SERVER = [
     "server.simulation.traffic",
     # what faces clients
     "server.protocols.connection",
+    "server.protocols.budget",
     "server.protocols.http",
     "server.protocols.stream",
     "server.protocols.replies",
+    "server.protocols.descriptions",
     "server.protocols.encoder",
     # a request, from its first byte to its last
     "server.requests.service",
     "server.requests.registry",
+    "server.requests.codec",
     "server.requests.admission",
+    "server.requests.sizes",
+    "server.requests.budget_file",
+    "server.requests.policies",
     "server.protocols.options",
     # the async face of the worker
     "server.engine.engine",
@@ -53,16 +59,19 @@ SERVER = [
     "server.worker.loading",
     "server.catalog",
     # who gets the device when: pure
-    "server.scheduling.scheduler",
     "server.scheduling.backlog",
-    "server.scheduling.costs",
-    "server.scheduling.quantile",
+    "server.scheduling.scheduler",
+    "server.scheduling.jobs",
+    "server.scheduling.gains",
+    "server.scheduling.fairness",
     # what they share
     "server.requests.budget",
     "server.metrics",
     "server.settings",
     "server.engine.messages",
     "server.engine.shared_memory",
+    "server.scheduling.costs",
+    "server.scheduling.quantile",
     "server.errors",
 ]
 

@@ -12,8 +12,9 @@ from models.executors.reference import ReferenceExecutor
 from models.executors.selection import build
 from models.quality import Quality
 from server.catalog import input_shape
+from server.engine.messages import LoadPlan
 from server.scheduling.costs import CostModel
-from server.worker.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, load_quality, warm_up
+from server.worker.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, load_models, load_quality, warm_up
 
 
 def test_warming_up_learns_what_exits_cost() -> None:
@@ -51,6 +52,26 @@ def test_a_worker_that_follows_another_takes_over_what_is_known() -> None:
     costs = CostModel()
     warm_up("fake", model, costs, (0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]
     assert facts("fake", Loaded(model), costs).seconds == pytest.approx((0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sharing", "expected"), [(0, 1, 8), (0, 3, 2), (0, 16, 1), (6, 1, 6), (6, 2, 3), (1, 2, 1)]
+)
+def test_workers_on_one_device_share_its_threads(
+    monkeypatch: pytest.MonkeyPatch, asked: int, sharing: int, expected: int
+) -> None:
+    given: list[int] = []
+
+    def build(
+        make: object, device: str, executor: str, threads: int, *_: object, **__: object
+    ) -> tuple[FakeModel, str]:
+        given.append(threads)
+        return FakeModel(), ""
+
+    monkeypatch.setattr("server.worker.loading.build_fastest", build)
+    monkeypatch.setattr("server.worker.loading.usable", lambda: 8)
+    load_models(LoadPlan({"a": "a", "b": "b"}, "cpu", "auto", asked, {}, {}, (), 0, 0, "INFO", sharing=sharing))
+    assert given == [expected, expected]
 
 
 def test_the_cost_of_an_image_goes_by_its_padded_size_or_the_crop() -> None:

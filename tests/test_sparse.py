@@ -141,7 +141,7 @@ def test_every_instruction_set_of_this_machine(isa: str) -> None:
     ids=["tiles of 4x4", "tiles of 2x2", "single rows", "cheap tiles", "mixed"],
 )
 def test_every_way_to_cover_a_mask(costs: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.executors.cpu.executor.tile_costs", lambda _: NativeTileCosts(*costs, 0, 0))
+    monkeypatch.setattr("models.executors.cpu.network.tile_costs", lambda _: NativeTileCosts(*costs, 0, 0))
     for name in ("wide", "pose"):
         sparse = SparseExecutor(network(name), threads=2)
         for seed in range(6):
@@ -157,6 +157,7 @@ def test_a_cover_holds_every_active_position_once_and_costs_no_more_than_single_
     costs = tile_costs(channels)
     mask = np.random.default_rng(0).random((48, 80)) < share
     geometry = GeometryFactory(7, 3, [costs] * LEVELS).under(mask, full_halo=False)
+    assert geometry.build()
     active = mask[::8, ::8]  # 6x10
     level = geometry.level(5)
     covered = np.zeros((10, 14), int)
@@ -217,7 +218,7 @@ def follow(sparse: SparseExecutor, reference: ReferenceExecutor) -> None:
         if expected.progress.masks is not None:
             reference.override(expected, state.exit.mask)
         else:
-            assert state.mask is None
+            assert state.progress.mask is None
 
 
 def test_requests_interleave_and_batches_change() -> None:
@@ -247,7 +248,7 @@ def test_memory_that_was_never_written_is_never_read(monkeypatch: pytest.MonkeyP
         return memory
 
     monkeypatch.setattr("models.executors.cpu.memory.empty", poisoned)
-    monkeypatch.setattr("models.executors.cpu.executor.empty", poisoned)
+    monkeypatch.setattr("models.executors.cpu.network.empty", poisoned)
     for name in ("wide", "window 9, D = 3/3/3", "plain heads"):
         sparse = SparseExecutor(network(name), threads=1)
         for seed in range(4):
@@ -308,7 +309,7 @@ def test_nan_stays_nan() -> None:
 
 
 def free_bytes(allocator: CachingAllocator) -> int:
-    return allocator._workspace.size + sum(array.size for array in allocator._free)
+    return sum(array.size for array, _ in (*allocator._free, *allocator._workspaces))
 
 
 def test_memory_of_a_request_that_ends_early_is_kept_for_the_next() -> None:
@@ -317,27 +318,30 @@ def test_memory_of_a_request_that_ends_early_is_kept_for_the_next() -> None:
         state = sparse.begin(tiny.image())
         for _ in range(steps):
             sparse.advance([state])
-        before, own = free_bytes(sparse._allocator), sum(array.size for array in state.features)
+        before = free_bytes(sparse.network.allocator)
+        own = sum(array.size for array in state.progress.features.arrays)
         del state
-        assert free_bytes(sparse._allocator) == before + own
+        assert free_bytes(sparse.network.allocator) == before + own
 
 
-def test_memory_of_a_large_image_is_given_back_by_a_small_one() -> None:
+def test_memory_of_a_large_image_is_given_back_by_small_ones() -> None:
     sparse = SparseExecutor(network("segmentation"), threads=1)
-    kept = []
-    for size in ((256, 256), (64, 64), (64, 64)):
-        state = sparse.begin(tiny.image(*size))
+
+    def kept(height: int, width: int) -> int:
+        state = sparse.begin(tiny.image(height, width))
         for _ in sparse.steps:
             sparse.advance([state])
-        kept.append(free_bytes(sparse._allocator))
-    assert kept[0] > 4 * kept[1] > 0
-    assert kept[1] == kept[2]
-    large, small = sparse.begin(tiny.image(256, 256)), sparse.begin(tiny.image(64, 64))
-    for state in (large, small, sparse.begin(tiny.image(64, 64))):
-        for _ in sparse.steps:
-            sparse.advance([state])
-    sparse.begin(tiny.image(64, 64))
-    assert free_bytes(sparse._allocator) <= kept[2]
+        return free_bytes(sparse.network.allocator)
+
+    small, large = kept(32, 32), kept(256, 256)
+    assert large > 4 * small > 0
+    after = [kept(32, 32) for _ in range(6)]  # each gives one buffer back
+    assert after == sorted(after, reverse=True)
+    assert after[-1] <= 2 * small
+    kept(256, 256)
+    running = sparse.begin(tiny.image(256, 256))
+    assert kept(32, 32) > large / 2  # the large image in work will need it
+    del running
 
 
 IN_A_PROCESS = """
@@ -364,7 +368,7 @@ try:
 except ValueError as error:
     print(error)
 try:
-    Geometry(None, (1 << 13, 1 << 13), sparse._geometries, full_halo=False)
+    Geometry(None, (1 << 13, 1 << 13), sparse.network._geometries, full_halo=False).build()
 except MemoryError as error:
     print(error)
 assert torch.equal(answer(), before)
@@ -459,11 +463,10 @@ def test_a_request_computes_only_the_rows_that_its_own_masks_need(criterion: Cri
     for step in model.steps:
         model.advance([state])
         if step.exit == 1:  # one corner stays active
-            assert state.mask is not None
-            state.mask[:] = False
-            state.mask[:8, :8] = True
+            assert state.progress.mask is not None
+            state.progress.mask[:] = False
+            state.progress.mask[:8, :8] = True
         if step.exit == 2:
-            assert state.geometry is not None
-            level = state.geometry.level(2)
+            level = state.progress.geometry.level(2)
             assert (level.needed_rows < level.height * level.width) is lean
             return

@@ -3,7 +3,7 @@
 Every other executor is compared with it. It runs networks of all families, wherever torch runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, State, check_batch, check_mask
+from models.anytime import Exit, ExitMap, MapMemory, State, check_batch, check_mask
 from models.imaging.geometry import Box, Frame, Size
-from models.imaging.postprocess import render
+from models.imaging.postprocess import rendering, whole
 from models.imaging.preprocess import check_input, prepare, seen
 from models.network.adpc import AdpcNet
 from models.network.confidence import Masks, make_mask
 from models.network.configs import PAPER_MASKING, Extra
-from models.network.flops import costs
+from models.network.flops import step_costs
 from models.network.network import Network, Progress, Stepwise, batched, one_of
 from models.network.quantised import QuantisedNetwork
 from models.quantisation import Precision, Scales
@@ -46,7 +46,8 @@ class ReferenceExecutor:
         network = network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.network: Stepwise = network
         if scales is not None:
-            assert isinstance(network, AdpcNet)
+            if not isinstance(network, AdpcNet):
+                raise ValueError(f"{network.config.name} has no eight bits; compute it in fp32")
             self.network, self.precision = QuantisedNetwork(network, scales), "int8"
         self.config = network.config
         self.device = device
@@ -61,18 +62,27 @@ class ReferenceExecutor:
         height, width = inputs.shape[-2:]
         return ReferenceState(frame, (height, width), progress=self.network.start(inputs))
 
+    def details(self, state: State) -> dict[str, Tensor]:
+        """See `Network.details`."""
+        assert isinstance(state, ReferenceState)
+        network = self.network
+        found = network.details(state.progress) if isinstance(network, Network) else {}
+        return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
+
     @torch.inference_mode()
-    def advance(self, states: Sequence[State]) -> None:
+    def advance(self, states: Sequence[State], slice_s: float | None = None) -> bool:
         position, own = check_batch(states, self.steps, ReferenceState)
         step = self.steps[position]
         before = [state.progress.masks for state in own]
         after = self.network.advance(batched([state.progress for state in own]), step)
         for index, state in enumerate(own):
             state.progress = one_of(after, index) if len(own) > 1 else after
-            state.next_step += 1
+            state.next_step = len(self.steps) if after.final else state.next_step + 1
+            if after.changed:
+                state.macs += self._macs(position, state.shape, before[index])
             if step.exit is not None:
-                state.macs += self._macs(step.exit, state.shape, before[index])
                 state.exit = self._exit(step.exit, state)
+        return True
 
     def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
         """See `Overridable.override`; the reference computes every position whatever `shrinking` promises.
@@ -84,7 +94,12 @@ class ReferenceExecutor:
         state.progress = replace(state.progress, masks=Masks(mask[None, None]))
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
-        return render(state.latest(), self.config, state.frame, extra)
+        return whole(self.rendering(state, extra))
+
+    def rendering(
+        self, state: State, extra: Extra | None = None, out: MapMemory | None = None
+    ) -> Iterator[ExitMap | None]:
+        return rendering(state.latest(), self.config, state.frame, extra, out=out)
 
     def _exit(self, index: int, state: ReferenceState) -> Exit:
         scores, decided = state.progress.scores, state.progress.decided
@@ -94,11 +109,12 @@ class ReferenceExecutor:
         mask = (masks.finest if masks else make_mask(scores, masking, index))[0, 0]
         height, width = seen(self.config, state.frame, state.shape)
         active_share = float(mask[:height, :width].float().mean())
-        return Exit(index, scores[0], decided[0, 0], mask, active_share, round(state.macs))
+        changed, final = state.progress.changed, state.progress.final
+        return Exit(index, scores[0], decided[0, 0], mask, active_share, round(state.macs), changed, final)
 
-    def _macs(self, index: int, shape: Size, masks: Masks | None) -> float:
-        """Multiply-adds from the exit before to this one, under the mask that the exit before made."""
-        groups = costs(self.config, *shape)[index - 1]
+    def _macs(self, position: int, shape: Size, masks: Masks | None) -> float:
+        """Multiply-adds of the step at `position`, under the masks of the exit before."""
+        _, groups = step_costs(self.config, *shape)[position]
         shares: dict[Size, float] = {}
         if masks is not None:
             sizes = [size for size, masked in groups if masked]

@@ -4,6 +4,7 @@ Needs no torch, so that the server's front end knows the same numbers as the wor
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ MAX_BOX_RATIO = 3.0
 """The longest side of a person's box, as a multiple of the image's longer side."""
 BOX_MARGIN = 1.25
 """A person's box is made square by its longer side and widened by this, as HRNet widens its detections."""
+BAND_PX = 1 << 18
+"""Pixels of a band, see `bands`. Images of usual sizes are one band; any work on one takes a few milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,14 @@ def padded_size(height: int, width: int) -> Size:
 def padded_px(height: int, width: int) -> int:
     """Pixels after padding both sides up to multiples of `MULTIPLE`."""
     return math.prod(padded_size(height, width))
+
+
+def bands(lines: int, line_px: int) -> Iterator[slice]:
+    """Splits `lines` into bands of adjacent lines, so that work on large images can pause between them. `line_px`: the
+    pixels that a line stands for."""
+    most = max(1, BAND_PX // line_px)
+    for first in range(0, lines, most):
+        yield slice(first, min(first + most, lines))
 
 
 def check_box(box: Box, height: int, width: int) -> None:

@@ -1,6 +1,8 @@
 """Makes the maps of an exit at the image's size: labels or keypoints, and the further maps."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,31 +10,61 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap
-from models.imaging.geometry import STRIDE, Frame
+from models.anytime import Exit, ExitMap, MapMemory
+from models.imaging.geometry import STRIDE, Frame, bands
 from models.network.confidence import confidence
 from models.network.configs import Extra, ModelConfig
 
-Labels = Callable[[Tensor, Frame], NDArray[np.uint8]]
+Labels = Callable[[Tensor, Frame, NDArray[np.uint8]], Iterator[None]]
 """A function with the arguments and the result of `labels`."""
 
 
-def labels(scores: Tensor, frame: Frame) -> NDArray[np.uint8]:
-    """The likeliest class of each pixel: logits (C, h, w) -> uint8 (H, W).
+def labels(scores: Tensor, frame: Frame, out: NDArray[np.uint8]) -> Iterator[None]:
+    """The likeliest class of each pixel: logits (C, h, w) -> `out`, uint8 (H, W). Yields after each piece of work; here
+    all is one piece.
 
     Logits are upsampled bilinearly to the padded input's size, cut to the image, and compared there.
     """
+    large = F.interpolate(scores[None].float(), scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
     # Over the first dimension, max is eight times as fast as argmax on a CPU, and gives the same indices.
-    return _upsampled(scores, frame, "bilinear").max(0).indices.to(torch.uint8).cpu().numpy()
+    best = large[:, : frame.height, : frame.width].max(0).indices
+    out[:] = best.to(torch.uint8).cpu().numpy()
+    yield
 
 
-def render(
-    found: Exit, config: ModelConfig, frame: Frame, extra: Extra | None = None, labels: Labels = labels
-) -> ExitMap:
-    """The map of one exit; see `AnytimeModel.render`. `labels`: makes a label map; executors may bring a faster one."""
-    array = keypoints(found.scores, frame) if config.task == "pose" else labels(found.scores, frame)
-    further = None if extra is None else extra_map(found, config, frame, extra)
-    return ExitMap(found.index, array, found.active_share, further)
+def rendering(
+    found: Exit,
+    config: ModelConfig,
+    frame: Frame,
+    extra: Extra | None = None,
+    *,
+    out: MapMemory | None = None,
+    labels: Labels = labels,
+) -> Iterator[ExitMap | None]:
+    """The map of one exit in pieces; see `AnytimeModel.rendering`. `labels`: makes a label map; executors may bring a
+    faster one."""
+    array, further = out or (None, None)
+    if config.task == "pose":
+        points = keypoints(found.scores, frame)
+        array = np.empty_like(points) if array is None else array
+        array[:] = points
+    else:
+        array = np.empty((frame.height, frame.width), np.uint8) if array is None else array
+        for _ in labels(found.scores, frame, array):
+            yield None
+    if extra is not None:
+        further = np.empty((frame.height, frame.width), np.uint8) if further is None else further
+        for lines in bands(frame.height, frame.width):
+            further[lines] = extra_map(found, config, frame, extra, lines)
+            yield None
+    yield ExitMap(found.index, array, found.active_share, further)
+
+
+def whole(rendering: Iterator[ExitMap | None]) -> ExitMap:
+    """The map at the end of a rendering."""
+    *_, found = rendering
+    assert found is not None
+    return found
 
 
 def peaks(heatmaps: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -61,28 +93,28 @@ def keypoints(heatmaps: Tensor, frame: Frame) -> NDArray[np.float32]:
     return np.concatenate([points, maps.max((1, 2))[:, None]], 1).astype(np.float32)
 
 
-def extra_map(found: Exit, config: ModelConfig, frame: Frame, extra: Extra) -> NDArray[np.uint8]:
-    """A further map of an exit, uint8 (H, W) at the image's size; for pose, it is 0 outside of the person's crop."""
+def extra_map(
+    found: Exit, config: ModelConfig, frame: Frame, extra: Extra, lines: slice = slice(None)
+) -> NDArray[np.uint8]:
+    """The `lines` of a further map of an exit, uint8 (lines, W) at the image's size; for pose, it is 0 outside of the
+    person's crop."""
+    first, last, _ = lines.indices(frame.height)
+    # These lines are an image of their own, of which the network saw the rows of positions that they are made from.
+    row_px, height = STRIDE * frame.scale, found.mask.shape[0]
+    low = min(max(math.floor((first - frame.top) / row_px) - 1, 0), height - 1)
+    high = max(min(math.ceil((last - frame.top) / row_px) + 1, height), low + 1)
+    part = replace(frame, height=last - first, top=frame.top + low * row_px - first)
     if extra == "confidence":
-        sure = confidence(found.scores[None], config.task)[0].float().clamp(0, 1) * 255
-        values = _placed(sure, frame, "bilinear").round().to(torch.uint8)
+        sure = confidence(found.scores[None, :, low:high], config.task)[0].float().clamp(0, 1) * 255
+        values = _placed(sure, part, "bilinear").round().to(torch.uint8)
     else:
         source = found.decided if extra == "exit" else found.mask
-        values = _placed(source[None].float(), frame, "nearest").to(torch.uint8)
+        values = _placed(source[None, low:high].float(), part, "nearest").to(torch.uint8)
     return values[0].cpu().numpy()
-
-
-def _upsampled(values: Tensor, frame: Frame, mode: str) -> Tensor:
-    """(C, h, w) -> (C, H, W) at the image's size, for an input that has the image's corner and scale."""
-    corners = False if mode == "bilinear" else None
-    large = F.interpolate(values[None].float(), scale_factor=STRIDE, mode=mode, align_corners=corners)[0]
-    return large[:, : frame.height, : frame.width]
 
 
 def _placed(values: Tensor, frame: Frame, mode: str) -> Tensor:
     """(C, h, w) -> (C, H, W), resized to the frame's place in the image, with zeros around it."""
-    if frame.scale == 1 and frame.left == frame.top == 0:
-        return _upsampled(values, frame, mode)
     y, beside_y = _sources(frame.height, frame.top, frame.scale, values.shape[1], values.device)
     x, beside_x = _sources(frame.width, frame.left, frame.scale, values.shape[2], values.device)
     if mode == "nearest":

@@ -1,5 +1,8 @@
 """From an image to a network's input, and where that input lies in the image."""
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models.imaging.geometry import MULTIPLE, STRIDE, Box, Frame, person_square
+from models.imaging.geometry import MULTIPLE, STRIDE, Box, Frame, bands, person_square
 from models.network.configs import ModelConfig
 
 CUT_SIDE = 4096
@@ -33,25 +36,65 @@ def cut(image: NDArray[np.uint8], config: ModelConfig, box: Box | None) -> tuple
     it to `config.size`; without a `box` it takes the square around the whole image.
     Raises ValueError on another shape or dtype, and on a box that `geometry.check_box` refuses.
     """
+    frame = locate(image, config, box)
+    if config.task != "pose":
+        return image, frame
+    pixels = np.empty((*config.size, 3), np.uint8)
+    for _ in resize_person(image, frame, pixels):
+        pass
+    return pixels, frame
+
+
+def locate(image: NDArray[np.uint8], config: ModelConfig, box: Box | None) -> Frame:
+    """The frame of what `cut` cuts out. Takes its arguments and raises its errors."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"the image is {image.dtype} {image.shape}; it must be uint8 (height, width, 3)")
     height, width = image.shape[:2]
     if config.task != "pose":
-        return image, Frame(height, width)
+        return Frame(height, width)
     left, top, side = person_square(height, width, box)
-    pixels = crop_square(image, (left, top, side)).resize((config.size[1], config.size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(pixels), Frame(height, width, left, top, side / config.size[0])
+    return Frame(height, width, left, top, side / config.size[0])
+
+
+def resize_person(image: NDArray[np.uint8], frame: Frame, out: NDArray[np.uint8]) -> Iterator[None]:
+    """Resizes the square of a person, which `frame` tells, to `out`, uint8 (h, w, 3), of which `frame` has the scale.
+    Yields after each band of lines."""
+    lines, columns = out.shape[:2]
+    (left, top, side), by = _reduced((round(frame.left), round(frame.top), round(frame.scale * lines)))
+    margin = math.ceil(side / lines) + 1  # bilinear resizing reads no more lines before and after a band's own
+    # Shrinking a pixel is a quarter of the work that `bands` expects.
+    for band in bands(lines, math.ceil(side**2 * by**2 / lines / 4)):
+        first, last = band.start * side / lines, band.stop * side / lines
+        low, high = max(math.floor(first) - margin, 0), min(math.ceil(last) + margin, side)
+        part = _crop(image, by, (left, top + low, side, high - low))
+        size = columns, band.stop - band.start
+        out[band] = np.asarray(part.resize(size, Image.Resampling.BILINEAR, (0, first - low, side, last - low)))
+        yield
 
 
 def crop_square(image: NDArray[np.uint8], square: tuple[int, int, int]) -> Image.Image:
     """The square (left, top, side) of an image uint8 (H, W, 3), reduced to at most `CUT_SIDE` a side. Pixels outside of
     the image are black, as in HRNet's crops."""
+    (left, top, side), by = _reduced(square)
+    return _crop(image, by, (left, top, side, side))
+
+
+def _reduced(square: tuple[int, int, int]) -> tuple[tuple[int, int, int], int]:
+    """A square in the image reduced by a whole factor, and that factor."""
     left, top, side = square
-    whole, by = Image.fromarray(image), -(-side // CUT_SIDE)
-    if by > 1:
-        whole = whole.reduce(by)
-        left, top, side = round(left / by), round(top / by), round(side / by)
-    return whole.crop((left, top, left + side, top + side))
+    by = -(-side // CUT_SIDE)
+    return (left, top, side) if by == 1 else (round(left / by), round(top / by), round(side / by)), by
+
+
+def _crop(image: NDArray[np.uint8], by: int, part: tuple[int, int, int, int]) -> Image.Image:
+    """`part` (left, top, width, height) of an image reduced by the factor `by`."""
+    left, top, width, height = part
+    x, y = max(left, 0), max(top, 0)
+    inside = image[by * y : max(by * (top + height), 0), by * x : max(by * (left + width), 0)]
+    found = Image.new("RGB", (width, height))
+    if inside.size:
+        found.paste(Image.fromarray(inside).reduce(by), (x - left, y - top))
+    return found
 
 
 def normalise(image: NDArray[np.uint8], config: ModelConfig, device: str = "cpu") -> Tensor:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 from models.executors.registry import REFERENCE, SLICING
@@ -12,8 +11,12 @@ from server.engine.messages import Chosen, ModelFacts, Ready
 from server.metrics import Metrics
 from server.scheduling.backlog import Backlog, Expected
 from server.scheduling.costs import CostModel, Shape
+from server.scheduling.fairness import RecentSeconds
 
 logger = logging.getLogger("anytime.device")
+
+BUSY_HALF_LIFE_S = 2.0
+"""How fast it is forgotten that the device was busy."""
 
 PREPARE_S = 20.0
 """An executor whose steps cannot be sliced may take this long at a size that it has not seen, since it may compile or
@@ -34,22 +37,22 @@ class Device:
     """One of the devices that the settings name.
 
     `name`: as the settings name it. `label`: as metrics and readiness name it; a device that is named several times has
-    a numbered label for each of its workers.
+    a numbered label for each of its workers. `costs`: learnt from the exits of all workers on devices of that name.
     """
 
-    def __init__(self, name: str, label: str, catalog: Catalog, metrics: Metrics) -> None:
+    def __init__(self, name: str, label: str, costs: CostModel, catalog: Catalog, metrics: Metrics) -> None:
         self.name = name
         self.label = label
         self.ready: Ready | None = None
         """The worker's readiness; None while there is no worker that can serve."""
         self.facts: dict[str, ModelFacts] = {}
         """The facts about each model, from the latest worker that was ready; the next worker need not find them out."""
-        self.costs = CostModel()
-        """Learnt from the exits of all workers that the device had."""
+        self.costs = costs
         self.backlog = Backlog(self.costs)
         """What the worker owes; another object for each worker."""
         self._catalog = catalog
         self._metrics = metrics
+        self._computed = RecentSeconds(BUSY_HALF_LIFE_S)
         self._seen: set[tuple[str, Shape]] = set()
         self._numbered = label != name
         metrics.worker_up.labels(label).set(0)
@@ -70,8 +73,7 @@ class Device:
             model = self._catalog.get(name)
             shape = model.input_shape(*model.config.size)
             if not self.costs.typical_s(name, shape, 1):
-                for exit_index, (before_s, until_s) in enumerate(pairwise((0.0, *found.seconds)), 1):
-                    self.costs.observe(name, shape, exit_index, until_s - before_s)
+                self.costs.restore(found.costs)
 
     def broken(self, reason: str) -> None:
         """Let the next worker run the reference executor in place of those that may have broken the device."""
@@ -90,10 +92,15 @@ class Device:
         self._seen.clear()
         self._metrics.worker_up.labels(self.label).set(0)
 
-    def reached(self, expected: Expected, exit_index: int, stage_s: float, active_share: float) -> float:
+    def reached(self, expected: Expected, exit_index: int, stage_s: float, active_share: float, now_s: float) -> float:
         """Learn what an exit has cost; see `CostModel.observe`."""
+        self._computed.add(self.label, stage_s, now_s)
         self._seen.add((expected.model, expected.shape))
         return self.costs.observe(expected.model, expected.shape, exit_index, stage_s, active_share)
+
+    def busy(self, now_s: float) -> float:
+        """The share of the latest seconds in which it computed exits, 0..1."""
+        return min(1.0, self._computed.total(now_s) / self._computed.mean_age_s)
 
     def step_s(self, expected: Expected, exit_index: int) -> float:
         """The longest time that the worker is expected to compute on a request, on its way to exit `exit_index`,

@@ -5,7 +5,6 @@ that it has, even if the worker overruns or hangs.
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,7 +40,8 @@ class Engine:
     """Owns the worker pool, the memory shared with it, and the jobs that are open.
 
     `unloadable` is called with the reason if the models cannot be loaded, which another worker would not change.
-    `launch` starts a worker.
+    `launch` starts a worker. `deepest` says how deep the traffic lets jobs go now (None: as deep as each may); it is
+    asked whenever a job comes, reaches an exit or ends.
     """
 
     def __init__(
@@ -51,6 +51,8 @@ class Engine:
         metrics: Metrics,
         unloadable: Callable[[str], None],
         launch: Callable[[LoadPlan], WorkerProcess],
+        *,
+        deepest: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.arena = Arena(settings.shared_memory_bytes)
         self.draining = False
@@ -59,6 +61,7 @@ class Engine:
         self.pool = WorkerPool(settings, catalog, metrics, self.arena, launch=launch, listener=listener)
         self._catalog = catalog
         self._metrics = metrics
+        self._deepest = deepest
         metrics.watch(
             metrics.queue_depth, lambda: sum(job.stop is None and not job.exits for job in self.jobs.values())
         )
@@ -83,6 +86,15 @@ class Engine:
         """See `WorkerPool.learnt`."""
         return self.pool.learnt(name)
 
+    @property
+    def open_requests(self) -> int:
+        """See `WorkerPool.open_requests`."""
+        return self.pool.open_requests
+
+    def busy(self, now_s: float) -> float:
+        """See `WorkerPool.busy`."""
+        return self.pool.busy(now_s)
+
     def readiness(self) -> dict[str, Any]:
         """The body of `GET /health/ready`."""
         serving = bool(self.pool.ready) and not self.draining
@@ -104,6 +116,10 @@ class Engine:
         """
         self.check_open()
         return self.pool.admit(expected, now_s)
+
+    def ready_s(self, expected: Expected, now_s: float) -> float | None:
+        """See `WorkerPool.ready_s`."""
+        return self.pool.ready_s(expected, now_s)
 
     # --- jobs ---
 
@@ -147,6 +163,7 @@ class Engine:
         self.jobs[spec.key] = job
         self._say(job, spec)
         self._set_timer(job, spec.compute_deadline_s)
+        self.pool.cap(self._deepest())
         return job
 
     def move_deadline(self, job: Job, compute_deadline_s: float) -> None:
@@ -162,6 +179,7 @@ class Engine:
             return
         job.stop, job.error, job.stopped_s = stop, error, time.monotonic()
         job.place.release(job.stopped_s)
+        self.pool.cap(self._deepest())
         if job.timer is not None:
             job.timer.cancel()
         if job.with_worker:
@@ -231,16 +249,16 @@ class Engine:
         metrics.time_to_exit.labels(name, exited.exit).observe(exited.finished_s - job.spec.arrived_s)
         job.exits.append(exited)
         job.changed.set()
+        self.pool.cap(self._deepest())
 
     def _learn(self, device: Device, job: Job, exited: Exited) -> None:
         """Learn what the exit has cost, and that the worker owes less."""
         model, expected, stage_s = job.spec.model, job.place.expected, exited.stage_s
-        typical_s = device.reached(expected, exited.exit, stage_s, job.active_share)
+        typical_s = device.reached(expected, exited.exit, stage_s, job.active_share, exited.finished_s)
         if typical_s:
             self._metrics.cost_ratio.labels(model, exited.exit).observe(stage_s / typical_s)
         job.active_share = exited.active_share
-        job.used_s += stage_s
-        job.place.backlog.reached(job.spec.key, exited.exit, job.used_s, exited.finished_s)
+        job.place.backlog.reached(job.spec.key, exited.exit, exited.finished_s)
 
     def _ended(self, job: Job, ended: Ended) -> None:
         job.with_worker = False
@@ -261,7 +279,8 @@ class Engine:
             else:
                 first = job.spec.required
                 sentence = f"the worker was lost before exit {first}; another one is being started, ask again soon"
-                self.finish(job, Stop.ERROR, WorkerLostError(sentence, "worker_lost", RESTART_S))
+                wait_s = 1.0 if self.pool.ready else RESTART_S
+                self.finish(job, Stop.ERROR, WorkerLostError(sentence, "worker_lost", wait_s))
 
     def _buried(self, device: Device) -> None:
         """Free the memory of the jobs of a worker that has ended."""
@@ -271,12 +290,13 @@ class Engine:
 
 
 def _error(ended: Ended, required: int) -> ServerError | None:
-    if ended.stop is Stop.REJECTED:
-        wait_s = max(1.0, math.ceil(ended.wait_s))
-        sentence = (
-            f"{ended.wait_s * 1000:.0f} ms of work wait before exit {required}, more than deadline_ms leaves; ask later"
+    if ended.stop is Stop.NO_EXIT and ended.needs_s:
+        needs_ms, left_ms = 1000 * ended.needs_s, 1000 * max(0.0, ended.left_s)
+        return NoExitError(
+            f"not begun: exit {required} takes {needs_ms:.0f} ms here, and {left_ms:.0f} ms were left; give a later "
+            "deadline_ms",
+            "no_exit",
         )
-        return UnavailableError(sentence, "overloaded", wait_s)
     if ended.stop is Stop.ERROR:
         return ServerError(f"the model failed on this image: {ended.error}", "model_failed")
     return None

@@ -19,7 +19,7 @@ class Job:
     `block`: the job's shared memory. The engine frees it once the worker and the reader have both let go.
     `stop`: why the job ended for its reader, None while it runs; `stopped_s`: when.
     `error`: what kept the job from an answer, or None.
-    `macs`, `used_s`: multiply-adds and device time so far, those of exits that came after the answer included.
+    `macs`: multiply-adds so far, those of exits that came after the answer included.
     `active_share`: what the next stage computes.
     """
 
@@ -30,7 +30,6 @@ class Job:
     submitted_s: float
     exits: list[Exited] = field(default_factory=list)
     macs: int = 0
-    used_s: float = 0.0
     active_share: float = 1.0
     stop: Stop | None = None
     error: ServerError | None = None
@@ -44,6 +43,12 @@ class Job:
     def latest(self) -> int:
         """The newest exit whose map is on the host; 0: none yet."""
         return self.exits[-1].exit if self.exits else 0
+
+    @property
+    def required_s(self) -> float:
+        """The seconds that the required exit typically takes here; 0 while nothing is known."""
+        expected = self.place.expected
+        return self.place.device.costs.typical_s(expected.model, expected.shape, expected.required)
 
     @property
     def cancelled(self) -> bool:

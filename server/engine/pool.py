@@ -1,13 +1,14 @@
 """The worker pool: the devices of a server, the workers on them, and which of these takes a request."""
 
 import itertools
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from server.catalog import Catalog
 from server.engine.device import Device, LearntCost, labelled
-from server.engine.messages import Broken, Command, Event, LoadPlan, ModelFacts, Ready, Unloadable
+from server.engine.messages import Broken, Command, Event, LoadPlan, ModelFacts, Ready, TrafficCap, Unloadable
 from server.engine.place import Place
 from server.engine.routing import route
 from server.engine.shared_memory import Arena
@@ -16,7 +17,10 @@ from server.engine.worker_process import WorkerProcess
 from server.errors import UnavailableError
 from server.metrics import Metrics
 from server.scheduling.backlog import Expected, Refusal
+from server.scheduling.costs import CostModel
 from server.settings import Settings
+
+logger = logging.getLogger("anytime.pool")
 
 RESTART_S = 5.0
 """The wait that clients are told while a worker starts."""
@@ -27,8 +31,8 @@ class PoolListener:
     """Who hears of the workers. Each function is called with the device that it is about.
 
     `hear`: an event that concerns a job. `lost`: the worker is lost, but may still touch the shared memory.
-    `buried`: now it does not any more. `step_s`: see `Supervisor`. `unloadable`: the models cannot be loaded, for the
-    reason that is given, which another worker would not change.
+    `buried`: now it does not any more. `step_s`: see `Supervisor`. `unloadable`: no worker can serve, since the models
+    cannot be loaded for the reason that is given, or the settings name a device on which they never could.
     """
 
     hear: Callable[[Device, Event], None]
@@ -58,7 +62,11 @@ class WorkerPool:
         self._launch = launch
         self._listener = listener
         self._keys = itertools.count(1)
-        self.devices = [Device(name, label, catalog, metrics) for name, label in labelled(settings.devices)]
+        self._cap = TrafficCap(None)
+        costs = {name: CostModel() for name in settings.devices}
+        self.devices = [
+            Device(name, label, costs[name], catalog, metrics) for name, label in labelled(settings.devices)
+        ]
         self._supervisors = {device: self._supervisor(device) for device in self.devices}
 
     def start(self) -> None:
@@ -73,6 +81,13 @@ class WorkerPool:
     def say(self, device: Device, command: Command) -> None:
         """Send a command to the worker of a device."""
         self._supervisors[device].say(command)
+
+    def cap(self, max_exit: int | None) -> None:
+        """Let the traffic end jobs at `max_exit`; None: it ends none."""
+        if max_exit != self._cap.max_exit:
+            self._cap = TrafficCap(max_exit)
+            for device in self.ready:
+                self.say(device, self._cap)
 
     # --- what there is ---
 
@@ -89,6 +104,15 @@ class WorkerPool:
     def learnt(self, name: str) -> list[LearntCost]:
         """What the exits of a model cost on each device, at each shape that was seen."""
         return [cost for device in self.devices for cost in device.learnt(name)]
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that were admitted and have not ended."""
+        return sum(len(device.backlog) for device in self.devices)
+
+    def busy(self, now_s: float) -> float:
+        """The share of the latest seconds in which the devices computed, 0..1."""
+        return sum(device.busy(now_s) for device in self.devices) / len(self.devices)
 
     def to_json(self) -> dict[str, Any]:
         """The devices, and what runs the models on the first of them that can serve."""
@@ -112,8 +136,12 @@ class WorkerPool:
         """A place at the worker that will finish the required exit first. Raises UnavailableError if there is none."""
         device = self._route(expected, now_s)
         place = Place(next(self._keys), device, device.backlog, expected)
-        place.backlog.add(place.key, expected)
+        place.backlog.add(place.key, expected, now_s)
         return place
+
+    def ready_s(self, expected: Expected, now_s: float) -> float | None:
+        """Predicted seconds until a request would have its required exit; None while no worker can serve."""
+        return min((device.backlog.ready_s(expected, now_s) for device in self.ready), default=None)
 
     def check_again(self, place: Place, expected: Expected, now_s: float) -> None:
         """Now that the image is there: move the place to where it fits if the image is dearer than expected or the
@@ -122,7 +150,7 @@ class WorkerPool:
             place.release(now_s)  # it must not wait for itself
             place.device = self._route(expected, now_s)
             place.backlog = place.device.backlog
-            place.backlog.add(place.key, expected)
+            place.backlog.add(place.key, expected, now_s)
         place.expected = expected
         place.backlog.update(place.key, expected, now_s)
 
@@ -161,14 +189,13 @@ class WorkerPool:
             device=device.name,
             executor=settings.executor,
             threads=settings.threads,
-            sharing=sum(other.name == device.name for other in self.devices),
-            known_s={name: facts.seconds for name, facts in device.facts.items()},
+            known=device.costs.snapshot(),
             chosen={name: facts.chosen for name, facts in device.facts.items()},
-            traffic_cap=settings.traffic_levels,
             arena_fd=self._arena.fd,
             arena_bytes=self._arena.size_bytes,
             log_level=settings.log_level.upper(),
             precision=settings.precision,
+            sharing=sum(other.name == device.name for other in self.devices),
         )
 
     def _hear(self, device: Device, event: Event) -> None:
@@ -177,6 +204,8 @@ class WorkerPool:
                 self._now_ready(device, event)
             case Broken(reason):
                 device.broken(reason)
+            case Unloadable(reason) if self.ready and self._supervisors[device].starts > 1:
+                logger.error("the models cannot be loaded on %s any more: %s", device.label, reason)
             case Unloadable(reason):
                 self._listener.unloadable(reason)
             case _:
@@ -184,6 +213,8 @@ class WorkerPool:
 
     def _now_ready(self, device: Device, ready: Ready) -> None:
         device.now_ready(ready)
+        if self._cap.max_exit is not None:
+            self.say(device, self._cap)
         for other in self.devices:
             if other.name == device.name and not self._supervisors[other].starts:
                 other.inherit(ready.models)

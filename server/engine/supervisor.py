@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
+from time import monotonic
 
 from server.engine.channel import Channel
 from server.engine.messages import Command, Event, Ping, Ready
@@ -25,11 +25,11 @@ class Supervisor:
     RELOAD_FACTOR = 5.0
     """A worker that follows another may take longer than that took until it was ready by this factor, and at least
     `RELOAD_LEAST_S`: the cores may be busier."""
-    QUICK_S = 30.0
-    """A worker that dies within this time of its start may do so again and again."""
+    QUICK_S = 10.0
+    """A worker that dies before it has been ready for this long may do so again and again."""
     BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
-    """The n-th value is the wait after n workers in a row could not be started or died within `QUICK_S` of their start;
-    the last value is also the wait after more."""
+    """The n-th value is the wait after n workers in a row could not be started or died so soon; the last value is also
+    the wait after more."""
     BURY_S = 0.005
     """How often it is looked whether a killed worker has ended, which takes it as long as the system needs to take back
     its memory."""
@@ -58,12 +58,13 @@ class Supervisor:
         self._watchdog = Watchdog(load_s)
         self._quick_deaths = 0
         self._started_s = 0.0
+        self._ready_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Start a worker at once."""
         self.starts += 1
-        self._started_s = time.monotonic()
+        self._started_s, self._ready_s = monotonic(), None
         self._watchdog = Watchdog(self._load_s)
         try:
             self._worker = self._launch()
@@ -93,7 +94,8 @@ class Supervisor:
         self._watchdog.heard()
         if isinstance(event, Ready):
             self._watchdog.ready = True
-            took_s = time.monotonic() - self._started_s
+            self._ready_s = monotonic()
+            took_s = self._ready_s - self._started_s
             self._load_s = min(self._load_s, max(self.RELOAD_LEAST_S, self.RELOAD_FACTOR * took_s))
             logger.info("the worker was ready after %.1f s", took_s)
         self._tell(event)
@@ -108,7 +110,7 @@ class Supervisor:
             logger.error("the worker has %s for %.1f s; the limit is %.1f s", doing, dog.silent_s, limit_s)
             self._replace()
             return
-        if dog.ready and dog.silent_s == TICK_S:  # it was heard since the tick before, so no other question is open
+        if dog.asks:
             self.say(Ping())
         self._later(TICK_S, self._watch)
 
@@ -117,7 +119,7 @@ class Supervisor:
         self._replace()
 
     def _replace(self) -> None:
-        quick = time.monotonic() - self._started_s < self.QUICK_S
+        quick = self._ready_s is None or monotonic() - self._ready_s < self.QUICK_S
         self._quick_deaths = self._quick_deaths + 1 if quick else 0
         self._drop()
         self._bury()

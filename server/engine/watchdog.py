@@ -35,6 +35,11 @@ class Watchdog:
         self._silent += 1
 
     @property
+    def asks(self) -> bool:
+        """Whether it is time to ask for a sign of life. A worker that has not answered yet is not asked again."""
+        return self.ready and self._silent == 1
+
+    @property
     def silent_s(self) -> float:
         """Seconds since the worker was heard."""
         return TICK_S * self._silent

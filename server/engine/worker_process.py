@@ -1,5 +1,7 @@
 """The worker process, as the front end starts and ends it."""
 
+import asyncio
+import logging
 import os
 import socket
 import subprocess
@@ -10,8 +12,11 @@ from typing import Protocol
 
 from server.engine.messages import LoadPlan
 
-# Threads that spin between two convolutions would keep the cores from the front end.
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+logger = logging.getLogger("anytime.worker_process")
+
+# Threads that spin between two convolutions would keep the cores from the front end. Those of OpenBLAS always spin, and
+# a worker needs them for nothing but the small matrices of loading.
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class WorkerProcess(Protocol):
@@ -26,24 +31,33 @@ class WorkerProcess(Protocol):
         """Whether it has ended, and so no longer touches the shared memory. Waits for that at most `wait_s`."""
 
 
-class ChildProcess:
-    """Runs a worker in a child process. Raises OSError if the process cannot be started.
+class IdleProcess:
+    """A child process that waits for its load plan, and imports meanwhile what a worker needs. It inherits `arena_fd`.
 
-    The child has a command line of its own, since torch's thread pool reads the environment when torch is imported. A
-    child of `multiprocessing` would have to set the variables itself, and would come with a helper process.
+    It has a command line of its own, since torch's thread pool reads the environment when torch is imported. A child of
+    `multiprocessing` would have to set the variables itself, and would come with a helper process. Raises OSError if it
+    cannot be started.
     """
 
-    def __init__(self, plan: LoadPlan) -> None:
+    def __init__(self, arena_fd: int) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", "server.worker", str(theirs.fileno())],
                 cwd=Path(__file__).parents[2],
                 env={**os.environ, **PASSIVE},
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), plan.arena_fd),
+                pass_fds=(theirs.fileno(), arena_fd),
             )
             self.connection = Connection(ours.detach())
+
+
+class ChildProcess:
+    """Runs a worker in a child process: in `idle`, or in a new one. Raises OSError if that cannot be started."""
+
+    def __init__(self, plan: LoadPlan, idle: IdleProcess | None = None) -> None:
+        idle = idle or IdleProcess(plan.arena_fd)
+        self._process, self.connection = idle.process, idle.connection
         self.connection.send(plan)
 
     def kill(self) -> None:
@@ -55,3 +69,32 @@ class ChildProcess:
         except subprocess.TimeoutExpired:
             return False
         return True
+
+
+class Reserve:
+    """Starts workers, in processes that it keeps in reserve if it has some: half of what a worker needs until it is
+    ready goes into imports. `size`: how many processes it keeps."""
+
+    AFTER_S = 10.0
+    """The reserve is filled up this long after a worker was started, which by then has loaded its models."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._idle: list[IdleProcess] = []
+
+    def __call__(self, plan: LoadPlan) -> ChildProcess:
+        asyncio.get_running_loop().call_later(self.AFTER_S, self._fill, plan.arena_fd)
+        self._bury()
+        return ChildProcess(plan, self._idle.pop() if self._idle else None)
+
+    def _fill(self, arena_fd: int) -> None:
+        self._bury()
+        try:
+            while len(self._idle) < self._size:
+                self._idle.append(IdleProcess(arena_fd))
+        except OSError as error:
+            logger.warning("a process for the reserve could not be started: %s", error)
+
+    def _bury(self) -> None:
+        """Forget processes that have ended."""
+        self._idle = [idle for idle in self._idle if idle.process.poll() is None]

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError, NotAcceptableError
+from server.protocols.descriptions import describe_costs, describe_model
 from server.protocols.options import (
     RequestHeaders,
     RequestOptions,
@@ -22,13 +23,14 @@ from server.protocols.options import (
     parse_options,
     shown,
 )
-from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, describe_model, http_reply, reply
+from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, http_reply, reply
 from server.requests.admission import read_body
 from server.requests.registry import RequestRecord
 from server.requests.service import Service
 
 router = APIRouter()
 
+PREDICT_PATH = "/v1/predict"
 MEDIA_TYPES = ("application/json", "image/png", "application/octet-stream")
 """The media types of an answer; the first is the default."""
 
@@ -73,15 +75,16 @@ PREDICTED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/v1/predict", openapi_extra=PREDICT, responses=PREDICTED, response_class=Response, tags=["predict"])
+@router.post(PREDICT_PATH, openapi_extra=PREDICT, responses=PREDICTED, response_class=Response, tags=["predict"])
 async def predict(request: Request) -> Response:
     """The best map that fits the deadline, in one answer."""
     service: Service = request.app.state.service
     headers, query = request.headers, request.query_params
-    client = request.client.host if request.client else "unknown"
+    host, port = request.client or ("unknown", 0)
     named = service.catalog.served(query.get("model"))
     arrived_s = request.state.arrived_s  # set by `HttpProtocol`
-    with service.registry.open("http", arrived_s, headers.get("x-request-id"), client, named) as record:
+    with service.registry.open("http", arrived_s, headers.get("x-request-id"), host, named) as record:
+        record.connection = f"{host}:{port}"
         record.options = options = parse_options(query)
         record.timeout_s = parse_headers(headers).timeout_s
         model = service.catalog.get(options.model)
@@ -191,9 +194,12 @@ async def models(request: Request) -> Response:
 
 @router.get("/v1/models/{name}", responses=REFUSED, tags=["models"])
 async def model(request: Request, name: str) -> Response:
-    """One model: task, labels, and the cost of each exit."""
+    """One model: task, labels, what exits cost at first and as learnt since, and how many requests got no answer."""
     service: Service = request.app.state.service
-    return reply(describe_model(service.catalog.get(name), service.engine.facts.get(name)))
+    found = service.catalog.get(name)
+    described = describe_model(found, service.engine.facts.get(name))
+    ended = {stop: service.metrics.ended(name, stop) for stop in (Stop.REJECTED, Stop.NO_EXIT)}
+    return reply({**described, "learnt": describe_costs(service.engine.learnt(name)), "without_answer": ended})
 
 
 @router.get("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])

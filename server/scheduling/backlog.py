@@ -40,27 +40,33 @@ class Refusal:
     left_s: float
 
 
-@dataclass
 class _Owed:
-    """A request that was admitted and has not ended, or is about to be. `arrived`: its image is with the worker.
-    `work`: what it still requires."""
+    """A request that was admitted and has not ended, or is about to be.
 
-    key: int
-    expected: Expected
-    exit: int = 0
-    arrived: bool = False
-    work: tuple["_Work", ...] = ()
+    `arrived`: its image is with the worker. `work`: what it still requires, `usual_s` seconds at the usual pace.
+    """
+
+    def __init__(self, key: int, expected: Expected, costs: CostModel) -> None:
+        self.key = key
+        self.expected = expected
+        self.model = expected.model
+        self.exit = 0
+        self.arrived = False
+        self.work: tuple[_Work, ...] = ()
+        self.usual_s = 0.0
+        self.estimate(costs)
 
     def estimate(self, costs: CostModel) -> None:
-        """Estimate the work that is left, in usual seconds: until exit 1, and from there to the required exit."""
+        """Estimate the work that is left: until exit 1, and from there to the required exit."""
         expected, required = self.expected, self.expected.required
-        usual_s = costs.usual_s(expected.model, expected.shape, max(required, self.exit), self.exit)
+        ahead_s = costs.usual_s(expected.model, expected.shape, max(required, self.exit), self.exit)
         parts = {}
         if self.exit == 0:
-            parts[0] = usual_s[1]
+            parts[0] = ahead_s[1]
         if self.exit < required and required > 1:
-            parts[1] = usual_s[-1] - parts.get(0, 0.0)
+            parts[1] = ahead_s[-1] - parts.get(0, 0.0)
         self.work = tuple((rank, expected.deadline_s, self.key, part_s, self) for rank, part_s in parts.items())
+        self.usual_s = sum(parts.values())
 
 
 _Work = tuple[int, float, int, float, _Owed]
@@ -75,33 +81,36 @@ class Backlog:
     The worker computes first exits before further ones and earlier deadlines before later ones (see `Scheduler`), so
     the time until a request has its required exit is the work that comes before it and its own, all at a safe pace.
 
-    Clients are treated fairly by trunk reservation, as telephone exchanges do it. A client that lately had more than
-    its share of what was admitted must leave room: its request has to be ready within a part of the time that it has,
-    and the rest is left to those that had less. That part is what the others will not need, by what they asked for
-    lately, with two standard deviations as if they asked at random. It is no less than the client's equal share, nor
-    than twice the time of the request alone, so that the device is kept busy.
+    Clients are treated fairly by trunk reservation, as telephone exchanges do it. While clients ask for more than the
+    device can do, one that lately had more than an equal share of what was admitted must leave room: its request has to
+    be ready within an equal part of the time until its deadline, and so have the requests that it delays. Those who had
+    less use the rest. The part is no smaller than `KEEP_BUSY` times the time of the request alone, so that the device
+    does not idle. The rule sets in gradually: with the load between the two of `LOADS`, and with the surplus that the
+    client had, up to one standard deviation of what comes by chance.
     """
 
-    HALF_LIFE_S = 3.0
-    """How fast it is forgotten what a client asked for and what it had."""
-    SHARE_NOISE = 1.1
-    """A client has more than its share if it had so many times the mean of all clients."""
+    HAD_HALF_LIFE_S = 10.0
+    """How fast it is forgotten what a client had."""
+    ASKED_HALF_LIFE_S = 1.0
+    """How fast it is forgotten what a client asked for."""
+    LOADS = 0.9, 1.1
+    """Seconds of computation that clients ask for in a second: up to the first one, nobody must leave room."""
+    KEEP_BUSY = 1.25
 
     def __init__(self, costs: CostModel) -> None:
         self.costs = costs
         self._owed: dict[int, _Owed] = {}
         self._work: list[_Work] = []  # in order
         self._since_s: float | None = None  # when the worker began what it computes now; None: it waits
-        self._had = RecentSeconds(self.HALF_LIFE_S)
-        self._asked = RecentSeconds(self.HALF_LIFE_S)
-        self._asked_squares = RecentSeconds(self.HALF_LIFE_S)
+        self._had = RecentSeconds(self.HAD_HALF_LIFE_S)
+        self._asked = RecentSeconds(self.ASKED_HALF_LIFE_S)
 
     def __len__(self) -> int:
         return len(self._owed)
 
     def add(self, key: int, expected: Expected, now_s: float) -> None:
         """A request was admitted. Its image may still be on the way."""
-        owed = self._owed[key] = _Owed(key, expected)
+        owed = self._owed[key] = _Owed(key, expected, self.costs)
         self._reckon(owed)
         self._had.add(expected.client, self._alone_s(owed), now_s)
 
@@ -128,86 +137,86 @@ class Backlog:
 
     def ready_s(self, expected: Expected, now_s: float) -> float:
         """Predicted seconds until the request, if it is admitted now, has its required exit."""
-        return self._ready(self._newcomer(expected), now_s)[0]
+        return self._ready(_Owed(_NEWCOMER, expected, self.costs), now_s)[0]
 
     def refusal(self, expected: Expected, now_s: float) -> Refusal | None:
         """None: take the request. Otherwise it would be late, would make an admitted one late, or would take the room
         of clients that had less. In either case it counts as asked for.
 
-        A worker that owes nothing, or nothing for longer than a slice, never refuses: the attempt costs nobody, and it
-        teaches more than an estimate.
+        An idle worker never refuses: the attempt costs nobody, and it teaches more than an estimate. Nor does a worker
+        that owes no required exit, unless the request would be late even alone. Requests that end within a slice do not
+        count.
         """
-        newcomer = self._newcomer(expected)
-        alone_s, left_s = self._alone_s(newcomer), expected.deadline_s - now_s
-        room_s = self._room_s(expected.client, left_s, alone_s, now_s)
-        asked_s = max(0.0, min(alone_s, left_s))
-        self._asked.add(expected.client, asked_s, now_s)
-        self._asked_squares.add(expected.client, asked_s**2, now_s)
-        if all(owed.expected.deadline_s <= now_s + SLICE_S for owed in self._owed.values()):
+        newcomer, left_s = _Owed(_NEWCOMER, expected, self.costs), expected.deadline_s - now_s
+        alone_s = self._alone_s(newcomer)
+        room = 1.0
+        if alone_s <= left_s:
+            room = self._room(expected.client, alone_s / left_s, alone_s, now_s)
+            self._asked.add(expected.client, self._own_s(newcomer), now_s)
+        others = [owed for owed in self._owed.values() if owed.expected.deadline_s > now_s + SLICE_S]
+        if not others or (self._own_s(newcomer) <= left_s and not any(owed.work for owed in others)):
             return None
-        ready_s, late_s = self._ready(newcomer, now_s)
-        if ready_s > room_s:
-            return Refusal(ready_s - max(alone_s, room_s), ready_s, left_s)
+        ready_s, late_s = self._ready(newcomer, now_s, room)
+        if alone_s > left_s:
+            return Refusal(max(owed.expected.deadline_s for owed in others) - now_s, ready_s, left_s)
+        if ready_s > room * left_s:
+            return Refusal(ready_s - room * left_s, ready_s, left_s)
         return None if late_s is None else Refusal(late_s, ready_s, left_s)
 
     # --- what comes before, and what comes after ---
 
-    def _newcomer(self, expected: Expected) -> _Owed:
-        owed = _Owed(_NEWCOMER, expected)
-        owed.estimate(self.costs)
-        return owed
-
-    def _ready(self, newcomer: _Owed, now_s: float) -> tuple[float, float | None]:
-        """Seconds until the newcomer has its required exit; and those until an admitted request has its own, if the
-        newcomer would make it late."""
-        margins = {model: self.costs.margin(model) for model in {work[-1].expected.model for work in self._work}}
+    def _ready(self, newcomer: _Owed, now_s: float, room: float = 1.0) -> tuple[float, float | None]:
+        """Seconds until the newcomer has its required exit. If it would delay an admitted one beyond the part `room` of
+        its time, also the seconds until that one has its own; else None."""
         running = next((work[-1] for work in self._work if work[-1].arrived), None)
         done_s = wait_s = 0.0
         if self._since_s is not None:
             done_s, wait_s = now_s - self._since_s, SLICE_S
+        slow_down, noise_s = self.costs.slow_down, self.costs.SPARE_S
+        margins = {
+            model: self.costs.margin(model) for model in {work[-1].model for work in (*self._work, *newcomer.work)}
+        }
         passed_s = ready_s = delay_s = 0.0
         late_s: float | None = None
-        for rank, deadline_s, _, usual_s, owed in sorted([*self._work, *newcomer.work]):
-            left_s, seconds = deadline_s - now_s, self._safe_s(owed, usual_s)
+        for stages, work in enumerate(sorted([*self._work, *newcomer.work]), 1):
+            _, deadline_s, _, usual_s, owed = work
+            seconds = slow_down * margins[owed.model] * usual_s
             if owed is newcomer:
-                ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds
+                ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds + noise_s * math.sqrt(stages)
                 passed_s += seconds
                 delay_s += seconds
                 continue
             if owed is running:
                 seconds = max(0.0, seconds - done_s)
                 running, wait_s = None, 0.0
+            left_s = deadline_s - now_s
             passed_s += min(seconds, max(0.0, left_s + GRACE_S))
-            before_s = passed_s - delay_s
-            ends = owed.work[-1][0] == rank
-            if (
-                delay_s
-                and ends
-                and late_s is None
-                and before_s <= margins[owed.expected.model] * left_s
-                and left_s < passed_s + self.costs.SPARE_S
-            ):
-                late_s = before_s
-        return ready_s + self.costs.SPARE_S, late_s
+            if delay_s and late_s is None and work is owed.work[-1]:
+                hopeless = slow_down * owed.usual_s > left_s  # no room would help it
+                if passed_s + noise_s * math.sqrt(stages) > room * left_s and not hopeless:
+                    late_s = passed_s - delay_s
+        return ready_s, late_s
 
-    def _safe_s(self, owed: _Owed, usual_s: float) -> float:
-        return self.costs.slow_down * self.costs.margin(owed.expected.model) * usual_s
+    def _own_s(self, owed: _Owed) -> float:
+        """Typical seconds of what a request still requires."""
+        return self.costs.slow_down * owed.usual_s
 
     def _alone_s(self, owed: _Owed) -> float:
         """Safe seconds of what a request still requires."""
-        return self._safe_s(owed, sum(usual_s for *_, usual_s, _ in owed.work)) + self.costs.SPARE_S
+        return self.costs.margin(owed.model) * self._own_s(owed) + self.costs.SPARE_S
 
-    def _room_s(self, client: str, left_s: float, alone_s: float, now_s: float) -> float:
-        """The time within which a request of `client` must be ready, of `left_s` until its deadline."""
+    def _room(self, client: str, alone: float, alone_s: float, now_s: float) -> float:
+        """The part of the time until its deadline within which a request of `client` must be ready. `alone`: the part
+        that it needs alone."""
         clients = max(1, len(self._asked))
-        if self._had.of(client, now_s) <= self.SHARE_NOISE * self._had.total(now_s) / clients:
-            return left_s
-        work_s, squares_s2 = (
-            left_s * (asked.total(now_s) - asked.of(client, now_s)) / asked.mean_age_s
-            for asked in (self._asked, self._asked_squares)
-        )
-        others_s = work_s + 2 * math.sqrt(max(0.0, squares_s2))
-        return min(left_s, max(left_s - others_s, left_s / clients, 2 * alone_s))
+        fair_s = self._had.total(now_s) / clients
+        if not fair_s:
+            return 1.0
+        surplus = (self._had.of(client, now_s) - fair_s) / math.sqrt(fair_s * alone_s)
+        free, full = self.LOADS
+        load = self._asked.total(now_s) / self._asked.mean_age_s
+        strictness = min(1.0, max(0.0, surplus)) * min(1.0, max(0.0, (load - free) / (full - free)))
+        return 1 - strictness * max(0.0, 1 - max(1 / clients, self.KEEP_BUSY * alone))
 
     # --- bookkeeping ---
 

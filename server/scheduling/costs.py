@@ -3,7 +3,7 @@ seconds."""
 
 import math
 import statistics
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -46,8 +46,8 @@ class ShareSlope:
     OUTLIER = 0.5
     """A stage that deviates from what is expected by more than this share counts as if it deviated by it."""
 
-    def __init__(self, value: float = PRIOR) -> None:
-        self.value = value
+    def __init__(self, prior: float = PRIOR) -> None:
+        self.value = self._prior = prior
         self._count = self._share = self._time = self._variance = self._covariance = 0.0
 
     def factor(self, active_share: float) -> float:
@@ -66,7 +66,7 @@ class ShareSlope:
         self._variance = self.MEMORY * self._variance + from_share * (active_share - self._share)
         self._covariance = self.MEMORY * self._covariance + from_share * (ratio - self._time)
         at_half = max(0.5, self._time - self.value * (self._share - 0.5))
-        slope = (self._covariance / at_half + self.PRIOR * self.PRIOR_WEIGHT) / (self._variance + self.PRIOR_WEIGHT)
+        slope = (self._covariance / at_half + self._prior * self.PRIOR_WEIGHT) / (self._variance + self.PRIOR_WEIGHT)
         self.value = min(max(slope, 0.0), 2.0)
 
 
@@ -85,7 +85,7 @@ class CostModel:
     A stage's *usual* seconds are a median by model, exit and shape, scaled by the active share before the stage. At a
     shape that was not seen they are scaled from the nearest one by area. *Typical* seconds are the usual ones times the
     slow-down: how the latest stages of all models compare with their usual seconds. It forgets a bad minute within
-    `RECENT` stages. *Safe* seconds are not exceeded by 95 % of the stages.
+    `RECENT` stages; a pace that lasts becomes the usual one. *Safe* seconds are not exceeded by 95 % of the stages.
     """
 
     SAFE_SHARE = 0.95
@@ -106,8 +106,9 @@ class CostModel:
     def __init__(self) -> None:
         self.slow_down = 1.0
         self._stages: dict[tuple[str, int], _Stage] = {}
-        self._margins: dict[str, Quantile] = {}
-        self._recent: deque[float] = deque(maxlen=self.RECENT)
+        first = [self.MARGIN_FIRST] * Quantile.EXACT
+        self._margins = defaultdict[str, Quantile](lambda: Quantile(self.SAFE_SHARE, first))
+        self._recent = deque([1.0] * self.RECENT, self.RECENT)
 
     def observe(self, model: str, shape: Shape, exit_index: int, stage_s: float, active_share: float = 1.0) -> float:
         """Learn that the stage before exit `exit_index` took `stage_s` to compute. Returns the typical seconds that
@@ -121,9 +122,7 @@ class CostModel:
         if half_s is not None and typical_s > 0:
             ratio = stage_s / half_s.value / self.slow_down
             self._recent.append(stage_s / (typical_s / self.slow_down))
-            first = [self.MARGIN_FIRST] * Quantile.EXACT
-            margin = self._margins.setdefault(model, Quantile(self.SAFE_SHARE, first))
-            margin.add(max(0.0, stage_s - self.SPARE_S) / typical_s)
+            self._margins[model].add(max(0.0, stage_s - self.SPARE_S) / typical_s)
             stage.slope.add(active_share, ratio)
         stage.active_share.add(active_share)
         stage.half_s[shape] = half_s = half_s or Quantile(0.5)
@@ -171,8 +170,7 @@ class CostModel:
 
     def margin(self, model: str) -> float:
         """The ratio to the typical seconds that 95 % of the stages do not exceed, but for `SPARE_S`."""
-        measured = self._margins.get(model)
-        return max(measured.value, self.MARGIN_LEAST) if measured else self.MARGIN_LEAST
+        return max(self._margins[model].value, self.MARGIN_LEAST)
 
     def snapshot(self) -> tuple[StageCost, ...]:
         """What is known of every stage, for a worker that follows."""
@@ -192,10 +190,8 @@ class CostModel:
 
     def _slow_down(self) -> float:
         """The median of the recent ratios, moved towards 1 by up to `NOISE`."""
-        if not self._recent:
-            return 1.0
         median = statistics.median(self._recent)
-        return max(1.0, median - self.NOISE) if median > 1 else min(1.0, median + self.NOISE)
+        return max(1.0, median / (1 + self.NOISE)) if median > 1 else min(1.0, median * (1 + self.NOISE))
 
     def _usual_s(self, model: str, shape: Shape, exit_index: int, active_share: float | None) -> float:
         stage = self._stages.get((model, exit_index))

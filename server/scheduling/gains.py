@@ -14,13 +14,6 @@ class GainModel:
     def __init__(self, measured: Mapping[str, Gains] | None = None) -> None:
         self._measured = dict(measured or {})
 
-    def predictors(self, model: str, exit_index: int) -> frozenset[Predictor]:
-        """What exit `exit_index` must show, so that the gain of the next one is expected as well as it can be."""
-        gains = self._measured.get(model)
-        if gains is None or exit_index >= len(gains.exits):
-            return frozenset()
-        return frozenset(term.predictor for term in gains.exits[exit_index].terms)
-
     def ahead(self, model: str, exits: int, exit_index: int, shown: Mapping[Predictor, float]) -> tuple[float, ...]:
         """For each of the `exits` after `exit_index`: the utility that it is expected to add to that of `exit_index`,
         which shows `shown`."""

@@ -13,7 +13,6 @@ from operator import attrgetter
 
 from models.gains import Predictor
 from server.engine.messages import Stop
-from server.requests.budget import TrafficCap
 from server.scheduling.costs import CostModel
 from server.scheduling.fairness import RecentSeconds
 from server.scheduling.gains import GainModel
@@ -21,14 +20,16 @@ from server.scheduling.jobs import ScheduledJob
 
 SLICE_S = 0.015
 """The worker asks the scheduler again after this time, so a newcomer waits no longer for what may come after it."""
+SHORT_SLICE_S = 0.002
+"""A slice that would pass the job's deadline is cut there, but not below this."""
 
 
 @dataclass(frozen=True)
 class Finished:
     """A job for which nothing more is to be done, and why.
 
-    `needs_s`, `left_s`: if it was given up because its required exit would have been late, the seconds that it still
-    needed, and those until its compute deadline.
+    `needs_s`, `left_s`: if it was not begun because its required exit would have been late, the seconds that this
+    takes, and those until its compute deadline.
     """
 
     job: ScheduledJob
@@ -50,10 +51,11 @@ class Scheduler:
     PACE_CHANGE = 0.01
     """The outlooks are renewed when the pace of the device has changed by this share."""
 
-    def __init__(self, costs: CostModel, cap: TrafficCap | None = None, gains: GainModel | None = None) -> None:
+    def __init__(self, costs: CostModel, gains: GainModel | None = None) -> None:
         self.costs = costs
+        self.deepest: int | None = None
+        """The exit at which the traffic ends jobs; None: it ends none."""
         self._gains = gains or GainModel()
-        self._cap = cap or TrafficCap()
         self._jobs: dict[int, ScheduledJob] = {}
         self._had = RecentSeconds(self.HALF_LIFE_S)
         self._paces: dict[str, float] = {}
@@ -80,26 +82,31 @@ class Scheduler:
     def ended(self, now_s: float) -> list[Finished]:
         """Remove and return the jobs for which nothing more is to be done.
 
-        A job whose required exit would be late is given up only if others have work that would not, and that lasts for
-        more than a slice. Otherwise the attempt costs nobody, and it teaches what the exit takes.
+        A job whose required exit would be late is given up only if others would be in time, and one that is late only
+        if others are not; others that end within a slice do not count. Otherwise the attempt costs nobody, and it
+        teaches what the exit takes.
         """
-        deepest = self._cap.deepest(len(self._jobs))
         found: list[Finished] = []
         hopeless: list[ScheduledJob] = []
-        others_wait = False
+        late: list[ScheduledJob] = []
+        hopeful, soon_s = False, now_s + SLICE_S
         for job in self._jobs.values():
-            if job.stop or now_s > job.outlook.latest_s:
-                found.append(Finished(job, job.stop or (Stop.DEADLINE if job.exit else Stop.NO_EXIT)))
-            elif deepest is not None and self._is_deep(job, deepest):
+            if job.stop:
+                found.append(Finished(job, job.stop))
+            elif now_s > job.outlook.latest_s:
+                found.append(_given_up(job, now_s))
+            elif self.deepest is not None and self._is_deep(job, self.deepest):
                 found.append(Finished(job, Stop.MAX_EXIT))
+            elif now_s > job.compute_deadline_s:
+                late.append(job)
             elif now_s > job.outlook.hopeless_s:
                 hopeless.append(job)
-            elif job.compute_deadline_s > now_s + SLICE_S:
-                others_wait = True
-        if others_wait:
-            for job in hopeless:
-                stop, left_s = Stop.DEADLINE if job.exit else Stop.NO_EXIT, job.compute_deadline_s - now_s
-                found.append(Finished(job, stop, job.outlook.needs_s, left_s))
+            elif job.compute_deadline_s > soon_s:
+                hopeful = True
+        if hopeful or any(job.compute_deadline_s > soon_s for job in hopeless):
+            found += [_given_up(job, now_s) for job in late]
+        if hopeful:
+            found += [_given_up(job, now_s) for job in hopeless]
         for each in found:
             self._remove(each.job.spec.key)
         return found
@@ -108,6 +115,11 @@ class Scheduler:
         """The job whose next step should run; None if there is none. Call `ended` first."""
         job = min(self._jobs.values(), key=attrgetter("order"), default=None)
         return job if job is None or job.order[0] < 2 else self._next_of_slack(now_s)
+
+    @staticmethod
+    def slice_s(job: ScheduledJob, now_s: float) -> float:
+        """How long the job may run before `ended` and `next` are asked again."""
+        return min(SLICE_S, max(SHORT_SLICE_S, job.compute_deadline_s - now_s))
 
     def ran(
         self,
@@ -187,3 +199,10 @@ class Scheduler:
         rates = [job.outlook.gain_rate(now_s) for job in jobs]
         limit = self.SIMILAR * max(rates)
         return min((job for job, rate in zip(jobs, rates, strict=True) if rate >= limit), key=attrgetter("order"))
+
+
+def _given_up(job: ScheduledJob, now_s: float) -> Finished:
+    """A job whose next exit would be late."""
+    if job.used_s:
+        return Finished(job, Stop.DEADLINE if job.exit else Stop.NO_EXIT)
+    return Finished(job, Stop.NO_EXIT, job.outlook.needs_s, job.compute_deadline_s - now_s)

@@ -41,8 +41,8 @@ def main(fd: int) -> int:
 
 def serve(connection: Connection) -> int:
     """Load and warm up what the load plan names, and run jobs until the front end is gone."""
-    from server.requests.budget import TrafficCap  # noqa: PLC0415 - see above
     from server.scheduling.costs import CostModel  # noqa: PLC0415
+    from server.scheduling.gains import GainModel  # noqa: PLC0415
     from server.scheduling.scheduler import Scheduler  # noqa: PLC0415
     from server.worker.loading import facts, load_models, warm_up  # noqa: PLC0415
     from server.worker.process import Worker  # noqa: PLC0415
@@ -55,17 +55,19 @@ def serve(connection: Connection) -> int:
     except (ValueError, OSError) as error:
         connection.send(Unloadable(str(error)))
         return 1
+    costs.restore(plan.known)
     for name, loaded in models.items():
-        warm_up(name, loaded.model, costs, plan.known_s.get(name))
+        warm_up(name, loaded.model, costs)
     first = next(iter(models.values())).model
     found = {name: facts(name, loaded, costs) for name, loaded in models.items()}
+    gains = {name: loaded.gains for name, loaded in models.items() if loaded.gains}
     memory = attach(plan.arena_fd, plan.arena_bytes)
     step_back()
     # Collects once, then freezes: start-up objects, a scan of which takes 75 ms, are never scanned again.
     gc.collect()
     gc.freeze()
     connection.send(Ready(first.device, first.executor, found))
-    Worker(connection, memory, models, Scheduler(costs, TrafficCap(plan.traffic_cap))).run()
+    Worker(connection, memory, models, Scheduler(costs, GainModel(gains))).run()
     return 0
 
 

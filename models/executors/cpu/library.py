@@ -34,21 +34,24 @@ FUNCTIONS: dict[str, tuple[object, ...]] = {  # result, arguments
     "kernels_dot_signed": (c_int32, c_void_p),
     "thread_pool_create": (c_void_p, c_int32),
     "thread_pool_free": (None, c_void_p),
-    "geometry_create": (
+    "geometry_begin": (
         *(POINTER(NativeGeometry), c_void_p, c_int32, c_int32),
         *(c_int32, c_void_p, POINTER(NativeTileCosts), c_int32),
     ),
+    "geometry_build": (c_int32, POINTER(NativeGeometry), c_double),
     "geometry_free": (None, c_void_p),
     "program_workspace_bytes": (c_int64, c_void_p, POINTER(NativeProgram), POINTER(NativeContext), c_int32),
-    "program_run": (
-        *(c_int32, c_void_p, c_void_p, POINTER(NativeProgram), POINTER(NativeContext), c_int32),
+    "program_begin": (
+        *(c_void_p, c_void_p, c_void_p, POINTER(NativeProgram), POINTER(NativeContext), c_int32),
         *(c_void_p, c_void_p),
     ),
+    "program_run": (c_int32, c_void_p, c_void_p, c_double),
+    "program_free": (None, c_void_p),
     "normalise": (
         *(None, c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_void_p),
         *(c_void_p, c_int32, c_int32, c_int32),
     ),
-    "label_map": (None, c_void_p, c_void_p, *[c_int32] * 4, c_void_p, c_void_p, c_int32, c_int32),
+    "label_map": (None, c_void_p, c_void_p, *[c_int32] * 4, c_void_p, c_void_p, *[c_int32] * 4),
     "update_mask": (None, c_void_p, c_void_p, *[c_int32] * 5, c_float, c_void_p, c_void_p),
     "fill_lines": (
         *(c_int32, c_int32, c_void_p, c_void_p, c_void_p, POINTER(NativeFeatureShape)),

@@ -1,5 +1,7 @@
 """Buffers that are used again by the next request: touching fresh pages takes as long as a convolution."""
 
+import weakref
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -9,10 +11,17 @@ from models.executors.cpu.library import Bytes
 
 Value = TypeVar("Value", bound=np.generic)
 
+FreeBuffer = tuple[Bytes, int]
+"""A buffer, and the pixels of the request that had it."""
+
 MAX_FREE_BUFFERS = 4
 """Free buffers that are kept, the largest first: the image and the features of a finished request."""
+MAX_FREE_WORKSPACES = 2
+"""Free workspaces that are kept: that of large requests, and that of small ones that run while a large one pauses."""
+MAX_WORKSPACE_RATIO = 16
+"""The workspaces that the steps of one request need differ by less. Small requests leave those of large ones alone."""
 SHRINK_FACTOR = 4
-"""All free buffers are dropped once a request's image is this many times smaller than the largest before it."""
+"""A free buffer is no longer kept if it comes from an image this many times larger than all in work."""
 
 
 def empty(size: int) -> Bytes:
@@ -29,44 +38,74 @@ def aligned(values: NDArray[Value]) -> NDArray[Value]:
     return copy
 
 
+class Buffers:
+    """Arrays of one request, `arrays`, which go back to their allocator together when nobody refers to this any more.
+
+    `pixels`: those of the request's padded image.
+    """
+
+    def __init__(self, allocator: "CachingAllocator", arrays: Sequence[Bytes], pixels: int) -> None:
+        self.arrays = tuple(arrays)
+        allocator.live.append(pixels)
+        weakref.finalize(self, allocator.release, self.arrays, pixels).atexit = False
+
+
 class CachingAllocator:
     """Keeps the buffers that requests of one executor release and hands them to later requests.
 
-    The size of a request is that of its padded image, in pixels: it tells when large buffers are no longer needed.
+    A free buffer is kept with the pixels of the request that had it, which tell when it is no longer needed. `live`:
+    the pixels of all `Buffers` in use.
     """
 
     def __init__(self) -> None:
+        self.live: list[int] = []
         self._latest_pixels = 0
-        self._drop()
-
-    def _drop(self) -> None:
-        self._free: list[Bytes] = []
-        self._workspace = empty(0)
-        self._largest_pixels = 0
+        self._free: list[FreeBuffer] = []
+        self._workspaces: list[FreeBuffer] = []
 
     def begin_request(self, pixels: int) -> None:
-        """Drops all free buffers if they come from much larger requests."""
+        """Drops the largest free buffer that comes from a much larger request than all in work: one buffer a request,
+        because the system takes milliseconds to free a large one."""
         self._latest_pixels = pixels
-        if SHRINK_FACTOR * pixels < self._largest_pixels:
-            self._drop()
-
-    def workspace(self, size: int, pixels: int) -> Bytes:
-        """At least `size` bytes of working memory for one step of a request. Every step gets the same memory."""
-        self._largest_pixels = max(self._largest_pixels, pixels)
-        if size > self._workspace.size:
-            self._workspace = empty(size)
-        return self._workspace
+        for kept in (self._workspaces, self._free):
+            for index, (_, of) in enumerate(kept):  # the largest first
+                if self._too_large(of):
+                    del kept[index]
+                    return
 
     def take(self, size: int) -> Bytes:
         """An uninitialised buffer of at least `size` bytes: the smallest free one that is not over twice as large, or a
         fresh one."""
-        fitting = (i for i, array in enumerate(self._free) if size <= array.size <= 2 * size)
-        best = min(fitting, key=lambda i: self._free[i].size, default=None)
-        return empty(size) if best is None else self._free.pop(best)
+        return _take(self._free, size, 2 * size)
 
-    def release(self, buffers: list[Bytes], pixels: int) -> None:
-        """Takes back the buffers of a request, which nobody may use any more."""
-        if SHRINK_FACTOR * self._latest_pixels < pixels:
-            return
-        self._largest_pixels = max(self._largest_pixels, pixels)
-        self._free = sorted([*self._free, *buffers], key=lambda array: -array.size)[:MAX_FREE_BUFFERS]
+    def release(self, arrays: Sequence[Bytes], pixels: int) -> None:
+        """Takes back the arrays of `Buffers` that have ended."""
+        self.live.remove(pixels)
+        if not self._too_large(pixels):
+            self._free = _largest([*self._free, *((array, pixels) for array in arrays)], MAX_FREE_BUFFERS)
+
+    def take_workspace(self, size: int) -> Bytes:
+        """At least `size` bytes of working memory for one step: the smallest free workspace that is not over
+        `MAX_WORKSPACE_RATIO` times as large, or a fresh one. If all free ones are too small, the largest is dropped."""
+        if self._workspaces and self._workspaces[0][0].size < size:
+            del self._workspaces[0]
+        return _take(self._workspaces, size, MAX_WORKSPACE_RATIO * size)
+
+    def release_workspace(self, workspace: Bytes, pixels: int) -> None:
+        if not self._too_large(pixels):
+            self._workspaces = _largest([*self._workspaces, (workspace, pixels)], MAX_FREE_WORKSPACES)
+
+    def _too_large(self, pixels: int) -> bool:
+        return pixels > SHRINK_FACTOR * max([self._latest_pixels, *self.live])
+
+
+def _take(free: list[FreeBuffer], least: int, most: int) -> Bytes:
+    """The smallest buffer of `least` to `most` bytes, which is taken from `free`; a fresh one if there is none."""
+    fitting = (index for index, (array, _) in enumerate(free) if least <= array.size <= most)
+    best = min(fitting, key=lambda index: free[index][0].size, default=None)
+    return empty(least) if best is None else free.pop(best)[0]
+
+
+def _largest(free: list[FreeBuffer], count: int) -> list[FreeBuffer]:
+    """The `count` largest buffers, the largest first."""
+    return sorted(free, key=lambda kept: -kept[0].size)[:count]

@@ -4,7 +4,7 @@ A `BatchProgram` has the memory and the graphs of one input size and batch. Requ
 advance, and take copies along when others need the place. The host waits for the device only at the end of an exit.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, State, check_batch, check_mask
+from models.anytime import Exit, ExitMap, MapMemory, State, check_batch, check_mask
 from models.executors.gpu.geometry import LEVELS
 from models.executors.gpu.graphs import CudaGraphs, Recorder
 from models.executors.gpu.kernels.geometry import ACTIVE_AT_LEVEL, ACTIVE_INSIDE
@@ -22,7 +22,7 @@ from models.executors.gpu.memory import BatchMemory, SavedRequest, TritonState
 from models.executors.gpu.program import BatchProgram
 from models.executors.gpu.tuning import TUNED, LayerTuning, gpu_name, read
 from models.imaging.geometry import Box, Frame, Size
-from models.imaging.postprocess import render
+from models.imaging.postprocess import rendering, whole
 from models.imaging.preprocess import check_input, prepare, seen
 from models.network.adpc import AdpcNet
 from models.network.configs import Extra
@@ -80,7 +80,7 @@ class TritonExecutor:
 
     @torch.inference_mode()
     @torch.backends.cudnn.flags(enabled=True, benchmark=True)
-    def advance(self, states: Sequence[State]) -> None:
+    def advance(self, states: Sequence[State], slice_s: float | None = None) -> bool:
         index, own = check_batch(states, self.steps, TritonState)
         step = self.steps[index]
         begins_stage = index > 0 and self.steps[index - 1].exit is not None
@@ -96,9 +96,15 @@ class TritonExecutor:
                 state.next_step += 1
             if step.exit is not None:
                 self._finish(step.exit, own, program)
+        return True
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
-        return render(state.latest(), self.config, state.frame, extra)
+        return whole(self.rendering(state, extra))
+
+    def rendering(
+        self, state: State, extra: Extra | None = None, out: MapMemory | None = None
+    ) -> Iterator[ExitMap | None]:
+        return rendering(state.latest(), self.config, state.frame, extra, out=out)
 
     @torch.inference_mode()
     def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:

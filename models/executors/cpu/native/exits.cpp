@@ -19,12 +19,12 @@ typedef int32_t QuadInt __attribute__((vector_size(16)));
 // Weights of the position to the right (below) and to the left (above) of four pixels between two positions.
 constexpr Quad RIGHT = {0.125f, 0.375f, 0.625f, 0.875f}, LEFT = {0.875f, 0.625f, 0.375f, 0.125f};
 
-// Calls `work` for every line of a map; each thread takes a band of adjacent lines at a time.
+// Calls `work` for the lines [first, last) of a map; each thread takes a few adjacent lines at a time.
 template <class Work>
-void for_each_line(ThreadPool &pool, int lines, const Work &work) {
-    constexpr int BAND = 8;
-    pool.parallel_for((lines + BAND - 1) / BAND, [&](int band) {
-        for (int y = BAND * band; y < std::min(BAND * (band + 1), lines); ++y) work(y);
+void for_each_line(ThreadPool &pool, int first, int last, const Work &work) {
+    constexpr int FEW = 8;
+    pool.parallel_for((last - first + FEW - 1) / FEW, [&](int few) {
+        for (int y = first + FEW * few; y < std::min(first + FEW * (few + 1), last); ++y) work(y);
     });
 }
 
@@ -114,20 +114,22 @@ enum Criterion { MAX_PROBABILITY, MAX_SCORE };
 #pragma GCC visibility push(default)
 extern "C" {
 
-// Writes `labels`, (rows, columns), rows <= SCALE * height and columns <= SCALE * width.
+// Writes the lines of cells [first_line, last_line) of `labels`, (rows, columns), rows <= SCALE * height and
+// columns <= SCALE * width. There are height + 1 lines of cells; those before `first_line` must be written already.
 // `scores`: (height, width, classes), at most 256 classes; positions are `row_pitch` floats apart. `best`: room for
 // (height, width). A cell whose four positions agree takes their label: a mean of scores of which one class is the
 // largest everywhere has the same largest class. Only cells whose positions disagree are interpolated.
 void label_map(ThreadPool *pool, const float *scores, int32_t height, int32_t width, int32_t row_pitch, int32_t classes,
-               uint8_t *best, uint8_t *labels, int32_t rows, int32_t columns) {
+               uint8_t *best, uint8_t *labels, int32_t rows, int32_t columns, int32_t first_line, int32_t last_line) {
     assert(1 <= classes && classes <= 256 && classes <= row_pitch);
     assert(rows <= SCALE * height && columns <= SCALE * width);
+    assert(0 <= first_line && first_line <= last_line && last_line <= height + 1);
     const ptrdiff_t line_pitch = (ptrdiff_t)width * row_pitch;
-    for_each_line(*pool, height, [&](int y) {
+    for_each_line(*pool, first_line, std::min(last_line, height), [&](int y) {
         argmax(scores + y * line_pitch, row_pitch, width, classes, best + (ptrdiff_t)y * width);
     });
     // A cell is the pixels between four positions; at the border only a half or a quarter of it lies in the image.
-    for_each_line(*pool, height + 1, [&](int y) {
+    for_each_line(*pool, first_line, last_line, [&](int y) {
         const int y0 = std::max(y - 1, 0), y1 = std::min(y, height - 1);
         const uint8_t *above = best + (ptrdiff_t)y0 * width, *below = best + (ptrdiff_t)y1 * width;
         const int top = SCALE * y - SCALE / 2, first_row = std::max(top, 0), last_row = std::min(top + SCALE, rows);
@@ -162,7 +164,7 @@ void update_mask(ThreadPool *pool, const float *scores, int32_t height, int32_t 
     assert(criterion == MAX_SCORE || criterion == MAX_PROBABILITY);
     assert(1 <= classes && classes <= row_pitch);
     const MaxProbabilityAtMost uncertain(classes, threshold);
-    for_each_line(*pool, height, [&](int y) {
+    for_each_line(*pool, 0, height, [&](int y) {
         for (ptrdiff_t i = (ptrdiff_t)y * width; i < (y + 1) * (ptrdiff_t)width; ++i) {
             if (active && !active[i]) continue;
             const float *row = scores + i * row_pitch;

@@ -146,7 +146,7 @@ struct Context {
     const Geometry *previous;    // the rows of the features that it reads
     uint8_t *const *features;    // (inputs + outputs of the step,): each begins with its row of zeros
     const ResamplingTaps *resamplings;
-    const Slot *slots;           // (matrices,): set by program_run
+    const Slot *slots;           // (matrices,): set by program_begin
 };
 
 // What one call of a kernel computes: rows (or tiles, or singles) [first, last) of one row loop for one request, and of
