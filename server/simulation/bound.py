@@ -16,6 +16,7 @@ The seconds of an exit are those that its stages really took, and those that the
 The bound allows what no server can do: to stop and go on at any time, and to compute before the image is decoded.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,12 +66,12 @@ class Market:
         end_s = np.array([min(request.deadline_s + LATE_S, request.give_up_s) for request in requests])
         first = np.floor(begin_s / cell_s).astype(np.int64)
         width = int((np.ceil(end_s / cell_s) - first).max())
-        self.cells = first[:, None] + np.arange(width)
-        cell_begin_s = self.cells * cell_s
-        self.room_s = np.minimum(end_s[:, None], cell_begin_s + cell_s) - np.maximum(begin_s[:, None], cell_begin_s)
-        self.room_s = np.maximum(0.0, self.room_s)
+        cells = first[:, None] + np.arange(width)
+        room_s = np.minimum(end_s[:, None], (cells + 1) * cell_s) - np.maximum(begin_s[:, None], cells * cell_s)
+        self.room_s = np.maximum(0.0, room_s)
         self.cell_s = cell_s
-        self.cells_in_all = int(self.cells.max()) + 1
+        self.cells_in_all = math.ceil(end_s.max() / cell_s)
+        self.cells = np.minimum(cells, self.cells_in_all - 1)  # beyond, there is no room anyway
 
     def one_price(self) -> Floats:
         """The same price for all cells: the one at which as many seconds are bought as there are, by bisection."""
@@ -121,4 +122,4 @@ class Market:
         rows = np.arange(len(chosen))
         demand_s = np.bincount(cells.ravel(), bought_s[rows, chosen].ravel(), self.cells_in_all)
         total = surplus[rows, chosen].sum() + prices.sum() * self.cell_s
-        return float(total), demand_s - self.cell_s
+        return float(total), np.asarray(demand_s - self.cell_s, np.float64)

@@ -3,7 +3,7 @@
 The front end does one thing at a time, answers before images, and slows the worker down meanwhile. A policy admits
 requests, and says whose next stage the worker computes. The worker asks it again after every slice and every exit. A
 request is answered when its policy lets go of it, but at the latest when its deadline, less what the reply needs,
-comes, with the newest exit that is finished then. That holds for every policy.
+comes, with the newest exit that is finished then. This holds for every policy.
 """
 
 import heapq
@@ -15,7 +15,6 @@ from itertools import count
 from typing import Protocol
 
 from server.requests.budget import GRACE_S
-from server.scheduling.scheduler import SLICE_S
 from server.simulation.workload import FrontEnd, SimulatedRequest
 
 SEND_S = 0.001
@@ -25,9 +24,9 @@ LATE_S = 0.005
 
 
 class SimulatedJob:
-    """The computation of a request. `exit`: the newest exit, 0 for none. `spent_s`: seconds that the worker has given to
-    the stage after it. `left_s`: those that the stage still needs, which no policy knows. `answered`: the exit of the
-    answer; None while the request waits for one. `image_parts`: what is left of the image to receive and decode.
+    """The computation of a request. `exit`: the newest exit, 0 for none. `spent_s`: seconds that the worker has given
+    to the stage after it. `left_s`: those that the stage still needs, which no policy knows. `answered`: the exit of
+    the answer; None while the request waits for one. `image_parts`: what is left of the image to receive and decode.
     """
 
     __slots__ = ("answered", "compute_deadline_s", "exit", "image_parts", "left_s", "request", "spent_s")
@@ -58,6 +57,9 @@ class Policy(Protocol):
 
     def next(self, now_s: float) -> tuple[SimulatedJob | None, Iterable[SimulatedJob]]:
         """The job whose next stage to go on with, and those to answer as they are."""
+
+    def slice_s(self, job: SimulatedJob, now_s: float) -> float:
+        """How long it goes on before the policy is asked again."""
 
     def ran(self, job: SimulatedJob, seconds: float, now_s: float, *, exited: bool) -> None:
         """The worker has computed for a job. `exited`: that completed an exit."""
@@ -227,8 +229,7 @@ class SimulatedServer:
         self._running = job
         if job is not None:
             self._began_s = self._since_s = self._now_s
-            self._slice_s = min(SLICE_S, job.left_s)
-            self._slice_left_s = self._slice_s
+            self._slice_s = self._slice_left_s = min(self._policy.slice_s(job, self._now_s), job.left_s)
             self._slice_end = self._at(self._now_s + self._slice_left_s / self._speed, self._end_slice, job)
 
     def _pace(self, speed: float) -> None:
