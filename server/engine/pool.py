@@ -242,7 +242,7 @@ def _overloaded(expected: Expected, refusal: Refusal, takes_s: float) -> Unavail
     if takes_ms > left_ms:
         why = f"{required} takes {takes_ms:.0f} ms here, and {left_ms:.0f} ms are left; give a later deadline_ms"
         return UnavailableError(
-            f"{why}, or ask again in {wait_ms:.0f} ms, when nobody waits", "overloaded", refusal.wait_s
+            f"{why}, or ask again in {wait_ms:.0f} ms, once nobody waits", "overloaded", refusal.wait_s
         )
     if needs_ms > left_ms:
         why = f"{required} would be there in {needs_ms:.0f} ms, and {left_ms:.0f} ms are left"
