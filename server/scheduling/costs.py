@@ -85,7 +85,7 @@ class CostModel:
     A stage's *usual* seconds are a median by model, exit and shape, scaled by the active share before the stage. At a
     shape that was not seen they are scaled from the nearest one by area. *Typical* seconds are the usual ones times the
     slow-down: how the latest stages of all models compare with their usual seconds. It forgets a bad minute within
-    `RECENT` stages. *Safe* seconds are not exceeded by 95 % of the stages.
+    `RECENT` stages; a pace that lasts becomes the usual one. *Safe* seconds are not exceeded by 95 % of the stages.
     """
 
     SAFE_SHARE = 0.95
@@ -108,7 +108,7 @@ class CostModel:
         self._stages: dict[tuple[str, int], _Stage] = {}
         first = [self.MARGIN_FIRST] * Quantile.EXACT
         self._margins = defaultdict[str, Quantile](lambda: Quantile(self.SAFE_SHARE, first))
-        self._recent: deque[float] = deque(maxlen=self.RECENT)
+        self._recent = deque([1.0] * self.RECENT, self.RECENT)
 
     def observe(self, model: str, shape: Shape, exit_index: int, stage_s: float, active_share: float = 1.0) -> float:
         """Learn that the stage before exit `exit_index` took `stage_s` to compute. Returns the typical seconds that
@@ -170,8 +170,7 @@ class CostModel:
 
     def margin(self, model: str) -> float:
         """The ratio to the typical seconds that 95 % of the stages do not exceed, but for `SPARE_S`."""
-        measured = self._margins.get(model)
-        return max(measured.value, self.MARGIN_LEAST) if measured else self.MARGIN_LEAST
+        return max(self._margins[model].value, self.MARGIN_LEAST)
 
     def snapshot(self) -> tuple[StageCost, ...]:
         """What is known of every stage, for a worker that follows."""
@@ -191,10 +190,8 @@ class CostModel:
 
     def _slow_down(self) -> float:
         """The median of the recent ratios, moved towards 1 by up to `NOISE`."""
-        if not self._recent:
-            return 1.0
         median = statistics.median(self._recent)
-        return max(1.0, median - self.NOISE) if median > 1 else min(1.0, median + self.NOISE)
+        return max(1.0, median / (1 + self.NOISE)) if median > 1 else min(1.0, median * (1 + self.NOISE))
 
     def _usual_s(self, model: str, shape: Shape, exit_index: int, active_share: float | None) -> float:
         stage = self._stages.get((model, exit_index))
