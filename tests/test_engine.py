@@ -15,7 +15,18 @@ from live import ScriptedWorker, until
 from server.catalog import Catalog, read_catalog
 from server.engine.engine import Engine
 from server.engine.job import Job
-from server.engine.messages import Broken, Chosen, Exited, JobSpec, LoadPlan, ModelFacts, Ready, Stop, Unloadable
+from server.engine.messages import (
+    Broken,
+    Cancel,
+    Chosen,
+    Exited,
+    JobSpec,
+    LoadPlan,
+    ModelFacts,
+    Ready,
+    Stop,
+    Unloadable,
+)
 from server.engine.place import Place
 from server.errors import NoExitError, UnavailableError
 from server.metrics import Metrics
@@ -40,7 +51,15 @@ class Harness:
         self.workers: list[ScriptedWorker] = []
         self.unloadable: list[str] = []
         self.metrics = Metrics({NAME: 4})
-        self.engine = Engine(self.settings, self.catalog, self.metrics, self.unloadable.append, self._launch)
+        self.deepest: int | None = None
+        self.engine = Engine(
+            self.settings,
+            self.catalog,
+            self.metrics,
+            self.unloadable.append,
+            self._launch,
+            deepest=lambda: self.deepest,
+        )
 
     def _launch(self, plan: LoadPlan) -> ScriptedWorker:
         self.plans.append(plan)
@@ -111,6 +130,30 @@ def test_the_timer_follows_the_compute_deadline(run: Any) -> None:
     run(check)
 
 
+def test_every_worker_hears_how_deep_the_traffic_lets_jobs_go(run: Any) -> None:
+    """It is looked at whenever a job comes, reaches an exit or ends, and told once."""
+
+    async def check(harness: Harness) -> None:
+        harness.deepest = 3
+        job = harness.submit()
+        first, other = harness.workers if job.place.device is harness.engine.pool.devices[0] else harness.workers[::-1]
+        spec = first.hear_job()
+        assert (first.hear_cap(), other.hear_cap()) == (3, 3)
+        first.reach(spec, 1)
+        await until(lambda: len(job.exits) == 1)
+        harness.deepest = 2
+        first.reach(spec, 2)
+        await until(lambda: len(job.exits) == 2)
+        assert (first.hear_cap(), other.hear_cap()) == (2, 2)
+        harness.deepest = None
+        first.end(spec)
+        await until(lambda: job.stop is not None)
+        assert (first.hear_cap(), other.hear_cap()) == (None, None)
+        assert first.hears_nothing() and other.hears_nothing()
+
+    run(check, "cpu,cpu")
+
+
 def test_a_job_without_time_is_refused_and_its_block_is_still_the_callers(run: Any) -> None:
     async def check(harness: Harness) -> None:
         with pytest.raises(NoExitError, match="which leaves none for exit 1"), harness.admit() as place:
@@ -145,7 +188,7 @@ def test_after_a_device_has_failed_the_next_worker_runs_the_reference(run: Any) 
         harness.workers[0].die()
         await until(lambda: len(harness.workers) == 2)
         assert harness.plans[1].chosen == {NAME: Chosen("reference", "triton broke the device: an illegal access")}
-        assert harness.plans[1].known == COSTS
+        assert harness.plans[1].known == ()  # the reference is measured anew
         with pytest.raises(UnavailableError, match="being loaded"):
             harness.engine.check_open()
         await harness.say_ready(replace(FACTS, chosen=Chosen("reference")))
@@ -268,6 +311,27 @@ def test_a_worker_that_is_lost_costs_only_its_own_jobs(run: Any) -> None:
     run(check, "cpu,cpu")
 
 
+def test_a_stage_that_was_cut_is_learnt_from(run: Any) -> None:
+    """Otherwise requests that all fail would be admitted again and again."""
+
+    async def check(harness: Harness) -> None:
+        costs = harness.engine.pool.devices[0].costs
+        for _ in range(2):
+            job = harness.submit(pixels=64)
+            spec = harness.workers[0].hear_job()
+            harness.workers[0].say(Exited(spec.key, 1, 0.5, 10, 0.05, 0.0, 0.2))
+            harness.engine.finish(job, Stop.DEADLINE)
+            harness.workers[0].say(Exited(spec.key, 2, 0.5, 10, 0.05, 0.0, 0.2))  # too late
+            assert harness.workers[0].hear() == Cancel(spec.key)
+            harness.workers[0].end(spec, Stop.CANCELLED, stage_s=0.4)
+            await until(lambda job=job: not job.with_worker)  # type: ignore[misc]
+            harness.engine.release(job)
+        assert [costs.stage_s(NAME, (64, 64), index) for index in (1, 2)] == pytest.approx([0.05, 0.05])
+        assert costs.stage_s(NAME, (64, 64), 3) == pytest.approx(0.4, rel=0.01)
+
+    run(check)
+
+
 def test_what_exits_cost_is_learnt_and_compared_with_what_was_predicted(run: Any) -> None:
     async def check(harness: Harness) -> None:
         job = harness.submit(pixels=64)
@@ -277,7 +341,7 @@ def test_what_exits_cost_is_learnt_and_compared_with_what_was_predicted(run: Any
         labels = {"model": NAME, "exit": "1"}
         ratio = harness.metrics.registry.get_sample_value("anytime_cost_ratio_sum", labels)
         assert ratio == pytest.approx(0.2 / (0.1 * 64 / 96))
-        shapes = {cost.shape: cost for cost in harness.engine.learnt(NAME)}
+        shapes = {cost.shape: cost for cost in harness.engine.pool.learnt(NAME)}
         assert shapes.keys() == {SHAPE, (64, 64)} and shapes[SHAPE].device == "cpu"
         assert shapes[SHAPE].typical_s == pytest.approx(FACTS.seconds)
         assert shapes[64, 64].typical_s[0] == pytest.approx(0.2)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from models.executors.registry import REFERENCE, SLICING
+from models.executors.registry import EXECUTORS, REFERENCE
 from server.catalog import Catalog
 from server.engine.messages import Chosen, ModelFacts, Ready
 from server.metrics import Metrics
@@ -19,8 +19,7 @@ BUSY_HALF_LIFE_S = 2.0
 """How fast it is forgotten that the device was busy."""
 
 PREPARE_S = 20.0
-"""An executor whose steps cannot be sliced may take this long at a size that it has not seen, since it may compile or
-measure for it."""
+"""An executor that compiles or measures at a size that is new to it may take this long."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,21 @@ class Device:
 
     `name`: as the settings name it. `label`: as metrics and readiness name it; a device that is named several times has
     a numbered label for each of its workers. `costs`: learnt from the exits of all workers on devices of that name.
+    `workers`: how many there are on all devices.
     """
 
-    def __init__(self, name: str, label: str, costs: CostModel, catalog: Catalog, metrics: Metrics) -> None:
+    def __init__(
+        self, name: str, label: str, costs: CostModel, catalog: Catalog, metrics: Metrics, *, workers: int = 1
+    ) -> None:
         self.name = name
         self.label = label
+        self._workers = workers
         self.ready: Ready | None = None
         """The worker's readiness; None while there is no worker that can serve."""
         self.facts: dict[str, ModelFacts] = {}
         """The facts about each model, from the latest worker that was ready; the next worker need not find them out."""
         self.costs = costs
-        self.backlog = Backlog(self.costs)
+        self.backlog = Backlog(self.costs, self._workers)
         """What the worker owes; another object for each worker."""
         self._catalog = catalog
         self._metrics = metrics
@@ -76,8 +79,10 @@ class Device:
                 self.costs.restore(found.costs)
 
     def broken(self, reason: str) -> None:
-        """Let the next worker run the reference executor in place of those that may have broken the device."""
+        """Let the next worker run the reference executor in place of those that may have broken the device, and measure
+        it."""
         logger.error("%s failed: %s", self.label, reason)
+        self.costs = CostModel()
         self.facts = {
             name: facts
             if facts.chosen.executor == REFERENCE
@@ -88,7 +93,7 @@ class Device:
     def lost(self) -> None:
         """The worker is gone, and so is all that it owed."""
         self.ready = None
-        self.backlog = Backlog(self.costs)
+        self.backlog = Backlog(self.costs, self._workers)
         self._seen.clear()
         self._metrics.worker_up.labels(self.label).set(0)
 
@@ -98,6 +103,10 @@ class Device:
         self._seen.add((expected.model, expected.shape))
         return self.costs.observe(expected.model, expected.shape, exit_index, stage_s, active_share)
 
+    def cut(self, expected: Expected, exit_index: int, stage_s: float, active_share: float) -> None:
+        """Learn from a stage that was left unfinished; see `CostModel.observe_cut`."""
+        self.costs.observe_cut(expected.model, expected.shape, exit_index, stage_s, active_share)
+
     def busy(self, now_s: float) -> float:
         """The share of the latest seconds in which it computed exits, 0..1."""
         return min(1.0, self._computed.total(now_s) / self._computed.mean_age_s)
@@ -105,9 +114,10 @@ class Device:
     def step_s(self, expected: Expected, exit_index: int) -> float:
         """The longest time that the worker is expected to compute on a request, on its way to exit `exit_index`,
         without a look at its mailbox."""
-        if self.facts[expected.model].chosen.executor in SLICING:
+        kind = EXECUTORS[self.facts[expected.model].chosen.executor]
+        if kind.slices:
             return 0.0
-        if (expected.model, expected.shape) not in self._seen:
+        if kind.prepares and (expected.model, expected.shape) not in self._seen:
             return PREPARE_S
         return self.costs.stage_s(expected.model, expected.shape, exit_index)
 
@@ -117,7 +127,7 @@ class Device:
         shapes = dict.fromkeys(cost.shape for cost in self.costs.snapshot() if cost.model == name)
         return [
             LearntCost(
-                self.label,
+                self.name if self._numbered else self.label,
                 shape,
                 tuple(self.costs.typical_s(name, shape, exit_index) for exit_index in exits),
                 tuple(self.costs.safe_s(name, shape, exit_index) for exit_index in exits),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from server.catalog import Catalog
-from server.engine.device import Device, LearntCost
+from server.engine.device import Device
 from server.engine.job import Job
 from server.engine.messages import (
     Cancel,
@@ -81,10 +81,6 @@ class Engine:
     def facts(self) -> dict[str, ModelFacts]:
         """See `WorkerPool.facts`."""
         return self.pool.facts
-
-    def learnt(self, name: str) -> list[LearntCost]:
-        """See `WorkerPool.learnt`."""
-        return self.pool.learnt(name)
 
     @property
     def open_requests(self) -> int:
@@ -158,7 +154,9 @@ class Engine:
             )
         model = self._catalog.get(spec.model)
         shape = model.input_shape(spec.layout.height, spec.layout.width)
-        self.pool.check_again(place, replace(place.expected, shape=shape, deadline_s=spec.compute_deadline_s), now_s)
+        self.pool.check_again(
+            place, replace(place.expected, shape=shape, deadline_s=spec.compute_deadline_s, prepare_s=0.0), now_s
+        )
         job = Job(spec, model, place, self.arena.view[spec.offset :], now_s)
         self.jobs[spec.key] = job
         self._say(job, spec)
@@ -257,11 +255,12 @@ class Engine:
         typical_s = device.reached(expected, exited.exit, stage_s, job.active_share, exited.finished_s)
         if typical_s:
             self._metrics.cost_ratio.labels(model, exited.exit).observe(stage_s / typical_s)
-        job.active_share = exited.active_share
+        job.computed, job.active_share = exited.exit, exited.active_share
         job.place.backlog.reached(job.spec.key, exited.exit, exited.finished_s)
 
     def _ended(self, job: Job, ended: Ended) -> None:
         job.with_worker = False
+        job.place.device.cut(job.place.expected, job.computed + 1, ended.stage_s, job.active_share)
         name, layout = job.spec.model, job.spec.layout
         if job.stop in (Stop.CANCELLED, Stop.DISCONNECTED):
             self._metrics.cancel.labels(name).observe(time.monotonic() - job.stopped_s)
@@ -273,13 +272,12 @@ class Engine:
 
     def _lost(self, device: Device) -> None:
         """Answer the requests of a worker that is lost: with the exit that they have, or with a 503."""
+        wait_s = 1.0 if self.pool.ready else RESTART_S
         for job in self._held(device):
             if job.latest >= job.spec.required:
                 self.finish(job, Stop.DEADLINE)
             else:
-                first = job.spec.required
-                sentence = f"the worker was lost before exit {first}; another one is being started, ask again soon"
-                wait_s = 1.0 if self.pool.ready else RESTART_S
+                sentence = f"the worker was lost before exit {job.spec.required}; another is started, ask again soon"
                 self.finish(job, Stop.ERROR, WorkerLostError(sentence, "worker_lost", wait_s))
 
     def _buried(self, device: Device) -> None:
@@ -291,7 +289,7 @@ class Engine:
 
 def _error(ended: Ended, required: int) -> ServerError | None:
     if ended.stop is Stop.NO_EXIT and ended.needs_s:
-        needs_ms, left_ms = 1000 * ended.needs_s, 1000 * max(0.0, ended.left_s)
+        needs_ms, left_ms = 1000 * ended.needs_s, 1000 * ended.left_s
         return NoExitError(
             f"not begun: exit {required} takes {needs_ms:.0f} ms here, and {left_ms:.0f} ms were left; give a later "
             "deadline_ms",

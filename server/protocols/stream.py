@@ -45,7 +45,6 @@ from server.errors import (
     unexpected,
 )
 from server.protocols.options import (
-    MAX_ID,
     CancelMessage,
     DeadlineMessage,
     Message,
@@ -54,6 +53,7 @@ from server.protocols.options import (
     parse_message,
 )
 from server.protocols.replies import accepted_message, end_message, error_body, exit_message, milliseconds, to_json
+from server.protocols.values import MAX_ID
 from server.requests.registry import RequestRecord
 from server.requests.service import Service
 
@@ -268,7 +268,7 @@ class StreamSession:
 
     def _error(self, error: ServerError, message_id: Any) -> dict[str, Any]:
         message_id = message_id if isinstance(message_id, str) else None
-        retry = {} if error.retry_after_s is None else {"retry_after_s": error.retry_after_s}
+        retry = {} if error.retry_after_s is None else {"retry_after_s": round(error.retry_after_s, 3)}
         going_on = {"open": True} if message_id in self._open else {}
         return {"type": "error", **error_body(error, message_id), "status": error.status, **retry, **going_on}
 

@@ -64,18 +64,22 @@ class Worker:
         self._models = models
         self._scheduler = scheduler
         self._clock = clock
-        self._jobs: dict[int, RunningJob] = {}
+        self.jobs: dict[int, RunningJob] = {}
 
     def run(self) -> None:
         """Run until the front end is gone, which raises EOFError or OSError."""
         while True:
-            for command in self._mail_read():
-                self._obey(command)
-            for ended in self._scheduler.ended(self._clock()):
-                self._end(Ended(ended.job.spec.key, ended.stop, needs_s=ended.needs_s, left_s=ended.left_s))
-            job = self._scheduler.next(self._clock())
-            if job is not None:
-                self._run_slice(self._jobs[job.spec.key])
+            self.turn()
+
+    def turn(self) -> None:
+        """Read the mail, and run the most urgent job for a slice."""
+        for command in self._mail_read():
+            self._obey(command)
+        for ended in self._scheduler.ended(self._clock()):
+            self._end(ended.job.spec.key, ended.stop, needs_s=ended.needs_s, left_s=ended.left_s)
+        job = self._scheduler.next(self._clock())
+        if job is not None:
+            self._run_slice(self.jobs[job.spec.key])
 
     def _mail_read(self) -> Iterator[Command]:
         """The commands that have come; waits for one if there is no job."""
@@ -93,7 +97,7 @@ class Worker:
                 self._add(command)
             case Cancel(key):
                 if self._scheduler.cancel(key):
-                    self._end(Ended(key, Stop.CANCELLED))
+                    self._end(key, Stop.CANCELLED)
             case MoveDeadline(key, compute_deadline_s):
                 self._scheduler.move_deadline(key, compute_deadline_s)
             case TrafficCap(max_exit):
@@ -106,12 +110,14 @@ class Worker:
         shape = input_shape(model.config, spec.layout.height, spec.layout.width)
         job = ScheduledJob(spec, shape, tuple(step.exit for step in model.steps))
         self._scheduler.add(job)
-        self._jobs[spec.key] = RunningJob(job)
+        self.jobs[spec.key] = RunningJob(job)
 
-    def _end(self, ended: Ended) -> None:
+    def _end(
+        self, key: int, stop: Stop, error: str | None = None, *, needs_s: float = 0.0, left_s: float = 0.0
+    ) -> None:
         """Drop a job that the scheduler has let go of."""
-        del self._jobs[ended.key]
-        self._say(ended)
+        stage_s = self.jobs.pop(key).scheduled.stage_s
+        self._say(Ended(key, stop, error, needs_s, left_s, stage_s))
 
     def _run_slice(self, running: RunningJob) -> None:
         spec = running.scheduled.spec
@@ -123,7 +129,7 @@ class Worker:
         except Exception as error:  # the boundary: an image that a model fails on ends its job, not the worker
             logger.exception("job %d of %s failed", spec.key, spec.model)
             self._scheduler.cancel(spec.key)
-            self._end(Ended(spec.key, Stop.ERROR, f"{type(error).__name__}: {error}"))
+            self._end(spec.key, Stop.ERROR, f"{type(error).__name__}: {error}")
         else:
             if exited is not None:
                 self._say(exited)
