@@ -1,5 +1,5 @@
-"""The policies that the server's own is compared with. All admit everything, know what stages usually take, and answer
-with the newest exit that is there by the deadline; they differ in whose stage comes next.
+"""The disciplines that the server's own is compared with. All admit everything, know what stages usually take, and
+answer with the newest exit that is there by the deadline. They differ in whose stage comes next.
 """
 
 import math
@@ -11,7 +11,7 @@ from server.simulation.device import SimulatedJob
 
 
 class Baseline(ABC):
-    """A policy that looks at the jobs of the worker and chooses one."""
+    """A discipline that looks at the jobs of the worker and chooses one."""
 
     def __init__(self) -> None:
         self.jobs: dict[int, SimulatedJob] = {}
@@ -32,7 +32,7 @@ class Baseline(ABC):
         return SLICE_S
 
     def ran(self, job: SimulatedJob, seconds: float, now_s: float, *, exited: bool) -> None:  # noqa: B027
-        """See `Policy.ran`."""
+        """See `Discipline.ran`."""
 
     def remove(self, job: SimulatedJob, now_s: float) -> None:
         self.jobs.pop(job.request.key, None)

@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ServerError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ServerError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
     return 0
