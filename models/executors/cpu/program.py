@@ -100,9 +100,11 @@ class StepProgram:
             quantised = op.convolution.quantised()
             channels = quantised.shape[1]
             weights = self._keep(self._isa.pack_u8(quantised))
-            scales = (op.source.scale * op.convolution.weight_steps.astype(np.float64)).astype(np.float32)
+            steps = 1 / op.target.scale if op.target.scale else 1  # in a value of 1 of the target
+            scales = (op.source.scale * steps * op.convolution.weight_steps.astype(np.float64)).astype(np.float32)
             first_sums = self._isa.first_sums(quantised)
-            shift = sum((x for x in (op.bias, op.shift) if x is not None), np.zeros(op.channels, np.float32))
+            shift = sum((x * np.float64(steps) for x in (op.bias, op.shift) if x is not None), np.zeros(op.channels))
+            shift = shift.astype(np.float32)
         elif op.convolution is not None and op.kind != OpKind.INTERPOLATE:
             channels = op.convolution.weights.shape[1]
             weights = self._keep(self._isa.pack(op.convolution.weights))

@@ -57,4 +57,4 @@ void run(const Block &block) {
 
 } // namespace
 
-#define KERNELS(name) {name, LANES, PANEL_VECTORS, DOT_PARTS, DOT_SIGNED, run}
+#define KERNELS(name) {name, LANES, PANEL_VECTORS, DOT_PARTS, DOT_SIGNED, DOT_TAIL, run}

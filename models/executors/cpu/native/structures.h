@@ -165,6 +165,7 @@ struct Kernels {
     int32_t panel_vectors;       // the most vectors in a panel of packed weights
     int32_t dot_parts;           // see convolution_u8.h
     int32_t dot_signed;          // 1: a CONVOLVE_U8 needs `first_sums`, see dot_neon.h
+    int32_t dot_tail;            // the most channels after whole vectors that are packed as dot_tail.h says
     void (*run)(const Block &);
 };
 
