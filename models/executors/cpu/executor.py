@@ -19,9 +19,9 @@ from torch import Tensor
 from models.anytime import Exit, ExitMap, State, Step, check_batch, check_mask
 from models.executors.cpu import exits
 from models.executors.cpu.geometry import Geometry, GeometryFactory
-from models.executors.cpu.image import normalise
+from models.executors.cpu.image import ImageFormat, Lines
 from models.executors.cpu.isa import Isa
-from models.executors.cpu.library import Bytes, Floats, library
+from models.executors.cpu.library import Bytes, library
 from models.executors.cpu.lowering import FINEST, Lowering
 from models.executors.cpu.memory import CachingAllocator, empty
 from models.executors.cpu.ops import Matrix, Resampling
@@ -97,7 +97,8 @@ class SparseExecutor:
         lowered = [lowering.lower(step) for step in self.steps]
         if scales is not None:
             check(network, scales)
-            lowered = quantise(lowered, scales)
+            lowered = quantise(lowered, scales, network.config)
+        self._image_format = ImageFormat(self.config, as_pixels=bool(lowered[0].inputs[0].scale))
         self._programs = {
             step: StepProgram(work, self.isa, numbers, by_level) for step, work in zip(self.steps, lowered, strict=True)
         }
@@ -115,7 +116,7 @@ class SparseExecutor:
         pixels, frame = cut(image, self.config, box)
         height, width = pixels.shape[:2]
         state, lines = self._new_state(frame, height + -height % MULTIPLE, width + -width % MULTIPLE)
-        normalise(self._pool, pixels, self.config, lines)
+        self._image_format.write(self._pool, pixels, lines)
         return state
 
     def start(self, inputs: Tensor, frame: Frame) -> SparseState:
@@ -123,25 +124,21 @@ class SparseExecutor:
         check_input(inputs, images=1)
         height, width = inputs.shape[-2:]
         state, lines = self._new_state(frame, height, width)
-        lines.reshape(height, width, 3)[:] = inputs[0].permute(1, 2, 0).numpy()
+        self._image_format.write_normalised(inputs, lines)
         return state
 
-    def _new_state(self, frame: Frame, height: int, width: int) -> tuple[SparseState, Floats]:
-        """A new request, and where its input is to be written: (H, 3 * W), the colours of a pixel adjacent."""
+    def _new_state(self, frame: Frame, height: int, width: int) -> tuple[SparseState, Lines]:
+        """A new request, and where its image is to be written."""
         if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
             raise ValueError(
                 f"the input is {height}x{width}; at most {MAX_PIXELS} pixels and sides of {MAX_SIDE} are taken: scale "
                 "it down"
             )
         self._allocator.begin_request(height * width)
-        # A margin of one pixel is the convolution's padding. Before it lies the row of zeros that every matrix has.
-        floats = 3 * (height + 2) * (width + 2)
-        pixels = self._allocator.take(4 * (3 + floats))
-        padded = pixels[4 * 3 : 4 * (3 + floats)].view(np.float32).reshape(height + 2, 3 * (width + 2))
-        padded[0] = padded[-1] = padded[:, :3] = padded[:, -3:] = 0
+        pixels, lines = self._image_format.allocate(self._allocator, height, width)
         state = SparseState(frame, (height, width), features=[pixels])
         weakref.finalize(state, self._allocator.release, state.features, height * width).atexit = False
-        return state, padded[1:-1, 3:-3]
+        return state, lines
 
     def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
         """See `Overridable.override`. The promise of `shrinking` is checked when the next stage begins.

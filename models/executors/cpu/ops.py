@@ -48,9 +48,11 @@ class Matrix:
     @property
     def row_bytes(self) -> int:
         """Bytes from one row to the next."""
+        if self.domain == RowDomain.PADDED_PIXELS:
+            return self.channels if self.scale else 4 * self.channels
         if self.scale:
             return -(-self.channels // U8_ROW_MULTIPLE) * U8_ROW_MULTIPLE
-        return 4 * (self.channels if self.domain == RowDomain.PADDED_PIXELS else padded(self.channels))
+        return 4 * padded(self.channels)
 
     @property
     def first(self) -> "Matrix":

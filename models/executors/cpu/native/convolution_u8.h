@@ -201,9 +201,10 @@ void convolve_u8_last_panel(const Block &block, const Op &op, const Source &sour
 #endif
 
 // Source: u8 (rows of the source level, in_channels). Target: (rows of the block, out_channels). Weights: packed in
-// panels. Taps: 1, or 9 (3x3 with padding 1) through the map.
+// panels. Taps: 1, or 9 (3x3 with padding 1) through the map, or 3 in the padded image.
 void convolve_u8(const Block &block, const Op &op) {
-    assert((op.taps == 1 || op.taps == 9) && op.addressing != PADDED_IMAGE && op.source_scale != 0 && op.shift);
+    assert(op.taps == 1 || op.taps == 9 || (op.taps == 3 && op.addressing == PADDED_IMAGE));
+    assert(op.source_scale != 0 && op.shift);
     assert(block.domain == ACTIVE || block.domain == HALO || block.domain == NEEDED);
     assert(op.addressing != SAME_ROW || (op.taps == 1 && op.stride == 1 && !op.from_previous));
     assert(op.stride >= 1 && op.in_channels > 0 && op.out_channels > 0);

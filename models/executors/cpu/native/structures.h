@@ -68,7 +68,7 @@ struct TileCosts {
 struct Matrix {
     int32_t level;
     int32_t row_domain; // RowDomain
-    int32_t row_bytes;  // from one row to the next: of float32 a multiple of 32 (12 for PADDED_PIXELS), of u8 of 16
+    int32_t row_bytes;  // from one row to the next: of float32 a multiple of 32 (12 for PADDED_PIXELS), of u8 of 16 (3)
     int32_t feature, scratch;
 };
 
