@@ -14,34 +14,36 @@
 //
 // The last panel ends where the row does: its last vector may be a half one.
 //
-// The sums of a few rows go through memory, so that neither the accumulation nor the epilogue, which knows its types,
-// takes registers from the other.
+// A panel has NV whole vectors of output channels and, if REST is not 0, as many channels more, of which a row has a half
+// vector: 8, or 2 or 4 where `dot_*.h` specialises Tail.
 
-// The channels of a panel after its last whole vector, none unless they are specialised in `dot_*.h`.
-template <int MR, int CHANNELS> struct Tail {
-    static_assert(CHANNELS == 0);
+// The sums of MR rows and one panel.
+template <int MR, int NV> struct Sums {
+    IntVector whole[MR][NV ? NV : 1];
+    HalfIntVector half[MR];
+};
+
+// The sums of a rest of 2 or 4 channels.
+template <int MR, int REST> struct Tail {
     void clear() {}
     const int32_t *add(const uint8_t *const *, int, const int32_t *words) { return words; }
-    void store(int32_t *, int) const {}
+    void finish(HalfIntVector *) const {}
 };
 #if DOT_TAIL
 #include "dot_tail.h"
 #endif
 
-// `sums`: (MR, NV * LANES + 8 if REST) = the products of MR rows and one panel of NV vectors of output channels, and a
-// half vector more if HALF. `rows`: (taps, MR) numbers of source rows. `words`: the panel's weights. `first`: what the
-// sums begin with, if DOT_SIGNED.
+// `rows`: (taps, MR) numbers of source rows. `words`: the panel's weights. `first`: what the sums begin with, if
+// DOT_SIGNED.
 template <int MR, int NV, int REST>
-__attribute__((noinline)) void accumulate_u8(const Source &source, const int32_t *rows, int taps, int groups,
-                                             const int32_t *words, const int32_t *first, int32_t *sums) {
-    constexpr int CHANNELS = NV * LANES + (REST ? 8 : 0);
-    IntVector sum[MR][NV ? NV : 1];
-    HalfIntVector half[MR];
-    Tail<MR, REST < 8 ? REST : 0> tail;
+__attribute__((always_inline)) inline void accumulate_u8(const Source &source, const int32_t *rows, int taps, int groups,
+                                                         const int32_t *words, const int32_t *first, Sums<MR, NV> &sums) {
+    Tail<MR, REST> tail;
     tail.clear();
     for (int m = 0; m < MR; ++m) {
-        for (int n = 0; n < NV; ++n) sum[m][n] = DOT_SIGNED ? load_ints<IntVector>(first + n * LANES) : IntVector{};
-        if (REST == 8) half[m] = DOT_SIGNED ? load_ints<HalfIntVector>(first + NV * LANES) : HalfIntVector{};
+        for (int n = 0; n < NV; ++n)
+            sums.whole[m][n] = DOT_SIGNED ? load_ints<IntVector>(first + n * LANES) : IntVector{};
+        if (REST == 8) sums.half[m] = DOT_SIGNED ? load_ints<HalfIntVector>(first + NV * LANES) : HalfIntVector{};
     }
     // There is at least one tap of one group. A compiler that has to think of none keeps the sums in memory.
     do {
@@ -61,70 +63,66 @@ __attribute__((noinline)) void accumulate_u8(const Source &source, const int32_t
                 for (int m = 0; m < MR; ++m) {
                     const IntVector a = spread(x[m] + c, part);
 #pragma GCC unroll 4
-                    for (int n = 0; n < NV; ++n) sum[m][n] = dot(sum[m][n], a, w[n]);
-                    if (REST == 8) half[m] = dot(half[m], lower(a), w_half);
+                    for (int n = 0; n < NV; ++n) sums.whole[m][n] = dot(sums.whole[m][n], a, w[n]);
+                    if (REST == 8) sums.half[m] = dot(sums.half[m], lower(a), w_half);
                 }
             }
         } while ((c += 4) < 4 * groups);
         words = tail.add(x, groups, words);
     } while (--taps);
-#pragma GCC unroll 16
-    for (int m = 0; m < MR; ++m) {
-        int32_t *const to = sums + m * CHANNELS;
-#pragma GCC unroll 4
-        for (int n = 0; n < NV; ++n) __builtin_memcpy(to + n * LANES, &sum[m][n], sizeof sum[m][n]);
-        if (REST == 8) __builtin_memcpy(to + NV * LANES, &half[m], sizeof half[m]);
-    }
-    tail.store(sums + NV * LANES, CHANNELS);
+    tail.finish(sums.half);
 }
 
 // What a target or a residual holds; NONE: there is no residual.
 enum Values { NONE, FLOATS, BYTES };
 
-// What follows the sums of one panel, by channel. For a target of u8, all of it counts in steps of the target.
+// What follows the sums of one panel. For a target of u8, scales, shift and residual_scale count in steps of the target,
+// and a value of 1 step is `step`.
 struct Finish {
-    const float *scales, *shift;
-    float residual_scale;
+    const float *scales, *shift; // of the panel's first channel, like all that follow
+    const float *bias;
+    uint8_t *target, *pre_activation;
+    const uint8_t *residual;
+    float residual_scale, step;
     bool relu;
 };
 
-// The result of as many channels as V has lanes, but for a target's ReLU. The arguments point to the first of them.
-template <class V, Values TARGET, Values RESIDUAL>
-inline V finish(const Finish &finish, const int32_t *sums, const float *scales, const float *shift,
-                const uint8_t *residual) {
-    V value = to_floats<V>(sums) * load<V>(scales) + load<V>(shift);
-    if (RESIDUAL == BYTES) value += load<V>(residual) * finish.residual_scale;
-    if (RESIDUAL == FLOATS && TARGET == BYTES) value += load<V>((const float *)residual) * finish.residual_scale;
-    if (RESIDUAL == FLOATS && TARGET == FLOATS) value += load<V>((const float *)residual);
+// The results of one row, but for a target's ReLU, at the channels that the arguments point to, and its pre-activations.
+template <Values TARGET, Values RESIDUAL, class V, class I>
+inline V finish(const Finish &f, I sums, int column, const uint8_t *residual, float *pre_activation) {
+    const V scaled = __builtin_convertvector(sums, V) * load<V>(f.scales + column);
+    if (__builtin_expect(pre_activation != nullptr, 0)) {
+        const V value = TARGET == BYTES ? scaled * f.step : scaled;
+        store(pre_activation + column, f.bias ? value + load<V>(f.bias + column) : value, LANES);
+    }
+    V value = scaled + load<V>(f.shift + column);
+    if (RESIDUAL == BYTES) value += load<V>(residual + column) * f.residual_scale;
+    if (RESIDUAL == FLOATS) {
+        const V added = load<V>((const float *)residual + column);
+        value += TARGET == BYTES ? added * f.residual_scale : added;
+    }
     return value;
 }
 
-// target = relu(scales * sums + shift + residual) for rows [first, first + count) and the channels of a panel from
-// `column` on. `sums`: (count, channels).
-template <int NV, int REST, Values TARGET, Values RESIDUAL>
-void finish_rows(const Epilogue<true> &epilogue, const Finish &how, int first, int count, int column,
-                 const int32_t *sums) {
-    constexpr int CHANNELS = NV * LANES + (REST ? 8 : 0);
-    constexpr int TARGET_SIZE = TARGET == BYTES ? 1 : 4, RESIDUAL_SIZE = RESIDUAL == BYTES ? 1 : 4;
-    // Copies, which no byte that is stored can be part of.
-    const Finish f = how;
-    const ptrdiff_t target_pitch = epilogue.target_pitch, residual_pitch = epilogue.residual_pitch;
-    const bool scatter = epilogue.scatter;
-    const float *const scales = f.scales + column, *const shift = f.shift + column;
-    uint8_t *const target = epilogue.target + column * TARGET_SIZE;
-    const uint8_t *residual = nullptr;
-    if (RESIDUAL != NONE) residual = epilogue.residual + first * residual_pitch + column * RESIDUAL_SIZE;
-    for (int i = first; i < first + count; ++i, sums += CHANNELS, residual += residual_pitch) {
-        uint8_t *const to = target + (scatter ? epilogue.position(i) : i) * target_pitch;
+// target = relu(scales * sums + shift + residual) for rows [first, first + count) and the channels of a panel.
+template <int MR, int NV, int REST, Values TARGET, Values RESIDUAL>
+__attribute__((always_inline)) inline void finish_rows(const Epilogue<true> &epilogue, const Finish &f, int first,
+                                                       int count, const Sums<MR, NV> &sums) {
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+        if (m >= count) break;
+        const int i = first + m;
+        uint8_t *const to = f.target + (epilogue.scatter ? epilogue.position(i) : i) * epilogue.target_pitch;
+        const uint8_t *residual = RESIDUAL == NONE ? nullptr : f.residual + i * epilogue.residual_pitch;
+        float *before = nullptr;
+        if (f.pre_activation && epilogue.read_by_halo[i])
+            before = (float *)(f.pre_activation + i * epilogue.pre_activation_pitch);
         Vector values[NV ? NV : 1];
 #pragma GCC unroll 4
         for (int n = 0; n < NV; ++n)
-            values[n] = finish<Vector, TARGET, RESIDUAL>(f, sums + n * LANES, scales + n * LANES, shift + n * LANES,
-                                                         residual + n * LANES * RESIDUAL_SIZE);
+            values[n] = finish<TARGET, RESIDUAL, Vector>(f, sums.whole[m][n], n * LANES, residual, before);
         HalfVector half;
-        if (REST)
-            half = finish<HalfVector, TARGET, RESIDUAL>(f, sums + NV * LANES, scales + NV * LANES, shift + NV * LANES,
-                                                        residual + NV * LANES * RESIDUAL_SIZE);
+        if (REST) half = finish<TARGET, RESIDUAL, HalfVector>(f, sums.half[m], NV * LANES, residual, before);
         if (TARGET == BYTES) {
             store_panel<NV>(to, values);
             if (REST) store(to + NV * LANES, half, LANES);
@@ -136,53 +134,38 @@ void finish_rows(const Epilogue<true> &epilogue, const Finish &how, int first, i
     }
 }
 
-typedef void (*FinishRows)(const Epilogue<true> &, const Finish &, int, int, int, const int32_t *);
-
-template <int NV, int REST> inline FinishRows finish_rows_of(const Op &op) {
-    const bool bytes = op.target_scale != 0;
-    if (op.residual < 0) return bytes ? finish_rows<NV, REST, BYTES, NONE> : finish_rows<NV, REST, FLOATS, NONE>;
-    if (op.residual_scale == 0) return bytes ? finish_rows<NV, REST, BYTES, FLOATS> : finish_rows<NV, REST, FLOATS, FLOATS>;
-    return bytes ? finish_rows<NV, REST, BYTES, BYTES> : finish_rows<NV, REST, FLOATS, BYTES>;
-}
-
-// Stores the pre-activations that the halo reads, of the same rows and channels: scales * sums + bias. `step`: what the
-// scales count in.
-void store_pre_activations(const Epilogue<true> &epilogue, int first, int count, const float *scales, float step,
-                           int column, int channels, const int32_t *sums) {
-    const auto value = [&](auto zero, const int32_t *sum, int at) {
-        using V = decltype(zero);
-        const V scaled = to_floats<V>(sum) * (load<V>(scales + at) * step);
-        return epilogue.bias ? scaled + load<V>(epilogue.bias + at) : scaled;
-    };
-    for (int i = first; i < first + count; ++i, sums += channels) {
-        if (!epilogue.read_by_halo[i]) continue;
-        float *const to = (float *)(epilogue.pre_activation + i * epilogue.pre_activation_pitch) + column;
-        int c = 0;
-        for (; c + LANES <= channels; c += LANES) store(to + c, value(Vector{}, sums + c, column + c), LANES);
-        if (c < channels) store(to + c, value(HalfVector{}, sums + c, column + c), LANES);
-    }
-}
-
 // One panel of output channels from `column` on, for all rows of the block.
 template <int MR, int NV, int REST>
 void convolve_u8_panel(const Block &block, const Op &op, const Source &source, const int32_t *weights,
                        const Epilogue<true> &epilogue, int column) {
-    constexpr int CHANNELS = NV * LANES + (REST ? 8 : 0);
-    const bool bytes = op.target_scale != 0;
+    const bool bytes = op.target_scale != 0, residual_bytes = op.residual_scale != 0;
     const float step = bytes ? op.target_scale : 1;
-    const Finish finish = {op.scales, op.shift, (op.residual_scale != 0 ? op.residual_scale : 1) / step, op.relu != 0};
-    const FinishRows finish_rows = finish_rows_of<NV, REST>(op);
+    const Finish finish = {op.scales + column,
+                           op.shift + column,
+                           op.bias ? op.bias + column : nullptr,
+                           epilogue.target + column * (bytes ? 1 : 4),
+                           epilogue.pre_activation ? epilogue.pre_activation + column * 4 : nullptr,
+                           epilogue.residual + column * (residual_bytes ? 1 : 4),
+                           (residual_bytes ? op.residual_scale : 1) / step,
+                           step,
+                           op.relu != 0};
+    const int kind = (bytes ? 3 : 0) + (op.residual < 0 ? 0 : residual_bytes ? 2 : 1);
     int32_t rows[MAX_TAPS * MR];
-    alignas(64) int32_t sums[MR * CHANNELS];
     for (int first = block.first; first < block.last; first += MR) {
         fill_indirection<MR>(block, op, first, rows);
         for (int m = 0; m < MR && first + MR + m < block.last; ++m)
-            epilogue.prefetch_residual(first + MR + m, column, CHANNELS);
+            epilogue.prefetch_residual(first + MR + m, column, NV * LANES + (REST ? 8 : 0));
+        Sums<MR, NV> sums;
         accumulate_u8<MR, NV, REST>(source, rows, op.taps, (op.in_channels + 3) / 4, weights, op.first_sums + column, sums);
-        const int count = block.last - first < MR ? block.last - first : MR;
-        if (epilogue.pre_activation)
-            store_pre_activations(epilogue, first, count, op.scales, step, column, CHANNELS, sums);
-        finish_rows(epilogue, finish, first, count, column, sums);
+        const int count = block.last - first;
+        switch (kind) {
+        case 0: finish_rows<MR, NV, REST, FLOATS, NONE>(epilogue, finish, first, count, sums); break;
+        case 1: finish_rows<MR, NV, REST, FLOATS, FLOATS>(epilogue, finish, first, count, sums); break;
+        case 2: finish_rows<MR, NV, REST, FLOATS, BYTES>(epilogue, finish, first, count, sums); break;
+        case 3: finish_rows<MR, NV, REST, BYTES, NONE>(epilogue, finish, first, count, sums); break;
+        case 4: finish_rows<MR, NV, REST, BYTES, FLOATS>(epilogue, finish, first, count, sums); break;
+        case 5: finish_rows<MR, NV, REST, BYTES, BYTES>(epilogue, finish, first, count, sums); break;
+        }
     }
 }
 
@@ -192,10 +175,10 @@ template <int REST>
 void convolve_u8_last_panel(const Block &block, const Op &op, const Source &source, const int32_t *weights,
                             const Epilogue<true> &epilogue, int column, int vectors) {
     switch (vectors) {
-    case 1: convolve_u8_panel<MR_1, 0, REST>(block, op, source, weights, epilogue, column); break;
-    case 2: convolve_u8_panel<MR_2, 1, REST>(block, op, source, weights, epilogue, column); break;
-    case 3: convolve_u8_panel<MR_3, 2, REST>(block, op, source, weights, epilogue, column); break;
-    case 4: convolve_u8_panel<MR_4, 3, REST>(block, op, source, weights, epilogue, column); break;
+    case 1: convolve_u8_panel<MR_U8_1, 0, REST>(block, op, source, weights, epilogue, column); break;
+    case 2: convolve_u8_panel<MR_U8_2, 1, REST>(block, op, source, weights, epilogue, column); break;
+    case 3: convolve_u8_panel<MR_U8_3, 2, REST>(block, op, source, weights, epilogue, column); break;
+    case 4: convolve_u8_panel<MR_U8_4, 3, REST>(block, op, source, weights, epilogue, column); break;
     }
 }
 #endif
@@ -230,11 +213,11 @@ void convolve_u8(const Block &block, const Op &op) {
         }
 #endif
         switch (panels.width(p)) {
-        case 1: convolve_u8_panel<MR_1, 1, 0>(block, op, source, weights, epilogue, column); break;
-        case 2: convolve_u8_panel<MR_2, 2, 0>(block, op, source, weights, epilogue, column); break;
-        case 3: convolve_u8_panel<MR_3, 3, 0>(block, op, source, weights, epilogue, column); break;
+        case 1: convolve_u8_panel<MR_U8_1, 1, 0>(block, op, source, weights, epilogue, column); break;
+        case 2: convolve_u8_panel<MR_U8_2, 2, 0>(block, op, source, weights, epilogue, column); break;
+        case 3: convolve_u8_panel<MR_U8_3, 3, 0>(block, op, source, weights, epilogue, column); break;
 #if PANEL_VECTORS >= 4
-        case 4: convolve_u8_panel<MR_4, 4, 0>(block, op, source, weights, epilogue, column); break;
+        case 4: convolve_u8_panel<MR_U8_4, 4, 0>(block, op, source, weights, epilogue, column); break;
 #endif
         }
     }

@@ -42,8 +42,8 @@ template <int MR, int CHANNELS> struct SomeTail {
         return words;
     }
 
-    // Writes eight sums of each row, zeros after the last channel; rows are `pitch` apart.
-    __attribute__((always_inline)) void store(int32_t *sums, int pitch) const {
+    // Eight sums of each row, zeros after the last channel.
+    __attribute__((always_inline)) void finish(HalfIntVector *halves) const {
         const __m512i index = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
 #pragma GCC unroll 4
         for (int m = 0; m < MR; m += 4) {
@@ -55,10 +55,11 @@ template <int MR, int CHANNELS> struct SomeTail {
             const __m512i two = _mm512_add_epi32(_mm512_unpacklo_epi32(row[2], row[3]), _mm512_unpackhi_epi32(row[2], row[3]));
             const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(one, two), _mm512_unpackhi_epi64(one, two));
 #pragma GCC unroll 4
-            for (int k = 0; k < 4 && m + k < MR; ++k) {
+            for (int k = 0; k < 4; ++k) {
+                if (m + k >= MR) break;
                 const __m512i order = _mm512_add_epi32(index, _mm512_set1_epi32(k));
                 const __m512i eight = _mm512_maskz_permutexvar_epi32((1 << CHANNELS) - 1, order, all);
-                _mm256_storeu_si256((__m256i *)(sums + (m + k) * pitch), _mm512_castsi512_si256(eight));
+                halves[m + k] = (HalfIntVector)_mm512_castsi512_si256(eight);
             }
         }
     }

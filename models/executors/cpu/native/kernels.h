@@ -3,6 +3,8 @@
 //     VECTOR_BYTES          size of a vector
 //     PANEL_VECTORS         the most vectors of output channels in a panel
 //     MR_1, .., MR_4        rows that are accumulated together for a panel of 1, .., 4 vectors: as many as registers hold
+//     MR_U8_1, .., MR_U8_4  the same for a convolution of u8 if fewer are faster there: its epilogue is longer, and while
+//                           that of a short block of rows runs, the products of the next block begin
 //     DOT_PRODUCT           the header with its dot product of eight bits, see convolution_u8.h
 //
 // A kernel accumulates a sum (accumulate.h, convolution_u8.h), then its epilogue adds and stores (epilogue.h).
@@ -11,6 +13,12 @@
 // another; no C++ header may be included here for the same reason.
 //
 // Preconditions are assertions. Builds define NDEBUG; `CPPFLAGS=-UNDEBUG make native` compiles them in.
+#ifndef MR_U8_1
+#define MR_U8_1 MR_1
+#define MR_U8_2 MR_2
+#define MR_U8_3 MR_3
+#define MR_U8_4 MR_4
+#endif
 #include "structures.h"
 #include <assert.h>
 #include <stddef.h>
