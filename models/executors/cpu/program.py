@@ -83,7 +83,9 @@ class StepProgram:
             for cost, block_rows, groups, loop in blocked:
                 size = max(size, 4 * _transformed_floats(loop, block_rows, isa))
                 loops.append(NativeRowLoop(loop.level, loop.domain, len(ops), len(loop.ops), block_rows, groups, cost))
-                ops += [self._op(op, resamplings) for op in loop.ops]
+                every = [part for op in loop.ops for part in (op, *op.parts)]
+                loops[-1].op_count = len(every)
+                ops += [self._op(op, resamplings) for op in every]
         self.native = NativeProgram(
             (NativePhase * len(native_phases))(*native_phases),
             (NativeRowLoop * len(loops))(*loops),
@@ -124,6 +126,7 @@ class StepProgram:
             stride=op.stride,
             taps=1 if op.convolution is None else len(op.convolution.weights),
             resampling=number,
+            parts=1 + len(op.parts),
             in_channels=channels,
             out_channels=op.channels,
             target_column=op.column,
@@ -173,14 +176,14 @@ def _blocking(loop: RowLoop, isa: Isa) -> tuple[int, int, int]:
 
 def _row_bytes(loop: RowLoop) -> int:
     """Of all matrices that a loop uses, together."""
-    used = {m.first for op in loop.ops for m in (op.source, op.target, op.residual) if m is not None}
+    used = {matrix.first for op in loop.ops for matrix in op.matrices}
     return sum(matrix.row_bytes for matrix in used)
 
 
 def _cost(op: Op) -> int:
     """Of one row (or tile), in multiply-adds of float32."""
     if op.convolution is None or op.kind == OpKind.INTERPOLATE:
-        return 16 * op.channels
+        return 16 * op.channels * (1 + len(op.parts))
     macs = op.convolution.weights.size
     return -(-macs // U8_MACS) if op.kind == OpKind.CONVOLVE_U8 else macs
 

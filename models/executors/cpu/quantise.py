@@ -71,7 +71,8 @@ class _Step:
         for op in ops:
             source, target = self._matrix(op.source), self._matrix(op.target)
             residual = None if op.residual is None else self._matrix(op.residual)
-            new = replace(op, source=source, target=target, residual=residual)
+            parts = tuple(replace(part, source=self._matrix(part.source), target=target) for part in op.parts)
+            new = replace(op, source=source, target=target, residual=residual, parts=parts)
             if op.resampling is not None and op.resampling[0] == "same" and 0 < source.scale == target.scale:
                 new = replace(new, kind=OpKind.COPY)
             if source.domain == RowDomain.PADDED_PIXELS and source.scale and op.convolution is not None:

@@ -40,7 +40,7 @@ template <bool ANY> void run_any(const Block &block, const Op &op) {
     case CONVOLVE: convolve<ANY>(block, op); break;
     case WINOGRAD: op.taps == 36 ? winograd<Tile4x4, ANY>(block, op) : winograd<Tile2x2, ANY>(block, op); break;
     case INTERPOLATE: interpolate<ANY>(block, op); break;
-    case RESAMPLE: resample<ANY, float>(block, op); break;
+    case RESAMPLE: resample<ANY, float>(block, &op); break;
     }
 }
 
@@ -48,14 +48,14 @@ template <bool ANY> void run_any(const Block &block, const Op &op) {
 void run(const Block &block) {
     assert(0 <= block.first && block.first < block.last);
     assert(0 <= block.group && block.group < block.groups);
-    for (int i = 0; i < block.op_count; ++i) {
+    for (int i = 0; i < block.op_count; i += block.ops[i].parts) {
         const Op &op = block.ops[i];
         if (op.kind == CONVOLVE_U8)
             convolve_u8(block, op);
         else if (op.kind == COPY)
             copy(block, op);
         else if (op.kind == RESAMPLE && op.source_scale != 0)
-            resample<true, uint8_t>(block, op);
+            resample<true, uint8_t>(block, &op);
         else if (op.target_scale != 0 || op.residual_scale != 0)
             run_any<true>(block, op);
         else

@@ -104,6 +104,7 @@ struct Op {
     int32_t stride;              // of the convolution, in both directions
     int32_t taps;                // of a convolution: 1, 3 (lines of three pixels) or 9; WINOGRAD: products of a tile, 16 or 36
     int32_t resampling;          // RESAMPLE: index in the context's resamplings
+    int32_t parts;               // RESAMPLE: 1 to 3, how many ops from this one on are one sum of sources; others: 1
     int32_t in_channels, out_channels;
     int32_t target_column;       // the target's channel that receives the first result
     int32_t scatter;             // 1: the target's rows are positions
