@@ -105,7 +105,8 @@ class SparseExecutor:
         self.phase_times: dict[Step, NDArray[np.float64]] | None = None
         """Set this to {} to add up the seconds of each phase: by step, (phases,). `describe` says what they do."""
         used_classes = max(program.used_classes for program in self._programs.values())
-        self._geometries = GeometryFactory(window, used_classes, by_level)
+        on_tiles = any(program.on_tiles for program in self._programs.values())
+        self._geometries = GeometryFactory(window, used_classes, by_level if on_tiles else None)
         self._pool = ThreadPool(threads or torch.get_num_threads())
         self._allocator = CachingAllocator()
         resamplings, config = tuple(numbers), network.config

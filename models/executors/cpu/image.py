@@ -11,12 +11,12 @@ from models.executors.cpu.thread_pool import ThreadPool
 from models.imaging.preprocess import mean_pixel, normal, pixels_of
 from models.network.configs import ModelConfig
 
-Lines = Floats | Bytes
-"""(H, 3 * W), the colours of a pixel adjacent; the lines may be apart in memory."""
+Lines = NDArray[np.generic]
+"""uint8 or float32 (H, 3 * W), the colours of a pixel adjacent; the lines may be apart in memory."""
 
 
 class ImageFormat:
-    """How the first convolution of a network reads images. `as_pixels`: uint8 as they are; otherwise normalised float32."""
+    """How a network's first convolution reads images. `as_pixels`: uint8 as they are; if not, float32, normalised."""
 
     def __init__(self, config: ModelConfig, *, as_pixels: bool) -> None:
         self._config = config
@@ -27,9 +27,9 @@ class ImageFormat:
     def allocate(self, allocator: CachingAllocator, height: int, width: int) -> tuple[Bytes, Lines]:
         """The memory of an image's matrix, and where its lines are to be written."""
         row = 3 * self._type().itemsize
-        size = row * (1 + (height + 2) * (width + 2))  # before the first pixel lies the row of zeros that every matrix has
+        # A margin of one pixel is the convolution's padding. Before it lies the row of zeros that every matrix has.
+        size = row * (1 + (height + 2) * (width + 2))
         memory = allocator.take(size)
-        # A margin of one pixel is the convolution's padding.
         padded = memory[row:size].view(self._type).reshape(height + 2, width + 2, 3)
         padded[0] = padded[-1] = padded[:, 0] = padded[:, -1] = self._mean
         return memory, padded.reshape(height + 2, -1)[1:-1, 3:-3]
@@ -38,7 +38,7 @@ class ImageFormat:
         """Writes an image, uint8 (h, w, 3), with the mean pixel below and to the right of it."""
         height, width = pixels.shape[:2]
         if lines.dtype == np.float32:
-            normalise(pool, pixels, self._config, lines)
+            normalise(pool, pixels, self._config, lines.view(np.float32))
             return
         lines[:height, : 3 * width] = pixels.reshape(height, -1)
         lines[:height, 3 * width :] = np.tile(self._mean, lines.shape[1] // 3 - width)

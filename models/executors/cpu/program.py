@@ -14,6 +14,7 @@ from models.executors.cpu.memory import Value
 from models.executors.cpu.ops import Op, Resampling, RowLoop
 from models.executors.cpu.placement import place
 from models.executors.cpu.structures import (
+    LoopDomain,
     NativeMatrix,
     NativeOp,
     NativePhase,
@@ -45,7 +46,8 @@ class StepProgram:
     """One step of a network.
 
     `outputs`: the matrices that it leaves in a request's own memory. `used_classes`: the number of distance classes
-    that have a weight in any of its interpolations. `descriptions`: what each phase does.
+    that have a weight in any of its interpolations. `on_tiles`: whether any of its loops runs on tiles. `descriptions`:
+    what each phase does.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class StepProgram:
         placed, self._slot_of = place(phases, features)
         self.outputs = lowered.outputs
         self.descriptions = [", ".join(dict.fromkeys(str(op) for loop in phase for op in loop.ops)) for phase in phases]
-        size, self.used_classes = 0, 0
+        size, self.used_classes, self.on_tiles = 0, 0, False
         matrices: list[NativeMatrix] = []
         for matrix in placed:
             feature = features.index(matrix) if matrix in features else -1
@@ -76,6 +78,7 @@ class StepProgram:
         ops: list[NativeOp] = []
         for phase in phases:
             parts = [part for loop in phase for part in tiled(loop, tile_costs[loop.level])]
+            self.on_tiles |= any(loop.domain == LoopDomain.SINGLES for loop in parts)
             blocked = [(*_blocking(loop, isa), loop) for loop in parts]
             # Costly items first, so that cheap ones even out the end of the phase.
             blocked.sort(key=lambda item: -item[0] * item[1] // item[2])
@@ -105,8 +108,8 @@ class StepProgram:
             steps = 1 / op.target.scale if op.target.scale else 1  # in a value of 1 of the target
             scales = (op.source.scale * steps * op.convolution.weight_steps.astype(np.float64)).astype(np.float32)
             first_sums = self._isa.first_sums(quantised)
-            shift = sum((x * np.float64(steps) for x in (op.bias, op.shift) if x is not None), np.zeros(op.channels))
-            shift = shift.astype(np.float32)
+            added = sum((x * np.float64(steps) for x in (op.bias, op.shift) if x is not None), np.zeros(op.channels))
+            shift = added.astype(np.float32)
         elif op.convolution is not None and op.kind != OpKind.INTERPOLATE:
             channels = op.convolution.weights.shape[1]
             weights = self._keep(self._isa.pack(op.convolution.weights))

@@ -105,9 +105,9 @@ template <int NV> inline void store_panel(uint8_t *p, const Vector *values) {
         __m512i words[4];
 #pragma GCC unroll 4
         for (int n = 0; n < 4; ++n) words[n] = _mm512_cvtps_epi32(_mm512_min_ps((__m512)values[n % (NV ? NV : 1)], most));
-        const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(words[0], words[1]), _mm512_packs_epi32(words[2], words[3]));
+        const __m512i one = _mm512_packs_epi32(words[0], words[1]), two = _mm512_packs_epi32(words[2], words[3]);
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, packed));
+        _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(one, two)));
         return;
     }
 #endif

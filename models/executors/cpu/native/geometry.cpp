@@ -165,7 +165,7 @@ std::unique_ptr<OwningGeometry> build(const uint8_t *mask, int32_t height, int32
         if (mask && !full_halo && l > 2) add_upsampling_sources(needed, finer, level.height, level.width);
         number_rows(t, level, active, needed);
         list_neighbours(t, level, offsets, classes, window / 2);
-        t.cover = cheapest_cover(t.map, level, active, tile_costs[l]);
+        if (tile_costs) t.cover = cheapest_cover(t.map, level, active, tile_costs[l]);
         level.tiles_4x4 = (int32_t)t.cover.tiles_4x4.size() / 2;
         level.tiles_2x2 = (int32_t)t.cover.tiles_2x2.size() / 2;
         level.singles = (int32_t)t.cover.singles.size();
@@ -189,7 +189,7 @@ extern "C" {
 
 // `mask`: bytes (height, width), multiples of 8, at level 2, 1 where active; null if all is active. `window`: side of the
 // interpolation window, odd. `classes`: (2 * (window / 2)^2 + 1,), the distance class of each squared distance, -1 for
-// distances too far to matter. `tile_costs`: (LEVELS,). `full_halo`: the halo is every inactive position, for masks that may grow
+// distances too far to matter. `tile_costs`: (LEVELS,), null for neither tiles nor singles. `full_halo`: the halo is every inactive position, for masks that may grow
 // again at the next exit. Returns null if there is no memory for the tables.
 Geometry *geometry_create(const uint8_t *mask, int32_t height, int32_t width, int32_t window, const int32_t *classes,
                           const TileCosts *tile_costs, int32_t full_halo) {

@@ -113,10 +113,12 @@ void resample_from(const Block &block, const Op *ops) {
         if (PARTS > 2) third.find(yx[2 * i + 1], rows + 2 * EACH % COUNT, weights + 2 * EACH % COUNT);
         const auto row = epilogue.row(i);
         for (int column = 0; column < channels; column += LANES) {
-            Vector sum = Vector{};
+            // One sum for each part, so that they do not wait for each other.
+            Vector sums[PARTS] = {};
 #pragma GCC unroll 12
-            for (int k = 0; k < COUNT; ++k) sum += weights[k] * load(rows[k] + column);
-            epilogue.write(row, column, sum, channels - column);
+            for (int k = 0; k < COUNT; ++k) sums[k % PARTS] += weights[k] * load(rows[k] + column);
+            for (int part = 1; part < PARTS; ++part) sums[0] += sums[part];
+            epilogue.write(row, column, sums[0], channels - column);
         }
     }
 }
