@@ -262,6 +262,6 @@ def test_phase_times_tell_of_every_phase() -> None:
         assert len(sparse.network.phase_times[step]) == len(sparse.network.describe(step))
         assert (sparse.network.phase_times[step] > 0).all()
     assert sparse.network.describe(sparse.steps[0]) == [
-        "convolve 3x9->64 at level 1",
+        "convolve_u8 3x9->64 at level 1",
         "convolve_u8 9x64->64 at level 2",
     ]
