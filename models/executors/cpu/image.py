@@ -16,8 +16,8 @@ from models.imaging.preprocess import mean_pixel, normal, pixels_of, resize_pers
 from models.network.configs import ModelConfig
 
 PaddedImage = NDArray[Any]
-"""uint8 or float32 (H + 2, W + 2, 3), contiguous. Pixel (y, x) of the image lies at (y + 1, x + 1); around the image lies
-the first convolution's padding."""
+"""uint8 or float32 (H + 2, W + 2, 3), contiguous. Pixel (y, x) of the image lies at (y + 1, x + 1); around the image
+lies the first convolution's padding."""
 
 
 class ImageFormat:
