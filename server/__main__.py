@@ -12,7 +12,7 @@ import uvicorn
 
 from server.app import create_app, drain
 from server.engine.messages import LoadPlan
-from server.engine.worker_process import ChildProcess, WorkerProcess
+from server.engine.worker_process import ChildProcess, Reserve, WorkerProcess
 from server.errors import ServerError
 from server.protocols.connection import HttpProtocol, WebSocketProtocol
 from server.settings import Settings, load_settings
@@ -82,7 +82,7 @@ def main() -> int:
     settings = load_settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s:     %(name)s %(message)s")
     try:
-        server = make_server(settings)
+        server = make_server(settings, Reserve(settings.spare_workers))
     except (ValueError, ServerError) as error:
         print(f"python -m server: {error}", file=sys.stderr)
         return 1

@@ -36,6 +36,6 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         over.wait(PATIENCE_S)
         return decode(*given)
 
-    monkeypatch.setattr("server.requests.service.decode", slowly)
+    monkeypatch.setattr("server.requests.codec.decode", slowly)
     yield begun
     over.set()

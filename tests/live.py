@@ -15,6 +15,7 @@ from functools import lru_cache
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -39,6 +40,7 @@ from server.engine.messages import (
     MoveDeadline,
     Ready,
     Stop,
+    TrafficCap,
 )
 from server.engine.shared_memory import attach
 from server.engine.worker_process import ChildProcess, WorkerProcess
@@ -57,10 +59,15 @@ class ScriptedWorker:
         self.connection, self._own = Pipe()
         self._memory = attach(os.dup(plan.arena_fd), plan.arena_bytes)
         self._names = list(plan.models)
+        self.killed = self.lingers = False
 
     def kill(self) -> None:
         """What the server calls to end a worker."""
-        self.connection.close()
+        self.killed = True
+
+    def gone(self, wait_s: float = 0.0) -> bool:
+        """What the server asks until a worker that it ended is gone. It keeps its memory while `lingers` is set."""
+        return not self.lingers
 
     def die(self) -> None:
         self._own.close()
@@ -94,6 +101,11 @@ class ScriptedWorker:
         assert isinstance(command, MoveDeadline)
         return command
 
+    def hear_cap(self) -> int | None:
+        command = self.hear()
+        assert isinstance(command, TrafficCap)
+        return command.max_exit
+
     def hears_nothing(self) -> bool:
         return not self._own.poll()
 
@@ -112,8 +124,8 @@ class ScriptedWorker:
             spec.layout.extra_map(block, exit_index)[:] = exit_index % 2
         self.say(Exited(spec.key, exit_index, 0.5 / exit_index, round(MACS[exit_index - 1]), 0.1, 0.0, 0.1))
 
-    def end(self, spec: JobSpec, stop: Stop = Stop.COMPLETE, wait_s: float = 0.0, error: str | None = None) -> None:
-        self.say(Ended(spec.key, stop, wait_s, error))
+    def end(self, spec: JobSpec, stop: Stop = Stop.COMPLETE, error: str | None = None, **times_s: float) -> None:
+        self.say(Ended(spec.key, stop, error, **times_s))
 
     def finish(self, spec: JobSpec, last: int = 4, stop: Stop = Stop.COMPLETE) -> None:
         """Reach all exits up to `last`, and end the job."""
@@ -163,6 +175,13 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < until_s, "it did not happen"
         tick.wait(0.01)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let the event loop run until something has happened on it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
 
 
 class Later:
@@ -227,7 +246,8 @@ def scripted(folder: Path, **fields: object) -> Iterator[tuple[Live, Callable[[]
         started.put(worker)
         return worker
 
-    with serving(settings(folder, **fields), launch) as live:
+    silent = patch("server.engine.supervisor.TICK_S", 3600.0)  # the test does not play the answers to pings
+    with silent, serving(settings(folder, **fields), launch) as live:
         yield live, lambda: started.get(timeout=PATIENCE_S)
 
 

@@ -11,14 +11,16 @@ from models.directory import fingerprint
 from models.executors.reference import ReferenceExecutor
 from models.executors.selection import build
 from models.quality import Quality
-from server.requests.budget import Costs
-from server.worker.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, input_shape, load_quality, warm_up
+from server.catalog import input_shape
+from server.engine.messages import LoadPlan
+from server.scheduling.costs import CostModel
+from server.worker.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, load_models, load_quality, warm_up
 
 
 def test_warming_up_learns_what_exits_cost() -> None:
     model = FakeModel()
     model.released.release(1000)
-    costs = Costs()
+    costs = CostModel()
     warm_up("fake", model, costs, None)  # type: ignore[arg-type]
     told = facts("fake", Loaded(model), costs)  # type: ignore[arg-type]
     assert len(told.seconds) == len(told.macs) == 4 and not told.calibrated
@@ -32,13 +34,13 @@ def test_warming_up_is_under_masks_such_as_pictures_leave() -> None:
     model.override = lambda state, positions, shrinking: given.append(  # type: ignore[method-assign]
         float(positions.float().mean()) if shrinking else -1.0
     )
-    warm_up("tiny", model, Costs(), None)
+    warm_up("tiny", model, CostModel(), None)
     assert given == pytest.approx(WARM_UP_SHARES * WARM_UP_RUNS, abs=0.01)
 
 
 @pytest.mark.parametrize("executor", ["reference", "sparse", "onnx"])
 def test_every_executor_warms_up(executor: str) -> None:
-    model, costs = build(tiny.network(), "cpu", executor), Costs()
+    model, costs = build(tiny.network(), "cpu", executor), CostModel()
     warm_up("tiny", model, costs, None)
     seconds = facts("tiny", Loaded(model), costs).seconds
     assert len(seconds) == 4 and list(seconds) == sorted(seconds) and seconds[0] > 0
@@ -47,9 +49,29 @@ def test_every_executor_warms_up(executor: str) -> None:
 def test_a_worker_that_follows_another_takes_over_what_is_known() -> None:
     model = FakeModel()
     model.released.release(8)  # steps for one image, so that warming up cannot measure
-    costs = Costs()
+    costs = CostModel()
     warm_up("fake", model, costs, (0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]
     assert facts("fake", Loaded(model), costs).seconds == pytest.approx((0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sharing", "expected"), [(0, 1, 8), (0, 3, 2), (0, 16, 1), (6, 1, 6), (6, 2, 3), (1, 2, 1)]
+)
+def test_workers_on_one_device_share_its_threads(
+    monkeypatch: pytest.MonkeyPatch, asked: int, sharing: int, expected: int
+) -> None:
+    given: list[int] = []
+
+    def build(
+        make: object, device: str, executor: str, threads: int, *_: object, **__: object
+    ) -> tuple[FakeModel, str]:
+        given.append(threads)
+        return FakeModel(), ""
+
+    monkeypatch.setattr("server.worker.loading.build_fastest", build)
+    monkeypatch.setattr("server.worker.loading.usable", lambda: 8)
+    load_models(LoadPlan({"a": "a", "b": "b"}, "cpu", "auto", asked, {}, {}, (), 0, 0, "INFO", sharing=sharing))
+    assert given == [expected, expected]
 
 
 def test_the_cost_of_an_image_goes_by_its_padded_size_or_the_crop() -> None:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from models.quality import Quality
 from server.engine.messages import Broken, Cancel, Ended, Event, Exited, JobSpec, MoveDeadline, Stop
 from server.engine.shared_memory import Layout
-from server.requests.budget import Costs
+from server.scheduling.costs import CostModel
+from server.scheduling.scheduler import Scheduler
 from server.worker.loading import Loaded
 from server.worker.process import Worker
-from server.worker.scheduler import Scheduler
 
 
 @dataclass
@@ -63,7 +63,7 @@ QUALITY = Quality(((0.1, 0.45),), 100, "val", "")
 def harness() -> Iterator[Harness]:
     ours, theirs = Pipe()
     block, model = bytearray(16 * 1024), FakeModel()
-    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model, QUALITY)}, Scheduler(Costs()))  # type: ignore[arg-type]
+    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model, QUALITY)}, Scheduler(CostModel()))  # type: ignore[arg-type]
 
     def run() -> None:
         with pytest.raises((EOFError, OSError)):
@@ -159,7 +159,7 @@ def test_an_image_that_the_model_fails_on_does_not_end_the_worker(
 def test_a_stage_that_is_given_up_is_learnt_from() -> None:
     """The stage was cut after more time than such stages were known to take."""
     ours, theirs = Pipe()
-    model, costs, block = FakeModel(), Costs(), bytearray(16 * 1024)
+    model, costs, block = FakeModel(), CostModel(), bytearray(16 * 1024)
     model.released.release(100)
     costs.observe("fake", (32, 32), 1, 1e-9)
     worker = Worker(theirs, memoryview(block), {"fake": Loaded(model)}, Scheduler(costs))  # type: ignore[arg-type]
@@ -183,7 +183,7 @@ def test_a_device_that_fails_ends_the_worker(caplog: pytest.LogCaptureFixture) -
 
     model.advance = broken  # type: ignore[method-assign]
     block = bytearray(16 * 1024)
-    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model)}, Scheduler(Costs()))  # type: ignore[arg-type]
+    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model)}, Scheduler(CostModel()))  # type: ignore[arg-type]
     Harness(ours, block, model).submit(1, 50)
     with pytest.raises(torch.AcceleratorError):
         worker.run()

@@ -15,8 +15,8 @@ from models.data import datasets
 from models.data.files import SUFFIXES, images_in
 from models.data.people import Person
 from models.data.street import Scene
-from models.evaluation.calibrate import BoxedImage
 from models.evaluation.evaluate import ExitCosts, pose, segmentation
+from models.evaluation.observations import BoxedImage
 from models.evaluation.ranges import RangeObserver
 from models.imaging.images import read_image
 from models.network.adpc import AdpcNet

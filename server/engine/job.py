@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from server.catalog import ServedModel
 from server.engine.messages import Exited, JobSpec, Stop
+from server.engine.place import Place
 from server.errors import ServerError
 
 
@@ -18,15 +19,18 @@ class Job:
     `block`: the job's shared memory. The engine frees it once the worker and the reader have both let go.
     `stop`: why the job ended for its reader, None while it runs; `stopped_s`: when.
     `error`: what kept the job from an answer, or None.
-    `macs`: multiply-adds computed so far, those of exits that came after the answer included.
+    `macs`: multiply-adds so far, those of exits that came after the answer included.
+    `active_share`: what the next stage computes.
     """
 
     spec: JobSpec
     model: ServedModel
+    place: Place
     block: memoryview
     submitted_s: float
     exits: list[Exited] = field(default_factory=list)
     macs: int = 0
+    active_share: float = 1.0
     stop: Stop | None = None
     error: ServerError | None = None
     stopped_s: float = 0.0
@@ -39,6 +43,12 @@ class Job:
     def latest(self) -> int:
         """The newest exit whose map is on the host; 0: none yet."""
         return self.exits[-1].exit if self.exits else 0
+
+    @property
+    def required_s(self) -> float:
+        """The seconds that the required exit typically takes here; 0 while nothing is known."""
+        expected = self.place.expected
+        return self.place.device.costs.typical_s(expected.model, expected.shape, expected.required)
 
     @property
     def cancelled(self) -> bool:

@@ -80,7 +80,8 @@ class StreamSession:
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self._socket = socket
         self._service = service
-        self._client = socket.client.host if socket.client else "unknown"
+        self._client, port = socket.client or ("unknown", 0)
+        self._connection = f"{self._client}:{port}"
         self._open: dict[str, RequestRecord] = {}
         self._past: deque[str] = deque(maxlen=self.PAST_IDS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -180,6 +181,7 @@ class StreamSession:
         try:
             with self._service.registry.open("websocket", arrived_s, client=self._client, model=model) as record:
                 message = self._parse(fields)
+                record.connection = self._connection
                 record.id, record.options, record.encoding = message.id, message, message.encoding
                 self._open[message.id] = record
                 try:
