@@ -74,6 +74,8 @@ def test_bursts_keep_the_rate_and_have_their_factor_and_share():
     assert windows.var() / windows.mean() == pytest.approx(dispersion, rel=0.35)
     drawn = gaps(process)
     assert np.corrcoef(drawn[1:], drawn[:-1])[0, 1] > 0.1  # a short gap foretells a short one
+    starts = [takewhile(lambda at_s: at_s < 0.1, process.moments(random.Random(seed))) for seed in range(300)]
+    assert sum(len(list(start)) for start in starts) == pytest.approx(300 * 0.1 * 40, rel=0.25)  # also at the start
 
 
 def test_cameras_are_out_of_step_and_keep_their_pace():

@@ -35,6 +35,8 @@ def test_arguments_become_a_plan(tmp_path):
     assert [(each.at_s, each.client, each.model) for each in plan.requests] == [(0.5, "x", "m"), (2.0, "0", "m")]
     assert len(plan_of(f"--trace {tmp_path / 't.jsonl'} --seconds 2").requests) == 1
     assert len(plan_of("--rate 5").requests) == 200
+    (tmp_path / "t.jsonl").write_text('{"at_s": 1}\n' * 201)
+    assert len(plan_of(f"--trace {tmp_path / 't.jsonl'}").requests) == 201
 
 
 def test_the_moments_of_a_seed_do_not_depend_on_the_mix():

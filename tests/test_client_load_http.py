@@ -37,8 +37,8 @@ class Seen:
 
 
 class Server:
-    """Answers the n-th request by the n-th of `replies`: chunks of bytes, or None, which closes the connection; nothing
-    if there are no more. `left` counts the connections that the client closed."""
+    """Answers the n-th request by the n-th of `replies`: chunks of bytes, and None, which closes the connection. `left`
+    counts the connections that the client closed."""
 
     def __init__(self, *replies):
         self.replies, self.seen, self.left, self.open = list(replies), [], 0, 0
@@ -52,9 +52,9 @@ class Server:
                 seen.body = await reader.readexactly(int(seen.headers.get("content-length", 0)))
                 self.seen.append(seen)
                 reply = self.replies.pop(0) if self.replies else []
-                if reply is None:
-                    break
                 for chunk in reply:
+                    if chunk is None:
+                        return
                     writer.write(chunk)
                     await writer.drain()
                     await asyncio.sleep(0)
@@ -128,6 +128,16 @@ def test_an_answer_may_come_in_pieces_and_its_connection_serves_again():
     asyncio.run(main())
 
 
+def test_a_connection_that_the_server_closed_serves_no_more():
+    async def main():
+        async with http([ANSWER, None], [ANSWER]) as (server, transport):
+            assert (await reply(transport)).stop == "deadline"
+            await until(lambda: server.open == 0 and not transport._connected)
+            assert (await reply(transport)).stop == "deadline"
+
+    asyncio.run(main())
+
+
 def test_open_requests_have_connections_of_their_own():
     async def main():
         async with http([], [], [ANSWER], [ANSWER]) as (server, transport):
@@ -158,7 +168,8 @@ def test_refusals_say_why_and_when_to_come_back():
 @pytest.mark.parametrize(
     ("answer", "stop"),
     [
-        (None, "connection_failed"),
+        ([None], "connection_failed"),
+        ([ANSWER[:4000], None], "connection_failed"),
         ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"], "protocol_error"),
         ([b"SMTP here, what now?\r\n\r\n"], "protocol_error"),
         ([json_answer(200, "{}")], "protocol_error"),

@@ -72,6 +72,11 @@ def test_the_figures():
     assert report.generator.lag_ms["p50"] == 1.0
 
 
+def test_of_each_code_the_first_sentence_is_shown():
+    report = report_of(*(outcome(0.0, stop="no_exit", error=sentence) for sentence in ("60 ms", "70 ms")))
+    assert report.errors == {"no_exit": "60 ms"}
+
+
 def test_figures_of_nothing():
     report = report_of(outcome(0.0, stop="overloaded", status=503))
     assert report.late_ms == report.server_ms == {} and report.in_time_share == 0.0
@@ -112,9 +117,11 @@ def test_the_table_shows_the_report():
     assert "0.2100 a request in time, 0.2700 returned, 1.05/s in time" in text
     assert "Jain's index 0.800 of answers in time" in text
     assert "0                 9        3       1.14  5/1/2/0/1" in text
-    assert text.index("\n  0  ") < text.index("\n  1  ")  # the smaller share comes first, or the first of equals
     assert "client" not in table(report_of(OUTCOMES[0]))
     many = [outcome(0.0, (1, 0.01), client=str(client)) for client in range(20)]
+    assert list(report_of(*reversed(many)).clients) == [str(client) for client in range(20)]
+    worst = table(report_of(*many, outcome(0.0, client="13")))
+    assert worst.index("\n  13 ") < worst.index("\n  0  ") and "\n  19 " not in worst
     assert "and 4 clients with a larger share" in table(report_of(*many))
 
 

@@ -2,14 +2,16 @@
 
 import asyncio
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
+from typing import ClassVar
 
 import pytest
 from adpc_client import OverloadedError
 from adpc_client.load import PlannedRequest
 from adpc_client.load.payloads import Payload
 from adpc_client.load.transport import LoadRequest, LoadTarget
-from adpc_client.load.websocket_transport import WebSocketTransport
+from adpc_client.load.websocket_transport import WebSocketTransport, _StreamedRequest
 from scripted_server import MAP, Talk, accepted, end, exit_header, scripted
 from websockets.frames import Frame, Opcode
 
@@ -91,9 +93,7 @@ def test_an_exit_has_come_once_its_maps_have():
         asyncio.run(main(server))
 
 
-@pytest.mark.parametrize("first", ["exit", "frame"])
-def test_an_overtaken_request_gives_way_once_it_has_an_exit(first):
-    """Whether the exit or the newer frame comes first."""
+def test_an_overtaken_request_gives_way_once_it_has_an_exit():
     heard = []
 
     def script(talk):
@@ -104,9 +104,8 @@ def test_an_overtaken_request_gives_way_once_it_has_an_exit(first):
     async def main(server):
         async with socket_to(server) as transport:
             opened = await transport.open(request())
-            if first == "exit":
-                while not opened.exits:  # noqa: ASYNC110 - it comes over a socket
-                    await asyncio.sleep(0.001)
+            while not opened.exits:  # noqa: ASYNC110 - it comes over a socket
+                await asyncio.sleep(0.001)
             opened.give_way()
             found = await opened.reply
             assert (found.stop, exits(found)) == ("cancelled", [1])
@@ -116,38 +115,73 @@ def test_an_overtaken_request_gives_way_once_it_has_an_exit(first):
     assert heard == ["cancel"]
 
 
-def test_open_requests_have_a_socket_each_unless_they_shall_share():
+def test_a_request_that_shall_give_way_waits_for_its_exit():
+    class Socket:
+        cancelled: ClassVar[list[str]] = []
+
+        def cancel(self, name):
+            self.cancelled.append(name)
+
+    async def main():
+        opened = _StreamedRequest(Socket(), "r", time.perf_counter)
+        opened.give_way()
+        assert Socket.cancelled == []
+        opened.reach(1)
+        assert Socket.cancelled == ["r"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("most", "shares"), [(None, [1, 1, 1, 1]), (1, [4]), (2, [2, 2]), (3, [1, 1, 2])])
+def test_open_requests_have_a_socket_each_unless_they_shall_share(most, shares):
+    heard = Counter()
+
+    def script(talk):
+        heard[talk.connection] += 1  # and the request stays open
+
+    async def main(server):
+        async with socket_to(server, most) as transport:
+            for number in range(4):
+                await transport.open(request(str(number)))
+            while heard.total() < 4:  # noqa: ASYNC110 - they are heard in threads
+                await asyncio.sleep(0.001)
+
+    with scripted(script) as server:
+        asyncio.run(main(server))
+    assert sorted(heard.values()) == shares
+
+
+def test_requests_that_share_a_socket_hear_of_their_own():
     waiting = []
 
     def script(talk):
         waiting.append(talk.id)
-        if len(waiting) % 4 == 0:
-            for name in reversed(waiting[-4:]):  # only their own sockets could say this of requests that share none
-                talk.say(end(name, 0))
+        if len(waiting) == 2:
+            talk.say(end(waiting[1], 0), exit_header(waiting[0], 4, b"", keypoints=[]), end(waiting[0], 4))
 
-    async def main(server, most, clients):
-        async with socket_to(server, most, clients) as transport:
-            opened = [await transport.open(request(str(number), client=clients[0])) for number in range(4)]
-            await asyncio.wait([each.reply for each in opened], timeout=None if most == 1 else 0)
+    async def main(server):
+        async with socket_to(server, most=1) as transport:
+            first, second = [await transport.open(request(name)) for name in ("a", "b")]
+            assert (exits(await first.reply), exits(await second.reply)) == ([4], [])
 
-    for most, clients, sockets in ((1, ("0",), 1), (None, ("0",), 4), (3, ("0",), 3)):
-        with scripted(script) as server:
-            asyncio.run(main(server, most, clients))
-            assert server.connections == sockets
+    with scripted(script) as server:
+        asyncio.run(main(server))
 
 
 def test_hanging_up_closes_a_socket_that_no_other_request_uses():
     def script(talk):
-        if talk.id != "leaves":
+        if talk.id == "stays" and talk.hear()["type"] == "cancel":
             answer(talk)
 
     async def main(server):
         async with socket_to(server, most=1) as transport:
             await transport.connect(["0"])
+            staying = await transport.open(request("stays"))
             leaving = await transport.open(request("leaves", hang_up=True))
             leaving.hang_up()
             assert (await leaving.reply).stop == "hung_up"
-            assert (await reply(transport)).stop == "complete"
+            staying.cancel()
+            assert (await staying.reply).stop == "complete"
 
     with scripted(script) as server:
         asyncio.run(main(server))
