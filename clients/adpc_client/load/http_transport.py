@@ -21,7 +21,8 @@ class HttpTransport:
     """Connections to one server. Every request has `options` in its query."""
 
     def __init__(self, target: LoadTarget, encoding: str, options: Mapping[str, str], clock: Clock) -> None:
-        self._target, self._options, self._clock = target, options, clock
+        self.clock = clock
+        self._target, self._options = target, options
         # Poses come as JSON only, whatever is preferred.
         self._accept = f"{MEDIA_TYPES[encoding]}, {MEDIA_TYPES['json']};q=0.5"
         self._idle: dict[str, list[_HttpConnection]] = defaultdict(list)
@@ -49,10 +50,6 @@ class HttpTransport:
         task = asyncio.create_task(self._delete(request))
         self._cancels.add(task)
         task.add_done_callback(self._cancels.discard)
-
-    @property
-    def clock(self) -> Clock:
-        return self._clock
 
     async def _delete(self, request: LoadRequest) -> None:
         try:
