@@ -62,14 +62,6 @@ class FakeModel:
             state.exit = SimpleNamespace(index=index, active_share=1 / index, macs=10 * index, scores=scores)  # type: ignore[assignment]
         return True
 
-    def rendering(self, state: FakeState, extra: str | None, out: MapMemory) -> Iterator[ExitMap | None]:
-        yield None
-        found = self.render(state, extra)
-        for target, source in zip(out, (found.array, found.extra), strict=True):
-            if target is not None:
-                target[:] = source
-        yield found
-
     def render(self, state: FakeState, extra: str | None = None) -> ExitMap:
         assert state.exit is not None
         array = state.image[..., 0] + np.uint8(state.exit.index)
