@@ -70,7 +70,7 @@ def test_workers_on_one_device_share_its_threads(
 
     monkeypatch.setattr("server.worker.loading.build_fastest", build)
     monkeypatch.setattr("server.worker.loading.usable", lambda: 8)
-    load_models(LoadPlan({"a": "a", "b": "b"}, "cpu", "auto", asked, {}, {}, (), 0, 0, "INFO", sharing=sharing))
+    load_models(LoadPlan({"a": "a", "b": "b"}, "cpu", "auto", asked, (), {}, 0, 0, "INFO", sharing=sharing))
     assert given == [expected, expected]
 
 

@@ -11,7 +11,7 @@ from live import until
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import Reserve
 
-PLAN = LoadPlan({}, "cpu", "auto", 1, {}, {}, arena_fd=7, arena_bytes=1, log_level="INFO")
+PLAN = LoadPlan({}, "cpu", "auto", 1, (), {}, arena_fd=7, arena_bytes=1, log_level="INFO")
 
 
 class FakeIdle:

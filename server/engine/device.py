@@ -76,8 +76,10 @@ class Device:
                 self.costs.restore(found.costs)
 
     def broken(self, reason: str) -> None:
-        """Let the next worker run the reference executor in place of those that may have broken the device."""
+        """Let the next worker run the reference executor in place of those that may have broken the device, and measure
+        it."""
         logger.error("%s failed: %s", self.label, reason)
+        self.costs = CostModel()
         self.facts = {
             name: facts
             if facts.chosen.executor == REFERENCE
@@ -117,7 +119,7 @@ class Device:
         shapes = dict.fromkeys(cost.shape for cost in self.costs.snapshot() if cost.model == name)
         return [
             LearntCost(
-                self.label,
+                self.name if self._numbered else self.label,
                 shape,
                 tuple(self.costs.typical_s(name, shape, exit_index) for exit_index in exits),
                 tuple(self.costs.safe_s(name, shape, exit_index) for exit_index in exits),

@@ -103,7 +103,8 @@ class WorkerPool:
 
     def learnt(self, name: str) -> list[LearntCost]:
         """What the exits of a model cost on each device, at each shape that was seen."""
-        return [cost for device in self.devices for cost in device.learnt(name)]
+        distinct = {device.name: device for device in self.devices}
+        return [cost for device in distinct.values() for cost in device.learnt(name)]
 
     @property
     def open_requests(self) -> int:

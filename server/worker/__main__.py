@@ -41,7 +41,7 @@ def main(fd: int) -> int:
 
 def serve(connection: Connection) -> int:
     """Load and warm up what the load plan names, and run jobs until the front end is gone."""
-    from server.scheduling.costs import CostModel  # noqa: PLC0415
+    from server.scheduling.costs import CostModel  # noqa: PLC0415 - see above
     from server.scheduling.gains import GainModel  # noqa: PLC0415
     from server.scheduling.scheduler import Scheduler  # noqa: PLC0415
     from server.worker.loading import facts, load_models, warm_up  # noqa: PLC0415
