@@ -44,6 +44,7 @@ from server.engine.messages import (
 )
 from server.engine.shared_memory import attach
 from server.engine.worker_process import ChildProcess, WorkerProcess
+from server.scheduling.costs import StageCost
 from server.settings import Settings
 
 PATIENCE_S = 30.0
@@ -76,10 +77,12 @@ class ScriptedWorker:
         self._own.send(event)
 
     def say_ready(self, calibrated: bool = False) -> None:
-        facts = ModelFacts(
-            MACS, (0.1, 0.2, 0.3, 0.4), calibrated, Chosen("scripted", "the only one", "int8", "int8 is faster")
-        )
-        self.say(Ready("cpu", "scripted", dict.fromkeys(self._names, facts)))
+        """Every stage takes 0.1 s at the size of `tiny.SEGMENTATION`."""
+        chosen = Chosen("scripted", "the only one", "int8", "int8 is faster")
+        facts = {
+            name: ModelFacts(MACS, (0.1, 0.2, 0.3, 0.4), calibrated, chosen, stage_costs(name)) for name in self._names
+        }
+        self.say(Ready("cpu", "scripted", facts))
 
     def hear(self) -> Command:
         assert self._own.poll(PATIENCE_S), "the server said nothing"
@@ -275,6 +278,11 @@ def labels(exit_index: int, height: int, width: int) -> NDArray[np.uint8]:
     """The map that a scripted worker answers with: three classes, different at every exit."""
     positions = np.arange(height * width).reshape(height, width)
     return ((positions // (10 * exit_index)) % 3).astype(np.uint8)
+
+
+def stage_costs(model: str) -> tuple[StageCost, ...]:
+    """What a scripted worker says of stages; costs at other shapes follow the area."""
+    return tuple(StageCost(model, exit_index, tiny.SEGMENTATION.size, 0.1, 1.0, 0.5) for exit_index in range(1, 5))
 
 
 def photo(height: int = 60, width: int = 90, kind: str = "PNG", seed: int = 0) -> bytes:

@@ -1,6 +1,7 @@
 """Requests that are refused by their head, before their image is read, against a worker that the tests play."""
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from http.client import HTTPResponse
@@ -11,7 +12,9 @@ import tiny
 from live import Later, Live, ScriptedWorker, photo
 
 from server.engine.messages import Stop
+from server.engine.pool import _overloaded
 from server.requests.sizes import ExpectedSizes
+from server.scheduling.backlog import Expected, Refusal
 
 SEGMENTATION = tiny.SEGMENTATION.name
 HEAD = b"POST /v1/predict?deadline_ms=60 HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine\r\nContent-Length: %d\r\n\r\n"
@@ -54,6 +57,7 @@ def test_a_refusal_comes_before_the_image_and_the_connection_goes_on(server: Liv
             reply.begin()
             found = json.loads(reply.read())
             assert (reply.status, found["code"], found["id"]) == (503, "overloaded", "mine")
+            assert re.match(r"not begun: exit 1 takes 100 ms here, and \d+ ms are left; ", found["error"])
             assert reply.headers["x-request-id"] == "mine" and int(reply.headers["retry-after"]) >= 1
             connection.sendall(body[sent_bytes:])  # is read and dropped
     assert rejected(server, "http") == before + 2
@@ -68,6 +72,32 @@ def test_over_the_websocket_too(server: Live) -> None:
             assert (error["type"], error["id"], error["code"], error["status"]) == ("error", name, "overloaded", 503)
             connection.send(photo())  # is dropped
     assert rejected(server, "websocket") == before + 2
+
+
+@pytest.mark.parametrize(
+    ("takes_s", "refusal", "sentence"),
+    [
+        (
+            0.072,
+            Refusal(wait_s=0.3, needs_s=0.372, left_s=0.06),
+            "exit 2 takes 72 ms here, and 60 ms are left; give a later deadline_ms, or ask again in 300 ms, "
+            "once nobody waits",
+        ),
+        (
+            0.02,
+            Refusal(wait_s=0.03, needs_s=0.09, left_s=0.06),
+            "exit 2 would be there in 90 ms, and 60 ms are left; ask again in 30 ms",
+        ),
+        (
+            0.02,
+            Refusal(wait_s=0.03, needs_s=0.05, left_s=0.06),
+            "exit 2 would be there in 50 of 60 ms, but other requests come first; ask again in 30 ms",
+        ),
+    ],
+)
+def test_a_refusal_says_the_numbers_and_what_to_do(takes_s: float, refusal: Refusal, sentence: str) -> None:
+    error = _overloaded(Expected("m", (64, 96), 2, 0.0), refusal, takes_s)
+    assert (str(error), error.code, error.retry_after_s) == (f"not begun: {sentence}", "overloaded", refusal.wait_s)
 
 
 def test_the_sizes_to_expect() -> None:

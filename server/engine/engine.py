@@ -158,7 +158,9 @@ class Engine:
             )
         model = self._catalog.get(spec.model)
         shape = model.input_shape(spec.layout.height, spec.layout.width)
-        self.pool.check_again(place, replace(place.expected, shape=shape, deadline_s=spec.compute_deadline_s), now_s)
+        self.pool.check_again(
+            place, replace(place.expected, shape=shape, deadline_s=spec.compute_deadline_s, prepare_s=0.0), now_s
+        )
         job = Job(spec, model, place, self.arena.view[spec.offset :], now_s)
         self.jobs[spec.key] = job
         self._say(job, spec)

@@ -159,7 +159,8 @@ class WorkerPool:
         self.check_ready()
         found = route([device.backlog for device in self.ready], expected, now_s)
         if isinstance(found, Refusal):
-            raise _overloaded(expected, found)
+            takes_s = min(self._alone_s(device, expected) for device in self.ready)
+            raise _overloaded(expected, found, takes_s)
         return next(device for device in self.devices if device.backlog is found)
 
     def _alone_s(self, device: Device, expected: Expected) -> float:
@@ -233,10 +234,19 @@ class WorkerPool:
         self._listener.lost(device)
 
 
-def _overloaded(expected: Expected, refusal: Refusal) -> UnavailableError:
-    needs_ms, left_ms, wait_ms = (1000 * value for value in (refusal.needs_s, refusal.left_s, refusal.wait_s))
-    if refusal.needs_s > refusal.left_s:
-        why = f"exit {expected.required} would be there in {needs_ms:.0f} ms and {left_ms:.0f} ms are left"
+def _overloaded(expected: Expected, refusal: Refusal, takes_s: float) -> UnavailableError:
+    """`takes_s`: what the required exit takes alone."""
+    takes_ms, needs_ms, left_ms, wait_ms = (
+        1000 * max(0.0, value) for value in (takes_s, refusal.needs_s, refusal.left_s, refusal.wait_s)
+    )
+    required = f"not begun: exit {expected.required}"
+    if takes_ms > left_ms:
+        why = f"{required} takes {takes_ms:.0f} ms here, and {left_ms:.0f} ms are left; give a later deadline_ms"
+        return UnavailableError(
+            f"{why}, or ask again in {wait_ms:.0f} ms, once nobody waits", "overloaded", refusal.wait_s
+        )
+    if needs_ms > left_ms:
+        why = f"{required} would be there in {needs_ms:.0f} ms, and {left_ms:.0f} ms are left"
     else:
-        why = f"exit {expected.required} takes {needs_ms:.0f} ms, which would make requests late that came before"
+        why = f"{required} would be there in {needs_ms:.0f} of {left_ms:.0f} ms, but other requests come first"
     return UnavailableError(f"{why}; ask again in {wait_ms:.0f} ms", "overloaded", refusal.wait_s)

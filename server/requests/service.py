@@ -124,9 +124,15 @@ class Service:
 
     def _expected(self, record: RequestRecord, model: ServedModel, size: tuple[int, int]) -> Expected:
         """What a request whose image has this size (height, width) means to a worker."""
-        options, shape = record.options, model.input_shape(*size)
-        deadline_s = record.compute_deadline_s
-        return Expected(model.name, shape, options.required, deadline_s, options.priority, record.connection)
+        return Expected(
+            model=model.name,
+            shape=model.input_shape(*size),
+            required=record.options.required,
+            deadline_s=record.compute_deadline_s,
+            priority=record.options.priority,
+            client=record.connection,
+            prepare_s=self.codec.usual_decode_s(size[0] * size[1]),
+        )
 
     async def _start(self, record: RequestRecord, model: ServedModel, place: Place, read: Read) -> Job:
         """Receive and decode the image, and hand the job to the engine."""
