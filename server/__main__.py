@@ -1,4 +1,4 @@
-"""python -m server: serve the models of a folder over HTTP and WebSocket."""
+"""python -m server: serve the models of a folder over HTTP and WebSocket. `python -m server simulate` simulates it."""
 
 import asyncio
 import ctypes
@@ -16,6 +16,7 @@ from server.engine.worker_process import ChildProcess, Reserve, WorkerProcess
 from server.errors import ServerError
 from server.protocols.connection import HttpProtocol, WebSocketProtocol
 from server.settings import Settings, load_settings
+from server.simulation.command import main as simulate
 
 logger = logging.getLogger("anytime")
 
@@ -78,6 +79,8 @@ def keep_freed_memory() -> None:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["simulate"]:
+        return simulate(sys.argv[2:])
     keep_freed_memory()
     settings = load_settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s:     %(name)s %(message)s")

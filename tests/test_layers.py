@@ -14,6 +14,16 @@ SERVER = [
     # the program
     "server.__main__",
     "server.app",
+    # the simulator of the rest
+    "server.simulation.command",
+    "server.simulation.report",
+    "server.simulation.experiment",
+    "server.simulation.bound",
+    "server.simulation.served",
+    "server.simulation.baselines",
+    "server.simulation.device",
+    "server.simulation.workload",
+    "server.simulation.traffic",
     # what faces clients
     "server.protocols.connection",
     "server.protocols.budget",
