@@ -273,7 +273,7 @@ def test_it_is_trained(tmp_path: Path) -> None:
 def test_the_server_knows_and_loads_it(directory: Path) -> None:
     model = read_catalog(directory.parent).get("iterated")
     assert model.layout(60, 90, extra=False).exits == 2
-    plan = LoadPlan({"iterated": str(directory)}, "cpu", "auto", 1, {}, {}, (), 0, 0, "INFO")
+    plan = LoadPlan({"iterated": str(directory)}, "cpu", "auto", 1, (), {}, 0, 0, "INFO")
     loaded = load_models(plan)["iterated"]
     measured = CostModel()
     warm_up("iterated", loaded.model, measured, None)
