@@ -276,7 +276,7 @@ def test_the_server_knows_and_loads_it(directory: Path) -> None:
     plan = LoadPlan({"iterated": str(directory)}, "cpu", "auto", 1, (), {}, 0, 0, "INFO")
     loaded = load_models(plan)["iterated"]
     measured = CostModel()
-    warm_up("iterated", loaded.model, measured, None)
+    warm_up("iterated", loaded.model, measured)
     told = facts("iterated", loaded, measured)
     assert told.chosen.executor == "reference" and len(told.macs) == len(told.seconds) == 2
     assert loaded.model.begin(np.zeros((33, 40, 3), np.uint8)).frame == Frame(33, 40)

@@ -156,21 +156,92 @@ def test_an_image_that_the_model_fails_on_does_not_end_the_worker(
     assert harness.hear_until_end()[-1] == Ended(2, Stop.COMPLETE)
 
 
+class ByHand(Harness):
+    """A worker without a thread, whose loop the test turns; its clock is the model's."""
+
+    def __init__(self, model: FakeModel, costs: CostModel | None = None) -> None:
+        ours, theirs = Pipe()
+        super().__init__(ours, bytearray(16 * 1024), model)
+        model.released.release(1000)
+        self.costs = costs or CostModel()
+        self.theirs = theirs
+        self.worker = Worker(
+            theirs,
+            memoryview(self.block),
+            {"fake": Loaded(model)},  # type: ignore[arg-type]
+            Scheduler(self.costs),
+            clock=lambda: self.model.clock_s,
+        )
+
+    def turn(self, count: int = 1) -> list[int]:
+        """Turn the loop; returns the exits that were reached."""
+        for _ in range(count):
+            self.worker.turn()
+        exits = []
+        while self.connection.poll(0):
+            event = self.connection.recv()
+            exits += [event.exit] if isinstance(event, Exited) else []
+        return exits
+
+
+def test_a_step_pauses_for_a_newcomer_and_goes_on_later() -> None:
+    by_hand = ByHand(FakeModel(slices=3))
+    by_hand.submit(1, 50)
+    by_hand.turn(8)  # two steps of three slices, the rest of the rendering, and a slice of the next step
+    by_hand.submit(2, 60, deadline_s=1.0)
+    by_hand.turn(8)
+    assert by_hand.model.advanced == [50] * 7 + [60] * 6 + [50]
+    assert by_hand.worker.jobs[1].scheduled.next_step == 2
+
+
+def test_a_rendering_pauses_too() -> None:
+    """A slice of the second step and a piece of the rendering fill the first slice of 15 ms, two pieces the second."""
+    by_hand = ByHand(FakeModel())
+    spec = by_hand.submit(1, 50)
+    assert by_hand.turn(2) == []
+    by_hand.connection.send(MoveDeadline(1, 1e11))  # heard between the pieces
+    assert by_hand.turn() == [1] and by_hand.worker.jobs[1].scheduled.compute_deadline_s == 1e11
+    assert (by_hand.labels(spec, 1) == 51).all()
+    assert by_hand.costs.typical_s("fake", (32, 32), 1) == pytest.approx(0.04)  # the rendering included
+
+
+def test_a_cancel_between_two_pieces_leaves_the_map_unfinished() -> None:
+    by_hand = ByHand(FakeModel())
+    spec = by_hand.submit(1, 50)
+    by_hand.turn(2)
+    by_hand.connection.send(Cancel(1))
+    by_hand.submit(2, 60)
+    by_hand.turn()
+    assert by_hand.model.advanced == [50, 50, 60]
+    assert (by_hand.labels(spec, 1) == 0).all()
+
+
+def test_slices_end_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_hand, given_s = ByHand(FakeModel()), []
+    advance = by_hand.model.advance
+
+    def noted(states: Sequence[FakeState], slice_s: float | None = None) -> bool:
+        given_s.append(slice_s)
+        return advance(states, slice_s)
+
+    monkeypatch.setattr(by_hand.model, "advance", noted)
+    by_hand.submit(1, 50, deadline_s=0.02)
+    by_hand.turn(2)
+    assert given_s == pytest.approx([0.015, 0.01])
+
+
 def test_a_stage_that_is_given_up_is_learnt_from() -> None:
     """The stage was cut after more time than such stages were known to take."""
-    ours, theirs = Pipe()
-    model, costs, block = FakeModel(), CostModel(), bytearray(16 * 1024)
-    model.released.release(100)
+    costs = CostModel()
     costs.observe("fake", (32, 32), 1, 1e-9)
-    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model)}, Scheduler(costs))  # type: ignore[arg-type]
+    by_hand = ByHand(FakeModel(), costs)
     for key in (1, 2):
-        Harness(ours, block, model).submit(key, 50)
-        worker._obey(theirs.recv())
-        worker._step(worker._jobs[key])
-        worker._obey(Cancel(key))
+        by_hand.submit(key, 50)
+        by_hand.turn()
+        by_hand.connection.send(Cancel(key))
+    by_hand.submit(3, 50)
+    by_hand.turn()
     assert costs.typical_s("fake", (32, 32), 1) > 1e-9
-    ours.close()
-    theirs.close()
 
 
 def test_a_device_that_fails_ends_the_worker(caplog: pytest.LogCaptureFixture) -> None:
@@ -178,7 +249,7 @@ def test_a_device_that_fails_ends_the_worker(caplog: pytest.LogCaptureFixture) -
     ours, theirs = Pipe()
     model = FakeModel()
 
-    def broken(states: Sequence[FakeState]) -> None:
+    def broken(states: Sequence[FakeState], slice_s: float) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand more")
 
     model.advance = broken  # type: ignore[method-assign]

@@ -293,7 +293,7 @@ class Engine:
 
 def _error(ended: Ended, required: int) -> ServerError | None:
     if ended.stop is Stop.NO_EXIT and ended.needs_s:
-        needs_ms, left_ms = 1000 * ended.needs_s, 1000 * max(0.0, ended.left_s)
+        needs_ms, left_ms = 1000 * ended.needs_s, 1000 * ended.left_s
         return NoExitError(
             f"not begun: exit {required} takes {needs_ms:.0f} ms here, and {left_ms:.0f} ms were left; give a later "
             "deadline_ms",

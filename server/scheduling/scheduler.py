@@ -205,4 +205,4 @@ def _given_up(job: ScheduledJob, now_s: float) -> Finished:
     """A job whose next exit would be late."""
     if job.used_s:
         return Finished(job, Stop.DEADLINE if job.exit else Stop.NO_EXIT)
-    return Finished(job, Stop.NO_EXIT, job.outlook.needs_s, job.compute_deadline_s - now_s)
+    return Finished(job, Stop.NO_EXIT, job.outlook.needs_s, max(0.0, job.compute_deadline_s - now_s))

@@ -64,18 +64,22 @@ class Worker:
         self._models = models
         self._scheduler = scheduler
         self._clock = clock
-        self._jobs: dict[int, RunningJob] = {}
+        self.jobs: dict[int, RunningJob] = {}
 
     def run(self) -> None:
         """Run until the front end is gone, which raises EOFError or OSError."""
         while True:
-            for command in self._mail_read():
-                self._obey(command)
-            for ended in self._scheduler.ended(self._clock()):
-                self._end(Ended(ended.job.spec.key, ended.stop, needs_s=ended.needs_s, left_s=ended.left_s))
-            job = self._scheduler.next(self._clock())
-            if job is not None:
-                self._run_slice(self._jobs[job.spec.key])
+            self.turn()
+
+    def turn(self) -> None:
+        """Read the mail, and run the most urgent job for a slice."""
+        for command in self._mail_read():
+            self._obey(command)
+        for ended in self._scheduler.ended(self._clock()):
+            self._end(Ended(ended.job.spec.key, ended.stop, needs_s=ended.needs_s, left_s=ended.left_s))
+        job = self._scheduler.next(self._clock())
+        if job is not None:
+            self._run_slice(self.jobs[job.spec.key])
 
     def _mail_read(self) -> Iterator[Command]:
         """The commands that have come; waits for one if there is no job."""
@@ -106,11 +110,11 @@ class Worker:
         shape = input_shape(model.config, spec.layout.height, spec.layout.width)
         job = ScheduledJob(spec, shape, tuple(step.exit for step in model.steps))
         self._scheduler.add(job)
-        self._jobs[spec.key] = RunningJob(job)
+        self.jobs[spec.key] = RunningJob(job)
 
     def _end(self, ended: Ended) -> None:
         """Drop a job that the scheduler has let go of."""
-        del self._jobs[ended.key]
+        del self.jobs[ended.key]
         self._say(ended)
 
     def _run_slice(self, running: RunningJob) -> None:
