@@ -29,8 +29,9 @@ class ExecutorKind:
     `preferred`: `auto` takes it rather than the reference on its devices. `needs_verification`: it is run beside the
     reference, in a process of its own, before it serves, and given up for the reference once it has broken a device.
     `own_threads`: it computes on threads of its own, beside which torch's would only spin. `slices`: a step yields when
-    it has run for as long as it is asked to. `precisions`: what it computes in; eight bits need scales. `package`: what
-    must be installed for it, with a hint where it comes from.
+    it has run for as long as it is asked to. `prepares`: it compiles or measures for seconds at an input size that is
+    new to it. `precisions`: what it computes in; eight bits need scales. `package`: what must be installed for it, with
+    a hint where it comes from.
     """
 
     make: Callable[[Network, str, int, Scales | None], AnytimeModel]
@@ -40,6 +41,7 @@ class ExecutorKind:
     needs_verification: bool = False
     own_threads: bool = False
     slices: bool = False
+    prepares: bool = False
     precisions: tuple[Precision, ...] = ("fp32",)
     package: tuple[str, str] | None = None
 
@@ -94,13 +96,12 @@ EXECUTORS: dict[str, ExecutorKind] = {
         ("adpc",),
         preferred=True,
         needs_verification=True,
+        prepares=True,
         precisions=("fp16",),
         package=("triton", "it comes with PyTorch for CUDA on Linux"),
     ),
-    "onnx": ExecutorKind(_onnx, ("cpu", "cuda"), ("adpc",)),
+    "onnx": ExecutorKind(_onnx, ("cpu", "cuda"), ("adpc",), prepares=True),
 }
-SLICING = frozenset(name for name, kind in EXECUTORS.items() if kind.slices)
-"""The executors whose steps can be sliced."""
 CHOICES = (AUTO, *EXECUTORS)
 """The values of `--executor`."""
 PRECISIONS = (AUTO, "fp32", "int8")

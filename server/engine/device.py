@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from models.executors.registry import REFERENCE, SLICING
+from models.executors.registry import EXECUTORS, REFERENCE
 from server.catalog import Catalog
 from server.engine.messages import Chosen, ModelFacts, Ready
 from server.metrics import Metrics
@@ -19,8 +19,7 @@ BUSY_HALF_LIFE_S = 2.0
 """How fast it is forgotten that the device was busy."""
 
 PREPARE_S = 20.0
-"""An executor whose steps cannot be sliced may take this long at a size that it has not seen, since it may compile or
-measure for it."""
+"""An executor that compiles or measures at a size that is new to it may take this long."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +106,10 @@ class Device:
     def step_s(self, expected: Expected, exit_index: int) -> float:
         """The longest time that the worker is expected to compute on a request, on its way to exit `exit_index`,
         without a look at its mailbox."""
-        if self.facts[expected.model].chosen.executor in SLICING:
+        kind = EXECUTORS[self.facts[expected.model].chosen.executor]
+        if kind.slices:
             return 0.0
-        if (expected.model, expected.shape) not in self._seen:
+        if kind.prepares and (expected.model, expected.shape) not in self._seen:
             return PREPARE_S
         return self.costs.stage_s(expected.model, expected.shape, exit_index)
 

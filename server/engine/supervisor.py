@@ -21,10 +21,10 @@ class Supervisor:
     without a look at its mailbox. `load_s`: the longest time that the first worker may take until it is ready.
     """
 
-    RELOAD_LEAST_S = 30.0
+    RELOAD_LEAST_S = 60.0
     RELOAD_FACTOR = 5.0
     """A worker that follows another may take longer than that took until it was ready by this factor, and at least
-    `RELOAD_LEAST_S`: the cores may be busier."""
+    `RELOAD_LEAST_S`: the cores may be busier. If it takes longer still, the next one has twice the time."""
     QUICK_S = 10.0
     """A worker that dies before it has been ready for this long may do so again and again."""
     BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -52,7 +52,7 @@ class Supervisor:
         self._lost = lost
         self._buried = buried
         self._step_s = step_s
-        self._load_s = load_s
+        self._load_s = self._longest_load_s = load_s
         self._worker: WorkerProcess | None = None
         self._channel: Channel | None = None
         self._watchdog = Watchdog(load_s)
@@ -96,7 +96,7 @@ class Supervisor:
             self._watchdog.ready = True
             self._ready_s = monotonic()
             took_s = self._ready_s - self._started_s
-            self._load_s = min(self._load_s, max(self.RELOAD_LEAST_S, self.RELOAD_FACTOR * took_s))
+            self._load_s = min(self._longest_load_s, max(self.RELOAD_LEAST_S, self.RELOAD_FACTOR * took_s))
             logger.info("the worker was ready after %.1f s", took_s)
         self._tell(event)
 
@@ -108,6 +108,8 @@ class Supervisor:
         if dog.silent_s > limit_s:
             doing = "said nothing" if dog.ready else "been loading"
             logger.error("the worker has %s for %.1f s; the limit is %.1f s", doing, dog.silent_s, limit_s)
+            if not dog.ready:
+                self._load_s = min(self._longest_load_s, 2 * self._load_s)
             self._replace()
             return
         if dog.asks:

@@ -68,6 +68,7 @@ class ChildProcess:
             self._process.wait(wait_s)
         except subprocess.TimeoutExpired:
             return False
+        logger.info("worker process %d ended with status %d", self._process.pid, self._process.returncode)
         return True
 
 
