@@ -43,7 +43,8 @@ class Refusal:
 class _Owed:
     """A request that was admitted and has not ended, or is about to be.
 
-    `arrived`: its image is with the worker. `work`: what it still requires, `usual_s` seconds at the usual pace.
+    `arrived`: its image is with the worker. `work`: what it still requires, `usual_s` seconds at the usual pace from
+    its latest exit on. `done_s`: seconds of that which the worker has probably computed.
     """
 
     def __init__(self, key: int, expected: Expected, costs: CostModel) -> None:
@@ -54,6 +55,7 @@ class _Owed:
         self.arrived = False
         self.work: tuple[_Work, ...] = ()
         self.usual_s = 0.0
+        self.done_s = 0.0
         self.estimate(costs)
 
     def estimate(self, costs: CostModel) -> None:
@@ -101,7 +103,7 @@ class Backlog:
         self.costs = costs
         self._owed: dict[int, _Owed] = {}
         self._work: list[_Work] = []  # in order
-        self._since_s: float | None = None  # when the worker began what it computes now; None: it waits
+        self._since_s = 0.0  # until when `done_s` is counted
         self._had = RecentSeconds(self.HAD_HALF_LIFE_S)
         self._asked = RecentSeconds(self.ASKED_HALF_LIFE_S)
 
@@ -118,22 +120,23 @@ class Backlog:
         """The image is with the worker and tells the true shape, or the deadline has moved. Does nothing if the request
         has ended."""
         if owed := self._owed.get(key):
+            self._count_done(now_s)
             owed.expected, owed.arrived = expected, True
             self._reckon(owed)
-            self._since_s = now_s if self._since_s is None else self._since_s
 
     def reached(self, key: int, exit_index: int, now_s: float) -> None:
         """A request has reached an exit, at `now_s`. Does nothing if it has ended."""
         if owed := self._owed.get(key):
-            owed.exit = exit_index
+            self._count_done(now_s)
+            owed.exit, owed.done_s = exit_index, 0.0
             self._reckon(owed)
-            self._turn(now_s)
 
     def remove(self, key: int, now_s: float) -> None:
         """A request has ended, or was given up. Does nothing if it had ended before."""
-        if owed := self._owed.pop(key, None):
+        if owed := self._owed.get(key):
+            self._count_done(now_s)
             self._drop(owed)
-            self._turn(now_s)
+            del self._owed[key]
 
     def ready_s(self, expected: Expected, now_s: float) -> float:
         """Predicted seconds until the request, if it is admitted now, has its required exit."""
@@ -168,10 +171,8 @@ class Backlog:
     def _ready(self, newcomer: _Owed, now_s: float, room: float = 1.0) -> tuple[float, float | None]:
         """Seconds until the newcomer has its required exit. If it would delay an admitted one beyond the part `room` of
         its time, also the seconds until that one has its own; else None."""
-        running = next((work[-1] for work in self._work if work[-1].arrived), None)
-        done_s = wait_s = 0.0
-        if self._since_s is not None:
-            done_s, wait_s = now_s - self._since_s, SLICE_S
+        running = self._count_done(now_s)
+        wait_s = SLICE_S if any(owed.arrived for owed in self._owed.values()) else 0.0
         slow_down, noise_s = self.costs.slow_down, self.costs.SPARE_S
         margins = {
             model: self.costs.margin(model) for model in {work[-1].model for work in (*self._work, *newcomer.work)}
@@ -186,13 +187,14 @@ class Backlog:
                 passed_s += seconds
                 delay_s += seconds
                 continue
+            if work is owed.work[0]:
+                seconds = max(0.0, seconds - owed.done_s)
             if owed is running:
-                seconds = max(0.0, seconds - done_s)
-                running, wait_s = None, 0.0
+                wait_s = 0.0
             left_s = deadline_s - now_s
             passed_s += min(seconds, max(0.0, left_s + GRACE_S))
             if delay_s and late_s is None and work is owed.work[-1]:
-                hopeless = slow_down * owed.usual_s > left_s  # no room would help it
+                hopeless = slow_down * owed.usual_s - owed.done_s > left_s  # no room would help it
                 if passed_s + noise_s * math.sqrt(stages) > room * left_s and not hopeless:
                     late_s = passed_s - delay_s
         return ready_s, late_s
@@ -230,6 +232,10 @@ class Backlog:
     def _drop(self, owed: _Owed) -> None:
         self._work = [work for work in self._work if work[-1] is not owed]
 
-    def _turn(self, now_s: float) -> None:
-        """The worker turns to its next work."""
-        self._since_s = now_s if any(owed.arrived for owed in self._owed.values()) else None
+    def _count_done(self, now_s: float) -> _Owed | None:
+        """Count what the worker has computed meanwhile. Returns the request on whose required exit it computes."""
+        running = next((work[-1] for work in self._work if work[-1].arrived), None)
+        if running:
+            running.done_s += max(0.0, now_s - self._since_s)
+        self._since_s = now_s
+        return running

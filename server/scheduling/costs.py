@@ -96,7 +96,7 @@ class CostModel:
     """The ratio that is assumed until stages have shown another one."""
     SPARE_S = 0.003
     """Added to every safe estimate; what a stage is late by less counts as typical."""
-    RECENT = 15
+    RECENT = 9
     """The slow-down is the median of so many stages, so that a single hiccup does not count."""
     NOISE = 0.05
     """A slow-down that differs from 1 by less counts as 1, so that noise cannot change which exit is reached."""
