@@ -230,6 +230,16 @@ class SparseExecutor:
         """What each phase of a step does, in the order of `phase_times`."""
         return self._programs[step].descriptions
 
+    def phase_macs(self, step: Step, state: State) -> list[int]:
+        """Multiply-adds of each phase of `step`, which `state` has just taken: those of its convolutions at active
+        positions, however they are computed."""
+        assert isinstance(state, SparseState)
+        geometry = state.geometry or self._all_active(state)
+        return [
+            sum(each * geometry.level(level).active_rows for level, each in by_level.items())
+            for by_level in self._programs[step].macs
+        ]
+
     def _output(self, matrix: Matrix, state: SparseState, geometry: Geometry) -> Bytes:
         """Memory for one output of a step, at least (1 + rows, row bytes)."""
         size = (1 + geometry.output_rows(matrix)) * matrix.row_bytes

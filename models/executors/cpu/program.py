@@ -45,7 +45,8 @@ class StepProgram:
     """One step of a network.
 
     `outputs`: the matrices that it leaves in a request's own memory. `used_classes`: the number of distance classes
-    that have a weight in any of its interpolations. `descriptions`: what each phase does.
+    that have a weight in any of its interpolations. `descriptions`: what each phase does. `macs`: multiply-adds of the
+    convolutions of each phase at one active position, by level.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class StepProgram:
         placed, self._slot_of = place(phases, features)
         self.outputs = lowered.outputs
         self.descriptions = [", ".join(dict.fromkeys(str(op) for loop in phase for op in loop.ops)) for phase in phases]
+        self.macs = [_macs(phase) for phase in phases]
         size, self.used_classes = 0, 0
         matrices: list[NativeMatrix] = []
         for matrix in placed:
@@ -145,6 +147,15 @@ class StepProgram:
         """The address of `values`, which live as long as the program."""
         self._arrays.append(values)
         return int(values.ctypes.data)
+
+
+def _macs(phase: Sequence[RowLoop]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for loop in phase:
+        for op in loop.ops:
+            if op.convolution is not None and op.kind != OpKind.INTERPOLATE:
+                found[loop.level] = found.get(loop.level, 0) + op.convolution.weights.size
+    return found
 
 
 def _blocking(loop: RowLoop, isa: Isa) -> tuple[int, int, int]:
