@@ -228,6 +228,14 @@ class SparseNetwork:
         """What each phase of a step does, in the order of `phase_times`."""
         return self.programs[step].descriptions
 
+    def phase_macs(self, step: Step, progress: SparseProgress) -> list[int]:
+        """Multiply-adds of each phase of `step`, which has just left `progress`: those of its convolutions at active
+        positions, however they are computed."""
+        return [
+            sum(each * progress.geometry.level(level).active_rows for level, each in by_level.items())
+            for by_level in self.programs[step].macs
+        ]
+
     def _finish(self, index: int, progress: SparseProgress) -> Pieces:
         """Records exit `index`, whose scores are computed, and the mask of the next stage."""
         (height, width), under, scores = _at_stride(progress.shape), progress.geometry.mask, progress.scores

@@ -47,7 +47,7 @@ class StepProgram:
 
     `outputs`: the matrices that it leaves in a request's own memory. `used_classes`: the number of distance classes
     that have a weight in any of its interpolations. `on_tiles`: whether any of its loops runs on tiles. `descriptions`:
-    what each phase does.
+    what each phase does. `macs`: multiply-adds of the convolutions of each phase at one active position, by level.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class StepProgram:
         placed, self._slot_of = place(phases, features)
         self.outputs = lowered.outputs
         self.descriptions = [", ".join(dict.fromkeys(str(op) for loop in phase for op in loop.ops)) for phase in phases]
+        self.macs = [_macs(phase) for phase in phases]
         size, self.used_classes, self.on_tiles = 0, 0, False
         matrices: list[NativeMatrix] = []
         for matrix in placed:
@@ -153,6 +154,15 @@ class StepProgram:
         """The address of `values`, which live as long as the program."""
         self._arrays.append(values)
         return int(values.ctypes.data)
+
+
+def _macs(phase: Sequence[RowLoop]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for loop in phase:
+        for op in loop.ops:
+            if op.convolution is not None and op.kind != OpKind.INTERPOLATE:
+                found[loop.level] = found.get(loop.level, 0) + op.convolution.weights.size
+    return found
 
 
 def _blocking(loop: RowLoop, isa: Isa) -> tuple[int, int, int]:
