@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from models.data.street import Scene
 from models.evaluation.ranges import RangeObserver
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE, Frame
-from models.imaging.preprocess import normalise, pad, prepare
+from models.imaging.preprocess import normalise, prepare
 from models.network.adpc import AdpcNet
 from models.network.named import feature_names
 from models.network.network import build_network
@@ -57,10 +58,12 @@ def validation(case: BenchCase) -> list[Scene]:
 
 
 def inputs(case: BenchCase, number: int = 0) -> Tensor:
-    """A network's input, float32 (1, 3, H, W), padded to multiples of 32: noise, or for a trained model the validation
-    image of that number, counted round and round. Raises ValueError if the image has another size than the case."""
+    """A network's input, float32 (1, 3, H, W), padded to multiples of 32: random pixels, or for a trained model the
+    validation image of that number, counted round and round. Raises ValueError if the image has another size than the
+    case."""
     if case.model is None:
-        return pad(torch.randn(1, 3, *case.size, generator=torch.Generator().manual_seed(case.seed)))
+        pixels = np.random.default_rng(case.seed).integers(0, 256, (*case.size, 3), dtype=np.uint8)
+        return prepare(pixels, case.config)[0]
     scene = validation(case)[number % case.images]
     return of_size(case, scene)
 
