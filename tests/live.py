@@ -47,7 +47,7 @@ from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.scheduling.costs import StageCost
 from server.settings import Settings
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 """The longest wait for what must happen; only a test that fails reaches it."""
 CONFIGS = (tiny.SEGMENTATION, tiny.POSE)
 MACS = (10.0, 20.0, 30.0, 40.0)
