@@ -166,6 +166,21 @@ def test_who_had_more_leaves_room_when_more_is_asked_than_can_be_done() -> None:
     assert backlog.refusal(expected(later_s + 0.08, client="much"), later_s) is None
 
 
+def test_a_worker_counts_its_part_of_what_several_workers_are_asked_for() -> None:
+    """A client that had all leaves no room as long as two workers can do what it and another one ask for."""
+    for workers, taken in ((1, False), (2, True)):
+        backlog = Backlog(known_costs(), workers)
+        for number in range(300):
+            now_s, client = 0.015 * (number - 300), "much" if number % 2 else "refused"
+            backlog.refusal(expected(now_s + 1.0, client=client), now_s)
+            if client == "much":
+                backlog.add(number, expected(now_s + 1.0, client=client), now_s)
+                backlog.remove(number, now_s)
+        backlog.add(0, expected(0.05), 0.0)
+        backlog.add(1, expected(0.06), 0.0)
+        assert (backlog.refusal(expected(0.09, client="much"), 0.0) is None) == taken
+
+
 # --- in the loop ---
 
 

@@ -37,17 +37,21 @@ class Device:
 
     `name`: as the settings name it. `label`: as metrics and readiness name it; a device that is named several times has
     a numbered label for each of its workers. `costs`: learnt from the exits of all workers on devices of that name.
+    `workers`: how many there are on all devices.
     """
 
-    def __init__(self, name: str, label: str, costs: CostModel, catalog: Catalog, metrics: Metrics) -> None:
+    def __init__(
+        self, name: str, label: str, costs: CostModel, catalog: Catalog, metrics: Metrics, *, workers: int = 1
+    ) -> None:
         self.name = name
         self.label = label
+        self._workers = workers
         self.ready: Ready | None = None
         """The worker's readiness; None while there is no worker that can serve."""
         self.facts: dict[str, ModelFacts] = {}
         """The facts about each model, from the latest worker that was ready; the next worker need not find them out."""
         self.costs = costs
-        self.backlog = Backlog(self.costs)
+        self.backlog = Backlog(self.costs, self._workers)
         """What the worker owes; another object for each worker."""
         self._catalog = catalog
         self._metrics = metrics
@@ -89,7 +93,7 @@ class Device:
     def lost(self) -> None:
         """The worker is gone, and so is all that it owed."""
         self.ready = None
-        self.backlog = Backlog(self.costs)
+        self.backlog = Backlog(self.costs, self._workers)
         self._seen.clear()
         self._metrics.worker_up.labels(self.label).set(0)
 

@@ -65,7 +65,8 @@ class WorkerPool:
         self._cap = TrafficCap(None)
         costs = {name: CostModel() for name in settings.devices}
         self.devices = [
-            Device(name, label, costs[name], catalog, metrics) for name, label in labelled(settings.devices)
+            Device(name, label, costs[name], catalog, metrics, workers=len(settings.devices))
+            for name, label in labelled(settings.devices)
         ]
         self._supervisors = {device: self._supervisor(device) for device in self.devices}
 

@@ -96,11 +96,15 @@ class Backlog:
     ASKED_HALF_LIFE_S = 1.0
     """How fast it is forgotten what a client asked for."""
     LOADS = 0.9, 1.1
-    """Seconds of computation that clients ask for in a second: up to the first one, nobody must leave room."""
+    """Seconds of computation that clients ask for in a second. Up to the first load nobody must leave room; from the
+    second on, the rule is in force."""
     KEEP_BUSY = 1.25
+    """With less, a request could only be admitted once the one before it is done."""
 
-    def __init__(self, costs: CostModel) -> None:
+    def __init__(self, costs: CostModel, workers: int = 1) -> None:
+        """`workers`: how many workers each request is offered to, of which this one has to do a part."""
         self.costs = costs
+        self._workers = workers
         self._owed: dict[int, _Owed] = {}
         self._work: list[_Work] = []  # in order
         self._since_s = 0.0  # until when `done_s` is counted
@@ -155,7 +159,7 @@ class Backlog:
         room = 1.0
         if alone_s <= left_s:
             room = self._room(expected.client, alone_s / left_s, alone_s, now_s)
-            self._asked.add(expected.client, self._own_s(newcomer), now_s)
+            self._asked.add(expected.client, self._own_s(newcomer) / self._workers, now_s)
         others = [owed for owed in self._owed.values() if owed.expected.deadline_s > now_s + SLICE_S]
         if not others or (self._own_s(newcomer) <= left_s and not any(owed.work for owed in others)):
             return None
