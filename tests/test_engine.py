@@ -277,7 +277,7 @@ def test_what_exits_cost_is_learnt_and_compared_with_what_was_predicted(run: Any
         labels = {"model": NAME, "exit": "1"}
         ratio = harness.metrics.registry.get_sample_value("anytime_cost_ratio_sum", labels)
         assert ratio == pytest.approx(0.2 / (0.1 * 64 / 96))
-        shapes = {cost.shape: cost for cost in harness.engine.learnt(NAME)}
+        shapes = {cost.shape: cost for cost in harness.engine.pool.learnt(NAME)}
         assert shapes.keys() == {SHAPE, (64, 64)} and shapes[SHAPE].device == "cpu"
         assert shapes[SHAPE].typical_s == pytest.approx(FACTS.seconds)
         assert shapes[64, 64].typical_s[0] == pytest.approx(0.2)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from server.catalog import Catalog
-from server.engine.device import Device, LearntCost
+from server.engine.device import Device
 from server.engine.job import Job
 from server.engine.messages import (
     Cancel,
@@ -81,10 +81,6 @@ class Engine:
     def facts(self) -> dict[str, ModelFacts]:
         """See `WorkerPool.facts`."""
         return self.pool.facts
-
-    def learnt(self, name: str) -> list[LearntCost]:
-        """See `WorkerPool.learnt`."""
-        return self.pool.learnt(name)
 
     @property
     def open_requests(self) -> int:
@@ -275,13 +271,12 @@ class Engine:
 
     def _lost(self, device: Device) -> None:
         """Answer the requests of a worker that is lost: with the exit that they have, or with a 503."""
+        wait_s = 1.0 if self.pool.ready else RESTART_S
         for job in self._held(device):
             if job.latest >= job.spec.required:
                 self.finish(job, Stop.DEADLINE)
             else:
-                first = job.spec.required
-                sentence = f"the worker was lost before exit {first}; another one is being started, ask again soon"
-                wait_s = 1.0 if self.pool.ready else RESTART_S
+                sentence = f"the worker was lost before exit {job.spec.required}; another is started, ask again soon"
                 self.finish(job, Stop.ERROR, WorkerLostError(sentence, "worker_lost", wait_s))
 
     def _buried(self, device: Device) -> None:

@@ -199,7 +199,7 @@ async def model(request: Request, name: str) -> Response:
     found = service.catalog.get(name)
     described = describe_model(found, service.engine.facts.get(name))
     ended = {stop: service.metrics.ended(name, stop) for stop in (Stop.REJECTED, Stop.NO_EXIT)}
-    return reply({**described, "learnt": describe_costs(service.engine.learnt(name)), "without_answer": ended})
+    return reply({**described, "learnt": describe_costs(service.engine.pool.learnt(name)), "without_answer": ended})
 
 
 @router.get("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
