@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from server.catalog import read_catalog
-from server.engine.device import PREPARE_S, Device, labelled
+from server.engine.device import BUSY_HALF_LIFE_S, PREPARE_S, Device, labelled
 from server.engine.messages import Chosen, ModelFacts, Ready
 from server.metrics import Metrics
 from server.scheduling.backlog import Expected
@@ -45,6 +45,17 @@ def test_how_long_a_worker_may_compute_without_a_look_at_its_mailbox(
     )
     device.lost()
     assert device.step_s(EXPECTED, 2) == pytest.approx(new_s)  # the next worker has not seen it
+
+
+def test_the_share_of_time_in_which_a_device_computes(device: Device) -> None:
+    assert device.busy(0.0) == 0
+    for tenth in range(1, 301):  # 40 ms in every 100 ms
+        device.reached(EXPECTED, 1, 0.04, 1.0, tenth / 10)
+    assert device.busy(30.0) == pytest.approx(0.4, rel=0.05)
+    assert device.busy(30.0 + BUSY_HALF_LIFE_S) == pytest.approx(0.2, rel=0.05)
+    for _ in range(100):
+        device.reached(EXPECTED, 1, 1.0, 1.0, 30.0)
+    assert device.busy(30.0) == 1
 
 
 def test_a_device_that_is_named_once_gets_the_label_of_what_it_is(device: Device) -> None:

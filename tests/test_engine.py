@@ -40,7 +40,15 @@ class Harness:
         self.workers: list[ScriptedWorker] = []
         self.unloadable: list[str] = []
         self.metrics = Metrics({NAME: 4})
-        self.engine = Engine(self.settings, self.catalog, self.metrics, self.unloadable.append, self._launch)
+        self.deepest: int | None = None
+        self.engine = Engine(
+            self.settings,
+            self.catalog,
+            self.metrics,
+            self.unloadable.append,
+            self._launch,
+            deepest=lambda: self.deepest,
+        )
 
     def _launch(self, plan: LoadPlan) -> ScriptedWorker:
         self.plans.append(plan)
@@ -109,6 +117,30 @@ def test_the_timer_follows_the_compute_deadline(run: Any) -> None:
         assert job.stop is Stop.NO_EXIT and harness.open() == [0]
 
     run(check)
+
+
+def test_every_worker_hears_how_deep_the_traffic_lets_jobs_go(run: Any) -> None:
+    """It is looked at whenever a job comes, reaches an exit or ends, and told once."""
+
+    async def check(harness: Harness) -> None:
+        harness.deepest = 3
+        job = harness.submit()
+        first, other = harness.workers if job.place.device is harness.engine.pool.devices[0] else harness.workers[::-1]
+        spec = first.hear_job()
+        assert (first.hear_cap(), other.hear_cap()) == (3, 3)
+        first.reach(spec, 1)
+        await until(lambda: len(job.exits) == 1)
+        harness.deepest = 2
+        first.reach(spec, 2)
+        await until(lambda: len(job.exits) == 2)
+        assert (first.hear_cap(), other.hear_cap()) == (2, 2)
+        harness.deepest = None
+        first.end(spec)
+        await until(lambda: job.stop is not None)
+        assert (first.hear_cap(), other.hear_cap()) == (None, None)
+        assert first.hears_nothing() and other.hears_nothing()
+
+    run(check, "cpu,cpu")
 
 
 def test_a_job_without_time_is_refused_and_its_block_is_still_the_callers(run: Any) -> None:

@@ -275,7 +275,7 @@ class StreamSession:
 
     def _error(self, error: ServerError, message_id: Any) -> dict[str, Any]:
         message_id = message_id if isinstance(message_id, str) else None
-        retry = {} if error.retry_after_s is None else {"retry_after_s": error.retry_after_s}
+        retry = {} if error.retry_after_s is None else {"retry_after_s": round(error.retry_after_s, 3)}
         going_on = {"open": True} if message_id in self._open else {}
         return {"type": "error", **error_body(error, message_id), "status": error.status, **retry, **going_on}
 

@@ -115,13 +115,6 @@ class Service:
         record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
         return self.engine.admit(self._expected(record, model, (height, width)), time.monotonic())
 
-    def _set_budget(self, record: RequestRecord) -> None:
-        """Set what the request may spend, by what it asks for and by the traffic now. Raises InvalidError if it
-        requires more."""
-        budget = self.policies.budget(record.asked, self._traffic(more=record.place is None))
-        record.move_deadline(record.arrived_s + budget.seconds)
-        record.max_exit = lasting_exit(budget, record.options)
-
     def _expected(self, record: RequestRecord, model: ServedModel, size: tuple[int, int]) -> Expected:
         """What a request whose image has this size (height, width) means to a worker."""
         return Expected(
@@ -137,12 +130,16 @@ class Service:
     async def _start(self, record: RequestRecord, model: ServedModel, place: Place, read: Read) -> Job:
         """Receive and decode the image, and hand the job to the engine."""
         async with record.preparing():
-            body = await read()
-            check_body(body, self.settings.max_body_bytes)
-            image = await self.codec.decode(body)
+            image = await self.codec.decode(await self._received(read))
             record.decode_s = image.decode_s
             record.job = job = await self._submit(record, model, place, image)
         return job
+
+    async def _received(self, read: Read) -> bytes:
+        """The image file. Nobody else holds it, so that its memory is free once it is decoded."""
+        body = await read()
+        check_body(body, self.settings.max_body_bytes)
+        return body
 
     async def _submit(self, record: RequestRecord, model: ServedModel, place: Place, image: DecodedImage) -> Job:
         options = record.options
@@ -185,6 +182,15 @@ class Service:
     async def encode(self, record: RequestRecord, job: Job, function: Callable[[], T]) -> T:
         """Call `function`, which encodes a map of `job` for its client, on an encoding thread."""
         return await self.codec.encode(record.encoding, job.spec.layout.pixels, function)
+
+    # --- budgets ---
+
+    def _set_budget(self, record: RequestRecord) -> None:
+        """Set what the request may spend, by what it asks for and by the traffic now. Raises InvalidError if it
+        requires more."""
+        budget = self.policies.budget(record.asked, self._traffic(more=record.place is None))
+        record.move_deadline(record.arrived_s + budget.seconds)
+        record.max_exit = lasting_exit(budget, record.options)
 
     def _deepest(self) -> int | None:
         """The deepest exit that the traffic allows now; None: any."""
@@ -235,7 +241,7 @@ class Service:
         return newest
 
     def move_deadline(self, record: RequestRecord, left_s: float) -> None:
-        """Grant a request `left_s` seconds from now, more or less than before. Other limits of its budget still hold"""
+        """Grant a request `left_s` seconds from now, be that more or less; other limits of its budget still hold."""
         now_s = time.monotonic()
         record.asked = replace(record.asked, deadline_s=now_s + left_s - record.arrived_s)
         self._set_budget(record)
