@@ -41,6 +41,7 @@ class Exit:
     where nothing follows or nothing is masked.
     `active_share`: the share of active positions in the mask inside the image, 0..1.
     `macs`: multiply-adds from the image to this exit, counted as in the paper.
+    `changed`: whether the scores differ from those of the exit before. `final`: no later exit will differ.
     """
 
     index: int
@@ -49,6 +50,8 @@ class Exit:
     mask: Tensor
     active_share: float
     macs: int
+    changed: bool = True
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class State:
     """The state of one request in a model; executors derive classes with more fields. Dropping it cancels the request.
 
     `frame`: where the input lies in the image. `shape`: height and width of the padded input; only states of equal
-    shape advance together. `exit`: the latest one.
+    shape advance together. `next_step`: the number of steps once the state is finished, which a final exit may bring
+    about early. `exit`: the latest one.
     """
 
     frame: Frame
@@ -166,7 +170,8 @@ def check_batch(states: Sequence[State], steps: tuple[Step, ...], kind: type[Own
 
 def exits_of(model: AnytimeModel, states: Sequence[State]) -> Iterator[int]:
     """Advances `states` together from where they stand to the last step; yields the number of each exit when they have
-    come to it. There the caller may render them, or override their masks."""
+    come to it. There the caller may render them, or override their masks. After a final exit nothing is computed, and
+    the latest exit stands for those that are left."""
     return exits_in_turns([(model, states)])
 
 
@@ -175,7 +180,8 @@ def exits_in_turns(runs: Sequence[tuple[AnytimeModel, Sequence[State]]]) -> Iter
     model, states = runs[0]
     for step in model.steps[states[0].next_step :]:
         for each, together in runs:
-            each.advance(together)
+            if together[0].next_step < len(each.steps):
+                each.advance(together)
         if step.exit is not None:
             yield step.exit
 

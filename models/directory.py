@@ -7,9 +7,11 @@ Needs no torch, so that the server's front end reads directories as the commands
 import hashlib
 import json
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from models.network.configs import ModelConfig
 from models.network.families import config_from_json
+from models.validation import from_json
 
 ZOO = Path(__file__).parent / "zoo"
 """The shipped models."""
@@ -19,6 +21,16 @@ QUALITY_FILES = {"fp32": QUALITY_FILE, "fp16": QUALITY_FILE, "int8": "quality-in
 """The calibration of the quality stop, by precision. Half precision changes too little to need one of its own."""
 DESCRIBES = ("name", "labels", "palette", "skeleton", "flip_pairs", "licence")
 """Fields of a configuration that describe answers and change none of them."""
+
+
+class Derived(Protocol):
+    """What was found out about one model. `fingerprint`: of the model that it is about, see `fingerprint`."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+FromModel = TypeVar("FromModel", bound=Derived)
 
 
 def find_models(directory: Path = ZOO) -> dict[str, Path]:
@@ -61,3 +73,21 @@ def fingerprint(directory: Path) -> str:
     decides = {name: value for name, value in read_config(directory).to_json().items() if name not in DESCRIBES}
     digest.update(json.dumps(decides, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def read_derived(kind: type[FromModel], path: Path, what: str, remedy: str) -> FromModel:
+    """The value of class `kind` in a file of a model directory. `what` names it in errors, for example "a calibration".
+
+    Raises FileNotFoundError, and ValueError with the remedy if the file is broken or was made for other weights or
+    another configuration than those that now lie beside it.
+    """
+    try:
+        found = from_json(kind, json.loads(path.read_text()), what)
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold {what}: {error}; {remedy}") from error
+    if found.fingerprint != (now := fingerprint(path.parent)):
+        raise ValueError(
+            f"{path} was made for weights and a configuration {found.fingerprint[:8]}, but those beside it are "
+            f"{now[:8]}; {remedy}"
+        )
+    return found

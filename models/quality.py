@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.anytime import Exit
-from models.directory import QUALITY_FILES, fingerprint
+from models.directory import QUALITY_FILES, read_derived
 from models.imaging.geometry import STRIDE, Frame
 from models.network.confidence import confidence
 from models.network.configs import Share, Task
 from models.quantisation import Precision
-from models.validation import from_json, value
+from models.validation import value
 
 KEPT = 0.9
 CONFIDENCE = 0.9
@@ -135,15 +135,7 @@ class Quality:
         or was made for other weights, another configuration or another precision."""
         path = directory / QUALITY_FILES[precision]
         remedy = f"calibrate it anew (python -m models calibrate {directory}) or delete the file"
-        try:
-            found = from_json(cls, json.loads(path.read_text()), "a calibration")
-        except ValueError as error:
-            raise ValueError(f"{path} is not a calibration: {error}; {remedy}") from error
-        if found.fingerprint != (now := fingerprint(directory)):
-            raise ValueError(
-                f"{path} was made for a model with fingerprint {found.fingerprint[:8]}, but the model beside it has "
-                f"{now[:8]}; {remedy}"
-            )
+        found = read_derived(cls, path, "a calibration", remedy)
         if QUALITY_FILES[found.precision] != path.name:
             raise ValueError(f"{path} was made for {found.precision}, but its name says {precision}; {remedy}")
         return found

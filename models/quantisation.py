@@ -11,9 +11,9 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Literal
 
-from models.directory import SCALES_FILE, fingerprint
+from models.directory import SCALES_FILE, read_derived
 from models.network.configs import Positive
-from models.validation import from_json, value
+from models.validation import value
 
 Precision = Literal["fp32", "fp16", "int8"]
 """What a network is computed in: float32, float16, or features of uint8 and weights of int8."""
@@ -44,16 +44,7 @@ class Scales:
         if not path.is_file():
             return None
         remedy = f"make it anew (python -m models quantise {directory} --data DIR) or delete the file"
-        try:
-            found = from_json(cls, json.loads(path.read_text()), "the scales of a model")
-        except ValueError as error:
-            raise ValueError(f"{path} does not hold scales: {error}; {remedy}") from error
-        if found.fingerprint != (now := fingerprint(directory)):
-            raise ValueError(
-                f"{path} was made for weights and a configuration {found.fingerprint[:8]}, but those beside it are "
-                f"{now[:8]}; {remedy}"
-            )
-        return found
+        return read_derived(cls, path, "scales", remedy)
 
     def save(self, directory: Path) -> None:
         """Writes `int8.json`."""

@@ -15,10 +15,11 @@ from models.__main__ import main
 from models.anytime import run
 from models.checkpoint import save_directory
 from models.commands.calibrate import table
+from models.directory import fingerprint
 from models.evaluation import calibrate
 from models.evaluation.calibrate import Observations, cross_validate, difference, judge, observe
 from models.executors.selection import build
-from models.quality import Quality, fingerprint, uncertainty
+from models.quality import Quality, uncertainty
 
 IMAGES = 48  # halves of 24 are enough to stop
 

@@ -74,7 +74,7 @@ def test_rows_are_trained_once_and_scored(command: Command) -> None:
     assert gmacs["sampling"][0] == gmacs["adpc-dense"][0]
     missing = {line.split("`")[1]: line.split(" | ")[-2] for line in command.table() if " not " in line}
     assert missing == dict.fromkeys(("rh", "adpc-inference", "adpc"), "not scored") | dict.fromkeys(
-        ("ee", "d333", "window3", "window5", "window9"), "not trained"
+        ("ee", "mdeq", "d333", "window3", "window5", "window9"), "not trained"
     )
     with Image.open(command.output / compare_report.PLOT) as picture:
         assert picture.size == (3 * 720, 540)

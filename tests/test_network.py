@@ -145,7 +145,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_the_steps_of_every_family_number_its_exits() -> None:
-    assert FAMILIES.keys() == {"adpc", "iterated"}
+    assert FAMILIES.keys() == {"adpc", "mdeq", "iterated"}
     for name, family in FAMILIES.items():
         for config in family.named[:4]:
             assert type(config) is family.config and config.family == name

@@ -136,7 +136,7 @@ def test_a_calibration_of_other_weights_or_masks_is_refused(directory: Path) -> 
     Quality(((0.1, 0.2),), 30, "val", fingerprint(directory)).save(directory)
     config = (directory / CONFIG_FILE).read_text()
     (directory / CONFIG_FILE).write_text(config.replace('"threshold": 0.6', '"threshold": 0.7'))
-    with pytest.raises(ValueError, match="made for a model with fingerprint"):
+    with pytest.raises(ValueError, match="was made for weights and a configuration"):
         Quality.load(directory)
     (directory / CONFIG_FILE).write_text(config.replace('"licence": ""', '"licence": "none"'))
     assert Quality.load(directory).images == 30
@@ -166,7 +166,7 @@ def test_a_broken_file_says_what_to_do(directory: Path, change: dict[str, object
     with pytest.raises(ValueError, match="calibrate it anew"):
         Quality.load(directory)
     file.write_text("{")
-    with pytest.raises(ValueError, match="is not a calibration"):
+    with pytest.raises(ValueError, match="does not hold a calibration"):
         Quality.load(directory)
 
 

@@ -63,3 +63,14 @@ def parse_shares(text: str) -> tuple[float, ...]:
     if not all(0 <= share <= 1 for share in shares):
         raise argparse.ArgumentTypeError(f"{text!r} are not shares; write numbers from 0 to 1, for example 0.8,0.6,0.4")
     return shares
+
+
+def parse_iterations(text: str) -> tuple[int, ...]:
+    """'1,2,4' -> (1, 2, 4), sorted. Raises argparse's error on anything but whole numbers from 1."""
+    try:
+        found = {int(part) for part in text.split(",")}
+    except ValueError:
+        found = {0}
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} are not iterations; write whole numbers from 1, for example 1,2,4")
+    return tuple(sorted(found))

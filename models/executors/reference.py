@@ -18,7 +18,7 @@ from models.imaging.preprocess import check_input, prepare, seen
 from models.network.adpc import AdpcNet
 from models.network.confidence import Masks, make_mask
 from models.network.configs import PAPER_MASKING, Extra
-from models.network.flops import costs
+from models.network.flops import step_costs
 from models.network.network import Network, Progress, Stepwise, batched, one_of
 from models.network.quantised import QuantisedNetwork
 from models.quantisation import Precision, Scales
@@ -46,7 +46,8 @@ class ReferenceExecutor:
         network = network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.network: Stepwise = network
         if scales is not None:
-            assert isinstance(network, AdpcNet)
+            if not isinstance(network, AdpcNet):
+                raise ValueError(f"{network.config.name} has no eight bits; compute it in fp32")
             self.network, self.precision = QuantisedNetwork(network, scales), "int8"
         self.config = network.config
         self.device = device
@@ -61,6 +62,13 @@ class ReferenceExecutor:
         height, width = inputs.shape[-2:]
         return ReferenceState(frame, (height, width), progress=self.network.start(inputs))
 
+    def details(self, state: State) -> dict[str, Tensor]:
+        """See `Network.details`."""
+        assert isinstance(state, ReferenceState)
+        network = self.network
+        found = network.details(state.progress) if isinstance(network, Network) else {}
+        return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
+
     @torch.inference_mode()
     def advance(self, states: Sequence[State]) -> None:
         position, own = check_batch(states, self.steps, ReferenceState)
@@ -69,9 +77,10 @@ class ReferenceExecutor:
         after = self.network.advance(batched([state.progress for state in own]), step)
         for index, state in enumerate(own):
             state.progress = one_of(after, index) if len(own) > 1 else after
-            state.next_step += 1
+            state.next_step = len(self.steps) if after.final else state.next_step + 1
+            if after.changed:
+                state.macs += self._macs(position, state.shape, before[index])
             if step.exit is not None:
-                state.macs += self._macs(step.exit, state.shape, before[index])
                 state.exit = self._exit(step.exit, state)
 
     def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
@@ -94,11 +103,12 @@ class ReferenceExecutor:
         mask = (masks.finest if masks else make_mask(scores, masking, index))[0, 0]
         height, width = seen(self.config, state.frame, state.shape)
         active_share = float(mask[:height, :width].float().mean())
-        return Exit(index, scores[0], decided[0, 0], mask, active_share, round(state.macs))
+        changed, final = state.progress.changed, state.progress.final
+        return Exit(index, scores[0], decided[0, 0], mask, active_share, round(state.macs), changed, final)
 
-    def _macs(self, index: int, shape: Size, masks: Masks | None) -> float:
-        """Multiply-adds from the exit before to this one, under the mask that the exit before made."""
-        groups = costs(self.config, *shape)[index - 1]
+    def _macs(self, position: int, shape: Size, masks: Masks | None) -> float:
+        """Multiply-adds of the step at `position`, under the masks of the exit before."""
+        _, groups = step_costs(self.config, *shape)[position]
         shares: dict[Size, float] = {}
         if masks is not None:
             sizes = [size for size, masked in groups if masked]

@@ -123,6 +123,11 @@ class ModelConfig(ABC):
         """How many exits the network has."""
 
     @property
+    def exit_numbers(self) -> tuple[int, ...]:
+        """The number under which a table or a file shows each exit: 1, 2, .., or what the family counts instead."""
+        return tuple(range(1, self.exits + 1))
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The name of every class or joint: its label, or its number where it has none."""
         return *self.labels, *(str(index) for index in range(len(self.labels), self.outputs))

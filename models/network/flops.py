@@ -61,6 +61,7 @@ def costs(model: ModelConfig, height: int, width: int) -> tuple[Costs, ...]:
     return tuple(exits)
 
 
+@lru_cache(maxsize=64)  # the reference executor asks at every step
 def step_costs(model: ModelConfig, height: int, width: int) -> tuple[tuple[Step, Costs], ...]:
     """`costs` of every step by itself."""
     rows, columns = (-(-side // MULTIPLE) for side in (height, width))
@@ -88,14 +89,17 @@ def _smallest_costs(model: ModelConfig) -> tuple[tuple[Step, Costs], ...]:
         masked = isinstance(layer, MaskedConv2d)
         window = layer.window if isinstance(layer, MaskedConv2d) else 0
         area = height * width
-        cost = Cost(layer.weight.numel() * area, window**2 * layer.out_channels * area, masked)
+        counted = getattr(layer, "multiply_adds", None)  # of a layer that does not convolve its whole input
+        dense = counted(height, width) if counted else layer.weight.numel() * area
+        cost = Cost(dense, window**2 * layer.out_channels * area, masked)
         key = ((height, width), masked)
         sums[key] = sums[key] + cost if key in sums else cost
 
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(count)
-    progress = network.start(torch.zeros(1, 3, MULTIPLE, MULTIPLE))
+    image = torch.rand(1, 3, MULTIPLE, MULTIPLE, generator=torch.Generator().manual_seed(0))
+    progress = network.start(image)
     steps = []
     for step in network.steps:
         with torch.inference_mode():
@@ -120,6 +124,14 @@ def gmacs(model: ModelConfig, height: int, width: int, active: tuple[float, ...]
         total += sum(cost.macs(share) for cost in exit_costs.values())
         cumulative.append(total / GIGA)
     return cumulative
+
+
+def rows(
+    model: ModelConfig, height: int, width: int, active: tuple[float, ...], *, as_printed: bool
+) -> list[tuple[int, float]]:
+    """The rows of `python -m models flops`: each exit's number and its `gmacs`. `as_printed`: what the paper's tables
+    print, where that differs. Raises ValueError as `gmacs` does."""
+    return list(zip(model.exit_numbers, gmacs(model, height, width, active), strict=True))
 
 
 def parameters(model: ModelConfig) -> int:

@@ -4,7 +4,6 @@ A family derives its network from `Network`, its kinds of steps from `anytime.St
 than features, its progress from `Progress`.
 """
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -17,7 +16,7 @@ from models.anytime import Step
 from models.imaging.preprocess import check_input
 from models.network.confidence import Masks
 from models.network.configs import ModelConfig
-from models.network.families import FAMILIES
+from models.network.families import FAMILIES, imported
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,9 @@ class Progress:
 
     `features`: what the next step reads; before the first one, the images (N, 3, H, W). `masks`: those of the latest
     exit, under which the next stage is computed; None means everywhere. `scores`: of the latest exit, after carry-over
-    (equation 7), float (N, outputs, H / 4, W / 4). `decided`: uint8 (N, 1, H / 4, W / 4), see `Exit`.
+    (equation 7), float (N, outputs, H / 4, W / 4). `decided`: uint8 (N, 1, H / 4, W / 4), see `Exit`. `changed`:
+    whether the latest step changed anything for one of them; otherwise it computed nothing. `final`: whether no later
+    step changes anything for any of them.
 
     Fields of a derived class are tensors whose first dimension is N, `Masks`, dataclasses or tuples of these, or values
     that are equal for all inputs that stand at one step; see `batched` and `one_of`.
@@ -36,6 +37,8 @@ class Progress:
     masks: Masks | None = None
     scores: Tensor | None = None
     decided: Tensor | None = None
+    changed: bool = True
+    final: bool = False
 
 
 class Stepwise(Protocol):
@@ -74,8 +77,8 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def advance(self, progress: Progress, step: Step, adaptive: bool | None = None) -> Progress:
-        """See `Stepwise.advance`. `adaptive`: whether exits make masks; None follows the configuration and
-        `self.training`."""
+        """See `Stepwise.advance`. `adaptive`: whether an input's own results may spare it work, for example by
+        masks; None follows the configuration and `self.training`."""
 
     def exits(self, images: Tensor, adaptive: bool | None = None) -> Iterator[Progress]:
         """The progress at every exit."""
@@ -88,6 +91,10 @@ class Network(nn.Module, ABC):
     def forward(self, images: Tensor, adaptive: bool | None = None) -> tuple[Tensor, ...]:
         """The scores of every exit, each (N, outputs, H / 4, W / 4): for training and evaluation."""
         return tuple(found.scores for found in self.exits(images, adaptive) if found.scores is not None)
+
+    def details(self, progress: Progress) -> Mapping[str, Tensor]:
+        """What `python -m models run` writes about one input besides its scores, by name."""
+        return {}
 
     @abstractmethod
     def heads(self) -> Sequence[nn.Module]:
@@ -117,8 +124,7 @@ class Network(nn.Module, ABC):
 
 def build_network(config: ModelConfig) -> Network:
     """The network of a configuration, with random weights."""
-    module, _, name = FAMILIES[config.family].network.partition(":")
-    network: Network = getattr(importlib.import_module(module), name)(config)
+    network: Network = imported(FAMILIES[config.family].network)(config)
     return network
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from models.network.adpc_configs import AdpcConfig
 from models.network.configs import Criterion, Masking, ModelConfig
+from models.network.mdeq_configs import MdeqConfig
 
 PaperFigure = Literal["exits", "criteria", "downsampling", "window"]
 """Where the paper shows a variant: figure 3 (tables 1 and 4), figure 5 right, figure 5 left, table 3."""
@@ -65,6 +66,7 @@ def variants(adpc: ModelConfig) -> tuple[PaperVariant, ...]:
     add("adpc", "ADP-C: masks in training and inference", adpc)
     add("adpc-inference", "ADP-C: masks at inference only", adpc, weights="rh")
     add("adpc-dense", "ADP-C: masks in training only", heads, weights="adpc")
+    add("mdeq", "MDEQ of the same width, unrolled", _mdeq(adpc))
     add("sampling", "feature-based stochastic sampling", adpc, sampled=True)
     for depths in ((1, 1, 1), (3, 3, 3)):
         name = "".join(map(str, depths))
@@ -79,6 +81,23 @@ def variants(adpc: ModelConfig) -> tuple[PaperVariant, ...]:
             title = f"{criterion.replace('_', ' ')} {threshold:g}"
             add(f"{criterion}-{threshold:g}", title, model, figure="criteria", weights="rh")
     return tuple(found)
+
+
+def _mdeq(adpc: AdpcConfig) -> MdeqConfig:
+    """An MDEQ for the task of `adpc` whose branches are as wide as its backbone's last stage."""
+    width, *others = adpc.backbone.channels(4)
+    return MdeqConfig(
+        name="mdeq",
+        task=adpc.task,
+        outputs=adpc.outputs,
+        size=adpc.size,
+        labels=adpc.labels,
+        palette=adpc.palette,
+        channels=(width, others[0], others[1], others[2]),
+        groups=2 * max(groups for groups in range(1, 5) if width % (2 * groups) == 0),
+        decoded=(2, 4, 6, 8),
+        solver="plain",
+    )
 
 
 def select(every: Sequence[PaperVariant], names: str | None) -> list[PaperVariant]:
