@@ -14,6 +14,7 @@ import bench_jobs
 import numpy as np
 import pytest
 import tiny
+import torch
 from test_bench import arguments
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from models.bench import cases as cases_module
 from models.bench import process, runtimes, side_by_side, workload
 from models.bench.cases import BenchCase, trained_cases
 from models.bench.profile import profile
+from models.bench.quantised import StageInputs
 from models.bench.runtimes import Runtime, TimedRun
 from models.bench.side_by_side import Measurements, measure
 from models.checkpoint import save_directory
@@ -29,6 +31,7 @@ from models.data import datasets
 from models.directory import fingerprint
 from models.evaluation.evaluate import segmentation
 from models.evaluation.ranges import RangeObserver
+from models.executors.onnx import signatures
 from models.executors.selection import build
 from models.imaging.preprocess import prepare
 from models.network.adpc_configs import AdpcConfig
@@ -221,6 +224,24 @@ def test_onnx_runtime_says_that_it_computes_in_eight_bits(tmp_path: Path) -> Non
     scores, precision = process.load(BenchCase("onnxruntime-int8", "one exit", "w18", (32, 64)), tmp_path)
     assert precision == "int8"
     assert len(scores) == 1 and scores[0].shape == (1, 3, 8, 16)
+
+
+def test_a_stage_is_calibrated_on_what_the_stages_before_it_give() -> None:
+    net = tiny.network(CONFIGS["rh"])
+    images = [prepare(tiny.image(32, 64, seed), net.config)[0] for seed in range(2)]
+    signature = signatures(net)[2]
+    found = StageInputs(runtimes.eager(net)[:3], signature.inputs, lambda: images)
+    for arrays, image in zip(found, images, strict=True):
+        progress = net.start(image)
+        for step in net.steps:
+            with torch.inference_mode():
+                progress = net.advance(progress, step)
+            if step.exit == 2:
+                break
+        assert list(arrays) == ["branch0", "branch1"]
+        for array, branch in zip(arrays.values(), progress.features, strict=True):
+            np.testing.assert_allclose(array, branch.numpy(), rtol=1e-4, atol=1e-4)
+    assert len(list(found)) == 2  # it can be read again
 
 
 class ScriptedOpenVino:

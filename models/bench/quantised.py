@@ -3,7 +3,8 @@ on what the stages before it give in float32.
 """
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +18,35 @@ Stage = Any
 NamedArrays = Mapping[str, NDArray[np.float32]]
 
 
-def stage_inputs(
-    stages: Sequence[Stage], names: Sequence[Sequence[str]], inputs: Sequence[Tensor]
-) -> list[list[NamedArrays]]:
-    """What every stage, of torch, reads of each input, by name."""
-    found: list[list[NamedArrays]] = [[] for _ in stages]
-    with torch.inference_mode():
-        for image in inputs:
-            values = [image]
-            for stage, named, arrays in zip(stages, names, found, strict=True):
-                arrays.append(dict(zip(named, (np.ascontiguousarray(value.numpy()) for value in values), strict=True)))
-                _, *values = stage(*values)
-    return found
+@dataclass(frozen=True)
+class StageInputs:
+    """What the last of `stages`, all of torch, reads of each of the images: arrays by `names`. They are computed anew
+    whenever they are asked for, because all of them together take too much memory."""
+
+    stages: Sequence[Stage]
+    names: Sequence[str]
+    images: Callable[[], Iterable[Tensor]]
+
+    def __iter__(self) -> Iterator[NamedArrays]:
+        for image in self.images():
+            values: Sequence[Tensor] = [image]
+            with torch.inference_mode():
+                for stage in self.stages[:-1]:
+                    _, *values = stage(*values)
+            yield dict(zip(self.names, (np.ascontiguousarray(value.numpy()) for value in values), strict=True))
 
 
 class _Reader:
     """ONNX Runtime's way to read calibration data."""
 
-    def __init__(self, arrays: Sequence[NamedArrays]) -> None:
+    def __init__(self, arrays: Iterable[NamedArrays]) -> None:
         self._left: Iterator[NamedArrays] = iter(arrays)
 
     def get_next(self) -> NamedArrays | None:
         return next(self._left, None)
 
 
-def onnx_int8(graph: Path, arrays: Sequence[NamedArrays]) -> None:
+def onnx_int8(graph: Path, arrays: Iterable[NamedArrays]) -> None:
     """Replaces a graph by one with 8-bit features and weights between QuantizeLinear and DequantizeLinear nodes."""
     tools = importlib.import_module("onnxruntime.quantization")
     clean = importlib.import_module("onnxruntime.quantization.shape_inference")
@@ -59,7 +64,7 @@ def onnx_int8(graph: Path, arrays: Sequence[NamedArrays]) -> None:
     cleaned.unlink()
 
 
-def openvino_int8(model: Any, arrays: Sequence[NamedArrays]) -> Any:
+def openvino_int8(model: Any, arrays: Iterable[NamedArrays]) -> Any:
     """An OpenVINO model after NNCF's post-training quantisation."""
     nncf = importlib.import_module("nncf")
-    return nncf.quantize(model, nncf.Dataset(list(arrays)), subset_size=len(arrays))
+    return nncf.quantize(model, nncf.Dataset(arrays))

@@ -201,12 +201,12 @@ def _graph_files(net: AdpcNet, folder: Path) -> list[Path]:
 
 def _quantise(case: BenchCase, net: AdpcNet, folder: Path) -> None:
     """Quantises the graphs in `folder`: ONNX Runtime's in place, OpenVINO's into its own format beside them."""
-    names = [signature.inputs for signature in signatures(net)]
-    arrays = quantised.stage_inputs(eager(net), names, workload.calibration(case))
-    for file, each in zip(_graph_files(net, folder), arrays, strict=True):
+    stages, images = eager(net), partial(workload.calibration, case)
+    for index, (file, signature) in enumerate(zip(_graph_files(net, folder), signatures(net), strict=True)):
+        arrays = quantised.StageInputs(stages[: index + 1], signature.inputs, images)
         if case.runtime.startswith("onnxruntime"):
-            quantised.onnx_int8(file, each)
+            quantised.onnx_int8(file, arrays)
         else:
             own = importlib.import_module("openvino")
-            model = quantised.openvino_int8(own.Core().read_model(file), each)
+            model = quantised.openvino_int8(own.Core().read_model(file), arrays)
             own.save_model(model, file.with_suffix(".xml"), compress_to_fp16=False)

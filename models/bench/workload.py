@@ -1,5 +1,6 @@
 """The work of a case: its network, its inputs and its masks, and what the reference makes of them."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,16 +94,19 @@ def masks(case: BenchCase) -> list[Tensor]:
     return [torch.from_numpy(mask) for mask in scenes.masks(labels, height, width, case.active)]
 
 
-def calibration(case: BenchCase) -> list[Tensor]:
+def calibration(case: BenchCase) -> Iterator[Tensor]:
     """Inputs to quantise with, float32 (1, 3, H, W) each: training images of the data set, resized to the case's size
     for random weights; noise without a data set."""
-    if case.model is not None and case.data is not None:
-        return [of_size(case, scene) for scene in datasets.scenes(Path(case.data), "train")[:TRAINED_IMAGES]]
-    noise = [inputs(replace(case, seed=case.seed + 1 + index)) for index in range(RANDOM_IMAGES)]
     if case.data is None:
-        return noise
-    found = [normalise(scene.image(), case.config) for scene in camvid.read(Path(case.data), "train")[:RANDOM_IMAGES]]
-    return [F.interpolate(x, size=noise[0].shape[-2:], mode="bilinear", align_corners=False) for x in found]
+        for index in range(RANDOM_IMAGES):
+            yield inputs(replace(case, seed=case.seed + 1 + index))
+    elif case.model is None:
+        for scene in camvid.read(Path(case.data), "train")[:RANDOM_IMAGES]:
+            image = normalise(scene.image(), case.config)
+            yield F.interpolate(image, size=inputs(case).shape[-2:], mode="bilinear", align_corners=False)
+    else:
+        for scene in datasets.scenes(Path(case.data), "train")[:TRAINED_IMAGES]:
+            yield of_size(case, scene)
 
 
 def scales(case: BenchCase, net: AdpcNet) -> Scales:
