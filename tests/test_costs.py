@@ -135,6 +135,13 @@ def test_a_bad_minute_is_forgotten_within_a_few_stages() -> None:
     assert costs.safe_s("model", SHAPE, 2) < 0.04
 
 
+def test_what_is_learnt_while_the_device_is_slow_is_reckoned_at_its_usual_pace() -> None:
+    costs = CostModel()
+    noisy(costs, 10)
+    noisy(costs, 40, 3.0)
+    assert all(cost.half_s < 0.012 for cost in costs.snapshot())
+
+
 def test_one_hiccup_is_no_slow_device() -> None:
     costs = CostModel()
     noisy(costs, 100)

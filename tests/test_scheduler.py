@@ -247,6 +247,13 @@ def test_slack_goes_where_the_expected_gain_is_largest() -> None:
         assert device.order[4] == first
 
 
+def test_the_best_of_the_further_exits_counts_for_its_time() -> None:
+    """All further exits of `other` add more than those of `model`, but exit 2 of `model` adds most in its time."""
+    gains = GainModel({"model": measured(0.5, 0.3, 0.0, 0.0), "other": measured(0.5, 0.2, 0.2, 0.2)})
+    device = Device(scheduler(job(1, 10.0), job(2, 9.0, model="other"), gains=gains)).steps(6)
+    assert device.order == [2, 2, 1, 1, 1, 1]
+
+
 def test_of_similar_gains_the_earliest_deadline_comes_first() -> None:
     gains = GainModel({"model": measured(0.5, 0.1, 0.1, 0.1), "other": measured(0.5, 0.12, 0.12, 0.1)})
     device = Device(scheduler(job(1, 9.0), job(2, 10.0, model="other"), gains=gains)).steps(5)
@@ -298,14 +305,14 @@ def test_a_slice_is_cut_at_the_deadline() -> None:
 
 
 def test_a_device_that_slows_down_changes_the_outlook_of_those_who_wait() -> None:
-    made = scheduler(job(1, 9.0, max_exit=1), job(2, 3.5 * STAGE_S), job(3, 99.0))
-    slow = Device(made, step_s=2 * STEP_S)
-    for _ in range(20):  # other jobs have shown that it takes twice as long
-        made.costs.observe("model", SHAPE, 1, 2 * STAGE_S)
-    first = made.next(0.0)
-    assert first is not None and first.spec.key == 2
-    slow.steps(2)
-    assert slow.finish()[2] == (Stop.DEADLINE, 1)  # the safe estimate of exit 2 is 4.2 stages now
+    waiting = job(3, 99.0)
+    made = scheduler(job(1, 9.0), job(2, 10.0), waiting)
+    device = Device(made).steps(2)
+    assert waiting.outlook.hopeless_s == pytest.approx(99.0 - STAGE_S)
+    for _ in range(CostModel.RECENT):
+        made.costs.observe("other", SHAPE, 1, 2 * STAGE_S)
+    device.steps(2)
+    assert waiting.outlook.hopeless_s == pytest.approx(99.0 - 2 * STAGE_S / (1 + CostModel.NOISE))
 
 
 # --- other ends ---
