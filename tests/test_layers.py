@@ -41,6 +41,7 @@ SERVER = [
     "server.requests.budget_file",
     "server.requests.policies",
     "server.protocols.options",
+    "server.protocols.values",
     # the async face of the worker
     "server.engine.engine",
     "server.engine.job",

@@ -9,8 +9,9 @@ from typing_extensions import TypedDict
 
 from server.errors import InvalidError
 from server.protocols.http import REFUSED, documented
-from server.protocols.options import ModelName, Positive, Side, parse_query
+from server.protocols.options import parse_query
 from server.protocols.replies import milliseconds, reply
+from server.protocols.values import ModelName, Positive, Side
 from server.requests.budget import Limit
 from server.requests.service import Forecast, Service
 

@@ -21,9 +21,9 @@ from server.protocols.options import (
     RequestOptions,
     parse_headers,
     parse_options,
-    shown,
 )
 from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, http_reply, reply
+from server.protocols.values import shown
 from server.requests.admission import read_body
 from server.requests.registry import RequestRecord
 from server.requests.service import Service

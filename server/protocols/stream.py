@@ -45,7 +45,6 @@ from server.errors import (
     unexpected,
 )
 from server.protocols.options import (
-    MAX_ID,
     CancelMessage,
     DeadlineMessage,
     Message,
@@ -54,6 +53,7 @@ from server.protocols.options import (
     parse_message,
 )
 from server.protocols.replies import accepted_message, end_message, error_body, exit_message, milliseconds, to_json
+from server.protocols.values import MAX_ID
 from server.requests.registry import RequestRecord
 from server.requests.service import Service
 

@@ -26,7 +26,8 @@ from server.errors import (
     unexpected,
 )
 from server.metrics import UNKNOWN, Metrics
-from server.protocols.options import MAX_ID, NO_OPTIONS, RequestOptions
+from server.protocols.options import NO_OPTIONS, RequestOptions
+from server.protocols.values import MAX_ID
 from server.requests.budget import Asked
 
 logger = logging.getLogger("anytime.registry")
