@@ -19,6 +19,8 @@ CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, QUALITY_FILE = "config.json", "model.safet
 SCALES_FILE = "int8.json"
 QUALITY_FILES = {"fp32": QUALITY_FILE, "fp16": QUALITY_FILE, "int8": "quality-int8.json"}
 """The calibration of the quality stop, by precision. Half precision changes too little to need one of its own."""
+GAINS_FILES = {"fp32": "gains.json", "fp16": "gains.json", "int8": "gains-int8.json"}
+"""What each exit of the model is worth, by precision."""
 DESCRIBES = ("name", "labels", "palette", "skeleton", "flip_pairs", "licence")
 """Fields of a configuration that describe answers and change none of them."""
 

@@ -1,4 +1,4 @@
-"""python -m server: serve the models of a folder over HTTP and WebSocket."""
+"""python -m server: serve the models of a folder over HTTP and WebSocket. `python -m server simulate` simulates it."""
 
 import asyncio
 import ctypes
@@ -12,10 +12,11 @@ import uvicorn
 
 from server.app import create_app, drain
 from server.engine.messages import LoadPlan
-from server.engine.worker_process import ChildProcess, WorkerProcess
+from server.engine.worker_process import ChildProcess, Reserve, WorkerProcess
 from server.errors import ServerError
 from server.protocols.connection import HttpProtocol, WebSocketProtocol
 from server.settings import Settings, load_settings
+from server.simulation.command import main as simulate
 
 logger = logging.getLogger("anytime")
 
@@ -78,11 +79,13 @@ def keep_freed_memory() -> None:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["simulate"]:
+        return simulate(sys.argv[2:])
     keep_freed_memory()
     settings = load_settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s:     %(name)s %(message)s")
     try:
-        server = make_server(settings)
+        server = make_server(settings, Reserve(settings.spare_workers))
     except (ValueError, ServerError) as error:
         print(f"python -m server: {error}", file=sys.stderr)
         return 1

@@ -12,22 +12,44 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 from starlette.status import WS_1001_GOING_AWAY
+from starlette.types import Receive, Scope, Send
 
 from server.catalog import read_catalog
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.errors import ServerError, unexpected
-from server.protocols import http, stream
+from server.protocols import budget, http, stream
 from server.protocols.replies import error_body, reply
 from server.requests.service import Service
 from server.settings import ROOT, Settings
 
 logger = logging.getLogger("anytime.app")
 
+ROUTERS = (http.router, budget.router, stream.router)
 PAGE = ROOT / "clients" / "web"
 
 CLOSE_S = 2.0
 """The longest wait for the close handshakes of sockets, whose clients may not be reading."""
+
+
+class Application(FastAPI):
+    """The framework's application, with a shorter way for predictions.
+
+    The framework takes 0.2 ms of CPU to find the route of a request, half of what it costs to refuse one. FastAPI
+    still documents the route, and answers wrong methods.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != http.PREDICT_PATH or scope["method"] != "POST":
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        request = Request(scope, receive, send)
+        try:
+            response = await http.predict(request)
+        except ServerError as error:  # the registry words every other error as one
+            response = await _server_error(request, error)
+        await response(scope, receive, send)
 
 
 def create_app(
@@ -49,15 +71,15 @@ def create_app(
         finally:
             service.close()
 
-    app = FastAPI(
+    app = Application(
         title="Anytime inference server",
         description="Dense prediction by a deadline: each request gets the best map that its time allows.",
         lifespan=lifespan,
         redoc_url=None,
     )
     app.state.service = service
-    app.include_router(http.router)
-    app.include_router(stream.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(ServerError, _server_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _fault)
@@ -105,7 +127,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> set[str]:
     """The methods of the routes that match the path of `request`."""
-    matching = [route for route in http.router.routes if route.matches(request.scope)[0] is not Match.NONE]
+    routes = (route for router in ROUTERS for route in router.routes)
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     return {method for route in matching for method in getattr(route, "methods", ())}
 
 

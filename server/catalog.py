@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from models.directory import find_models, read_config
-from models.imaging.geometry import padded_px
+from models.imaging.geometry import padded_px, padded_size
 from models.network.configs import ModelConfig
 from server.engine.shared_memory import Layout
 from server.errors import NotFoundError
+from server.scheduling.costs import Shape
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class ServedModel:
         """Where the image and maps of a job lie. `extra`: every exit has a further map."""
         joints = self.config.outputs if self.config.task == "pose" else 0
         return Layout(height, width, self.config.exits, joints, extra)
+
+    def input_shape(self, height: int, width: int) -> Shape:
+        """See `input_shape`."""
+        return input_shape(self.config, height, width)
 
     def area_ratio(self, height: int, width: int) -> float:
         """The dense cost at an image of this size, relative to the cost at the configured size."""
@@ -75,6 +80,13 @@ def read_catalog(folder: Path, default: str = "") -> Catalog:
     if not models:
         raise ValueError(f"{folder} holds no model directory (NAME/config.json); name a folder with --models")
     return Catalog(models, default)
+
+
+def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
+    """The network input's height and width for an image: the padded size, or the size of a person's crop."""
+    if config.task == "pose":
+        return config.size
+    return padded_size(height, width)
 
 
 def palette_bytes(palette: Sequence[tuple[int, int, int]], classes: int) -> bytes:

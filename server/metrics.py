@@ -4,6 +4,8 @@ All series exist at 0 from the start, so that rates and sums are right from the 
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,9 +23,12 @@ from server.engine.messages import Stop
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 RATIO = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+COST_RATIO = (0.5, 0.7, 0.85, 0.95, 1.05, 1.15, 1.3, 1.5, 2.0, 3.0, 5.0)
 PROTOCOLS = ("http", "websocket")
 UNKNOWN = "unknown"
 """The label `model` of requests that name no served model."""
+
+Series = TypeVar("Series", Counter, Histogram)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -54,12 +59,19 @@ class Metrics:
         self.unsure = Histogram(
             "anytime_unsure_ratio", "Share of unsure positions", by_exit, buckets=RATIO, registry=self.registry
         )
+        self.cost_ratio = Histogram(
+            "anytime_cost_ratio",
+            "Seconds of an exit since the exit before, over those that were predicted",
+            by_exit,
+            buckets=COST_RATIO,
+            registry=self.registry,
+        )
         self.worker_restarts = self._counter("worker_restarts_total", "Workers that were started after the first")
         self.queue_depth = self._gauge("queue_depth", "Jobs that wait for their first exit")
         self.inflight = self._gauge("inflight_requests", "Requests that have arrived and not ended")
         self.websockets = self._gauge("websocket_connections", "Open WebSocket connections")
         self.shared_memory = self._gauge("shared_memory_bytes", "Memory taken by images and maps of open jobs")
-        self.worker_up = self._gauge("worker_up", "1 while the worker is ready", "device")
+        self.worker_up = self._gauge("worker_up", "1 while the worker of a device is ready", "device")
         self.executor_info = self._gauge("executor_info", "1 for what runs each model", "model", "device", "executor")
         self.precision_info = self._gauge("precision_info", "1 for the precision of each model", "model", "precision")
         for model, exits in {**models, UNKNOWN: 0}.items():
@@ -68,6 +80,16 @@ class Metrics:
     def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
         """Let `gauge` show what `read` returns at the time of the scrape."""
         gauge.set_function(read)
+
+    def ended(self, model: str, stop: Stop) -> int:
+        """How many requests for a model ended so."""
+        found = (
+            self.registry.get_sample_value(
+                "anytime_requests_total", {"model": model, "protocol": protocol, "stop": stop.value}
+            )
+            for protocol in PROTOCOLS
+        )
+        return sum(int(count or 0) for count in found)
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -85,14 +107,20 @@ class Metrics:
         for metric in (self.macs, self.macs_saved, self.exits_wasted, self.queue, self.overrun, self.cancel):
             metric.labels(model)
         for exit_index in range(1, exits + 1):
-            for histogram in (self.time_to_exit, self.stage, self.unsure):
+            for histogram in (self.time_to_exit, self.stage, self.unsure, self.cost_ratio):
                 histogram.labels(model, exit_index)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"anytime_{name}", text, labels, registry=self.registry)
+        return _remembering(Counter(f"anytime_{name}", text, labels, registry=self.registry))
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"anytime_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(f"anytime_{name}", text, labels, buckets=SECONDS, registry=self.registry)
+        return _remembering(Histogram(f"anytime_{name}", text, labels, buckets=SECONDS, registry=self.registry))
+
+
+def _remembering(metric: Series) -> Series:
+    """`metric`, which looks each of its series up once. They are never removed, and a request looks up some thirty."""
+    metric.labels = cache(metric.labels)  # type: ignore[method-assign]
+    return metric

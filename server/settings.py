@@ -26,6 +26,11 @@ def _traffic_cap(text: str) -> str:
     return text
 
 
+def _device(text: str) -> str:
+    parse_devices(text)
+    return text
+
+
 def _executor(name: str) -> str:
     if name not in CHOICES:
         raise ValueError(f"it may be {_EITHER}")
@@ -47,13 +52,20 @@ class Settings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     models: Path = Field(ROOT / "models" / "zoo", description="folder of model directories")
     default_model: str = Field("", description="model of requests that name none; empty: the first by name")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        "auto",
+        description="auto, cpu, cuda or cuda:N; several with commas: cpu,cpu are two workers that share the cores",
+    )
     executor: Annotated[str, AfterValidator(_executor)] = Field(AUTO, description=_EITHER)
     precision: Annotated[str, AfterValidator(_precision)] = Field(
         AUTO, description="auto, fp32 or int8; auto: int8 for models with scales for which it is measured to be faster"
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="CPU threads to compute with; 0: one for each core that the server may use"
+        0,
+        ge=0,
+        le=1024,
+        description="CPU threads to compute with, shared among several workers; 0: one for each core that "
+        "the server may use",
     )
     default_deadline_ms: float = Field(
         1000, gt=0, allow_inf_nan=False, description="deadline of requests that name none"
@@ -76,8 +88,20 @@ class Settings(BaseModel):
     traffic_cap: Annotated[str, AfterValidator(_traffic_cap)] = Field(
         "", description="deepest exit while many requests are open: '16:3,32:2' is exit 3 from 16 on, 2 from 32 on"
     )
+    budget: Path | None = Field(
+        None, description="TOML file of deadlines and deepest exits by model, client, traffic, hours and image size"
+    )
     codec_threads: int = Field(2, ge=1, le=64, description="threads that decode images, and as many that encode maps")
     history: int = Field(1000, ge=1, description="ended requests that can still be looked up")
+    load_timeout_s: float = Field(
+        900, gt=0, allow_inf_nan=False, description="time for a worker to load the models before it is replaced"
+    )
+    spare_workers: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="processes in reserve, so that a worker that was lost is replaced sooner; each takes about 150 MB",
+    )
     drain_ms: float = Field(
         30_000, ge=0, allow_inf_nan=False, description="time for open requests to finish after SIGTERM"
     )
@@ -85,8 +109,26 @@ class Settings(BaseModel):
     access_log: bool = Field(False, description="log every request")
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        return parse_devices(self.device)
+
+    @property
     def traffic_levels(self) -> tuple[tuple[int, int], ...]:
         return parse_traffic_cap(self.traffic_cap)
+
+
+def parse_devices(text: str) -> tuple[str, ...]:
+    """'cuda:0,cuda:1' -> ('cuda:0', 'cuda:1'). Raises ValueError on anything else than devices that can be told apart,
+    where a CPU may be named several times."""
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+            raise ValueError(f"{name!r} is not auto, cpu, cuda or cuda:N")
+        if len(names) > 1 and name in ("auto", "cuda"):
+            raise ValueError(f"among several devices {name!r} could be any; use cpu or cuda:N")
+        if name != "cpu" and names.count(name) > 1:
+            raise ValueError(f"{name} is named {names.count(name)} times; one worker uses all of a GPU")
+    return names
 
 
 def parse_traffic_cap(text: str) -> tuple[tuple[int, int], ...]:
@@ -110,7 +152,8 @@ def load_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
     )
     for name, field in Settings.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
-        text = f"{field.description} (default: {str(field.default) or 'none'})".replace("%", "%%")
+        default = str("" if field.default is None else field.default) or "none"
+        text = f"{field.description} (default: {default})".replace("%", "%%")
         if field.annotation is bool:
             parser.add_argument(flag, action="store_const", const="true", help=text)
         else:

@@ -103,6 +103,10 @@ class Server:
         return time.monotonic() - began_s
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def worker(self) -> int:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         return int(children[0])

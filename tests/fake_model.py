@@ -28,14 +28,23 @@ STEPS = tuple(FakeStep(exit=number // 2 if number % 2 == 0 else None) for number
 class FakeState:
     image: NDArray[np.uint8]
     next_step: int = 0
+    slices: int = 0
     exit: Exit | None = None
     frame: Frame = field(default_factory=lambda: Frame(3, 4))
     shape: tuple[int, int] = (64, 96)
 
+    def latest(self) -> Exit:
+        assert self.exit is not None
+        return self.exit
+
 
 @dataclass
 class FakeModel:
-    """A model with two steps for each exit. The map of exit k is the image's red channel + k."""
+    """A model with two steps for each exit. The map of exit k is the image's red channel + k.
+
+    `slices`: the slices that each step takes. `clock_s`: a clock that every slice and every piece of a rendering moves
+    by 10 ms.
+    """
 
     config: Any = tiny.SEGMENTATION
     executor: str = "fake"
@@ -44,6 +53,10 @@ class FakeModel:
     steps: tuple[Step, ...] = STEPS
     released: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     advanced: list[int] = field(default_factory=list)
+    final_exit: int = 0
+    """The exit after which no other differs; 0 for none."""
+    slices: int = 1
+    clock_s: float = 0.0
 
     def begin(self, image: NDArray[np.uint8], box: object = None) -> FakeState:
         if (image == 13).all():
@@ -54,24 +67,31 @@ class FakeModel:
         assert self.released.acquire(timeout=live.PATIENCE_S)
         (state,) = states
         self.advanced.append(int(state.image[0, 0, 0]))
+        self.clock_s += 0.01
+        state.slices += 1
+        if state.slices < self.slices:
+            return False
+        state.slices = 0
         index = self.steps[state.next_step].exit
         state.next_step += 1
         if index is not None:
             sure = 0.4 + 0.1 * index  # the larger of two probabilities, everywhere
             scores = torch.tensor([sure, 1 - sure]).log().view(2, 1, 1)
-            state.exit = SimpleNamespace(index=index, active_share=1 / index, macs=10 * index, scores=scores)  # type: ignore[assignment]
+            state.exit = SimpleNamespace(index=index, active_share=1 / index, macs=10 * index, scores=scores, changed=True, final=index == self.final_exit)  # type: ignore[assignment]
         return True
 
     def render(self, state: FakeState, extra: str | None = None) -> ExitMap:
-        assert state.exit is not None
-        array = state.image[..., 0] + np.uint8(state.exit.index)
-        return ExitMap(state.exit.index, array, state.exit.active_share, np.full_like(array, 7) if extra else None)
+        found = state.latest()
+        array = state.image[..., 0] + np.uint8(found.index)
+        return ExitMap(found.index, array, found.active_share, np.full_like(array, 7) if extra else None)
 
     def rendering(
         self, state: FakeState, extra: str | None = None, out: MapMemory | None = None
     ) -> Iterator[ExitMap | None]:
         found = self.render(state, extra)
-        yield None
+        for _ in range(2):
+            self.clock_s += 0.01
+            yield None
         if out is not None:
             np.copyto(out[0], found.array)
             if out[1] is not None and found.extra is not None:

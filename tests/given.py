@@ -14,6 +14,7 @@ from models.imaging.geometry import Box, Frame
 from models.imaging.postprocess import keypoints
 from models.network.adpc import ExitHead, Stem
 from models.network.configs import GIGA, Extra, ModelConfig
+from models.quantisation import Precision
 
 STEPS: tuple[Step, ...] = (Stem(), *(ExitHead(index, exit=index) for index in range(1, 5)))
 
@@ -29,6 +30,7 @@ class Given:
     answers: list[list[Any]]
     active: tuple[float, ...] = (0.75, 0.5, 0.25, 0.125)
     executor: str = "given"
+    precision: Precision = "fp32"
     device: str = "cpu"
     steps: tuple[Step, ...] = STEPS
     scale: float = 1.0

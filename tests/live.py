@@ -15,6 +15,7 @@ from functools import lru_cache
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -39,12 +40,14 @@ from server.engine.messages import (
     MoveDeadline,
     Ready,
     Stop,
+    TrafficCap,
 )
 from server.engine.shared_memory import attach
 from server.engine.worker_process import ChildProcess, WorkerProcess
+from server.scheduling.costs import StageCost
 from server.settings import Settings
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 """The longest wait for what must happen; only a test that fails reaches it."""
 CONFIGS = (tiny.SEGMENTATION, tiny.POSE)
 MACS = (10.0, 20.0, 30.0, 40.0)
@@ -57,10 +60,15 @@ class ScriptedWorker:
         self.connection, self._own = Pipe()
         self._memory = attach(os.dup(plan.arena_fd), plan.arena_bytes)
         self._names = list(plan.models)
+        self.killed = self.lingers = False
 
     def kill(self) -> None:
         """What the server calls to end a worker."""
-        self.connection.close()
+        self.killed = True
+
+    def gone(self, wait_s: float = 0.0) -> bool:
+        """What the server asks until a worker that it ended is gone. It keeps its memory while `lingers` is set."""
+        return not self.lingers
 
     def die(self) -> None:
         self._own.close()
@@ -69,10 +77,12 @@ class ScriptedWorker:
         self._own.send(event)
 
     def say_ready(self, calibrated: bool = False) -> None:
-        facts = ModelFacts(
-            MACS, (0.1, 0.2, 0.3, 0.4), calibrated, Chosen("scripted", "the only one", "int8", "int8 is faster")
-        )
-        self.say(Ready("cpu", "scripted", dict.fromkeys(self._names, facts)))
+        """Every stage takes 0.1 s at the size of `tiny.SEGMENTATION`."""
+        chosen = Chosen("scripted", "the only one", "int8", "int8 is faster")
+        facts = {
+            name: ModelFacts(MACS, (0.1, 0.2, 0.3, 0.4), calibrated, chosen, stage_costs(name)) for name in self._names
+        }
+        self.say(Ready("cpu", "scripted", facts))
 
     def hear(self) -> Command:
         assert self._own.poll(PATIENCE_S), "the server said nothing"
@@ -94,6 +104,11 @@ class ScriptedWorker:
         assert isinstance(command, MoveDeadline)
         return command
 
+    def hear_cap(self) -> int | None:
+        command = self.hear()
+        assert isinstance(command, TrafficCap)
+        return command.max_exit
+
     def hears_nothing(self) -> bool:
         return not self._own.poll()
 
@@ -101,7 +116,7 @@ class ScriptedWorker:
         """The image as it lies in shared memory."""
         return spec.layout.image(self._memory[spec.offset :]).copy()
 
-    def reach(self, spec: JobSpec, exit_index: int) -> None:
+    def reach(self, spec: JobSpec, exit_index: int, *, changed: bool = True, final: bool = False) -> None:
         """Finish an exit: its map is `labels(exit_index)`."""
         block = self._memory[spec.offset :]
         if spec.layout.joints:
@@ -110,10 +125,11 @@ class ScriptedWorker:
             spec.layout.labels(block, exit_index)[:] = labels(exit_index, spec.layout.height, spec.layout.width)
         if spec.layout.extra:
             spec.layout.extra_map(block, exit_index)[:] = exit_index % 2
-        self.say(Exited(spec.key, exit_index, 0.5 / exit_index, round(MACS[exit_index - 1]), 0.1, 0.0, 0.1))
+        macs = round(MACS[exit_index - 1])
+        self.say(Exited(spec.key, exit_index, 0.5 / exit_index, macs, 0.1, 0.0, 0.1, changed, final))
 
-    def end(self, spec: JobSpec, stop: Stop = Stop.COMPLETE, wait_s: float = 0.0, error: str | None = None) -> None:
-        self.say(Ended(spec.key, stop, wait_s, error))
+    def end(self, spec: JobSpec, stop: Stop = Stop.COMPLETE, error: str | None = None, **times_s: float) -> None:
+        self.say(Ended(spec.key, stop, error, **times_s))
 
     def finish(self, spec: JobSpec, last: int = 4, stop: Stop = Stop.COMPLETE) -> None:
         """Reach all exits up to `last`, and end the job."""
@@ -163,6 +179,13 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < until_s, "it did not happen"
         tick.wait(0.01)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let the event loop run until something has happened on it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
 
 
 class Later:
@@ -227,7 +250,8 @@ def scripted(folder: Path, **fields: object) -> Iterator[tuple[Live, Callable[[]
         started.put(worker)
         return worker
 
-    with serving(settings(folder, **fields), launch) as live:
+    silent = patch("server.engine.supervisor.TICK_S", 3600.0)  # the test does not play the answers to pings
+    with silent, serving(settings(folder, **fields), launch) as live:
         yield live, lambda: started.get(timeout=PATIENCE_S)
 
 
@@ -255,6 +279,11 @@ def labels(exit_index: int, height: int, width: int) -> NDArray[np.uint8]:
     """The map that a scripted worker answers with: three classes, different at every exit."""
     positions = np.arange(height * width).reshape(height, width)
     return ((positions // (10 * exit_index)) % 3).astype(np.uint8)
+
+
+def stage_costs(model: str) -> tuple[StageCost, ...]:
+    """What a scripted worker says of stages; costs at other shapes follow the area."""
+    return tuple(StageCost(model, exit_index, tiny.SEGMENTATION.size, 0.1, 1.0, 0.5) for exit_index in range(1, 5))
 
 
 def photo(height: int = 60, width: int = 90, kind: str = "PNG", seed: int = 0) -> bytes:

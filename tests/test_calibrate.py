@@ -17,7 +17,8 @@ from models.checkpoint import save_directory
 from models.commands.calibrate import table
 from models.directory import fingerprint
 from models.evaluation import calibrate
-from models.evaluation.calibrate import Observations, cross_validate, difference, judge, observe
+from models.evaluation.calibrate import Observations, cross_validate, judge
+from models.evaluation.observations import difference, observe
 from models.executors.selection import build
 from models.quality import Quality, uncertainty
 
@@ -93,21 +94,23 @@ def test_too_few_images_leave_the_calibration_that_there_is(
 ) -> None:
     Quality((), 100, "an earlier one", fingerprint(model)).save(model)
     assert main(command(model, camvid, "few", "--splits", "3")) == 1
-    assert "21 images are too few to promise anything; give 22 or more of" in capsys.readouterr().err
+    assert "21 images are too few to promise anything; give 22 or more of few" in capsys.readouterr().err
     assert Quality.load(model).source == "an earlier one"
 
 
 def test_what_is_observed_is_what_is_served() -> None:
     model = build(tiny.network(), "cpu", "reference")
     image = tiny.image()
-    found = observe(model, [(image, None), (tiny.image(40, 40, 1), None)])
-    assert found.uncertainty.shape == found.changed.shape == found.macs.shape == (2, 4)
+    found = observe(model, [((image, None), lambda labels: labels.mean()), ((tiny.image(40, 40), None), np.sum)])[0]
     exits = [(state.exit, state.frame, answer.array) for state, answer in run(model, image)]
-    for index, (exit_, frame, labels) in enumerate(exits):
-        assert exit_ is not None and found.macs[0, index] == exit_.macs
-        assert found.uncertainty[0, index] == uncertainty(exit_, "segmentation", frame)
-        assert found.changed[0, index] == (labels != exits[-1][2]).mean()
-    assert found.changed[0, 0] > 0 and found.changed[0, 3] == 0
+    before = exits[0][2]
+    for seen, (exit_, frame, labels) in zip(found, exits, strict=True):
+        assert exit_ is not None and (seen.macs, seen.active_share) == (exit_.macs, exit_.active_share)
+        assert seen.uncertainty == uncertainty(exit_, "segmentation", frame)
+        assert seen.changed == (labels != exits[-1][2]).mean() and seen.change == (labels != before).mean()
+        assert seen.utility == labels.mean() and seen.seconds > 0
+        before = labels
+    assert found[0].changed > 0 == found[-1].changed and found[0].change == 0 < found[1].change
 
 
 def test_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,5 +212,6 @@ def test_joints_are_compared_at_the_size_of_the_person_s_crop() -> None:
     early = heatmaps((0, 3, 3, 1.0), (1, 3, 3, 1.0), (1, 2, 3, 0.5))
     last = heatmaps((0, 4, 3, 1.0), (1, 3, 3, 1.0), (1, 4, 3, 0.5))
     model = Given(tiny.POSE, [[early, early, last, last]], scale=2.0)
-    found = observe(model, [(tiny.image(64, 64), (0, 0, 64, 64))])
-    assert found.changed.tolist() == [[1 / 16, 1 / 16, 0, 0]]
+    (found,) = observe(model, [((tiny.image(64, 64), (0, 0, 64, 64)), len)])
+    assert [exit_.changed for exit_ in found] == [1 / 16, 1 / 16, 0, 0]
+    assert [exit_.change for exit_ in found] == [0, 0, 1 / 16, 0]

@@ -50,7 +50,8 @@ def test_the_request_says_what_was_asked_for():
         two_exits(talk)
 
     with scripted(script) as server, Client(server.url) as client:
-        list(client.stream(IMAGE, model="m", deadline_ms=5, max_exit=2, extra="unsure", box=(1, 2, 3, 4), id="mine"))
+        options = {"model": "m", "deadline_ms": 5, "max_exit": 2, "extra": "unsure", "box": (1, 2, 3, 4), "priority": 0}
+        list(client.stream(IMAGE, **options, id="mine"))
         list(client.stream(Image.fromarray(IMAGE)))
     (message, image), (plain, _) = seen
     assert message == {
@@ -62,6 +63,7 @@ def test_the_request_says_what_was_asked_for():
         "max_exit": 2,
         "map": "unsure",
         "box": [1, 2, 3, 4],
+        "priority": 0,
     }
     assert image.startswith(b"\x89PNG")
     assert set(plain) == {"type", "id", "encoding"}

@@ -30,6 +30,15 @@ def test_a_png_without_palette_is_grey() -> None:
     assert image.mode == "L" and (np.asarray(image) == values).all()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (5, 7)])
+@pytest.mark.parametrize("palette", [None, bytes(range(255))])
+def test_a_png_of_any_size_holds_all_values(size: tuple[int, int], palette: bytes | None) -> None:
+    values = np.random.default_rng(0).integers(0, 85, size, dtype=np.uint8)
+    with Image.open(io.BytesIO(encoder.png(values, palette))) as image:
+        image.verify()  # checksums
+    assert (np.asarray(Image.open(io.BytesIO(encoder.png(values, palette)))) == values).all()
+
+
 def test_deltas_give_the_raw_map_whatever_was_skipped() -> None:
     maps = [labels(seed) for seed in range(4)]
     held = np.zeros_like(maps[0])

@@ -1,4 +1,4 @@
-"""The engine, against a worker that the tests play."""
+"""The engine, against workers that the tests play."""
 
 import asyncio
 import time
@@ -10,62 +10,90 @@ from typing import Any
 import live
 import pytest
 import tiny
-from live import ScriptedWorker
+from live import ScriptedWorker, until
 
 from server.catalog import Catalog, read_catalog
 from server.engine.engine import Engine
 from server.engine.job import Job
-from server.engine.messages import Broken, Chosen, JobSpec, LoadPlan, ModelFacts, Ready, Stop
+from server.engine.messages import Broken, Chosen, Exited, JobSpec, LoadPlan, ModelFacts, Ready, Stop, Unloadable
+from server.engine.place import Place
 from server.errors import NoExitError, UnavailableError
 from server.metrics import Metrics
+from server.scheduling.backlog import Expected
+from server.scheduling.costs import StageCost
 
 NAME = tiny.SEGMENTATION.name
-FACTS = ModelFacts(live.MACS, (0.1, 0.2, 0.3, 0.4), False, Chosen("triton", "the fastest", "fp16"))
+SHAPE = tiny.SEGMENTATION.size
+COSTS = tuple(StageCost(NAME, exit_index, SHAPE, half_s=0.1, slope=0.0, active_share=1.0) for exit_index in range(1, 5))
+FACTS = ModelFacts(live.MACS, (0.1, 0.2, 0.3, 0.4), False, Chosen("triton", "the fastest", "fp16"), COSTS)
+UP = ("cpu:0", "cpu:1")
+Check = Callable[["Harness"], Coroutine[Any, Any, None]]
 
 
 class Harness:
-    """An engine that has started its first worker, and all that it started."""
+    """An engine whose workers are ready, and all that it started."""
 
-    def __init__(self, folder: Path) -> None:
-        self.settings = live.settings(folder)
+    def __init__(self, folder: Path, device: str) -> None:
+        self.settings = live.settings(folder, device=device)
         self.catalog: Catalog = read_catalog(folder)
         self.plans: list[LoadPlan] = []
         self.workers: list[ScriptedWorker] = []
+        self.unloadable: list[str] = []
         self.metrics = Metrics({NAME: 4})
-        self.engine = Engine(self.settings, self.catalog, self.metrics, print, self._launch)
+        self.deepest: int | None = None
+        self.engine = Engine(
+            self.settings,
+            self.catalog,
+            self.metrics,
+            self.unloadable.append,
+            self._launch,
+            deepest=lambda: self.deepest,
+        )
 
     def _launch(self, plan: LoadPlan) -> ScriptedWorker:
         self.plans.append(plan)
         self.workers.append(ScriptedWorker(plan))
         return self.workers[-1]
 
-    async def ready(self) -> None:
-        self.engine.start()
-        self.workers[-1].say(Ready("cuda:0", "triton", {NAME: FACTS}))
-        await until(lambda: self.engine.ready is not None)
+    async def say_ready(self, facts: ModelFacts = FACTS) -> None:
+        """Let the newest worker be ready."""
+        number = len(self.engine.pool.ready)
+        self.workers[-1].say(Ready(self.plans[-1].device, facts.chosen.executor, {NAME: facts}))
+        await until(lambda: len(self.engine.pool.ready) == number + 1)
 
-    def submit(self, left_s: float = 1000.0, **fields: int) -> Job:
-        """A job whose compute deadline is `left_s` seconds from now."""
-        layout = self.catalog.get(NAME).layout(32, 32, extra=False)
+    def admit(self, left_s: float = 1000.0, required: int = 1) -> Place:
+        now_s = time.monotonic()
+        return self.engine.admit(Expected(NAME, SHAPE, required, now_s + left_s), now_s)
+
+    def submit(self, left_s: float = 1000.0, place: Place | None = None, pixels: int = 32, **fields: int) -> Job:
+        """A job for a square image whose compute deadline is `left_s` seconds from now."""
+        place = place or self.admit(required=fields.get("required", 1))
+        layout = self.catalog.get(NAME).layout(pixels, pixels, extra=False)
         offset, now_s = self.engine.take(layout), time.monotonic()
-        return self.engine.submit(JobSpec(1, NAME, offset, layout, now_s, now_s + left_s, now_s, 4, **fields))
+        spec = JobSpec(place.key, NAME, offset, layout, now_s, now_s + left_s, now_s, 4, **fields)
+        return self.engine.submit(spec, place)
 
+    def open(self) -> list[int]:
+        """The number of requests that each device owes."""
+        return [len(device.backlog) for device in self.engine.pool.devices]
 
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(live.PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0)
+    def metric(self, name: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[[Callable[[Harness], Coroutine[Any, Any, None]]], None]:
-    """Runs a check with an engine that is ready."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a check with an engine that has one worker that is ready on each device."""
     live.write_configs(tmp_path, (tiny.SEGMENTATION,))
+    monkeypatch.setattr("server.engine.supervisor.TICK_S", 3600.0)
 
-    def run(check: Callable[[Harness], Coroutine[Any, Any, None]]) -> None:
+    def run(check: Check, device: str = "cpu") -> None:
         async def checked() -> None:
-            harness = Harness(tmp_path)
-            await harness.ready()
+            harness = Harness(tmp_path, device)
+            harness.engine.start()
+            for number in range(1, len(harness.engine.pool.devices) + 1):
+                assert len(harness.workers) == number
+                await harness.say_ready()
             await check(harness)
             harness.engine.close()
 
@@ -82,19 +110,44 @@ def test_the_timer_follows_the_compute_deadline(run: Any) -> None:
         assert 500 < job.timer.when() - asyncio.get_running_loop().time() <= 1000
         harness.engine.move_deadline(job, spec.compute_deadline_s + 1000)
         assert harness.workers[0].hear_move().compute_deadline_s == spec.compute_deadline_s + 1000
+        assert job.place.expected.deadline_s == spec.compute_deadline_s + 1000
         assert 1500 < job.timer.when() - asyncio.get_running_loop().time() <= 2000
         harness.engine.move_deadline(job, time.monotonic())
         await asyncio.wait_for(job.ended(), live.PATIENCE_S)
-        assert job.stop is Stop.NO_EXIT
+        assert job.stop is Stop.NO_EXIT and harness.open() == [0]
 
     run(check)
 
 
+def test_every_worker_hears_how_deep_the_traffic_lets_jobs_go(run: Any) -> None:
+    """It is looked at whenever a job comes, reaches an exit or ends, and told once."""
+
+    async def check(harness: Harness) -> None:
+        harness.deepest = 3
+        job = harness.submit()
+        first, other = harness.workers if job.place.device is harness.engine.pool.devices[0] else harness.workers[::-1]
+        spec = first.hear_job()
+        assert (first.hear_cap(), other.hear_cap()) == (3, 3)
+        first.reach(spec, 1)
+        await until(lambda: len(job.exits) == 1)
+        harness.deepest = 2
+        first.reach(spec, 2)
+        await until(lambda: len(job.exits) == 2)
+        assert (first.hear_cap(), other.hear_cap()) == (2, 2)
+        harness.deepest = None
+        first.end(spec)
+        await until(lambda: job.stop is not None)
+        assert (first.hear_cap(), other.hear_cap()) == (None, None)
+        assert first.hears_nothing() and other.hears_nothing()
+
+    run(check, "cpu,cpu")
+
+
 def test_a_job_without_time_is_refused_and_its_block_is_still_the_callers(run: Any) -> None:
     async def check(harness: Harness) -> None:
-        with pytest.raises(NoExitError, match="which leaves none for exit 1"):
-            harness.submit(left_s=-1)
-        assert not harness.engine.jobs and harness.engine.arena.taken_bytes > 0
+        with pytest.raises(NoExitError, match="which leaves none for exit 1"), harness.admit() as place:
+            harness.submit(left_s=-1, place=place)
+        assert not harness.engine.jobs and harness.engine.arena.taken_bytes > 0 and harness.open() == [0]
 
     run(check)
 
@@ -103,8 +156,10 @@ def test_a_job_that_is_released_is_cancelled_and_freed_once_the_worker_lets_go(r
     async def check(harness: Harness) -> None:
         job = harness.submit()
         spec = harness.workers[0].hear_job()
+        assert harness.open() == [1]
         harness.engine.release(job)
         assert job.stop is Stop.DISCONNECTED and harness.workers[0].hear_cancel().key == spec.key
+        assert harness.open() == [0]
         assert harness.engine.arena.taken_bytes > 0  # the worker may still write
         harness.workers[0].end(spec, Stop.CANCELLED)
         await until(lambda: not harness.engine.jobs)
@@ -117,16 +172,147 @@ def test_a_job_that_is_released_is_cancelled_and_freed_once_the_worker_lets_go(r
 
 def test_after_a_device_has_failed_the_next_worker_runs_the_reference(run: Any) -> None:
     async def check(harness: Harness) -> None:
-        assert harness.plans[0].chosen == harness.plans[0].known_s == {}
+        assert (harness.plans[0].chosen, harness.plans[0].known) == ({}, ())
         harness.workers[0].say(Broken("an illegal access"))
         harness.workers[0].die()
         await until(lambda: len(harness.workers) == 2)
         assert harness.plans[1].chosen == {NAME: Chosen("reference", "triton broke the device: an illegal access")}
-        assert harness.plans[1].known_s == {NAME: FACTS.seconds}
+        assert harness.plans[1].known == ()  # the reference is measured anew
         with pytest.raises(UnavailableError, match="being loaded"):
             harness.engine.check_open()
-        harness.workers[1].say(Ready("cuda:0", "reference", {NAME: replace(FACTS, chosen=Chosen("reference"))}))
-        await until(lambda: harness.engine.ready is not None)
+        await harness.say_ready(replace(FACTS, chosen=Chosen("reference")))
         harness.engine.check_open()
+        assert harness.metric("anytime_worker_restarts_total") == 1
+
+    run(check)
+
+
+def test_models_that_cannot_be_loaded_any_more_end_the_server_only_if_no_worker_is_left(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check(harness: Harness) -> None:
+        for number in (0, 1):
+            assert not harness.unloadable
+            harness.workers[number].die()
+            await until(lambda number=number: len(harness.workers) == 3 + number)
+            harness.workers[-1].say(Unloadable("no such file"))
+            await until(lambda: "cannot be loaded on cpu:0 any more: no such file" in caplog.text)
+        await until(lambda: harness.unloadable)
+
+    run(check, "cpu,cpu")
+
+
+def test_requests_go_where_their_required_exit_is_there_first(run: Any) -> None:
+    """Two workers on the CPU: the second starts with what the first found out, and has a label of its own."""
+
+    async def check(harness: Harness) -> None:
+        first, second = harness.plans
+        assert (first.sharing, first.known) == (2, ()) and second.known == COSTS
+        assert [device.label for device in harness.engine.pool.devices] == ["cpu:0", "cpu:1"]
+        jobs = [harness.submit() for _ in range(3)]
+        assert [job.place.device.label for job in jobs] == ["cpu:0", "cpu:1", "cpu:0"]
+        for worker, keys in zip(harness.workers, ([1, 3], [2]), strict=True):
+            assert [worker.hear_job().key for _ in keys] == keys
+
+    run(check, "cpu,cpu")
+
+
+def test_a_request_that_fits_nowhere_is_refused_with_the_time_to_wait(run: Any) -> None:
+    async def check(harness: Harness) -> None:
+        first, second = harness.admit(left_s=0.15), harness.admit(left_s=0.15)
+        assert harness.open() == [1, 1]
+        with pytest.raises(UnavailableError, match="exit 1 would be there in") as caught:
+            harness.admit(left_s=0.15)
+        assert caught.value.code == "overloaded" and 0 < (caught.value.retry_after_s or 0) < 0.2
+        assert harness.open() == [1, 1]
+        with second:
+            pass
+        assert harness.admit(left_s=0.15).device is second.device and first.device is not second.device
+
+    run(check, "cpu,cpu")
+
+
+@pytest.mark.parametrize(("pixels", "label"), [(64, "cpu:0"), (128, "cpu:1")])
+def test_an_image_that_is_larger_than_expected_is_routed_again(run: Any, pixels: int, label: str) -> None:
+    async def check(harness: Harness) -> None:
+        first, second, third = (harness.admit() for _ in range(3))
+        assert first.device is third.device is not second.device
+        second.release(time.monotonic())
+        assert harness.submit(place=third, pixels=pixels).place.device.label == label
+
+    run(check, "cpu,cpu")
+
+
+def test_an_image_that_is_so_large_that_it_fits_nowhere_is_refused(run: Any) -> None:
+    async def check(harness: Harness) -> None:
+        harness.admit(left_s=0.5)
+        with pytest.raises(UnavailableError, match="are left"), harness.admit(left_s=0.9) as place:
+            harness.submit(left_s=0.9, place=place, pixels=224)  # 0.86 s at the safe estimate, after 0.1 s of another
+        assert harness.open() == [1] and not harness.engine.jobs
+
+    run(check)
+
+
+def test_requests_on_a_stuck_worker_are_answered_at_their_own_deadlines(run: Any) -> None:
+    """The worker says nothing more; with an exit in hand that is the answer."""
+
+    async def check(harness: Harness) -> None:
+        jobs = [harness.submit(required=required) for required in (1, 1, 2)]
+        for number in (0, 2):
+            harness.workers[0].reach(jobs[number].spec, 1)
+        await until(lambda: jobs[2].exits)
+        for job in jobs:
+            harness.engine.move_deadline(job, time.monotonic())
+            await asyncio.wait_for(job.ended(), live.PATIENCE_S)
+        assert [(job.stop, job.latest) for job in jobs] == [(Stop.DEADLINE, 1), (Stop.NO_EXIT, 0), (Stop.DEADLINE, 1)]
+        assert harness.open() == [0]
+
+    run(check)
+
+
+def test_a_worker_that_is_lost_costs_only_its_own_jobs(run: Any) -> None:
+    async def check(harness: Harness) -> None:
+        lost, kept = harness.workers
+        first, second, third = (harness.submit() for _ in range(3))
+        waiting = harness.admit()
+        assert waiting.device is second.place.device
+        beside = harness.admit()
+        lost.reach(first.spec, 1)
+        await until(lambda: first.exits)
+        lost.lingers = True
+        lost.die()
+        assert await first.ended() is Stop.DEADLINE and first.latest == 1
+        with pytest.raises(UnavailableError, match="the worker was lost before exit 1"):
+            await third.ended()
+        assert second.stop is None and harness.open() == [0, 2]
+        assert harness.engine.readiness()["ready"]
+        assert [device["ready"] for device in harness.engine.readiness()["devices"]] == [False, True]
+        up = {label: harness.metrics.registry.get_sample_value("anytime_worker_up", {"device": label}) for label in UP}
+        assert up == {"cpu:0": 0, "cpu:1": 1}
+        for job in (first, third):
+            harness.engine.release(job)
+        assert len(harness.engine.jobs) == 3  # the worker may still write, until it has ended
+        lost.lingers = False
+        await until(lambda: len(harness.engine.jobs) == 1)
+        assert harness.submit(place=beside).place.device is second.place.device  # its image came after the loss
+        assert kept.hear_job().key == second.spec.key and kept.hear_job().key == beside.key
+
+    run(check, "cpu,cpu")
+
+
+def test_what_exits_cost_is_learnt_and_compared_with_what_was_predicted(run: Any) -> None:
+    async def check(harness: Harness) -> None:
+        job = harness.submit(pixels=64)
+        spec = harness.workers[0].hear_job()
+        harness.workers[0].say(Exited(spec.key, 1, 0.5, 10, 0.2, 0.0, 0.2))
+        await until(lambda: job.exits)
+        labels = {"model": NAME, "exit": "1"}
+        ratio = harness.metrics.registry.get_sample_value("anytime_cost_ratio_sum", labels)
+        assert ratio == pytest.approx(0.2 / (0.1 * 64 / 96))
+        shapes = {cost.shape: cost for cost in harness.engine.pool.learnt(NAME)}
+        assert shapes.keys() == {SHAPE, (64, 64)} and shapes[SHAPE].device == "cpu"
+        assert shapes[SHAPE].typical_s == pytest.approx(FACTS.seconds)
+        assert shapes[64, 64].typical_s[0] == pytest.approx(0.2)
+        assert all(safe_s > typical_s for safe_s, typical_s in zip(shapes[SHAPE].safe_s, FACTS.seconds, strict=True))
 
     run(check)

@@ -165,7 +165,8 @@ def test_without_an_exit_in_time_there_is_a_504(server: Live, worker: ScriptedWo
     call = Later(lambda: server.predict(deadline_ms=100))
     spec = worker.hear_job()
     reply = call.result()
-    assert reply.status_code == 504 and reply.json()["code"] == "no_exit" and "100.0 ms" in reply.json()["error"]
+    assert (reply.status_code, reply.json()["code"]) == (504, "no_exit")
+    assert "within 100.0 ms, and exit 1 takes " in reply.json()["error"]
     worker.hear_cancel()
     worker.end(spec, Stop.CANCELLED)
     assert server.metric("anytime_requests_total", stop="no_exit") == before + 1
@@ -185,11 +186,12 @@ def test_min_exit_not_reached_is_a_504_unless_best_effort(server: Live, worker: 
     assert call.result().json()["exit"] == 2
 
 
-def test_what_cannot_be_served_in_time_is_refused_with_the_wait(server: Live, worker: ScriptedWorker) -> None:
+def test_what_the_worker_does_not_begin_is_told_with_both_times(server: Live, worker: ScriptedWorker) -> None:
     call = Later(server.predict)
-    worker.end(worker.hear_job(), Stop.REJECTED, wait_s=2.3)
+    worker.end(worker.hear_job(), Stop.NO_EXIT, needs_s=0.072, left_s=0.06)
     reply = call.result()
-    assert (reply.status_code, reply.headers["retry-after"], reply.json()["code"]) == (503, "3", "overloaded")
+    assert (reply.status_code, reply.json()["code"]) == (504, "no_exit")
+    assert "not begun: exit 1 takes 72 ms here, and 60 ms were left" in reply.json()["error"]
 
 
 def test_a_model_that_fails_is_a_500_and_the_next_request_works(server: Live, worker: ScriptedWorker) -> None:
@@ -270,7 +272,7 @@ def occupy_decoders(service: Service) -> threading.Event:
         over.wait(live.PATIENCE_S)
 
     for _ in range(service.settings.codec_threads):
-        service._decoders.submit(wait)
+        service.codec._decoders.submit(wait)
     for _ in range(service.settings.codec_threads):
         assert begun.acquire(timeout=live.PATIENCE_S)
     return over
@@ -284,8 +286,8 @@ def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(se
     service = server.server.config.app.state.service  # type: ignore[union-attr]
     over, body = occupy_decoders(service), Body()
     there = weakref.ref(body)
-    waiting = asyncio.run_coroutine_threadsafe(service._decode(body), server.loop)
-    server.wait_for(lambda: service._decoders._work_queue.qsize() == 1)
+    waiting = asyncio.run_coroutine_threadsafe(service.codec.decode(body), server.loop)
+    server.wait_for(lambda: service.codec._decoders._work_queue.qsize() == 1)
     del body
     assert there() is not None
     waiting.cancel()
@@ -296,11 +298,11 @@ def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(se
 def test_what_waits_for_a_decoder_is_not_usual(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     service = server.server.config.app.state.service  # type: ignore[union-attr]
     clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
-    monkeypatch.setattr("server.requests.service.time", clock)
-    service._decode_s.clear()
+    monkeypatch.setattr("server.requests.codec.time", clock)
+    service.codec._decode_s.clear()
     over = occupy_decoders(service)
-    waiting = asyncio.run_coroutine_threadsafe(service._decode(photo()), server.loop)
-    server.wait_for(lambda: service._decoders._work_queue.qsize() == 1)
+    waiting = asyncio.run_coroutine_threadsafe(service.codec.decode(photo()), server.loop)
+    server.wait_for(lambda: service.codec._decoders._work_queue.qsize() == 1)
     clock.now_s = 100.0
     over.set()
     image = waiting.result(live.PATIENCE_S)
@@ -320,7 +322,7 @@ def test_any_printable_id_can_be_looked_up_and_cancelled(server: Live, worker: S
 
 
 def test_a_fault_of_the_server_is_a_500_with_the_id(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.requests.service.decode", lambda *_: 1 / 0)
+    monkeypatch.setattr("server.requests.codec.decode", lambda *_: 1 / 0)
     reply = server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "unlucky"})
     assert (reply.status_code, reply.json()["code"], reply.json()["id"]) == (500, "internal", "unlucky")
     assert reply.headers["x-request-id"] == "unlucky"
@@ -573,12 +575,21 @@ def test_paths_and_methods_that_are_not_there(server: Live) -> None:
 
 
 def test_models(server: Live) -> None:
+    assert server.predict(deadline_ms=0.1).status_code == 504
     listed = server.http.get("/v1/models").json()
     assert listed["default"] == SEGMENTATION and [model["name"] for model in listed["models"]] == [POSE, SEGMENTATION]
     found = server.http.get(f"/v1/models/{SEGMENTATION}").json()
+    learnt, without_answer = found.pop("learnt"), found.pop("without_answer")
     assert found == listed["models"][1]
     assert found["task"] == "segmentation" and found["classes"] == ["sky", "road", "car"]
     assert found["exits"][3] == {"exit": 4, "gmacs": 0.0, "seconds": 0.4}
+    (cost,) = [cost for cost in learnt if cost["shape"] == list(tiny.SEGMENTATION.size)]
+    assert cost["device"] == "cpu" and [found["exit"] for found in cost["exits"]] == [1, 2, 3, 4]
+    assert all(0 < found["seconds"] < found["safe_seconds"] for found in cost["exits"])
+    counted = {
+        stop: server.metric("anytime_requests_total", model=SEGMENTATION, stop=stop) for stop in ("rejected", "no_exit")
+    }
+    assert without_answer == counted and counted["no_exit"] > 0
     assert server.http.get(f"/v1/models/{POSE}").json()["skeleton"][0] == [0, 1]
     assert (found["precision"], found["precision_reason"]) == ("int8", "int8 is faster")
     assert server.http.get("/v1/models/nobody").status_code == 404

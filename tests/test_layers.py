@@ -14,42 +14,76 @@ SERVER = [
     # the program
     "server.__main__",
     "server.app",
+    # the simulator of the rest
+    "server.simulation.command",
+    "server.simulation.report",
+    "server.simulation.experiment",
+    "server.simulation.bound",
+    "server.simulation.served",
+    "server.simulation.baselines",
+    "server.simulation.device",
+    "server.simulation.workload",
+    "server.simulation.traffic",
     # what faces clients
     "server.protocols.connection",
+    "server.protocols.budget",
     "server.protocols.http",
     "server.protocols.stream",
     "server.protocols.replies",
+    "server.protocols.descriptions",
     "server.protocols.encoder",
     # a request, from its first byte to its last
     "server.requests.service",
     "server.requests.registry",
+    "server.requests.codec",
     "server.requests.admission",
+    "server.requests.sizes",
+    "server.requests.budget_file",
+    "server.requests.policies",
     "server.protocols.options",
     # the async face of the worker
     "server.engine.engine",
     "server.engine.job",
+    "server.engine.pool",
+    "server.engine.place",
+    "server.engine.routing",
+    "server.engine.device",
+    "server.engine.supervisor",
     "server.engine.worker_process",
+    "server.engine.channel",
+    "server.engine.watchdog",
     # the worker, which alone may import torch, and which the front end does not import
+    "server.worker.__main__",
+    "server.worker.lifeline",
     "server.worker.process",
     "server.worker.loading",
-    "server.worker.scheduler",
+    "server.catalog",
+    # who gets the device when: pure
+    "server.scheduling.backlog",
+    "server.scheduling.scheduler",
+    "server.scheduling.jobs",
+    "server.scheduling.gains",
+    "server.scheduling.fairness",
     # what they share
     "server.requests.budget",
     "server.metrics",
     "server.settings",
     "server.engine.messages",
-    "server.catalog",
     "server.engine.shared_memory",
+    "server.scheduling.costs",
+    "server.scheduling.quantile",
     "server.errors",
 ]
 
 WITHOUT_TORCH = (
     "models.directory",
     "models.executors.registry",
+    "models.gains",
     "models.imaging.geometry",
     "models.imaging.images",
     "models.network.configs",
     "models.quantisation",
+    "models.validation",
 )
 """What the front end may import of models/."""
 

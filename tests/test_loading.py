@@ -2,24 +2,38 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 from fake_model import FakeModel
 
+from models.anytime import exits_of
 from models.checkpoint import save_directory
 from models.directory import fingerprint
 from models.executors.reference import ReferenceExecutor
 from models.executors.selection import build
+from models.gains import Gains, NextGain, Term
 from models.quality import Quality
-from server.requests.budget import Costs
-from server.worker.loading import WARM_UP_RUNS, WARM_UP_SHARES, Loaded, facts, input_shape, load_quality, warm_up
+from server.catalog import input_shape
+from server.engine.messages import LoadPlan
+from server.scheduling.costs import CostModel, StageCost
+from server.worker.loading import (
+    WARM_UP_RUNS,
+    WARM_UP_SHARES,
+    Loaded,
+    facts,
+    load_gains,
+    load_models,
+    load_quality,
+    warm_up,
+)
 
 
 def test_warming_up_learns_what_exits_cost() -> None:
     model = FakeModel()
     model.released.release(1000)
-    costs = Costs()
-    warm_up("fake", model, costs, None)  # type: ignore[arg-type]
+    costs = CostModel()
+    warm_up("fake", model, costs)  # type: ignore[arg-type]
     told = facts("fake", Loaded(model), costs)  # type: ignore[arg-type]
     assert len(told.seconds) == len(told.macs) == 4 and not told.calibrated
     assert list(told.seconds) == sorted(told.seconds) and list(told.macs) == sorted(told.macs)
@@ -32,14 +46,14 @@ def test_warming_up_is_under_masks_such_as_pictures_leave() -> None:
     model.override = lambda state, positions, shrinking: given.append(  # type: ignore[method-assign]
         float(positions.float().mean()) if shrinking else -1.0
     )
-    warm_up("tiny", model, Costs(), None)
+    warm_up("tiny", model, CostModel())
     assert given == pytest.approx(WARM_UP_SHARES * WARM_UP_RUNS, abs=0.01)
 
 
 @pytest.mark.parametrize("executor", ["reference", "sparse", "onnx"])
 def test_every_executor_warms_up(executor: str) -> None:
-    model, costs = build(tiny.network(), "cpu", executor), Costs()
-    warm_up("tiny", model, costs, None)
+    model, costs = build(tiny.network(), "cpu", executor), CostModel()
+    warm_up("tiny", model, costs)
     seconds = facts("tiny", Loaded(model), costs).seconds
     assert len(seconds) == 4 and list(seconds) == sorted(seconds) and seconds[0] > 0
 
@@ -47,9 +61,31 @@ def test_every_executor_warms_up(executor: str) -> None:
 def test_a_worker_that_follows_another_takes_over_what_is_known() -> None:
     model = FakeModel()
     model.released.release(8)  # steps for one image, so that warming up cannot measure
-    costs = Costs()
-    warm_up("fake", model, costs, (0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]
-    assert facts("fake", Loaded(model), costs).seconds == pytest.approx((0.1, 0.3, 0.6, 1.0))  # type: ignore[arg-type]
+    costs = CostModel()
+    costs.restore(StageCost("fake", index, tiny.SEGMENTATION.size, 0.1 * index, 0.0, 1.0) for index in range(1, 5))
+    warm_up("fake", model, costs)  # type: ignore[arg-type]
+    found = facts("fake", Loaded(model), costs)  # type: ignore[arg-type]
+    assert found.seconds == pytest.approx((0.1, 0.3, 0.6, 1.0)) and len(found.costs) == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "sharing", "expected"), [(0, 1, 8), (0, 3, 2), (0, 16, 1), (6, 1, 6), (6, 2, 3), (1, 2, 1)]
+)
+def test_workers_on_one_device_share_its_threads(
+    monkeypatch: pytest.MonkeyPatch, asked: int, sharing: int, expected: int
+) -> None:
+    given: list[int] = []
+
+    def build(
+        make: object, device: str, executor: str, threads: int, *_: object, **__: object
+    ) -> tuple[FakeModel, str]:
+        given.append(threads)
+        return FakeModel(), ""
+
+    monkeypatch.setattr("server.worker.loading.build_fastest", build)
+    monkeypatch.setattr("server.worker.loading.usable", lambda: 8)
+    load_models(LoadPlan({"a": "a", "b": "b"}, "cpu", "auto", asked, (), {}, 0, 0, "INFO", sharing=sharing))
+    assert given == [expected, expected]
 
 
 def test_the_cost_of_an_image_goes_by_its_padded_size_or_the_crop() -> None:
@@ -66,3 +102,28 @@ def test_a_calibration_that_does_not_fit_is_not_used(tmp_path: Path, caplog: pyt
     save_directory(tmp_path, tiny.network(seed=1))
     assert load_quality(tmp_path) is None
     assert "without quality stop" in caplog.text and "python -m models calibrate" in caplog.text
+
+
+def test_gains_that_do_not_fit_are_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_directory(tmp_path, tiny.network())
+    assert load_gains(tmp_path) is None and not caplog.records
+    gains = Gains((NextGain(0.5, 0.1, 0.1),), (), 30, "val", "", fingerprint(tmp_path))
+    gains.save(tmp_path)
+    assert load_gains(tmp_path) == gains
+    save_directory(tmp_path, tiny.network(seed=1))
+    assert load_gains(tmp_path) is None
+    assert "without measured gains" in caplog.text and "python -m models calibrate" in caplog.text
+
+
+def test_what_is_measured_of_an_exit_is_what_the_next_gain_needs() -> None:
+    model = FakeModel()
+    model.released.release(8)
+    terms = (Term("active_share", 0.5, 1.0), Term("confidence", 0.5, 1.0), Term("change", 0.5, 1.0))
+    gains = Gains(tuple(NextGain(0.1, 0.1, 0.1, terms[:number]) for number in range(4)), (), 1, "val", "", "")
+    state = model.begin(np.zeros((3, 4, 3), np.uint8))
+    loaded = Loaded(model, gains=gains)  # type: ignore[arg-type]
+    shown = [loaded.shown(state) for _ in exits_of(model, [state])]  # type: ignore[arg-type, list-item]
+    assert shown[0] == {"active_share": 1.0}
+    assert shown[1] == {"active_share": 0.5, "confidence": pytest.approx(0.6)}
+    assert shown[2].keys() == {"active_share", "confidence"} and shown[3] == {}
+    assert Loaded(model).shown(state) == {}  # type: ignore[arg-type]

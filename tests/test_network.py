@@ -31,7 +31,7 @@ from models.training.train import Run, update_of
 from models.validation import value
 from server.catalog import read_catalog
 from server.engine.messages import LoadPlan
-from server.requests.budget import Costs
+from server.scheduling.costs import CostModel
 from server.worker.loading import facts, load_models, warm_up
 
 
@@ -273,10 +273,10 @@ def test_it_is_trained(tmp_path: Path) -> None:
 def test_the_server_knows_and_loads_it(directory: Path) -> None:
     model = read_catalog(directory.parent).get("iterated")
     assert model.layout(60, 90, extra=False).exits == 2
-    plan = LoadPlan({"iterated": str(directory)}, "cpu", "auto", 1, {}, {}, (), 0, 0, "INFO")
+    plan = LoadPlan({"iterated": str(directory)}, "cpu", "auto", 1, (), {}, 0, 0, "INFO")
     loaded = load_models(plan)["iterated"]
-    measured = Costs()
-    warm_up("iterated", loaded.model, measured, None)
+    measured = CostModel()
+    warm_up("iterated", loaded.model, measured)
     told = facts("iterated", loaded, measured)
     assert told.chosen.executor == "reference" and len(told.macs) == len(told.seconds) == 2
     assert loaded.model.begin(np.zeros((33, 40, 3), np.uint8)).frame == Frame(33, 40)

@@ -23,6 +23,7 @@ def test_strings_and_json_values_mean_the_same() -> None:
         "box": "1,2,3,4",
         "map": "exit",
         "model": "m",
+        "priority": "2",
     }
     message = {
         "deadline_ms": 12.5,
@@ -31,8 +32,10 @@ def test_strings_and_json_values_mean_the_same() -> None:
         "box": [1, 2, 3, 4],
         "map": "exit",
         "model": "m",
+        "priority": 2,
     }
-    expected = RequestOptions(model="m", deadline_ms=12.5, max_exit=3, map="exit", best_effort=True, box="1,2,3,4")
+    asked = {"model": "m", "deadline_ms": 12.5, "max_exit": 3, "map": "exit", "best_effort": True, "priority": 2}
+    expected = RequestOptions(**asked, box="1,2,3,4")
     assert expected.box == (1.0, 2.0, 3.0, 4.0)
     assert parse_options(query) == parse_options(message) == expected
     assert parse_options({}) == parse_options({"deadline_ms": None}) == RequestOptions()
@@ -73,10 +76,12 @@ SENTENCES = [
     ({"box": "1,2,3"}, "box is '1,2,3'; give x,y,width,height in pixels, for example 40,10,120,300"),
     ({"box": "0,0,0,5"}, "box is '0,0,0,5'; width and height must be at least 1, all below 1,000,000"),
     ({"box": "0,0,x,5"}, "box is 'x'; it must be a finite number"),
+    ({"priority": "3"}, "priority is '3'; it may be 0, 1 or 2"),
+    ({"priority": 0.5}, "priority is 0.5; it may be 0, 1 or 2"),
     (
         {"deadline": 5},
         "there is no parameter 'deadline'; there are best_effort, box, deadline_ms, map, max_exit, min_exit, model, "
-        "quality",
+        "priority, quality",
     ),
     ({"extra": "exit"}, "there is no parameter 'extra'; there are "),
 ]

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from models.quality import Quality
 from server.engine.messages import Broken, Cancel, Ended, Event, Exited, JobSpec, MoveDeadline, Stop
 from server.engine.shared_memory import Layout
-from server.requests.budget import Costs
+from server.scheduling.costs import CostModel
+from server.scheduling.scheduler import Scheduler
 from server.worker.loading import Loaded
 from server.worker.process import Worker
-from server.worker.scheduler import Scheduler
 
 
 @dataclass
@@ -63,7 +63,7 @@ QUALITY = Quality(((0.1, 0.45),), 100, "val", "")
 def harness() -> Iterator[Harness]:
     ours, theirs = Pipe()
     block, model = bytearray(16 * 1024), FakeModel()
-    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model, QUALITY)}, Scheduler(Costs()))  # type: ignore[arg-type]
+    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model, QUALITY)}, Scheduler(CostModel()))  # type: ignore[arg-type]
 
     def run() -> None:
         with pytest.raises((EOFError, OSError)):
@@ -91,6 +91,15 @@ def test_a_job_from_the_first_step_to_the_end(harness: Harness) -> None:
     for exit_index in range(1, 5):
         assert (harness.labels(spec, exit_index) == 50 + exit_index).all()
         assert (spec.layout.extra_map(memoryview(harness.block)[1024:], exit_index) == 7).all()
+
+
+def test_a_final_exit_completes_a_job(harness: Harness) -> None:
+    harness.model.final_exit = 2
+    harness.submit(1, 50)
+    harness.step(4)
+    *exits, end = harness.hear_until_end()
+    assert [(event.exit, event.final) for event in exits if isinstance(event, Exited)] == [(1, False), (2, True)]
+    assert end == Ended(1, Stop.COMPLETE)
 
 
 def test_after_a_cancel_at_most_one_step_runs(harness: Harness) -> None:
@@ -156,21 +165,92 @@ def test_an_image_that_the_model_fails_on_does_not_end_the_worker(
     assert harness.hear_until_end()[-1] == Ended(2, Stop.COMPLETE)
 
 
+class ByHand(Harness):
+    """A worker without a thread, whose loop the test turns; its clock is the model's."""
+
+    def __init__(self, model: FakeModel, costs: CostModel | None = None) -> None:
+        ours, theirs = Pipe()
+        super().__init__(ours, bytearray(16 * 1024), model)
+        model.released.release(1000)
+        self.costs = costs or CostModel()
+        self.theirs = theirs
+        self.worker = Worker(
+            theirs,
+            memoryview(self.block),
+            {"fake": Loaded(model)},  # type: ignore[arg-type]
+            Scheduler(self.costs),
+            clock=lambda: self.model.clock_s,
+        )
+
+    def turn(self, count: int = 1) -> list[int]:
+        """Turn the loop; returns the exits that were reached."""
+        for _ in range(count):
+            self.worker.turn()
+        exits = []
+        while self.connection.poll(0):
+            event = self.connection.recv()
+            exits += [event.exit] if isinstance(event, Exited) else []
+        return exits
+
+
+def test_a_step_pauses_for_a_newcomer_and_goes_on_later() -> None:
+    by_hand = ByHand(FakeModel(slices=3))
+    by_hand.submit(1, 50)
+    by_hand.turn(8)  # two steps of three slices, the rest of the rendering, and a slice of the next step
+    by_hand.submit(2, 60, deadline_s=1.0)
+    by_hand.turn(8)
+    assert by_hand.model.advanced == [50] * 7 + [60] * 6 + [50]
+    assert by_hand.worker.jobs[1].scheduled.next_step == 2
+
+
+def test_a_rendering_pauses_too() -> None:
+    """A slice of the second step and a piece of the rendering fill the first slice of 15 ms, two pieces the second."""
+    by_hand = ByHand(FakeModel())
+    spec = by_hand.submit(1, 50)
+    assert by_hand.turn(2) == []
+    by_hand.connection.send(MoveDeadline(1, 1e11))  # heard between the pieces
+    assert by_hand.turn() == [1] and by_hand.worker.jobs[1].scheduled.compute_deadline_s == 1e11
+    assert (by_hand.labels(spec, 1) == 51).all()
+    assert by_hand.costs.typical_s("fake", (32, 32), 1) == pytest.approx(0.04)  # the rendering included
+
+
+def test_a_cancel_between_two_pieces_leaves_the_map_unfinished() -> None:
+    by_hand = ByHand(FakeModel())
+    spec = by_hand.submit(1, 50)
+    by_hand.turn(2)
+    by_hand.connection.send(Cancel(1))
+    by_hand.submit(2, 60)
+    by_hand.turn()
+    assert by_hand.model.advanced == [50, 50, 60]
+    assert (by_hand.labels(spec, 1) == 0).all()
+
+
+def test_slices_end_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_hand, given_s = ByHand(FakeModel()), []
+    advance = by_hand.model.advance
+
+    def noted(states: Sequence[FakeState], slice_s: float | None = None) -> bool:
+        given_s.append(slice_s)
+        return advance(states, slice_s)
+
+    monkeypatch.setattr(by_hand.model, "advance", noted)
+    by_hand.submit(1, 50, deadline_s=0.02)
+    by_hand.turn(2)
+    assert given_s == pytest.approx([0.015, 0.01])
+
+
 def test_a_stage_that_is_given_up_is_learnt_from() -> None:
     """The stage was cut after more time than such stages were known to take."""
-    ours, theirs = Pipe()
-    model, costs, block = FakeModel(), Costs(), bytearray(16 * 1024)
-    model.released.release(100)
+    costs = CostModel()
     costs.observe("fake", (32, 32), 1, 1e-9)
-    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model)}, Scheduler(costs))  # type: ignore[arg-type]
+    by_hand = ByHand(FakeModel(), costs)
     for key in (1, 2):
-        Harness(ours, block, model).submit(key, 50)
-        worker._obey(theirs.recv())
-        worker._step(worker._jobs[key])
-        worker._obey(Cancel(key))
+        by_hand.submit(key, 50)
+        by_hand.turn()
+        by_hand.connection.send(Cancel(key))
+    by_hand.submit(3, 50)
+    by_hand.turn()
     assert costs.typical_s("fake", (32, 32), 1) > 1e-9
-    ours.close()
-    theirs.close()
 
 
 def test_a_device_that_fails_ends_the_worker(caplog: pytest.LogCaptureFixture) -> None:
@@ -178,12 +258,12 @@ def test_a_device_that_fails_ends_the_worker(caplog: pytest.LogCaptureFixture) -
     ours, theirs = Pipe()
     model = FakeModel()
 
-    def broken(states: Sequence[FakeState]) -> None:
+    def broken(states: Sequence[FakeState], slice_s: float) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand more")
 
     model.advance = broken  # type: ignore[method-assign]
     block = bytearray(16 * 1024)
-    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model)}, Scheduler(Costs()))  # type: ignore[arg-type]
+    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model)}, Scheduler(CostModel()))  # type: ignore[arg-type]
     Harness(ours, block, model).submit(1, 50)
     with pytest.raises(torch.AcceleratorError):
         worker.run()

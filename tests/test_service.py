@@ -10,15 +10,24 @@ import pytest
 from server.catalog import read_catalog
 from server.engine.messages import Stop
 from server.errors import NotFoundError
+from server.requests.budget import Asked
 from server.requests.service import Service
+
+CLOCK = SimpleNamespace(monotonic=lambda: 12.0, time=lambda: 0.0)
+ASKED = Asked("model", exits=4)
 
 
 class FakeEngine:
     """Records the calls that it gets."""
 
+    open_requests = 0
+
     def __init__(self) -> None:
         self.finished: list[tuple[Any, Stop]] = []
         self.moved: list[tuple[Any, float]] = []
+
+    def busy(self, now_s: float) -> float:
+        return 0.0
 
     def finish(self, job: Any, stop: Stop) -> None:
         self.finished.append((job, stop))
@@ -49,8 +58,9 @@ def test_cancelling_reaches_every_open_request_of_that_id(service: Service) -> N
 
 
 def test_a_job_hears_of_a_new_deadline_less_what_is_reserved(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.requests.service.time", SimpleNamespace(monotonic=lambda: 12.0))
+    monkeypatch.setattr("server.requests.service.time", CLOCK)
     with service.registry.open("http", 10.0) as record:
+        record.asked = ASKED
         record.job = job = SimpleNamespace(latest=0, stop=None)  # type: ignore[assignment]
         record.reserve_s = 0.25
         service.move_deadline(record, 1.0)
@@ -60,7 +70,8 @@ def test_a_job_hears_of_a_new_deadline_less_what_is_reserved(service: Service, m
 
 
 def test_a_deadline_is_moved_before_there_is_a_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.requests.service.time", SimpleNamespace(monotonic=lambda: 12.0))
+    monkeypatch.setattr("server.requests.service.time", CLOCK)
     with service.registry.open("http", 10.0) as record:
+        record.asked = ASKED
         service.move_deadline(record, 1.0)
     assert record.deadline_s == 13.0 and service.engine.moved == []  # type: ignore[attr-defined]

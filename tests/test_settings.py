@@ -30,6 +30,10 @@ def test_settings_are_frozen() -> None:
         ["--log-level", "loud"],
         ["--executor", "fast"],
         ["--device", "gpu"],
+        ["--device", "cpu,auto"],
+        ["--device", "cuda,cuda:1"],
+        ["--device", "cuda:0,cuda:0"],
+        ["--device", "cpu,"],
         ["--nothing"],
     ],
 )
@@ -71,6 +75,11 @@ def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     for flag in ("--host", "--max-deadline-ms", "--shared-memory-bytes", "--executor"):
         assert flag in text
+
+
+@pytest.mark.parametrize("text", ["auto", "cuda", "cpu,cpu", "cuda:0, cuda:11,cpu"])
+def test_devices(text: str) -> None:
+    assert load_settings(["--device", text], {}).devices == tuple(text.replace(" ", "").split(","))
 
 
 def test_the_traffic_cap() -> None:

@@ -65,16 +65,18 @@ class Client:
         best_effort: bool | None = None,
         extra: Extra | None = None,
         box: Box | None = None,
+        priority: int | None = None,
         id: str | None = None,
     ) -> Prediction:
         """The answer of the deepest exit that the server finishes before `deadline_ms`, counted from its arrival there.
 
         The server stops after `max_exit`, or once at most `quality` of the pixels would still change. If it does not
         reach `min_exit` in time, it sends no answer, unless `best_effort` accepts an earlier exit. `extra` names a
-        second map. `box` is the person whose pose is wanted. `id` names the request for `cancel`. Raises NoExitError
-        if no exit, or not `min_exit`, came in time.
+        second map. `box` is the person whose pose is wanted. Further exits of requests of `priority` 2 come before
+        those of 1 and 0. `id` names the request for `cancel`. Raises NoExitError if no exit, or not `min_exit`, came in
+        time.
         """
-        options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box)
+        options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box, priority)
         data, content_type = encode_image(image)
         headers = {"Content-Type": content_type, "Accept": "application/json", **id_header(id)}
         return read_prediction(
@@ -95,11 +97,12 @@ class Client:
         best_effort: bool | None = None,
         extra: Extra | None = None,
         box: Box | None = None,
+        priority: int | None = None,
         encoding: Encoding = "delta",
         id: str | None = None,
     ) -> Stream:
         """An iterator over the exits, each sent as soon as it is finished. `predict` explains the options."""
-        options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box)
+        options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box, priority)
         return Stream(self._pool, StreamRequest(encode_image(image)[0], options, encoding, id))
 
     def cancel(self, id: str) -> None:

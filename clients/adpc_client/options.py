@@ -54,6 +54,7 @@ class Options:
     best_effort: bool | None = None
     extra: Extra | None = None
     box: Box | None = None
+    priority: int | None = None
 
     def __post_init__(self) -> None:
         if self.deadline_ms is not None and not math.isfinite(self.deadline_ms):
@@ -72,6 +73,7 @@ class Options:
             "best_effort": self.best_effort,
             "map": self.extra,
             "box": None if self.box is None else list(self.box),
+            "priority": self.priority,
         }
         return {name: value for name, value in values.items() if value is not None}
 

@@ -4,42 +4,33 @@ holds.
 `models/quality.py` says what is promised, and how the thresholds follow.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from models.anytime import AnytimeModel
-from models.data import datasets
-from models.data.files import images_in
-from models.evaluation.evaluate import ExitCosts
-from models.imaging.geometry import Box
-from models.imaging.images import read_image
-from models.network.configs import ModelConfig
-from models.quality import KEPT, MOVED, Quality, breakable, threshold, uncertainty
+from models.evaluation.observations import ObservedImage
+from models.quality import KEPT, Quality, breakable, threshold
 
 EPSILONS = (0.02, 0.05, 0.10)
 """The bounds that are reported; the calibration itself serves every bound."""
 
-BoxedImage = tuple[NDArray[np.uint8], Box | None]
-"""An image, uint8 (H, W, 3), and the person's box, for pose."""
-
 
 @dataclass(frozen=True)
 class Observations:
-    """What a model does on every image at every exit. All fields are float64 (images, exits).
-
-    `uncertainty`: see `quality.uncertainty`. `changed`: the share of pixels (joints, for pose) whose answer differs
-    from the last exit's, so 0 at the last exit. `macs`: multiply-adds from the image to the exit.
-    """
+    """What the quality stop needs of every image at every exit: fields of `ObservedExit`, float64 (images, exits)."""
 
     uncertainty: NDArray[np.float64]
     changed: NDArray[np.float64]
     macs: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, images: Sequence[ObservedImage]) -> "Observations":
+        values = [[(exit_.uncertainty, exit_.changed, exit_.macs) for exit_ in image] for image in images]
+        return cls(*np.moveaxis(np.array(values, np.float64), 2, 0))
 
     def __len__(self) -> int:
         return len(self.uncertainty)
@@ -53,23 +44,24 @@ class Observations:
 
 
 def calibrate(
-    model: AnytimeModel, directory: Path, split: str | None, fingerprint: str, *, halvings: int, seed: int
+    model: AnytimeModel,
+    observed: Sequence[ObservedImage],
+    source: str,
+    fingerprint: str,
+    *,
+    halvings: int,
+    seed: int,
 ) -> tuple[Quality, dict[str, Any]]:
-    """Calibrates `model` on the images of a split, or of the folder itself if `split` is None. Returns the calibration
-    and a report, as JSON, of how often it keeps its bounds and what it saves.
+    """Calibrates `model` on images of `source`. Returns the calibration and a report, as JSON, of how often it keeps
+    its bounds and what it saves.
 
-    `fingerprint`: see `quality.fingerprint`. `halvings`, `seed`: see `cross_validate`. Raises ValueError if the model
-    has one exit or there are too few images.
+    `source`, `fingerprint`: see `Quality`. `halvings`, `seed`: see `cross_validate`. Raises ValueError if there are too
+    few images.
     """
-    if model.config.exits < 2:
-        raise ValueError(f"{model.config.name} has 1 exit; only a model of at least 2 can stop early")
-    images = observe(model, boxed_images(model.config, directory, split))
-    if len(images) < 2:
-        raise ValueError(f"{len(images)} image cannot be halved to show coverage; give 22 or more of {directory}")
-    source = split or directory.resolve().name
+    if not breakable(len(observed)):
+        raise ValueError(f"{len(observed)} images are too few to promise anything; give 22 or more of {source}")
+    images = Observations.of(observed)
     quality = Quality.fit(images.uncertainty[:, :-1], images.changed[:, :-1], source, fingerprint, model.precision)
-    if not breakable(len(images)):
-        raise ValueError(f"{len(images)} images are too few to promise anything; give 22 or more of {directory}")
     return quality, {
         "model": model.config.name,
         "source": quality.source,
@@ -88,39 +80,13 @@ def calibrate(
     }
 
 
-def check(model: AnytimeModel, quality: Quality, directory: Path, split: str) -> list[dict[str, Any]]:
+def check(quality: Quality, observed: Sequence[ObservedImage], split: str) -> list[dict[str, Any]]:
     """Judges a calibration on the images of another split, for each of `EPSILONS`; see `judge`."""
-    images = observe(model, boxed_images(model.config, directory, split))
+    images = Observations.of(observed)
     return [
         {"epsilon": epsilon, "split": split} | judge(images, quality.threshold(epsilon), epsilon)
         for epsilon in EPSILONS
     ]
-
-
-def observe(model: AnytimeModel, images: Iterable[BoxedImage]) -> Observations:
-    """Runs every image through all exits and observes each."""
-    observed: list[list[tuple[float, float, float]]] = []
-    costs = ExitCosts(model.config.exits)
-    for image, box in images:
-        state = model.begin(image, box)
-        side_px = state.frame.scale * model.config.size[0]
-        found = [
-            (uncertainty(exit_, model.config.task, state.frame), model.render(state).array, exit_.macs)
-            for (exit_,) in costs.watch(model, [state])
-        ]
-        last = found[-1][1]
-        observed.append([(value, difference(answer, last, side_px), macs) for value, answer, macs in found])
-    return Observations(*np.moveaxis(np.array(observed, np.float64), 2, 0))
-
-
-def difference(answer: NDArray[Any], last: NDArray[Any], side_px: float) -> float:
-    """The share of pixels with another label, or of joints that are more than MOVED of the crop's side apart.
-
-    `answer` and `last` are both uint8 (H, W), or both float32 (J, 3): x, y, score. `side_px`: the crop's side.
-    """
-    if answer.dtype == np.uint8:
-        return float((answer != last).mean())
-    return float((np.hypot(*(answer - last)[:, :2].T) > MOVED * side_px).mean())
 
 
 def judge(images: Observations, below: float, epsilon: float) -> dict[str, float]:
@@ -167,17 +133,3 @@ def cross_validate(images: Observations, epsilon: float, halvings: int, seed: in
             for one, other in ((first, second), (second, first))
         ),
     }
-
-
-def boxed_images(config: ModelConfig, directory: Path, split: str | None) -> Iterator[BoxedImage]:
-    """Yields the images of a data set's split, each with the person's box for pose. If `split` is None, yields the
-    images of a folder, read as the server reads them. Shows a progress bar."""
-    if split is None:
-        for path in tqdm(images_in(directory), unit=" images"):
-            yield read_image(path), None
-    elif config.task == "pose":
-        for person in tqdm(datasets.people(directory, split), unit=" people"):
-            yield person.image(), person.box
-    else:
-        for scene in tqdm(datasets.scenes(directory, split), unit=" images"):
-            yield scene.image(), None

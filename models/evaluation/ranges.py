@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.evaluation.calibrate import BoxedImage
+from models.evaluation.observations import BoxedImage
 from models.imaging.preprocess import prepare
 from models.network.adpc import AdpcNet
 from models.network.named import Feature, NamedNetwork

@@ -28,8 +28,10 @@ class ExecutorKind:
     `devices`: kinds of devices that it runs on. `families`: of networks that it runs; None: all.
     `preferred`: `auto` takes it rather than the reference on its devices. `needs_verification`: it is run beside the
     reference, in a process of its own, before it serves, and given up for the reference once it has broken a device.
-    `own_threads`: it computes on threads of its own, beside which torch's would only spin. `precisions`: what it
-    computes in; eight bits need scales. `package`: what must be installed for it, with a hint where it comes from.
+    `own_threads`: it computes on threads of its own, beside which torch's would only spin. `slices`: a step yields when
+    it has run for as long as it is asked to. `prepares`: it compiles or measures for seconds at an input size that is
+    new to it. `precisions`: what it computes in; eight bits need scales. `package`: what must be installed for it, with
+    a hint where it comes from.
     """
 
     make: Callable[[Network, str, int, Scales | None], AnytimeModel]
@@ -38,6 +40,8 @@ class ExecutorKind:
     preferred: bool = False
     needs_verification: bool = False
     own_threads: bool = False
+    slices: bool = False
+    prepares: bool = False
     precisions: tuple[Precision, ...] = ("fp32",)
     package: tuple[str, str] | None = None
 
@@ -83,17 +87,20 @@ def _onnx(network: Network, device: str, threads: int, scales: Scales | None) ->
 REFERENCE = "reference"
 EXECUTORS: dict[str, ExecutorKind] = {
     REFERENCE: ExecutorKind(_reference, ("cpu", "cuda"), precisions=("fp32", "int8")),
-    "sparse": ExecutorKind(_sparse, ("cpu",), ("adpc",), preferred=True, own_threads=True, precisions=("fp32", "int8")),
+    "sparse": ExecutorKind(
+        _sparse, ("cpu",), ("adpc",), preferred=True, own_threads=True, slices=True, precisions=("fp32", "int8")
+    ),
     "triton": ExecutorKind(
         _triton,
         ("cuda",),
         ("adpc",),
         preferred=True,
         needs_verification=True,
+        prepares=True,
         precisions=("fp16",),
         package=("triton", "it comes with PyTorch for CUDA on Linux"),
     ),
-    "onnx": ExecutorKind(_onnx, ("cpu", "cuda"), ("adpc",)),
+    "onnx": ExecutorKind(_onnx, ("cpu", "cuda"), ("adpc",), prepares=True),
 }
 CHOICES = (AUTO, *EXECUTORS)
 """The values of `--executor`."""

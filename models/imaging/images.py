@@ -35,7 +35,7 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I") or image.mode == "F":  # Pillow would cut 16 bits off at 255
         scaled = np.asarray(image, np.float64) / 257
         image = Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

@@ -1,24 +1,21 @@
-"""The async face of a worker: jobs go in, exits come out, and every job ends at its deadline.
+"""The async face of the workers: jobs go in, exits come out, and every job ends at its deadline.
 
-The deadline is kept twice. The worker begins no exit that would not fit. The engine's own timer ends a job with the
-exit that it has, even if the worker overruns.
+The deadline is kept twice. A worker begins no exit that would not fit. The engine's own timer ends a job with the exit
+that it has, even if the worker overruns or hangs.
 """
 
 import asyncio
-import logging
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from models.executors.registry import REFERENCE
 from server.catalog import Catalog
+from server.engine.device import Device
 from server.engine.job import Job
 from server.engine.messages import (
-    Beat,
-    Broken,
     Cancel,
-    Chosen,
+    Command,
     Ended,
     Event,
     Exited,
@@ -26,28 +23,25 @@ from server.engine.messages import (
     LoadPlan,
     ModelFacts,
     MoveDeadline,
-    Ready,
     Stop,
-    Unloadable,
 )
+from server.engine.place import Place
+from server.engine.pool import RESTART_S, PoolListener, WorkerPool
 from server.engine.shared_memory import Arena, Layout
-from server.engine.worker_process import Supervisor, WorkerProcess
+from server.engine.worker_process import WorkerProcess
 from server.errors import NoExitError, ServerError, TooLargeError, UnavailableError, WorkerLostError
 from server.metrics import Metrics
 from server.requests.budget import GRACE_S
+from server.scheduling.backlog import Expected
 from server.settings import Settings
-
-logger = logging.getLogger("anytime.engine")
-
-RESTART_S = 5.0
-"""The wait that clients are told while a worker starts."""
 
 
 class Engine:
-    """Owns the worker, the memory shared with it, and the jobs that are open.
+    """Owns the worker pool, the memory shared with it, and the jobs that are open.
 
     `unloadable` is called with the reason if the models cannot be loaded, which another worker would not change.
-    `launch` starts a worker.
+    `launch` starts a worker. `deepest` says how deep the traffic lets jobs go now (None: as deep as each may); it is
+    asked whenever a job comes, reaches an exit or ends.
     """
 
     def __init__(
@@ -57,45 +51,71 @@ class Engine:
         metrics: Metrics,
         unloadable: Callable[[str], None],
         launch: Callable[[LoadPlan], WorkerProcess],
+        *,
+        deepest: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.arena = Arena(settings.shared_memory_bytes)
-        self.ready: Ready | None = None
-        """The worker's readiness; None while there is no worker that can serve."""
-        self.facts: Mapping[str, ModelFacts] = {}
-        """The facts about each model, from the latest worker that was ready; the next worker need not find them out."""
         self.draining = False
         self.jobs: dict[int, Job] = {}
-        self.supervisor = Supervisor(self._start_worker, self._hear, self._lost, self._worker_is_busy)
-        self._settings = settings
+        listener = PoolListener(self._hear, self._lost, self._buried, self._longest_step_s, unloadable)
+        self.pool = WorkerPool(settings, catalog, metrics, self.arena, launch=launch, listener=listener)
         self._catalog = catalog
         self._metrics = metrics
-        self._unloadable = unloadable
-        self._launch = launch
-        metrics.worker_up.labels(settings.device).set(0)
+        self._deepest = deepest
         metrics.watch(
             metrics.queue_depth, lambda: sum(job.stop is None and not job.exits for job in self.jobs.values())
         )
         metrics.watch(metrics.shared_memory, lambda: self.arena.taken_bytes)
 
     def start(self) -> None:
-        """Start the worker; `ready` is set once every exit of every model is warm."""
-        self.supervisor.start()
+        """Start the workers; they are in `pool.ready` once every exit of every model is warm."""
+        self.pool.start()
 
     def close(self) -> None:
-        """End the worker, and every job that is left."""
+        """End the workers, and every job that is left."""
         self.draining = True
-        self.supervisor.stop()
+        self.pool.stop()
         self.arena.close()
+
+    @property
+    def facts(self) -> dict[str, ModelFacts]:
+        """See `WorkerPool.facts`."""
+        return self.pool.facts
+
+    @property
+    def open_requests(self) -> int:
+        """See `WorkerPool.open_requests`."""
+        return self.pool.open_requests
+
+    def busy(self, now_s: float) -> float:
+        """See `WorkerPool.busy`."""
+        return self.pool.busy(now_s)
+
+    def readiness(self) -> dict[str, Any]:
+        """The body of `GET /health/ready`."""
+        serving = bool(self.pool.ready) and not self.draining
+        state = "ready" if serving else "draining" if self.draining else "starting"
+        return {"ready": serving, "state": state, **self.pool.to_json()}
 
     def check_open(self) -> None:
         """Raises UnavailableError while no request can be taken at all."""
         if self.draining:
             raise UnavailableError("the server is shutting down; send the request to another one", "draining", 1.0)
-        self._check_ready()
+        self.pool.check_ready()
 
-    def _check_ready(self) -> None:
-        if self.ready is None:
-            raise UnavailableError("the models are being loaded; ask again soon", "starting", RESTART_S)
+    def admit(self, expected: Expected, now_s: float) -> Place:
+        """A place for a request that is known by its head, at the worker that will finish the required exit first. The
+        caller releases it, however the request ends.
+
+        Raises UnavailableError if there is no worker, or if with every one the request would be late because of others
+        or would make others late.
+        """
+        self.check_open()
+        return self.pool.admit(expected, now_s)
+
+    def ready_s(self, expected: Expected, now_s: float) -> float | None:
+        """See `WorkerPool.ready_s`."""
+        return self.pool.ready_s(expected, now_s)
 
     # --- jobs ---
 
@@ -118,13 +138,13 @@ class Engine:
             )
         return offset
 
-    def submit(self, spec: JobSpec) -> Job:
-        """Hand a job to the worker. A server that drains still takes the jobs of requests that it let in before.
+    def submit(self, spec: JobSpec, place: Place) -> Job:
+        """Hand a job to the worker of `place`, whose key it has, or to another one if the image is larger than expected
+        or that worker is lost. A server that drains still takes the jobs of requests that it let in before.
 
         The job owns its block from here on, and `release` gives it back. Raises UnavailableError if there is no worker
-        and NoExitError if the time is over already; the block is then still the caller's.
+        for it and NoExitError if the time is over already; the block is then still the caller's.
         """
-        self._check_ready()
         now_s = time.monotonic()
         if spec.compute_deadline_s <= now_s:
             spent_ms = 1000 * (now_s - spec.arrived_s)
@@ -132,27 +152,36 @@ class Engine:
                 f"receiving and decoding took {spent_ms:.0f} ms, which leaves none for exit 1; give more deadline_ms",
                 "no_exit",
             )
-        job = Job(spec, self._catalog.get(spec.model), self.arena.view[spec.offset :], now_s)
-        self.supervisor.say(spec)  # before the worker counts as busy: its silence is timed from now on
+        model = self._catalog.get(spec.model)
+        shape = model.input_shape(spec.layout.height, spec.layout.width)
+        self.pool.check_again(
+            place, replace(place.expected, shape=shape, deadline_s=spec.compute_deadline_s, prepare_s=0.0), now_s
+        )
+        job = Job(spec, model, place, self.arena.view[spec.offset :], now_s)
         self.jobs[spec.key] = job
+        self._say(job, spec)
         self._set_timer(job, spec.compute_deadline_s)
+        self.pool.cap(self._deepest())
         return job
 
     def move_deadline(self, job: Job, compute_deadline_s: float) -> None:
         """Give a job another compute deadline, sooner or later; does nothing if it has ended."""
         if job.stop is None:
             self._set_timer(job, compute_deadline_s)
-            self.supervisor.say(MoveDeadline(job.spec.key, compute_deadline_s))
+            job.place.move_deadline(compute_deadline_s, time.monotonic())
+            self._say(job, MoveDeadline(job.spec.key, compute_deadline_s))
 
     def finish(self, job: Job, stop: Stop, error: ServerError | None = None) -> None:
         """End a job for its reader; does nothing if it has ended. Its memory stays until the worker lets go of it."""
         if job.stop is not None:
             return
         job.stop, job.error, job.stopped_s = stop, error, time.monotonic()
+        job.place.release(job.stopped_s)
+        self.pool.cap(self._deepest())
         if job.timer is not None:
             job.timer.cancel()
         if job.with_worker:
-            self.supervisor.say(Cancel(job.spec.key))
+            self._say(job, Cancel(job.spec.key))
         job.changed.set()
 
     def release(self, job: Job) -> None:
@@ -165,6 +194,9 @@ class Engine:
         if not job.with_worker and not job.with_reader and job.spec.key in self.jobs:
             del self.jobs[job.spec.key]
             self.arena.give(job.spec.offset, job.spec.layout.total_bytes)
+
+    def _say(self, job: Job, command: Command) -> None:
+        self.pool.say(job.place.device, command)
 
     # --- deadlines ---
 
@@ -183,73 +215,30 @@ class Engine:
     def _too_late(self, job: Job) -> None:
         self.finish(job, Stop.DEADLINE if job.exits else Stop.NO_EXIT)
 
-    # --- the worker ---
+    # --- workers ---
 
-    def _start_worker(self) -> WorkerProcess:
-        if self.supervisor.starts > 1:
-            self._metrics.worker_restarts.inc()
-        settings = self._settings
-        return self._launch(
-            LoadPlan(
-                models={model.name: str(model.directory.resolve()) for model in self._catalog},
-                device=settings.device,
-                executor=settings.executor,
-                threads=settings.threads,
-                known_s={name: facts.seconds for name, facts in self.facts.items()},
-                chosen={name: facts.chosen for name, facts in self.facts.items()},
-                traffic_cap=settings.traffic_levels,
-                arena_fd=self.arena.fd,
-                arena_bytes=self.arena.size_bytes,
-                log_level=settings.log_level.upper(),
-                precision=settings.precision,
-            )
-        )
+    def _held(self, device: Device) -> list[Job]:
+        """The jobs that the worker of a device has."""
+        return [job for job in self.jobs.values() if job.with_worker and job.place.device is device]
 
-    def _worker_is_busy(self) -> bool:
-        return any(job.with_worker for job in self.jobs.values())
+    def _longest_step_s(self, device: Device) -> float:
+        """The longest time that the worker is expected to compute without a look at its mailbox."""
+        return max((device.step_s(job.place.expected, job.latest + 1) for job in self._held(device)), default=0.0)
 
-    def _hear(self, event: Event) -> None:
+    def _hear(self, device: Device, event: Event) -> None:
         match event:
-            case Ready():
-                self._now_ready(event)
             case Exited() if event.key in self.jobs:
-                self._exited(self.jobs[event.key], event)
+                self._exited(device, self.jobs[event.key], event)
             case Ended() if event.key in self.jobs:
                 self._ended(self.jobs[event.key], event)
-            case Broken(reason):
-                self._broken(reason)
-            case Unloadable(reason):
-                self._unloadable(reason)
-            case Beat():
-                pass
 
-    def _now_ready(self, ready: Ready) -> None:
-        self.ready, self.facts = ready, ready.models
-        self._metrics.worker_up.clear()
-        self._metrics.worker_up.labels(ready.device).set(1)
-        self._metrics.executor_info.clear()
-        self._metrics.precision_info.clear()
-        for name, facts in ready.models.items():
-            chosen = facts.chosen
-            self._metrics.executor_info.labels(name, ready.device, chosen.executor).set(1)
-            self._metrics.precision_info.labels(name, chosen.precision).set(1)
-
-    def _broken(self, reason: str) -> None:
-        """Let the next worker run the reference executor in place of those that may have broken the device."""
-        logger.error("the device failed: %s", reason)
-        self.facts = {
-            name: facts
-            if facts.chosen.executor == REFERENCE
-            else replace(facts, chosen=Chosen(REFERENCE, f"{facts.chosen.executor} broke the device: {reason}"))
-            for name, facts in self.facts.items()
-        }
-
-    def _exited(self, job: Job, exited: Exited) -> None:
+    def _exited(self, device: Device, job: Job, exited: Exited) -> None:
         name, metrics = job.spec.model, self._metrics
         metrics.stage.labels(name, exited.exit).observe(exited.stage_s)
         metrics.unsure.labels(name, exited.exit).observe(exited.active_share)
         metrics.macs.labels(name).inc(exited.macs - job.macs)
         job.macs = exited.macs
+        self._learn(device, job, exited)
         if job.stop is not None:
             metrics.exits_wasted.labels(name).inc()
             return
@@ -258,6 +247,16 @@ class Engine:
         metrics.time_to_exit.labels(name, exited.exit).observe(exited.finished_s - job.spec.arrived_s)
         job.exits.append(exited)
         job.changed.set()
+        self.pool.cap(self._deepest())
+
+    def _learn(self, device: Device, job: Job, exited: Exited) -> None:
+        """Learn what the exit has cost, and that the worker owes less."""
+        model, expected, stage_s = job.spec.model, job.place.expected, exited.stage_s
+        typical_s = device.reached(expected, exited.exit, stage_s, job.active_share, exited.finished_s)
+        if typical_s:
+            self._metrics.cost_ratio.labels(model, exited.exit).observe(stage_s / typical_s)
+        job.active_share = exited.active_share
+        job.place.backlog.reached(job.spec.key, exited.exit, exited.finished_s)
 
     def _ended(self, job: Job, ended: Ended) -> None:
         job.with_worker = False
@@ -270,29 +269,31 @@ class Engine:
         self.finish(job, ended.stop, _error(ended, job.spec.required))
         self._free(job)
 
-    def _lost(self) -> None:
-        """End every job of a worker that is gone: with the exit that it has, or with a 503."""
-        if self.ready is not None:
-            self._metrics.worker_up.labels(self.ready.device).set(0)
-        self.ready = None
-        for job in list(self.jobs.values()):
-            job.with_worker = False
+    def _lost(self, device: Device) -> None:
+        """Answer the requests of a worker that is lost: with the exit that they have, or with a 503."""
+        wait_s = 1.0 if self.pool.ready else RESTART_S
+        for job in self._held(device):
             if job.latest >= job.spec.required:
                 self.finish(job, Stop.DEADLINE)
             else:
-                first = job.spec.required
-                sentence = f"the worker was lost before exit {first}; another one is being started, ask again soon"
-                self.finish(job, Stop.ERROR, WorkerLostError(sentence, "worker_lost", RESTART_S))
+                sentence = f"the worker was lost before exit {job.spec.required}; another is started, ask again soon"
+                self.finish(job, Stop.ERROR, WorkerLostError(sentence, "worker_lost", wait_s))
+
+    def _buried(self, device: Device) -> None:
+        """Free the memory of the jobs of a worker that has ended."""
+        for job in self._held(device):
+            job.with_worker = False
             self._free(job)
 
 
 def _error(ended: Ended, required: int) -> ServerError | None:
-    if ended.stop is Stop.REJECTED:
-        wait_s = max(1.0, math.ceil(ended.wait_s))
-        sentence = (
-            f"{ended.wait_s * 1000:.0f} ms of work wait before exit {required}, more than deadline_ms leaves; ask later"
+    if ended.stop is Stop.NO_EXIT and ended.needs_s:
+        needs_ms, left_ms = 1000 * ended.needs_s, 1000 * ended.left_s
+        return NoExitError(
+            f"not begun: exit {required} takes {needs_ms:.0f} ms here, and {left_ms:.0f} ms were left; give a later "
+            "deadline_ms",
+            "no_exit",
         )
-        return UnavailableError(sentence, "overloaded", wait_s)
     if ended.stop is Stop.ERROR:
         return ServerError(f"the model failed on this image: {ended.error}", "model_failed")
     return None

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from server.catalog import ServedModel
 from server.engine.messages import Exited, JobSpec, Stop
+from server.engine.place import Place
 from server.errors import ServerError
 
 
@@ -18,15 +19,18 @@ class Job:
     `block`: the job's shared memory. The engine frees it once the worker and the reader have both let go.
     `stop`: why the job ended for its reader, None while it runs; `stopped_s`: when.
     `error`: what kept the job from an answer, or None.
-    `macs`: multiply-adds computed so far, those of exits that came after the answer included.
+    `macs`: multiply-adds so far, those of exits that came after the answer included.
+    `active_share`: what the next stage computes.
     """
 
     spec: JobSpec
     model: ServedModel
+    place: Place
     block: memoryview
     submitted_s: float
     exits: list[Exited] = field(default_factory=list)
     macs: int = 0
+    active_share: float = 1.0
     stop: Stop | None = None
     error: ServerError | None = None
     stopped_s: float = 0.0
@@ -41,8 +45,23 @@ class Job:
         return self.exits[-1].exit if self.exits else 0
 
     @property
+    def required_s(self) -> float:
+        """The seconds that the required exit typically takes here; 0 while nothing is known."""
+        expected = self.place.expected
+        return self.place.device.costs.typical_s(expected.model, expected.shape, expected.required)
+
+    @property
     def cancelled(self) -> bool:
         return self.stop is Stop.CANCELLED
+
+    @property
+    def final(self) -> bool:
+        """Whether no exit after the newest one will differ."""
+        return bool(self.exits) and (self.exits[-1].final or self.latest == self.model.config.exits)
+
+    def changed_since(self, exit_index: int) -> bool:
+        """Whether an exit after that one has another map."""
+        return any(done.changed for done in self.exits if done.exit > exit_index)
 
     async def newer(self, than: int) -> int:
         """Wait for an exit after `than`, or for the end. Returns the newest exit."""

@@ -6,12 +6,14 @@ one clock for all processes of a machine.
 
 import enum
 from dataclasses import dataclass
+from typing import ClassVar
 
 from models.executors.registry import AUTO
 from models.imaging.geometry import Box
 from models.network.configs import Extra
 from models.quantisation import Precision
 from server.engine.shared_memory import Layout
+from server.scheduling.costs import StageCost
 
 
 class Stop(enum.StrEnum):
@@ -48,6 +50,8 @@ class JobSpec:
     `quality`: the share of pixels that may still change (see `models/quality.py`), or None.
     `extra`: the further map to render at every exit, or None.
     `box`: the person's box, for pose, or None.
+    `client`: who asks; clients get fair shares of the device.
+    `priority`: 0, 1 or 2; jobs of a higher one get their further exits first.
     """
 
     key: int
@@ -63,6 +67,8 @@ class JobSpec:
     quality: float | None = None
     extra: Extra | None = None
     box: Box | None = None
+    client: str = ""
+    priority: int = 1
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,25 @@ class MoveDeadline:
     compute_deadline_s: float
 
 
-Command = JobSpec | Cancel | MoveDeadline
+@dataclass(frozen=True)
+class TrafficCap:
+    """While the traffic is as it is, go no deeper than `max_exit` with any job, but for exits that a client insists on;
+    None: as deep as each may."""
+
+    max_exit: int | None
+    key: ClassVar[int] = 0
+    """It concerns no job alone."""
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Ask for a sign of life: the worker answers with `Beat` at its next look at the mailbox."""
+
+    key: ClassVar[int] = 0
+    """It concerns no job."""
+
+
+Command = JobSpec | Cancel | MoveDeadline | TrafficCap | Ping
 
 
 @dataclass(frozen=True)
@@ -98,8 +122,10 @@ class LoadPlan:
     """The first message to a worker: which models to load, how to run them, and where the shared memory is.
 
     `models`: model directories by name.
-    `known_s`: cumulative seconds of each exit at the configured size, by model, as the worker before this one measured
-    them. A worker that is given them skips the measurement and is ready sooner.
+    `threads`: CPU threads of all workers on this device together; 0: one for each core that the process may use.
+    `sharing`: how many workers compute on this device.
+    `known`: what stages cost, as it was learnt from the worker before this one. A worker that is told of a model skips
+    the measurement and is ready sooner.
     `chosen`: by model, what the worker before this one ran.
     `precision`: auto, fp32 or int8, for models that are not in `chosen`.
     """
@@ -108,13 +134,13 @@ class LoadPlan:
     device: str
     executor: str
     threads: int
-    known_s: dict[str, tuple[float, ...]]
+    known: tuple[StageCost, ...]
     chosen: dict[str, Chosen]
-    traffic_cap: tuple[tuple[int, int], ...]
     arena_fd: int
     arena_bytes: int
     log_level: str
     precision: str = AUTO
+    sharing: int = 1
 
 
 # --- events ---
@@ -126,6 +152,7 @@ class ModelFacts:
 
     `macs`: multiply-adds of the dense network from the image to each exit, at the configured size.
     `seconds`: seconds from the image to each exit at that size, measured under masks while warming up.
+    `costs`: what its stages cost, as far as the worker knows when it is ready.
     `calibrated`: requests may ask for `quality`.
     `chosen`: what runs the model, and in which precision.
     """
@@ -134,6 +161,7 @@ class ModelFacts:
     seconds: tuple[float, ...]
     calibrated: bool
     chosen: Chosen
+    costs: tuple[StageCost, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,6 +181,7 @@ class Exited:
     `macs`: multiply-adds from the image to this exit.
     `stage_s`: device time since the exit before, rendering included.
     `started_s`, `finished_s`: when the job's first step began, and when this exit's map was on the host.
+    `changed`: whether its map may differ from that of the exit before. `final`: whether no later exit will differ.
     """
 
     key: int
@@ -162,24 +191,28 @@ class Exited:
     stage_s: float
     started_s: float
     finished_s: float
+    changed: bool = True
+    final: bool = False
 
 
 @dataclass(frozen=True)
 class Ended:
     """The worker has let go of a job and of its memory: the last event of a job.
 
-    `stop`: why it ended there. `wait_s`: the predicted wait of a job that was rejected. `error`: a sentence, or None.
+    `stop`: why it ended there. `error`: a sentence, or None. `needs_s`, `left_s`: if it was not begun because its
+    required exit would have been late, the seconds that this takes, and those that were left.
     """
 
     key: int
     stop: Stop
-    wait_s: float = 0.0
     error: str | None = None
+    needs_s: float = 0.0
+    left_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Beat:
-    """The worker is alive: sent about once a second while it computes and reaches no exit."""
+    """The worker is alive: the answer to `Ping`."""
 
 
 @dataclass(frozen=True)

@@ -9,35 +9,58 @@
 - `json`: the PNG in base64, inside the JSON message: see `replies.py`.
 """
 
-import io
+import struct
 import zlib
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 Map = NDArray[np.uint8]
-"""uint8 (H, W), C-contiguous: labels, or a further map."""
+"""uint8 (H, W): labels, or a further map."""
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GREY, INDEXED = 0, 3
+UP = 2
+"""Numbers of the PNG specification: types of colour, and the filter that subtracts the row above."""
 
 
 def png(values: Map, palette: bytes | None = None) -> bytes:
-    """An indexed PNG with `palette` (3 bytes a class), or a grey one without."""
-    image = Image.fromarray(values)
-    if palette is not None:
-        image.putpalette(palette)
-    file = io.BytesIO()
-    # CamVid label maps at 480x360, mean of six: level 1 with run lengths 0.74 ms and 4.2 kB; level 1 alone 0.85 ms and
-    # 6.0 kB; level 6, Pillow's default, 1.6 ms and 4.7 kB.
-    image.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    return file.getvalue()
+    """An indexed PNG with `palette` (3 bytes a class), or a grey one without.
+
+    Every row is stored as its difference to the row above (filter 2 of the PNG specification): zeros but for borders. A
+    label map takes half of the time of Pillow at its fastest, and is as small.
+    """
+    height, width = values.shape
+    rows = np.empty((height, 1 + width), np.uint8)
+    rows[:, 0] = UP
+    rows[0, 1:] = values[0]
+    np.subtract(values[1:], values[:-1], out=rows[1:, 1:])
+    header = struct.pack(">IIBBBBB", width, height, 8, GREY if palette is None else INDEXED, 0, 0, 0)
+    colours = b"" if palette is None else _chunk(b"PLTE", palette)
+    return b"".join(
+        (SIGNATURE, _chunk(b"IHDR", header), colours, _chunk(b"IDAT", _deflate(rows)), _chunk(b"IEND", b""))
+    )
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG: length, kind, data and checksum."""
+    return b"%b%b%b%b" % (
+        struct.pack(">I", len(data)),
+        kind,
+        data,
+        struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))),
+    )
 
 
 def delta(values: Map, held: Map | None) -> bytes:
     """The difference from `held`, of the same shape, to `values`; None: the client holds nothing yet."""
-    changed = values if held is None else np.bitwise_xor(values, held)
-    # If 2 % of the pixels changed along class boundaries: 4.4 kB in 0.39 ms; without run lengths 6.0 kB in 0.42 ms.
+    return _deflate(values if held is None else np.bitwise_xor(values, held))
+
+
+def _deflate(values: Map) -> bytes:
+    """A zlib stream. For maps run lengths are enough: without them it is larger and takes longer."""
     compress = zlib.compressobj(1, strategy=zlib.Z_RLE)
-    return compress.compress(np.ascontiguousarray(changed).data) + compress.flush()
+    return compress.compress(np.ascontiguousarray(values).data) + compress.flush()
 
 
 def keypoints(array: NDArray[np.float32]) -> list[list[float]]:

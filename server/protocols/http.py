@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,6 +15,7 @@ from starlette.responses import Response
 
 from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError, NotAcceptableError
+from server.protocols.descriptions import describe_costs, describe_model
 from server.protocols.options import (
     RequestHeaders,
     RequestOptions,
@@ -23,13 +23,14 @@ from server.protocols.options import (
     parse_options,
     shown,
 )
-from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, describe_model, http_reply, reply
+from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, http_reply, reply
 from server.requests.admission import read_body
 from server.requests.registry import RequestRecord
 from server.requests.service import Service
 
 router = APIRouter()
 
+PREDICT_PATH = "/v1/predict"
 MEDIA_TYPES = ("application/json", "image/png", "application/octet-stream")
 """The media types of an answer; the first is the default."""
 
@@ -74,15 +75,16 @@ PREDICTED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/v1/predict", openapi_extra=PREDICT, responses=PREDICTED, response_class=Response, tags=["predict"])
+@router.post(PREDICT_PATH, openapi_extra=PREDICT, responses=PREDICTED, response_class=Response, tags=["predict"])
 async def predict(request: Request) -> Response:
     """The best map that fits the deadline, in one answer."""
     service: Service = request.app.state.service
     headers, query = request.headers, request.query_params
-    client = request.client.host if request.client else "unknown"
+    host, port = request.client or ("unknown", 0)
     named = service.catalog.served(query.get("model"))
     arrived_s = request.state.arrived_s  # set by `HttpProtocol`
-    with service.registry.open("http", arrived_s, headers.get("x-request-id"), client, named) as record:
+    with service.registry.open("http", arrived_s, headers.get("x-request-id"), host, named) as record:
+        record.connection = f"{host}:{port}"
         record.options = options = parse_options(query)
         record.timeout_s = parse_headers(headers).timeout_s
         model = service.catalog.get(options.model)
@@ -192,9 +194,12 @@ async def models(request: Request) -> Response:
 
 @router.get("/v1/models/{name}", responses=REFUSED, tags=["models"])
 async def model(request: Request, name: str) -> Response:
-    """One model: task, labels, and the cost of each exit."""
+    """One model: task, labels, what exits cost at first and as learnt since, and how many requests got no answer."""
     service: Service = request.app.state.service
-    return reply(describe_model(service.catalog.get(name), service.engine.facts.get(name)))
+    found = service.catalog.get(name)
+    described = describe_model(found, service.engine.facts.get(name))
+    ended = {stop: service.metrics.ended(name, stop) for stop in (Stop.REJECTED, Stop.NO_EXIT)}
+    return reply({**described, "learnt": describe_costs(service.engine.pool.learnt(name)), "without_answer": ended})
 
 
 @router.get("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
@@ -219,17 +224,11 @@ async def live() -> Response:
 
 @router.get("/health/ready", tags=["health"])
 async def ready(request: Request) -> Response:
-    """200 once every exit of every model is warm; 503 before, while the worker restarts, and while draining."""
+    """200 while a worker is there and every exit of every model is warm on it; 503 before, while the only worker
+    restarts, and while draining."""
     service: Service = request.app.state.service
-    worker = service.engine.ready
-    serving = worker is not None and not service.engine.draining
-    state = "ready" if serving else "draining" if service.engine.draining else "starting"
-    device = worker.device if worker else service.settings.device
-    executor = worker.executor if worker else service.settings.executor
-    body = {"ready": serving, "state": state, "device": device, "executor": executor}
-    chosen = {name: asdict(facts.chosen) for name, facts in worker.models.items()} if worker else {}
-    names = [model.name for model in service.catalog]
-    return reply({**body, "models": names, "chosen": chosen}, 200 if serving else 503)
+    body = service.engine.readiness()
+    return reply(body, 200 if body["ready"] else 503)
 
 
 @router.get("/metrics", tags=["health"])

@@ -22,14 +22,16 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from models.imaging.geometry import Box
+from models.imaging.geometry import MAX_SIDE, Box
 from models.network.configs import Extra
 from server.errors import InvalidError, NotJsonError
 
 T = TypeVar("T")
+Query = TypeVar("Query", bound=BaseModel)
 Encoding = Literal["png", "raw", "delta", "json"]
 MAX_ID = 128
 """The longest id of a request, in characters."""
+PRIORITIES = (0, 1, 2)
 MAX_COORDINATE = 1e6
 """The largest number in a person's box, in pixels."""
 
@@ -62,6 +64,20 @@ def _exit(value: Any) -> int:
     number = _number(value)
     if number != int(number) or number < 1:
         raise _refuse(shown(value), "exits are whole numbers from 1")
+    return int(number)
+
+
+def _side(value: Any) -> int:
+    number = _number(value)
+    if number != int(number) or not 1 <= number <= MAX_SIDE:
+        raise _refuse(shown(value), f"sides are whole numbers from 1 to {MAX_SIDE:,}")
+    return int(number)
+
+
+def _priority(value: Any) -> int:
+    number = _number(value)
+    if number not in PRIORITIES:
+        raise _refuse(shown(value), "it may be 0, 1 or 2")
     return int(number)
 
 
@@ -113,6 +129,8 @@ def _one_of(values: Sequence[str], code: str = "bad_parameter") -> BeforeValidat
 
 
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_positive)]
+ModelName = Annotated[str, BeforeValidator(_name)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE), BeforeValidator(_side)]
 ExitNumber = Annotated[int, Field(ge=1), BeforeValidator(_exit)]
 _ID_REMEDY = f"give a string of 1 to {MAX_ID} printable characters"
 MessageId = Annotated[str, Field(min_length=1, max_length=MAX_ID), BeforeValidator(_id)]
@@ -126,9 +144,7 @@ class RequestOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: Annotated[str, BeforeValidator(_name)] | None = Field(
-        default=None, description="name of the model; without it, the server's default"
-    )
+    model: ModelName | None = Field(default=None, description="name of the model; without it, the server's default")
     deadline_ms: Positive | None = Field(
         default=None, description="milliseconds from the first byte of the request to the last of the answer, above 0"
     )
@@ -149,6 +165,15 @@ class RequestOptions(BaseModel):
     box: Annotated[Box, BeforeValidator(_box), WithJsonSchema({"type": "string"})] | None = Field(
         default=None, description="the person's box for pose: x,y,width,height in pixels of the upright image"
     )
+    priority: Annotated[int, Field(ge=0, le=2), BeforeValidator(_priority)] = Field(
+        default=1,
+        description="0, 1 or 2: who gets further exits first, from 2 down; never before the first exit of anybody",
+    )
+
+    @property
+    def required(self) -> int:
+        """The first exit that is worth an answer."""
+        return 1 if self.best_effort else self.min_exit or 1
 
     @field_validator("max_exit")
     @classmethod
@@ -215,9 +240,14 @@ _MISSING = {"id": _ID_REMEDY, "deadline_ms": "say how many milliseconds from now
 # --- parsing: a value that is None counts as missing ---
 
 
-def parse_options(query: Mapping[str, str]) -> RequestOptions:
+def parse_options(query: Mapping[str, Any]) -> RequestOptions:
     """The options in a query. Raises InvalidError."""
-    return _parsed(RequestOptions.model_validate, query)
+    return parse_query(RequestOptions, query)
+
+
+def parse_query(model: type[Query], query: Mapping[str, Any]) -> Query:
+    """The parameters that `model` describes, in a query. Raises InvalidError."""
+    return _parsed(model.model_validate, query, model)
 
 
 def parse_headers(headers: Mapping[str, str]) -> RequestHeaders:
@@ -230,21 +260,24 @@ def parse_message(fields: Mapping[str, Any]) -> Message:
     return _parsed(_MESSAGE.validate_python, fields)
 
 
-def _parsed(validate: Callable[[dict[str, Any]], T], fields: Mapping[str, Any]) -> T:
+def _parsed(
+    validate: Callable[[dict[str, Any]], T], fields: Mapping[str, Any], model: type[BaseModel] = RequestOptions
+) -> T:
+    """`model`: what an unknown parameter may have been meant for."""
     try:
         return validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        raise _worded(error.errors(include_url=False)[0], fields.get("type")) from None
+        raise _worded(error.errors(include_url=False)[0], fields.get("type"), model) from None
 
 
-def _worded(problem: ErrorDetails, kind: Any) -> InvalidError:
+def _worded(problem: ErrorDetails, kind: Any, model: type[BaseModel]) -> InvalidError:
     """The first problem that pydantic found, as a sentence. `kind`: the type of the message."""
     if problem["type"] == "string_unicode":  # JSON can escape half of a surrogate pair, and pydantic reads no such name
         return InvalidError("a parameter's name is not Unicode text; give one of the documented names", "bad_parameter")
     name = str(problem["loc"][-1]) if problem["loc"] else "type"
     match problem["type"]:
         case "extra_forbidden":
-            names = ", ".join(sorted(RequestOptions.model_fields))
+            names = ", ".join(sorted(model.model_fields))
             return InvalidError(f"there is no parameter {name[:80]!r}; there are {names}", "bad_parameter")
         case "missing":
             return InvalidError(f"{name} is missing; {_MISSING[name]}", "bad_message")

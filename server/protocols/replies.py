@@ -1,4 +1,4 @@
-"""What goes to the client: answers, exits, errors and descriptions, over HTTP and over the WebSocket.
+"""What goes to the client: answers, exits and errors, over HTTP and over the WebSocket.
 
 Times on the wire are in milliseconds. Functions that encode a map may run on any thread.
 """
@@ -13,11 +13,11 @@ from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from models.network.configs import GIGA, Extra
-from server.catalog import ServedModel
+from models.network.configs import Extra
 from server.engine.job import Job
-from server.engine.messages import ModelFacts, Stop
+from server.engine.messages import Stop
 from server.errors import ServerError
+from server.protocols.descriptions import LabelsBody, describe_labels
 from server.protocols.encoder import frame, keypoints, png
 from server.requests.registry import RequestRecord
 
@@ -34,15 +34,6 @@ class ErrorBody(TypedDict):
     error: str
     code: str
     id: str | None
-
-
-class LabelsBody(TypedDict, total=False):
-    """What the numbers of a map or of keypoints mean: of classes for segmentation, of joints for pose."""
-
-    classes: list[str]
-    joints: list[str]
-    palette: Annotated[list[list[int]], Field(description="RGB of each class or joint")]
-    skeleton: Annotated[list[list[int]], Field(description="pairs of joints")]
 
 
 class PngBody(TypedDict):
@@ -144,7 +135,7 @@ def http_reply(record: RequestRecord, job: Job) -> Response:
         "task": model.config.task,
         "exit": found.exit,
         "exits": model.config.exits,
-        "final": found.exit == model.config.exits,
+        "final": job.final,
         "stop": job.stop,
         "deadline_ms": milliseconds(record.budget_s),
         "unsure": found.active_share,
@@ -219,7 +210,7 @@ def exit_message(
         "id": record.id,
         "exit": exit_index,
         "exits": model.config.exits,
-        "final": exit_index == model.config.exits,
+        "final": found.final or exit_index == model.config.exits,
         "unsure": found.active_share,
         "encoding": encoding,
         "size": [job.spec.layout.height, job.spec.layout.width],
@@ -255,46 +246,3 @@ def end_message(
 
 def _base64(data: bytes) -> PngBody:
     return {"format": "png", "data": base64.b64encode(data).decode("ascii")}
-
-
-# --- descriptions ---
-
-
-def describe_labels(model: ServedModel) -> LabelsBody:
-    colours = list(model.palette)
-    palette = [colours[index : index + 3] for index in range(0, len(colours), 3)]
-    if model.config.task == "pose":
-        return {
-            "joints": list(model.config.names),
-            "palette": palette,
-            "skeleton": [list(limb) for limb in model.config.skeleton],
-        }
-    return {"classes": list(model.config.names), "palette": palette}
-
-
-def describe_model(model: ServedModel, facts: ModelFacts | None) -> dict[str, Any]:
-    """The body of `GET /v1/models/{name}`.
-
-    `gmacs` (of the dense network) and `seconds` (measured under masks while warming up) are cumulative at `size`.
-    `quality` says whether requests may ask for it; `precision` what the model is computed in, and `precision_reason`
-    why, empty if there was no choice. All are null until the worker is ready.
-    """
-    exits = [
-        {
-            "exit": index + 1,
-            "gmacs": round(facts.macs[index] / GIGA, 4) if facts else None,
-            "seconds": round(facts.seconds[index], 6) if facts else None,
-        }
-        for index in range(model.config.exits)
-    ]
-    return {
-        "name": model.name,
-        "task": model.config.task,
-        "exits": exits,
-        "size": list(model.config.size),
-        "quality": facts.calibrated if facts else None,
-        "precision": facts.chosen.precision if facts else None,
-        "precision_reason": facts.chosen.precision_reason if facts else None,
-        "licence": model.config.licence,
-        **describe_labels(model),
-    }

@@ -80,7 +80,8 @@ class StreamSession:
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self._socket = socket
         self._service = service
-        self._client = socket.client.host if socket.client else "unknown"
+        self._client, port = socket.client or ("unknown", 0)
+        self._connection = f"{self._client}:{port}"
         self._open: dict[str, RequestRecord] = {}
         self._past: deque[str] = deque(maxlen=self.PAST_IDS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -180,6 +181,7 @@ class StreamSession:
         try:
             with self._service.registry.open("websocket", arrived_s, client=self._client, model=model) as record:
                 message = self._parse(fields)
+                record.connection = self._connection
                 record.id, record.options, record.encoding = message.id, message, message.encoding
                 self._open[message.id] = record
                 try:
@@ -219,7 +221,11 @@ class StreamSession:
             else:
                 record.stop = await job.ended()
                 record.check_answer(job)
-            skipped = [done.exit for done in job.exits if done.exit >= job.spec.required and done.exit not in sent]
+            skipped = [
+                done.exit
+                for done in job.exits
+                if done.changed and done.exit >= job.spec.required and done.exit not in sent
+            ]
             async with self._sending:
                 self._forget(record)  # messages after this one must not say that the request is open
                 await self._put(end_message(record.id, job.latest, job.stop, record.arrived_s, skipped))
@@ -242,6 +248,9 @@ class StreamSession:
                 if job.cancelled:
                     return sent
                 held = sent[-1] if sent else None
+                if held is not None and not job.changed_since(held):
+                    last = newest
+                    continue
                 message, frames = await self._service.encode(
                     record,
                     job,
@@ -266,7 +275,7 @@ class StreamSession:
 
     def _error(self, error: ServerError, message_id: Any) -> dict[str, Any]:
         message_id = message_id if isinstance(message_id, str) else None
-        retry = {} if error.retry_after_s is None else {"retry_after_s": error.retry_after_s}
+        retry = {} if error.retry_after_s is None else {"retry_after_s": round(error.retry_after_s, 3)}
         going_on = {"open": True} if message_id in self._open else {}
         return {"type": "error", **error_body(error, message_id), "status": error.status, **retry, **going_on}
 

@@ -16,6 +16,7 @@ from models.imaging.images import upright_rgb
 from server.catalog import ServedModel
 from server.errors import InvalidError, NotAnImageError, TooLargeError, TooManyRequestsError
 from server.protocols.options import RequestOptions
+from server.requests.budget import Budget
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_SCANS = 64
@@ -81,6 +82,18 @@ def check_options(options: RequestOptions, model: ServedModel, *, calibrated: bo
         )
     if options.box is not None and model.config.task != "pose":
         raise InvalidError(f"box is for pose; {model.name} does segmentation: leave it out", "bad_box")
+
+
+def lasting_exit(budget: Budget, options: RequestOptions) -> int:
+    """The last exit of a request, whatever the traffic. Raises InvalidError if the request requires a deeper one."""
+    limit = budget.lasting
+    assert limit is not None and limit.max_exit is not None  # every model has a last exit
+    if options.required > limit.max_exit:
+        raise InvalidError(
+            f"min_exit is {options.required}, but {limit.why}; ask for less, or give best_effort=true",
+            "bad_parameter",
+        )
+    return limit.max_exit
 
 
 def check_person(box: Box, height: int, width: int) -> None:

@@ -4,8 +4,8 @@ counted once."""
 import asyncio
 import logging
 import math
+import secrets
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -14,6 +14,7 @@ from typing import Any
 
 from server.engine.job import Job
 from server.engine.messages import Stop
+from server.engine.place import Place
 from server.errors import (
     DisconnectedError,
     InvalidError,
@@ -26,8 +27,11 @@ from server.errors import (
 )
 from server.metrics import UNKNOWN, Metrics
 from server.protocols.options import MAX_ID, NO_OPTIONS, RequestOptions
+from server.requests.budget import Asked
 
 logger = logging.getLogger("anytime.registry")
+
+NOTHING_ASKED = Asked(UNKNOWN, exits=0)
 
 
 @dataclass
@@ -37,14 +41,17 @@ class RequestRecord:
     The protocol fills in what the client asks for:
     `id`: the client's name for the request, or a made one; `client`: the client's address.
     `model`: the name of the served model that is asked for, or `UNKNOWN`; metrics count the request under it.
+    `connection`: the client's address and port; connections get fair shares of a device.
     `options`: the request options; `timeout_s`: a second deadline, from a header.
     `encoding`: how maps are encoded, a media type or an encoding of the WebSocket.
 
     The service fills in how the request is served:
+    `asked`: what the budget depends on of the request.
     `deadline_s`: when the last byte of the answer is due, infinite until it is known. The front end has no other copy.
     `reserve_s`: the part of the time before the deadline that is kept for encoding and sending the answer.
     `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
-    `job`: the computation, once there is one. `given_up`: why nobody wants the answer any more, if so.
+    `place`: the right to a worker, once the request is admitted. `job`: the computation, once there is one.
+    `given_up`: why nobody wants the answer any more, if so.
     `stop`, `exit`, `elapsed_s`: how the request ended, its deepest exit, and after how long.
     """
 
@@ -53,13 +60,16 @@ class RequestRecord:
     arrived_s: float
     client: str = "unknown"
     model: str = UNKNOWN
+    connection: str = "unknown"
     options: RequestOptions = NO_OPTIONS
     timeout_s: float | None = None
     encoding: str = ""
+    asked: Asked = NOTHING_ASKED
     deadline_s: float = math.inf
     reserve_s: float = 0.0
     max_exit: int = 0
     decode_s: float = 0.0
+    place: Place | None = None
     job: Job | None = None
     given_up: Stop | None = None
     stop: Stop | None = None
@@ -128,7 +138,9 @@ class RequestRecord:
             raise RequestCancelledError(f"the request was cancelled by its id, at exit {job.latest}", "cancelled")
         budget_ms = 1000 * self.budget_s
         if job.stop is Stop.NO_EXIT or not job.exits:
-            raise NoExitError(f"no exit was reached within {budget_ms:.1f} ms; give a later deadline_ms", "no_exit")
+            takes = f"exit {job.spec.required} takes {1000 * job.required_s:.0f} ms here"
+            sentence = f"no exit was reached within {budget_ms:.1f} ms, and {takes}; give a later deadline_ms"
+            raise NoExitError(sentence, "no_exit")
         if job.latest < job.spec.required:
             raise NoExitError(
                 f"exit {job.latest} was reached within {budget_ms:.1f} ms, and min_exit is {job.spec.required}; give a "
@@ -184,7 +196,7 @@ class RequestRegistry:
         for, or None. Raises, and counts, InvalidError if the id is unfit, and UnavailableError if too many requests are
         open.
         """
-        record = RequestRecord(uuid.uuid4().hex, protocol, arrived_s, client, model or UNKNOWN)
+        record = RequestRecord(secrets.token_hex(16), protocol, arrived_s, client, model or UNKNOWN)
         self._open[id(record)] = record
         self.idle.clear()
         try:
@@ -239,6 +251,7 @@ class RequestRegistry:
         record.elapsed_s = now_s - record.arrived_s
         if record.job is not None:
             record.exit, record.job = record.job.latest, None
+        record.place = None
         metrics, model = self._metrics, record.model
         metrics.requests.labels(model, record.protocol, record.stop).inc()
         metrics.exits_reached.labels(model, record.exit, record.stop).inc()

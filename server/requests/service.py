@@ -1,12 +1,10 @@
 """The parts of a server, and the path that the requests of all protocols take through them."""
 
 import asyncio
-import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,11 +15,16 @@ from server.catalog import Catalog, ServedModel
 from server.engine.engine import Engine
 from server.engine.job import Job
 from server.engine.messages import JobSpec, LoadPlan, Stop
+from server.engine.place import Place
 from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.metrics import Metrics
-from server.requests.admission import ClientLimit, check_body, check_options, check_person, decode
-from server.requests.budget import Budget, Quantile
+from server.requests.admission import ClientLimit, check_body, check_options, check_person, lasting_exit
+from server.requests.budget import Asked, Budget, Traffic
+from server.requests.budget_file import read_policies
+from server.requests.codec import Codec, DecodedImage
 from server.requests.registry import RequestRecord, RequestRegistry
+from server.requests.sizes import ExpectedSizes
+from server.scheduling.backlog import Expected
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -30,28 +33,19 @@ Read = Callable[[], Awaitable[bytes]]
 
 
 @dataclass(frozen=True)
-class DecodedImage:
-    """An image, and how long it took.
+class Forecast:
+    """What a request would get now. `predicted_s`: seconds from the whole image to the answer, by exit; empty while no
+    worker is ready."""
 
-    `pixels`: uint8 (H, W, 3) RGB. `decode_s`: seconds from the whole body to the pixels. `usual_end_s`: when the image
-    would have been decoded if it had taken as long as images of its size usually do.
-    """
-
-    pixels: NDArray[np.uint8]
-    decode_s: float
-    usual_end_s: float
+    budget: Budget
+    predicted_s: dict[int, float]
 
 
 class Service:
-    """The models, registry, limits and engine of one server, and the threads that decode and encode.
+    """The models, policies, registry, limits, codec and engine of one server.
 
     `unloadable` and `launch` are handed to the engine.
     """
-
-    SEND_S = 0.001
-    """Reserved before each deadline, besides encoding: to hear of an exit and to hand over the answer."""
-    ENCODE_S_PER_PX = 10e-9
-    """Reserved for encoding until it has been measured."""
 
     def __init__(
         self,
@@ -62,24 +56,20 @@ class Service:
     ) -> None:
         self.settings = settings
         self.catalog = catalog
+        self.policies = read_policies(settings, [model.name for model in catalog])
         self.metrics = Metrics({model.name: model.config.exits for model in catalog})
         self.registry = RequestRegistry(self.metrics, settings.max_open, settings.history)
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
-        self.engine = Engine(settings, catalog, self.metrics, unloadable, launch)
+        self.codec = Codec(settings.codec_threads, settings.max_pixels)
+        self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._deepest)
+        self._sizes = ExpectedSizes()
         self.sockets: set[WebSocket] = set()
         """The open WebSockets."""
-        self._keys = itertools.count(1)
-        # Two pools, so that no answer that is due waits behind a large image.
-        self._decoders = ThreadPoolExecutor(settings.codec_threads, "decode")
-        self._encoders = ThreadPoolExecutor(settings.codec_threads, "encode")
-        self._decode_s: dict[int, Quantile] = {}
-        self._encode_s: dict[tuple[str, int], Quantile] = {}
         self.metrics.watch(self.metrics.websockets, lambda: len(self.sockets))
 
     def close(self) -> None:
         self.engine.close()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
-        self._encoders.shutdown(wait=False, cancel_futures=True)
+        self.codec.close()
 
     # --- the way of a request ---
 
@@ -98,70 +88,76 @@ class Service:
         Leaving the block ends the job. Raises ServerError if the request is refused, or given up before its job starts.
         """
         model = self.catalog.get(record.options.model)
-        self._admit(record, model)
-        job = await self._start(record, model, read)
-        try:
-            yield job
-        finally:
-            self.engine.release(job)
+        with self._admit(record, model) as record.place:
+            job = await self._start(record, model, record.place, read)
+            try:
+                yield job
+            finally:
+                self.engine.release(job)
 
-    def _admit(self, record: RequestRecord, model: ServedModel) -> None:
-        """Check what can be checked before the image is read, and set the deadline. Raises ServerError."""
-        options, settings = record.options, self.settings
+    def _admit(self, record: RequestRecord, model: ServedModel) -> Place:
+        """Check what can be checked before the image is read, set the budget, and take a place at a worker. Raises
+        ServerError."""
+        options = record.options
         self.limit.check(record.client)
         self.engine.check_open()
         check_options(options, model, calibrated=self.engine.facts[model.name].calibrated)
-        deadline_ms = settings.default_deadline_ms if options.deadline_ms is None else options.deadline_ms
-        budget = (
-            Budget(record.arrived_s, float("inf"), model.config.exits)
-            .capped(settings.max_deadline_ms / 1000)
-            .capped(deadline_ms / 1000, options.max_exit)
-            .capped(record.timeout_s)
+        record.asked = Asked(
+            model=model.name,
+            exits=model.config.exits,
+            client=record.client,
+            deadline_s=None if options.deadline_ms is None else options.deadline_ms / 1000,
+            timeout_s=record.timeout_s,
+            max_exit=options.max_exit,
         )
-        record.deadline_s, record.max_exit = budget.deadline_s, budget.max_exit
+        self._set_budget(record)
+        height, width = self._sizes.expected(model.name, record.connection, model.config.size)
+        record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
+        return self.engine.admit(self._expected(record, model, (height, width)), time.monotonic())
 
-    async def _start(self, record: RequestRecord, model: ServedModel, read: Read) -> Job:
+    def _expected(self, record: RequestRecord, model: ServedModel, size: tuple[int, int]) -> Expected:
+        """What a request whose image has this size (height, width) means to a worker."""
+        return Expected(
+            model=model.name,
+            shape=model.input_shape(*size),
+            required=record.options.required,
+            deadline_s=record.compute_deadline_s,
+            priority=record.options.priority,
+            client=record.connection,
+            prepare_s=self.codec.usual_decode_s(size[0] * size[1]),
+        )
+
+    async def _start(self, record: RequestRecord, model: ServedModel, place: Place, read: Read) -> Job:
         """Receive and decode the image, and hand the job to the engine."""
         async with record.preparing():
-            image = await self._decode(await read())
+            image = await self.codec.decode(await self._received(read))
             record.decode_s = image.decode_s
-            record.job = job = await self._submit(record, model, image)
+            record.job = job = await self._submit(record, model, place, image)
         return job
 
-    async def _decode(self, body: bytes) -> DecodedImage:
-        """See `admission.decode`. A request that is given up while it waits for a decoder thread is not decoded."""
+    async def _received(self, read: Read) -> bytes:
+        """The image file. Nobody else holds it, so that its memory is free once it is decoded."""
+        body = await read()
         check_body(body, self.settings.max_body_bytes)
-        began_s = time.monotonic()
-        loop = asyncio.get_running_loop()
-        held, max_pixels = [body], self.settings.max_pixels
-        del body
-        try:
-            pixels, started_s = await loop.run_in_executor(
-                self._decoders, lambda: _timed(lambda: decode(held.pop(), max_pixels))
-            )
-        except asyncio.CancelledError:
-            # The call stays in the decoders' queue. Neither it nor the frames of this error may keep the body alive.
-            held.clear()
-            raise asyncio.CancelledError from None
-        now_s = time.monotonic()
-        usual = self._decode_s.setdefault(pixels.size.bit_length(), Quantile(0.9))
-        usual.add(now_s - started_s)
-        return DecodedImage(pixels, now_s - began_s, began_s + usual.value)
+        return body
 
-    async def _submit(self, record: RequestRecord, model: ServedModel, image: DecodedImage) -> Job:
+    async def _submit(self, record: RequestRecord, model: ServedModel, place: Place, image: DecodedImage) -> Job:
         options = record.options
         height, width = image.pixels.shape[:2]
         if options.box is not None:
             check_person(options.box, height, width)
+        self._sizes.saw(model.name, record.connection, (height, width))
+        record.asked = replace(record.asked, pixels=height * width)
+        self._set_budget(record)
         layout = model.layout(height, width, extra=options.map is not None)
         offset = self.engine.take(layout)
         try:
             await _copy(image.pixels, layout.image(self.engine.arena.view[offset:]))
             record.check_wanted()
-            record.reserve_s = self._reserve_s(record.encoding, layout.pixels)
+            record.reserve_s = self.codec.reserve_s(record.encoding, layout.pixels)
             return self.engine.submit(
                 JobSpec(
-                    key=next(self._keys),
+                    key=place.key,
                     model=model.name,
                     offset=offset,
                     layout=layout,
@@ -169,28 +165,64 @@ class Service:
                     compute_deadline_s=record.compute_deadline_s,
                     usual_start_s=image.usual_end_s,
                     max_exit=record.max_exit,
-                    required=1 if options.best_effort else options.min_exit or 1,
+                    required=options.required,
                     min_exit=options.min_exit or 1,
                     quality=options.quality,
                     extra=options.map,
                     box=options.box,
-                )
+                    client=record.connection,
+                    priority=options.priority,
+                ),
+                place,
             )
         except BaseException:
             self.engine.arena.give(offset, layout.total_bytes)
             raise
 
     async def encode(self, record: RequestRecord, job: Job, function: Callable[[], T]) -> T:
-        """Call `function` on an encoding thread, and learn how long the encoding of such maps takes."""
-        result, started_s = await asyncio.get_running_loop().run_in_executor(self._encoders, lambda: _timed(function))
-        key = record.encoding, job.spec.layout.pixels.bit_length()
-        self._encode_s.setdefault(key, Quantile(0.95)).add(time.monotonic() - started_s)
-        return result
+        """Call `function`, which encodes a map of `job` for its client, on an encoding thread."""
+        return await self.codec.encode(record.encoding, job.spec.layout.pixels, function)
 
-    def _reserve_s(self, encoding: str, pixels: int) -> float:
-        """The part of the time before a deadline that encoding and sending a map of `pixels` need."""
-        measured = self._encode_s.get((encoding, pixels.bit_length()))
-        return self.SEND_S + (self.ENCODE_S_PER_PX * pixels if measured is None else measured.value)
+    # --- budgets ---
+
+    def _set_budget(self, record: RequestRecord) -> None:
+        """Set what the request may spend, by what it asks for and by the traffic now. Raises InvalidError if it
+        requires more."""
+        budget = self.policies.budget(record.asked, self._traffic(more=record.place is None))
+        record.move_deadline(record.arrived_s + budget.seconds)
+        record.max_exit = lasting_exit(budget, record.options)
+
+    def _deepest(self) -> int | None:
+        """The deepest exit that the traffic allows now; None: any."""
+        traffic = self._traffic()
+        return None if traffic is None else self.policies.deepest(traffic)
+
+    def _traffic(self, *, more: bool = False) -> Traffic | None:
+        """What budgets depend on of the moment; None if they do not. `more`: one more request is counted as open."""
+        if not self.policies.of_moment:
+            return None
+        return Traffic(self.engine.open_requests + more, self.engine.busy(time.monotonic()), time.time())
+
+    def forecast(
+        self, name: str | None, client: str, deadline_ms: float | None, size: tuple[int, int] | None
+    ) -> Forecast:
+        """What a request for the model `name` would get now. `size`: the height and width of its image; None stands for
+        the last size. Raises NotFoundError."""
+        model = self.catalog.get(name)
+        size = size or self._sizes.expected(model.name, client, model.config.size)
+        pixels, exits, now_s = size[0] * size[1], model.config.exits, time.monotonic()
+        deadline_s = None if deadline_ms is None else deadline_ms / 1000
+        asked = Asked(model.name, exits, client, deadline_s, pixels=pixels)
+        budget = self.policies.budget(asked, self._traffic(more=True))
+        reserve_s, prepare_s = self.codec.reserve_s("application/json", pixels), self.codec.usual_decode_s(pixels)
+        due_s, shape = now_s + budget.seconds - reserve_s, model.input_shape(*size)
+        predicted_s = {}
+        for exit_index in range(1, exits + 1):
+            expected = Expected(model.name, shape, exit_index, due_s, prepare_s=prepare_s)
+            ready_s = self.engine.ready_s(expected, now_s)
+            if ready_s is not None:
+                predicted_s[exit_index] = ready_s + reserve_s
+        return Forecast(budget, predicted_s)
 
     # --- cancels and new deadlines ---
 
@@ -209,18 +241,14 @@ class Service:
         return newest
 
     def move_deadline(self, record: RequestRecord, left_s: float) -> None:
-        """Set the deadline to `left_s` seconds from now, sooner or later, but not beyond the longest deadline."""
-        latest_s = record.arrived_s + self.settings.max_deadline_ms / 1000
-        record.move_deadline(min(latest_s, time.monotonic() + left_s))
+        """Grant a request `left_s` seconds from now, be that more or less; other limits of its budget still hold."""
+        now_s = time.monotonic()
+        record.asked = replace(record.asked, deadline_s=now_s + left_s - record.arrived_s)
+        self._set_budget(record)
         if record.job is not None:
             self.engine.move_deadline(record.job, record.compute_deadline_s)
-
-
-def _timed(function: Callable[[], T]) -> tuple[T, float]:
-    """The result, and when the call began. Time spent waiting for a thread is left out: it tells of the burst, not of
-    the image."""
-    started_s = time.monotonic()
-    return function(), started_s
+        elif record.place is not None:
+            record.place.move_deadline(record.compute_deadline_s, now_s)
 
 
 async def _copy(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:

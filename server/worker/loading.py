@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,16 +13,19 @@ from torch import Tensor
 
 from models.anytime import AnytimeModel, Overridable, State, exits_of, run
 from models.checkpoint import load_directory
+from models.executors.machine import usable
 from models.executors.precision import SHARES, Timer
 from models.executors.selection import build_fastest, choose_executor
 from models.executors.verify import smooth_masks
-from models.imaging.geometry import MULTIPLE, padded_size
-from models.network.configs import GIGA, ModelConfig
+from models.gains import Gains, Predictor
+from models.imaging.geometry import MULTIPLE
+from models.network.configs import GIGA
 from models.network.flops import gmacs
 from models.quality import Quality, uncertainty
 from models.quantisation import Precision
+from server.catalog import input_shape
 from server.engine.messages import Chosen, LoadPlan, ModelFacts
-from server.requests.budget import Costs, Shape
+from server.scheduling.costs import CostModel
 
 logger = logging.getLogger("anytime.loading")
 
@@ -35,12 +38,13 @@ WARM_UP_SHARES = SHARES
 class Loaded:
     """A model that is ready to run.
 
-    `quality`: its calibration, or None. `reason`, `precision_reason`: why its executor and its precision were chosen,
-    empty if there was no choice.
+    `quality`: its calibration, or None. `gains`: what its exits are worth, or None. `reason`, `precision_reason`: why
+    its executor and its precision were chosen, empty if there was no choice.
     """
 
     model: AnytimeModel
     quality: Quality | None = None
+    gains: Gains | None = None
     reason: str = ""
     precision_reason: str = ""
 
@@ -50,55 +54,61 @@ class Loaded:
             return False
         return self.quality.stops(uncertainty(state.exit, self.model.config.task, state.frame), epsilon)
 
+    def shown(self, state: State) -> dict[Predictor, float]:
+        """What the latest exit of `state` shows, of the predictors that its next gain needs and that cost little."""
+        found = state.latest()
+        if self.gains is None or found.index == len(self.gains.exits):
+            return {}
+        wanted = {term.predictor for term in self.gains.exits[found.index].terms}
+        known: dict[Predictor, Callable[[], float]] = {
+            "active_share": lambda: found.active_share,
+            "confidence": lambda: 1 - uncertainty(found, self.model.config.task, state.frame),
+        }
+        return {name: measure() for name, measure in known.items() if name in wanted}
 
-def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
-    """The network input's height and width for an image: the padded size, or the size of a person's crop."""
-    if config.task == "pose":
-        return config.size
-    return padded_size(height, width)
 
-
-def warm_up(name: str, model: AnytimeModel, costs: Costs, known_s: tuple[float, ...] | None) -> None:
+def warm_up(name: str, model: AnytimeModel, costs: CostModel) -> None:
     """Run every exit, so that the first request finds all in place, and learn the seconds at the configured size.
 
     The image is noise, for which a network's own masks would be empty or full, so masks of the usual active shares are
-    put in their place. If the seconds are known from the worker before, one run on the smallest image is enough.
+    put in their place. If the costs are known from the worker before, one run on the smallest image is enough.
     """
     shape = input_shape(model.config, *model.config.size)
-    if known_s is not None:
-        for exit_index, seconds in enumerate(np.diff(known_s, prepend=0.0), 1):
-            costs.observe(name, shape, exit_index, float(seconds))
+    if costs.typical_s(name, shape, 1):
         for _ in run(model, np.zeros((MULTIPLE, MULTIPLE, 3), np.uint8)):
             pass
         return
     image = np.random.default_rng(0).integers(0, 256, (*model.config.size, 3), dtype=np.uint8)
     masks = smooth_masks(model.begin(image).shape, WARM_UP_SHARES, seed=0)
     for _ in range(WARM_UP_RUNS):
-        total_s = 0.0
-        for exit_index, stage_s in _stages(model, image, masks):
-            costs.observe(name, shape, exit_index, stage_s)
-            total_s += stage_s
-        costs.judge(name, shape, model.config.exits, total_s)
+        for exit_index, stage_s, active_share in _stages(model, image, masks):
+            costs.observe(name, shape, exit_index, stage_s, active_share)
 
 
-def _stages(model: AnytimeModel, image: NDArray[np.uint8], masks: Sequence[Tensor]) -> Iterator[tuple[int, float]]:
+def _stages(
+    model: AnytimeModel, image: NDArray[np.uint8], masks: Sequence[Tensor]
+) -> Iterator[tuple[int, float, float]]:
     """Run to each exit in turn under `masks`, bool (h, w), one after each exit.
 
-    Yields the exit's number and the seconds of its stage, without the time to put a mask in place.
+    Yields the exit's number, the seconds of its stage, without the time to put a mask in place, and the active share
+    before the stage.
     """
+    active_share = 1.0
     began_s = time.monotonic()
     state = model.begin(image)
     for exit_index in exits_of(model, [state]):
         model.render(state)
-        yield exit_index, time.monotonic() - began_s
+        yield exit_index, time.monotonic() - began_s, active_share
+        active_share = state.latest().active_share
         if isinstance(model, Overridable) and model.config.masks_after(exit_index):
+            active_share = float(masks[exit_index - 1].float().mean())
             positions = masks[exit_index - 1].to(state.latest().mask.device)
             masking = model.config.masking
             model.override(state, positions, shrinking=masking is not None and masking.shrinks)
         began_s = time.monotonic()
 
 
-def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
+def facts(name: str, loaded: Loaded, costs: CostModel) -> ModelFacts:
     """The facts about a model that is warm."""
     config = loaded.model.config
     shape = input_shape(config, *config.size)
@@ -107,6 +117,7 @@ def facts(name: str, loaded: Loaded, costs: Costs) -> ModelFacts:
         seconds=tuple(costs.typical_s(name, shape, exit_index) for exit_index in range(1, config.exits + 1)),
         calibrated=loaded.quality is not None,
         chosen=Chosen(loaded.model.executor, loaded.reason, loaded.model.precision, loaded.precision_reason),
+        costs=tuple(cost for cost in costs.snapshot() if cost.model == name),
     )
 
 
@@ -114,6 +125,7 @@ def load_models(plan: LoadPlan, timer: Timer | None = None) -> dict[str, Loaded]
     """The models of a load plan, by name. `timer`: see `build_fastest`. Raises ValueError or OSError if one cannot be
     loaded."""
     loaded = {}
+    threads = max(1, (plan.threads or usable()) // plan.sharing)
     for name, text in plan.models.items():
         path = Path(text)
         make, precision, chosen = partial(load_directory, path), plan.precision, plan.chosen.get(name)
@@ -122,10 +134,12 @@ def load_models(plan: LoadPlan, timer: Timer | None = None) -> dict[str, Loaded]
             executor, reason = choice.executor, choice.reason
         else:
             executor, reason, precision = chosen.executor, chosen.reason, chosen.precision
-        model, why = build_fastest(make, plan.device, executor, plan.threads, precision, directory=path, timer=timer)
+        model, why = build_fastest(make, plan.device, executor, threads, precision, directory=path, timer=timer)
         why = chosen.precision_reason if chosen else why
         logger.info("%s runs on %s in %s%s", name, model.executor, model.precision, f": {why}" if why else "")
-        loaded[name] = Loaded(model, load_quality(path, model.precision), reason, why)
+        loaded[name] = Loaded(
+            model, load_quality(path, model.precision), load_gains(path, model.precision), reason, why
+        )
     return loaded
 
 
@@ -141,4 +155,18 @@ def load_quality(directory: Path, precision: Precision = "fp32") -> Quality | No
         return None
     except ValueError as error:
         logger.warning("%s is served without quality stop: %s", directory.name, error)
+        return None
+
+
+def load_gains(directory: Path, precision: Precision = "fp32") -> Gains | None:
+    """What the exits of a model in `precision` are worth, or None if it was not measured.
+
+    Gains of other weights are not used, and the log says so.
+    """
+    try:
+        return Gains.load(directory, precision)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        logger.warning("%s is served without measured gains: %s", directory.name, error)
         return None

@@ -1,23 +1,16 @@
-"""The worker: the process that owns a device. It runs one step of one job, reads its mail, and runs the next step.
+"""The worker's loop: it runs one job for a slice of time, reads its mail, and runs the next slice."""
 
-The front end starts `python -m server.worker.process`; it is not for use by hand.
-"""
-
-import gc
 import logging
-import os
 import select
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-import numpy as np
 import torch
 
-from models.anytime import AnytimeModel, State
+from models.anytime import AnytimeModel, ExitMap, State
+from server.catalog import input_shape
 from server.engine.messages import (
     Beat,
     Broken,
@@ -27,43 +20,34 @@ from server.engine.messages import (
     Event,
     Exited,
     JobSpec,
-    LoadPlan,
     MoveDeadline,
-    Ready,
+    Ping,
     Stop,
-    Unloadable,
+    TrafficCap,
 )
-from server.engine.shared_memory import attach
-from server.requests.budget import Costs, TrafficCap
-from server.worker.loading import Loaded, facts, input_shape, load_models, warm_up
-from server.worker.scheduler import ScheduledJob, Scheduler
+from server.scheduling.jobs import ScheduledJob
+from server.scheduling.scheduler import Scheduler
+from server.worker.loading import Loaded
 
 logger = logging.getLogger("anytime.worker")
-
-NICE = 5
-"""The worker's niceness: the front end must get a core while the worker computes on all of them."""
 
 
 @dataclass
 class RunningJob:
     """A job on the device.
 
-    `state` is made when the first step is due, and dropped with the job, which frees all that it holds. `stage_s` are
-    the seconds computed since the latest exit, `until_exit_s` those until it.
+    `state` is made when the first step is due, and dropped with the job, which frees all that it holds. `rendering`:
+    the pieces that are left of the latest exit's map, or None.
     """
 
     scheduled: ScheduledJob
     state: State | None = None
+    rendering: Iterator[ExitMap | None] | None = None
     started_s: float = 0.0
-    stage_s: float = 0.0
-    until_exit_s: float = 0.0
 
 
 class Worker:
     """The loop. `memory` is shared with the front end; `clock` gives monotonic seconds."""
-
-    BEAT_S = 1.0
-    """The longest silence of a worker that computes."""
 
     def __init__(
         self,
@@ -80,19 +64,22 @@ class Worker:
         self._models = models
         self._scheduler = scheduler
         self._clock = clock
-        self._jobs: dict[int, RunningJob] = {}
-        self._spoke_s = clock()
+        self.jobs: dict[int, RunningJob] = {}
 
     def run(self) -> None:
         """Run until the front end is gone, which raises EOFError or OSError."""
         while True:
-            for command in self._mail_read():
-                self._obey(command)
-            for ended, stop in self._scheduler.ended(self._clock()):
-                self._end(ended.spec.key, stop)
-            job = self._scheduler.next()
-            if job is not None:
-                self._step(self._jobs[job.spec.key])
+            self.turn()
+
+    def turn(self) -> None:
+        """Read the mail, and run the most urgent job for a slice."""
+        for command in self._mail_read():
+            self._obey(command)
+        for ended in self._scheduler.ended(self._clock()):
+            self._end(Ended(ended.job.spec.key, ended.stop, needs_s=ended.needs_s, left_s=ended.left_s))
+        job = self._scheduler.next(self._clock())
+        if job is not None:
+            self._run_slice(self.jobs[job.spec.key])
 
     def _mail_read(self) -> Iterator[Command]:
         """The commands that have come; waits for one if there is no job."""
@@ -103,7 +90,6 @@ class Worker:
 
     def _say(self, event: Event) -> None:
         self._connection.send(event)
-        self._spoke_s = self._clock()
 
     def _obey(self, command: Command) -> None:
         match command:
@@ -111,31 +97,28 @@ class Worker:
                 self._add(command)
             case Cancel(key):
                 if self._scheduler.cancel(key):
-                    self._end(key, Stop.CANCELLED)
+                    self._end(Ended(key, Stop.CANCELLED))
             case MoveDeadline(key, compute_deadline_s):
                 self._scheduler.move_deadline(key, compute_deadline_s)
+            case TrafficCap(max_exit):
+                self._scheduler.deepest = max_exit
+            case Ping():
+                self._say(Beat())
 
     def _add(self, spec: JobSpec) -> None:
         model = self._models[spec.model].model
         shape = input_shape(model.config, spec.layout.height, spec.layout.width)
         job = ScheduledJob(spec, shape, tuple(step.exit for step in model.steps))
-        wait_s = self._scheduler.add(job, self._clock())
-        if wait_s is None:
-            self._jobs[spec.key] = RunningJob(job)
-        else:
-            self._say(Ended(spec.key, Stop.REJECTED, wait_s))
+        self._scheduler.add(job)
+        self.jobs[spec.key] = RunningJob(job)
 
-    def _end(self, key: int, stop: Stop, error: str | None = None) -> None:
-        """Drop a job that the scheduler has let go of, and learn from it."""
-        running = self._jobs.pop(key)
-        job, costs = running.scheduled, self._scheduler.costs
-        if job.exit:
-            costs.judge(job.spec.model, job.shape, job.exit, running.until_exit_s)
-        costs.observe_cut(job.spec.model, job.shape, job.exit + 1, running.stage_s)
-        self._say(Ended(key, stop, error=error))
+    def _end(self, ended: Ended) -> None:
+        """Drop a job that the scheduler has let go of."""
+        del self.jobs[ended.key]
+        self._say(ended)
 
-    def _step(self, running: RunningJob) -> None:
-        exited, spec = None, running.scheduled.spec
+    def _run_slice(self, running: RunningJob) -> None:
+        spec = running.scheduled.spec
         try:
             exited = self._advance(running)
         except torch.AcceleratorError as error:  # a device that has failed once does not work any more
@@ -144,78 +127,59 @@ class Worker:
         except Exception as error:  # the boundary: an image that a model fails on ends its job, not the worker
             logger.exception("job %d of %s failed", spec.key, spec.model)
             self._scheduler.cancel(spec.key)
-            self._end(spec.key, Stop.ERROR, f"{type(error).__name__}: {error}")
-        if exited is not None:
-            self._say(exited)
-        elif self._clock() - self._spoke_s > self.BEAT_S:
-            self._say(Beat())
+            self._end(Ended(spec.key, Stop.ERROR, f"{type(error).__name__}: {error}"))
+        else:
+            if exited is not None:
+                self._say(exited)
 
     def _advance(self, running: RunningJob) -> Exited | None:
-        """Run the next step. If it completes an exit, render that into its slot, and return the event to send."""
+        """Go on with a job for about one slice: with its next step, and once that completes an exit, with rendering it
+        into its slot. Returns the event to send when the map is there."""
         job = running.scheduled
         spec, loaded = job.spec, self._models[job.spec.model]
         began_s = self._clock()
+        slice_s = self._scheduler.slice_s(job, began_s)
         if running.state is None:
             running.started_s = began_s
-            image = spec.layout.image(self._memory[spec.offset :])
-            running.state = loaded.model.begin(image, spec.box)
-        loaded.model.advance([running.state])
-        done = running.state.exit
+            running.state = loaded.model.begin(spec.layout.image(self._memory[spec.offset :]), spec.box)
         exit_index = job.steps[job.next_step]
-        if exit_index is None or done is None:
-            seconds = self._clock() - began_s
-            running.stage_s += seconds
-            self._scheduler.ran(job, seconds, began_s + seconds)
-            return None
-        self._render(loaded.model, running.state, spec)
-        enough = loaded.good_enough(running.state, spec.quality)
+        if running.rendering is None:
+            finished = loaded.model.advance([running.state], slice_s)
+            if not finished or exit_index is None:
+                now_s = self._clock()
+                self._scheduler.ran(job, now_s - began_s, now_s, finished=finished)
+                return None
+            running.rendering = self._rendering(loaded.model, running.state, spec)
+        for found in running.rendering:
+            if found is not None:
+                running.rendering = None
+                return self._reached(running, running.state, began_s)
+            if self._clock() - began_s >= slice_s:
+                break
         now_s = self._clock()
-        running.stage_s += now_s - began_s
-        self._scheduler.ran(job, now_s - began_s, now_s, good_enough=enough)
-        self._scheduler.costs.observe(spec.model, job.shape, exit_index, running.stage_s)
-        stage_s, running.stage_s, running.until_exit_s = running.stage_s, 0.0, job.used_s
-        return Exited(spec.key, exit_index, done.active_share, done.macs, stage_s, running.started_s, now_s)
+        self._scheduler.ran(job, now_s - began_s, now_s, finished=False)
+        return None
 
-    def _render(self, model: AnytimeModel, state: State, spec: JobSpec) -> None:
-        found = model.render(state, spec.extra)
-        block = self._memory[spec.offset :]
-        slot = spec.layout.keypoints if spec.layout.joints else spec.layout.labels
-        np.copyto(slot(block, found.index), found.array)
-        if found.extra is not None:
-            np.copyto(spec.layout.extra_map(block, found.index), found.extra)
+    def _reached(self, running: RunningJob, state: State, began_s: float) -> Exited:
+        """An exit's map is on the host."""
+        job, done = running.scheduled, state.latest()
+        spec, loaded = job.spec, self._models[job.spec.model]
+        enough, shown = loaded.good_enough(state, spec.quality), loaded.shown(state)
+        now_s = self._clock()
+        stage_s = job.stage_s + now_s - began_s
+        self._scheduler.ran(
+            job,
+            now_s - began_s,
+            now_s,
+            active_share=done.active_share,
+            shown=shown,
+            good_enough=enough,
+            final=done.final,
+        )
+        times = stage_s, running.started_s, now_s
+        return Exited(spec.key, done.index, done.active_share, done.macs, *times, done.changed, done.final)
 
-
-def main(fd: int) -> int:
-    """Runs the worker: serves the front end over the socket `fd`, whose first message is the load plan."""
-    # Ctrl-C and a supervisor's SIGTERM reach the whole process group. The front end ends this process, after it has
-    # finished its requests.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(NICE)
-    with Connection(fd) as connection:
-        try:
-            plan: LoadPlan = connection.recv()
-            logging.basicConfig(level=plan.log_level, format="%(levelname)s:     %(name)s %(message)s")
-            costs = Costs()
-            try:
-                models = load_models(plan)
-            except (ValueError, OSError) as error:
-                connection.send(Unloadable(str(error)))
-                return 1
-            for name, loaded in models.items():
-                warm_up(name, loaded.model, costs, plan.known_s.get(name))
-            first = next(iter(models.values())).model
-            found = {name: facts(name, loaded, costs) for name, loaded in models.items()}
-            connection.send(Ready(first.device, first.executor, found))
-            memory = attach(plan.arena_fd, plan.arena_bytes)
-            # Collects once, then freezes: start-up objects, a scan of which takes 75 ms, are never scanned again.
-            gc.collect()
-            gc.freeze()
-            Worker(connection, memory, models, Scheduler(costs, TrafficCap(plan.traffic_cap))).run()
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return 0  # the front end is gone; so are its requests
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    def _rendering(self, model: AnytimeModel, state: State, spec: JobSpec) -> Iterator[ExitMap | None]:
+        block, index, layout = self._memory[spec.offset :], state.latest().index, spec.layout
+        array = layout.keypoints(block, index) if layout.joints else layout.labels(block, index)
+        return model.rendering(state, spec.extra, (array, layout.extra_map(block, index) if spec.extra else None))

@@ -1,0 +1,148 @@
+"""A device that computes, as the front end sees it: its worker, what the worker owes, and what exits cost there."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from models.executors.registry import EXECUTORS, REFERENCE
+from server.catalog import Catalog
+from server.engine.messages import Chosen, ModelFacts, Ready
+from server.metrics import Metrics
+from server.scheduling.backlog import Backlog, Expected
+from server.scheduling.costs import CostModel, Shape
+from server.scheduling.fairness import RecentSeconds
+
+logger = logging.getLogger("anytime.device")
+
+BUSY_HALF_LIFE_S = 2.0
+"""How fast it is forgotten that the device was busy."""
+
+PREPARE_S = 20.0
+"""An executor that compiles or measures at a size that is new to it may take this long."""
+
+
+@dataclass(frozen=True)
+class LearntCost:
+    """What the exits of a model cost on a device at one shape: cumulative seconds, typical ones and safe ones."""
+
+    device: str
+    shape: Shape
+    typical_s: tuple[float, ...]
+    safe_s: tuple[float, ...]
+
+
+class Device:
+    """One of the devices that the settings name.
+
+    `name`: as the settings name it. `label`: as metrics and readiness name it; a device that is named several times has
+    a numbered label for each of its workers. `costs`: learnt from the exits of all workers on devices of that name.
+    `workers`: how many there are on all devices.
+    """
+
+    def __init__(
+        self, name: str, label: str, costs: CostModel, catalog: Catalog, metrics: Metrics, *, workers: int = 1
+    ) -> None:
+        self.name = name
+        self.label = label
+        self._workers = workers
+        self.ready: Ready | None = None
+        """The worker's readiness; None while there is no worker that can serve."""
+        self.facts: dict[str, ModelFacts] = {}
+        """The facts about each model, from the latest worker that was ready; the next worker need not find them out."""
+        self.costs = costs
+        self.backlog = Backlog(self.costs, self._workers)
+        """What the worker owes; another object for each worker."""
+        self._catalog = catalog
+        self._metrics = metrics
+        self._computed = RecentSeconds(BUSY_HALF_LIFE_S)
+        self._seen: set[tuple[str, Shape]] = set()
+        self._numbered = label != name
+        metrics.worker_up.labels(label).set(0)
+
+    def now_ready(self, ready: Ready) -> None:
+        """The worker can serve."""
+        self.ready = ready
+        self.inherit(ready.models)
+        if not self._numbered and self.label != ready.device:  # `auto` or `cuda`, which is now known
+            self._metrics.worker_up.remove(self.label)
+            self.label = ready.device
+        self._metrics.worker_up.labels(self.label).set(1)
+
+    def inherit(self, facts: dict[str, ModelFacts]) -> None:
+        """Take over what is known of the models."""
+        self.facts = dict(facts)
+        for name, found in facts.items():
+            model = self._catalog.get(name)
+            shape = model.input_shape(*model.config.size)
+            if not self.costs.typical_s(name, shape, 1):
+                self.costs.restore(found.costs)
+
+    def broken(self, reason: str) -> None:
+        """Let the next worker run the reference executor in place of those that may have broken the device, and measure
+        it."""
+        logger.error("%s failed: %s", self.label, reason)
+        self.costs = CostModel()
+        self.facts = {
+            name: facts
+            if facts.chosen.executor == REFERENCE
+            else replace(facts, chosen=Chosen(REFERENCE, f"{facts.chosen.executor} broke the device: {reason}"))
+            for name, facts in self.facts.items()
+        }
+
+    def lost(self) -> None:
+        """The worker is gone, and so is all that it owed."""
+        self.ready = None
+        self.backlog = Backlog(self.costs, self._workers)
+        self._seen.clear()
+        self._metrics.worker_up.labels(self.label).set(0)
+
+    def reached(self, expected: Expected, exit_index: int, stage_s: float, active_share: float, now_s: float) -> float:
+        """Learn what an exit has cost; see `CostModel.observe`."""
+        self._computed.add(self.label, stage_s, now_s)
+        self._seen.add((expected.model, expected.shape))
+        return self.costs.observe(expected.model, expected.shape, exit_index, stage_s, active_share)
+
+    def busy(self, now_s: float) -> float:
+        """The share of the latest seconds in which it computed exits, 0..1."""
+        return min(1.0, self._computed.total(now_s) / self._computed.mean_age_s)
+
+    def step_s(self, expected: Expected, exit_index: int) -> float:
+        """The longest time that the worker is expected to compute on a request, on its way to exit `exit_index`,
+        without a look at its mailbox."""
+        kind = EXECUTORS[self.facts[expected.model].chosen.executor]
+        if kind.slices:
+            return 0.0
+        if kind.prepares and (expected.model, expected.shape) not in self._seen:
+            return PREPARE_S
+        return self.costs.stage_s(expected.model, expected.shape, exit_index)
+
+    def learnt(self, name: str) -> list[LearntCost]:
+        """What the exits of a model cost at each shape that was seen."""
+        exits = range(1, self._catalog.get(name).config.exits + 1)
+        shapes = dict.fromkeys(cost.shape for cost in self.costs.snapshot() if cost.model == name)
+        return [
+            LearntCost(
+                self.name if self._numbered else self.label,
+                shape,
+                tuple(self.costs.typical_s(name, shape, exit_index) for exit_index in exits),
+                tuple(self.costs.safe_s(name, shape, exit_index) for exit_index in exits),
+            )
+            for shape in shapes
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The device's part of `GET /health/ready`."""
+        executor = self.ready.executor if self.ready else None
+        return {"device": self.label, "ready": self.ready is not None, "executor": executor, "open": len(self.backlog)}
+
+
+def labelled(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each name with its label: `cpu, cpu` -> `cpu:0, cpu:1`; a name that comes once is its own label."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        number = seen.setdefault(name, 0)
+        seen[name] += 1
+        found.append((name, f"{name}:{number}" if names.count(name) > 1 else name))
+    return found

@@ -1,0 +1,22 @@
+"""Routing: which of several workers takes a request. Pure: the caller passes the time in."""
+
+from collections.abc import Sequence
+
+from server.scheduling.backlog import Backlog, Expected, Refusal
+
+TIE_SHARE = 0.1
+TIE_S = 0.002
+"""Workers that would be ready within this share, and this time, of the first count as equally fast."""
+
+
+def route(backlogs: Sequence[Backlog], expected: Expected, now_s: float) -> Backlog | Refusal:
+    """The backlog of the worker that will finish the required exit first, of those that can take the request; of
+    equally fast ones, that with the fewest requests, which leaves most time for further exits. If none can take it, the
+    refusal with the shortest wait. `backlogs` must not be empty."""
+    refusals = [(backlog, backlog.refusal(expected, now_s)) for backlog in backlogs]
+    willing = [(backlog.ready_s(expected, now_s), backlog) for backlog, refusal in refusals if refusal is None]
+    if not willing:
+        return min((refusal for _, refusal in refusals if refusal is not None), key=lambda refusal: refusal.wait_s)
+    first_s = min(ready_s for ready_s, _ in willing)
+    latest_s = first_s * (1 + TIE_SHARE) + TIE_S
+    return min((backlog for ready_s, backlog in willing if ready_s <= latest_s), key=len)

@@ -1,0 +1,90 @@
+"""`GET /v1/budget`: the budget that a request would get now, source by source, and when its exits would be answered."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from server.errors import InvalidError
+from server.protocols.http import REFUSED, documented
+from server.protocols.options import ModelName, Positive, Side, parse_query
+from server.protocols.replies import milliseconds, reply
+from server.requests.budget import Limit
+from server.requests.service import Forecast, Service
+
+router = APIRouter()
+
+
+class BudgetQuery(BaseModel):
+    """The request that is asked about."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelName | None = Field(default=None, description="name of the model; without it, the server's default")
+    deadline_ms: Positive | None = Field(default=None, description="as in POST /v1/predict")
+    width: Side | None = Field(default=None, description="width of the image in pixels; with `height`")
+    height: Side | None = Field(
+        default=None, description="height of the image in pixels; without both, a size as the last one for the model"
+    )
+
+
+class SourceBody(TypedDict, total=False):
+    """One limit, and where it comes from."""
+
+    name: str
+    deadline_ms: float
+    max_exit: int
+    why: str
+
+
+class PredictedBody(TypedDict):
+    exit: int
+    ms: Annotated[float, Field(description="predicted milliseconds from the whole image to the answer with this exit")]
+
+
+class BudgetBody(TypedDict):
+    """The smallest limits, all limits, and when each exit would be answered; nothing while the models are loaded."""
+
+    deadline_ms: float
+    max_exit: int
+    sources: list[SourceBody]
+    predicted: list[PredictedBody]
+
+
+ASKED = {"parameters": [{"name": name, "in": "query", **field} for name, field in documented(BudgetQuery).items()]}
+EXPLAINED: dict[int | str, dict[str, Any]] = {200: {"model": BudgetBody, "description": "The budget."}, **REFUSED}
+
+
+@router.get("/v1/budget", openapi_extra=ASKED, responses=EXPLAINED, response_class=Response, tags=["models"])
+async def budget(request: Request) -> Response:
+    """What a request would get now: deadline, deepest exit, why, and the predicted time of each exit."""
+    service: Service = request.app.state.service
+    query = parse_query(BudgetQuery, request.query_params)
+    if (query.width is None) != (query.height is None):
+        given, missing = ("width", "height") if query.height is None else ("height", "width")
+        raise InvalidError(f"{given} is given and {missing} is missing; give both or neither", "bad_parameter")
+    size = None if query.height is None or query.width is None else (query.height, query.width)
+    client = request.client.host if request.client else "unknown"
+    return reply(describe_budget(service.forecast(query.model, client, query.deadline_ms, size)))
+
+
+def describe_budget(forecast: Forecast) -> BudgetBody:
+    found = forecast.budget
+    return {
+        "deadline_ms": milliseconds(found.seconds),
+        "max_exit": found.max_exit or 0,
+        "sources": [_source(limit) for limit in found.limits],
+        "predicted": [{"exit": index, "ms": milliseconds(seconds)} for index, seconds in forecast.predicted_s.items()],
+    }
+
+
+def _source(limit: Limit) -> SourceBody:
+    source: SourceBody = {"name": limit.name}
+    if limit.seconds is not None:
+        source["deadline_ms"] = milliseconds(limit.seconds)
+    if limit.max_exit is not None:
+        source["max_exit"] = limit.max_exit
+    source["why"] = limit.why
+    return source

@@ -1,0 +1,245 @@
+"""The backlog: what one worker still owes, as the front end sees it, and whether one more request fits. Pure: the
+caller passes the time in."""
+
+import math
+import sys
+from bisect import insort
+from dataclasses import dataclass
+
+from server.requests.budget import GRACE_S
+from server.scheduling.costs import CostModel, Shape
+from server.scheduling.fairness import RecentSeconds
+from server.scheduling.scheduler import SLICE_S
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is known of a request by its head.
+
+    `shape`: the network input's height and width; a guess until the image is there. `required`: the first exit that is
+    worth an answer. `deadline_s`: when that must be on the host. `priority`: 0, 1 or 2. `client`: who asks.
+    `prepare_s`: seconds until the image will have been received and decoded.
+    """
+
+    model: str
+    shape: Shape
+    required: int
+    deadline_s: float
+    priority: int = 1
+    client: str = ""
+    prepare_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is not taken: its required exit would be there after `needs_s`, and `left_s` are left. It may be
+    tried again after `wait_s`."""
+
+    wait_s: float
+    needs_s: float
+    left_s: float
+
+
+class _Owed:
+    """A request that was admitted and has not ended, or is about to be.
+
+    `arrived`: its image is with the worker. `work`: what it still requires, `usual_s` seconds at the usual pace from
+    its latest exit on. `done_s`: seconds of that which the worker has probably computed.
+    """
+
+    def __init__(self, key: int, expected: Expected, costs: CostModel) -> None:
+        self.key = key
+        self.expected = expected
+        self.model = expected.model
+        self.exit = 0
+        self.arrived = False
+        self.work: tuple[_Work, ...] = ()
+        self.usual_s = 0.0
+        self.done_s = 0.0
+        self.estimate(costs)
+
+    def estimate(self, costs: CostModel) -> None:
+        """Estimate the work that is left: until exit 1, and from there to the required exit."""
+        expected, required = self.expected, self.expected.required
+        ahead_s = costs.usual_s(expected.model, expected.shape, max(required, self.exit), self.exit)
+        parts = {}
+        if self.exit == 0:
+            parts[0] = ahead_s[1]
+        if self.exit < required and required > 1:
+            parts[1] = ahead_s[-1] - parts.get(0, 0.0)
+        self.work = tuple((rank, expected.deadline_s, self.key, part_s, self) for rank, part_s in parts.items())
+        self.usual_s = sum(parts.values())
+
+
+_Work = tuple[int, float, int, float, _Owed]
+"""Rank, deadline, key, usual seconds, and whose they are. The worker does the smallest first, see `Scheduler`."""
+_NEWCOMER = sys.maxsize
+"""The key of a request that is not admitted yet: it comes after others of the same deadline."""
+
+
+class Backlog:
+    """What one worker still owes: the required exits of the requests that were admitted to it and have not ended.
+
+    The worker computes first exits before further ones and earlier deadlines before later ones (see `Scheduler`), so
+    the time until a request has its required exit is the work that comes before it and its own, all at a safe pace.
+
+    Clients are treated fairly by trunk reservation, as telephone exchanges do it. While clients ask for more than the
+    device can do, one that lately had more than an equal share of what was admitted must leave room: its request has to
+    be ready within an equal part of the time until its deadline, and so have the requests that it delays. Those who had
+    less use the rest. The part is no smaller than `KEEP_BUSY` times the time of the request alone, so that the device
+    does not idle. The rule sets in gradually: with the load between the two of `LOADS`, and with the surplus that the
+    client had, up to one standard deviation of what comes by chance.
+    """
+
+    HAD_HALF_LIFE_S = 10.0
+    """How fast it is forgotten what a client had."""
+    ASKED_HALF_LIFE_S = 1.0
+    """How fast it is forgotten what a client asked for."""
+    LOADS = 0.9, 1.1
+    """Seconds of computation that clients ask for in a second. Up to the first load nobody must leave room; from the
+    second on, the rule is in force."""
+    KEEP_BUSY = 1.25
+    """With less, a request could only be admitted once the one before it is done."""
+
+    def __init__(self, costs: CostModel, workers: int = 1) -> None:
+        """`workers`: how many workers each request is offered to, of which this one has to do a part."""
+        self.costs = costs
+        self._workers = workers
+        self._owed: dict[int, _Owed] = {}
+        self._work: list[_Work] = []  # in order
+        self._since_s = 0.0  # until when `done_s` is counted
+        self._had = RecentSeconds(self.HAD_HALF_LIFE_S)
+        self._asked = RecentSeconds(self.ASKED_HALF_LIFE_S)
+
+    def __len__(self) -> int:
+        return len(self._owed)
+
+    def add(self, key: int, expected: Expected, now_s: float) -> None:
+        """A request was admitted. Its image may still be on the way."""
+        owed = self._owed[key] = _Owed(key, expected, self.costs)
+        self._reckon(owed)
+        self._had.add(expected.client, self._alone_s(owed), now_s)
+
+    def update(self, key: int, expected: Expected, now_s: float) -> None:
+        """The image is with the worker and tells the true shape, or the deadline has moved. Does nothing if the request
+        has ended."""
+        if owed := self._owed.get(key):
+            self._count_done(now_s)
+            owed.expected, owed.arrived = expected, True
+            self._reckon(owed)
+
+    def reached(self, key: int, exit_index: int, now_s: float) -> None:
+        """A request has reached an exit, at `now_s`. Does nothing if it has ended."""
+        if owed := self._owed.get(key):
+            self._count_done(now_s)
+            owed.exit, owed.done_s = exit_index, 0.0
+            self._reckon(owed)
+
+    def remove(self, key: int, now_s: float) -> None:
+        """A request has ended, or was given up. Does nothing if it had ended before."""
+        if owed := self._owed.get(key):
+            self._count_done(now_s)
+            self._drop(owed)
+            del self._owed[key]
+
+    def ready_s(self, expected: Expected, now_s: float) -> float:
+        """Predicted seconds until the request, if it is admitted now, has its required exit."""
+        return self._ready(_Owed(_NEWCOMER, expected, self.costs), now_s)[0]
+
+    def refusal(self, expected: Expected, now_s: float) -> Refusal | None:
+        """None: take the request. Otherwise it would be late, would make an admitted one late, or would take the room
+        of clients that had less. In either case it counts as asked for.
+
+        An idle worker never refuses: the attempt costs nobody, and it teaches more than an estimate. Nor does a worker
+        that owes no required exit, unless the request would be late even alone. Requests that end within a slice do not
+        count.
+        """
+        newcomer, left_s = _Owed(_NEWCOMER, expected, self.costs), expected.deadline_s - now_s
+        alone_s = self._alone_s(newcomer)
+        room = 1.0
+        if alone_s <= left_s:
+            room = self._room(expected.client, alone_s / left_s, alone_s, now_s)
+            self._asked.add(expected.client, self._own_s(newcomer) / self._workers, now_s)
+        others = [owed for owed in self._owed.values() if owed.expected.deadline_s > now_s + SLICE_S]
+        if not others or (self._own_s(newcomer) <= left_s and not any(owed.work for owed in others)):
+            return None
+        ready_s, late_s = self._ready(newcomer, now_s, room)
+        if alone_s > left_s:
+            return Refusal(max(owed.expected.deadline_s for owed in others) - now_s, ready_s, left_s)
+        if ready_s > room * left_s:
+            return Refusal(ready_s - room * left_s, ready_s, left_s)
+        return None if late_s is None else Refusal(late_s, ready_s, left_s)
+
+    # --- what comes before, and what comes after ---
+
+    def _ready(self, newcomer: _Owed, now_s: float, room: float = 1.0) -> tuple[float, float | None]:
+        """Seconds until the newcomer has its required exit. If it would delay an admitted one beyond the part `room` of
+        its time, also the seconds until that one has its own; else None."""
+        running = self._count_done(now_s)
+        wait_s = SLICE_S if any(owed.arrived for owed in self._owed.values()) else 0.0
+        slow_down, noise_s = self.costs.slow_down, self.costs.SPARE_S
+        margins = {
+            model: self.costs.margin(model) for model in {work[-1].model for work in (*self._work, *newcomer.work)}
+        }
+        passed_s = ready_s = delay_s = 0.0
+        late_s: float | None = None
+        for stages, work in enumerate(sorted([*self._work, *newcomer.work]), 1):
+            _, deadline_s, _, usual_s, owed = work
+            seconds = slow_down * margins[owed.model] * usual_s
+            if owed is newcomer:
+                ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds + noise_s * math.sqrt(stages)
+                passed_s += seconds
+                delay_s += seconds
+                continue
+            if work is owed.work[0]:
+                seconds = max(0.0, seconds - owed.done_s)
+            if owed is running:
+                wait_s = 0.0
+            left_s = deadline_s - now_s
+            passed_s += min(seconds, max(0.0, left_s + GRACE_S))
+            if delay_s and late_s is None and work is owed.work[-1]:
+                hopeless = slow_down * owed.usual_s - owed.done_s > left_s  # no room would help it
+                if passed_s + noise_s * math.sqrt(stages) > room * left_s and not hopeless:
+                    late_s = passed_s - delay_s
+        return ready_s, late_s
+
+    def _own_s(self, owed: _Owed) -> float:
+        """Typical seconds of what a request still requires."""
+        return self.costs.slow_down * owed.usual_s
+
+    def _alone_s(self, owed: _Owed) -> float:
+        """Safe seconds of what a request still requires."""
+        return self.costs.margin(owed.model) * self._own_s(owed) + self.costs.SPARE_S
+
+    def _room(self, client: str, alone: float, alone_s: float, now_s: float) -> float:
+        """The part of the time until its deadline within which a request of `client` must be ready. `alone`: the part
+        that it needs alone."""
+        clients = max(1, len(self._asked))
+        fair_s = self._had.total(now_s) / clients
+        if not fair_s:
+            return 1.0
+        surplus = (self._had.of(client, now_s) - fair_s) / math.sqrt(fair_s * alone_s)
+        free, full = self.LOADS
+        load = self._asked.total(now_s) / self._asked.mean_age_s
+        strictness = min(1.0, max(0.0, surplus)) * min(1.0, max(0.0, (load - free) / (full - free)))
+        return 1 - strictness * max(0.0, 1 - max(1 / clients, self.KEEP_BUSY * alone))
+
+    # --- bookkeeping ---
+
+    def _reckon(self, owed: _Owed) -> None:
+        """Estimate anew what a request requires, and put it in its place."""
+        self._drop(owed)
+        owed.estimate(self.costs)
+        for work in owed.work:
+            insort(self._work, work)
+
+    def _drop(self, owed: _Owed) -> None:
+        self._work = [work for work in self._work if work[-1] is not owed]
+
+    def _count_done(self, now_s: float) -> _Owed | None:
+        """Count what the worker has computed meanwhile. Returns the request on whose required exit it computes."""
+        running = next((work[-1] for work in self._work if work[-1].arrived), None)
+        if running:
+            running.done_s += max(0.0, now_s - self._since_s)
+        self._since_s = now_s
+        return running

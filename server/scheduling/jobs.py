@@ -1,0 +1,118 @@
+"""A job as the scheduler sees it: its progress, and the outlook on its further exits. Pure."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from models.gains import Predictor
+from server.engine.messages import JobSpec, Stop
+from server.requests.budget import GRACE_S
+from server.scheduling.costs import CostModel, Shape
+from server.scheduling.gains import GainModel
+
+NOISE_S = 0.002
+"""A start that differs from the usual one by less than this counts as usual. It is less than the reserve of
+`CostModel.safe_s`."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What can be expected of a job until it runs again. Times are absolute, so that most decisions only compare them.
+
+    `latest_s`: after this time, nothing more is to be done for the job: its next exit would be late. A required exit
+    may be late by `GRACE_S`. `hopeless_s`: after this time its required exit would be late; infinite once it is there.
+    `needs_s`: typical seconds until the required exit, or the next one. `rates`: pairs of a time and the largest
+    expected gain for each second of computation until then, in the order of time. It falls when a deeper exit does not
+    fit any more.
+    """
+
+    latest_s: float
+    hopeless_s: float
+    needs_s: float
+    rates: tuple[tuple[float, float], ...] = ()
+
+    def gain_rate(self, now_s: float) -> float:
+        for until_s, rate in self.rates:
+            if now_s <= until_s:
+                return rate
+        return 0.0
+
+
+@dataclass
+class ScheduledJob:
+    """A job and its progress.
+
+    `shape`: the network input's height and width, which decide the cost. `steps`: for each step of the model, the exit
+    that it completes, or None. `compute_deadline_s`: the worker's copy of the deadline, which may move. `exit`: the
+    latest exit, 0 before the first. `active_share`: what that exit leaves active. `used_s`: seconds of computation so
+    far, without the time that it waited; `stage_s`: those since the latest exit. `stop`: why the latest exit is the
+    last, or None.
+
+    Noted at every exit: `behind_s` are usual seconds from the start to the latest exit, `ahead_s[k]` those from there
+    to the k-th exit after it (`ahead_s[0]` is 0), `gains[k]` the utility that this exit adds.
+    """
+
+    spec: JobSpec
+    shape: Shape
+    steps: tuple[int | None, ...]
+    compute_deadline_s: float = field(init=False)
+    next_step: int = 0
+    exit: int = 0
+    active_share: float = 1.0
+    used_s: float = 0.0
+    stage_s: float = 0.0
+    stop: Stop | None = None
+    behind_s: float = 0.0
+    ahead_s: tuple[float, ...] = ()
+    gains: tuple[float, ...] = ()
+    outlook: Outlook = field(init=False)
+    order: tuple[int, float, int] = field(init=False)
+    """The smallest runs first; jobs of rank 2, which have what they require, share the slack."""
+
+    def __post_init__(self) -> None:
+        self.compute_deadline_s = self.spec.compute_deadline_s
+
+    def note_exit(self, costs: CostModel, gains: GainModel, shown: Mapping[Predictor, float]) -> None:
+        """Note what the exits after the latest one are expected to take and to add."""
+        exits = max((index for index in self.steps if index), default=0)
+        if self.ahead_s:
+            self.behind_s += self.ahead_s[1]
+        self.ahead_s = costs.usual_s(self.spec.model, self.shape, exits, self.exit, self.active_share)
+        self.gains = (0.0, *gains.ahead(self.spec.model, exits, self.exit, shown))
+
+    def look_ahead(self, costs: CostModel) -> None:
+        """Renew the outlook: the job has run, its deadline has moved, or the pace of the device has changed."""
+        spec, typical = self.spec, costs.slow_down
+        safe = typical * costs.margin(spec.model)
+        rank = 0 if self.exit == 0 else 1 if self.exit < spec.required else 2
+        self.order = rank, self.compute_deadline_s, spec.key
+        if rank < 2:
+            ahead_s = self.ahead_s[spec.required - self.exit]
+            self.outlook = Outlook(
+                self.compute_deadline_s + GRACE_S,
+                self._latest_s(typical * (self.behind_s + ahead_s)),
+                max(0.0, typical * ahead_s - self.stage_s),
+            )
+            return
+        rates: list[tuple[float, float]] = []
+        best = 0.0
+        for ahead_s, gain in zip(self.ahead_s[1 : 1 + spec.max_exit - self.exit], self.gains[1:], strict=False):
+            latest_s = min(
+                self._latest_s(safe * (self.behind_s + ahead_s) + costs.SPARE_S),
+                self.compute_deadline_s - max(0.0, safe * ahead_s - self.stage_s),
+            )
+            best = max(best, gain / max(1e-3, typical * ahead_s - self.stage_s))
+            rates.insert(0, (latest_s, best))
+        needs_s = max(0.0, typical * self.ahead_s[1] - self.stage_s) if rates else 0.0
+        self.outlook = Outlook(rates[-1][0] if rates else -math.inf, math.inf, needs_s, tuple(rates))
+
+    def _latest_s(self, total_s: float) -> float:
+        """The latest time at which the job is still in time, if it takes `total_s` from its virtual start.
+
+        The virtual start is when the job would have started if it had not waited: now minus compute used. It is snapped
+        to the usual start within `NOISE_S`, so that decode jitter cannot change which exit is reached on an idle
+        device. If a job is earlier than usual by more than `NOISE_S`, only `NOISE_S` of that is given up, so that it
+        reaches every exit that there is time for.
+        """
+        start_s, usual_s = self.compute_deadline_s - total_s, self.spec.usual_start_s
+        return self.used_s + (max(usual_s + NOISE_S, start_s) if start_s >= usual_s else start_s - NOISE_S)

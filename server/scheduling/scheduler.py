@@ -1,0 +1,209 @@
+"""The scheduler: which step of which job runs next on a device. Pure: no clock, torch or asyncio; its driver passes the
+time in.
+
+Every job's first exit comes first, then exits that are required beyond it, each by the earliest deadline. What is left
+of the device's time, the *slack*, goes to further exits that would be ready by their deadline at the safe estimate of
+`CostModel`: by priority, then to the clients that had least of the device lately, then where the expected gain for each
+second is about the largest, by the earliest deadline.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+
+from models.gains import Predictor
+from server.engine.messages import Stop
+from server.scheduling.costs import CostModel
+from server.scheduling.fairness import RecentSeconds
+from server.scheduling.gains import GainModel
+from server.scheduling.jobs import ScheduledJob
+
+SLICE_S = 0.015
+"""The worker asks the scheduler again after this time, so a newcomer waits no longer for what may come after it."""
+SHORT_SLICE_S = 0.002
+"""A slice that would pass the job's deadline is cut there, but not below this."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job for which nothing more is to be done, and why.
+
+    `needs_s`, `left_s`: if it was not begun because its required exit would have been late, the seconds that this
+    takes, and those until its compute deadline.
+    """
+
+    job: ScheduledJob
+    stop: Stop
+    needs_s: float = 0.0
+    left_s: float = 0.0
+
+
+class Scheduler:
+    """The open jobs of one device. It learns what their stages cost, and refuses nothing: see `Backlog` for that."""
+
+    FAIR_S = 0.03
+    """A client that had this much more of the device than another one still competes with it by gain."""
+    HALF_LIFE_S = 20.0
+    """How fast it is forgotten what a client had of the device."""
+    SIMILAR = 0.7
+    """Gains for each second above this share of the largest count as equal, and the deadline decides. A strict order
+    would spend time on what can wait, and let earlier deadlines pass."""
+    PACE_CHANGE = 0.01
+    """The outlooks are renewed when the pace of the device has changed by this share."""
+
+    def __init__(self, costs: CostModel, gains: GainModel | None = None) -> None:
+        self.costs = costs
+        self.deepest: int | None = None
+        """The exit at which the traffic ends jobs; None: it ends none."""
+        self._gains = gains or GainModel()
+        self._jobs: dict[int, ScheduledJob] = {}
+        self._had = RecentSeconds(self.HALF_LIFE_S)
+        self._paces: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, job: ScheduledJob) -> None:
+        """Take a job."""
+        self._jobs[job.spec.key] = job
+        job.note_exit(self.costs, self._gains, {})
+        job.look_ahead(self.costs)
+
+    def cancel(self, key: int) -> ScheduledJob | None:
+        """Remove a job; returns it, or None if it has ended."""
+        return self._remove(key) if key in self._jobs else None
+
+    def move_deadline(self, key: int, compute_deadline_s: float) -> None:
+        """Set another compute deadline; does nothing if the job has ended."""
+        if job := self._jobs.get(key):
+            job.compute_deadline_s = compute_deadline_s
+            job.look_ahead(self.costs)
+
+    def ended(self, now_s: float) -> list[Finished]:
+        """Remove and return the jobs for which nothing more is to be done.
+
+        A job whose required exit would be late is given up only if others would be in time, and one that is late only
+        if others are not; others that end within a slice do not count. Otherwise the attempt costs nobody, and it
+        teaches what the exit takes.
+        """
+        found: list[Finished] = []
+        hopeless: list[ScheduledJob] = []
+        late: list[ScheduledJob] = []
+        hopeful, soon_s = False, now_s + SLICE_S
+        for job in self._jobs.values():
+            if job.stop:
+                found.append(Finished(job, job.stop))
+            elif now_s > job.outlook.latest_s:
+                found.append(_given_up(job, now_s))
+            elif self.deepest is not None and self._is_deep(job, self.deepest):
+                found.append(Finished(job, Stop.MAX_EXIT))
+            elif now_s > job.compute_deadline_s:
+                late.append(job)
+            elif now_s > job.outlook.hopeless_s:
+                hopeless.append(job)
+            elif job.compute_deadline_s > soon_s:
+                hopeful = True
+        if hopeful or any(job.compute_deadline_s > soon_s for job in hopeless):
+            found += [_given_up(job, now_s) for job in late]
+        if hopeful:
+            found += [_given_up(job, now_s) for job in hopeless]
+        for each in found:
+            self._remove(each.job.spec.key)
+        return found
+
+    def next(self, now_s: float) -> ScheduledJob | None:
+        """The job whose next step should run; None if there is none. Call `ended` first."""
+        job = min(self._jobs.values(), key=attrgetter("order"), default=None)
+        return job if job is None or job.order[0] < 2 else self._next_of_slack(now_s)
+
+    @staticmethod
+    def slice_s(job: ScheduledJob, now_s: float) -> float:
+        """How long the job may run before `ended` and `next` are asked again."""
+        return min(SLICE_S, max(SHORT_SLICE_S, job.compute_deadline_s - now_s))
+
+    def ran(
+        self,
+        job: ScheduledJob,
+        seconds: float,
+        now_s: float,
+        *,
+        finished: bool = True,
+        active_share: float = 1.0,
+        shown: Mapping[Predictor, float] | None = None,
+        good_enough: bool = False,
+        final: bool = False,
+    ) -> None:
+        """The next step of `job` has run for `seconds`; not `finished`: it goes on later.
+
+        The rest matters if it completed an exit. `active_share`: what the exit leaves active. `shown`: what predicts
+        the gain of the next one, see `GainModel.predictors`. `good_enough`: the exit meets the quality that was asked
+        for. `final`: no later exit will differ.
+        """
+        job.used_s += seconds
+        job.stage_s += seconds
+        self._had.add(job.spec.client, seconds, now_s)
+        exit_index = job.steps[job.next_step] if finished else None
+        job.next_step += finished
+        if exit_index is not None:
+            self.costs.observe(job.spec.model, job.shape, exit_index, job.stage_s, job.active_share)
+            job.exit, job.stage_s, job.active_share = exit_index, 0.0, active_share
+            job.stop = Stop.COMPLETE if final else self._stop(job, good_enough)
+            job.note_exit(self.costs, self._gains, shown or {})
+            self._follow_pace(job.spec.model)
+        job.look_ahead(self.costs)
+
+    def _stop(self, job: ScheduledJob, good_enough: bool) -> Stop | None:
+        """Why the latest exit is the last."""
+        if job.next_step == len(job.steps):
+            return Stop.COMPLETE
+        if job.exit < job.spec.required:
+            return None
+        if job.exit >= job.spec.max_exit:
+            return Stop.MAX_EXIT
+        return Stop.QUALITY if good_enough and job.exit >= job.spec.min_exit else None
+
+    @staticmethod
+    def _is_deep(job: ScheduledJob, deepest: int) -> bool:
+        """Whether traffic ends the job at its latest exit."""
+        return job.stage_s == 0 and job.exit >= max(deepest, job.spec.min_exit, job.spec.required)
+
+    def _follow_pace(self, model: str) -> None:
+        pace = self.costs.slow_down * self.costs.margin(model)
+        if abs(pace / self._paces.get(model, pace) - 1) > self.PACE_CHANGE:
+            for job in self._jobs.values():
+                job.look_ahead(self.costs)
+            self._paces.clear()
+        self._paces.setdefault(model, pace)
+
+    def _remove(self, key: int) -> ScheduledJob:
+        """Let go of a job, and learn from the stage that it leaves unfinished."""
+        job = self._jobs.pop(key)
+        if job.stage_s:
+            self.costs.observe_cut(job.spec.model, job.shape, job.exit + 1, job.stage_s, job.active_share)
+        return job
+
+    def _next_of_slack(self, now_s: float) -> ScheduledJob:
+        """Of the jobs of the highest priority, one that has begun its stage; else one of a client that had least of the
+        device: of those whose gain for each second is about the largest, the one with the earliest deadline."""
+        jobs = list(self._jobs.values())
+        first = max(job.spec.priority for job in jobs)
+        jobs = [job for job in jobs if job.spec.priority == first]
+        if begun := [job for job in jobs if job.stage_s]:
+            jobs = begun
+        clients = {job.spec.client for job in jobs}
+        if len(clients) > 1:
+            had_s = {client: self._had.of(client, now_s) for client in clients}
+            limit_s = min(had_s.values()) + self.FAIR_S
+            jobs = [job for job in jobs if had_s[job.spec.client] <= limit_s]
+        if len(jobs) == 1:
+            return jobs[0]
+        rates = [job.outlook.gain_rate(now_s) for job in jobs]
+        limit = self.SIMILAR * max(rates)
+        return min((job for job, rate in zip(jobs, rates, strict=True) if rate >= limit), key=attrgetter("order"))
+
+
+def _given_up(job: ScheduledJob, now_s: float) -> Finished:
+    """A job whose next exit would be late."""
+    if job.used_s:
+        return Finished(job, Stop.DEADLINE if job.exit else Stop.NO_EXIT)
+    return Finished(job, Stop.NO_EXIT, job.outlook.needs_s, max(0.0, job.compute_deadline_s - now_s))

@@ -1,0 +1,151 @@
+"""The policies that the server's own is compared with. All admit everything, know what stages usually take, and answer
+with the newest exit that is there by the deadline; they differ in whose stage comes next.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from server.simulation.device import SimulatedJob
+
+
+class Baseline(ABC):
+    """A policy that looks at the jobs of the worker and chooses one."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[int, SimulatedJob] = {}
+
+    def admits(self, job: SimulatedJob, now_s: float) -> bool:
+        return True
+
+    def submit(self, job: SimulatedJob, now_s: float) -> None:
+        self.jobs[job.request.key] = job
+
+    def next(self, now_s: float) -> tuple[SimulatedJob | None, Iterable[SimulatedJob]]:
+        ended = [job for job in self.jobs.values() if self.is_over(job, now_s)]
+        for job in ended:
+            del self.jobs[job.request.key]
+        return (self.choose(now_s) if self.jobs else None), ended
+
+    def ran(self, job: SimulatedJob, seconds: float, now_s: float, *, exited: bool) -> None:
+        pass
+
+    def remove(self, job: SimulatedJob, now_s: float) -> None:
+        self.jobs.pop(job.request.key, None)
+
+    def is_over(self, job: SimulatedJob, now_s: float) -> bool:
+        """Whether nothing more is to be done for a job."""
+        return job.exit == job.request.exits
+
+    @abstractmethod
+    def choose(self, now_s: float) -> SimulatedJob:
+        """One of the jobs, of which there is at least one."""
+
+
+class ToCompletion(Baseline):
+    """Each job is computed to its last exit, even after its request was answered at its deadline."""
+
+    def remove(self, job: SimulatedJob, now_s: float) -> None:
+        pass
+
+
+def by_deadline(job: SimulatedJob) -> tuple[float, int]:
+    """The order of earliest deadline first (Liu and Layland, 1973)."""
+    return job.compute_deadline_s, job.request.key
+
+
+class Fifo(ToCompletion):
+    """First in, first out."""
+
+    def choose(self, now_s: float) -> SimulatedJob:
+        return next(iter(self.jobs.values()))
+
+
+class Edf(ToCompletion):
+    """Earliest deadline first."""
+
+    def choose(self, now_s: float) -> SimulatedJob:
+        return min(self.jobs.values(), key=by_deadline)
+
+
+class FifoCancelled(Baseline):
+    """First in, first out; what is answered at its deadline is not computed further."""
+
+    def choose(self, now_s: float) -> SimulatedJob:
+        return next(iter(self.jobs.values()))
+
+
+class FixedExit(Baseline):
+    """Earliest deadline first to one exit, the same for all. A job that cannot reach it by its deadline is dropped.
+
+    With the last exit this is EDF with drop.
+    """
+
+    def __init__(self, exit_index: int) -> None:
+        super().__init__()
+        self._exit = exit_index
+
+    def is_over(self, job: SimulatedJob, now_s: float) -> bool:
+        target = min(self._exit, job.request.exits)
+        return job.exit >= target or now_s + job.usual_s(target) > job.compute_deadline_s
+
+    def choose(self, now_s: float) -> SimulatedJob:
+        return min(self.jobs.values(), key=by_deadline)
+
+
+class LeastAttained(Baseline):
+    """The job with the fewest exits, of these the one with the earliest deadline. A stage that cannot be ready by the
+    deadline is not begun.
+
+    It follows least attained service (Nuyens and Wierman, *The foreground-background queue*, 2008), in stages.
+    """
+
+    def is_over(self, job: SimulatedJob, now_s: float) -> bool:
+        return super().is_over(job, now_s) or now_s + job.usual_s(job.exit + 1) > job.compute_deadline_s
+
+    def choose(self, now_s: float) -> SimulatedJob:
+        return min(self.jobs.values(), key=lambda job: (job.exit, *by_deadline(job)))
+
+
+class StabilityScore(Baseline):
+    """EdgeServing (Cao et al., arXiv:2605.05527, 2026): at every decision, one job and the exit that it is run to
+    without interruption, so that the predicted effect on all waiting jobs is least.
+
+    The effect of a decision that takes t seconds: the sum over all jobs of -log(1 - (waited + t) / deadline), the
+    penalty of the authors' published code, which grows without bound as a deadline comes near, plus `WEIGHT` times the
+    utility that the exit misses. There are no batches here, and jobs that cannot reach exit 1 in time are dropped.
+    """
+
+    WEIGHT = 10.0
+    """Found by search on this simulator, in favour of this policy."""
+    NEAR = 0.01
+    """The penalty is cut off at this share of the deadline."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._chosen: tuple[SimulatedJob, int] | None = None
+
+    def is_over(self, job: SimulatedJob, now_s: float) -> bool:
+        if self._chosen and job is self._chosen[0]:
+            return job.exit >= self._chosen[1]
+        return job.exit > 0 or now_s + job.usual_s(1) > job.compute_deadline_s
+
+    def choose(self, now_s: float) -> SimulatedJob:
+        if self._chosen is None or self._chosen[0].request.key not in self.jobs:
+            candidates = [
+                (self._effect(job, exit_index, now_s), job.request.key, job, exit_index)
+                for job in self.jobs.values()
+                for exit_index in range(1, job.request.exits + 1)
+            ]
+            self._chosen = min(candidates)[2:]
+        return self._chosen[0]
+
+    def _effect(self, job: SimulatedJob, exit_index: int, now_s: float) -> float:
+        then_s = now_s + job.usual_s(exit_index)
+        penalty = 0.0
+        for other in self.jobs.values():
+            arrived_s = other.request.arrived_s
+            left = (other.compute_deadline_s - then_s) / (other.compute_deadline_s - arrived_s)
+            penalty -= math.log(max(self.NEAR, left))
+        gains = job.request.model.gains.exits
+        return penalty + self.WEIGHT * sum(gain.mean for gain in gains[exit_index:])

@@ -1,0 +1,59 @@
+"""What a simulation prints and draws."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from server.simulation.experiment import BOUND, OURS, LoadResult, PolicyResult
+
+
+def table(result: LoadResult) -> Iterator[str]:
+    """The lines of one load."""
+    yield (
+        f"load {result.load:.2g}x: {result.rate:.1f} requests a second, {result.requests} in all; intervals cover 95 %"
+    )
+    yield f"  {'policy':<33}{'utility':<24}{'behind this server by':<24}{'no answer':>9}   exits 1, 2, .. in %"
+    for policy in sorted(result.policies, key=lambda each: -each.utility.mean):
+        yield "  " + _row(policy).rstrip()
+
+
+def _row(result: PolicyResult) -> str:
+    utility = f"{result.utility.mean:.4f} ({result.utility.low:.3f}-{result.utility.high:.3f})"
+    lead = f"{result.lead.mean:+.4f} ({result.lead.low:+.3f} {result.lead.high:+.3f})"
+    if result.policy == BOUND:
+        return f"{BOUND:<33}{utility:<24}{lead}"
+    exits = " ".join(f"{100 * share:4.1f}" for share in result.exits[1:])
+    return (
+        f"{result.policy:<33}{utility:<24}{'' if result.policy == OURS else lead:<24}"
+        f"{result.without.mean:>8.2%}   {exits}"
+    )
+
+
+def plot(results: Sequence[LoadResult], path: Path) -> None:
+    """Utility over load, a curve for each policy; the bound is dashed. Raises ModuleNotFoundError without matplotlib."""
+    import matplotlib as mpl  # noqa: PLC0415 - an extra
+
+    mpl.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    names = dict.fromkeys(_curve(policy.policy) for result in results for policy in result.policies)
+    loads = [result.load for result in results]
+    for name in names:
+        found = [next(each for each in result.policies if _curve(each.policy) == name) for result in results]
+        style = "--" if name == BOUND else "-"
+        (line,) = axes.plot(
+            loads, [each.utility.mean for each in found], style, marker="o", label=name, lw=2.5 if name == OURS else 1.2
+        )
+        low, high = ([getattr(each.utility, end) for each in found] for end in ("low", "high"))
+        axes.fill_between(loads, low, high, color=line.get_color(), alpha=0.15)
+    axes.set(xscale="log", xlabel="load", ylabel="mean utility of the answers", xticks=loads, ylim=(0, None))
+    axes.set_xticklabels([f"{load:g}x" for load in loads])
+    axes.minorticks_off()
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _curve(name: str) -> str:
+    """The best fixed exit is another one at each load."""
+    return name.partition(" (")[0]

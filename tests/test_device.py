@@ -1,0 +1,69 @@
+"""A device, as the front end sees it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import live
+import pytest
+import tiny
+
+from server.catalog import read_catalog
+from server.engine.device import BUSY_HALF_LIFE_S, PREPARE_S, Device, labelled
+from server.engine.messages import Chosen, ModelFacts, Ready
+from server.metrics import Metrics
+from server.scheduling.backlog import Expected
+from server.scheduling.costs import CostModel
+
+NAME = tiny.SEGMENTATION.name
+EXPECTED = Expected(NAME, tiny.SEGMENTATION.size, 1, 10.0)
+
+
+def facts(executor: str) -> dict[str, ModelFacts]:
+    return {NAME: ModelFacts(live.MACS, (0.1, 0.2, 0.3, 0.4), False, Chosen(executor))}
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Device:
+    catalog = read_catalog(live.write_configs(tmp_path, (tiny.SEGMENTATION,)))
+    return Device("auto", "auto", CostModel(), catalog, Metrics({NAME: 4}))
+
+
+@pytest.mark.parametrize(
+    ("executor", "new_s", "seen_s"),
+    [("sparse", 0.0, 0.0), ("reference", 0.2, 0.2), ("triton", PREPARE_S, 0.2), ("onnx", PREPARE_S, 0.2)],
+)
+def test_how_long_a_worker_may_compute_without_a_look_at_its_mailbox(
+    device: Device, executor: str, new_s: float, seen_s: float
+) -> None:
+    device.now_ready(Ready("cuda:0", executor, facts(executor)))
+    device.costs.observe(NAME, EXPECTED.shape, 2, 0.2)
+    assert device.step_s(EXPECTED, 2) == pytest.approx(new_s)
+    device.reached(EXPECTED, 1, 0.1, 1.0, 0.0)
+    assert device.step_s(EXPECTED, 2) == pytest.approx(seen_s)
+    assert device.step_s(replace(EXPECTED, shape=(32, 32)), 2) == pytest.approx(
+        new_s / (1 if new_s == PREPARE_S else 6)
+    )
+    device.lost()
+    assert device.step_s(EXPECTED, 2) == pytest.approx(new_s)  # the next worker has not seen it
+
+
+def test_the_share_of_time_in_which_a_device_computes(device: Device) -> None:
+    assert device.busy(0.0) == 0
+    for tenth in range(1, 301):  # 40 ms in every 100 ms
+        device.reached(EXPECTED, 1, 0.04, 1.0, tenth / 10)
+    assert device.busy(30.0) == pytest.approx(0.4, rel=0.05)
+    assert device.busy(30.0 + BUSY_HALF_LIFE_S) == pytest.approx(0.2, rel=0.05)
+    for _ in range(100):
+        device.reached(EXPECTED, 1, 1.0, 1.0, 30.0)
+    assert device.busy(30.0) == 1
+
+
+def test_a_device_that_is_named_once_gets_the_label_of_what_it_is(device: Device) -> None:
+    assert device.to_json() == {"device": "auto", "ready": False, "executor": None, "open": 0}
+    device.now_ready(Ready("cuda:0", "triton", facts("triton")))
+    assert device.to_json() == {"device": "cuda:0", "ready": True, "executor": "triton", "open": 0}
+
+
+def test_twins_have_numbers() -> None:
+    assert labelled(("cpu",)) == [("cpu", "cpu")]
+    assert labelled(("cpu", "cuda:1", "cpu")) == [("cpu", "cpu:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu:1")]

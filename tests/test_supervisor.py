@@ -1,0 +1,217 @@
+"""The supervisor, with workers that are pipes."""
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine
+from multiprocessing import Pipe
+from typing import Any
+
+import pytest
+from live import until
+
+from server.engine.messages import Beat, Cancel, Event, Ping, Ready
+from server.engine.supervisor import Supervisor
+from server.engine.watchdog import TICK_S
+from server.engine.worker_process import WorkerProcess
+
+READY = Ready("cpu", "scripted", {})
+
+
+class PipeWorker:
+    def __init__(self) -> None:
+        self.connection, self.other = Pipe()
+        self.killed = self.lingers = False
+
+    def kill(self) -> None:
+        self.killed = True
+        self.other.close()
+
+    def gone(self, wait_s: float = 0.0) -> bool:
+        return not self.lingers
+
+
+class Watched:
+    """A supervisor, and what it did."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.workers: list[PipeWorker] = []
+        self.heard: list[Event] = []
+        self.told: list[str] = []
+        self.step_s = 0.0
+        self.failures = failures
+        self.supervisor = Supervisor(
+            launch=self._launch,
+            hear=self.heard.append,
+            lost=lambda: self.told.append("lost"),
+            buried=lambda: self.told.append("buried"),
+            step_s=lambda: self.step_s,
+            load_s=100.0,
+        )
+        self.supervisor.BACKOFF_S = (0.0, 0.001, 0.002)  # type: ignore[misc]
+
+    def _launch(self) -> WorkerProcess:
+        if self.failures:
+            self.failures -= 1
+            raise OSError("no process left")
+        self.workers.append(PipeWorker())
+        return self.workers[-1]
+
+    async def ready(self) -> None:
+        """Let the newest worker be ready."""
+        self.workers[-1].other.send(READY)
+        await until(lambda: self.heard[-1:] == [READY])
+
+    def wait(self, seconds: float) -> None:
+        """What the supervisor does while the time passes."""
+        for _ in range(round(seconds / TICK_S)):
+            self.supervisor._watch()
+
+
+@pytest.fixture(autouse=True)
+def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor watches when the tests say so."""
+    monkeypatch.setattr("server.engine.supervisor.TICK_S", 3600.0)
+
+
+def run(check: Callable[[Watched], Coroutine[Any, Any, None]], failures: int = 0) -> None:
+    async def checked() -> None:
+        watched = Watched(failures)
+        watched.supervisor.start()
+        await check(watched)
+        watched.supervisor.stop()
+        assert all(worker.killed and worker.connection.closed for worker in watched.workers)
+
+    asyncio.run(checked())
+
+
+def test_events_are_heard_and_commands_are_said() -> None:
+    async def check(watched: Watched) -> None:
+        worker = watched.workers[0]
+        worker.other.send(Beat())
+        worker.other.send(Beat())
+        await until(lambda: len(watched.heard) == 2)
+        watched.supervisor.say(Cancel(7))
+        assert worker.other.recv() == Cancel(7)
+
+    run(check)
+
+
+def test_a_worker_that_died_is_replaced_again_and_again() -> None:
+    async def check(watched: Watched) -> None:
+        for deaths in range(1, 5):
+            watched.workers[-1].other.close()
+            await until(lambda deaths=deaths: len(watched.workers) == deaths + 1)
+            assert watched.told == ["lost", "buried"] * deaths
+        assert watched.supervisor.starts == 5
+
+    run(check)
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def check(watched: Watched) -> None:
+        await until(lambda: watched.workers)
+
+    run(check, failures=2)
+    assert "no process left" in caplog.text
+
+
+def test_deaths_in_a_row_make_the_wait_longer_and_a_worker_that_has_served_makes_it_short_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s, waits = 0.0, []
+    monkeypatch.setattr("server.engine.supervisor.monotonic", lambda: now_s)
+
+    async def check(watched: Watched) -> None:
+        nonlocal now_s
+        supervisor = watched.supervisor
+        monkeypatch.setattr(supervisor, "_start_later", lambda: waits.append(supervisor._quick_deaths))
+        for lives_s in (1.0, 2.0, 1.0, 2.0 * Supervisor.QUICK_S, 1.0):
+            await watched.ready()
+            now_s += lives_s
+            watched.workers[-1].other.close()
+            await until(lambda: watched.told[-1:] == ["buried"])
+            watched.told.clear()
+            watched.heard.clear()
+            supervisor.start()
+
+    run(check)
+    assert waits == [1, 2, 3, 0, 1]
+
+
+def test_a_worker_is_replaced_only_once_it_has_ended() -> None:
+    """Until then it may write to the shared memory, and it holds the memory of its device."""
+
+    async def check(watched: Watched) -> None:
+        worker = watched.workers[0]
+        worker.lingers = True
+        worker.other.close()
+        await until(lambda: watched.told == ["lost"])
+        for _ in range(10):
+            watched.supervisor._bury()
+        assert watched.told == ["lost"] and watched.supervisor.starts == 1
+        worker.lingers = False
+        await until(lambda: len(watched.workers) == 2)
+        assert watched.told == ["lost", "buried"]
+
+    run(check)
+
+
+def test_a_worker_that_answers_is_asked_again_and_not_replaced() -> None:
+    async def check(watched: Watched) -> None:
+        await watched.ready()
+        worker = watched.workers[0]
+        for answers in range(1, 20):
+            watched.wait(TICK_S)
+            assert worker.other.recv() == Ping() and not worker.other.poll()
+            worker.other.send(Beat())
+            await until(lambda answers=answers: watched.heard == [READY, *[Beat()] * answers])
+        assert not worker.killed
+
+    run(check)
+
+
+@pytest.mark.parametrize(("step_s", "limit_s"), [(0.0, 2.0), (1.5, 4.5)])
+def test_a_worker_that_is_stuck_is_replaced(step_s: float, limit_s: float, caplog: pytest.LogCaptureFixture) -> None:
+    async def check(watched: Watched) -> None:
+        await watched.ready()
+        watched.step_s = step_s
+        watched.wait(limit_s)
+        assert not watched.workers[0].killed
+        assert watched.workers[0].other.recv() == Ping() and not watched.workers[0].other.poll()  # asked once
+        watched.wait(TICK_S)
+        assert watched.workers[0].killed and watched.told[0] == "lost"
+        await until(lambda: len(watched.workers) == 2)
+
+    run(check)
+    assert f"said nothing for {limit_s + TICK_S:.1f} s; the limit is {limit_s:.1f} s" in caplog.text
+
+
+def test_a_worker_that_does_not_get_ready_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    """The first may take as long as the settings say, those that follow a multiple of what the first took. One after
+    which that was too short has twice the time, but no more than the first."""
+
+    async def check(watched: Watched) -> None:
+        watched.wait(100.0)
+        assert not watched.workers[0].killed and not watched.workers[0].other.poll()  # it is not asked yet
+        watched.wait(TICK_S)
+        await until(lambda: len(watched.workers) == 2)
+        await watched.ready()
+        watched.workers[1].other.close()
+        await until(lambda: len(watched.workers) == 3)
+        watched.wait(Supervisor.RELOAD_LEAST_S + TICK_S)
+        await until(lambda: len(watched.workers) == 4)
+        watched.wait(100.0 + TICK_S)
+        await until(lambda: len(watched.workers) == 5)
+
+    run(check)
+    limits = re.findall(r"has been loading for (\S+) s; the limit is (\S+) s", caplog.text)
+    assert limits == [("100.2", "100.0"), ("60.2", "60.0"), ("100.2", "100.0")]
+
+
+def test_speaking_to_a_worker_that_is_gone_is_no_error() -> None:
+    async def check(watched: Watched) -> None:
+        watched.workers[0].other.close()
+        await until(lambda: watched.told)
+        watched.supervisor.say(Cancel(1))
+
+    run(check)
