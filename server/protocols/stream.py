@@ -181,7 +181,7 @@ class StreamSession:
         try:
             with self._service.registry.open("websocket", arrived_s, client=self._client, model=model) as record:
                 message = self._parse(fields)
-                record.connection = self._connection
+                record.sharer = self._connection
                 record.id, record.options, record.encoding = message.id, message, message.encoding
                 self._open[message.id] = record
                 try:
