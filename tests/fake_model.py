@@ -77,7 +77,14 @@ class FakeModel:
         if index is not None:
             sure = 0.4 + 0.1 * index  # the larger of two probabilities, everywhere
             scores = torch.tensor([sure, 1 - sure]).log().view(2, 1, 1)
-            state.exit = SimpleNamespace(index=index, active_share=1 / index, macs=10 * index, scores=scores, changed=True, final=index == self.final_exit)  # type: ignore[assignment]
+            state.exit = SimpleNamespace(
+                index=index,
+                active_share=1 / index,
+                macs=10 * index,
+                scores=scores,
+                changed=True,
+                final=index == self.final_exit,
+            )  # type: ignore[assignment]
         return True
 
     def render(self, state: FakeState, extra: str | None = None) -> ExitMap:

@@ -12,6 +12,8 @@ from models.gains import Gains
 from models.quantisation import Precision
 from server.catalog import Catalog, ServedModel, read_catalog
 from server.errors import ServerError
+from server.requests.budget_file import read_budget_file
+from server.requests.policies import Policies, Terms
 from server.settings import ROOT
 from server.simulation.experiment import Experiment
 from server.simulation.report import plot, table
@@ -32,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         help="auto: int8 for models with gains-int8.json",
     )
     traffic = found.add_mutually_exclusive_group()
-    traffic.add_argument("--traffic", choices=PROCESSES, default="poisson", help="kind of traffic; default: poisson")
+    traffic.add_argument("--traffic", choices=PROCESSES, help="kind of traffic; default: poisson")
     traffic.add_argument("--trace", type=Path, metavar="FILE", help="replay recorded arrivals, as adpc load does")
     found.add_argument(
         "--load",
@@ -60,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
         metavar=("HEAD", "IMAGE", "REPLY"),
         help="what the front end takes of one core to read a head, to receive and decode an image, and to encode and "
         "send an answer; default: 0.4 2.2 1.4",
+    )
+    found.add_argument(
+        "--budget", type=Path, metavar="FILE", help="budget file of this server; the simulation begins at midnight UTC"
     )
     found.add_argument("--json", action="store_true", help="print figures as JSON")
     found.add_argument("--plot", type=Path, metavar="FILE", help="draw utility over load (needs matplotlib)")
@@ -89,7 +94,8 @@ def run(args: argparse.Namespace) -> None:
     experiment = Experiment(
         workload,
         front_end,
-        read_trace(args.trace) if args.trace else PROCESSES[args.traffic],
+        read_trace(args.trace) if args.trace else PROCESSES[args.traffic or "poisson"],
+        read_budget_file(args.budget, models).policies(Terms()) if args.budget else Policies(),
         tuple(args.load),
         args.seeds,
         args.duration_s,

@@ -3,7 +3,7 @@
 The front end does one thing at a time, answers before images, and slows the worker down meanwhile. A policy admits
 requests, and says whose next stage the worker computes. The worker asks it again after every slice and every exit. A
 request is answered when its policy lets go of it, but at the latest when its deadline, less what the reply needs,
-comes, with the newest exit that is finished then. That holds for every policy.
+comes, with the newest exit that is finished then. This holds for every policy.
 """
 
 import heapq
@@ -15,7 +15,6 @@ from itertools import count
 from typing import Protocol
 
 from server.requests.budget import GRACE_S
-from server.scheduling.scheduler import SLICE_S
 from server.simulation.workload import FrontEnd, SimulatedRequest
 
 SEND_S = 0.001
@@ -25,9 +24,9 @@ LATE_S = 0.005
 
 
 class SimulatedJob:
-    """The computation of a request. `exit`: the newest exit, 0 for none. `spent_s`: seconds that the worker has given to
-    the stage after it. `left_s`: those that the stage still needs, which no policy knows. `answered`: the exit of the
-    answer; None while the request waits for one. `image_parts`: what is left of the image to receive and decode.
+    """The computation of a request. `exit`: the newest exit, 0 for none. `spent_s`: seconds that the worker has given
+    to the stage after it. `left_s`: those that the stage still needs, which no policy knows. `answered`: the exit of
+    the answer; None while the request waits for one. `image_parts`: what is left of the image to receive and decode.
     """
 
     __slots__ = ("answered", "compute_deadline_s", "exit", "image_parts", "left_s", "request", "spent_s")
@@ -59,6 +58,9 @@ class Policy(Protocol):
     def next(self, now_s: float) -> tuple[SimulatedJob | None, Iterable[SimulatedJob]]:
         """The job whose next stage to go on with, and those to answer as they are."""
 
+    def slice_s(self, job: SimulatedJob, now_s: float) -> float:
+        """How long it goes on before the policy is asked again."""
+
     def ran(self, job: SimulatedJob, seconds: float, now_s: float, *, exited: bool) -> None:
         """The worker has computed for a job. `exited`: that completed an exit."""
 
@@ -67,7 +69,7 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SimulatedAnswer:
     """How a request ended. `exit`: of the answer, 0 for none. `end_s`: when its last byte was sent, or it was refused.
 
     `utility`: what the answer was worth, 0 if it was late. `given_up`: the client did not want it any more.
@@ -80,7 +82,7 @@ class Outcome:
     given_up: bool = False
 
 
-def simulate(requests: Sequence[SimulatedRequest], policy: Policy, front_end: FrontEnd) -> list[Outcome]:
+def simulate(requests: Sequence[SimulatedRequest], policy: Policy, front_end: FrontEnd) -> list[SimulatedAnswer]:
     """How each request ends, in the order of `requests`."""
     server = SimulatedServer(policy, front_end)
     for request in requests:
@@ -93,7 +95,7 @@ class SimulatedServer:
     """The events to come, the front end's work to do, and the worker's slice."""
 
     def __init__(self, policy: Policy, front_end: FrontEnd) -> None:
-        self.outcomes: dict[int, Outcome] = {}
+        self.outcomes: dict[int, SimulatedAnswer] = {}
         self._policy = policy
         self._front_end = front_end
         self._now_s = 0.0
@@ -198,7 +200,7 @@ class SimulatedServer:
             if job.answered is None:
                 job.answered = 0
                 self._policy.remove(job, self._now_s)
-            self.outcomes[job.request.key] = Outcome(job.request, job.answered, 0.0, self._now_s, given_up=True)
+            self.outcomes[job.request.key] = SimulatedAnswer(job.request, job.answered, 0.0, self._now_s, given_up=True)
 
     def _answer(self, job: SimulatedJob) -> None:
         """Reply with the newest exit, though the worker may be within a slice of the next one."""
@@ -214,7 +216,7 @@ class SimulatedServer:
         exit_index = job.answered or 0
         in_time = self._now_s <= job.request.deadline_s + LATE_S
         utility = job.request.utility(exit_index) if in_time else 0.0
-        self.outcomes[job.request.key] = Outcome(job.request, exit_index, utility, self._now_s)
+        self.outcomes[job.request.key] = SimulatedAnswer(job.request, exit_index, utility, self._now_s)
 
     # --- the worker ---
 
@@ -227,8 +229,7 @@ class SimulatedServer:
         self._running = job
         if job is not None:
             self._began_s = self._since_s = self._now_s
-            self._slice_s = min(SLICE_S, job.left_s)
-            self._slice_left_s = self._slice_s
+            self._slice_s = self._slice_left_s = min(self._policy.slice_s(job, self._now_s), job.left_s)
             self._slice_end = self._at(self._now_s + self._slice_left_s / self._speed, self._end_slice, job)
 
     def _pace(self, speed: float) -> None:

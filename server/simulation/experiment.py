@@ -1,14 +1,15 @@
 """The experiment: every policy on the same requests, at several loads and seeds, with intervals by block bootstrap."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.requests.policies import Policies
 from server.simulation.baselines import Edf, Fifo, FifoCancelled, FixedExit, LeastAttained, StabilityScore
 from server.simulation.bound import bound
-from server.simulation.device import Outcome, Policy, simulate
+from server.simulation.device import Policy, SimulatedAnswer, simulate
 from server.simulation.served import Served
 from server.simulation.traffic import Arrival, Process
 from server.simulation.workload import FrontEnd, SimulatedRequest, Workload, rate_1x
@@ -70,11 +71,14 @@ class LoadResult:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is simulated. `traffic`: a kind of traffic, or the arrivals of a trace, which are replayed as they are."""
+    """What is simulated. `traffic`: a kind of traffic, or the arrivals of a trace, which are replayed as they are.
+    `policies`: what limits the budgets of this server's requests.
+    """
 
     workload: Workload
     front_end: FrontEnd
     traffic: Process | Sequence[Arrival]
+    policies: Policies = field(default_factory=Policies)
     loads: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     seeds: int = 10
     duration_s: float = 20.0
@@ -94,11 +98,9 @@ class Experiment:
     def _compare(self, load: float, rate: float) -> LoadResult:
         runs = [self._requests(rate, seed) for seed in range(self.seeds)]
         blocks = Blocks([request for run in runs for request in run], [len(run) for run in runs])
-        found: dict[str, list[Outcome]] = {}
-        for name, make in {OURS: self._served, **BASELINES}.items():
-            found[name] = self._outcomes(name, load, runs, make)
-        for name, outcomes in self._fixed(load, runs).items():
-            found[name] = outcomes
+        policies: dict[str, Callable[[], Policy]] = {OURS: self._served, **BASELINES}
+        found = {name: self._outcomes(name, load, runs, make) for name, make in policies.items()}
+        found |= self._fixed(load, runs)
         self.progress(f"load {load:g}: {BOUND}")
         bounds = np.array([bound(run, self.front_end) for run in runs])
         ours = _utility(found[OURS])
@@ -117,15 +119,15 @@ class Experiment:
         return self.workload.draw(self.traffic, rate, self.duration_s, seed)
 
     def _served(self) -> Policy:
-        return Served(self.workload.models, self.front_end.image_s)
+        return Served(self.workload.models, self.policies)
 
     def _outcomes(
         self, name: str, load: float, runs: Sequence[Sequence[SimulatedRequest]], make: Callable[[], Policy]
-    ) -> list[Outcome]:
+    ) -> list[SimulatedAnswer]:
         self.progress(f"load {load:g}: {name}")
         return [outcome for run in runs for outcome in simulate(run, make(), self.front_end)]
 
-    def _fixed(self, load: float, runs: Sequence[Sequence[SimulatedRequest]]) -> Mapping[str, list[Outcome]]:
+    def _fixed(self, load: float, runs: Sequence[Sequence[SimulatedRequest]]) -> dict[str, list[SimulatedAnswer]]:
         """EDF with drop, and of all fixed exits the best one in hindsight."""
         last = max(request.exits for run in runs for request in run)
         found = {
@@ -135,7 +137,7 @@ class Experiment:
         best = max(found, key=lambda index: _utility(found[index]).mean())
         return {"EDF with drop": found[last], f"best fixed exit ({best})": found[best]}
 
-    def _result(self, name: str, outcomes: list[Outcome], ours: Floats, blocks: "Blocks") -> PolicyResult:
+    def _result(self, name: str, outcomes: list[SimulatedAnswer], ours: Floats, blocks: "Blocks") -> PolicyResult:
         utility = _utility(outcomes)
         exits = np.bincount([outcome.exit for outcome in outcomes], minlength=outcomes[0].request.exits + 1)
         late_s = [outcome.end_s - outcome.request.deadline_s for outcome in outcomes if outcome.exit]
@@ -160,7 +162,7 @@ class Blocks:
 
     def estimate(self, values: Floats) -> Estimate:
         """The mean of one value for each request."""
-        return resampled(np.bincount(self._block, values), self._sizes)
+        return resampled(np.asarray(np.bincount(self._block, values), np.float64), self._sizes)
 
 
 def resampled(sums: Floats, sizes: NDArray[np.int64]) -> Estimate:
@@ -171,5 +173,5 @@ def resampled(sums: Floats, sizes: NDArray[np.int64]) -> Estimate:
     return Estimate(float(sums.sum() / sizes.sum()), float(low), float(high))
 
 
-def _utility(outcomes: Sequence[Outcome]) -> Floats:
+def _utility(outcomes: Sequence[SimulatedAnswer]) -> Floats:
     return np.array([outcome.utility for outcome in outcomes])

@@ -29,7 +29,7 @@ def _row(result: PolicyResult) -> str:
 
 
 def plot(results: Sequence[LoadResult], path: Path) -> None:
-    """Utility over load, a curve for each policy; the bound is dashed. Raises ModuleNotFoundError without matplotlib."""
+    """Utility over load, a curve for each policy; the bound is dashed. Needs matplotlib."""
     import matplotlib as mpl  # noqa: PLC0415 - an extra
 
     mpl.use("Agg")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -45,19 +45,22 @@ class Arrival:
 
 def read_trace(path: Path) -> list[Arrival]:
     """The arrivals of a trace, in order. Raises ValueError, which names the line, if one is wrong."""
-    arrivals = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if line.strip():
-            try:
-                found = json.loads(line)
-                if not isinstance(found, dict):
-                    raise ValueError("it is not an object; give one with at_s")
-                arrivals.append(from_json(Arrival, found | {"client": str(found.get("client", ""))}, "a request"))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-    if not arrivals:
+    lines = [(number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+    if not lines:
         raise ValueError(f"{path} holds no request; give one JSON object a line, with at_s at least")
+    arrivals = []
+    for number, line in lines:
+        try:
+            arrivals.append(_arrival(json.loads(line)))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
     return sorted(arrivals, key=lambda arrival: arrival.at_s)
+
+
+def _arrival(fields: Any) -> Arrival:
+    if isinstance(fields, dict) and isinstance(fields.get("client"), int):
+        fields = fields | {"client": str(fields["client"])}
+    return from_json(Arrival, fields, "a request")
 
 
 class Process(Protocol):
