@@ -20,7 +20,7 @@ from server.simulation.baselines import (
     StabilityScore,
 )
 from server.simulation.bound import Market, bound
-from server.simulation.device import LATE_S, SEND_S, Policy, SimulatedAnswer, SimulatedServer, simulate
+from server.simulation.device import LATE_S, SEND_S, SimulatedAnswer, Policy, SimulatedServer, simulate
 from server.simulation.served import Served
 from server.simulation.traffic import PROCESSES
 from server.simulation.workload import FrontEnd, SimulatedModel, SimulatedRequest, Workload, rate_1x

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from server.requests.policies import Policies
 from server.simulation.baselines import Edf, Fifo, FifoCancelled, FixedExit, LeastAttained, StabilityScore
 from server.simulation.bound import bound
-from server.simulation.device import Policy, SimulatedAnswer, simulate
+from server.simulation.device import SimulatedAnswer, Policy, simulate
 from server.simulation.served import Served
 from server.simulation.traffic import Arrival, Process
 from server.simulation.workload import FrontEnd, SimulatedRequest, Workload, rate_1x
