@@ -15,7 +15,18 @@ from live import ScriptedWorker, until
 from server.catalog import Catalog, read_catalog
 from server.engine.engine import Engine
 from server.engine.job import Job
-from server.engine.messages import Broken, Chosen, Exited, JobSpec, LoadPlan, ModelFacts, Ready, Stop, Unloadable
+from server.engine.messages import (
+    Broken,
+    Cancel,
+    Chosen,
+    Exited,
+    JobSpec,
+    LoadPlan,
+    ModelFacts,
+    Ready,
+    Stop,
+    Unloadable,
+)
 from server.engine.place import Place
 from server.errors import NoExitError, UnavailableError
 from server.metrics import Metrics
@@ -298,6 +309,27 @@ def test_a_worker_that_is_lost_costs_only_its_own_jobs(run: Any) -> None:
         assert kept.hear_job().key == second.spec.key and kept.hear_job().key == beside.key
 
     run(check, "cpu,cpu")
+
+
+def test_a_stage_that_was_cut_is_learnt_from(run: Any) -> None:
+    """Otherwise requests that all fail would be admitted again and again."""
+
+    async def check(harness: Harness) -> None:
+        costs = harness.engine.pool.devices[0].costs
+        for _ in range(2):
+            job = harness.submit(pixels=64)
+            spec = harness.workers[0].hear_job()
+            harness.workers[0].say(Exited(spec.key, 1, 0.5, 10, 0.05, 0.0, 0.2))
+            harness.engine.finish(job, Stop.DEADLINE)
+            harness.workers[0].say(Exited(spec.key, 2, 0.5, 10, 0.05, 0.0, 0.2))  # too late
+            assert harness.workers[0].hear() == Cancel(spec.key)
+            harness.workers[0].end(spec, Stop.CANCELLED, stage_s=0.4)
+            await until(lambda job=job: not job.with_worker)  # type: ignore[misc]
+            harness.engine.release(job)
+        assert [costs.stage_s(NAME, (64, 64), index) for index in (1, 2)] == pytest.approx([0.05, 0.05])
+        assert costs.stage_s(NAME, (64, 64), 3) == pytest.approx(0.4, rel=0.01)
+
+    run(check)
 
 
 def test_what_exits_cost_is_learnt_and_compared_with_what_was_predicted(run: Any) -> None:

@@ -108,7 +108,8 @@ def test_after_a_cancel_at_most_one_step_runs(harness: Harness) -> None:
     assert isinstance(harness.hear(), Exited)  # the third step has begun, or is about to
     harness.connection.send(Cancel(1))
     harness.step()
-    assert harness.hear() == Ended(1, Stop.CANCELLED)
+    ended = harness.hear()
+    assert isinstance(ended, Ended) and ended.stop is Stop.CANCELLED and ended.stage_s > 0
     assert len(harness.model.advanced) <= 3
     harness.connection.send(Cancel(1))  # nothing to say about a job that has ended
 
@@ -133,7 +134,8 @@ def test_a_deadline_that_has_passed_ends_a_job_between_steps(harness: Harness) -
     assert isinstance(harness.hear(), Exited)
     harness.connection.send(MoveDeadline(1, 0.0))
     harness.step()
-    assert harness.hear() == Ended(1, Stop.DEADLINE)
+    ended = harness.hear()
+    assert isinstance(ended, Ended) and ended.stop is Stop.DEADLINE and ended.stage_s > 0
 
 
 def test_a_job_without_any_time_is_not_begun(harness: Harness) -> None:

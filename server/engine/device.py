@@ -103,6 +103,10 @@ class Device:
         self._seen.add((expected.model, expected.shape))
         return self.costs.observe(expected.model, expected.shape, exit_index, stage_s, active_share)
 
+    def cut(self, expected: Expected, exit_index: int, stage_s: float, active_share: float) -> None:
+        """Learn from a stage that was left unfinished; see `CostModel.observe_cut`."""
+        self.costs.observe_cut(expected.model, expected.shape, exit_index, stage_s, active_share)
+
     def busy(self, now_s: float) -> float:
         """The share of the latest seconds in which it computed exits, 0..1."""
         return min(1.0, self._computed.total(now_s) / self._computed.mean_age_s)

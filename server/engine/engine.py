@@ -255,11 +255,12 @@ class Engine:
         typical_s = device.reached(expected, exited.exit, stage_s, job.active_share, exited.finished_s)
         if typical_s:
             self._metrics.cost_ratio.labels(model, exited.exit).observe(stage_s / typical_s)
-        job.active_share = exited.active_share
+        job.computed, job.active_share = exited.exit, exited.active_share
         job.place.backlog.reached(job.spec.key, exited.exit, exited.finished_s)
 
     def _ended(self, job: Job, ended: Ended) -> None:
         job.with_worker = False
+        job.place.device.cut(job.place.expected, job.computed + 1, ended.stage_s, job.active_share)
         name, layout = job.spec.model, job.spec.layout
         if job.stop in (Stop.CANCELLED, Stop.DISCONNECTED):
             self._metrics.cancel.labels(name).observe(time.monotonic() - job.stopped_s)

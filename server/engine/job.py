@@ -20,7 +20,7 @@ class Job:
     `stop`: why the job ended for its reader, None while it runs; `stopped_s`: when.
     `error`: what kept the job from an answer, or None.
     `macs`: multiply-adds so far, those of exits that came after the answer included.
-    `active_share`: what the next stage computes.
+    `computed`: the latest exit, also if it came after the end. `active_share`: what the stage after it computes.
     """
 
     spec: JobSpec
@@ -30,6 +30,7 @@ class Job:
     submitted_s: float
     exits: list[Exited] = field(default_factory=list)
     macs: int = 0
+    computed: int = 0
     active_share: float = 1.0
     stop: Stop | None = None
     error: ServerError | None = None

@@ -200,7 +200,8 @@ class Ended:
     """The worker has let go of a job and of its memory: the last event of a job.
 
     `stop`: why it ended there. `error`: a sentence, or None. `needs_s`, `left_s`: if it was not begun because its
-    required exit would have been late, the seconds that this takes, and those that were left.
+    required exit would have been late, the seconds that this takes, and those that were left. `stage_s`: device time
+    since the latest exit, of a stage that is left unfinished.
     """
 
     key: int
@@ -208,6 +209,7 @@ class Ended:
     error: str | None = None
     needs_s: float = 0.0
     left_s: float = 0.0
+    stage_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Worker:
         for command in self._mail_read():
             self._obey(command)
         for ended in self._scheduler.ended(self._clock()):
-            self._end(Ended(ended.job.spec.key, ended.stop, needs_s=ended.needs_s, left_s=ended.left_s))
+            self._end(ended.job.spec.key, ended.stop, needs_s=ended.needs_s, left_s=ended.left_s)
         job = self._scheduler.next(self._clock())
         if job is not None:
             self._run_slice(self.jobs[job.spec.key])
@@ -97,7 +97,7 @@ class Worker:
                 self._add(command)
             case Cancel(key):
                 if self._scheduler.cancel(key):
-                    self._end(Ended(key, Stop.CANCELLED))
+                    self._end(key, Stop.CANCELLED)
             case MoveDeadline(key, compute_deadline_s):
                 self._scheduler.move_deadline(key, compute_deadline_s)
             case TrafficCap(max_exit):
@@ -112,10 +112,12 @@ class Worker:
         self._scheduler.add(job)
         self.jobs[spec.key] = RunningJob(job)
 
-    def _end(self, ended: Ended) -> None:
+    def _end(
+        self, key: int, stop: Stop, error: str | None = None, *, needs_s: float = 0.0, left_s: float = 0.0
+    ) -> None:
         """Drop a job that the scheduler has let go of."""
-        del self.jobs[ended.key]
-        self._say(ended)
+        stage_s = self.jobs.pop(key).scheduled.stage_s
+        self._say(Ended(key, stop, error, needs_s, left_s, stage_s))
 
     def _run_slice(self, running: RunningJob) -> None:
         spec = running.scheduled.spec
@@ -127,7 +129,7 @@ class Worker:
         except Exception as error:  # the boundary: an image that a model fails on ends its job, not the worker
             logger.exception("job %d of %s failed", spec.key, spec.model)
             self._scheduler.cancel(spec.key)
-            self._end(Ended(spec.key, Stop.ERROR, f"{type(error).__name__}: {error}"))
+            self._end(spec.key, Stop.ERROR, f"{type(error).__name__}: {error}")
         else:
             if exited is not None:
                 self._say(exited)
