@@ -14,7 +14,7 @@ from models.checkpoint import save_directory
 from models.directory import fingerprint
 from server.__main__ import main as serve
 from server.simulation import command, experiment
-from server.simulation.device import SimulatedAnswer
+from server.simulation.device import RequestOutcome
 from server.simulation.experiment import OURS, Blocks, Estimate, Experiment, LoadResult, PolicyResult, resampled
 from server.simulation.report import plot, table
 from server.simulation.traffic import PROCESSES, Arrival, read_trace
@@ -112,9 +112,9 @@ def test_a_trace_is_replayed_as_it_is() -> None:
 def test_the_best_fixed_exit_is_chosen_in_hindsight(monkeypatch: pytest.MonkeyPatch) -> None:
     worth = {1: 0.5, 2: 0.6, 3: 0.55, 4: 0.1}
 
-    def simulated(requests: list[object], policy: object, front_end: FrontEnd) -> list[SimulatedAnswer]:
+    def simulated(requests: list[object], policy: object, front_end: FrontEnd) -> list[RequestOutcome]:
         exit_index = getattr(policy, "_exit", 1)
-        return [SimulatedAnswer(each, exit_index, worth[exit_index], 0.0) for each in requests]  # type: ignore[arg-type]
+        return [RequestOutcome(each, exit_index, worth[exit_index], 0.0) for each in requests]  # type: ignore[arg-type]
 
     monkeypatch.setattr(experiment, "simulate", simulated)
     (result,) = Experiment(WORKLOAD, FrontEnd(), PROCESSES["poisson"], loads=(1.0,), seeds=1, duration_s=1.0).run()

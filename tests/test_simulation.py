@@ -20,7 +20,7 @@ from server.simulation.baselines import (
     StabilityScore,
 )
 from server.simulation.bound import Market, bound
-from server.simulation.device import LATE_S, SEND_S, SimulatedAnswer, Policy, SimulatedServer, simulate
+from server.simulation.device import LATE_S, SEND_S, Policy, RequestOutcome, SimulatedServer, simulate
 from server.simulation.served import Served
 from server.simulation.traffic import PROCESSES
 from server.simulation.workload import FrontEnd, SimulatedModel, SimulatedRequest, Workload, rate_1x
@@ -159,10 +159,10 @@ def test_who_gives_up_gets_nothing_and_costs_nothing_more() -> None:
     assert exits(served(), before_its_image, other) == [0, 2]
 
 
-class Once(dict[int, SimulatedAnswer]):
+class Once(dict[int, RequestOutcome]):
     """Every key may be set once."""
 
-    def __setitem__(self, key: int, outcome: SimulatedAnswer) -> None:
+    def __setitem__(self, key: int, outcome: RequestOutcome) -> None:
         assert key not in self, f"request {key} ended twice"
         super().__setitem__(key, outcome)
 

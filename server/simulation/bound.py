@@ -1,16 +1,16 @@
 """A bound that no policy can exceed, not even one that knows all arrivals, costs and utilities beforehand.
 
 A schedule gives each request device seconds between its arrival and its deadline, and an exit for them. Time is divided
-into cells, and each second of cell t has a price (a dual variable) p_t >= 0. If every request were free to buy any seconds of its time,
-even such as others buy, it would choose the exit with the largest surplus: its utility less the price of its cheapest
-seconds. For all duals, the surpluses and the price of all seconds,
+into cells, and each second of cell t gets a price p_t >= 0, a Lagrange multiplier. If every request were free to buy
+any seconds of its time, even such as others buy, it would choose the exit with the largest surplus: its utility less
+the price of its cheapest seconds. The surpluses and the price of all seconds,
 
     bound(p) = sum_i max_k (utility_ik - price of the cheapest seconds_ik) + sum_t p_t * length_t,
 
-are together at least the utility of every schedule (weak Lagrangian duality): in a schedule, no request gets more than
-its largest surplus, and all together pay for no more seconds than there are. So any duals give a true bound, and good
-duals a low one. With one price for all seconds this is the bound of the fractional knapsack. From there, subgradient
-steps raise the price where more is bought than there is, in cells that become shorter.
+are together at least the utility of every schedule, whatever the multipliers (weak duality): in a schedule, no request
+gets more than its largest surplus, and all together pay for no more seconds than there are. So any multipliers give a
+true bound, and good ones a low bound. With one price for all seconds it is that of the fractional knapsack. From there,
+subgradient steps raise the price where more is bought than there is, in cells that become shorter.
 
 The seconds of an exit are those that its stages really took, and those that the front end takes away from the device.
 The bound allows what no server can do: to stop and go on at any time, and to compute before the image is decoded.
@@ -28,7 +28,7 @@ from server.simulation.workload import FrontEnd, SimulatedRequest
 Floats = NDArray[np.float64]
 
 CELLS_S = (0.8, 0.4, 0.2, 0.1)
-"""The lengths of cells, one after the other; each is half of the one before, so that duals carry over."""
+"""The lengths of cells, one after the other; each is half of the one before, so that multipliers carry over."""
 STEPS = 40
 """Subgradient steps at each length."""
 PATIENCE = 5
@@ -37,11 +37,11 @@ PATIENCE = 5
 
 def bound(requests: Sequence[SimulatedRequest], front_end: FrontEnd, cells_s: Sequence[float] = CELLS_S) -> float:
     """A total utility that no policy exceeds on these requests."""
-    lowest, duals = np.inf, None
+    lowest, multipliers = np.inf, None
     for cell_s in cells_s:
         market = Market(requests, front_end, cell_s)
-        duals = market.one_dual() if duals is None else np.repeat(duals, 2)[: market.cells_in_all]
-        found, duals = market.lower(duals)
+        multipliers = market.one_price() if multipliers is None else np.repeat(multipliers, 2)[: market.cells_in_all]
+        found, multipliers = market.lower(multipliers)
         lowest = min(lowest, found)
     return lowest
 
@@ -73,7 +73,7 @@ class Market:
         self.cells_in_all = math.ceil(end_s.max() / cell_s)
         self.cells = np.minimum(cells, self.cells_in_all - 1)  # beyond, there is no room anyway
 
-    def one_dual(self) -> Floats:
+    def one_price(self) -> Floats:
         """The same price for all cells: the one at which as many seconds are bought as there are, by bisection."""
         low, high = 0.0, float((self.utility[:, 1:] / self.seconds[:, 1:]).max())
         rows = np.arange(len(self.utility))
@@ -84,34 +84,34 @@ class Market:
             low, high = (price, high) if enough else (low, price)
         return np.full(self.cells_in_all, high)
 
-    def lower(self, duals: Floats) -> tuple[float, Floats]:
-        """The lowest bound that is found from these duals on, and its duals.
+    def lower(self, multipliers: Floats) -> tuple[float, Floats]:
+        """The lowest bound that is found from these multipliers on, and its multipliers.
 
         The length of a step is that which would lower the bound by `hope` if it were linear (Polyak). Where steps do
-        not succeed, the hope shrinks, and the search goes back to the best duals.
+        not succeed, the hope shrinks, and the search goes back to the best multipliers.
         """
-        best, excess_s = self.value(duals)
-        best_duals, best_excess_s = duals, excess_s
-        direction, hope, failed = np.zeros_like(duals), 0.02 * best, 0
+        best, excess_s = self.value(multipliers)
+        best_multipliers, best_excess_s = multipliers, excess_s
+        direction, hope, failed = np.zeros_like(multipliers), 0.02 * best, 0
         for _ in range(STEPS):
             direction = excess_s + direction / 2
             square = float((direction**2).sum())
             if square == 0.0:
                 break
-            duals = np.maximum(0.0, duals + hope / square * direction)
-            found, excess_s = self.value(duals)
+            multipliers = np.maximum(0.0, multipliers + hope / square * direction)
+            found, excess_s = self.value(multipliers)
             if found < best:
-                best, best_duals, best_excess_s, failed = found, duals, excess_s, 0
+                best, best_multipliers, best_excess_s, failed = found, multipliers, excess_s, 0
                 continue
             failed += 1
             if failed == PATIENCE:
-                duals, excess_s, direction = best_duals, best_excess_s, np.zeros_like(duals)
+                multipliers, excess_s, direction = best_multipliers, best_excess_s, np.zeros_like(multipliers)
                 hope, failed = hope / 2, 0
-        return best, best_duals
+        return best, best_multipliers
 
-    def value(self, duals: Floats) -> tuple[float, Floats]:
-        """The bound at these duals, and for each cell how many more seconds are bought than there are."""
-        price = duals[self.cells]
+    def value(self, multipliers: Floats) -> tuple[float, Floats]:
+        """The bound at these multipliers, and for each cell how many more seconds are bought than there are."""
+        price = multipliers[self.cells]
         order = np.argsort(price, 1, kind="stable")
         price, room_s, cells = (np.take_along_axis(each, order, 1) for each in (price, self.room_s, self.cells))
         filled_s = np.cumsum(room_s, 1)
@@ -121,5 +121,5 @@ class Market:
         chosen = surplus.argmax(1)
         rows = np.arange(len(chosen))
         demand_s = np.bincount(cells.ravel(), bought_s[rows, chosen].ravel(), self.cells_in_all)
-        total = surplus[rows, chosen].sum() + duals.sum() * self.cell_s
+        total = surplus[rows, chosen].sum() + multipliers.sum() * self.cell_s
         return float(total), np.asarray(demand_s - self.cell_s, np.float64)

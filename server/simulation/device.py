@@ -69,7 +69,7 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class SimulatedAnswer:
+class RequestOutcome:
     """How a request ended. `exit`: of the answer, 0 for none. `end_s`: when its last byte was sent, or it was refused.
 
     `utility`: what the answer was worth, 0 if it was late. `given_up`: the client did not want it any more.
@@ -82,7 +82,7 @@ class SimulatedAnswer:
     given_up: bool = False
 
 
-def simulate(requests: Sequence[SimulatedRequest], policy: Policy, front_end: FrontEnd) -> list[SimulatedAnswer]:
+def simulate(requests: Sequence[SimulatedRequest], policy: Policy, front_end: FrontEnd) -> list[RequestOutcome]:
     """How each request ends, in the order of `requests`."""
     server = SimulatedServer(policy, front_end)
     for request in requests:
@@ -95,7 +95,7 @@ class SimulatedServer:
     """The events to come, the front end's work to do, and the worker's slice."""
 
     def __init__(self, policy: Policy, front_end: FrontEnd) -> None:
-        self.outcomes: dict[int, SimulatedAnswer] = {}
+        self.outcomes: dict[int, RequestOutcome] = {}
         self._policy = policy
         self._front_end = front_end
         self._now_s = 0.0
@@ -200,7 +200,7 @@ class SimulatedServer:
             if job.answered is None:
                 job.answered = 0
                 self._policy.remove(job, self._now_s)
-            self.outcomes[job.request.key] = SimulatedAnswer(job.request, job.answered, 0.0, self._now_s, given_up=True)
+            self.outcomes[job.request.key] = RequestOutcome(job.request, job.answered, 0.0, self._now_s, given_up=True)
 
     def _answer(self, job: SimulatedJob) -> None:
         """Reply with the newest exit, though the worker may be within a slice of the next one."""
@@ -216,7 +216,7 @@ class SimulatedServer:
         exit_index = job.answered or 0
         in_time = self._now_s <= job.request.deadline_s + LATE_S
         utility = job.request.utility(exit_index) if in_time else 0.0
-        self.outcomes[job.request.key] = SimulatedAnswer(job.request, exit_index, utility, self._now_s)
+        self.outcomes[job.request.key] = RequestOutcome(job.request, exit_index, utility, self._now_s)
 
     # --- the worker ---
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from server.requests.policies import Policies
 from server.simulation.baselines import Edf, Fifo, FifoCancelled, FixedExit, LeastAttained, StabilityScore
 from server.simulation.bound import bound
-from server.simulation.device import SimulatedAnswer, Policy, simulate
+from server.simulation.device import Policy, RequestOutcome, simulate
 from server.simulation.served import Served
 from server.simulation.traffic import Arrival, Process
 from server.simulation.workload import FrontEnd, SimulatedRequest, Workload, rate_1x
@@ -123,11 +123,11 @@ class Experiment:
 
     def _outcomes(
         self, name: str, load: float, runs: Sequence[Sequence[SimulatedRequest]], make: Callable[[], Policy]
-    ) -> list[SimulatedAnswer]:
+    ) -> list[RequestOutcome]:
         self.progress(f"load {load:g}: {name}")
         return [outcome for run in runs for outcome in simulate(run, make(), self.front_end)]
 
-    def _fixed(self, load: float, runs: Sequence[Sequence[SimulatedRequest]]) -> dict[str, list[SimulatedAnswer]]:
+    def _fixed(self, load: float, runs: Sequence[Sequence[SimulatedRequest]]) -> dict[str, list[RequestOutcome]]:
         """EDF with drop, and of all fixed exits the best one in hindsight."""
         last = max(request.exits for run in runs for request in run)
         found = {
@@ -137,7 +137,7 @@ class Experiment:
         best = max(found, key=lambda index: _utility(found[index]).mean())
         return {"EDF with drop": found[last], f"best fixed exit ({best})": found[best]}
 
-    def _result(self, name: str, outcomes: list[SimulatedAnswer], ours: Floats, blocks: "Blocks") -> PolicyResult:
+    def _result(self, name: str, outcomes: list[RequestOutcome], ours: Floats, blocks: "Blocks") -> PolicyResult:
         utility = _utility(outcomes)
         exits = np.bincount([outcome.exit for outcome in outcomes], minlength=outcomes[0].request.exits + 1)
         late_s = [outcome.end_s - outcome.request.deadline_s for outcome in outcomes if outcome.exit]
@@ -173,5 +173,5 @@ def resampled(sums: Floats, sizes: NDArray[np.int64]) -> Estimate:
     return Estimate(float(sums.sum() / sizes.sum()), float(low), float(high))
 
 
-def _utility(outcomes: Sequence[SimulatedAnswer]) -> Floats:
+def _utility(outcomes: Sequence[RequestOutcome]) -> Floats:
     return np.array([outcome.utility for outcome in outcomes])
