@@ -425,7 +425,9 @@ def test_the_golden_case_that_converges(tmp_path: Path) -> None:
     about = json.loads((GOLDEN / "mdeq_small.json").read_text())["other"]["converges"]
     torch.save(golden_state(about["scale"]), tmp_path / "w.pth")
     net = build_network(replace(named("mdeq-small-cityscapes"), decoded=(27,)))  # type: ignore[call-arg]
-    load_weights(net, tmp_path / "w.pth")
+    left_out = load_weights(net, tmp_path / "w.pth")
+    keys = (GOLDEN / "mdeq_small.keys.txt").read_text().splitlines()
+    assert set(left_out) == {line.split(" ")[0] for line in keys if line.endswith(" dropped")}
     assert isinstance(net, MdeqNet)
     inputs = load_file(GOLDEN / "mdeq_small.io.safetensors")
     (progress,) = final(net.eval(), inputs["input"])
