@@ -1,5 +1,6 @@
 # Everything a fresh checkout needs: `make serve` and `make test`.
 PORT ?= 8000
+JOBS ?= 2
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -16,6 +17,7 @@ setup: .venv/.ready
 native:
 	$(BIN)/pip install --quiet --no-deps --editable .
 
+# In JOBS processes, all tests of a file in the same one.
 # Memory that nobody has written is full of huge numbers, not of zeros that look right.
 test: export MALLOC_PERTURB_ = 128
 
@@ -23,7 +25,7 @@ serve: setup
 	$(BIN)/python -m server --port $(PORT)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -70,8 +70,11 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if bool((tensor.isfinite() & ~narrow.isfinite()).any()) else narrow
 
 
-def load_weights(network: Network, path: Path, *, backbone_only: bool = False, maskless: bool = False) -> None:
-    """Load `.safetensors` or a released `.pth` into `network`, whatever floating type it is stored in.
+def load_weights(
+    network: Network, path: Path, *, backbone_only: bool = False, maskless: bool = False
+) -> tuple[str, ...]:
+    """Load `.safetensors` or a released `.pth` into `network`, whatever floating type it is stored in. Returns the
+    names of tensors that the network has no use for, such as copies and class weights of the training loss.
 
     `backbone_only` leaves the heads as they are, for weights of another task. Such weights, and `maskless` ones, may be
     of a network without masks; tensors that `Network.may_lack` names then keep their values.
@@ -79,7 +82,7 @@ def load_weights(network: Network, path: Path, *, backbone_only: bool = False, m
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path}")
-    tensors = _own_names(_read(path), network)
+    tensors, left_out = _own_names(_read(path), network)
     wanted = network.state_dict()
     if backbone_only:
         tensors = {name: tensor for name, tensor in tensors.items() if network.in_backbone(name)}
@@ -102,6 +105,7 @@ def load_weights(network: Network, path: Path, *, backbone_only: bool = False, m
     if found:
         raise ValueError(f"{path} does not fit {network.config.name}: {'; '.join(found)}")
     network.load_state_dict(tensors, strict=False)
+    return left_out
 
 
 def _some(names: list[str]) -> str:
@@ -134,20 +138,20 @@ def _is_weight(name: str, tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and (tensor.is_floating_point() or counts)
 
 
-def _own_names(tensors: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
-    """Released tensors by the network's own names: without wrappers' prefixes, without losses, and without what
-    `Network.own_name` has no use for."""
-    named = {}
+def _own_names(tensors: Mapping[str, Tensor], network: Network) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Released tensors by the network's own names, without wrappers' prefixes, and the names of those that are left
+    out: losses, and what `Network.own_name` has no use for."""
+    named: dict[str, Tensor] = {}
+    left_out = []
     for released, tensor in tensors.items():
         bare = released
         while bare.startswith(("model.", "module.")):
             bare = bare.partition(".")[2]
-        if bare.startswith("loss."):
-            continue  # class weights of the training loss
-        name = network.own_name(bare, tensor)
+        name = None if bare.startswith("loss.") else network.own_name(bare, tensor)
         if name is None:
+            left_out.append(released)
             continue
         if name in named:
             raise ValueError(f"{released} is there twice, under another name too; leave one of them out")
         named[name] = tensor
-    return named
+    return named, tuple(left_out)

@@ -5,10 +5,13 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the worker processes that tests start
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, by whichever test comes first
 
+import signal
 import threading
 from collections.abc import Iterator
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has a command in the background ignore it
 
 
 @pytest.fixture(scope="session")

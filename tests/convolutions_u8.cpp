@@ -55,7 +55,7 @@ static bool right() {
     Slot slots[] = {{source.data() + row_bytes, row_bytes, -1}, {target.data() + padded * 4, padded * 4, -1}};
     Op op = {};
     op.kind = CONVOLVE_U8, op.source = 0, op.target = 1, op.residual = op.pre_activation = -1;
-    op.source_level = 2, op.addressing = THROUGH_MAP, op.stride = 1, op.taps = 9;
+    op.source_level = 2, op.addressing = THROUGH_MAP, op.stride = 1, op.taps = 9, op.parts = 1;
     op.in_channels = in, op.out_channels = out, op.source_scale = 1;
     op.weights = packed.data(), op.scales = scales.data(), op.shift = shift.data(), op.first_sums = first.data();
     Context context = {};

@@ -53,6 +53,8 @@ class FakeModel:
     steps: tuple[Step, ...] = STEPS
     released: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     advanced: list[int] = field(default_factory=list)
+    final_exit: int = 0
+    """The exit after which no other differs; 0 for none."""
     slices: int = 1
     clock_s: float = 0.0
 
@@ -75,7 +77,14 @@ class FakeModel:
         if index is not None:
             sure = 0.4 + 0.1 * index  # the larger of two probabilities, everywhere
             scores = torch.tensor([sure, 1 - sure]).log().view(2, 1, 1)
-            state.exit = SimpleNamespace(index=index, active_share=1 / index, macs=10 * index, scores=scores)  # type: ignore[assignment]
+            state.exit = SimpleNamespace(
+                index=index,
+                active_share=1 / index,
+                macs=10 * index,
+                scores=scores,
+                changed=True,
+                final=index == self.final_exit,
+            )  # type: ignore[assignment]
         return True
 
     def render(self, state: FakeState, extra: str | None = None) -> ExitMap:

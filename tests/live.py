@@ -116,7 +116,7 @@ class ScriptedWorker:
         """The image as it lies in shared memory."""
         return spec.layout.image(self._memory[spec.offset :]).copy()
 
-    def reach(self, spec: JobSpec, exit_index: int) -> None:
+    def reach(self, spec: JobSpec, exit_index: int, *, changed: bool = True, final: bool = False) -> None:
         """Finish an exit: its map is `labels(exit_index)`."""
         block = self._memory[spec.offset :]
         if spec.layout.joints:
@@ -125,7 +125,8 @@ class ScriptedWorker:
             spec.layout.labels(block, exit_index)[:] = labels(exit_index, spec.layout.height, spec.layout.width)
         if spec.layout.extra:
             spec.layout.extra_map(block, exit_index)[:] = exit_index % 2
-        self.say(Exited(spec.key, exit_index, 0.5 / exit_index, round(MACS[exit_index - 1]), 0.1, 0.0, 0.1))
+        macs = round(MACS[exit_index - 1])
+        self.say(Exited(spec.key, exit_index, 0.5 / exit_index, macs, 0.1, 0.0, 0.1, changed, final))
 
     def end(self, spec: JobSpec, stop: Stop = Stop.COMPLETE, error: str | None = None, **times_s: float) -> None:
         self.say(Ended(spec.key, stop, error, **times_s))

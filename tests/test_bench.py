@@ -1,7 +1,8 @@
-"""The CPU benchmark: its masks, its way through the runtimes, what it writes, and what it refuses."""
+"""The CPU benchmark: its masks, its table, and what it refuses. Its way through runtimes: test_bench_runtimes.py."""
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ from PIL import Image
 
 from models.__main__ import main
 from models.anytime import largest, score_difference
-from models.bench import report, runtimes
+from models.bench import report, workload
+from models.bench.accuracy import Accuracy
+from models.bench.cases import RUNTIMES, BenchCase, cases, in_precision
+from models.bench.profile import PhaseProfile, StepProfile
 from models.bench.side_by_side import BenchResult
 from models.commands import bench
 from models.data import scenes
@@ -25,7 +29,7 @@ def tiles(mask: np.ndarray, side: int) -> float:
 
 def test_drawn_scenes_have_camvids_statistics() -> None:
     shares = (0.807, 0.616, 0.370)
-    found = [scenes.masks(scenes.draw(256, 512, seed), 256, 512, shares) for seed in range(4)]
+    found = [scenes.masks(scenes.draw(256, 512, seed), 256, 512, shares) for seed in range(2)]
     for index, (share, expected) in enumerate(zip(shares, (0.837, 0.667, 0.455), strict=True)):
         assert all(masks[index].mean() == pytest.approx(share, abs=1e-4) for masks in found)
         assert np.mean([tiles(masks[index], 8) for masks in found]) == pytest.approx(expected, abs=0.03)
@@ -47,47 +51,6 @@ def arguments(**changes: object) -> argparse.Namespace:
     return args
 
 
-def test_everything_is_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = arguments(runtimes=["sparse", "sparse-int8", "torch", "onnxruntime"], sweep=(0.5,), output=tmp_path)
-    assert bench.main(args) == 0
-    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
-    kinds = [(row["task"]["runtime"], row["task"]["kind"], len(row["seconds"])) for row in rows]
-    assert kinds == [
-        ("sparse", "masked", 4), ("sparse", "masked", 4), ("sparse", "anytime", 4), ("sparse", "one exit", 1),
-        ("sparse-int8", "masked", 4), ("sparse-int8", "masked", 4), ("sparse-int8", "anytime", 4),
-        ("sparse-int8", "one exit", 1),
-        ("torch", "anytime", 4), ("torch", "one exit", 1),
-        ("onnxruntime", "anytime", 4), ("onnxruntime", "one exit", 1),
-    ]  # fmt: skip
-    precisions = {"sparse-int8": "int8"}
-    assert all(row["precision"] == precisions.get(row["task"]["runtime"], "fp32") for row in rows)
-    assert all((row["difference"] < 1e-4) == (row["precision"] == "fp32") for row in rows)
-    assert all(row["difference"] < 0.5 for row in rows)
-    assert all(
-        list(row) == ["task", "passes", "difference", "peak_bytes", "precision", "seconds", "gmacs"] for row in rows
-    )
-    assert (tmp_path / "bench.png").stat().st_size > 1000
-    printed = capsys.readouterr().out
-    assert "HRNet-W18 at 32x64" in printed and "seed: 0" in printed and "fastest dense runtime" in printed
-
-
-@pytest.mark.parametrize("module, why", [
-    ("raise ModuleNotFoundError('no openvino')", "no openvino"),
-    ("import os; os._exit(3)", "terminated abruptly"),
-])  # fmt: skip
-def test_a_runtime_that_is_missing_or_dies_is_left_out(
-    module: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "openvino.py").write_text(module)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert bench.main(arguments(runtimes=["sparse", "openvino"], no_check=True, json=True)) == 0
-    captured = capsys.readouterr()
-    assert "left out: openvino" in captured.err and why in captured.err
-    assert {row["task"]["runtime"] for row in json.loads(captured.out)["rows"]} == {"sparse"}
-    with pytest.raises(ValueError, match="choose others with --runtimes"):
-        bench.main(arguments(runtimes=["openvino"]))
-
-
 @pytest.mark.parametrize(
     "differences, wrong",
     [([1e-6, 1e-5], False), ([1e-6, 2e-4], True), ([float("nan"), 1e-6], True), ([1e-6, float("nan")], True)],
@@ -96,7 +59,7 @@ def test_scores_that_are_wrong_or_no_numbers_are_found(differences: list[float],
     expected = torch.tensor([-2.0, 1.0])
     found = [score_difference(expected + 2 * off, expected) for off in differences]
     assert found == pytest.approx(differences, rel=0.2, nan_ok=True)
-    case = runtimes.BenchCase("sparse", "anytime", "w18", (32, 64))
+    case = BenchCase("sparse", "anytime", "w18", (32, 64))
     assert BenchResult(case, difference=largest(found)).wrong is wrong
 
 
@@ -107,13 +70,13 @@ def test_masks_of_label_maps(tmp_path: Path) -> None:
     labels = np.zeros((32, 64), np.uint8)
     labels[:, 32:] = 1
     Image.fromarray(labels).save(tmp_path / "val" / "labels" / "0001TP_1.png")
-    case = runtimes.BenchCase("sparse", "masked", "w18", (32, 64), (0.25,) * 3, data=str(tmp_path))
-    columns = runtimes.masks(case)[0].numpy().all(0)
+    case = BenchCase("sparse", "masked", "w18", (32, 64), (0.25,) * 3, data=str(tmp_path))
+    columns = workload.masks(case)[0].numpy().all(0)
     assert columns.sum() == 4 and columns[6:10].all()
 
 
 def result(runtime: str, kind: str, *repetitions: list[float], active: tuple[float, ...] = ()) -> BenchResult:
-    return BenchResult(runtimes.BenchCase(runtime, kind, "w18", (32, 64), active), list(repetitions))
+    return BenchResult(BenchCase(runtime, kind, "w18", (32, 64), active), list(repetitions))
 
 
 # ruff: noqa: E501
@@ -149,6 +112,50 @@ def test_the_table_by_hand() -> None:
     assert [line.rstrip() for line in lines] == TABLE.splitlines()
 
 
+SCORED = """\
+tiny, HRNet-W18 at 32x64: milliseconds to every exit, medians; mIoU in percent over 3 validation images
+  runtime           precision   network                        exit 1        2        3        4  speed-up mIoU 1      2      3      4  peak MiB
+  sparse            fp32        masked                           10.0     20.0     30.0     40.0     2.00x  61.50      -  70.12  71.00
+  openvino-int8     int8, bf16  one exit                                                    80.0     1.00x                       70.90
+  speed-ups are over openvino-int8 (int8, bf16), one exit
+  sparse, masked: where the time goes, medians
+          ms  of step  GMAC/s  of peak  phase
+        4.00                            stem
+        3.00      75%      90      80%    convolve 9x64->64 at level 2
+        0.95      24%                     resample 64 at level 2
+        0.05       1%                     all shorter phases
+"""
+
+
+def test_the_table_of_a_trained_model_by_hand() -> None:
+    case = BenchCase("sparse", "masked", "w18", (32, 64), model="models/tiny", images=3)
+    phases = (
+        PhaseProfile("convolve 9x64->64 at level 2", 3.0, 90.0, 0.8),
+        PhaseProfile("resample 64 at level 2", 0.95, 0.0, 0.0),
+        PhaseProfile("copy 64 at level 2", 0.05, 0.0, 0.0),
+    )
+    ours = BenchResult(case, [[0.01, 0.02, 0.03, 0.04]], accuracy=Accuracy(3, [61.5, None, 70.12, 71.0], [1.0] * 4))
+    ours.profile = [StepProfile("stem", 4.0, phases)]
+    other = BenchResult(
+        replace(case, runtime="openvino-int8", kind="one exit"), [[0.08]], accuracy=Accuracy(3, [70.9], [1.0])
+    )
+    other.precision = "int8, bf16"
+    assert [line.rstrip() for line in report.table([ours, other])] == SCORED.splitlines()
+
+
+def test_rows_can_be_chosen_by_their_precision() -> None:
+    assert in_precision(RUNTIMES, "int8") == ["sparse-int8", "onnxruntime-int8", "openvino-int8"]
+    assert in_precision(RUNTIMES, "fp32") == ["sparse", "torch", "compile", "onnxruntime", "openvino"]
+
+
+def test_what_is_compared() -> None:
+    found = list(cases("w18", (32, 64), ["sparse", "torch"], active=(0.8, 0.6, 0.4), sweep=(0.5,)))
+    assert [(case.runtime, case.kind, case.active) for case in found] == [
+        ("sparse", "masked", (0.8, 0.6, 0.4)), ("sparse", "masked", (0.5, 0.5, 0.5)), ("sparse", "anytime", ()),
+        ("sparse", "one exit", ()), ("torch", "anytime", ()), ("torch", "one exit", ()),
+    ]  # fmt: skip
+
+
 def test_without_a_dense_runtime_nothing_is_compared_with_one() -> None:
     lines = list(report.table([result("sparse", "anytime", [0.01, 0.02, 0.03, 0.04])]))
     assert lines[2].split() == ["sparse", "fp32", "anytime", "10.0", "20.0", "30.0", "40.0", "-"]
@@ -174,6 +181,10 @@ def test_json_says_null_where_a_score_is_not_a_number() -> None:
         (["--device", "cuda", "--active", "0.5"], "--active has 1 of 3 shares"),
         (["--limit", "3"], "--limit means nothing with --device cpu; leave it out"),
         (["--device", "cuda", "--memory"], "--memory means nothing with --device cuda; leave it out"),
+        (["--device", "cuda", "--model", "m"], "--model means nothing with --device cuda; leave it out"),
+        (["--images", "3"], "--images means nothing with random weights; leave it out"),
+        (["--model", "m", "--sizes", "32x64"], "--sizes means nothing with --model; leave it out"),
+        (["--model", "m"], "--model is scored on a data set; name its folder with --data"),
     ],
 )
 def test_wrong_usage_is_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

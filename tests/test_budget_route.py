@@ -109,7 +109,7 @@ def test_before_the_worker_is_ready_nothing_is_predicted(tmp_path: Path) -> None
 def test_requests_get_the_budget_that_is_told(server: Live, worker: ScriptedWorker) -> None:
     first = Later(lambda: server.predict(priority=2))
     spec = worker.hear_job()
-    assert (spec.max_exit, spec.priority) == (3, 2) and spec.client.startswith("127.0.0.1:")
+    assert (spec.max_exit, spec.priority) == (3, 2) and spec.client == "127.0.0.1"
     told = server.http.get("/v1/budget?width=9&height=9").json()
     assert (told["deadline_ms"], told["max_exit"]) == (4000, 2)
     assert told["sources"][-1]["why"] == "2 requests are open; the rule is for 2 and more"

@@ -205,10 +205,10 @@ def test_eight_bits_a_weight_are_read(tmp_path: Path) -> None:
 def test_a_file_with_flipped_bytes_is_a_value_error_or_loads(tmp_path: Path) -> None:
     path, random = tmp_path / "a.pth", np.random.default_rng(0)
     torch.save({"conv1.weight": torch.zeros(3)}, path)
-    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    whole, network = np.frombuffer(path.read_bytes(), np.uint8), tiny.network()
     for _ in range(100):
         broken = whole.copy()
         broken[random.integers(len(whole), size=3)] ^= 0xFF
         path.write_bytes(broken.tobytes())
         with pytest.raises(ValueError, match=r"a\.pth"):
-            load_weights(tiny.network(), path)
+            load_weights(network, path)

@@ -241,13 +241,41 @@ def test_stream_command_plays_a_video(live_url, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("protocol", ["http", "stream"])
-def test_load_command_reports(live_url, capsys, protocol):
-    command = ["load", "--url", live_url, "--protocol", protocol, "--count", "12", "--cancel", "0.3", "--json"]
-    assert main([*command, "--deadline-ms", "2000-4000", "--rate", "200"]) == 0
+def test_load_command_measures_the_real_server(live_url, tmp_path, capsys, protocol):
+    trace = str(tmp_path / "sent.jsonl")
+    command = ["load", "--url", live_url, "--protocol", protocol, "--json", "--deadline-ms", "2000-4000"]
+    mixes = [
+        "--size",
+        "90x60,60x40",
+        "--model",
+        "tiny-segmentation,tiny-pose",
+        "--clients",
+        "2",
+        "--utility",
+        "1,2,3,4",
+    ]
+    give_ups = ["--cancel", "0.15", "--hang-up", "0.15"]
+    assert main([*command, *mixes, *give_ups, "--count", "12", "--rate", "200", "--save-trace", trace]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["requests"] == 12 == sum(report["exits"].values()) == sum(report["stops"].values())
-    assert main(["load", "--url", live_url, "--count", "4", "--concurrency", "2"]) == 0
-    assert "4 requests in" in capsys.readouterr().out
+    assert report["faults"] == 0 and report["utility"]["returned"] > 1 and set(report["clients"]) == {"0", "1"}
+    sent = [json.loads(line) for line in Path(trace).read_text().splitlines()]
+    assert len(sent) == 12 and {(line["width"], line["height"]) for line in sent} == {(90, 60), (60, 40)}
+    assert main([*command, "--trace", trace, "--speed", "10"]) == 0
+    replayed = json.loads(capsys.readouterr().out)
+    clients = {name: client["requests"] for name, client in report["clients"].items()}
+    assert {name: client["requests"] for name, client in replayed["clients"].items()} == clients
+
+
+def test_load_command_shows_a_table(live_url, capsys):
+    cameras = ["--cameras", "2", "--fps", "40", "--count", "8", "--protocol", "stream"]
+    command = ["load", "--url", live_url, "--deadline-ms", str(LONG_MS), "--size", "60x40"]
+    assert main([*command, *cameras]) == 0
+    assert "8 requests in" in (shown := capsys.readouterr().out) and "Jain's index" in shown
+    assert main([*command, "--count", "4", "--concurrency", "2", "--option", "max_exit=1"]) == 0
+    assert "4 requests in" in (shown := capsys.readouterr().out) and "4 max_exit" in shown
+    assert main([*command, "--count", "2", "--option", "max_exit=9"]) == 1
+    assert "max_exit is 9" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -256,6 +284,7 @@ def test_load_command_reports(live_url, capsys, protocol):
         (["load", "--url", "http://192.0.2.1"], "not this machine; add --yes"),
         (["load", "--rate", "0"], "'0' must be above 0"),
         (["load", "--rate", "5", "--concurrency", "5"], "not allowed with"),
+        (["load", "--fps", "5"], "--fps describes --cameras"),
         (["load", "--cancel", "2"], "between 0 and 1"),
         (["load", "--deadline-ms", "50-10"], "runs backwards"),
         (["load", "--count", "1.5"], "whole number"),

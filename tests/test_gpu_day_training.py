@@ -79,7 +79,7 @@ def test_profile_begins_no_row_that_would_end_too_late(data: Path, tmp_path: Pat
 
 def test_schedules_end_before_the_deadline_and_start_anew(data: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    clock = Clock(0.5)
+    clock = Clock(1.0)
     plans = [SchedulePlan("held-out", 60, ("drive1",)), SchedulePlan("all", 60), SchedulePlan("again", 60)]
     results = schedules(
         data, tmp_path / "out", 1000, lines.append, "cpu", plans=plans, model=tiny.SEGMENTATION, recipe=RECIPE,
@@ -110,7 +110,7 @@ def test_a_plan_that_fails_costs_itself_only(data: Path, tmp_path: Path) -> None
     results = schedules(
         data, tmp_path / "out", 1000, lines.append, "cpu",
         plans=[SchedulePlan("bad", 30, ("nowhere",)), SchedulePlan("good", 30)],
-        model=tiny.SEGMENTATION, recipe=RECIPE, clock=Clock(0.5), timed=1,
+        model=tiny.SEGMENTATION, recipe=RECIPE, clock=Clock(1.0), timed=1,
     )  # fmt: skip
     assert "hold_out names nowhere" in results[0]["error"]
     assert results[1]["scores"]
@@ -120,11 +120,11 @@ def test_a_plan_has_its_own_start_and_its_own_recipe(data: Path, tmp_path: Path)
     given = tmp_path / "given"
     save_directory(given, tiny.network(tiny.SEGMENTATION, seed=3))
     plan = SchedulePlan.from_json(
-        {"name": "tuned", "seconds": 30, "init": str(given), "recipe": {"learning_rate": 1e-9, "phases.-1.batch": 3}}
+        {"name": "tuned", "seconds": 20, "init": str(given), "recipe": {"learning_rate": 1e-9, "phases.-1.batch": 3}}
     )
     lines: list[str] = []
     result, other = schedules(
-        data, tmp_path / "out", 1000, lines.append, "cpu", plans=[plan, SchedulePlan("random", 30)],
+        data, tmp_path / "out", 1000, lines.append, "cpu", plans=[plan, SchedulePlan("random", 20)],
         model=tiny.SEGMENTATION,
         recipe=RECIPE, clock=Clock(0.5), timed=1,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from models.executors.cpu.library import library
 
 NATIVE = Path(__file__).parent.parent / "models" / "executors" / "cpu" / "native"
 PROGRAM = Path(__file__).with_name("convolutions_u8.cpp")
-OPTIONS = ("-std=c++17", "-O1", "-DNDEBUG", f"-I{NATIVE}")
+OPTIONS = ("-std=c++17", "-O0", "-DNDEBUG", f"-I{NATIVE}")
 
 
 def compiled(compiler: str, kernels: str, source: Path, folder: Path, *options: str) -> Path:

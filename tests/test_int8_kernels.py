@@ -321,4 +321,4 @@ def test_copies_take_the_rows_of_a_mask_to_those_of_the_next(isa: str) -> None:
 def test_u8_rows_are_aligned_and_float_rows_are_as_wide_as_vectors() -> None:
     assert [Matrix(2, channels, scale=1.0).row_bytes for channels in (1, 16, 17, 18, 144)] == [16, 16, 32, 32, 144]
     assert [Matrix(2, channels).row_bytes for channels in (1, 8, 18)] == [32, 32, 96]
-    assert Matrix(0, 3, RowDomain.PADDED_PIXELS).row_bytes == 12
+    assert [Matrix(0, 3, RowDomain.PADDED_PIXELS, scale=scale).row_bytes for scale in (0.0, 1.0)] == [12, 3]

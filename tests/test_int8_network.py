@@ -73,7 +73,7 @@ def test_features_have_the_names_and_types_of_the_oracle(name: str, float_layers
     paths = [path for path, _ in network(name).named_modules()]
     found = scales(name, tuple(layer for layer in float_layers if layer in paths))
     oracle, lowering = QuantisedNetwork(network(name), found), Lowering(network(name))
-    lowered = quantise([lowering.lower(step) for step in lowering.network.steps], found)
+    lowered = quantise([lowering.lower(step) for step in lowering.network.steps], found, lowering.config)
     made = {op.target.name: op.target.scale for op in ops_of(lowered)}
     del made[None]
     assert set(made) == set(feature_names(network(name)))
@@ -89,12 +89,12 @@ def test_scales_of_another_network_are_refused() -> None:
         SparseExecutor(network("wide"), scales=Scales("", {"conv3": 1.0}))
 
 
-def test_all_convolutions_but_the_first_are_quantised() -> None:
+def test_all_convolutions_are_quantised() -> None:
     lowering = Lowering(network("wide"))
-    steps = quantise([lowering.lower(step) for step in network("wide").steps], scales("wide"))
+    steps = quantise([lowering.lower(step) for step in network("wide").steps], scales("wide"), lowering.config)
     ops = ops_of(steps)
     floats = [op.convolution.name for op in ops if op.kind == OpKind.CONVOLVE and op.convolution is not None]
-    assert floats == ["conv1"]
+    assert floats == []
     assert sum(op.kind == OpKind.CONVOLVE_U8 for op in ops) > 50
 
 
@@ -141,10 +141,10 @@ def test_layers_that_stay_in_float(name: str) -> None:
 
 def test_only_what_is_listed_stays_in_float() -> None:
     lowering = Lowering(network("wide"))
-    steps = quantise([lowering.lower(step) for step in network("wide").steps], scales("wide", FLOAT))
+    steps = quantise([lowering.lower(step) for step in network("wide").steps], scales("wide", FLOAT), lowering.config)
     ops = ops_of(steps)
     floats = {op.convolution.name for op in ops if op.kind == OpKind.CONVOLVE and op.convolution is not None}
-    assert floats == {"conv1", *FLOAT}
+    assert floats == set(FLOAT)
 
 
 @pytest.mark.parametrize("isa", ["portable", "neon", "neondot", "avx2", "avxvnni", "avx512"])
@@ -262,6 +262,6 @@ def test_phase_times_tell_of_every_phase() -> None:
         assert len(sparse.network.phase_times[step]) == len(sparse.network.describe(step))
         assert (sparse.network.phase_times[step] > 0).all()
     assert sparse.network.describe(sparse.steps[0]) == [
-        "convolve 3x9->64 at level 1",
+        "convolve_u8 3x9->64 at level 1",
         "convolve_u8 9x64->64 at level 2",
     ]

@@ -10,16 +10,18 @@ from models.anytime import exits_of
 from models.checkpoint import save_directory
 from models.commands import export
 from models.executors import onnx as exporter
-from models.executors.onnx import TOLERANCE, OnnxExecutor, difference
+from models.executors.onnx import TOLERANCE, OnnxExecutor, difference, graphs
 from models.executors.reference import ReferenceExecutor
 from models.executors.selection import build
+from models.imaging.geometry import Frame
 from models.network.adpc_configs import AdpcConfig
 from models.network.configs import Masking
 
+ONE_EXIT = replace(tiny.SEGMENTATION, masking=None, heads="one")
 CONFIGS = [
     tiny.SEGMENTATION,
     replace(tiny.SEGMENTATION, masking=None, heads="plain"),
-    replace(tiny.SEGMENTATION, masking=None, heads="one"),
+    ONE_EXIT,
     tiny.POSE,
     replace(tiny.POSE, masking=None, heads="plain"),
 ]
@@ -27,14 +29,15 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.task} {c.heads} {'masked' if c.masking else 'dense'}")
 def test_graphs_give_what_the_network_gives(config: AdpcConfig) -> None:
-    assert difference(tiny.network(config)) < 1e-5
+    network = tiny.network(config)
+    assert difference(network, graphs(network)) < 1e-5
 
 
 def test_a_graph_that_gives_no_numbers_is_no_match() -> None:
-    broken = tiny.network()
+    broken = tiny.network(ONE_EXIT)
     with torch.no_grad():
         broken.conv1.weight[0, 0, 0, 0] = torch.nan
-    assert not difference(broken) <= TOLERANCE
+    assert not difference(broken, graphs(broken)) <= TOLERANCE
 
 
 def test_the_executor_follows_its_own_masks() -> None:
@@ -61,8 +64,13 @@ def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_what_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="onnxruntime-gpu"):
-        OnnxExecutor(tiny.network(), device="cuda")
+        OnnxExecutor(tiny.network(ONE_EXIT), device="cuda")
     with pytest.raises(ValueError, match="pip install"):
         exporter._need("a_runtime_that_nobody_wrote")
-    network = tiny.network(replace(tiny.SEGMENTATION, masking=None, heads="one"))
-    assert build(network, executor="onnx").executor == "onnx"
+
+
+def test_an_input_without_pixels_is_refused() -> None:
+    model = build(tiny.network(ONE_EXIT), executor="onnx")
+    assert model.executor == "onnx"
+    with pytest.raises(ValueError, match="the input is 0x0; both must be multiples of 32, at least 32"):
+        model.start(torch.zeros(1, 3, 0, 0), Frame(0, 0))

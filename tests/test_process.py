@@ -93,6 +93,15 @@ def test_a_job_from_the_first_step_to_the_end(harness: Harness) -> None:
         assert (spec.layout.extra_map(memoryview(harness.block)[1024:], exit_index) == 7).all()
 
 
+def test_a_final_exit_completes_a_job(harness: Harness) -> None:
+    harness.model.final_exit = 2
+    harness.submit(1, 50)
+    harness.step(4)
+    *exits, end = harness.hear_until_end()
+    assert [(event.exit, event.final) for event in exits if isinstance(event, Exited)] == [(1, False), (2, True)]
+    assert end == Ended(1, Stop.COMPLETE)
+
+
 def test_after_a_cancel_at_most_one_step_runs(harness: Harness) -> None:
     harness.submit(1, 50)
     harness.step(2)
@@ -100,8 +109,9 @@ def test_after_a_cancel_at_most_one_step_runs(harness: Harness) -> None:
     harness.connection.send(Cancel(1))
     harness.step()
     ended = harness.hear()
-    assert isinstance(ended, Ended) and ended.stop is Stop.CANCELLED and ended.stage_s > 0
+    assert isinstance(ended, Ended) and ended.stop is Stop.CANCELLED
     assert len(harness.model.advanced) <= 3
+    assert (ended.stage_s > 0) == (len(harness.model.advanced) == 3), "it tells what the stage took that was cut"
     harness.connection.send(Cancel(1))  # nothing to say about a job that has ended
 
 

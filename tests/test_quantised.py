@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -12,6 +13,7 @@ from models.executors.cpu.executor import SparseExecutor
 from models.executors.cpu.lowering import Lowering
 from models.executors.cpu.structures import OpKind
 from models.executors.reference import ReferenceExecutor
+from models.imaging.preprocess import mean_pixel, normal, normalise
 from models.network import quantised
 from models.network.adpc import AdpcNet
 from models.network.adpc_configs import AdpcConfig
@@ -125,13 +127,34 @@ def test_sums_of_a_negative_weight_round_to_even_steps() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_with_fine_steps_it_is_the_float_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network, steps = tiny.network(CONFIGS[name]), 1 << 20
-    scales, inputs = scales_of(network, steps), images(network.config)
+    scales, inputs = scales_of(network, steps, ("conv1",)), images(network.config)
     expected = scores(network, inputs)
     monkeypatch.setattr(quantised, "LARGEST", steps)
     monkeypatch.setattr(quantised, "WEIGHT_LARGEST", steps)
     for found, wanted in zip(scores(QuantisedNetwork(network, scales), inputs), expected, strict=True):
         close = (found - wanted).abs() < 1e-3 * wanted.abs().max()
         assert close.float().mean() > 0.99  # a mask may flip where a confidence meets the threshold
+
+
+def test_the_first_convolution_reads_pixels_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny.network()
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
+    inputs = normalise(pixels, network.config)
+    monkeypatch.setattr(quantised, "WEIGHT_LARGEST", 1 << 20)
+    exact, oracle = NamedNetwork(network), QuantisedNetwork(network, Scales("", {"conv1": 1.0}))
+    conv = exact._fold(network.conv1, network.bn1)
+    found, expected = (which.products(conv, Feature("image", inputs)) for which in (oracle, exact))
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found[..., 1:, 1:], expected[..., 1:, 1:], rtol=0, atol=1e-5 * scale)
+    off = (found - expected).abs().max()
+    assert 1e-5 * scale < off < 0.01 * scale  # the padding is a whole pixel, up to half a step from the mean
+    mean = torch.tensor(mean_pixel(network.config)).round()
+    corner = oracle.sums(conv, Feature("image", inputs))[0, 0, 0, 0]
+    weight = (conv.weight.double() * torch.from_numpy(normal(network.config)[0]).double().view(3, 1, 1))[0]
+    weight = (weight / weight.abs().max() * (1 << 20)).round()
+    taken = mean.view(3, 1, 1).repeat(1, 3, 3)
+    taken[:, 1:, 1:] = torch.from_numpy(pixels[:2, :2]).permute(2, 0, 1)
+    assert float(corner) == pytest.approx(float((weight * taken).sum()), rel=1e-6)
 
 
 def test_eight_bits_are_close_to_the_float_network_and_not_equal() -> None:

@@ -25,6 +25,7 @@ def test_an_answer_is_as_documented(config: Any, tmp_path: Any) -> None:
         spec=SimpleNamespace(layout=layout, extra="unsure"),
         model=model,
         latest=2,
+        final=False,
         exits=[Exited(1, index, 0.5, 10, 0.1, 7.0, 7.1) for index in (1, 2)],
         stop=Stop.DEADLINE,
         submitted_s=6.5,

@@ -86,7 +86,7 @@ def test_wrong_tensors_are_named(
     assert "must be float (1, 3, height, width)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("executor", ["reference", "sparse", "onnx"])
+@pytest.mark.parametrize("executor", ["reference", "sparse"])
 def test_an_empty_input_and_an_output_without_a_folder_are_named(
     tmp_path: Path, executor: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

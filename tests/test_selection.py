@@ -1,5 +1,6 @@
 """Which executor runs a model on a device."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,9 +63,10 @@ def test_an_executor_on_another_device_is_refused(
 
 
 def test_every_executor_says_its_own_name() -> None:
+    one_exit = replace(tiny.SEGMENTATION, masking=None, heads="one")  # is exported soonest
     for name, kind in EXECUTORS.items():
         if kind.runs_on("cpu"):
-            assert build(tiny.network(), "cpu", name).executor == name
+            assert build(tiny.network(one_exit), "cpu", name).executor == name
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,25 @@ def test_every_exit_in_every_encoding(server: Live, worker: ScriptedWorker, enco
         assert end == {"type": "end", "id": "a", "exit": 4, "stop": "complete", "skipped": []}
 
 
+def test_an_exit_that_changes_nothing_is_not_sent(server: Live, worker: ScriptedWorker) -> None:
+    with server.connect() as connection:
+        predict(connection, "a", min_exit=2)
+        spec = worker.hear_job()
+        assert hear(connection)["type"] == "accepted"
+        sent = []
+        worker.reach(spec, 1)
+        for exit_index, changed in ((2, False), (3, True), (4, False)):
+            worker.reach(spec, exit_index, changed=changed, final=exit_index == 3)
+            if exit_index == 4:
+                worker.end(spec)
+            message = hear(connection)
+            if message["type"] == "exit":
+                hear_bytes(connection, message["bytes"])
+                sent.append((message["exit"], message["final"]))
+        assert sent == [(2, False), (3, True)], "the first one is sent, whether or not it differs from exit 1"
+        assert (message["type"], message["exit"], message["skipped"]) == ("end", 4, [])
+
+
 def test_json_needs_no_binary_frame(server: Live, worker: ScriptedWorker) -> None:
     with server.connect() as connection:
         predict(connection, "a", encoding="json", map="exit")

@@ -30,6 +30,11 @@ RECIPE = Recipe(
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.commands.train.plot_history", lambda *_: None)
+
+
+@pytest.fixture
 def data(tmp_path: Path) -> Path:
     tiny.write_scenes(tmp_path / "data")
     return tmp_path / "data"
@@ -55,10 +60,15 @@ def history(output: Path) -> list[dict[str, object]]:
     return found
 
 
+def test_the_losses_are_drawn(data: Path, recipe: Path, tmp_path: Path) -> None:
+    train(data, recipe, tmp_path, "--stop-after", "2")
+    with Image.open(tmp_path / PLOT) as picture:
+        assert picture.size == (1200, 480)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_was_stopped_ends_with_the_same_weights(data: Path, recipe: Path, tmp_path: Path) -> None:
     whole = train(data, recipe, tmp_path / "whole")
-    with Image.open(tmp_path / "whole" / PLOT) as picture:
-        assert picture.size == (1200, 480)
     train(data, recipe, tmp_path / "parts", "--minutes", "0")
     for _ in range(2):
         stopped = train(data, recipe, tmp_path / "parts", "--resume", "--stop-after", "2")
@@ -70,6 +80,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(data: Path, recipe: P
     assert history(tmp_path / "parts") == history(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_seed_decides_the_weights(data: Path, recipe: Path, tmp_path: Path) -> None:
     first, again = (train(data, recipe, tmp_path / name) for name in ("first", "again"))
     other = train(data, recipe, tmp_path / "other", "--set", "seed=1")
@@ -88,6 +99,7 @@ def test_a_network_with_masks_starts_from_one_without(tmp_path: Path, heads: Hea
     assert (any(name.startswith("exit1") and name.endswith("weight") for name in same)) == (heads == "redesigned")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_another_run_starts_from_weights(data: Path, recipe: Path, tmp_path: Path) -> None:
     train(data, recipe, tmp_path / "first")
     train(data, recipe, tmp_path / "second", "--set", f"init={json.dumps(str(tmp_path / 'first'))}", "--minutes", "0")
@@ -95,6 +107,7 @@ def test_another_run_starts_from_weights(data: Path, recipe: Path, tmp_path: Pat
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_mixed_precision_rounds_what_is_multiplied_and_keeps_the_weights_whole(
     data: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +117,7 @@ def test_mixed_precision_rounds_what_is_multiplied_and_keeps_the_weights_whole(
     assert any(not torch.equal(mixed[name], whole[name]) for name in weights)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_is_neither_mixed_with_another_nor_lost(
     data: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

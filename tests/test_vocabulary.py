@@ -4,6 +4,7 @@ import ast
 import re
 import tokenize
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,7 @@ def words(identifier: str) -> set[str]:
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", identifier)}
 
 
+@cache
 def classes() -> dict[str, list[str]]:
     """The modules that define each class name."""
     found = defaultdict(list)

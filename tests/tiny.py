@@ -1,6 +1,8 @@
 """Networks small enough for tests, with weights that depend on nothing but the seed."""
 
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +48,12 @@ POSE = AdpcConfig(
 
 
 def network(config: AdpcConfig = SEGMENTATION, seed: int = 0) -> AdpcNet:
-    """A network whose exits disagree and whose masks are neither empty nor full."""
+    """A network of one's own, whose exits disagree and whose masks are neither empty nor full."""
+    return deepcopy(_drawn(config, seed))
+
+
+@cache
+def _drawn(config: AdpcConfig, seed: int) -> AdpcNet:
     generator = torch.Generator().manual_seed(seed)
     net = AdpcNet(config)
     with torch.no_grad():

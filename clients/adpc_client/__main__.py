@@ -5,13 +5,14 @@ runs the commands.
 """
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Callable
 
 from adpc_client import commands
+from adpc_client.arguments import UsageError, count, positive
 from adpc_client.errors import AdpcError
+from adpc_client.load import command, command_line
 
 URL = "http://127.0.0.1:8000"
 
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return int(args.run(args))
-    except commands.UsageError as error:
+    except UsageError as error:
         args.parser.error(str(error))
     except (AdpcError, OSError, ValueError) as error:
         print(f"adpc {args.command}: {error}", file=sys.stderr)
@@ -36,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
         _command(subparsers, "predict", commands.predict, "send one image and write the answer as a picture")
     )
     _stream_arguments(_command(subparsers, "stream", commands.stream, "write a picture for every exit as it comes"))
-    _load_arguments(
-        _command(subparsers, "load", commands.run_load, "send many requests at once and report the answers")
+    command_line.add_arguments(
+        _command(subparsers, "load", command.run, "put the server under load and report how it answers")
     )
     return parser
 
@@ -89,73 +90,12 @@ def _stream_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="FOLDER", help="folder of the pictures (default: IMAGE-exits in the current folder)"
     )
-    parser.add_argument("--fps", type=_positive, metavar="N", help="frames a second of a folder or an animation")
+    parser.add_argument("--fps", type=positive, metavar="N", help="frames a second of a folder or an animation")
     parser.add_argument(
         "--every-frame", action="store_true", help="answer every frame, however late, not only the newest"
     )
-    parser.add_argument("--count", type=_count, metavar="N", help="stop after N frames")
+    parser.add_argument("--count", type=count, metavar="N", help="stop after N frames")
     _request_arguments(parser)
-
-
-def _load_arguments(parser: argparse.ArgumentParser) -> None:
-    pace = parser.add_mutually_exclusive_group()
-    pace.add_argument(
-        "--rate", type=_positive, metavar="R", help="open loop: send R requests a second at random moments"
-    )
-    pace.add_argument(
-        "--concurrency",
-        type=_count,
-        default=4,
-        metavar="N",
-        help="closed loop: N users who each wait for their answer (default 4)",
-    )
-    parser.add_argument("--count", type=_count, default=200, metavar="N", help="number of requests (default 200)")
-    parser.add_argument(
-        "--deadline-ms",
-        type=_range,
-        default=(200.0, 200.0),
-        metavar="MS[-MS]",
-        help="deadline, or range of deadlines (default 200)",
-    )
-    parser.add_argument(
-        "--cancel",
-        type=_share,
-        default=0.0,
-        metavar="SHARE",
-        help="share of requests, 0 to 1, to cancel at random moments",
-    )
-    parser.add_argument(
-        "--protocol", choices=("http", "stream"), default="http", help="POST or WebSocket (default http)"
-    )
-    parser.add_argument(
-        "--image",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="image to send, may be repeated (default: a drawn street)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random draws (default 0)")
-    parser.add_argument("--yes", action="store_true", help="allow a server on another machine")
-
-
-def _positive(text: str) -> float:
-    return _number(text, "above 0", lambda value: 0 < value < math.inf)
-
-
-def _count(text: str) -> int:
-    return int(_number(text, "a whole number above 0", lambda value: value > 0 and value.is_integer()))
-
-
-def _share(text: str) -> float:
-    return _number(text, "between 0 and 1", lambda value: 0 <= value <= 1)
-
-
-def _range(text: str) -> tuple[float, float]:
-    low, _, high = text.partition("-")
-    values = _positive(low), _positive(high or low)
-    if values[0] > values[1]:
-        raise argparse.ArgumentTypeError(f"{text} runs backwards; write {high}-{low}")
-    return values
 
 
 def _box(text: str) -> tuple[float, ...]:
@@ -164,16 +104,6 @@ def _box(text: str) -> tuple[float, ...]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not X,Y,W,H in pixels") from error
     return x, y, width, height
-
-
-def _number(text: str, meaning: str, fits: Callable[[float], bool]) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not fits(value):
-        raise argparse.ArgumentTypeError(f"{text!r} must be {meaning}")
-    return value
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
-"""Runs `adpc predict`, `adpc stream` and `adpc load`. `__main__` parses their command lines."""
+"""Runs `adpc predict` and `adpc stream`. `__main__` parses their command lines."""
 
 import argparse
-import asyncio
 import io
-import ipaddress
 import json
 import sys
 from collections.abc import Iterator
@@ -12,20 +10,15 @@ from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from adpc_client import load
-from adpc_client.async_client import AsyncClient
 from adpc_client.client import Client
 from adpc_client.draw import mask_picture, overlay
 from adpc_client.errors import (
     AdpcError,
     BadInputError,
-    ConnectionFailedError,
     ImageError,
     NoExitError,
     OverloadedError,
@@ -41,10 +34,6 @@ _ERRORS_OF_A_FRAME = (ImageError, NoExitError, OverloadedError, RateLimitError, 
 """After these errors the next frame of a source may succeed."""
 _CODES_OF_A_FRAME = ("broken_image", "too_many_scans")
 """The codes of a BadInputError that concern the image. Others concern the options, which all frames share."""
-
-
-class UsageError(Exception):
-    """The command line is well-formed, but the command refuses it."""
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -88,33 +77,6 @@ def stream(args: argparse.Namespace) -> int:
         if newest is not None and newest.dropped:
             print(f"{newest.dropped} frames were overtaken by newer ones", file=sys.stderr)
     return 0 if exits else 1
-
-
-def run_load(args: argparse.Namespace) -> int:
-    """Send many requests at once and print the figures of their answers."""
-    if not args.yes and not _is_loopback(args.url):
-        raise UsageError(f"{args.url} is not this machine; add --yes if you may put that server under load")
-    plan = load.LoadTestPlan(
-        images=[encode_image(path)[0] for path in args.image] or [encode_image(_scene(args.seed))[0]],
-        count=args.count,
-        rate_per_s=args.rate,
-        concurrency=args.concurrency,
-        deadline_ms=args.deadline_ms,
-        cancel_share=args.cancel,
-        model=args.model,
-        protocol=args.protocol,
-        seed=args.seed,
-    )
-
-    async def run_plan() -> load.LoadReport:
-        async with AsyncClient(args.url) as client:
-            if not await client.ready():  # this call also warms up the client
-                raise ConnectionFailedError(f"{args.url} is not ready: it is starting or draining")
-            return await load.run(client, plan)
-
-    report = asyncio.run(run_plan())
-    print(json.dumps(asdict(report)) if args.json else load.table(report))
-    return 1 if report.faults else 0
 
 
 def _stream_frame(
@@ -186,23 +148,3 @@ def _figures(answer: Exit, output: Path) -> dict[str, Any]:
             name: round(float(share), 4) for name, share in zip(answer.classes, shares, strict=False) if share
         }
     return figures
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _scene(seed: int, height: int = 360, width: int = 480) -> NDArray[np.uint8]:
-    """A drawn street, uint8 (`height`, `width`, 3), for `adpc load` without `--image`: sky, road, houses, noise."""
-    random = np.random.default_rng(seed)
-    rows = np.linspace(0, 1, height)[:, None, None]
-    scene = np.where(rows < 0.55, (150, 180, 220) * (1 - rows / 2), (90, 90, 95) * (0.7 + rows / 2))
-    scene = np.repeat(scene, width, axis=1)
-    for left in range(0, width, 60):
-        top = int(random.integers(height // 8, height // 2))
-        scene[top : int(height * 0.6), left : left + int(random.integers(30, 60))] = random.integers(60, 200, 3)
-    return np.clip(scene + random.normal(0, 8, scene.shape), 0, 255).astype(np.uint8)

@@ -8,11 +8,13 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from models.bench.runtimes import OWN
+from models.bench.cases import OWN
+from models.bench.profile import lines
 from models.bench.side_by_side import BenchResult, fastest
 from models.executors.cpu.isa import Isa
 from models.executors.processor import processor
 
+EXITS = 4
 RUNTIME_DISTRIBUTIONS = {
     "torch": ("torch",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
@@ -23,26 +25,44 @@ RUNTIME_DISTRIBUTIONS = {
 
 def table(results: Sequence[BenchResult]) -> Iterator[str]:
     """The lines of one comparison: results of one network and size."""
-    case = results[0].case
-    yield f"HRNet-{case.width.upper()} at {case.size[0]}x{case.size[1]}: milliseconds to every exit, medians"
+    case, scored = results[0].case, results[0].accuracy
+    about = f"HRNet-{case.width.upper()} at {case.size[0]}x{case.size[1]}: milliseconds to every exit, medians"
     heads = "".join(f"{head:>9}" for head in ("exit 1", "2", "3", "4"))
-    yield f"  {'runtime':<18}{'precision':<12}{'network':<28}{heads}{'speed-up':>10}{'difference':>12}{'peak MiB':>10}"
+    if scored is None:
+        last = f"{'difference':>12}"
+    else:
+        about = f"{Path(case.model or '').name}, {about}; mIoU in percent over {scored.images} validation images"
+        last = "".join(f"{head:>7}" for head in ("mIoU 1", "2", "3", "4"))
+    yield about
+    yield f"  {'runtime':<18}{'precision':<12}{'network':<28}{heads}{'speed-up':>10}{last}{'peak MiB':>10}"
     dense = fastest(results, "one exit", -1)
     for result in results:
         active = ", ".join(f"{share:.0%}" for share in result.case.active)
         network = f"{result.case.kind} {active}".rstrip()
-        times = [f"{1000 * second:.1f}" for second in result.seconds]
-        times = times if len(times) > 1 else ["", "", "", *times]
+        times = _at_exits([f"{1000 * second:.1f}" for second in result.seconds], 9)
         speed_up = "-" if dense is None else f"{dense.seconds[-1] / result.seconds[-1]:.2f}x"
-        off = "" if result.difference is None else f"{result.difference:.1e}"
+        if result.accuracy is None:
+            last = f"{'' if result.difference is None else f'{result.difference:.1e}':>12}"
+        else:
+            last = _at_exits(["-" if score is None else f"{score:.2f}" for score in result.accuracy.miou], 7)
         memory = "" if result.peak_bytes is None else f"{result.peak_bytes / 2**20:.0f}"
-        yield (
-            f"  {result.case.runtime:<18}{result.precision:<12}{network:<28}"
-            + "".join(f"{text:>9}" for text in times)
-            + f"{speed_up:>10}{off:>12}{memory:>10}"
-        )
+        yield (f"  {result.case.runtime:<18}{result.precision:<12}{network:<28}{times}{speed_up:>10}{last}{memory:>10}")
     if dense is not None:
         yield f"  speed-ups are over {dense.case.runtime} ({dense.precision}), one exit"
+    yield from _shares(results)
+    for result in results:
+        if result.profile is not None:
+            yield f"  {result.case.runtime}, {result.case.kind}: where the time goes, medians"
+            yield from lines(result.profile)
+
+
+def _at_exits(texts: Sequence[str], width: int) -> str:
+    """A column for each exit; a network with one exit has the last."""
+    return "".join(f"{text:>{width}}" for text in ([""] * (EXITS - len(texts)) + list(texts)))
+
+
+def _shares(results: Sequence[BenchResult]) -> Iterator[str]:
+    """What the first exit takes of the fastest dense runtime's time, and what masks take of that of no masks."""
     for full in (each for each in results if each.case.runtime in OWN and each.case.kind == "anytime"):
         own = full.case.runtime
         if (exit_1 := fastest(results, "anytime", 0)) is not None:

@@ -1,173 +1,96 @@
-"""The runtimes that `python -m models bench` compares on a CPU, each as a function that runs one image through one
-network.
+"""The runtimes that `python -m models bench` compares on a CPU.
 
-Weights are random, because speed does not depend on them.
+A network is exported into files as the runtime reads them, and then started from these, as where it is used.
 """
 
 import importlib
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.anytime import Overridable, exits_of
-from models.bench import quantised
-from models.data import camvid, scenes
+from models.anytime import AnytimeModel, Overridable, exits_of
+from models.bench import quantised, workload
+from models.bench.cases import OWN, BenchCase
+from models.checkpoint import load_directory, save_directory
+from models.directory import fingerprint
 from models.executors.onnx import ExitGraph, graphs, groups, signatures
-from models.executors.reference import ReferenceExecutor
-from models.executors.selection import build
-from models.imaging.geometry import STRIDE, Frame, Size
-from models.imaging.preprocess import pad
+from models.executors.selection import load
+from models.imaging.geometry import Frame
 from models.network.adpc import AdpcNet
-from models.network.families import config
-from models.network.network import build_network
-
-OWN = ("sparse", "sparse-int8")
-RUNTIMES = (
-    *OWN, "torch", "compile", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-default", "openvino-int8"
-)  # fmt: skip
-"""`openvino` computes in float32, `openvino-default` in the precision that OpenVINO chooses for the machine."""
 
 
 @dataclass(frozen=True)
 class TimedRun:
-    """One image's way through one runtime: seconds from the start to every exit, and the scores there, (1, C, h, w)."""
+    """One image's way through one runtime, at every exit: seconds from the start, scores (1, C, h, w), and, by the
+    sparse executor, multiply-adds from the image."""
 
-    seconds: list[float]
-    scores: list[Any]
-
-
-RunOnce = Callable[[], TimedRun]
-"""Runs one image through a runtime that is ready."""
+    seconds: list[float] = field(default_factory=list)
+    scores: list[Any] = field(default_factory=list)
+    macs: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A runtime that is ready to run. `precision`: what it computes in; OpenVINO is asked what it chose."""
+class Runtime:
+    """A runtime that is ready. `run`: takes a network's input, float32 (1, 3, H, W), through all exits. `precision`:
+    says what it chose to compute in. `model`: the sparse executor; None in others' rows."""
 
-    run: RunOnce
-    precision: str
-
-
-@dataclass(frozen=True)
-class BenchCase:
-    """A runtime on a network.
-
-    `kind`: "one exit" and "anytime" are dense; "masked" is the anytime network under masks, of `active` shares after
-    exits 1 to 3. `data`: the folder of CamVid whose label maps shape the masks; None: a drawn scene.
-    """
-
-    runtime: str
-    kind: str
-    width: str
-    size: Size
-    active: tuple[float, ...] = ()
-    seed: int = 0
-    threads: int = 1
-    data: str | None = None
-
-    @property
-    def config(self) -> str:
-        family = {"one exit": "hrnet", "anytime": "rh", "masked": "adpc"}[self.kind]
-        return f"{family}-{self.width}-cityscapes"
+    run: Callable[[Tensor], TimedRun]
+    precision: Callable[[], str]
+    model: AnytimeModel | None = None
 
 
-def network(case: BenchCase) -> AdpcNet:
-    """A network of random weights under which activations keep their size; they are the same for every kind."""
-    torch.manual_seed(case.seed)
-    net = build_network(config(case.config))
-    assert isinstance(net, AdpcNet)
-    with torch.no_grad():
-        for layer in net.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight)
-            elif isinstance(layer, nn.BatchNorm2d):
-                layer.momentum = 1.0
-        net.train()(torch.randn(2, 3, 128, 128), adaptive=False)
-    return net.eval()
+def export(case: BenchCase, folder: Path) -> None:
+    """Writes the files of a case into `folder`. Raises ModuleNotFoundError if what writes them is not installed, and
+    ValueError if a trained model has no scales."""
+    net = workload.network(case)
+    if case.runtime.startswith(("onnxruntime", "openvino")):
+        for path, graph in zip(_graph_files(net, folder), graphs(net), strict=True):
+            path.write_bytes(graph)
+        if case.int8:
+            _quantise(case, net, folder)
+        return
+    save_directory(folder, net)
+    if case.int8:
+        replace(workload.scales(case, net), fingerprint=fingerprint(folder)).save(folder)
 
 
-def image(case: BenchCase) -> Tensor:
-    """Noise as a network's input: float32 (1, 3, H, W), padded to multiples of 32."""
-    return pad(torch.randn(1, 3, *case.size, generator=torch.Generator().manual_seed(case.seed)))
-
-
-def masks(case: BenchCase) -> list[Tensor]:
-    """The mask after every exit but the last, bool (h, w) each, a quarter of the input."""
-    height, width = (side // STRIDE for side in image(case).shape[-2:])
-    if case.data is None:
-        labels = scenes.draw(2 * height, 2 * width, case.seed)
-    else:
-        found = camvid.read(Path(case.data), "val")
-        labels = found[case.seed % len(found)].labels()
-    return [torch.from_numpy(mask) for mask in scenes.masks(labels, height, width, case.active)]
-
-
-def prepare(case: BenchCase) -> Prepared:
-    """Makes a runtime ready to run. Raises ModuleNotFoundError if it is not installed, and ValueError if it does not
-    compute in eight bits."""
-    net, inputs = network(case), image(case)
+def start(case: BenchCase, folder: Path) -> Runtime:
+    """The runtime on what `export` wrote. Raises ModuleNotFoundError if it is not installed."""
     torch.set_num_threads(case.threads)
     if case.runtime in OWN:
-        given = masks(case) if case.kind == "masked" else []
-        scales = quantised.sparse_scales(net, calibration(case, net)) if case.runtime == "sparse-int8" else None
-        model = build(net, "cpu", "sparse", case.threads, scales)
+        model = load(folder, "cpu", "sparse", case.threads, "int8" if case.int8 else "fp32")
         assert isinstance(model, Overridable)
-        return Prepared(partial(sparse, model, inputs, given), model.precision)
+        return Runtime(partial(sparse, model, Frame(*case.size), workload.masks(case)), lambda: model.precision, model)
     if case.runtime in ("torch", "compile"):
-        return Prepared(partial(chained, eager(net, compiled=case.runtime == "compile"), inputs), "fp32")
-    known, examples = shapes(net, inputs), calibration(case, net) if case.runtime.endswith("-int8") else None
-    if case.runtime.startswith("onnxruntime"):
-        stages = onnxruntime(net, known, case.threads, examples)
-        precision = "fp32" if examples is None else "int8"
-    else:
-        stages, precision = openvino(net, known, case.threads, examples, default=case.runtime == "openvino-default")
-    return Prepared(partial(chained, stages, inputs.numpy()), precision)
+        net = load_directory(folder)
+        assert isinstance(net, AdpcNet)
+        return Runtime(partial(chained, eager(net, compiled=case.runtime == "compile")), lambda: "fp32")
+    with torch.device("meta"):
+        net = AdpcNet(case.config).eval()
+    files, known = _graph_files(net, folder), shapes(net, workload.inputs(case))
+    begin = onnxruntime if case.runtime.startswith("onnxruntime") else openvino
+    stages, precision = begin(case, files, known)
+    return Runtime(lambda inputs: chained(stages, inputs.numpy()), precision)
 
 
-def calibration(case: BenchCase, net: AdpcNet) -> list[Tensor]:
-    """Inputs to quantise with, float32 (1, 3, H, W) each: see `quantised.calibration_images`."""
-    noise = [image(replace(case, seed=case.seed + 1 + index)) for index in range(quantised.IMAGES)]
-    height, width = noise[0].shape[-2:]
-    return quantised.calibration_images(case.data, net, (height, width), noise)
-
-
-_loaded: dict[BenchCase, Prepared] = {}
-"""What this process has made ready."""
-
-
-def load(case: BenchCase) -> tuple[list[NDArray[np.float32]], str]:
-    """Makes a case ready in this process; returns its scores at every exit, float32 (1, C, h, w), and its precision.
-    Raises RuntimeError if the runtime is missing or fails."""
-    try:
-        prepared = _loaded[case] = prepare(case)
-        return [np.asarray(scores) for scores in prepared.run().scores], prepared.precision
-    # torch.compile without a compiler raises an error that pickles badly.
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise RuntimeError(str(error).splitlines()[0]) from None
-
-
-def timed(case: BenchCase) -> list[float]:
-    """Seconds to every exit of a case that is loaded."""
-    run = _loaded[case].run
-    run()  # brings its memory back, and lets the threads of the runtime before fall asleep
-    return run().seconds
-
-
-def sparse(model: Overridable, inputs: Tensor, given: Sequence[Tensor]) -> TimedRun:
-    state = model.start(inputs, Frame(*inputs.shape[-2:]))
-    begin, found = time.perf_counter(), TimedRun([], [])
+def sparse(model: Overridable, frame: Frame, given: Sequence[Tensor], inputs: Tensor) -> TimedRun:
+    state, found = model.start(inputs, frame), TimedRun()
+    begin = time.perf_counter()
     for exit_index in exits_of(model, [state]):
         found.seconds.append(time.perf_counter() - begin)
-        found.scores.append(state.latest().scores[None])
-        if given and exit_index < model.config.exits:
+        reached = state.latest()
+        found.scores.append(reached.scores[None])
+        found.macs.append(reached.macs)
+        if exit_index <= len(given):
             model.override(state, given[exit_index - 1], shrinking=True)
     return found
 
@@ -177,7 +100,7 @@ StageFunction = Callable[..., Sequence[Any]]
 
 
 def chained(stages: Sequence[StageFunction], inputs: Any) -> TimedRun:
-    begin, found, values = time.perf_counter(), TimedRun([], []), [inputs]
+    begin, found, values = time.perf_counter(), TimedRun(), [inputs]
     with torch.inference_mode():
         for stage in stages:
             scores, *values = stage(*values)
@@ -186,107 +109,104 @@ def chained(stages: Sequence[StageFunction], inputs: Any) -> TimedRun:
     return found
 
 
-def eager(net: AdpcNet, *, compiled: bool) -> list[StageFunction]:
+def eager(net: AdpcNet, *, compiled: bool = False) -> list[StageFunction]:
     stages = [ExitGraph(net, steps, masked=False).to(memory_format=torch.channels_last) for steps in groups(net)]  # type: ignore[call-overload]
     return [torch.compile(stage) for stage in stages] if compiled else stages
 
 
-def shapes(net: AdpcNet, inputs: Tensor) -> list[dict[str, tuple[int, ...]]]:
-    """The shapes of every stage's inputs by name: runtimes are fastest when they know them beforehand."""
-    with torch.device("meta"):
-        meta = AdpcNet(net.config).eval()
+Shapes = Sequence[dict[str, tuple[int, ...]]]
+"""The shapes of every stage's inputs, by name: runtimes are fastest when they know them beforehand."""
+
+
+def shapes(meta: AdpcNet, inputs: Tensor) -> Shapes:
+    """`meta`: the network without weights, on torch's meta device."""
     values, found = (inputs.to("meta"),), []
-    for steps, signature in zip(groups(meta), signatures(net), strict=True):
+    for steps, signature in zip(groups(meta), signatures(meta), strict=True):
         found.append({name: tuple(x.shape) for name, x in zip(signature.inputs, values, strict=True)})
         _, *values = ExitGraph(meta, steps, masked=False)(*values)
     return found
 
 
-Shapes = Sequence[dict[str, tuple[int, ...]]]
-"""The shapes of every stage's inputs, by name."""
+Stages = tuple[list[StageFunction], Callable[[], str]]
+"""The stages of a runtime, and what says in which precision they compute."""
 
 
-def onnxruntime(
-    net: AdpcNet, known: Shapes, threads: int, examples: Sequence[Tensor] | None = None
-) -> list[StageFunction]:
-    """`examples`: inputs to quantise with; None: float32."""
-    found = graphs(net)
-    stages = _onnx_stages(found, known, threads)
-    if examples is None:
-        return stages
-    arrays = quantised.stage_inputs(stages, known, examples)
-    return _onnx_stages([quantised.onnx_int8(*each) for each in zip(found, arrays, strict=True)], known, threads)
-
-
-def _onnx_stages(found: Sequence[bytes], known: Shapes, threads: int) -> list[StageFunction]:
+def onnxruntime(case: BenchCase, files: Sequence[Path], known: Shapes) -> Stages:
     runtime = importlib.import_module("onnxruntime")
-    stages: list[StageFunction] = []
-    for graph, by_name in zip(found, known, strict=True):
+
+    def session(file: Path, by_name: dict[str, tuple[int, ...]], **more: object) -> Any:
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = case.threads
         for name, shape in by_name.items():
             for axis, value in (("batch", 0), (f"{name}_height", 2), (f"{name}_width", 3)):
                 options.add_free_dimension_override_by_name(axis, shape[value])
-        session = runtime.InferenceSession(graph, options, ["CPUExecutionProvider"])
-        stages.append(
-            lambda *values, session=session, names=tuple(by_name): session.run(
-                None, dict(zip(names, values, strict=True))
-            )
-        )
-    return stages
+        for name, given in more.items():
+            setattr(options, name, given)
+        return runtime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+
+    def stage(file: Path, by_name: dict[str, tuple[int, ...]]) -> StageFunction:
+        ready, names = session(file, by_name), tuple(by_name)
+        return lambda *values: ready.run(None, dict(zip(names, values, strict=True)))
+
+    def precision() -> str:
+        """From the graphs that it made of ours, which it writes if it is asked to."""
+        read = importlib.import_module("onnx").load
+        found: Counter[str] = Counter()
+        with tempfile.TemporaryDirectory() as folder:
+            written = Path(folder) / "graph.onnx"
+            for file, by_name in zip(files, known, strict=True):
+                session(file, by_name, optimized_model_filepath=str(written), log_severity_level=3)
+                operators = [node.op_type for node in read(written).graph.node]
+                found.update("int8" if name.startswith("QLinear") else "fp32" for name in operators if "Conv" in name)
+        return in_words(found)
+
+    return [stage(file, by_name) for file, by_name in zip(files, known, strict=True)], precision
 
 
-def openvino(
-    net: AdpcNet, known: Shapes, threads: int, examples: Sequence[Tensor] | None = None, *, default: bool = False
-) -> tuple[list[StageFunction], str]:
-    """The stages and their precision. `examples`: inputs to quantise with; None: float32, or, with `default`, whatever
-    OpenVINO computes in if it is told nothing. What stays unquantised in an 8-bit model is left to OpenVINO too."""
+def openvino(case: BenchCase, files: Sequence[Path], known: Shapes) -> Stages:
+    """In float32, unless the case leaves the precision to OpenVINO; so is what an 8-bit model has in float."""
     core = importlib.import_module("openvino").Core()
-    models = [core.read_model(graph) for graph in graphs(net)]
-    for model, by_name in zip(models, known, strict=True):
+    options = {"INFERENCE_NUM_THREADS": case.threads, "PERFORMANCE_HINT": "LATENCY"}
+    if case.runtime == "openvino":
+        options["INFERENCE_PRECISION_HINT"] = "f32"
+    compiled = []
+    for file, by_name in zip(files, known, strict=True):
+        model = core.read_model(file.with_suffix(".xml") if case.int8 else file)
         model.reshape({name: list(shape) for name, shape in by_name.items()})
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    fp32 = options | {"INFERENCE_PRECISION_HINT": "f32"}
-    if examples is not None:
-        before = _openvino_stages([core.compile_model(model, "CPU", fp32) for model in models])
-        arrays = quantised.stage_inputs(before, known, examples)
-        models = [quantised.openvino_int8(*each) for each in zip(models, arrays, strict=True)]
-    compiled = [core.compile_model(m, "CPU", options if default or examples is not None else fp32) for m in models]
-    chosen = {"f32": "fp32", "f16": "fp16"}
-    name = compiled[0].get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    rest = chosen.get(name, name)
-    return _openvino_stages(compiled), rest if examples is None else f"int8, {rest}"
+        compiled.append(core.compile_model(model, "CPU", options))
+
+    def precision() -> str:
+        """From the graphs that it runs."""
+        operators = [op.get_rt_info() for each in compiled for op in each.get_runtime_model().get_ordered_ops()]
+        chosen = {"f32": "fp32", "f16": "fp16", "u8": "int8", "i8": "int8"}
+        names = [
+            str(about["runtimePrecision"].value) for about in operators if about["layerType"].value == "Convolution"
+        ]
+        return in_words(Counter(chosen.get(name, name) for name in names))
+
+    def stage(model: Any) -> StageFunction:
+        return lambda *values: [np.array(x) for x in model(list(values)).to_tuple()]
+
+    return [stage(model) for model in compiled], precision
 
 
-def _openvino_stages(compiled: Sequence[Any]) -> list[StageFunction]:
-    return [lambda *values, model=model: [np.array(x) for x in model(list(values)).to_tuple()] for model in compiled]
+def in_words(convolutions: Counter[str]) -> str:
+    """The precisions of convolutions, the most frequent first."""
+    return ", ".join(name for name, _ in convolutions.most_common())
 
 
-def expected(case: BenchCase) -> list[Tensor]:
-    """The reference's scores at every exit, (1, C, h, w)."""
-    net, inputs = network(case), image(case)
-    if case.kind != "masked":
-        with torch.inference_mode():
-            return list(net(inputs, adaptive=False))
-    reference, found = ReferenceExecutor(net), []
-    state = reference.start(inputs, Frame(*inputs.shape[-2:]))
-    given = masks(case)
-    for exit_index in exits_of(reference, [state]):
-        found.append(state.latest().scores[None])
-        if exit_index < net.config.exits:
-            reference.override(state, given[exit_index - 1])
-    return found
+def _graph_files(net: AdpcNet, folder: Path) -> list[Path]:
+    return [folder / f"exit{index}.onnx" for index, _ in enumerate(groups(net), 1)]
 
 
-def peak(case: BenchCase) -> int | None:
-    """The most bytes that are resident while a process serves one image, those of the model included. None where this
-    is not Linux."""
-    run = prepare(case).run
-    run()
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not reset.exists():
-        return None
-    reset.write_text("5")  # forgets the peak so far: exporting and compiling are not serving
-    run()
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+def _quantise(case: BenchCase, net: AdpcNet, folder: Path) -> None:
+    """Quantises the graphs in `folder`: ONNX Runtime's in place, OpenVINO's into its own format beside them."""
+    stages, images = eager(net), partial(workload.calibration, case)
+    for index, (file, signature) in enumerate(zip(_graph_files(net, folder), signatures(net), strict=True)):
+        arrays = quantised.StageInputs(stages[: index + 1], signature.inputs, images)
+        if case.runtime.startswith("onnxruntime"):
+            quantised.onnx_int8(file, arrays)
+        else:
+            own = importlib.import_module("openvino")
+            model = quantised.openvino_int8(own.Core().read_model(file), arrays)
+            own.save_model(model, file.with_suffix(".xml"), compress_to_fp16=False)

@@ -1,4 +1,4 @@
-"""Seconds to every exit, side by side in one run: the sparse executor under given masks and at full density, and dense
+"""Seconds to every exit, side by side in one run: the sparse executor under masks and at full density, and dense
 runtimes on the one-exit and the anytime network.
 
 Every runtime has a process of its own, as where it is used, so that one that dies costs no other. Their repetitions are
@@ -6,14 +6,13 @@ interleaved, so that all of them meet the machine in the same state.
 """
 
 import math
-import multiprocessing
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,30 +20,31 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.anytime import largest, score_difference
-from models.bench.runtimes import OWN, BenchCase, expected, load, peak, timed
+from models.bench import process
+from models.bench.accuracy import Accuracy
+from models.bench.cases import OWN, BenchCase
+from models.bench.profile import StepProfile
+from models.bench.workload import expected
 from models.executors.onnx import TOLERANCE
-from models.imaging.geometry import Size
-from models.network.families import config
 from models.network.flops import gmacs
-
-ACTIVE = {"w18": (0.837, 0.741, 0.523), "w48": (0.807, 0.616, 0.370)}
-"""Active shares by width that give the multiply-adds of the paper's tables 1 and 3."""
 
 
 @dataclass
 class BenchResult:
     """What a case took.
 
-    `repetitions`: seconds to every exit, once for each repetition. `difference`: the largest difference from the
-    reference's scores in float32, as a share of the largest score; None where it was not looked for. `peak_bytes`: None
-    where it was not measured. `precision`: see `Prepared`.
+    `repetitions`: seconds to every exit, once for each repetition. `precision`: what the runtime chose to compute in.
+    The rest is None where it was not looked for. `difference`: the largest difference from the reference's scores in
+    float32, as a share of the largest score. `accuracy`: that of a trained model. `profile`: of the sparse executor.
     """
 
     case: BenchCase
     repetitions: list[list[float]] = field(default_factory=list)
+    precision: str = "fp32"
     difference: float | None = None
     peak_bytes: int | None = None
-    precision: str = "fp32"
+    accuracy: Accuracy | None = None
+    profile: list[StepProfile] | None = None
 
     @property
     def seconds(self) -> list[float]:
@@ -58,6 +58,7 @@ class BenchResult:
 
     def to_json(self) -> dict[str, Any]:
         """A difference that is not a number becomes None, which JSON can say."""
+        counted = gmacs(self.case.config, *self.case.size, self.case.active) if self.accuracy is None else None
         return {
             "task": asdict(self.case),
             "passes": self.repetitions,
@@ -65,59 +66,69 @@ class BenchResult:
             "peak_bytes": self.peak_bytes,
             "precision": self.precision,
             "seconds": self.seconds,
-            "gmacs": gmacs(config(self.case.config), *self.case.size, self.case.active),
+            "gmacs": counted if self.accuracy is None else self.accuracy.gmacs,
+            "miou": None if self.accuracy is None else self.accuracy.miou,
+            "profile": None if self.profile is None else [asdict(step) for step in self.profile],
         }
 
 
-def cases(
-    width: str,
-    size: Size,
-    runtimes: Sequence[str],
-    *,
-    active: tuple[float, ...],
-    sweep: Sequence[float] = (),
-    seed: int = 0,
-    threads: int = 1,
-    data: str | None = None,
-) -> Iterator[BenchCase]:
-    """The cases that are compared with each other. `active`: shares after exits 1 to 3. `sweep`: shares that the sparse
-    executor also runs with, the same at every exit."""
-    for runtime in runtimes:
-        if runtime in OWN:
-            for shares in (active, *((share,) * 3 for share in sweep)):
-                yield BenchCase(runtime, "masked", width, size, shares, seed, threads, data)
-        for kind in ("anytime", "one exit"):
-            yield BenchCase(runtime, kind, width, size, (), seed, threads, data)
+@dataclass(frozen=True)
+class Measurements:
+    """What is measured. `check`: also compare random weights with the reference. `memory`: also measure the peak
+    memory. `profile`: also measure the phases of the sparse executor."""
+
+    repeats: int
+    check: bool = True
+    memory: bool = False
+    profile: bool = False
 
 
-def measure(cases: Sequence[BenchCase], repeats: int, *, check: bool, memory: bool) -> list[BenchResult]:
+def measure(cases: Sequence[BenchCase], wanted: Measurements) -> list[BenchResult]:
     """Measures the cases side by side. A case whose runtime is missing, fails or dies is left out, and a line says so.
 
-    `check`: also compare with the reference. `memory`: also measure the peak memory. Raises ValueError if no case is
-    left.
+    Raises ValueError if no case is left.
     """
     references: dict[tuple[str, tuple[float, ...]], list[Tensor]] = {}
     with ExitStack() as stack:
-        runtimes = dict.fromkeys(case.runtime for case in cases)
-        processes = {runtime: stack.enter_context(process()) for runtime in runtimes}
+        root = Path(stack.enter_context(TemporaryDirectory()))
+        folders = {case: root / str(index) for index, case in enumerate(cases)}
+        processes = {
+            runtime: stack.enter_context(process.process()) for runtime in dict.fromkeys(case.runtime for case in cases)
+        }
 
         def prepare(result: BenchResult) -> None:
             case = result.case
-            scores, result.precision = processes[case.runtime].submit(load, case).result()
-            if check:
+            folders[case].mkdir()
+            scores, result.precision = processes[case.runtime].submit(process.load, case, folders[case]).result()
+            if wanted.check and case.model is None:
                 key = (case.kind, case.active)
                 if key not in references:
                     references[key] = expected(case)
                 result.difference = largest(map(score_difference, map(torch.from_numpy, scores), references[key]))
 
         def repeat(result: BenchResult) -> None:
-            result.repetitions.append(processes[result.case.runtime].submit(timed, result.case).result())
+            own, number = processes[result.case.runtime], len(result.repetitions)
+            result.repetitions.append(own.submit(process.timed, result.case, number).result())
+
+        def examine(result: BenchResult) -> None:
+            case, own = result.case, processes[result.case.runtime]
+            if case.model is not None:
+                result.accuracy = own.submit(process.scored, case).result()
+            if wanted.profile and case.runtime in OWN and case.kind != "one exit":
+                result.profile = own.submit(process.profiled, case, wanted.repeats).result()
+
+        def measure_peak(result: BenchResult) -> None:
+            with process.process() as alone:
+                result.peak_bytes = alone.submit(process.peak, result.case, folders[result.case]).result()
 
         results = _succeeding([BenchResult(case) for case in cases], prepare, "prepare")
-        for _ in tqdm(range(repeats), desc="measure", leave=False):
+        for _ in tqdm(range(wanted.repeats), desc="measure", leave=False):
             results = _succeeding(results, repeat)
-    if memory:
-        results = _succeeding(results, _measure_peak)
+        results = _succeeding(results, examine, "examine")
+        for own in processes.values():  # other processes would take memory and cores from those below
+            own.shutdown()
+        if wanted.memory:
+            results = _succeeding(results, measure_peak, "memory")
     if not results:
         raise ValueError("none of the runtimes could be measured, see above; choose others with --runtimes")
     return results
@@ -136,25 +147,6 @@ def _succeeding(
         else:
             well.append(result)
     return well
-
-
-def _measure_peak(result: BenchResult) -> None:
-    with process() as alone:
-        result.peak_bytes = alone.submit(peak, result.case).result()
-
-
-@contextmanager
-def process() -> Iterator[ProcessPoolExecutor]:
-    """A fresh process, which has loaded nothing yet. Ctrl-C ends it at once."""
-    spawn = multiprocessing.get_context("spawn")
-    # The terminal interrupts all processes; the parent's one line is enough.
-    with ProcessPoolExecutor(1, spawn, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
-        try:
-            yield pool
-        except KeyboardInterrupt:
-            for child in multiprocessing.active_children():
-                child.kill()
-            raise
 
 
 def fastest(results: Sequence[BenchResult], kind: str, exit_index: int) -> BenchResult | None:

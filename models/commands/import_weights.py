@@ -9,6 +9,9 @@ from models.directory import CARD_FILE, CONFIG_FILE
 from models.network.families import config
 from models.network.network import build_network
 
+SHOWN = 8
+"""Modules that are named in a message."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE.pth")
@@ -34,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError(f"{model.name} has no masks; choose an adpc configuration, or leave --inference-only out")
         model = replace(model, masking=replace(model.masking, adaptivity="inference"))
     network = build_network(replace(model, name=args.name or model.name))
-    load_weights(network, args.file, backbone_only=args.backbone_only, maskless=args.inference_only)
+    left_out = load_weights(network, args.file, backbone_only=args.backbone_only, maskless=args.inference_only)
     if (args.output / CONFIG_FILE).exists():
         raise ValueError(f"{args.output} holds a model; choose another --output")
     save_directory(args.output, network)
@@ -42,4 +45,7 @@ def main(args: argparse.Namespace) -> int:
     if not card.exists():
         card.write_text(f"# {network.config.name}\n\nImported from `{args.file.name}` as `{model.name}`.\n")
     print(f"{args.output}: {model.name}, {sum(p.numel() for p in network.parameters()):,} parameters")
+    if left_out:
+        modules = sorted({".".join(name.split(".")[:2]) for name in left_out})
+        print(f"left out {len(left_out)} tensors that the network has no use for, of {', '.join(modules[:SHOWN])}")
     return 0

@@ -80,7 +80,7 @@ def table(scales: Scales) -> str:
     agreement = "shift" if "shift" in rows[0] else "equal"
     head = f"exit  {name} fp32    int8    lost    {agreement}  active fp32    int8"
     lines = [_line(row, name, agreement) for row in rows]
-    kept = ", ".join(report["float_groups"]) or "none but conv1"
+    kept = ", ".join(report["float_groups"]) or "none"
     return "\n".join(
         [
             f"scales from {report['images']} images of {scales.source}; compared on {report['compared_images']} images "

@@ -87,16 +87,16 @@ def find_scales(network: AdpcNet, given: Sequence[Example], percentile: float) -
 
 
 def layer_groups(network: AdpcNet) -> dict[str, tuple[str, ...]]:
-    """The module paths of the convolutions that read features, in groups that stay in float32 together: the heads, then
-    each stage, with the transition into it. `conv1` reads the image and is in none, because it always stays."""
+    """The module paths of the convolutions, in groups that stay in float32 together: the heads, then
+    each stage, with the transition into it. The stem belongs to the first stage."""
     heads = {layer for head in network.heads() for layer in head.modules()}
     groups: dict[str, tuple[str, ...]] = {"heads": ()}
     by_path = dict(network.named_modules())
-    paths = {path for name, convs in readers(network).items() if name != "image" for path in convs}
+    paths = {path for convs in readers(network).values() for path in convs}
     for path in (path for path in by_path if path in paths):
         top = path.partition(".")[0]
         stage = f"stage{int(top.removeprefix('transition')) + 1}" if top.startswith("transition") else top
-        name = "heads" if by_path[path] in heads else "layer1" if top == "conv2" else stage
+        name = "heads" if by_path[path] in heads else "layer1" if top in ("conv1", "conv2") else stage
         groups[name] = (*groups.get(name, ()), path)
     return groups
 
@@ -203,7 +203,7 @@ def quantise(
     """The scales of a network, with what they cost on the examples held out in their report.
 
     `make`: the model in eight bits by these scales, or in float32 (None). `fingerprint`: of the network's weights.
-    Layers stay in float32 as `choose_float_layers` finds; without labels none but `conv1`.
+    Layers stay in float32 as `choose_float_layers` finds; without labels none.
     """
     features = find_scales(network, given.calibration, percentile)
     fp32_model = make(None)

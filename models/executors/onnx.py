@@ -160,9 +160,14 @@ def _depthwise(network: AdpcNet) -> Iterator[None]:
 
 
 class OnnxNetwork:
-    """A `Stepwise` network that runs exported graphs. Each step runs one graph, so it completes an exit."""
+    """A `Stepwise` network that runs exported graphs. Each step runs one graph, so it completes an exit.
 
-    def __init__(self, network: AdpcNet, device: str, threads: int = 0) -> None:
+    `exported`: the network's graphs, if they have been exported already.
+    """
+
+    def __init__(
+        self, network: AdpcNet, device: str, threads: int = 0, exported: Sequence[bytes] | None = None
+    ) -> None:
         runtime = _need("onnxruntime")
         self.config = network.config
         self.steps = tuple(steps[-1] for steps in groups(network))
@@ -179,7 +184,7 @@ class OnnxNetwork:
             if name in runtime.get_available_providers()
         ]
         self._sessions = []
-        for graph in graphs(network):
+        for graph in graphs(network) if exported is None else exported:
             session = runtime.InferenceSession(graph, options, providers)
             # ONNX Runtime falls back to the CPU silently where it cannot use the GPU.
             if device.startswith("cuda") and "CUDAExecutionProvider" not in session.get_providers():
@@ -229,11 +234,11 @@ class OnnxExecutor(ReferenceExecutor):
         self.steps = self.network.steps
 
 
-def difference(network: AdpcNet, height: int = 96, width: int = 160) -> float:
-    """The largest difference between scores of the graphs and of the network at any exit, under random masks. It is a
+def difference(network: AdpcNet, graphs_of_it: Sequence[bytes], height: int = 96, width: int = 160) -> float:
+    """The largest difference between scores of a network and of its graphs at any exit, under random masks. It is a
     share of the largest score, or nan if a score is nan."""
     generator = torch.Generator().manual_seed(0)
-    exported, steps = OnnxNetwork(network, "cpu"), iter(network.steps)
+    exported, steps = OnnxNetwork(network, "cpu", exported=graphs_of_it), iter(network.steps)
     images = torch.randn(2, 3, height, width, generator=generator)
     found, expected = exported.start(images), network.start(images)
     worst = 0.0

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, MapMemory, State, check_batch, check_mask
+from models.anytime import Exit, ExitMap, MapMemory, State, Step, check_batch, check_mask
 from models.imaging.geometry import Box, Frame, Size
 from models.imaging.postprocess import rendering, whole
 from models.imaging.preprocess import check_input, prepare, seen
 from models.network.adpc import AdpcNet
 from models.network.confidence import Masks, make_mask
 from models.network.configs import PAPER_MASKING, Extra
-from models.network.flops import step_costs
+from models.network.flops import costs, step_costs
 from models.network.network import Network, Progress, Stepwise, batched, one_of
 from models.network.quantised import QuantisedNetwork
 from models.quantisation import Precision, Scales
@@ -78,9 +78,10 @@ class ReferenceExecutor:
         for index, state in enumerate(own):
             state.progress = one_of(after, index) if len(own) > 1 else after
             state.next_step = len(self.steps) if after.final else state.next_step + 1
-            if after.changed:
-                state.macs += self._macs(position, state.shape, before[index])
+            if not after.changed:
+                state.macs -= self._step_macs(step, state.shape)
             if step.exit is not None:
+                state.macs += self._macs(step.exit, state.shape, before[index])
                 state.exit = self._exit(step.exit, state)
         return True
 
@@ -112,12 +113,16 @@ class ReferenceExecutor:
         changed, final = state.progress.changed, state.progress.final
         return Exit(index, scores[0], decided[0, 0], mask, active_share, round(state.macs), changed, final)
 
-    def _macs(self, position: int, shape: Size, masks: Masks | None) -> float:
-        """Multiply-adds of the step at `position`, under the masks of the exit before."""
-        _, groups = step_costs(self.config, *shape)[position]
+    def _macs(self, index: int, shape: Size, masks: Masks | None) -> float:
+        """Multiply-adds from the exit before to this one, under the mask that the exit before made."""
+        groups = costs(self.config, *shape)[index - 1]
         shares: dict[Size, float] = {}
         if masks is not None:
             sizes = [size for size, masked in groups if masked]
             means = [masks.at(masks.finest.float().new_empty(1, 1, *size)).mean() for size in sizes]
             shares = dict(zip(sizes, torch.stack(means).tolist(), strict=True)) if means else {}
         return sum(cost.macs(shares.get(size, 1.0)) for (size, _), cost in groups.items())
+
+    def _step_macs(self, step: Step, shape: Size) -> float:
+        """Multiply-adds of one step, which its exit counts though it computed nothing."""
+        return sum(cost.macs(1) for cost in dict(step_costs(self.config, *shape))[step].values())

@@ -115,6 +115,13 @@ def extra_map(
 
 def _placed(values: Tensor, frame: Frame, mode: str) -> Tensor:
     """(C, h, w) -> (C, H, W), resized to the frame's place in the image, with zeros around it."""
+    first, last = -frame.top, frame.height - frame.top  # lines of the network's input
+    inside = first >= 0 and last <= STRIDE * values.shape[1] and frame.width <= STRIDE * values.shape[2]
+    if inside and frame.left == 0 and frame.scale == 1 and first == int(first):
+        # The image lies inside at its own scale, as without a crop. Then torch's own kernel takes half the time.
+        corners = False if mode == "bilinear" else None
+        large = F.interpolate(values[None].float(), scale_factor=STRIDE, mode=mode, align_corners=corners)[0]
+        return large[:, int(first) : int(last), : frame.width]
     y, beside_y = _sources(frame.height, frame.top, frame.scale, values.shape[1], values.device)
     x, beside_x = _sources(frame.width, frame.left, frame.scale, values.shape[2], values.device)
     if mode == "nearest":

@@ -119,6 +119,18 @@ def normal(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32
     return np.asarray(1 / (255 * std), np.float32), np.asarray(-mean / std, np.float32)
 
 
+def pixels_of(inputs: Tensor, config: ModelConfig) -> Tensor:
+    """The nearest pixels to normalised inputs (N, 3, H, W): whole numbers of 0..255 in float32, of the same shape."""
+    factor, shift = (torch.from_numpy(values).to(inputs.device).view(3, 1, 1) for values in normal(config))
+    return ((inputs - shift) / factor).round().clamp(0, 255)
+
+
+def mean_pixel(config: ModelConfig) -> NDArray[np.float64]:
+    """The pixel that is normalised to 0, float64 (3,). The nearest whole numbers are the padding of pixels."""
+    factor, shift = (values.astype(np.float64) for values in normal(config))
+    return np.asarray(-shift / factor)
+
+
 def seen(config: ModelConfig, frame: Frame, shape: tuple[int, int]) -> tuple[int, int]:
     """How many rows and columns of an exit's positions show the image and not the padding, for an input of `shape`
     (H, W). A person's crop is not padded."""

@@ -61,7 +61,6 @@ def costs(model: ModelConfig, height: int, width: int) -> tuple[Costs, ...]:
     return tuple(exits)
 
 
-@lru_cache(maxsize=64)  # the reference executor asks at every step
 def step_costs(model: ModelConfig, height: int, width: int) -> tuple[tuple[Step, Costs], ...]:
     """`costs` of every step by itself."""
     rows, columns = (-(-side // MULTIPLE) for side in (height, width))

@@ -55,6 +55,15 @@ class Job:
     def cancelled(self) -> bool:
         return self.stop is Stop.CANCELLED
 
+    @property
+    def final(self) -> bool:
+        """Whether no exit after the newest one will differ."""
+        return bool(self.exits) and (self.exits[-1].final or self.latest == self.model.config.exits)
+
+    def changed_since(self, exit_index: int) -> bool:
+        """Whether an exit after that one has another map."""
+        return any(done.changed for done in self.exits if done.exit > exit_index)
+
     async def newer(self, than: int) -> int:
         """Wait for an exit after `than`, or for the end. Returns the newest exit."""
         while self.latest <= than and self.stop is None:

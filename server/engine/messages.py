@@ -181,6 +181,7 @@ class Exited:
     `macs`: multiply-adds from the image to this exit.
     `stage_s`: device time since the exit before, rendering included.
     `started_s`, `finished_s`: when the job's first step began, and when this exit's map was on the host.
+    `changed`: whether its map may differ from that of the exit before. `final`: whether no later exit will differ.
     """
 
     key: int
@@ -190,6 +191,8 @@ class Exited:
     stage_s: float
     started_s: float
     finished_s: float
+    changed: bool = True
+    final: bool = False
 
 
 @dataclass(frozen=True)

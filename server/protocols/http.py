@@ -80,11 +80,11 @@ async def predict(request: Request) -> Response:
     """The best map that fits the deadline, in one answer."""
     service: Service = request.app.state.service
     headers, query = request.headers, request.query_params
-    host, port = request.client or ("unknown", 0)
+    host = request.client.host if request.client else "unknown"
     named = service.catalog.served(query.get("model"))
     arrived_s = request.state.arrived_s  # set by `HttpProtocol`
     with service.registry.open("http", arrived_s, headers.get("x-request-id"), host, named) as record:
-        record.connection = f"{host}:{port}"
+        record.sharer = host
         record.options = options = parse_options(query)
         record.timeout_s = parse_headers(headers).timeout_s
         model = service.catalog.get(options.model)

@@ -181,7 +181,7 @@ class StreamSession:
         try:
             with self._service.registry.open("websocket", arrived_s, client=self._client, model=model) as record:
                 message = self._parse(fields)
-                record.connection = self._connection
+                record.sharer = self._connection
                 record.id, record.options, record.encoding = message.id, message, message.encoding
                 self._open[message.id] = record
                 try:
@@ -221,7 +221,11 @@ class StreamSession:
             else:
                 record.stop = await job.ended()
                 record.check_answer(job)
-            skipped = [done.exit for done in job.exits if done.exit >= job.spec.required and done.exit not in sent]
+            skipped = [
+                done.exit
+                for done in job.exits
+                if done.changed and done.exit >= job.spec.required and done.exit not in sent
+            ]
             async with self._sending:
                 self._forget(record)  # messages after this one must not say that the request is open
                 await self._put(end_message(record.id, job.latest, job.stop, record.arrived_s, skipped))
@@ -244,6 +248,9 @@ class StreamSession:
                 if job.cancelled:
                     return sent
                 held = sent[-1] if sent else None
+                if held is not None and not job.changed_since(held):
+                    last = newest
+                    continue
                 message, frames = await self._service.encode(
                     record,
                     job,

@@ -42,7 +42,8 @@ class RequestRecord:
     The protocol fills in what the client asks for:
     `id`: the client's name for the request, or a made one; `client`: the client's address.
     `model`: the name of the served model that is asked for, or `UNKNOWN`; metrics count the request under it.
-    `connection`: the client's address and port; connections get fair shares of a device.
+    `sharer`: who gets a fair share of a device: the address of an HTTP client, which may use many connections, and the
+    address and port of a WebSocket.
     `options`: the request options; `timeout_s`: a second deadline, from a header.
     `encoding`: how maps are encoded, a media type or an encoding of the WebSocket.
 
@@ -61,7 +62,7 @@ class RequestRecord:
     arrived_s: float
     client: str = "unknown"
     model: str = UNKNOWN
-    connection: str = "unknown"
+    sharer: str = "unknown"
     options: RequestOptions = NO_OPTIONS
     timeout_s: float | None = None
     encoding: str = ""

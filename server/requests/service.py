@@ -111,7 +111,7 @@ class Service:
             max_exit=options.max_exit,
         )
         self._set_budget(record)
-        height, width = self._sizes.expected(model.name, record.connection, model.config.size)
+        height, width = self._sizes.expected(model.name, record.sharer, model.config.size)
         record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
         return self.engine.admit(self._expected(record, model, (height, width)), time.monotonic())
 
@@ -123,7 +123,7 @@ class Service:
             required=record.options.required,
             deadline_s=record.compute_deadline_s,
             priority=record.options.priority,
-            client=record.connection,
+            client=record.sharer,
             prepare_s=self.codec.usual_decode_s(size[0] * size[1]),
         )
 
@@ -146,7 +146,7 @@ class Service:
         height, width = image.pixels.shape[:2]
         if options.box is not None:
             check_person(options.box, height, width)
-        self._sizes.saw(model.name, record.connection, (height, width))
+        self._sizes.saw(model.name, record.sharer, (height, width))
         record.asked = replace(record.asked, pixels=height * width)
         self._set_budget(record)
         layout = model.layout(height, width, extra=options.map is not None)
@@ -170,7 +170,7 @@ class Service:
                     quality=options.quality,
                     extra=options.map,
                     box=options.box,
-                    client=record.connection,
+                    client=record.sharer,
                     priority=options.priority,
                 ),
                 place,

@@ -131,12 +131,13 @@ class Scheduler:
         active_share: float = 1.0,
         shown: Mapping[Predictor, float] | None = None,
         good_enough: bool = False,
+        final: bool = False,
     ) -> None:
         """The next step of `job` has run for `seconds`; not `finished`: it goes on later.
 
         The rest matters if it completed an exit. `active_share`: what the exit leaves active. `shown`: what predicts
         the gain of the next one, see `GainModel.predictors`. `good_enough`: the exit meets the quality that was asked
-        for.
+        for. `final`: no later exit will differ.
         """
         job.used_s += seconds
         job.stage_s += seconds
@@ -146,7 +147,7 @@ class Scheduler:
         if exit_index is not None:
             self.costs.observe(job.spec.model, job.shape, exit_index, job.stage_s, job.active_share)
             job.exit, job.stage_s, job.active_share = exit_index, 0.0, active_share
-            job.stop = self._stop(job, good_enough)
+            job.stop = Stop.COMPLETE if final else self._stop(job, good_enough)
             job.note_exit(self.costs, self._gains, shown or {})
             self._follow_pace(job.spec.model)
         job.look_ahead(self.costs)

@@ -170,9 +170,16 @@ class Worker:
         now_s = self._clock()
         stage_s = job.stage_s + now_s - began_s
         self._scheduler.ran(
-            job, now_s - began_s, now_s, active_share=done.active_share, shown=shown, good_enough=enough
+            job,
+            now_s - began_s,
+            now_s,
+            active_share=done.active_share,
+            shown=shown,
+            good_enough=enough,
+            final=done.final,
         )
-        return Exited(spec.key, done.index, done.active_share, done.macs, stage_s, running.started_s, now_s)
+        times = stage_s, running.started_s, now_s
+        return Exited(spec.key, done.index, done.active_share, done.macs, *times, done.changed, done.final)
 
     def _rendering(self, model: AnytimeModel, state: State, spec: JobSpec) -> Iterator[ExitMap | None]:
         block, index, layout = self._memory[spec.offset :], state.latest().index, spec.layout

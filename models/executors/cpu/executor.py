@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.anytime import ExitMap, MapMemory, State, check_batch, check_mask
 from models.executors.cpu import exits
+from models.executors.cpu.image import PaddedImage
 from models.executors.cpu.network import SparseNetwork, SparseProgress
 from models.executors.cpu.slice import Slice
 from models.imaging.geometry import MAX_SIDE, Box, Frame, Size, padded_size
@@ -94,11 +95,10 @@ class SparseExecutor:
         check_input(inputs, images=1)
         height, width = inputs.shape[-2:]
         progress, padded = self._begin(frame, (height, width))
-        padded[:] = 0
-        padded.reshape(height + 2, width + 2, 3)[1:-1, 1:-1] = inputs[0].permute(1, 2, 0).numpy()
+        self.network.image_format.write_normalised(inputs, padded)
         return SparseState(frame, progress.shape, progress=progress)
 
-    def _begin(self, frame: Frame, shape: Size) -> tuple[SparseProgress, NDArray[np.float32]]:
+    def _begin(self, frame: Frame, shape: Size) -> tuple[SparseProgress, PaddedImage]:
         height, width = shape
         if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
             raise ValueError(

@@ -57,15 +57,15 @@ class GeometryFactory:
     """Makes the geometries of one network.
 
     `window`: side of its interpolation window. `used_classes`: the number of distance classes, the nearest first, that
-    have a weight in any of its layers. `tile_costs`: those of each level.
+    have a weight in any of its layers. `tile_costs`: those of each level; None if no layer runs on tiles.
     """
 
-    def __init__(self, window: int, used_classes: int, tile_costs: Sequence[NativeTileCosts]) -> None:
+    def __init__(self, window: int, used_classes: int, tile_costs: Sequence[NativeTileCosts] | None) -> None:
         distances = distance_classes(window)
         self.window = window
         self.classes = np.full(distances[-1] + 1, -1, np.int32)
         self.classes[distances[:used_classes]] = np.arange(used_classes)
-        self.tile_costs = (NativeTileCosts * LEVELS)(*tile_costs)
+        self.tile_costs = None if tile_costs is None else (NativeTileCosts * LEVELS)(*tile_costs)
         self.all_active = lru_cache(maxsize=8)(lambda size: Geometry(None, size, self, full_halo=False))
         """The geometry of a size (h, w) where every position is active; still to be built when it is new."""
 

@@ -17,7 +17,8 @@ class Isa:
     """An instruction set.
 
     `kernels`: address of its kernels. `lanes`: floats of a vector. `panel_vectors`: the most vectors of output channels
-    in a panel of packed weights. `dot_parts`, `dot_signed`: how it multiplies bytes, see native/convolution_u8.h.
+    in a panel of packed weights. `dot_parts`, `dot_signed`, `dot_tail`: how it multiplies bytes, see
+    native/convolution_u8.h.
     """
 
     kernels: int
@@ -26,6 +27,7 @@ class Isa:
     panel_vectors: int
     dot_parts: int
     dot_signed: bool
+    dot_tail: int
 
     @classmethod
     def find(cls, name: str | None = None) -> "Isa":
@@ -46,6 +48,7 @@ class Isa:
             lib.kernels_panel_vectors(kernels),
             lib.kernels_dot_parts(kernels),
             bool(lib.kernels_dot_signed(kernels)),
+            lib.kernels_dot_tail(kernels),
         )
 
     def panels(self, channels: int) -> list[slice]:
@@ -64,14 +67,20 @@ class Isa:
 
     def pack_u8(self, weights: NDArray[np.int8]) -> NDArray[np.signedinteger]:
         """int8 (taps, in, out) -> [panel][tap][group][part][out of the panel][4 / parts], flat, see
-        native/convolution_u8.h. The last panel ends at the end of a row."""
+        native/convolution_u8.h. The last panel ends at the end of a row, or in a tail, see native/dot_tail.h."""
         taps, channels, out = weights.shape
-        end, parts = padded(out), self.dot_parts
-        whole = np.pad(weights, ((0, 0), (0, -channels % 4), (0, end - out)))
+        rest = out % self.lanes
+        tail = -(-rest // 2) * 2 if rest <= self.dot_tail else 0
+        end, parts = out - rest if tail else padded(out), self.dot_parts
+        whole = np.pad(weights, ((0, 0), (0, -channels % 4), (0, max(0, end - out))))[:, :, :end]
         # Channel 4 * group + parts * place + part.
-        parted = whole.reshape(taps, -1, 4 // parts, parts, end).transpose(0, 1, 3, 4, 2)
-        panels = [parted[:, :, :, panel].ravel() for panel in self.panels(out)]
-        return aligned(np.concatenate(panels).astype(f"int{8 * parts}"))
+        parted = whole.reshape(taps, -(-channels // 4), 4 // parts, parts, end).transpose(0, 1, 3, 4, 2)
+        panels = [parted[:, :, :, panel].reshape(taps, -1) for panel in self.panels(out)]
+        if tail:
+            last = np.pad(weights[:, :, end:], ((0, 0), (0, -channels % 16), (0, tail - rest)))
+            last = last.reshape(taps, -1, 16, tail).transpose(0, 1, 3, 2).reshape(taps, -1)
+            panels[-1] = np.concatenate([panels[-1], last], axis=1)
+        return aligned(np.concatenate([panel.ravel() for panel in panels]).astype(f"int{8 * parts}"))
 
     def first_sums(self, weights: NDArray[np.int8]) -> NDArray[np.int32] | None:
         """What the sums of int8 weights (taps, in, out) begin with; None for 0. See native/dot_neon.h."""

@@ -57,9 +57,14 @@ def fold(conv: nn.Module, norm: nn.Module | None = None, name: str = "") -> Conv
         halo_weights[halo_weights < NEGLIGIBLE] = 0
     weight = weight.permute(2, 3, 1, 0).reshape(height * width, channels, out)
     weights = _floats(weight)
-    largest = np.abs(weights).max((0, 1))
-    steps = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    steps = weight_steps(weights)
     return Convolution(name, weights, _optional(bias), _optional(shift), _optional(halo_weights), steps)
+
+
+def weight_steps(weights: Floats) -> Floats:
+    """The value of a step of quantised weights, float32 (out,), so that the largest of each output channel is 127."""
+    largest = np.abs(weights).max((0, 1))
+    return np.where(largest > 0, largest / 127, 1).astype(np.float32)
 
 
 def distance_classes(window: int) -> list[int]:

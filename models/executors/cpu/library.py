@@ -32,6 +32,7 @@ FUNCTIONS: dict[str, tuple[object, ...]] = {  # result, arguments
     "kernels_panel_vectors": (c_int32, c_void_p),
     "kernels_dot_parts": (c_int32, c_void_p),
     "kernels_dot_signed": (c_int32, c_void_p),
+    "kernels_dot_tail": (c_int32, c_void_p),
     "thread_pool_create": (c_void_p, c_int32),
     "thread_pool_free": (None, c_void_p),
     "geometry_begin": (

@@ -30,6 +30,7 @@ from models.executors.cpu.ops import (
     convolve,
     padded,
     resample,
+    resample_sum,
     side_by_side,
     with_halo,
 )
@@ -182,25 +183,27 @@ class Lowering:
         for target, fusing in enumerate(module.fuse_layers):
             layers = list(fusing.children())
             own = total = xs[target]
-            others = [*reversed(range(target)), *range(target + 1, len(xs))]
-            parts = []
-            for source in others:
-                last = source == others[-1]
-                name = f"{self._paths[module]}.out.{target}" if last else None
+            name = f"{self._paths[module]}.out.{target}"
+            coarser = range(target + 1, len(xs))
+            for source in reversed(range(target)):
+                last = source == 0 and not coarser
                 over = None if total is own else total
-                y = Matrix(own.level, own.channels, name=name, over=over)
-                if source < target:
-                    chains.append(self._hops(layers[source], xs[source], y, residual=total, relu=last))
-                else:
-                    conv = self._fold_chain(layers[source])
-                    part = Matrix(FINEST + source, y.channels)
-                    op = convolve(replace(conv, shift=None), xs[source], part, relu=False)
-                    chains.append(with_halo(conv, _active(part.level, op)))
-                    # The shift is added after upsampling: upsampling weights sum to one, so the result is the same.
-                    parts.append(resample(module.upsample, part, y, residual=total, shift=conv.shift, relu=last))
+                y = Matrix(own.level, own.channels, name=name if last else None, over=over)
+                chains.append(self._hops(layers[source], xs[source], y, residual=total, relu=last))
                 total = y
+            parts, shift = [], np.zeros(own.channels, np.float32)
+            for source in coarser:
+                conv = self._fold_chain(layers[source])
+                parts.append(part := Matrix(FINEST + source, own.channels))
+                op = convolve(replace(conv, shift=None), xs[source], part, relu=False)
+                chains.append(with_halo(conv, _active(part.level, op)))
+                # The shift is added after upsampling: upsampling weights sum to one, so the result is the same.
+                shift = shift if conv.shift is None else shift + conv.shift
             if parts:
-                sums.append(RowLoop(total.level, LoopDomain.NEEDED, tuple(parts)))
+                y = Matrix(own.level, own.channels, name=name, over=None if total is own else total)
+                op = resample_sum(module.upsample, parts, y, residual=total, shift=shift, relu=True)
+                sums.append(RowLoop(y.level, LoopDomain.NEEDED, (op,)))
+                total = y
             outputs.append(total)
         return tuple(outputs), [*side_by_side(*chains), sums]
 
@@ -239,14 +242,15 @@ class Lowering:
         splits = np.split(conv.weights, np.cumsum([x.channels for x in xs])[:-1], axis=1)
         ops: list[Op] = []
         coarse: list[RowLoop] = []
-        residual = None
+        parts: list[Matrix] = []
         for x, weights in zip(xs[1:], splits[1:], strict=True):
-            part = Matrix(x.level, total)
+            parts.append(part := Matrix(x.level, total))
             op = convolve(replace(_plain(conv), weights=weights), x, part, relu=False)
             coarse.append(RowLoop(x.level, LoopDomain.NEEDED, (op,)))
-            hidden = Matrix(FINEST, total, scratch=True, over=residual)
-            ops.append(resample("bilinear", part, hidden, residual=residual))
-            residual = hidden
+        residual = None
+        if parts:
+            residual = Matrix(FINEST, total, scratch=True)
+            ops.append(resample_sum("bilinear", parts, residual))
         hidden = Matrix(FINEST, total, scratch=True, name=conv.name, over=residual)
         ops.append(convolve(replace(conv, weights=splits[0]), xs[0], hidden, residual=residual))
         ops.append(convolve(out, hidden, self.scores, relu=False))

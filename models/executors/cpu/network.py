@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from models.anytime import Exit, Step
 from models.executors.cpu import exits
 from models.executors.cpu.geometry import Geometry, GeometryFactory
-from models.executors.cpu.image import read_image
+from models.executors.cpu.image import ImageFormat, PaddedImage
 from models.executors.cpu.isa import Isa
-from models.executors.cpu.library import Bytes, Floats, library
+from models.executors.cpu.library import Bytes, library
 from models.executors.cpu.lowering import FINEST, Lowering
 from models.executors.cpu.memory import Buffers, CachingAllocator, empty
 from models.executors.cpu.ops import Resampling
@@ -59,7 +59,7 @@ class SparseProgress:
     shape: Size
     features: Buffers
     geometry: Geometry
-    unread: tuple[NDArray[np.uint8], Floats] | None = None
+    unread: tuple[NDArray[np.uint8], PaddedImage] | None = None
     mask: NDArray[np.bool_] | None = None
     shrinking: bool = True
     bound: NDArray[np.bool_] | None = None
@@ -94,14 +94,16 @@ class SparseNetwork:
         lowered = [lowering.lower(step) for step in self.steps]
         if scales is not None:
             check(network, scales)
-            lowered = quantise(lowered, scales)
+            lowered = quantise(lowered, scales, network.config)
+        self.image_format = ImageFormat(self.config, as_pixels=bool(lowered[0].inputs[0].scale))
         self.programs = {
             step: StepProgram(work, self.isa, numbers, by_level) for step, work in zip(self.steps, lowered, strict=True)
         }
         self.phase_times: dict[Step, NDArray[np.float64]] | None = None
         self._begin_stages = {step for before, step in pairwise(self.steps) if before.exit is not None}
         used_classes = max(program.used_classes for program in self.programs.values())
-        self._geometries = GeometryFactory(window, used_classes, by_level)
+        on_tiles = any(program.on_tiles for program in self.programs.values())
+        self._geometries = GeometryFactory(window, used_classes, by_level if on_tiles else None)
         self.pool = ThreadPool(threads or torch.get_num_threads())
         self.allocator = CachingAllocator()
         self.slice = Slice()
@@ -109,15 +111,11 @@ class SparseNetwork:
         self._resampling_taps = lru_cache(maxsize=8)(lambda shape: resampling_taps(resamplings, shape))
         self._costs = lru_cache(maxsize=8)(lambda shape: costs(config, *shape))
 
-    def begin(self, frame: Frame, shape: Size) -> tuple[SparseProgress, Floats]:
-        """A new request, and where its input is to be written: float32 (H + 2, 3 * (W + 2)), the colours of a pixel
-        adjacent, with a margin of zeros, which is the first convolution's padding."""
+    def begin(self, frame: Frame, shape: Size) -> tuple[SparseProgress, PaddedImage]:
+        """A new request, and where its image is to be written."""
         height, width = shape
         self.allocator.begin_request(height * width)
-        floats = 3 * (height + 2) * (width + 2)
-        # Before the input lies the row of zeros that every matrix has.
-        memory = self.allocator.take(4 * (3 + floats))
-        padded = memory[4 * 3 : 4 * (3 + floats)].view(np.float32).reshape(height + 2, 3 * (width + 2))
+        memory, padded = self.image_format.allocate(self.allocator, height, width)
         features = Buffers(self.allocator, [memory], height * width)
         return SparseProgress(frame, shape, features, self._geometries.all_active(_at_stride(shape))), padded
 
@@ -162,7 +160,7 @@ class SparseNetwork:
         """Reads the image if it is unread, and builds the geometry if it is new."""
         if progress.unread is not None:
             image, padded = progress.unread
-            yield from read_image(self.pool, image, progress.frame, self.config, padded)
+            yield from self.image_format.read(self.pool, image, progress.frame, padded)
         while not progress.geometry.build(self.slice.left_s()):
             yield
 
@@ -229,6 +227,14 @@ class SparseNetwork:
     def describe(self, step: Step) -> list[str]:
         """What each phase of a step does, in the order of `phase_times`."""
         return self.programs[step].descriptions
+
+    def phase_macs(self, step: Step, progress: SparseProgress) -> list[int]:
+        """Multiply-adds of each phase of `step`, which has just left `progress`: those of its convolutions at active
+        positions, however they are computed."""
+        return [
+            sum(each * progress.geometry.level(level).active_rows for level, each in by_level.items())
+            for by_level in self.programs[step].macs
+        ]
 
     def _finish(self, index: int, progress: SparseProgress) -> Pieces:
         """Records exit `index`, whose scores are computed, and the mask of the next stage."""

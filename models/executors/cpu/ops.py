@@ -4,9 +4,10 @@ A layer becomes phases: lists of row loops that may run side by side, each phase
 convolution takes two phases: the first computes the active rows, the second interpolates the halo from them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Literal
+from typing import Any, Literal
 
 from models.executors.cpu.layers import Convolution
 from models.executors.cpu.library import Floats
@@ -48,9 +49,11 @@ class Matrix:
     @property
     def row_bytes(self) -> int:
         """Bytes from one row to the next."""
+        if self.domain == RowDomain.PADDED_PIXELS:
+            return self.channels if self.scale else 4 * self.channels
         if self.scale:
             return -(-self.channels // U8_ROW_MULTIPLE) * U8_ROW_MULTIPLE
-        return 4 * (self.channels if self.domain == RowDomain.PADDED_PIXELS else padded(self.channels))
+        return 4 * padded(self.channels)
 
     @property
     def first(self) -> "Matrix":
@@ -63,7 +66,8 @@ class Op:
     """target = relu(value + bias + shift + residual), see `Op` in native/structures.h.
 
     `channels`: those of the result. `from_previous`: the source has the rows of the previous geometry. `column`: the
-    target's channel that receives the first result.
+    target's channel that receives the first result. `parts`: resamplings whose values are added to this one's; nothing
+    but their sources counts.
     """
 
     kind: OpKind
@@ -81,10 +85,17 @@ class Op:
     shift: Floats | None = None
     column: int = 0
     relu: bool = False
+    parts: tuple["Op", ...] = ()
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """All that it reads or writes."""
+        every = (self.source, *(part.source for part in self.parts), self.target, self.residual, self.pre_activation)
+        return tuple(matrix for matrix in every if matrix is not None)
 
     def __str__(self) -> str:
         """What it does, for a profile: `convolve_u8 9x64->64 at level 2`."""
-        channels = str(self.channels)
+        channels = f"{1 + len(self.parts)}x{self.channels}" if self.parts else str(self.channels)
         if self.convolution is not None and self.kind != OpKind.INTERPOLATE:
             taps, inputs, _ = self.convolution.weights.shape
             channels = f"{taps}x{inputs}->{channels}"
@@ -186,3 +197,9 @@ def resample(
         relu=relu,
         column=column,
     )
+
+
+def resample_sum(mode: Mode, sources: Sequence[Matrix], target: Matrix, **after: Any) -> Op:
+    """The sum of up to three sources at the target's level. `after`: see `resample`."""
+    first, *others = (resample(mode, source, target, **(after if i == 0 else {})) for i, source in enumerate(sources))
+    return replace(first, parts=tuple(others))

@@ -46,11 +46,5 @@ def _shape(matrix: Matrix) -> tuple[object, ...]:
 
 def _matrices(phase: Sequence[RowLoop]) -> list[Matrix]:
     """The matrices that a phase reads or writes, each once, in order."""
-    every = (
-        matrix
-        for loop in phase
-        for op in loop.ops
-        for matrix in (op.source, op.target, op.residual, op.pre_activation)
-        if matrix is not None
-    )
+    every = (matrix for loop in phase for op in loop.ops for matrix in op.matrices)
     return list(dict.fromkeys(every))

@@ -14,6 +14,7 @@ from models.executors.cpu.memory import Value
 from models.executors.cpu.ops import Op, Resampling, RowLoop
 from models.executors.cpu.placement import place
 from models.executors.cpu.structures import (
+    LoopDomain,
     NativeMatrix,
     NativeOp,
     NativePhase,
@@ -45,7 +46,8 @@ class StepProgram:
     """One step of a network.
 
     `outputs`: the matrices that it leaves in a request's own memory. `used_classes`: the number of distance classes
-    that have a weight in any of its interpolations. `descriptions`: what each phase does.
+    that have a weight in any of its interpolations. `on_tiles`: whether any of its loops runs on tiles. `descriptions`:
+    what each phase does. `macs`: multiply-adds of the convolutions of each phase at one active position, by level.
     """
 
     def __init__(
@@ -64,7 +66,8 @@ class StepProgram:
         placed, self._slot_of = place(phases, features)
         self.outputs = lowered.outputs
         self.descriptions = [", ".join(dict.fromkeys(str(op) for loop in phase for op in loop.ops)) for phase in phases]
-        size, self.used_classes = 0, 0
+        self.macs = [_macs(phase) for phase in phases]
+        size, self.used_classes, self.on_tiles = 0, 0, False
         matrices: list[NativeMatrix] = []
         for matrix in placed:
             feature = features.index(matrix) if matrix in features else -1
@@ -76,6 +79,7 @@ class StepProgram:
         ops: list[NativeOp] = []
         for phase in phases:
             parts = [part for loop in phase for part in tiled(loop, tile_costs[loop.level])]
+            self.on_tiles |= any(loop.domain == LoopDomain.SINGLES for loop in parts)
             blocked = [(*_blocking(loop, isa), loop) for loop in parts]
             # Costly items first, so that cheap ones even out the end of the phase.
             blocked.sort(key=lambda item: -item[0] * item[1] // item[2])
@@ -83,7 +87,9 @@ class StepProgram:
             for cost, block_rows, groups, loop in blocked:
                 size = max(size, 4 * _transformed_floats(loop, block_rows, isa))
                 loops.append(NativeRowLoop(loop.level, loop.domain, len(ops), len(loop.ops), block_rows, groups, cost))
-                ops += [self._op(op, resamplings) for op in loop.ops]
+                every = [part for op in loop.ops for part in (op, *op.parts)]
+                loops[-1].op_count = len(every)
+                ops += [self._op(op, resamplings) for op in every]
         self.native = NativeProgram(
             (NativePhase * len(native_phases))(*native_phases),
             (NativeRowLoop * len(loops))(*loops),
@@ -100,9 +106,11 @@ class StepProgram:
             quantised = op.convolution.quantised()
             channels = quantised.shape[1]
             weights = self._keep(self._isa.pack_u8(quantised))
-            scales = (op.source.scale * op.convolution.weight_steps.astype(np.float64)).astype(np.float32)
+            steps = 1 / op.target.scale if op.target.scale else 1  # in a value of 1 of the target
+            scales = (op.source.scale * steps * op.convolution.weight_steps.astype(np.float64)).astype(np.float32)
             first_sums = self._isa.first_sums(quantised)
-            shift = sum((x for x in (op.bias, op.shift) if x is not None), np.zeros(op.channels, np.float32))
+            added = sum((x * np.float64(steps) for x in (op.bias, op.shift) if x is not None), np.zeros(op.channels))
+            shift = added.astype(np.float32)
         elif op.convolution is not None and op.kind != OpKind.INTERPOLATE:
             channels = op.convolution.weights.shape[1]
             weights = self._keep(self._isa.pack(op.convolution.weights))
@@ -122,6 +130,7 @@ class StepProgram:
             stride=op.stride,
             taps=1 if op.convolution is None else len(op.convolution.weights),
             resampling=number,
+            parts=1 + len(op.parts),
             in_channels=channels,
             out_channels=op.channels,
             target_column=op.column,
@@ -145,6 +154,15 @@ class StepProgram:
         """The address of `values`, which live as long as the program."""
         self._arrays.append(values)
         return int(values.ctypes.data)
+
+
+def _macs(phase: Sequence[RowLoop]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for loop in phase:
+        for op in loop.ops:
+            if op.convolution is not None and op.kind != OpKind.INTERPOLATE:
+                found[loop.level] = found.get(loop.level, 0) + op.convolution.weights.size
+    return found
 
 
 def _blocking(loop: RowLoop, isa: Isa) -> tuple[int, int, int]:
@@ -171,14 +189,14 @@ def _blocking(loop: RowLoop, isa: Isa) -> tuple[int, int, int]:
 
 def _row_bytes(loop: RowLoop) -> int:
     """Of all matrices that a loop uses, together."""
-    used = {m.first for op in loop.ops for m in (op.source, op.target, op.residual) if m is not None}
+    used = {matrix.first for op in loop.ops for matrix in op.matrices}
     return sum(matrix.row_bytes for matrix in used)
 
 
 def _cost(op: Op) -> int:
     """Of one row (or tile), in multiply-adds of float32."""
     if op.convolution is None or op.kind == OpKind.INTERPOLATE:
-        return 16 * op.channels
+        return 16 * op.channels * (1 + len(op.parts))
     macs = op.convolution.weights.size
     return -(-macs // U8_MACS) if op.kind == OpKind.CONVOLVE_U8 else macs
 

@@ -52,7 +52,8 @@ class NativeResamplingTaps(Structure):
 class NativeOp(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("kind", "source", "target", "residual", "pre_activation")),
-        *((name, c_int32) for name in ("source_level", "from_previous", "addressing", "stride", "taps", "resampling")),
+        *((name, c_int32) for name in ("source_level", "from_previous", "addressing", "stride", "taps")),
+        *((name, c_int32) for name in ("resampling", "parts")),
         *((name, c_int32) for name in ("in_channels", "out_channels", "target_column", "scatter", "relu")),
         *((name, c_float) for name in ("source_scale", "target_scale", "residual_scale")),
         *((name, c_void_p) for name in ("weights", "bias", "shift", "scales", "first_sums")),

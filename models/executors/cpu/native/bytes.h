@@ -95,3 +95,22 @@ template <class V> inline void store(uint8_t *p, V x, int lanes) {
     else
         __builtin_memcpy(p, &bytes, 8);
 }
+
+// Stores NV vectors side by side.
+template <int NV> inline void store_panel(uint8_t *p, const Vector *values) {
+#if VECTOR_BYTES == 64
+    if (NV == 4) {
+        // Packing saturates below 0 by itself. It works within quarters of a register, which the permutation sorts out.
+        const __m512 most = _mm512_set1_ps(255);
+        __m512i words[4];
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n) words[n] = _mm512_cvtps_epi32(_mm512_min_ps((__m512)values[n % (NV ? NV : 1)], most));
+        const __m512i one = _mm512_packs_epi32(words[0], words[1]), two = _mm512_packs_epi32(words[2], words[3]);
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(one, two)));
+        return;
+    }
+#endif
+#pragma GCC unroll 4
+    for (int n = 0; n < NV; ++n) store(p + n * LANES, values[n], LANES);
+}

@@ -15,6 +15,26 @@ void fill_indirection(const Block &block, const Op &op, int first, int32_t *rows
     const Geometry &from = *(op.from_previous ? block.context->previous : block.context->geometry);
     const Level &source = from.level[op.source_level];
     const int pitch = source.map_pitch;
+    if (op.addressing != SAME_ROW && block.domain != SINGLES && first + MR <= block.last) {
+        const uint16_t *begin = target.yx + 2 * first, *end = begin + 2 * (MR - 1);
+        if (begin[0] == end[0] && end[1] - begin[1] == MR - 1) { // adjacent positions of one line read adjacent entries
+            const int center = (begin[0] * op.stride + 1) * pitch + begin[1] * op.stride + 1;
+            if (op.addressing == PADDED_IMAGE) {
+                for (int t = 0; t < 3; ++t)
+                    for (int m = 0; m < MR; ++m) rows[t * MR + m] = center + (t - 1) * pitch - 1 + m * op.stride;
+                return;
+            }
+            const int32_t *at = source.map + center;
+            for (int t = 0; t < op.taps; ++t, rows += MR) {
+                const int32_t *from = op.taps == 1 ? at : at + (t / 3 - 1) * pitch + t % 3 - 1;
+                if (op.stride == 1)
+                    __builtin_memcpy(rows, from, MR * sizeof *rows);
+                else
+                    for (int m = 0; m < MR; ++m) rows[m] = from[m * op.stride];
+            }
+            return;
+        }
+    }
     for (int m = 0; m < MR; ++m) {
         const int i = row_at(block, target, first + m < block.last ? first + m : block.last - 1);
         if (op.addressing == SAME_ROW) {

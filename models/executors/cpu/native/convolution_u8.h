@@ -14,147 +14,184 @@
 //
 // The last panel ends where the row does: its last vector may be a half one.
 //
-// The sums of a few rows go through memory, so that neither the accumulation nor the epilogue, which knows its types,
-// takes registers from the other.
+// A panel has NV whole vectors of output channels and, if REST is not 0, as many channels more, of which a row has a half
+// vector: 8, or 2 or 4 where `dot_*.h` specialises Tail.
 
-// `sums`: (MR, NV * LANES + 8 if HALF) = the products of MR rows and one panel of NV vectors of output channels, and a
-// half vector more if HALF. `rows`: (taps, MR) numbers of source rows. `words`: the panel's weights. `first`: what the
-// sums begin with, if DOT_SIGNED.
-template <int MR, int NV, bool HALF>
-__attribute__((noinline)) void accumulate_u8(const Source &source, const int32_t *rows, int taps, int groups,
-                                             const int32_t *words, const int32_t *first, int32_t *sums) {
-    constexpr int CHANNELS = NV * LANES + (HALF ? 8 : 0);
-    IntVector sum[MR][NV ? NV : 1];
+// The sums of MR rows and one panel.
+template <int MR, int NV> struct Sums {
+    IntVector whole[MR][NV ? NV : 1];
     HalfIntVector half[MR];
+};
+
+// The sums of a rest of 2 or 4 channels.
+template <int MR, int REST> struct Tail {
+    void clear() {}
+    const int32_t *add(const uint8_t *const *, int, const int32_t *words) { return words; }
+    void finish(HalfIntVector *) const {}
+};
+#if DOT_TAIL
+#include "dot_tail.h"
+#endif
+
+// `rows`: (taps, MR) numbers of source rows. `words`: the panel's weights. `first`: what the sums begin with, if
+// DOT_SIGNED.
+template <int MR, int NV, int REST>
+__attribute__((always_inline)) inline void accumulate_u8(const Source &source, const int32_t *rows, int taps, int groups,
+                                                         const int32_t *words, const int32_t *first, Sums<MR, NV> &sums) {
+    Tail<MR, REST> tail;
+    tail.clear();
     for (int m = 0; m < MR; ++m) {
-        for (int n = 0; n < NV; ++n) sum[m][n] = DOT_SIGNED ? load_ints<IntVector>(first + n * LANES) : IntVector{};
-        if (HALF) half[m] = DOT_SIGNED ? load_ints<HalfIntVector>(first + NV * LANES) : HalfIntVector{};
+        for (int n = 0; n < NV; ++n)
+            sums.whole[m][n] = DOT_SIGNED ? load_ints<IntVector>(first + n * LANES) : IntVector{};
+        if (REST == 8) sums.half[m] = DOT_SIGNED ? load_ints<HalfIntVector>(first + NV * LANES) : HalfIntVector{};
     }
-    for (int t = 0; t < taps; ++t) {
+    // There is at least one tap of one group. A compiler that has to think of none keeps the sums in memory.
+    do {
         const uint8_t *x[MR];
-        for (int m = 0; m < MR; ++m) x[m] = source.data + rows[t * MR + m] * source.row_bytes;
-        for (int c = 0; c < 4 * groups; c += 4) {
+        for (int m = 0; m < MR; ++m) x[m] = source.data + rows[m] * source.row_bytes;
+        rows += MR;
+        int c = 0;
+        do {
 #pragma GCC unroll 4
-            for (int part = 0; part < DOT_PARTS; ++part, words += CHANNELS) {
+            for (int part = 0; part < DOT_PARTS; ++part, words += NV * LANES + (REST == 8 ? 8 : 0)) {
                 IntVector w[NV ? NV : 1];
                 HalfIntVector w_half;
 #pragma GCC unroll 4
                 for (int n = 0; n < NV; ++n) w[n] = load_ints<IntVector>(words + n * LANES);
-                if (HALF) w_half = load_ints<HalfIntVector>(words + NV * LANES);
+                if (REST == 8) w_half = load_ints<HalfIntVector>(words + NV * LANES);
 #pragma GCC unroll 16
                 for (int m = 0; m < MR; ++m) {
                     const IntVector a = spread(x[m] + c, part);
 #pragma GCC unroll 4
-                    for (int n = 0; n < NV; ++n) sum[m][n] = dot(sum[m][n], a, w[n]);
-                    if (HALF) half[m] = dot(half[m], lower(a), w_half);
+                    for (int n = 0; n < NV; ++n) sums.whole[m][n] = dot(sums.whole[m][n], a, w[n]);
+                    if (REST == 8) sums.half[m] = dot(sums.half[m], lower(a), w_half);
                 }
             }
-        }
-    }
-#pragma GCC unroll 16
-    for (int m = 0; m < MR; ++m, sums += CHANNELS) {
-#pragma GCC unroll 4
-        for (int n = 0; n < NV; ++n) __builtin_memcpy(sums + n * LANES, &sum[m][n], sizeof sum[m][n]);
-        if (HALF) __builtin_memcpy(sums + NV * LANES, &half[m], sizeof half[m]);
-    }
+        } while ((c += 4) < 4 * groups);
+        words = tail.add(x, groups, words);
+    } while (--taps);
+    tail.finish(sums.half);
 }
 
 // What a target or a residual holds; NONE: there is no residual.
 enum Values { NONE, FLOATS, BYTES };
 
-// As many channels as V has lanes. The arguments point to the first of them.
-template <class V, Values TARGET, Values RESIDUAL>
-inline void finish(const int32_t *sums, const float *scales, const float *shift, const uint8_t *residual,
-                   float residual_scale, uint8_t *target, float target_steps, bool relu) {
-    V value = to_floats<V>(sums) * load<V>(scales) + load<V>(shift);
-    if (RESIDUAL == BYTES) value += load<V>(residual) * residual_scale;
-    if (RESIDUAL == FLOATS) value += load<V>((const float *)residual);
-    if (TARGET == BYTES)
-        store(target, value * target_steps, LANES);
-    else
-        store((float *)target, relu ? ::relu(value) : value, LANES);
-}
+// What follows the sums of one panel. For a target of u8, scales, shift and residual_scale count in steps of the target,
+// and a value of 1 step is `step`.
+struct Finish {
+    const float *scales, *shift; // of the panel's first channel, like all that follow
+    const float *bias;
+    uint8_t *target, *pre_activation;
+    const uint8_t *residual;
+    float residual_scale, step;
+    bool relu;
+};
 
-// target = relu(scales * sums + shift + residual) for rows [first, first + count) and `channels` channels from `column`
-// on. `sums`: (count, channels).
-template <Values TARGET, Values RESIDUAL>
-void finish_rows(const Epilogue<true> &epilogue, int first, int count, const float *scales, int column, int channels,
-                 const int32_t *sums) {
-    constexpr int TARGET_SIZE = TARGET == BYTES ? 1 : 4, RESIDUAL_SIZE = RESIDUAL == BYTES ? 1 : 4;
-    // Copies, which no byte that is stored can be part of.
-    const ptrdiff_t target_pitch = epilogue.target_pitch, residual_pitch = epilogue.residual_pitch;
-    const float residual_scale = epilogue.residual_scale, target_steps = epilogue.target_steps;
-    const bool relu = epilogue.relu, scatter = epilogue.scatter;
-    const float *const scale = scales + column, *const shift = epilogue.shift + column;
-    uint8_t *const target = epilogue.target + column * TARGET_SIZE;
-    const uint8_t *residual = nullptr;
-    if (RESIDUAL != NONE) residual = epilogue.residual + first * residual_pitch + column * RESIDUAL_SIZE;
-    for (int i = first; i < first + count; ++i, sums += channels, residual += residual_pitch) {
-        uint8_t *const to = target + (scatter ? epilogue.position(i) : i) * target_pitch;
-        int c = 0;
-        for (; c + LANES <= channels; c += LANES)
-            finish<Vector, TARGET, RESIDUAL>(sums + c, scale + c, shift + c, residual + c * RESIDUAL_SIZE, residual_scale,
-                                             to + c * TARGET_SIZE, target_steps, relu);
-        if (c < channels)
-            finish<HalfVector, TARGET, RESIDUAL>(sums + c, scale + c, shift + c, residual + c * RESIDUAL_SIZE,
-                                                 residual_scale, to + c * TARGET_SIZE, target_steps, relu);
+// The results of one row, but for a target's ReLU, at the channels that the arguments point to, and its pre-activations.
+template <Values TARGET, Values RESIDUAL, class V, class I>
+inline V finish(const Finish &f, I sums, int column, const uint8_t *residual, float *pre_activation) {
+    const V scaled = __builtin_convertvector(sums, V) * load<V>(f.scales + column);
+    if (__builtin_expect(pre_activation != nullptr, 0)) {
+        const V value = TARGET == BYTES ? scaled * f.step : scaled;
+        store(pre_activation + column, f.bias ? value + load<V>(f.bias + column) : value, LANES);
     }
+    V value = scaled + load<V>(f.shift + column);
+    if (RESIDUAL == BYTES) value += load<V>(residual + column) * f.residual_scale;
+    if (RESIDUAL == FLOATS) {
+        const V added = load<V>((const float *)residual + column);
+        value += TARGET == BYTES ? added * f.residual_scale : added;
+    }
+    return value;
 }
 
-typedef void (*FinishRows)(const Epilogue<true> &, int, int, const float *, int, int, const int32_t *);
-
-inline FinishRows finish_rows_of(const Op &op) {
-    const bool bytes = op.target_scale != 0;
-    if (op.residual < 0) return bytes ? finish_rows<BYTES, NONE> : finish_rows<FLOATS, NONE>;
-    if (op.residual_scale == 0) return bytes ? finish_rows<BYTES, FLOATS> : finish_rows<FLOATS, FLOATS>;
-    return bytes ? finish_rows<BYTES, BYTES> : finish_rows<FLOATS, BYTES>;
-}
-
-// Stores the pre-activations that the halo reads, of the same rows and channels: scales * sums + bias.
-void store_pre_activations(const Epilogue<true> &epilogue, int first, int count, const float *scales, int column,
-                           int channels, const int32_t *sums) {
-    const auto value = [&](auto zero, const int32_t *sum, int at) {
-        using V = decltype(zero);
-        const V scaled = to_floats<V>(sum) * load<V>(scales + at);
-        return epilogue.bias ? scaled + load<V>(epilogue.bias + at) : scaled;
-    };
-    for (int i = first; i < first + count; ++i, sums += channels) {
-        if (!epilogue.read_by_halo[i]) continue;
-        float *const to = (float *)(epilogue.pre_activation + i * epilogue.pre_activation_pitch) + column;
-        int c = 0;
-        for (; c + LANES <= channels; c += LANES) store(to + c, value(Vector{}, sums + c, column + c), LANES);
-        if (c < channels) store(to + c, value(HalfVector{}, sums + c, column + c), LANES);
+// target = relu(scales * sums + shift + residual) for rows [first, first + count) and the channels of a panel.
+template <int MR, int NV, int REST, Values TARGET, Values RESIDUAL>
+__attribute__((always_inline)) inline void finish_rows(const Epilogue<true> &epilogue, const Finish &f, int first,
+                                                       int count, const Sums<MR, NV> &sums) {
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+        if (m >= count) break;
+        const int i = first + m;
+        uint8_t *const to = f.target + (epilogue.scatter ? epilogue.position(i) : i) * epilogue.target_pitch;
+        const uint8_t *residual = RESIDUAL == NONE ? nullptr : f.residual + i * epilogue.residual_pitch;
+        float *before = nullptr;
+        if (f.pre_activation && epilogue.read_by_halo[i])
+            before = (float *)(f.pre_activation + i * epilogue.pre_activation_pitch);
+        Vector values[NV ? NV : 1];
+#pragma GCC unroll 4
+        for (int n = 0; n < NV; ++n)
+            values[n] = finish<TARGET, RESIDUAL, Vector>(f, sums.whole[m][n], n * LANES, residual, before);
+        HalfVector half;
+        if (REST) half = finish<TARGET, RESIDUAL, HalfVector>(f, sums.half[m], NV * LANES, residual, before);
+        if (TARGET == BYTES) {
+            store_panel<NV>(to, values);
+            if (REST) store(to + NV * LANES, half, LANES);
+            continue;
+        }
+#pragma GCC unroll 4
+        for (int n = 0; n < NV; ++n) store((float *)to + n * LANES, f.relu ? ::relu(values[n]) : values[n], LANES);
+        if (REST) store((float *)to + NV * LANES, f.relu ? ::relu(half) : half, LANES);
     }
 }
 
 // One panel of output channels from `column` on, for all rows of the block.
-template <int MR, int NV, bool HALF>
+template <int MR, int NV, int REST>
 void convolve_u8_panel(const Block &block, const Op &op, const Source &source, const int32_t *weights,
-                       const Epilogue<true> &epilogue, FinishRows finish_rows, int column) {
-    constexpr int CHANNELS = NV * LANES + (HALF ? 8 : 0);
+                       const Epilogue<true> &epilogue, int column) {
+    const bool bytes = op.target_scale != 0, residual_bytes = op.residual_scale != 0;
+    const float step = bytes ? op.target_scale : 1;
+    const Finish finish = {op.scales + column,
+                           op.shift + column,
+                           op.bias ? op.bias + column : nullptr,
+                           epilogue.target + column * (bytes ? 1 : 4),
+                           epilogue.pre_activation ? epilogue.pre_activation + column * 4 : nullptr,
+                           epilogue.residual + column * (residual_bytes ? 1 : 4),
+                           (residual_bytes ? op.residual_scale : 1) / step,
+                           step,
+                           op.relu != 0};
+    const int kind = (bytes ? 3 : 0) + (op.residual < 0 ? 0 : residual_bytes ? 2 : 1);
     int32_t rows[MAX_TAPS * MR];
-    alignas(64) int32_t sums[MR * CHANNELS];
     for (int first = block.first; first < block.last; first += MR) {
         fill_indirection<MR>(block, op, first, rows);
         for (int m = 0; m < MR && first + MR + m < block.last; ++m)
-            epilogue.prefetch_residual(first + MR + m, column, CHANNELS);
-        accumulate_u8<MR, NV, HALF>(source, rows, op.taps, (op.in_channels + 3) / 4, weights, op.first_sums + column, sums);
-        const int count = block.last - first < MR ? block.last - first : MR;
-        if (epilogue.pre_activation)
-            store_pre_activations(epilogue, first, count, op.scales, column, CHANNELS, sums);
-        finish_rows(epilogue, first, count, op.scales, column, CHANNELS, sums);
+            epilogue.prefetch_residual(first + MR + m, column, NV * LANES + (REST ? 8 : 0));
+        Sums<MR, NV> sums;
+        accumulate_u8<MR, NV, REST>(source, rows, op.taps, (op.in_channels + 3) / 4, weights, op.first_sums + column, sums);
+        const int count = block.last - first;
+        switch (kind) {
+        case 0: finish_rows<MR, NV, REST, FLOATS, NONE>(epilogue, finish, first, count, sums); break;
+        case 1: finish_rows<MR, NV, REST, FLOATS, FLOATS>(epilogue, finish, first, count, sums); break;
+        case 2: finish_rows<MR, NV, REST, FLOATS, BYTES>(epilogue, finish, first, count, sums); break;
+        case 3: finish_rows<MR, NV, REST, BYTES, NONE>(epilogue, finish, first, count, sums); break;
+        case 4: finish_rows<MR, NV, REST, BYTES, FLOATS>(epilogue, finish, first, count, sums); break;
+        case 5: finish_rows<MR, NV, REST, BYTES, BYTES>(epilogue, finish, first, count, sums); break;
+        }
     }
 }
 
+#if VECTOR_BYTES == 64
+// A panel of so many vectors, the last of which is cut, see REST.
+template <int REST>
+void convolve_u8_last_panel(const Block &block, const Op &op, const Source &source, const int32_t *weights,
+                            const Epilogue<true> &epilogue, int column, int vectors) {
+    switch (vectors) {
+    case 1: convolve_u8_panel<MR_U8_1, 0, REST>(block, op, source, weights, epilogue, column); break;
+    case 2: convolve_u8_panel<MR_U8_2, 1, REST>(block, op, source, weights, epilogue, column); break;
+    case 3: convolve_u8_panel<MR_U8_3, 2, REST>(block, op, source, weights, epilogue, column); break;
+    case 4: convolve_u8_panel<MR_U8_4, 3, REST>(block, op, source, weights, epilogue, column); break;
+    }
+}
+#endif
+
 // Source: u8 (rows of the source level, in_channels). Target: (rows of the block, out_channels). Weights: packed in
-// panels. Taps: 1, or 9 (3x3 with padding 1) through the map.
+// panels. Taps: 1, or 9 (3x3 with padding 1) through the map, or 3 in the padded image.
 void convolve_u8(const Block &block, const Op &op) {
-    assert((op.taps == 1 || op.taps == 9) && op.addressing != PADDED_IMAGE && op.source_scale != 0 && op.shift);
+    assert(op.taps == 1 || op.taps == 9 || (op.taps == 3 && op.addressing == PADDED_IMAGE));
+    assert(op.source_scale != 0 && op.shift);
     assert(block.domain == ACTIVE || block.domain == HALO || block.domain == NEEDED);
     assert(op.addressing != SAME_ROW || (op.taps == 1 && op.stride == 1 && !op.from_previous));
     assert(op.stride >= 1 && op.in_channels > 0 && op.out_channels > 0);
     const Epilogue<true> epilogue = make_epilogue<true>(block, op);
-    const FinishRows finish_rows = finish_rows_of(op);
     const Source source = {row_zero(block, op.source), block.context->slots[op.source].row_bytes};
     const Panels panels(op.out_channels);
     // Words of weights in one vector's width.
@@ -164,21 +201,23 @@ void convolve_u8(const Block &block, const Op &op) {
         const int column = panels.begin(p) * LANES;
 #if VECTOR_BYTES == 64
         if (padded(op.out_channels) - column < panels.width(p) * LANES) { // the last vector is a half one
-            switch (panels.width(p)) {
-            case 1: convolve_u8_panel<MR_1, 0, true>(block, op, source, weights, epilogue, finish_rows, column); break;
-            case 2: convolve_u8_panel<MR_2, 1, true>(block, op, source, weights, epilogue, finish_rows, column); break;
-            case 3: convolve_u8_panel<MR_3, 2, true>(block, op, source, weights, epilogue, finish_rows, column); break;
-            case 4: convolve_u8_panel<MR_4, 3, true>(block, op, source, weights, epilogue, finish_rows, column); break;
+            const int rest = op.out_channels % LANES;
+            switch (rest > DOT_TAIL ? 8 : (rest + 1) / 2 * 2) {
+#if DOT_TAIL == 4
+            case 2: convolve_u8_last_panel<2>(block, op, source, weights, epilogue, column, panels.width(p)); break;
+            case 4: convolve_u8_last_panel<4>(block, op, source, weights, epilogue, column, panels.width(p)); break;
+#endif
+            default: convolve_u8_last_panel<8>(block, op, source, weights, epilogue, column, panels.width(p));
             }
             continue;
         }
 #endif
         switch (panels.width(p)) {
-        case 1: convolve_u8_panel<MR_1, 1, false>(block, op, source, weights, epilogue, finish_rows, column); break;
-        case 2: convolve_u8_panel<MR_2, 2, false>(block, op, source, weights, epilogue, finish_rows, column); break;
-        case 3: convolve_u8_panel<MR_3, 3, false>(block, op, source, weights, epilogue, finish_rows, column); break;
+        case 1: convolve_u8_panel<MR_U8_1, 1, 0>(block, op, source, weights, epilogue, column); break;
+        case 2: convolve_u8_panel<MR_U8_2, 2, 0>(block, op, source, weights, epilogue, column); break;
+        case 3: convolve_u8_panel<MR_U8_3, 3, 0>(block, op, source, weights, epilogue, column); break;
 #if PANEL_VECTORS >= 4
-        case 4: convolve_u8_panel<MR_4, 4, false>(block, op, source, weights, epilogue, finish_rows, column); break;
+        case 4: convolve_u8_panel<MR_U8_4, 4, 0>(block, op, source, weights, epilogue, column); break;
 #endif
         }
     }

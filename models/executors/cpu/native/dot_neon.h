@@ -3,6 +3,7 @@
 // by kernels.h, in its namespace; see convolution_u8.h.
 #define DOT_PARTS 1
 #define DOT_SIGNED 1
+#define DOT_TAIL 0
 
 inline IntVector spread(const uint8_t *four, int) {
     uint32_t word;

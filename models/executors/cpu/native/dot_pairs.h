@@ -2,6 +2,7 @@
 // eight bits, vpmaddubsw, saturates and so is not exact.) Included by kernels.h, in its namespace; see convolution_u8.h.
 #define DOT_PARTS 2
 #define DOT_SIGNED 0
+#define DOT_TAIL 0
 
 #if VECTOR_BYTES == 64
 inline IntVector spread(const uint8_t *four, int part) {

@@ -2,6 +2,7 @@
 // namespace; see convolution_u8.h.
 #define DOT_PARTS 4
 #define DOT_SIGNED 0
+#define DOT_TAIL 0
 
 inline IntVector spread(const uint8_t *four, int part) { return (int32_t)four[part] - IntVector{}; }
 inline IntVector dot(IntVector sum, IntVector x, IntVector weights) { return sum + x * weights; }

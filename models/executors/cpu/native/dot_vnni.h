@@ -2,6 +2,7 @@
 // namespace; see convolution_u8.h.
 #define DOT_PARTS 1
 #define DOT_SIGNED 0
+#define DOT_TAIL (VECTOR_BYTES == 64 ? 4 : 0)
 
 inline IntVector spread(const uint8_t *four, int) {
     int32_t word;

@@ -48,8 +48,8 @@ extern "C" {
 // A geometry whose tables are still to be built. The arguments must live until then.
 // `mask`: bytes (height, width), multiples of 8, at level 2, 1 where active; null if all is active. `window`: side of the
 // interpolation window, odd. `classes`: (2 * (window / 2)^2 + 1,), the distance class of each squared distance, -1 for
-// distances too far to matter. `tile_costs`: (LEVELS,). `full_halo`: the halo is every inactive position, for masks that
-// may grow again at the next exit. Returns null if there is no memory.
+// distances too far to matter. `tile_costs`: (LEVELS,), null for neither tiles nor singles. `full_halo`: the halo is
+// every inactive position, for masks that may grow again at the next exit. Returns null if there is no memory.
 Geometry *geometry_begin(const uint8_t *mask, int32_t height, int32_t width, int32_t window, const int32_t *classes,
                          const TileCosts *tile_costs, int32_t full_halo) {
     assert(height % 8 == 0 && width % 8 == 0 && window % 2 == 1); // the coarsest level is an eighth

@@ -3,6 +3,8 @@
 //     VECTOR_BYTES          size of a vector
 //     PANEL_VECTORS         the most vectors of output channels in a panel
 //     MR_1, .., MR_4        rows that are accumulated together for a panel of 1, .., 4 vectors: as many as registers hold
+//     MR_U8_1, .., MR_U8_4  the same for a convolution of u8 if fewer are faster there: its epilogue is longer, and while
+//                           that of a short block of rows runs, the products of the next block begin
 //     DOT_PRODUCT           the header with its dot product of eight bits, see convolution_u8.h
 //
 // A kernel accumulates a sum (accumulate.h, convolution_u8.h), then its epilogue adds and stores (epilogue.h).
@@ -11,6 +13,12 @@
 // another; no C++ header may be included here for the same reason.
 //
 // Preconditions are assertions. Builds define NDEBUG; `CPPFLAGS=-UNDEBUG make native` compiles them in.
+#ifndef MR_U8_1
+#define MR_U8_1 MR_1
+#define MR_U8_2 MR_2
+#define MR_U8_3 MR_3
+#define MR_U8_4 MR_4
+#endif
 #include "structures.h"
 #include <assert.h>
 #include <stddef.h>
@@ -32,7 +40,7 @@ template <bool ANY> void run_any(const Block &block, const Op &op) {
     case CONVOLVE: convolve<ANY>(block, op); break;
     case WINOGRAD: op.taps == 36 ? winograd<Tile4x4, ANY>(block, op) : winograd<Tile2x2, ANY>(block, op); break;
     case INTERPOLATE: interpolate<ANY>(block, op); break;
-    case RESAMPLE: resample<ANY, float>(block, op); break;
+    case RESAMPLE: resample<ANY, float>(block, &op); break;
     }
 }
 
@@ -40,14 +48,14 @@ template <bool ANY> void run_any(const Block &block, const Op &op) {
 void run(const Block &block) {
     assert(0 <= block.first && block.first < block.last);
     assert(0 <= block.group && block.group < block.groups);
-    for (int i = 0; i < block.op_count; ++i) {
+    for (int i = 0; i < block.op_count; i += block.ops[i].parts) {
         const Op &op = block.ops[i];
         if (op.kind == CONVOLVE_U8)
             convolve_u8(block, op);
         else if (op.kind == COPY)
             copy(block, op);
         else if (op.kind == RESAMPLE && op.source_scale != 0)
-            resample<true, uint8_t>(block, op);
+            resample<true, uint8_t>(block, &op);
         else if (op.target_scale != 0 || op.residual_scale != 0)
             run_any<true>(block, op);
         else
@@ -57,4 +65,4 @@ void run(const Block &block) {
 
 } // namespace
 
-#define KERNELS(name) {name, LANES, PANEL_VECTORS, DOT_PARTS, DOT_SIGNED, run}
+#define KERNELS(name) {name, LANES, PANEL_VECTORS, DOT_PARTS, DOT_SIGNED, DOT_TAIL, run}

@@ -15,6 +15,10 @@
 #define MR_2 12
 #define MR_3 8
 #define MR_4 6
+#define MR_U8_1 12
+#define MR_U8_2 8
+#define MR_U8_3 8
+#define MR_U8_4 4
 #define DOT_PRODUCT "dot_vnni.h"
 #include "kernels.h"
 const Kernels avx512vnni_kernels = KERNELS("avx512vnni");

@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -82,6 +84,10 @@ class LevelBuilder {
                 if (slice.over()) return false;
             }
         }
+        if (pass_ == COVER && !source_->tile_costs) {
+            point();
+            ++pass_;
+        }
         if (pass_ == COVER) {
             if (next_ < 0) cover_.begin(map_.get(), *level_, active_.get(), source_->tile_costs[number_]), next_ = 0;
             if (!cover_.search(slice)) return false;
@@ -117,8 +123,8 @@ class LevelBuilder {
         case ROWS:
             resize(map_, (size_t)(height_ + MARGIN) * level_->map_pitch);
             resize(yx_, (size_t)level_->needed_rows * 2);
-            next_active_ = 0;
-            next_halo_ = level_->active_rows;
+            next_row_[0] = level_->active_rows;
+            next_row_[1] = 0;
             return height_ + MARGIN;
         case WINDOWS:
             resize(window_begin_, 1 + halo_rows());
@@ -151,8 +157,9 @@ class LevelBuilder {
             memset(active, 1, width_);
             return;
         }
-        const uint8_t *from = source_->mask + ((size_t)y << (number_ - 2)) * source_->width;
-        for (int x = 0; x < width_; ++x) active[x] = from[x << (number_ - 2)];
+        const int width = width_, shift = number_ - 2;
+        const uint8_t *const from = source_->mask + ((size_t)y << shift) * source_->width;
+        for (int x = 0; x < width; ++x) active[x] = from[x << shift];
     }
 
     // Needed are the active positions and every position around them that a 3x3 convolution reads.
@@ -162,29 +169,30 @@ class LevelBuilder {
             memset(needed, 1, width_);
             return;
         }
-        const uint8_t *const line = &active_[(size_t)y * width_];
-        const uint8_t *const above = y ? line - width_ : line, *const below = y + 1 < height_ ? line + width_ : line;
-        near_.resize(width_ + 2);
-        for (int x = 0; x < width_; ++x) near_[x + 1] = above[x] | line[x] | below[x];
-        for (int x = 0; x < width_; ++x) needed[x] = near_[x] | near_[x + 1] | near_[x + 2];
+        const int width = width_;
+        const uint8_t *const line = &active_[(size_t)y * width];
+        const uint8_t *const above = y ? line - width : line, *const below = y + 1 < height_ ? line + width : line;
+        near_.resize(width + 2);
+        uint8_t *const near = near_.data();
+        for (int x = 0; x < width; ++x) near[x + 1] = above[x] | line[x] | below[x];
+        for (int x = 0; x < width; ++x) needed[x] = near[x] | near[x + 1] | near[x + 2];
     }
 
     // Needed are also the positions that bilinear upsampling to line `y` of the finer level reads. Nearest upsampling
     // reads some of them.
     void add_upsampling_sources(const LevelBuilder *finer, int y) {
-        const int y0 = std::max((y - 1) >> 1, 0), y1 = std::min(((y - 1) >> 1) + 1, height_ - 1);
-        uint8_t *const line0 = &needed_[(size_t)y0 * width_], *const line1 = &needed_[(size_t)y1 * width_];
-        for_each_set(&finer->needed_[(size_t)y * 2 * width_], 2 * width_, [&](int x) {
-            const int x0 = std::max((x - 1) >> 1, 0), x1 = std::min(((x - 1) >> 1) + 1, width_ - 1);
+        const int y0 = std::max((y - 1) >> 1, 0), y1 = std::min(((y - 1) >> 1) + 1, height_ - 1), width = width_;
+        uint8_t *const line0 = &needed_[(size_t)y0 * width], *const line1 = &needed_[(size_t)y1 * width];
+        for_each_set(&finer->needed_[(size_t)y * 2 * width], 2 * width, [&](int x) {
+            const int x0 = std::max((x - 1) >> 1, 0), x1 = std::min(((x - 1) >> 1) + 1, width - 1);
             line0[x0] = line0[x1] = line1[x0] = line1[x1] = 1;
         });
     }
 
     void count(int first, int last) {
-        int active = 0, needed = 0;
-        for (size_t i = (size_t)first * width_; i < (size_t)last * width_; ++i) active += active_[i], needed += needed_[i];
-        level_->active_rows += active;
-        level_->needed_rows += needed;
+        const size_t begin = (size_t)first * width_, end = (size_t)last * width_;
+        level_->active_rows += std::accumulate(&active_[begin], &active_[end], 0);
+        level_->needed_rows += std::accumulate(&needed_[begin], &needed_[end], 0);
     }
 
     // Gives every needed position its row: first the active ones, then the halo, each in order of its positions.
@@ -193,40 +201,48 @@ class LevelBuilder {
         std::fill_n(map, level_->map_pitch, -1);
         if (y < 0 || y >= height_) return;
         const uint8_t *const active = &active_[(size_t)y * width_];
+        uint16_t *const yx = yx_.get();
+        int next[2] = {next_row_[0], next_row_[1]};
         for_each_set(&needed_[(size_t)y * width_], width_, [&](int x) {
-            const int row = map[x + 1] = active[x] ? next_active_++ : next_halo_++;
-            yx_[2 * row] = (uint16_t)y;
-            yx_[2 * row + 1] = (uint16_t)x;
+            const int row = map[x + 1] = next[active[x]]++;
+            yx[2 * row] = (uint16_t)y;
+            yx[2 * row + 1] = (uint16_t)x;
         });
+        std::copy_n(next, 2, next_row_);
     }
 
     // The windows' lines hold the row of each active position, -1 elsewhere and as far around the map as any window
     // reaches.
     void fill_windows(int y) {
-        int32_t *const line = &windows_[y * windows_pitch()];
-        std::fill_n(line, windows_pitch(), -1);
-        if (y < radius() || y >= radius() + height_) return;
-        const int32_t *const map = &map_[(size_t)(y - radius() + 1) * level_->map_pitch + 1];
-        const uint8_t *const active = &active_[(size_t)(y - radius()) * width_];
-        for (int x = 0; x < width_; ++x)
-            if (active[x]) line[x + radius()] = map[x];
+        int32_t *const line = &windows_[y * windows_pitch()], *const middle = line + radius();
+        const int inside = radius() <= y && y < radius() + height_ ? width_ : 0;
+        const int32_t *const map = &map_[(y - radius() + 1) * (ptrdiff_t)level_->map_pitch + 1];
+        const uint8_t *const active = &active_[(y - radius()) * (ptrdiff_t)width_];
+        std::fill(line, middle, -1);
+        for (int x = 0; x < inside; ++x) middle[x] = active[x] ? map[x] : -1;
+        std::fill(middle + inside, line + windows_pitch(), -1);
     }
 
     // Lists the active positions in the window around halo rows, the nearest first.
     void list_neighbours(int first, int last) {
-        std::vector<ptrdiff_t> steps;
-        for (const Offset &o : source_->offsets) steps.push_back(o.dy * windows_pitch() + o.dx);
+        std::vector<std::pair<ptrdiff_t, int>> steps; // in the windows, and their distance classes
+        for (const Offset &o : source_->offsets)
+            steps.emplace_back(o.dy * windows_pitch() + o.dx, source_->classes[o.distance]);
+        const int32_t *const middle = &windows_[radius() * windows_pitch() + radius()];
+        int32_t *const neighbours = neighbours_.get();
+        uint8_t *const read_by_halo = read_by_halo_.get();
+        size_t count = window_begin_[first];
         for (int halo = first; halo < last; ++halo) {
             const uint16_t *const yx = &yx_[2 * (size_t)(level_->active_rows + halo)];
-            const int32_t *const from = &windows_[(yx[0] + radius()) * windows_pitch() + yx[1] + radius()];
-            size_t count = window_begin_[halo];
-            for (size_t k = 0; k < steps.size(); ++k) {
-                const int32_t neighbour = from[steps[k]];
+            const int32_t *const from = middle + yx[0] * windows_pitch() + yx[1];
+            const size_t begin = count;
+            for (const auto &[step, distance_class] : steps) {
+                const int32_t neighbour = from[step];
                 // Always written, but counted only if there is a neighbour: without a branch, nothing is mispredicted.
-                neighbours_[count] = neighbour * 256 | source_->classes[source_->offsets[k].distance];
+                neighbours[count] = neighbour * 256 | distance_class;
                 count += neighbour >= 0;
             }
-            for (size_t k = window_begin_[halo]; k < count; ++k) read_by_halo_[neighbours_[k] >> 8] = 1;
+            for (size_t k = begin; k < count; ++k) read_by_halo[neighbours[k] >> 8] = 1;
             window_begin_[halo + 1] = (int32_t)count;
         }
     }
@@ -252,7 +268,7 @@ class LevelBuilder {
     Level *level_ = nullptr;
     int number_ = 0, height_ = 0, width_ = 0;
     int pass_ = ACTIVE, next_ = -1, end_ = 0; // the next line or row of the pass, -1 before it begins
-    int next_active_ = 0, next_halo_ = 0;     // rows
+    int next_row_[2] = {0, 0};                // of the halo, and active
     Array<uint8_t> active_, needed_;          // (height, width)
     std::vector<uint8_t> near_;               // (width + 2,): whether one of three lines is active; 0 at both ends
     Array<int32_t> windows_;                  // (height + 2 * radius, width + 2 * radius)

@@ -79,6 +79,7 @@ int32_t kernels_lanes(const Kernels *kernels) { return kernels->lanes; }
 int32_t kernels_panel_vectors(const Kernels *kernels) { return kernels->panel_vectors; }
 int32_t kernels_dot_parts(const Kernels *kernels) { return kernels->dot_parts; }
 int32_t kernels_dot_signed(const Kernels *kernels) { return kernels->dot_signed; }
+int32_t kernels_dot_tail(const Kernels *kernels) { return kernels->dot_tail; }
 
 // Sizes in bytes of the structures that structures.py declares too, so that a test can compare them.
 void structure_sizes(int32_t *sizes) {

@@ -68,7 +68,7 @@ struct TileCosts {
 struct Matrix {
     int32_t level;
     int32_t row_domain; // RowDomain
-    int32_t row_bytes;  // from one row to the next: of float32 a multiple of 32 (12 for PADDED_PIXELS), of u8 of 16
+    int32_t row_bytes;  // from one row to the next: of float32 a multiple of 32 (12 for PADDED_PIXELS), of u8 of 16 (3)
     int32_t feature, scratch;
 };
 
@@ -104,6 +104,7 @@ struct Op {
     int32_t stride;              // of the convolution, in both directions
     int32_t taps;                // of a convolution: 1, 3 (lines of three pixels) or 9; WINOGRAD: products of a tile, 16 or 36
     int32_t resampling;          // RESAMPLE: index in the context's resamplings
+    int32_t parts;               // RESAMPLE: 1 to 3, how many ops from this one on are one sum of sources; others: 1
     int32_t in_channels, out_channels;
     int32_t target_column;       // the target's channel that receives the first result
     int32_t scatter;             // 1: the target's rows are positions
@@ -165,6 +166,7 @@ struct Kernels {
     int32_t panel_vectors;       // the most vectors in a panel of packed weights
     int32_t dot_parts;           // see convolution_u8.h
     int32_t dot_signed;          // 1: a CONVOLVE_U8 needs `first_sums`, see dot_neon.h
+    int32_t dot_tail;            // the most channels after whole vectors that are packed as dot_tail.h says
     void (*run)(const Block &);
 };
 

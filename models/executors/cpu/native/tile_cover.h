@@ -32,6 +32,7 @@ class CoverSearch {
         active_ = active;
         rest_.resize(level.width + 4);
         width_at_.resize(level.width);
+        for (auto &half : halves_) half.resize(level.width + 1);
         begin_attempt(costs);
     }
 
@@ -77,43 +78,47 @@ class CoverSearch {
     // `width_at_[x]`, how many columns its first piece takes: 1 for singles, 4 for a 4x4 tile, and 2 for two columns of
     // which each half of the band is either a 2x2 tile or singles.
     void cover_band() {
-        const int height = level_->height, width = level_->width, band = costs_.tile_4x4 < INFINITY ? 4 : 2, y = y_;
+        const TileCosts costs = costs_;
+        const int height = level_->height, width = level_->width, band = costs.tile_4x4 < INFINITY ? 4 : 2, y = y_;
+        const uint8_t *const active = active_;
+        float *const rest = rest_.data();
+        uint8_t *const width_at = width_at_.data();
         const int middle = std::min(y + 2, height), end = std::min(y + band, height);
-        std::vector<int> *const halves = halves_;
+        int *const halves[2] = {halves_[0].data(), halves_[1].data()};
         for (int half = 0; half < 2; ++half) {
-            halves[half].assign(width + 1, 0);
+            std::fill_n(halves[half], width + 1, 0);
             for (int other = half ? middle : y; other < (half ? end : middle); ++other)
-                for (int x = 0; x < width; ++x) halves[half][x] += active_[(size_t)other * width + x];
+                for (int x = 0; x < width; ++x) halves[half][x] += active[(size_t)other * width + x];
         }
         const auto count = [&](int half, int x) { return halves[half][x] + halves[half][x + 1]; };
         for (int x = width - 1; x >= 0; --x) {
             if (halves[0][x] + halves[1][x] == 0) { // a tile that begins at the next column covers as much as one from here
-                rest_[x] = rest_[x + 1];
-                width_at_[x] = 1;
+                rest[x] = rest[x + 1];
+                width_at[x] = 1;
                 continue;
             }
-            const float one = rest_[x + 1] + halves[0][x] + halves[1][x];
-            const float two = rest_[x + 2] + std::min<float>(costs_.tile_2x2, count(0, x)) +
-                              std::min<float>(costs_.tile_2x2, count(1, x));
-            const float four = rest_[x + 4] + costs_.tile_4x4;
-            rest_[x] = std::min({one, two, four});
-            width_at_[x] = rest_[x] == one ? 1 : rest_[x] == two ? 2 : 4;
+            const float one = rest[x + 1] + halves[0][x] + halves[1][x];
+            const float two = rest[x + 2] + std::min<float>(costs.tile_2x2, count(0, x)) +
+                              std::min<float>(costs.tile_2x2, count(1, x));
+            const float four = rest[x + 4] + costs.tile_4x4;
+            rest[x] = std::min({one, two, four});
+            width_at[x] = rest[x] == one ? 1 : rest[x] == two ? 2 : 4;
         }
-        found_.cost += rest_[0];
-        for (int x = 0; x < width; x += width_at_[x]) {
-            if (rest_[x] == rest_[x + width_at_[x]]) continue; // nothing to cover
-            if (width_at_[x] == 4) {
+        found_.cost += rest[0];
+        for (int x = 0; x < width; x += width_at[x]) {
+            if (rest[x] == rest[x + width_at[x]]) continue; // nothing to cover
+            if (width_at[x] == 4) {
                 found_.tiles_4x4.insert(found_.tiles_4x4.end(), {(uint16_t)y, (uint16_t)x});
                 continue;
             }
             for (int half = 0; half < 2; ++half) {
-                if (width_at_[x] == 2 && count(half, x) > costs_.tile_2x2) {
+                if (width_at[x] == 2 && count(half, x) > costs.tile_2x2) {
                     found_.tiles_2x2.insert(found_.tiles_2x2.end(), {(uint16_t)(half ? middle : y), (uint16_t)x});
                     continue;
                 }
                 for (int other = half ? middle : y; other < (half ? end : middle); ++other)
-                    for (int column = x; column < std::min(x + width_at_[x], width); ++column)
-                        if (active_[(size_t)other * width + column])
+                    for (int column = x; column < std::min(x + width_at[x], width); ++column)
+                        if (active[(size_t)other * width + column])
                             found_.singles.push_back(map_[(size_t)(other + 1) * level_->map_pitch + column + 1]);
             }
         }

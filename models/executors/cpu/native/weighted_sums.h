@@ -48,45 +48,95 @@ template <bool ANY> void interpolate(const Block &block, const Op &op) {
     }
 }
 
-// `resample` of a source of `Value` (float or uint8_t) with SIDE taps in each direction. The compiler knows all that is
-// the same for every row, because a row is only a few channels.
-template <bool ANY, class Value, int SIDE>
-void resample_from(const Block &block, const Op &op) {
-    constexpr int COUNT = SIDE * SIDE;
-    const Epilogue<ANY> epilogue = make_epilogue<ANY>(block, op);
-    const Level &target = block.context->geometry->level[block.level];
-    const Geometry &from = *(op.from_previous ? block.context->previous : block.context->geometry);
-    const int32_t *map = from.level[op.source_level].map;
-    const ResamplingTaps &taps = block.context->resamplings[op.resampling];
-    const uint8_t *data = row_zero(block, op.source);
-    const ptrdiff_t pitch = block.context->slots[op.source].row_bytes;
-    for (int i = block.first; i < block.last; ++i) {
-        const int y = target.yx[2 * i] * SIDE, x = target.yx[2 * i + 1] * SIDE;
+// One source of a resampling with SIDE taps in each direction. What depends on the line of the target alone is kept from
+// one row to the next.
+template <class Value, int SIDE> struct Resampled {
+    const int32_t *map, *x;
+    const float *weight_x;
+    const uint8_t *data;
+    ptrdiff_t pitch;
+    const ResamplingTaps *taps;
+    float scale;
+    const int32_t *line[SIDE];
+    float weight_y[SIDE];
+
+    Resampled(const Block &block, const Op &op) {
+        const Geometry &from = *(op.from_previous ? block.context->previous : block.context->geometry);
+        taps = &block.context->resamplings[op.resampling];
+        assert(taps->taps_per_axis == SIDE);
+        map = from.level[op.source_level].map;
+        x = taps->x;
+        weight_x = taps->weight_x;
+        data = row_zero(block, op.source);
+        pitch = block.context->slots[op.source].row_bytes;
+        scale = sizeof(Value) == 1 ? op.source_scale : 1;
+    }
+
+    void begin_line(int y) {
+        for (int k = 0; k < SIDE; ++k) {
+            line[k] = map + taps->y[y * SIDE + k];
+            weight_y[k] = taps->weight_y[y * SIDE + k] * scale;
+        }
+    }
+
+    // The sources of the target's column `at`, and their weights.
+    void find(int at, const Value **rows, Vector *weights) const {
+#pragma GCC unroll 9
+        for (int k = 0; k < SIDE * SIDE; ++k) {
+            const int tap = at * SIDE + k % SIDE;
+            rows[k] = (const Value *)(data + line[k / SIDE][x[tap]] * pitch);
+            weights[k] = splat(weight_y[k / SIDE] * weight_x[tap]);
+        }
+    }
+};
+
+// `resample` of PARTS sources of `Value` (float or uint8_t) with SIDE taps in each direction. The compiler knows all that
+// is the same for every row, because a row is only a few channels.
+template <bool ANY, class Value, int SIDE, int PARTS>
+void resample_from(const Block &block, const Op *ops) {
+    constexpr int EACH = SIDE * SIDE, COUNT = EACH * PARTS;
+    const Epilogue<ANY> epilogue = make_epilogue<ANY>(block, ops[0]);
+    const uint16_t *yx = block.context->geometry->level[block.level].yx;
+    Resampled<Value, SIDE> first(block, ops[0]), second(block, ops[PARTS > 1]), third(block, ops[PARTS > 2 ? 2 : 0]);
+    const int channels = padded(ops[0].out_channels);
+    for (int i = block.first, y = -1; i < block.last; ++i) {
+        if (yx[2 * i] != y) {
+            y = yx[2 * i];
+            first.begin_line(y);
+            if (PARTS > 1) second.begin_line(y);
+            if (PARTS > 2) third.begin_line(y);
+        }
         const Value *rows[COUNT];
         Vector weights[COUNT];
-#pragma GCC unroll 9
-        for (int k = 0; k < COUNT; ++k) {
-            rows[k] = (const Value *)(data + map[taps.y[y + k / SIDE] + taps.x[x + k % SIDE]] * pitch);
-            const float weight = taps.weight_y[y + k / SIDE] * taps.weight_x[x + k % SIDE];
-            weights[k] = splat(sizeof(Value) == 1 ? weight * op.source_scale : weight);
-        }
+        first.find(yx[2 * i + 1], rows, weights);
+        if (PARTS > 1) second.find(yx[2 * i + 1], rows + EACH % COUNT, weights + EACH % COUNT);
+        if (PARTS > 2) third.find(yx[2 * i + 1], rows + 2 * EACH % COUNT, weights + 2 * EACH % COUNT);
         const auto row = epilogue.row(i);
-        for (int column = 0; column < padded(op.out_channels); column += LANES) {
-            Vector sum = Vector{};
-#pragma GCC unroll 9
-            for (int k = 0; k < COUNT; ++k) sum += weights[k] * load(rows[k] + column);
-            epilogue.write(row, column, sum, padded(op.out_channels) - column);
+        for (int column = 0; column < channels; column += LANES) {
+            // One sum for each part, so that they do not wait for each other.
+            Vector sums[PARTS] = {};
+#pragma GCC unroll 12
+            for (int k = 0; k < COUNT; ++k) sums[k % PARTS] += weights[k] * load(rows[k] + column);
+            for (int part = 1; part < PARTS; ++part) sums[0] += sums[part];
+            epilogue.write(row, column, sums[0], channels - column);
         }
     }
 }
 
-// Source: (rows of the source level, out_channels). Target: (rows of the block, out_channels).
-template <bool ANY, class Value> void resample(const Block &block, const Op &op) {
+// Sources: (rows of the source level, out_channels), of `ops[0].parts` ops, which have the same number of taps; of the ops
+// after the first, nothing but the source counts. Target: (rows of the block, out_channels).
+template <bool ANY, class Value> void resample(const Block &block, const Op *ops) {
     assert(block.domain != SINGLES && block.domain != TILES_4X4 && block.domain != TILES_2X2);
-    switch (block.context->resamplings[op.resampling].taps_per_axis) {
-    case 1: resample_from<ANY, Value, 1>(block, op); break;
-    case 2: resample_from<ANY, Value, 2>(block, op); break;
-    case 3: resample_from<ANY, Value, 3>(block, op); break;
+    const int side = block.context->resamplings[ops->resampling].taps_per_axis;
+    switch (10 * side + ops->parts) {
+    case 11: resample_from<ANY, Value, 1, 1>(block, ops); break;
+    case 12: resample_from<ANY, Value, 1, 2>(block, ops); break;
+    case 13: resample_from<ANY, Value, 1, 3>(block, ops); break;
+    case 21: resample_from<ANY, Value, 2, 1>(block, ops); break;
+    case 22: resample_from<ANY, Value, 2, 2>(block, ops); break;
+    case 23: resample_from<ANY, Value, 2, 3>(block, ops); break;
+    case 31: resample_from<ANY, Value, 3, 1>(block, ops); break;
+    default: assert(false);
     }
 }
 

@@ -1,0 +1,187 @@
+"""Runs `adpc load`: makes a plan of the arguments, measures, and prints the report."""
+
+import argparse
+import asyncio
+import gc
+import importlib
+import json
+import random
+import sys
+from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import asdict
+from itertools import islice, repeat, takewhile
+from math import inf
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from adpc_client.arguments import UsageError
+from adpc_client.async_client import AsyncClient
+from adpc_client.errors import ConnectionFailedError
+from adpc_client.images import encode_image
+from adpc_client.load.arrivals import PoissonArrivals, camera_frames
+from adpc_client.load.command_line import mix
+from adpc_client.load.http_transport import MEDIA_TYPES
+from adpc_client.load.measurement import measure
+from adpc_client.load.outcome import LoadMeasurement
+from adpc_client.load.payloads import street
+from adpc_client.load.plan import LoadTestPlan, Loop, Mix, RequestMix, draw_requests
+from adpc_client.load.plot import check_plotting, plot
+from adpc_client.load.report import summarise
+from adpc_client.load.runner import LoadRunner
+from adpc_client.load.table import table
+from adpc_client.load.trace import read_trace, write_trace
+from adpc_client.load.transport import is_loopback
+
+_COUNT = 200
+_FPS = 10.0
+_DEADLINE_MS = 200.0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Put the server under load and print the figures of its answers."""
+    if not args.yes and not is_loopback(urlsplit(args.url).hostname or ""):
+        raise UsageError(f"{args.url} is not this machine; add --yes if you may put that server under load")
+    plan = make_plan(args)
+    utility = None if args.utility is None else read_utility(args.utility)
+    if args.plot:
+        check_plotting()
+    measured = _run(_measure(args.url, plan))
+    report = summarise(measured, plan.grace_ms, utility)
+    if args.save_trace:
+        write_trace(args.save_trace, (outcome.as_offered() for outcome in measured.outcomes if outcome.sent))
+    if args.plot:
+        plot(measured.outcomes, plan.grace_ms, args.plot)
+    print(json.dumps(asdict(report)) if args.json else table(report))
+    return 1 if report.faults else 0
+
+
+def make_plan(args: argparse.Namespace) -> LoadTestPlan:
+    """The plan that the arguments ask for. Raises UsageError if they contradict each other."""
+    _check(args)
+    loop, arrivals = _arrivals(args)
+    return LoadTestPlan(
+        requests=list(draw_requests(arrivals, _mix(args), args.seed)),
+        images=[encode_image(path)[0] for path in args.image] or [street(args.seed)],
+        loop=loop,
+        users=args.concurrency,
+        protocol=args.protocol,
+        encoding=args.encoding,
+        options=dict(args.option),
+        connections_per_client=args.connections_per_client,
+        max_open=args.max_open,
+        grace_ms=args.grace_ms,
+    )
+
+
+class ProgressLine:
+    """Says what has happened so far, in one line."""
+
+    def __init__(self, grace_ms: float) -> None:
+        self._grace_ms = grace_ms
+        self._seen = self._in_time = self._faults = 0
+
+    def text(self, runner: LoadRunner) -> str:
+        for outcome in runner.outcomes[self._seen :]:
+            self._in_time += outcome.exit_in_time(self._grace_ms) > 0
+            self._faults += outcome.reply.fault
+        self._seen = len(runner.outcomes)
+        share = f"{self._in_time / self._seen:.1%}" if self._seen else "none"
+        return f"{runner.now_s:6.1f} s  {self._seen} ended, {share} in time  {runner.open} open  {self._faults} faults"
+
+
+def _check(args: argparse.Namespace) -> None:
+    contradictions = {
+        "--arrivals describes --rate; give that, too": args.arrivals and not args.rate,
+        "--fps describes --cameras; give that, too": args.fps and not args.cameras,
+        "--speed describes --trace; give that, too": args.speed and not args.trace,
+        "--clients does not go with --cameras; each camera is a client": args.clients and args.cameras,
+        "--seconds does not go with a closed loop; give --count": args.seconds
+        and not (args.rate or args.cameras or args.trace),
+        "--cancel and --hang-up are above 1 together; lower one": args.cancel + args.hang_up > 1,
+        "--encoding delta goes with --protocol stream only": args.protocol == "http"
+        and args.encoding not in (None, *MEDIA_TYPES),
+    }
+    for sentence, holds in contradictions.items():
+        if holds:
+            raise UsageError(sentence)
+
+
+def _arrivals(args: argparse.Namespace) -> tuple[Loop, Iterable[Mapping[str, Any]]]:
+    """Who decides when requests are sent, when they are due, and what else is given of each."""
+    chance = random.Random(f"{args.seed} arrivals")
+    loop: Loop = "open"
+    arrivals: Iterable[Mapping[str, Any]]
+    if args.trace:
+        arrivals = [{**given, "at_s": given["at_s"] / (args.speed or 1.0)} for given in read_trace(args.trace)]
+    elif args.cameras:
+        loop = "cameras"
+        frames = camera_frames(args.cameras, args.fps or _FPS, chance)
+        arrivals = ({"at_s": at_s, "client": camera} for at_s, camera in frames)
+    elif args.rate:
+        process = (args.arrivals or PoissonArrivals)(args.rate)
+        arrivals = ({"at_s": at_s} for at_s in process.moments(chance))
+    else:
+        loop, arrivals = "closed", repeat({"at_s": 0.0})
+    count = args.count or (None if args.seconds or args.trace else _COUNT)
+    return loop, islice(takewhile(lambda given: given["at_s"] < (args.seconds or inf), arrivals), count)
+
+
+def _mix(args: argparse.Namespace) -> RequestMix:
+    deadline_ms = 1000 / (args.fps or _FPS) if args.cameras else _DEADLINE_MS
+    return RequestMix(
+        deadlines_ms=args.deadline_ms or Mix.of((deadline_ms, deadline_ms)),
+        sizes=args.size or Mix.of(None),
+        models=mix(_model)(args.model) if args.model else Mix.of(None),
+        priorities=args.priority or Mix.of(None),
+        clients=args.clients or Mix.of("0"),
+        cancel_share=args.cancel,
+        hang_up_share=args.hang_up,
+    )
+
+
+def _model(name: str) -> str | None:
+    return name
+
+
+def read_utility(text: str) -> tuple[float, ...]:
+    """The value of each exit: from a list, or from a model's `gains.json`, whose means add up to them."""
+    path = Path(text)
+    try:
+        if not path.is_file():
+            return tuple(float(part) for part in text.split(","))
+        gains = [float(gain["mean"]) for gain in json.loads(path.read_text())["exits"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--utility {text!r} is neither a value for each exit, such as 0.48,0.53, nor a gains.json"
+        ) from error
+    return tuple(sum(gains[: index + 1]) for index in range(len(gains)))
+
+
+async def _measure(url: str, plan: LoadTestPlan) -> LoadMeasurement:
+    async with AsyncClient(url) as client:
+        if not await client.ready():
+            raise ConnectionFailedError(f"{url} is not ready: it is starting or draining")
+    line = ProgressLine(plan.grace_ms)
+    shown = sys.stderr.isatty()
+
+    def show(runner: LoadRunner) -> None:
+        print(f"\r\033[K{line.text(runner)}", end="", file=sys.stderr, flush=True)
+
+    gc.freeze()  # what is there by now stays; a collector that looked through it would hold up what is due
+    try:
+        return await measure(url, plan, show if shown else None)
+    finally:
+        gc.unfreeze()
+        if shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _run(measuring: Coroutine[Any, Any, LoadMeasurement]) -> LoadMeasurement:
+    """Run on uvloop where it is installed: it takes less of the processor."""
+    try:
+        fast = importlib.import_module("uvloop")
+    except ImportError:
+        return asyncio.run(measuring)
+    result: LoadMeasurement = fast.run(measuring)
+    return result

@@ -1,0 +1,78 @@
+"""What the process of a runtime does when the benchmark asks it to, and how such a process is started and ended."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bench import accuracy, profile, workload
+from models.bench.accuracy import Accuracy
+from models.bench.cases import BenchCase
+from models.bench.profile import StepProfile
+from models.bench.runtimes import Runtime, export, start
+
+_started: dict[BenchCase, Runtime] = {}
+"""What this process has made ready."""
+
+
+def load(case: BenchCase, folder: Path) -> tuple[list[NDArray[np.float32]], str]:
+    """Exports a case into `folder` and starts it in this process. Returns its scores at every exit, float32
+    (1, C, h, w), and its precision. Raises RuntimeError if the runtime is missing or fails."""
+    try:
+        export(case, folder)
+        runtime = _started[case] = start(case, folder)
+        scores = [np.asarray(each) for each in runtime.run(workload.inputs(case)).scores]
+        return scores, runtime.precision()
+    # torch.compile without a compiler raises an error that pickles badly.
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise RuntimeError(str(error).splitlines()[0]) from None
+
+
+def timed(case: BenchCase, number: int) -> list[float]:
+    """Seconds to every exit of a case that is loaded, on its input of that number."""
+    run, inputs = _started[case].run, workload.inputs(case, number)
+    run(inputs)  # brings its memory back, and lets the threads of the runtime before fall asleep
+    return run(inputs).seconds
+
+
+def scored(case: BenchCase) -> Accuracy:
+    """The accuracy of a case that is loaded, and has a trained model."""
+    return accuracy.score(case, _started[case].run)
+
+
+def profiled(case: BenchCase, repeats: int) -> list[StepProfile]:
+    """Where the time of a case that is loaded goes, if the sparse executor runs it."""
+    return profile.profile(case, _started[case].model, repeats)
+
+
+def peak(case: BenchCase, folder: Path) -> int | None:
+    """The most bytes that are resident while a process that has exported nothing serves one image, those of the model
+    included. None where this is not Linux."""
+    run, inputs = start(case, folder).run, workload.inputs(case)
+    run(inputs)
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():
+        return None
+    reset.write_text("5")  # forgets the peak so far: loading and compiling are not serving
+    run(inputs)
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def process() -> Iterator[ProcessPoolExecutor]:
+    """A fresh process, which has loaded nothing yet. Ctrl-C ends it at once."""
+    spawn = multiprocessing.get_context("spawn")
+    # The terminal interrupts all processes; the parent's one line is enough.
+    with ProcessPoolExecutor(1, spawn, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
