@@ -204,6 +204,7 @@ def test_the_command_from_a_model_directory_to_figures(
         (["--seeds", "0"], 1, "--seeds is 0; it must be above 0"),
         (["--load", "1", "0"], 1, "--load is 0; it must be above 0"),
         (["--front-end-ms", "1", "0", "1"], 1, "--front-end-ms is 0; all three must be above 0"),
+        (["--cores", "1"], 1, "--cores is 1; it must be 0, or at least 2"),
         (["--precision", "int8"], 1, "tiny has no gains-int8.json; measure it: python -m models calibrate"),
         (["--model", "other"], 1, "no model is called 'other'"),
         (["--trace", "none.jsonl"], 1, "none.jsonl"),

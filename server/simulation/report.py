@@ -29,8 +29,7 @@ def _row(result: DisciplineResult) -> str:
 
 
 def plot(results: Sequence[LoadResult], path: Path) -> None:
-    """Utility over load, a curve for each discipline; the bound is dashed. Raises ValueError
-    without matplotlib."""
+    """Utility over load, a curve for each discipline; the bound is dashed. Raises ValueError without matplotlib."""
     try:
         import matplotlib as mpl  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
