@@ -15,7 +15,7 @@ from models.directory import fingerprint
 from server.__main__ import main as serve
 from server.simulation import command, experiment
 from server.simulation.device import RequestOutcome
-from server.simulation.experiment import OURS, Blocks, Estimate, Experiment, LoadResult, PolicyResult, resampled
+from server.simulation.experiment import OURS, Blocks, DisciplineResult, Estimate, Experiment, LoadResult, resampled
 from server.simulation.report import plot, table
 from server.simulation.traffic import PROCESSES, Arrival, read_trace
 from server.simulation.workload import FrontEnd, rate_1x
@@ -81,7 +81,7 @@ def test_a_wrong_trace_says_where(tmp_path: Path, text: str, message: str) -> No
 # --- the experiment ---
 
 
-def test_an_experiment_compares_all_policies_on_the_same_requests() -> None:
+def test_an_experiment_compares_all_disciplines_on_the_same_requests() -> None:
     said: list[str] = []
     plan = Experiment(
         WORKLOAD, FrontEnd(), PROCESSES["gamma"], loads=(1.0, 3.0), seeds=2, duration_s=0.7, progress=said.append
@@ -89,15 +89,15 @@ def test_an_experiment_compares_all_policies_on_the_same_requests() -> None:
     calm, busy = plan.run()
     assert (calm.load, busy.load) == (1.0, 3.0) and busy.rate == pytest.approx(3 * rate_1x(MODEL, FrontEnd()))
     assert busy.requests > 2 * calm.requests and said[0] == f"load 1: {OURS}"
-    names = [policy.policy for policy in calm.policies]
+    names = [discipline.discipline for discipline in calm.disciplines]
     assert names[0] == OURS and names[-1] == "bound" and any(name.startswith("best fixed exit (") for name in names)
     for result in (calm, busy):
-        ours, limit = result.policies[0], result.policies[-1]
+        ours, limit = result.disciplines[0], result.disciplines[-1]
         assert ours.lead == Estimate(0, 0, 0) and sum(ours.exits) == pytest.approx(1)
-        for policy in result.policies[:-1]:
-            assert policy.utility.low <= policy.utility.mean <= policy.utility.high
-            assert policy.utility.mean <= limit.utility.mean + 1e-9
-            assert policy.lead.mean == pytest.approx(ours.utility.mean - policy.utility.mean)
+        for discipline in result.disciplines[:-1]:
+            assert discipline.utility.low <= discipline.utility.mean <= discipline.utility.high
+            assert discipline.utility.mean <= limit.utility.mean + 1e-9
+            assert discipline.lead.mean == pytest.approx(ours.utility.mean - discipline.utility.mean)
         assert limit.lead.mean == pytest.approx(ours.utility.mean - limit.utility.mean)
     assert list(plan.run()) == [calm, busy]
 
@@ -112,13 +112,13 @@ def test_a_trace_is_replayed_as_it_is() -> None:
 def test_the_best_fixed_exit_is_chosen_in_hindsight(monkeypatch: pytest.MonkeyPatch) -> None:
     worth = {1: 0.5, 2: 0.6, 3: 0.55, 4: 0.1}
 
-    def simulated(requests: list[object], policy: object, front_end: FrontEnd) -> list[RequestOutcome]:
-        exit_index = getattr(policy, "_exit", 1)
+    def simulated(requests: list[object], discipline: object, front_end: FrontEnd) -> list[RequestOutcome]:
+        exit_index = getattr(discipline, "_exit", 1)
         return [RequestOutcome(each, exit_index, worth[exit_index], 0.0) for each in requests]  # type: ignore[arg-type]
 
     monkeypatch.setattr(experiment, "simulate", simulated)
     (result,) = Experiment(WORKLOAD, FrontEnd(), PROCESSES["poisson"], loads=(1.0,), seeds=1, duration_s=1.0).run()
-    found = {policy.policy: policy.utility.mean for policy in result.policies}
+    found = {discipline.discipline: discipline.utility.mean for discipline in result.disciplines}
     assert found["best fixed exit (2)"] == pytest.approx(0.6) and found["EDF with drop"] == pytest.approx(0.1)
 
 
@@ -143,9 +143,13 @@ RESULT = LoadResult(
     50.0,
     1000,
     (
-        PolicyResult(OURS, Estimate(0.6, 0.58, 0.62), Estimate(0.01, 0.0, 0.02), Estimate(0, 0, 0), (0.01, 0.9, 0.09)),
-        PolicyResult("FIFO", Estimate(0.3, 0.2, 0.4), Estimate(0.5, 0.4, 0.6), Estimate(0.3, 0.2, 0.4), (0.5, 0, 0.5)),
-        PolicyResult("bound", Estimate(0.7, 0.7, 0.7), Estimate(0, 0, 0), Estimate(-0.1, -0.12, -0.08)),
+        DisciplineResult(
+            OURS, Estimate(0.6, 0.58, 0.62), Estimate(0.01, 0.0, 0.02), Estimate(0, 0, 0), (0.01, 0.9, 0.09)
+        ),
+        DisciplineResult(
+            "FIFO", Estimate(0.3, 0.2, 0.4), Estimate(0.5, 0.4, 0.6), Estimate(0.3, 0.2, 0.4), (0.5, 0, 0.5)
+        ),
+        DisciplineResult("bound", Estimate(0.7, 0.7, 0.7), Estimate(0, 0, 0), Estimate(-0.1, -0.12, -0.08)),
     ),
 )
 
@@ -153,7 +157,7 @@ RESULT = LoadResult(
 def test_the_table_by_hand() -> None:
     assert list(table(RESULT)) == [
         "load 2x: 50.0 requests a second, 1000 in all; intervals cover 95 %",
-        "  policy                           utility                 behind this server by   no answer   exits 1, 2, .. "
+        "  discipline                       utility                 behind this server by   no answer   exits 1, 2, .. "
         "in %",
         "  bound                            0.7000 (0.700-0.700)    -0.1000 (-0.120 -0.080)",
         "  this server                      0.6000 (0.580-0.620)                               1.00%   90.0  9.0",
@@ -184,7 +188,7 @@ def test_the_command_from_a_model_directory_to_figures(
     assert serve() == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["model"], said["precision"], said["machine"]) == ("tiny", "fp32", "a machine")
-    assert said["loads"][0]["load"] == 1 and said["loads"][0]["policies"][0]["policy"] == OURS
+    assert said["loads"][0]["load"] == 1 and said["loads"][0]["disciplines"][0]["discipline"] == OURS
     (tmp_path / "budget.toml").write_text("[models.tiny]\nmax_exit = 1\n")
     assert command.main(["--models", str(models), *BRIEF, "--budget", str(tmp_path / "budget.toml")]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -200,6 +204,7 @@ def test_the_command_from_a_model_directory_to_figures(
         (["--seeds", "0"], 1, "--seeds is 0; it must be above 0"),
         (["--load", "1", "0"], 1, "--load is 0; it must be above 0"),
         (["--front-end-ms", "1", "0", "1"], 1, "--front-end-ms is 0; all three must be above 0"),
+        (["--cores", "1"], 1, "--cores is 1; it must be 0, or at least 2"),
         (["--precision", "int8"], 1, "tiny has no gains-int8.json; measure it: python -m models calibrate"),
         (["--model", "other"], 1, "no model is called 'other'"),
         (["--trace", "none.jsonl"], 1, "none.jsonl"),

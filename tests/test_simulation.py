@@ -1,4 +1,4 @@
-"""The simulated server: events, baselines by hand, the server's own policy, and that nothing exceeds the bound."""
+"""The simulated server: events, baselines by hand, the server's own discipline, and that nothing exceeds the bound."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from server.simulation.baselines import (
     StabilityScore,
 )
 from server.simulation.bound import Market, bound
-from server.simulation.device import LATE_S, SEND_S, Policy, RequestOutcome, SimulatedServer, simulate
+from server.simulation.device import LATE_S, SEND_S, Discipline, RequestOutcome, SimulatedServer, simulate
 from server.simulation.served import Served
 from server.simulation.traffic import PROCESSES
 from server.simulation.workload import FrontEnd, SimulatedModel, SimulatedRequest, Workload, rate_1x
@@ -73,7 +73,7 @@ def served(policies: Policies | None = None) -> Served:
     return Served(WORKLOAD.models, policies or Policies())
 
 
-POLICIES: dict[str, Callable[[], Policy]] = {
+DISCIPLINES: dict[str, Callable[[], Discipline]] = {
     "fifo": Fifo,
     "fifo-cancelled": FifoCancelled,
     "edf": Edf,
@@ -85,12 +85,12 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 }
 
 
-def exits(policy: Policy, *requests: SimulatedRequest, front_end: FrontEnd = FREE) -> list[int]:
-    return [outcome.exit for outcome in simulate(requests, policy, front_end)]
+def exits(discipline: Discipline, *requests: SimulatedRequest, front_end: FrontEnd = FREE) -> list[int]:
+    return [outcome.exit for outcome in simulate(requests, discipline, front_end)]
 
 
 @pytest.mark.parametrize(
-    ("policy", "reached"),
+    ("discipline", "reached"),
     [
         # A 0-30; B 30-40, is answered at 44 and computed until 60; C would have exit 1 at 70, after its 65.5
         (Fifo, [2, 1, 0]),
@@ -107,9 +107,9 @@ def exits(policy: Policy, *requests: SimulatedRequest, front_end: FrontEnd = FRE
         (StabilityScore, [2, 1, 1]),
     ],
 )
-def test_three_requests_by_hand(policy: Callable[[], Policy], reached: list[int]) -> None:
+def test_three_requests_by_hand(discipline: Callable[[], Discipline], reached: list[int]) -> None:
     """Stages of 10 and 20 ms. A comes at 0 and has until 99, B comes at 1 and has until 44, C at 2, until 65.5."""
-    assert exits(policy(), request(0, 0, 99), request(1, 1, 44), request(2, 2, 65.5)) == reached
+    assert exits(discipline(), request(0, 0, 99), request(1, 1, 44), request(2, 2, 65.5)) == reached
 
 
 def test_the_front_end_slows_the_worker_down() -> None:
@@ -167,12 +167,12 @@ class Once(dict[int, RequestOutcome]):
         super().__setitem__(key, outcome)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", DISCIPLINES)
 @pytest.mark.parametrize("kind", ["gamma", "cameras"])
 def test_every_request_ends_once_and_the_same_way_again(name: str, kind: str) -> None:
     front_end = FrontEnd()
     requests = WORKLOAD.draw(PROCESSES[kind], 2 * rate_1x(MODEL, front_end), 1.5, seed=1)
-    server = SimulatedServer(POLICIES[name](), front_end)
+    server = SimulatedServer(DISCIPLINES[name](), front_end)
     server.outcomes = Once()
     for each in requests:
         server.expect(each)
@@ -182,7 +182,7 @@ def test_every_request_ends_once_and_the_same_way_again(name: str, kind: str) ->
         assert 0 <= outcome.exit <= 4 and outcome.request.arrived_s < outcome.end_s
         assert outcome.end_s < outcome.request.deadline_s + 0.02 or name == "edf", "the engine answers at the deadline"
         assert outcome.utility in (0.0, outcome.request.utility(outcome.exit))
-    again = simulate(requests, POLICIES[name](), front_end)
+    again = simulate(requests, DISCIPLINES[name](), front_end)
     assert again == [server.outcomes[each.key] for each in requests]
 
 
@@ -191,7 +191,7 @@ def test_the_same_seed_gives_the_same_requests() -> None:
     assert first == again != other
 
 
-# --- the server's own policy ---
+# --- the server's own discipline ---
 
 
 def test_the_server_refuses_by_the_head_what_would_be_late() -> None:
@@ -226,7 +226,7 @@ def test_budgets_limit_the_server(policies: Policies, reached: list[int]) -> Non
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_no_policy_exceeds_the_bound(seed: int) -> None:
+def test_no_discipline_exceeds_the_bound(seed: int) -> None:
     """Small instances with all kinds of costs and utilities, some of which fall from one exit to the next."""
     random = np.random.default_rng(seed)
     requests = []
@@ -237,7 +237,7 @@ def test_no_policy_exceeds_the_bound(seed: int) -> None:
     front_end = FrontEnd() if seed % 2 else FREE
     limit = bound(requests, front_end)
     assert limit <= sum(max(0.0, *each.profile.utility) for each in requests) + 1e-9
-    for name, make in POLICIES.items():
+    for name, make in DISCIPLINES.items():
         total = sum(outcome.utility for outcome in simulate(requests, make(), front_end))
         assert total <= limit + 1e-9, name
     market = Market(requests, front_end, 0.05)

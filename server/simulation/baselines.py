@@ -1,5 +1,5 @@
-"""The policies that the server's own is compared with. All admit everything, know what stages usually take, and answer
-with the newest exit that is there by the deadline; they differ in whose stage comes next.
+"""The disciplines that the server's own is compared with. All admit everything, know what stages usually take, and
+answer with the newest exit that is there by the deadline. They differ in whose stage comes next.
 """
 
 import math
@@ -11,7 +11,7 @@ from server.simulation.device import SimulatedJob
 
 
 class Baseline(ABC):
-    """A policy that looks at the jobs of the worker and chooses one."""
+    """A discipline that looks at the jobs of the worker and chooses one."""
 
     def __init__(self) -> None:
         self.jobs: dict[int, SimulatedJob] = {}
@@ -32,7 +32,7 @@ class Baseline(ABC):
         return SLICE_S
 
     def ran(self, job: SimulatedJob, seconds: float, now_s: float, *, exited: bool) -> None:  # noqa: B027
-        """See `Policy.ran`."""
+        """See `Discipline.ran`."""
 
     def remove(self, job: SimulatedJob, now_s: float) -> None:
         self.jobs.pop(job.request.key, None)
@@ -115,10 +115,10 @@ class StabilityScore(Baseline):
     """EdgeServing (Cao et al., arXiv:2605.05527, 2026): at every decision, the model and the exit to which its oldest
     job is run without interruption, so that the predicted effect on all waiting jobs is least.
 
-    Its effect, if it takes until t, is the sum over all jobs of -log(time that is left at t / time from arrival to
-    deadline), the penalty in the authors' published code, which grows without bound as a deadline comes near; plus
-    `WEIGHT` times the utility that the exit misses. There are no batches here. A job that cannot reach exit 1 in time
-    is dropped.
+    This follows the paper's abstract; its formula was not at hand. The effect of a decision that takes until t is the
+    sum over all jobs of -log(time that is left at t / time from arrival to deadline), which grows without bound as a
+    deadline comes near (the penalty in a public repository of the paper's name), plus `WEIGHT` times the utility that
+    the exit misses. There are no batches here. A job that cannot reach exit 1 in time is dropped.
     """
 
     WEIGHT = 2.0

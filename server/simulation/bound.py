@@ -1,4 +1,4 @@
-"""A bound that no policy can exceed, not even one that knows all arrivals, costs and utilities beforehand.
+"""A bound that no discipline can exceed, not even one that knows all arrivals, costs and utilities beforehand.
 
 A schedule gives each request device seconds between its arrival and its deadline, and an exit for them. Time is divided
 into cells, and each second of cell t gets a price p_t >= 0, a Lagrange multiplier. If every request were free to buy
@@ -36,7 +36,7 @@ PATIENCE = 5
 
 
 def bound(requests: Sequence[SimulatedRequest], front_end: FrontEnd, cells_s: Sequence[float] = CELLS_S) -> float:
-    """A total utility that no policy exceeds on these requests."""
+    """A total utility that no discipline exceeds on these requests."""
     lowest, multipliers = np.inf, None
     for cell_s in cells_s:
         market = Market(requests, front_end, cell_s)

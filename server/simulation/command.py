@@ -64,6 +64,13 @@ def parser() -> argparse.ArgumentParser:
         "send an answer; default: 0.4 2.2 1.4",
     )
     found.add_argument(
+        "--cores",
+        type=int,
+        default=2,
+        help="cores that the worker computes on, of which the front end takes one while it works; 0: the worker has a "
+        "device of its own; default: 2",
+    )
+    found.add_argument(
         "--budget", type=Path, metavar="FILE", help="budget file of this server; the simulation begins at midnight UTC"
     )
     found.add_argument("--json", action="store_true", help="print figures as JSON")
@@ -79,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ServerError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ServerError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -89,7 +96,8 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     catalog = read_catalog(args.models, args.model)
     models = measured(catalog, args.precision)
-    front_end = FrontEnd(*(milliseconds / 1000 for milliseconds in args.front_end_ms))
+    head_s, image_s, reply_s = (milliseconds / 1000 for milliseconds in args.front_end_ms)
+    front_end = FrontEnd(head_s, image_s, reply_s, speed_left=1 - 1 / args.cores if args.cores else 1.0)
     workload = Workload(models, tuple(args.deadline_ms))
     experiment = Experiment(
         workload,
@@ -126,6 +134,8 @@ def check(args: argparse.Namespace) -> None:
     for name, values in (("load", args.load), ("seeds", [args.seeds]), ("duration-s", [args.duration_s])):
         if min(values) <= 0:
             raise ValueError(f"--{name} is {min(values):g}; it must be above 0")
+    if args.cores < 0 or args.cores == 1:
+        raise ValueError(f"--cores is {args.cores}; it must be 0, or at least 2")
     if min(args.front_end_ms) <= 0:
         raise ValueError(f"--front-end-ms is {min(args.front_end_ms):g}; all three must be above 0")
 

@@ -1,9 +1,9 @@
 """The simulated server: a front end and one worker, which share a device, as a simulation of discrete events.
 
-The front end does one thing at a time, answers before images, and slows the worker down meanwhile. A policy admits
+The front end does one thing at a time, answers before images, and slows the worker down meanwhile. A discipline admits
 requests, and says whose next stage the worker computes. The worker asks it again after every slice and every exit. A
-request is answered when its policy lets go of it, but at the latest when its deadline, less what the reply needs,
-comes, with the newest exit that is finished then. This holds for every policy.
+request is answered when its discipline lets go of it, but at the latest when its deadline, less what the reply needs,
+comes, with the newest exit that is finished then. This holds for every discipline.
 """
 
 import heapq
@@ -25,8 +25,8 @@ LATE_S = 0.005
 
 class SimulatedJob:
     """The computation of a request. `exit`: the newest exit, 0 for none. `spent_s`: seconds that the worker has given
-    to the stage after it. `left_s`: those that the stage still needs, which no policy knows. `answered`: the exit of
-    the answer; None while the request waits for one. `image_parts`: what is left of the image to receive and decode.
+    to the stage after it. `left_s`: those that the stage still needs, which no discipline knows. `answered`: the exit
+    of the answer; None while the request waits for one. `image_parts`: what is left of the image to receive and decode.
     """
 
     __slots__ = ("answered", "compute_deadline_s", "exit", "image_parts", "left_s", "request", "spent_s")
@@ -46,7 +46,7 @@ class SimulatedJob:
         return sum(stages_s) - min(self.spent_s, stages_s[0])
 
 
-class Policy(Protocol):
+class Discipline(Protocol):
     """What decides in a simulated server."""
 
     def admits(self, job: SimulatedJob, now_s: float) -> bool:
@@ -59,13 +59,13 @@ class Policy(Protocol):
         """The job whose next stage to go on with, and those to answer as they are."""
 
     def slice_s(self, job: SimulatedJob, now_s: float) -> float:
-        """How long it goes on before the policy is asked again."""
+        """How long it goes on before the discipline is asked again."""
 
     def ran(self, job: SimulatedJob, seconds: float, now_s: float, *, exited: bool) -> None:
         """The worker has computed for a job. `exited`: that completed an exit."""
 
     def remove(self, job: SimulatedJob, now_s: float) -> None:
-        """A request was answered or given up. Its policy may still have its job computed."""
+        """A request was answered or given up. Its discipline may still have its job computed."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class RequestOutcome:
     given_up: bool = False
 
 
-def simulate(requests: Sequence[SimulatedRequest], policy: Policy, front_end: FrontEnd) -> list[RequestOutcome]:
+def simulate(requests: Sequence[SimulatedRequest], discipline: Discipline, front_end: FrontEnd) -> list[RequestOutcome]:
     """How each request ends, in the order of `requests`."""
-    server = SimulatedServer(policy, front_end)
+    server = SimulatedServer(discipline, front_end)
     for request in requests:
         server.expect(request)
     server.run()
@@ -94,9 +94,9 @@ def simulate(requests: Sequence[SimulatedRequest], policy: Policy, front_end: Fr
 class SimulatedServer:
     """The events to come, the front end's work to do, and the worker's slice."""
 
-    def __init__(self, policy: Policy, front_end: FrontEnd) -> None:
+    def __init__(self, discipline: Discipline, front_end: FrontEnd) -> None:
         self.outcomes: dict[int, RequestOutcome] = {}
-        self._policy = policy
+        self._discipline = discipline
         self._front_end = front_end
         self._now_s = 0.0
         self._number = count()
@@ -157,7 +157,7 @@ class SimulatedServer:
 
     def _read_head(self, job: SimulatedJob) -> None:
         if job.answered is None:
-            if self._policy.admits(job, self._now_s):
+            if self._discipline.admits(job, self._now_s):
                 self._images.append(job)
                 self._at(job.compute_deadline_s, self._due, job)
             else:
@@ -171,7 +171,7 @@ class SimulatedServer:
             if job.image_parts:
                 self._images.append(job)
             else:
-                self._policy.submit(job, self._now_s)
+                self._discipline.submit(job, self._now_s)
                 if self._running is None:
                     self._turn()
         self._worked()
@@ -199,13 +199,13 @@ class SimulatedServer:
         if job.request.key not in self.outcomes:
             if job.answered is None:
                 job.answered = 0
-                self._policy.remove(job, self._now_s)
+                self._discipline.remove(job, self._now_s)
             self.outcomes[job.request.key] = RequestOutcome(job.request, job.answered, 0.0, self._now_s, given_up=True)
 
     def _answer(self, job: SimulatedJob) -> None:
         """Reply with the newest exit, though the worker may be within a slice of the next one."""
         job.answered = job.exit
-        self._policy.remove(job, self._now_s)
+        self._discipline.remove(job, self._now_s)
         if job.answered:
             self._replies.append(job)
             self._work()
@@ -222,14 +222,14 @@ class SimulatedServer:
 
     def _turn(self) -> None:
         """Begin the next slice, or wait."""
-        job, ended = self._policy.next(self._now_s)
+        job, ended = self._discipline.next(self._now_s)
         for each in ended:
             if each.answered is None:
                 self._answer(each)
         self._running = job
         if job is not None:
             self._began_s = self._since_s = self._now_s
-            self._slice_s = self._slice_left_s = min(self._policy.slice_s(job, self._now_s), job.left_s)
+            self._slice_s = self._slice_left_s = min(self._discipline.slice_s(job, self._now_s), job.left_s)
             self._slice_end = self._at(self._now_s + self._slice_left_s / self._speed, self._end_slice, job)
 
     def _pace(self, speed: float) -> None:
@@ -250,5 +250,5 @@ class SimulatedServer:
             job.spent_s, job.left_s = 0.0, 0.0 if job.exit == job.request.exits else job.request.stage_s[job.exit]
         else:
             job.spent_s, job.left_s = job.spent_s + seconds, job.left_s - self._slice_s
-        self._policy.ran(job, seconds, self._now_s, exited=exited)
+        self._discipline.ran(job, seconds, self._now_s, exited=exited)
         self._turn()

@@ -1,4 +1,5 @@
-"""The experiment: every policy on the same requests, at several loads and seeds, with intervals by block bootstrap."""
+"""The experiment: every discipline on the same requests, at several loads and seeds, with intervals by block
+bootstrap."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from server.requests.policies import Policies
 from server.simulation.baselines import Edf, Fifo, FifoCancelled, FixedExit, LeastAttained, StabilityScore
 from server.simulation.bound import bound
-from server.simulation.device import Policy, RequestOutcome, simulate
+from server.simulation.device import Discipline, RequestOutcome, simulate
 from server.simulation.served import Served
 from server.simulation.traffic import Arrival, Process
 from server.simulation.workload import FrontEnd, SimulatedRequest, Workload, rate_1x
@@ -23,7 +24,7 @@ SHARE = 0.95
 """What the intervals cover."""
 
 OURS, BOUND = "this server", "bound"
-BASELINES: dict[str, Callable[[], Policy]] = {
+BASELINES: dict[str, Callable[[], Discipline]] = {
     "FIFO to completion": Fifo,
     "FIFO, cancelled at the deadline": FifoCancelled,
     "EDF to completion": Edf,
@@ -42,8 +43,8 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class PolicyResult:
-    """What one policy achieves at one load.
+class DisciplineResult:
+    """What one discipline achieves at one load.
 
     `utility`: mean over all requests, 0 for those without an answer. `without`: the share of those. `exits`: the share
     of the requests that were answered with each exit, from 0. `lead`: by how much this server's utility is larger, with
@@ -51,7 +52,7 @@ class PolicyResult:
     99.9th percentile of the answers.
     """
 
-    policy: str
+    discipline: str
     utility: Estimate
     without: Estimate
     lead: Estimate
@@ -61,12 +62,12 @@ class PolicyResult:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What all policies achieve at one load, this server first and the bound last. `rate`: requests a second."""
+    """What all disciplines achieve at one load, this server first and the bound last. `rate`: requests a second."""
 
     load: float
     rate: float
     requests: int
-    policies: tuple[PolicyResult, ...]
+    disciplines: tuple[DisciplineResult, ...]
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ class Experiment:
     def _compare(self, load: float, rate: float) -> LoadResult:
         runs = [self._requests(rate, seed) for seed in range(self.seeds)]
         blocks = Blocks([request for run in runs for request in run], [len(run) for run in runs])
-        policies: dict[str, Callable[[], Policy]] = {OURS: self._served, **BASELINES}
-        found = {name: self._outcomes(name, load, runs, make) for name, make in policies.items()}
+        disciplines: dict[str, Callable[[], Discipline]] = {OURS: self._served, **BASELINES}
+        found = {name: self._outcomes(name, load, runs, make) for name, make in disciplines.items()}
         found |= self._fixed(load, runs)
         self.progress(f"load {load:g}: {BOUND}")
         bounds = np.array([bound(run, self.front_end) for run in runs])
@@ -110,7 +111,7 @@ class Experiment:
         sizes = np.array([len(run) for run in runs])
         per_seed = np.array([each.sum() for each in np.split(ours, np.cumsum(sizes)[:-1])])
         nothing = Estimate(0.0, 0.0, 0.0)
-        results.append(PolicyResult(BOUND, resampled(bounds, sizes), nothing, resampled(per_seed - bounds, sizes)))
+        results.append(DisciplineResult(BOUND, resampled(bounds, sizes), nothing, resampled(per_seed - bounds, sizes)))
         return LoadResult(load, rate, requests, tuple(results))
 
     def _requests(self, rate: float, seed: int) -> list[SimulatedRequest]:
@@ -118,11 +119,11 @@ class Experiment:
             return self.workload.requests(self.traffic, np.random.default_rng(seed))
         return self.workload.draw(self.traffic, rate, self.duration_s, seed)
 
-    def _served(self) -> Policy:
+    def _served(self) -> Discipline:
         return Served(self.workload.models, self.policies)
 
     def _outcomes(
-        self, name: str, load: float, runs: Sequence[Sequence[SimulatedRequest]], make: Callable[[], Policy]
+        self, name: str, load: float, runs: Sequence[Sequence[SimulatedRequest]], make: Callable[[], Discipline]
     ) -> list[RequestOutcome]:
         self.progress(f"load {load:g}: {name}")
         return [outcome for run in runs for outcome in simulate(run, make(), self.front_end)]
@@ -137,11 +138,11 @@ class Experiment:
         best = max(found, key=lambda index: _utility(found[index]).mean())
         return {"EDF with drop": found[last], f"best fixed exit ({best})": found[best]}
 
-    def _result(self, name: str, outcomes: list[RequestOutcome], ours: Floats, blocks: "Blocks") -> PolicyResult:
+    def _result(self, name: str, outcomes: list[RequestOutcome], ours: Floats, blocks: "Blocks") -> DisciplineResult:
         utility = _utility(outcomes)
         exits = np.bincount([outcome.exit for outcome in outcomes], minlength=outcomes[0].request.exits + 1)
         late_s = [outcome.end_s - outcome.request.deadline_s for outcome in outcomes if outcome.exit]
-        return PolicyResult(
+        return DisciplineResult(
             name,
             utility=blocks.estimate(utility),
             without=blocks.estimate((utility == 0).astype(np.float64)),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from server.simulation.experiment import BOUND, OURS, LoadResult, PolicyResult
+from server.simulation.experiment import BOUND, OURS, DisciplineResult, LoadResult
 
 
 def table(result: LoadResult) -> Iterator[str]:
@@ -11,35 +11,37 @@ def table(result: LoadResult) -> Iterator[str]:
     yield (
         f"load {result.load:.2g}x: {result.rate:.1f} requests a second, {result.requests} in all; intervals cover 95 %"
     )
-    yield f"  {'policy':<33}{'utility':<24}{'behind this server by':<24}{'no answer':>9}   exits 1, 2, .. in %"
-    for policy in sorted(result.policies, key=lambda each: -each.utility.mean):
-        yield "  " + _row(policy).rstrip()
+    yield f"  {'discipline':<33}{'utility':<24}{'behind this server by':<24}{'no answer':>9}   exits 1, 2, .. in %"
+    for discipline in sorted(result.disciplines, key=lambda each: -each.utility.mean):
+        yield "  " + _row(discipline).rstrip()
 
 
-def _row(result: PolicyResult) -> str:
+def _row(result: DisciplineResult) -> str:
     utility = f"{result.utility.mean:.4f} ({result.utility.low:.3f}-{result.utility.high:.3f})"
     lead = f"{result.lead.mean:+.4f} ({result.lead.low:+.3f} {result.lead.high:+.3f})"
-    if result.policy == BOUND:
+    if result.discipline == BOUND:
         return f"{BOUND:<33}{utility:<24}{lead}"
     exits = " ".join(f"{100 * share:4.1f}" for share in result.exits[1:])
     return (
-        f"{result.policy:<33}{utility:<24}{'' if result.policy == OURS else lead:<24}"
+        f"{result.discipline:<33}{utility:<24}{'' if result.discipline == OURS else lead:<24}"
         f"{result.without.mean:>8.2%}   {exits}"
     )
 
 
 def plot(results: Sequence[LoadResult], path: Path) -> None:
-    """Utility over load, a curve for each policy; the bound is dashed. Needs matplotlib."""
-    import matplotlib as mpl  # noqa: PLC0415 - an extra
-
+    """Utility over load, a curve for each discipline; the bound is dashed. Raises ValueError without matplotlib."""
+    try:
+        import matplotlib as mpl  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise ValueError("--plot needs matplotlib; pip install matplotlib brings it") from error
     mpl.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    names = dict.fromkeys(_curve(policy.policy) for result in results for policy in result.policies)
+    names = dict.fromkeys(_curve(discipline.discipline) for result in results for discipline in result.disciplines)
     loads = [result.load for result in results]
     for name in names:
-        found = [next(each for each in result.policies if _curve(each.policy) == name) for result in results]
+        found = [next(each for each in result.disciplines if _curve(each.discipline) == name) for result in results]
         style = "--" if name == BOUND else "-"
         (line,) = axes.plot(
             loads, [each.utility.mean for each in found], style, marker="o", label=name, lw=2.5 if name == OURS else 1.2

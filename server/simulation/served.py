@@ -1,4 +1,4 @@
-"""The server's own policy: its budgets, backlog, scheduler and cost models, driven by simulated requests."""
+"""The server's own discipline: its budgets, backlog, scheduler and cost models, driven by simulated requests."""
 
 from collections.abc import Iterable, Mapping
 

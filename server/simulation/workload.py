@@ -72,7 +72,7 @@ class SimulatedRequest:
     """A request, and what only its computation shows: `profile` is that of its image, `stage_s` the seconds of each
     stage, from the same profile.
 
-    `usual_s`: the seconds that each stage usually takes at this size; policies know them. `image_parts`: see
+    `usual_s`: the seconds that each stage usually takes at this size; disciplines know them. `image_parts`: see
     `FrontEnd.image_s`. `give_up_s`: when the client does not want it any more. Times are absolute.
     """
 
