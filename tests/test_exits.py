@@ -32,12 +32,17 @@ def torch_labels(scores: Tensor, frame: Frame) -> NDArray[np.uint8]:
 
 
 def next_mask(
-    scores: Tensor, masking: Masking, active: NDArray[np.bool_] | None, before: NDArray[np.bool_]
+    scores: Tensor,
+    masking: Masking,
+    active: NDArray[np.bool_] | None = None,
+    before: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
-    found = before.copy()
-    for _ in exits.update_mask(POOL, in_rows(scores), masking, active, found):
-        pass
-    return found
+    pieces = exits.next_mask(POOL, in_rows(scores), masking, 1, active=active, before=before)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return np.asarray(end.value)
 
 
 def in_rows(scores: Tensor) -> Tensor:
@@ -81,17 +86,23 @@ MAX_PROBABILITIES = [Masking("max_probability", threshold) for threshold in (0.4
 
 
 @pytest.mark.parametrize(
-    "masking", [*MAX_PROBABILITIES, Masking("max_score", 4.0)], ids=lambda found: f"{found.threshold}"
+    "masking",
+    [*MAX_PROBABILITIES, Masking("max_score", 4.0), Masking("entropy", 0.5), Masking("top_k", 0.3)],
+    ids=lambda found: f"{found.criterion} {found.threshold}",
 )
 @pytest.mark.parametrize("classes", [3, 5, 8, 19])
-def test_the_positions_that_stay_active_are_torchs(masking: Masking, classes: int) -> None:
+def test_the_positions_that_stay_active_are_torchs(
+    masking: Masking, classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = torch.randn(classes, 24, 40, generator=torch.Generator().manual_seed(0)) * 3
     scores[-1, :4] += 100  # far beyond what exp can tell apart
     scores[:, 4] = scores[:, 4].sort(0).values  # the largest come last
     scores[0, 5] = scores[-1, 5] = 9  # equal ones
-    found = next_mask(scores, masking, None, np.zeros((24, 40), bool))
-    assert 0 < found.mean() < 1
-    assert np.array_equal(found, confidence.make_mask(scores[None], masking, 1)[0, 0].numpy())
+    expected = confidence.make_mask(scores[None], masking, 1)[0, 0].numpy()
+    assert 0 < expected.mean() < 1
+    assert np.array_equal(next_mask(scores, masking), expected)
+    monkeypatch.setattr("models.imaging.geometry.BAND_PX", 1)  # every line is a band
+    assert np.array_equal(next_mask(scores, masking), expected)
 
 
 def test_inactive_positions_keep_their_mask() -> None:
@@ -100,3 +111,4 @@ def test_inactive_positions_keep_their_mask() -> None:
     active[3, 4] = before[0, 0] = True
     found = next_mask(scores, Masking("max_probability", 0.9), active, before)
     assert [tuple(at) for at in np.argwhere(found)] == [(0, 0), (3, 4)]
+    assert before.sum() == 1

@@ -5,7 +5,6 @@ All that may take long is a generator. It yields where the step can pause; whoev
 
 import math
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
 from ctypes import c_void_p
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -34,7 +33,6 @@ from models.executors.cpu.winograd import tile_costs
 from models.imaging.geometry import STRIDE, Frame, Size, bands
 from models.imaging.preprocess import seen
 from models.network.adpc import AdpcNet
-from models.network.confidence import make_mask
 from models.network.configs import PAPER_MASKING
 from models.network.flops import costs
 from models.network.quantised import check
@@ -243,21 +241,16 @@ class SparseNetwork:
         rows = torch.from_numpy(scores.view(np.float32).reshape(1 + height * width, -1)[1:, : self.config.outputs])
         grid = rows.view(height, width, -1).permute(2, 0, 1)
         masking = self.config.masking or PAPER_MASKING[self.config.task]
-        carried = None if under is None else progress.exit  # the exit whose scores stand at inactive positions
-        if masking.criterion in exits.CRITERIA:
-            mask = np.empty((height, width), np.bool_) if carried is None else carried.mask.numpy().copy()
-            yield from exits.update_mask(self.pool, grid, masking, under, mask)
-        with _one_torch_thread():
-            if masking.criterion not in exits.CRITERIA:
-                mask = make_mask(grid[None].contiguous(), masking, index)[0, 0].numpy()
-            if under is None or carried is None:
-                decided = torch.full((height, width), index, dtype=torch.uint8)
-            else:
-                decided = carried.decided.masked_fill(torch.from_numpy(under), index)
+        decided = np.full((height, width), index, np.uint8)
+        before = None
+        if under is not None and progress.exit is not None:  # whose scores stand at inactive positions
+            before = progress.exit.mask.numpy()
+            np.copyto(decided, progress.exit.decided.numpy(), where=~under)
+        mask = yield from exits.next_mask(self.pool, grid, masking, index, active=under, before=before)
         image_height, image_width = seen(self.config, progress.frame, progress.shape)
         active_share = np.count_nonzero(mask[:image_height, :image_width]) / (image_height * image_width)
         macs = progress.macs + self._macs(index, progress)
-        found = Exit(index, grid, decided, torch.from_numpy(mask), active_share, round(macs))
+        found = Exit(index, grid, torch.from_numpy(decided), torch.from_numpy(mask), active_share, round(macs))
         follows = self.config.masks_after(index)
         return replace(
             progress,
@@ -280,15 +273,3 @@ def _at_stride(shape: Size) -> Size:
     """The size of the scores for an input of `shape`."""
     height, width = shape
     return height // STRIDE, width // STRIDE
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Keeps torch to the calling thread. The little work of an exit needs no more, and once torch's other threads wake
-    up, they spin for milliseconds on the cores that the thread pool needs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -84,13 +84,11 @@ class LevelBuilder {
                 if (slice.over()) return false;
             }
         }
-        if (pass_ == COVER && !source_->tile_costs) {
-            point();
-            ++pass_;
-        }
-        if (pass_ == COVER) {
+        if (pass_ == COVER && source_->tile_costs) {
             if (next_ < 0) cover_.begin(map_.get(), *level_, active_.get(), source_->tile_costs[number_]), next_ = 0;
             if (!cover_.search(slice)) return false;
+        }
+        if (pass_ == COVER) {
             point();
             ++pass_;
         }
