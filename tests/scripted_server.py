@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request
 from websockets.sync.server import ServerConnection, serve
 
 MAP = np.array([[0, 1, 1], [2, 2, 0]], np.uint8)
@@ -70,7 +71,7 @@ class Talk:
 
 
 class Scripted:
-    """`url` of the server, and how many connections it has seen."""
+    """`url` of the server, and how many connections it has accepted (each is counted before its handshake ends)."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -82,8 +83,10 @@ def scripted(script: Callable[[Talk], None]) -> Iterator[Scripted]:
     """Serve `script`, which is called once for each `predict` after the image has come."""
     state = Scripted()
 
-    def handle(connection: ServerConnection) -> None:
+    def count(_connection: ServerConnection, _request: Request) -> None:
         state.connections += 1
+
+    def handle(connection: ServerConnection) -> None:
         talk = Talk(connection)
         try:
             while True:
@@ -94,7 +97,7 @@ def scripted(script: Callable[[Talk], None]) -> Iterator[Scripted]:
         except ConnectionClosed:
             pass
 
-    with serve(handle, "127.0.0.1", 0) as server:
+    with serve(handle, "127.0.0.1", 0, process_request=count) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         state.url = f"http://127.0.0.1:{server.socket.getsockname()[1]}"
