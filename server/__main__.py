@@ -12,7 +12,7 @@ import uvicorn
 
 from server.app import create_app, drain
 from server.engine.messages import LoadPlan
-from server.engine.worker_process import ChildProcess, Reserve, WorkerProcess
+from server.engine.worker_process import WorkerProcess
 from server.errors import ServerError
 from server.protocols.connection import HttpProtocol, WebSocketProtocol
 from server.settings import Settings, load_settings
@@ -45,7 +45,7 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
-def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] = ChildProcess) -> Server:
+def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] | None = None) -> Server:
     """A server that does not run yet. `launch` starts its workers. Raises what `create_app` raises."""
     app = create_app(settings, lambda reason: server.fail(reason), launch)  # noqa: PLW0108 - `server` is made below
     server = Server(
@@ -85,7 +85,7 @@ def main() -> int:
     settings = load_settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s:     %(name)s %(message)s")
     try:
-        server = make_server(settings, Reserve(settings.spare_workers))
+        server = make_server(settings)
     except (ValueError, ServerError) as error:
         print(f"python -m server: {error}", file=sys.stderr)
         return 1

@@ -43,6 +43,12 @@ def _precision(name: str) -> str:
     return name
 
 
+def _root_path(path: str) -> str:
+    if path and not re.fullmatch(r"(/[^/?#]+)+", path):
+        raise ValueError("it begins with a slash and does not end with one, as /anytime does")
+    return path
+
+
 class Settings(BaseModel):
     """The server's settings. Their names end in their units."""
 
@@ -50,6 +56,9 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    root_path: Annotated[str, AfterValidator(_root_path)] = Field(
+        "", description="path under which a proxy serves the server, for example /anytime; the proxy may strip it or not"
+    )
     models: Path = Field(ROOT / "models" / "zoo", description="folder of model directories")
     default_model: str = Field("", description="model of requests that name none; empty: the first by name")
     device: Annotated[str, AfterValidator(_device)] = Field(

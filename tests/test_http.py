@@ -253,7 +253,7 @@ def test_hanging_up_while_the_image_is_decoded(server: Live, decoding: threading
 
 
 def test_a_cancel_in_the_last_moment_before_the_job_is_not_lost(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = server.server.config.app.state.service  # type: ignore[union-attr]
+    service = server.service
 
     async def copying(*_: object) -> None:
         service.cancel_by_id("early")
@@ -283,7 +283,7 @@ def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(se
         def __len__(self) -> int:
             return 1
 
-    service = server.server.config.app.state.service  # type: ignore[union-attr]
+    service = server.service
     over, body = occupy_decoders(service), Body()
     there = weakref.ref(body)
     waiting = asyncio.run_coroutine_threadsafe(service.codec.decode(body), server.loop)
@@ -296,7 +296,7 @@ def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(se
 
 
 def test_what_waits_for_a_decoder_is_not_usual(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = server.server.config.app.state.service  # type: ignore[union-attr]
+    service = server.service
     clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
     monkeypatch.setattr("server.requests.codec.time", clock)
     service.codec._decode_s.clear()

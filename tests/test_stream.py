@@ -530,7 +530,7 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
         worker = next_worker()
         worker.say_ready()
         server.wait_for(lambda: server.http.get("/health/ready").is_success)
-        engine = server.server.config.app.state.service.engine
+        engine = server.service.engine
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with server.connect(sock=plain, max_queue=1, ping_interval=None, close_timeout=0.1) as connection:
             predict(connection, "a", photo(3000, 4000, kind="JPEG"), encoding="raw", deadline_ms=20_000)
@@ -539,7 +539,7 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
             assert server.http.get("/health/ready").is_success
             plain.sendall(bytes([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xE8]))  # a close, RFC 6455, 5.5.1
             server.send_signal()
-            live.wait_for(lambda: not server.server.servers[0].is_serving())  # before it says goodbye to sockets
+            live.wait_for(lambda: not server.host.server.servers[0].is_serving())  # before it says goodbye to sockets
             server.loop.call_soon_threadsafe(plain.shutdown, socket.SHUT_RDWR)
 
 

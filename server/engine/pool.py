@@ -1,5 +1,6 @@
 """The worker pool: the devices of a server, the workers on them, and which of these takes a request."""
 
+import asyncio
 import itertools
 import logging
 from collections.abc import Callable
@@ -63,6 +64,8 @@ class WorkerPool:
         self._listener = listener
         self._keys = itertools.count(1)
         self._cap = TrafficCap(None)
+        self._settled = asyncio.Event()
+        self._failure: str | None = None
         costs = {name: CostModel() for name in settings.devices}
         self.devices = [
             Device(name, label, costs[name], catalog, metrics, workers=len(settings.devices))
@@ -78,6 +81,12 @@ class WorkerPool:
     def stop(self) -> None:
         for supervisor in self._supervisors.values():
             supervisor.stop()
+
+    async def loaded(self) -> None:
+        """Wait until a worker can serve. Raises ValueError, with the reason, if none ever can."""
+        await self._settled.wait()
+        if self._failure is not None:
+            raise ValueError(f"the models cannot be loaded: {self._failure}")
 
     def say(self, device: Device, command: Command) -> None:
         """Send a command to the worker of a device."""
@@ -210,12 +219,15 @@ class WorkerPool:
             case Unloadable(reason) if self.ready and self._supervisors[device].starts > 1:
                 logger.error("the models cannot be loaded on %s any more: %s", device.label, reason)
             case Unloadable(reason):
+                self._failure = reason
+                self._settled.set()
                 self._listener.unloadable(reason)
             case _:
                 self._listener.hear(device, event)
 
     def _now_ready(self, device: Device, ready: Ready) -> None:
         device.now_ready(ready)
+        self._settled.set()
         if self._cap.max_exit is not None:
             self.say(device, self._cap)
         for other in self.devices:

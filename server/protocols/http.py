@@ -31,6 +31,8 @@ from server.requests.service import Service
 router = APIRouter()
 
 PREDICT_PATH = "/v1/predict"
+ARRIVED_S = "anytime.arrived_s"
+"""The key of the ASGI scope that says when the request arrived: its first byte, if the host's protocol notes that."""
 MEDIA_TYPES = ("application/json", "image/png", "application/octet-stream")
 """The media types of an answer; the first is the default."""
 
@@ -82,8 +84,7 @@ async def predict(request: Request) -> Response:
     headers, query = request.headers, request.query_params
     host = request.client.host if request.client else "unknown"
     named = service.catalog.served(query.get("model"))
-    arrived_s = request.state.arrived_s  # set by `HttpProtocol`
-    with service.registry.open("http", arrived_s, headers.get("x-request-id"), host, named) as record:
+    with service.registry.open("http", request.scope[ARRIVED_S], headers.get("x-request-id"), host, named) as record:
         record.sharer = host
         record.options = options = parse_options(query)
         record.timeout_s = parse_headers(headers).timeout_s
