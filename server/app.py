@@ -24,6 +24,7 @@ from server.catalog import read_catalog
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import Reserve, WorkerProcess
 from server.errors import ServerError, unexpected
+from server.logs import configure_logging
 from server.protocols import budget, http, stream
 from server.protocols.replies import error_body, reply
 from server.requests.service import Service
@@ -45,7 +46,14 @@ class Application(FastAPI):
     still documents the route, and answers wrong methods.
     """
 
+    prefix = ""
+    """The path under which a proxy serves the application, if the settings say one; the proxy may strip it or not."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.prefix and scope["type"] != "lifespan":
+            scope["root_path"] = self.prefix
+            if not scope["path"].startswith(f"{self.prefix}/"):  # the proxy has stripped it, the standard has it
+                scope["path"] = self.prefix + scope["path"]
         if scope["type"] == "http":
             scope.setdefault(http.ARRIVED_S, time.monotonic())  # unless the protocol has seen the first byte
             if self._predicts(scope):
@@ -54,9 +62,9 @@ class Application(FastAPI):
         await super().__call__(scope, receive, send)
 
     def _predicts(self, scope: Scope) -> bool:
-        """Whether this is a prediction. A proxy may have stripped the root path or not."""
-        root_path = self.root_path or scope.get("root_path", "")
-        return scope["method"] == "POST" and scope["path"] in (http.PREDICT_PATH, root_path + http.PREDICT_PATH)
+        """Whether this is a prediction."""
+        path: str = scope["path"]
+        return scope["method"] == "POST" and path == scope.get("root_path", "") + http.PREDICT_PATH
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self
@@ -87,14 +95,16 @@ def create_app(
     unloadable: Callable[[str], None] | None = None,
     launch: Callable[[LoadPlan], WorkerProcess] | None = None,
 ) -> FastAPI:
-    """The application. Without `settings` it reads them from the environment.
+    """The application. Without `settings` it reads them from the environment, and sets up logging.
 
     Its start-up waits until a worker can serve, and fails if the models cannot be loaded. With `unloadable` it does not
     wait: requests are answered with 503 until then, and `unloadable` is called with a sentence if the models cannot be
     loaded. `launch` starts workers. Raises ValueError or NotFoundError if the folder of models or the default model is
     wrong.
     """
-    settings = settings or load_settings([])
+    if settings is None:
+        settings = load_settings([])
+        configure_logging(settings.log_level, settings.log_format)
     catalog = read_catalog(settings.models, settings.default_model)
     service = Service(settings, catalog, unloadable or logger.critical, launch or Reserve(settings.spare_workers))
 
@@ -115,8 +125,8 @@ def create_app(
         description="Dense prediction by a deadline: each request gets the best map that its time allows.",
         lifespan=lifespan,
         redoc_url=None,
-        root_path=settings.root_path,
     )
+    app.prefix = settings.root_path
     app.state.service = service
     for router in ROUTERS:
         app.include_router(router)
@@ -178,6 +188,8 @@ def _refuse(request: Request, error: ServerError, status: int, headers: dict[str
     request_id = error.request_id or request.headers.get("x-request-id")
     if request_id and request_id.isascii() and request_id.isprintable():
         headers["X-Request-Id"] = request_id
+    if error.trace is not None:
+        headers["traceresponse"] = str(error.trace)
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     return reply(error_body(error, request_id), status, headers)

@@ -56,6 +56,8 @@ MACS = (10.0, 20.0, 30.0, 40.0)
 class ScriptedWorker:
     """Plays the worker: hears commands and says events, both when the test wants to."""
 
+    pid = os.getpid()
+
     def __init__(self, plan: LoadPlan) -> None:
         self.connection, self._own = Pipe()
         self._memory = attach(os.dup(plan.arena_fd), plan.arena_bytes)
@@ -233,7 +235,9 @@ def serving(
 
 
 @contextmanager
-def scripted(folder: Path, hosted_by: str = HOST, **fields: object) -> Iterator[tuple[Live, Callable[[], ScriptedWorker]]]:
+def scripted(
+    folder: Path, hosted_by: str = HOST, **fields: object
+) -> Iterator[tuple[Live, Callable[[], ScriptedWorker]]]:
     """A server whose workers the test plays, and a function that returns each as it is started."""
     started: queue.Queue[ScriptedWorker] = queue.Queue()
 

@@ -34,7 +34,9 @@ SHOWN: tuple[Callable[[Live, ScriptedWorker], None], ...] = (
 
 
 @pytest.fixture(scope="module", params=["uvicorn", "hypercorn"])
-def hosted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, ScriptedWorker]]:
+def hosted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Live, ScriptedWorker]]:
     folder = live.write_configs(tmp_path_factory.mktemp("models"))
     with live.scripted(folder, request.param, default_model=SEGMENTATION) as (server, next_worker):
         worker = next_worker()
@@ -105,7 +107,7 @@ def test_without_arguments_the_environment_is_read(tmp_path: Path, monkeypatch: 
 
 def ask(app: FastAPI, method: str, path: str, **given: object) -> httpx.Response:
     async def send() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
             return await client.request(method, path, **given)  # type: ignore[arg-type]
 
     return asyncio.run(send())

@@ -394,6 +394,17 @@ def test_a_body_may_follow_a_header_in_parts(server: Live, worker: ScriptedWorke
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
+def test_a_trace_goes_on_through_answers_and_refusals(server: Live, worker: ScriptedWorker) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers=headers))
+    worker.finish(worker.hear_job())
+    for reply, status in ((call.result(), 200), (server.http.post("/v1/predict?min_exit=9", headers=headers), 400)):
+        assert reply.status_code == status
+        version, found, span, flags = reply.headers["traceresponse"].split("-")
+        assert (version, found, flags) == ("00", trace_id, "01") and span != "b7ad6b7169203331"
+
+
 def test_an_unknown_request_is_a_404(server: Live) -> None:
     for method in ("GET", "DELETE"):
         reply = server.http.request(method, "/v1/requests/nobody")

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import live
 import numpy as np
@@ -24,6 +24,7 @@ from server.metrics import Metrics
 from server.protocols.stream import StreamSession
 from server.requests.admission import ClientLimit
 from server.requests.registry import RequestRegistry
+from server.requests.tracing import TraceRelay
 from server.settings import Settings
 
 SEGMENTATION = tiny.SEGMENTATION.name
@@ -380,6 +381,7 @@ def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
         """A client that reads nothing and sends as fast as it can."""
 
         client = None
+        headers: ClassVar[dict[str, str]] = {}
         reads = 0
 
         def __init__(self) -> None:
@@ -405,6 +407,7 @@ def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
             registry=RequestRegistry(Metrics({}), 3, 10),
             limit=ClientLimit(0, 1),
             catalog=SimpleNamespace(served=lambda _: None),
+            tracer=TraceRelay(),
             sockets=set(),
         )
         socket = Socket()

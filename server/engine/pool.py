@@ -4,11 +4,12 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from server.catalog import Catalog
 from server.engine.device import Device, LearntCost, labelled
+from server.engine.device_metrics import DeviceMetrics
 from server.engine.messages import Broken, Command, Event, LoadPlan, ModelFacts, Ready, TrafficCap, Unloadable
 from server.engine.place import Place
 from server.engine.routing import route
@@ -61,10 +62,11 @@ class WorkerPool:
         self._metrics = metrics
         self._arena = arena
         self._launch = launch
-        self._listener = listener
+        self._listener = replace(listener, unloadable=self._unloadable)
+        self._tell_unloadable = listener.unloadable
         self._keys = itertools.count(1)
         self._cap = TrafficCap(None)
-        self._settled = asyncio.Event()
+        self._decided = asyncio.Event()
         self._failure: str | None = None
         costs = {name: CostModel() for name in settings.devices}
         self.devices = [
@@ -72,6 +74,7 @@ class WorkerPool:
             for name, label in labelled(settings.devices)
         ]
         self._supervisors = {device: self._supervisor(device) for device in self.devices}
+        DeviceMetrics(catalog, self.devices, lambda device: self._supervisors[device].usage()).show(metrics)
 
     def start(self) -> None:
         """Start the workers. Of several on one device the first measures, and the others start with what it found."""
@@ -84,7 +87,7 @@ class WorkerPool:
 
     async def loaded(self) -> None:
         """Wait until a worker can serve. Raises ValueError, with the reason, if none ever can."""
-        await self._settled.wait()
+        await self._decided.wait()
         if self._failure is not None:
             raise ValueError(f"the models cannot be loaded: {self._failure}")
 
@@ -205,7 +208,8 @@ class WorkerPool:
             chosen={name: facts.chosen for name, facts in device.facts.items()},
             arena_fd=self._arena.fd,
             arena_bytes=self._arena.size_bytes,
-            log_level=settings.log_level.upper(),
+            log_level=settings.log_level,
+            log_format=settings.log_format,
             precision=settings.precision,
             sharing=sum(other.name == device.name for other in self.devices),
         )
@@ -219,15 +223,19 @@ class WorkerPool:
             case Unloadable(reason) if self.ready and self._supervisors[device].starts > 1:
                 logger.error("the models cannot be loaded on %s any more: %s", device.label, reason)
             case Unloadable(reason):
-                self._failure = reason
-                self._settled.set()
                 self._listener.unloadable(reason)
             case _:
                 self._listener.hear(device, event)
 
+    def _unloadable(self, reason: str) -> None:
+        """No worker can ever serve."""
+        self._failure = reason
+        self._decided.set()
+        self._tell_unloadable(reason)
+
     def _now_ready(self, device: Device, ready: Ready) -> None:
         device.now_ready(ready)
-        self._settled.set()
+        self._decided.set()
         if self._cap.max_exit is not None:
             self.say(device, self._cap)
         for other in self.devices:

@@ -23,6 +23,7 @@ from server.protocols.options import (
     parse_options,
 )
 from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, http_reply, reply
+from server.protocols.trace_context import parse_traceparent
 from server.protocols.values import shown
 from server.requests.admission import read_body
 from server.requests.registry import RequestRecord
@@ -85,6 +86,7 @@ async def predict(request: Request) -> Response:
     host = request.client.host if request.client else "unknown"
     named = service.catalog.served(query.get("model"))
     with service.registry.open("http", request.scope[ARRIVED_S], headers.get("x-request-id"), host, named) as record:
+        record.trace = service.tracer.begin(record, parse_traceparent(headers.get("traceparent")))
         record.sharer = host
         record.options = options = parse_options(query)
         record.timeout_s = parse_headers(headers).timeout_s
@@ -97,7 +99,10 @@ async def predict(request: Request) -> Response:
                 until_answered.enter_context(_hang_up_cancels(request, service, record))
                 return body
 
-            return await service.predict(record, read, http_reply)
+            response = await service.predict(record, read, http_reply)
+            if record.trace is not None:
+                response.headers["traceresponse"] = str(record.trace)
+            return response
 
 
 def _encoding(accept: str, task: str, options: RequestOptions) -> str:
