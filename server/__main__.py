@@ -1,4 +1,7 @@
-"""python -m server: serve the models of a folder over HTTP and WebSocket. `python -m server simulate` simulates it."""
+"""python -m server: serve the models of a folder over HTTP and WebSocket.
+
+`python -m server simulate` simulates it, and `python -m server settings` prints its settings as a table.
+"""
 
 import asyncio
 import ctypes
@@ -12,10 +15,12 @@ import uvicorn
 
 from server.app import create_app, drain
 from server.engine.messages import LoadPlan
-from server.engine.worker_process import ChildProcess, Reserve, WorkerProcess
+from server.engine.worker_process import WorkerProcess
 from server.errors import ServerError
+from server.logs import configure_logging
 from server.protocols.connection import HttpProtocol, WebSocketProtocol
 from server.settings import Settings, load_settings
+from server.settings_table import settings_table
 from server.simulation.command import main as simulate
 
 logger = logging.getLogger("anytime")
@@ -45,7 +50,7 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
-def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] = ChildProcess) -> Server:
+def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] | None = None) -> Server:
     """A server that does not run yet. `launch` starts its workers. Raises what `create_app` raises."""
     app = create_app(settings, lambda reason: server.fail(reason), launch)  # noqa: PLW0108 - `server` is made below
     server = Server(
@@ -60,7 +65,8 @@ def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] 
             ws_max_size=2 * settings.max_body_bytes,
             ws_per_message_deflate=False,  # PNG and delta are compressed already, and this would run on the event loop
             log_level=settings.log_level,
-            access_log=settings.access_log,
+            log_config=None,  # `configure_logging` gives all loggers one format
+            access_log=False,  # the request log knows more
             server_header=False,
             timeout_keep_alive=75,  # longer than load balancers keep idle connections, so that they close them first
             timeout_graceful_shutdown=2,  # `drain` has waited for the requests before
@@ -81,11 +87,14 @@ def keep_freed_memory() -> None:
 def main() -> int:
     if sys.argv[1:2] == ["simulate"]:
         return simulate(sys.argv[2:])
+    if sys.argv[1:] == ["settings"]:
+        print(settings_table())
+        return 0
     keep_freed_memory()
     settings = load_settings()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s:     %(name)s %(message)s")
+    configure_logging(settings.log_level, settings.log_format)
     try:
-        server = make_server(settings, Reserve(settings.spare_workers))
+        server = make_server(settings)
     except (ValueError, ServerError) as error:
         print(f"python -m server: {error}", file=sys.stderr)
         return 1

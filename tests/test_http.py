@@ -253,7 +253,7 @@ def test_hanging_up_while_the_image_is_decoded(server: Live, decoding: threading
 
 
 def test_a_cancel_in_the_last_moment_before_the_job_is_not_lost(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = server.server.config.app.state.service  # type: ignore[union-attr]
+    service = server.service
 
     async def copying(*_: object) -> None:
         service.cancel_by_id("early")
@@ -283,7 +283,7 @@ def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(se
         def __len__(self) -> int:
             return 1
 
-    service = server.server.config.app.state.service  # type: ignore[union-attr]
+    service = server.service
     over, body = occupy_decoders(service), Body()
     there = weakref.ref(body)
     waiting = asyncio.run_coroutine_threadsafe(service.codec.decode(body), server.loop)
@@ -296,7 +296,7 @@ def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(se
 
 
 def test_what_waits_for_a_decoder_is_not_usual(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = server.server.config.app.state.service  # type: ignore[union-attr]
+    service = server.service
     clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
     monkeypatch.setattr("server.requests.codec.time", clock)
     service.codec._decode_s.clear()
@@ -392,6 +392,17 @@ def test_a_body_may_follow_a_header_in_parts(server: Live, worker: ScriptedWorke
         connection.sendall(b"Host: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         worker.finish(worker.hear_job())
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_trace_goes_on_through_answers_and_refusals(server: Live, worker: ScriptedWorker) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers=headers))
+    worker.finish(worker.hear_job())
+    for reply, status in ((call.result(), 200), (server.http.post("/v1/predict?min_exit=9", headers=headers), 400)):
+        assert reply.status_code == status
+        version, found, span, flags = reply.headers["traceresponse"].split("-")
+        assert (version, found, flags) == ("00", trace_id, "01") and span != "b7ad6b7169203331"
 
 
 def test_an_unknown_request_is_a_404(server: Live) -> None:

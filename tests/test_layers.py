@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 SERVER = [
     # the program
     "server.__main__",
+    "server.settings_table",
     "server.app",
     # the simulator of the rest
     "server.simulation.command",
@@ -34,6 +35,9 @@ SERVER = [
     "server.protocols.encoder",
     # a request, from its first byte to its last
     "server.requests.service",
+    "server.requests.tracing",
+    "server.requests.spans",
+    "server.requests.request_log",
     "server.requests.registry",
     "server.requests.codec",
     "server.requests.admission",
@@ -48,9 +52,11 @@ SERVER = [
     "server.engine.pool",
     "server.engine.place",
     "server.engine.routing",
+    "server.engine.device_metrics",
     "server.engine.device",
     "server.engine.supervisor",
     "server.engine.worker_process",
+    "server.engine.usage",
     "server.engine.channel",
     "server.engine.watchdog",
     # the worker, which alone may import torch, and which the front end does not import
@@ -74,6 +80,8 @@ SERVER = [
     "server.scheduling.costs",
     "server.scheduling.quantile",
     "server.errors",
+    "server.protocols.trace_context",
+    "server.logs",
 ]
 
 WITHOUT_TORCH = (

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import live
 import numpy as np
@@ -24,6 +24,7 @@ from server.metrics import Metrics
 from server.protocols.stream import StreamSession
 from server.requests.admission import ClientLimit
 from server.requests.registry import RequestRegistry
+from server.requests.tracing import TraceRelay
 from server.settings import Settings
 
 SEGMENTATION = tiny.SEGMENTATION.name
@@ -380,6 +381,7 @@ def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
         """A client that reads nothing and sends as fast as it can."""
 
         client = None
+        headers: ClassVar[dict[str, str]] = {}
         reads = 0
 
         def __init__(self) -> None:
@@ -405,6 +407,7 @@ def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
             registry=RequestRegistry(Metrics({}), 3, 10),
             limit=ClientLimit(0, 1),
             catalog=SimpleNamespace(served=lambda _: None),
+            tracer=TraceRelay(),
             sockets=set(),
         )
         socket = Socket()
@@ -530,7 +533,7 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
         worker = next_worker()
         worker.say_ready()
         server.wait_for(lambda: server.http.get("/health/ready").is_success)
-        engine = server.server.config.app.state.service.engine
+        engine = server.service.engine
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with server.connect(sock=plain, max_queue=1, ping_interval=None, close_timeout=0.1) as connection:
             predict(connection, "a", photo(3000, 4000, kind="JPEG"), encoding="raw", deadline_ms=20_000)
@@ -539,7 +542,7 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
             assert server.http.get("/health/ready").is_success
             plain.sendall(bytes([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xE8]))  # a close, RFC 6455, 5.5.1
             server.send_signal()
-            live.wait_for(lambda: not server.server.servers[0].is_serving())  # before it says goodbye to sockets
+            live.wait_for(lambda: not server.host.server.servers[0].is_serving())  # before it says goodbye to sockets
             server.loop.call_soon_threadsafe(plain.shutdown, socket.SHUT_RDWR)
 
 

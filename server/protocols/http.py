@@ -23,6 +23,7 @@ from server.protocols.options import (
     parse_options,
 )
 from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, http_reply, reply
+from server.protocols.trace_context import parse_traceparent
 from server.protocols.values import shown
 from server.requests.admission import read_body
 from server.requests.registry import RequestRecord
@@ -31,6 +32,8 @@ from server.requests.service import Service
 router = APIRouter()
 
 PREDICT_PATH = "/v1/predict"
+ARRIVED_S = "anytime.arrived_s"
+"""The key of the ASGI scope that says when the request arrived: its first byte, if the host's protocol notes that."""
 MEDIA_TYPES = ("application/json", "image/png", "application/octet-stream")
 """The media types of an answer; the first is the default."""
 
@@ -82,8 +85,8 @@ async def predict(request: Request) -> Response:
     headers, query = request.headers, request.query_params
     host = request.client.host if request.client else "unknown"
     named = service.catalog.served(query.get("model"))
-    arrived_s = request.state.arrived_s  # set by `HttpProtocol`
-    with service.registry.open("http", arrived_s, headers.get("x-request-id"), host, named) as record:
+    with service.registry.open("http", request.scope[ARRIVED_S], headers.get("x-request-id"), host, named) as record:
+        record.trace = service.tracer.begin(record, parse_traceparent(headers.get("traceparent")))
         record.sharer = host
         record.options = options = parse_options(query)
         record.timeout_s = parse_headers(headers).timeout_s
@@ -96,7 +99,10 @@ async def predict(request: Request) -> Response:
                 until_answered.enter_context(_hang_up_cancels(request, service, record))
                 return body
 
-            return await service.predict(record, read, http_reply)
+            response = await service.predict(record, read, http_reply)
+            if record.trace is not None:
+                response.headers["traceresponse"] = str(record.trace)
+            return response
 
 
 def _encoding(accept: str, task: str, options: RequestOptions) -> str:

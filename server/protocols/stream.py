@@ -53,6 +53,7 @@ from server.protocols.options import (
     parse_message,
 )
 from server.protocols.replies import accepted_message, end_message, error_body, exit_message, milliseconds, to_json
+from server.protocols.trace_context import parse_traceparent
 from server.protocols.values import MAX_ID
 from server.requests.registry import RequestRecord
 from server.requests.service import Service
@@ -82,6 +83,7 @@ class StreamSession:
         self._service = service
         self._client, port = socket.client or ("unknown", 0)
         self._connection = f"{self._client}:{port}"
+        self._trace = parse_traceparent(socket.headers.get("traceparent"))
         self._open: dict[str, RequestRecord] = {}
         self._past: deque[str] = deque(maxlen=self.PAST_IDS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -180,6 +182,7 @@ class StreamSession:
         model = self._service.catalog.served(fields.get("model"))
         try:
             with self._service.registry.open("websocket", arrived_s, client=self._client, model=model) as record:
+                record.trace = self._service.tracer.begin(record, self._trace)
                 message = self._parse(fields)
                 record.sharer = self._connection
                 record.id, record.options, record.encoding = message.id, message, message.encoding
