@@ -28,7 +28,7 @@ from PIL import Image
 from server.engine.messages import Stop
 from server.errors import NotAcceptableError
 from server.protocols.http import accepted_media_type
-from server.protocols.options import RequestOptions
+from server.protocols.options import QueryOptions
 from server.requests.service import Service
 
 SEGMENTATION = tiny.SEGMENTATION.name
@@ -615,13 +615,14 @@ def test_docs_describe_every_parameter(server: Live) -> None:
     paths = server.http.get("/openapi.json").json()["paths"]
     described = paths["/v1/predict"]["post"]
     parameters = {parameter["name"]: parameter for parameter in described["parameters"]}
-    assert set(parameters) == {*RequestOptions.model_fields, "X-Request-Id", "X-Request-Timeout-Seconds"}
+    assert set(parameters) == {*QueryOptions.model_fields, "X-Request-Id", "X-Request-Timeout-Seconds"}
     assert parameters["deadline_ms"]["schema"] == {"type": "number", "exclusiveMinimum": 0}
     assert parameters["map"]["schema"] == {"type": "string", "enum": ["confidence", "exit", "unsure"]}
     assert (parameters["box"]["in"], parameters["box"]["schema"]) == ("query", {"type": "string"})
+    assert parameters["classes"]["schema"] == {"type": "string"}
     assert all(parameter["description"] for parameter in parameters.values())
     answers = described["responses"]["200"]["content"]
-    assert set(answers) == {"application/json", "image/png", "application/octet-stream"}
+    assert set(answers) == {"application/json", "image/png", "application/octet-stream", "text/event-stream"}
     assert answers["application/json"]["schema"] == {"$ref": "#/components/schemas/PredictionBody"}
     assert "422" not in json.dumps(paths)
 

@@ -29,7 +29,11 @@ SERVER = [
     "server.protocols.budget",
     "server.protocols.http",
     "server.protocols.stream",
+    "server.protocols.events",
     "server.protocols.replies",
+    "server.protocols.exits",
+    "server.protocols.maps",
+    "server.protocols.rle",
     "server.protocols.descriptions",
     "server.protocols.encoder",
     # a request, from its first byte to its last
