@@ -19,13 +19,14 @@ from server.engine.messages import LoadPlan
 from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.errors import ServerError, unexpected
 from server.protocols import budget, http, stream
+from server.protocols.open_inference import routes as open_inference
 from server.protocols.replies import error_body, reply
 from server.requests.service import Service
 from server.settings import ROOT, Settings
 
 logger = logging.getLogger("anytime.app")
 
-ROUTERS = (http.router, budget.router, stream.router)
+ROUTERS = (http.router, budget.router, stream.router, open_inference.router)
 PAGE = ROOT / "clients" / "web"
 
 CLOSE_S = 2.0

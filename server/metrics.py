@@ -24,7 +24,7 @@ from server.engine.messages import Stop
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 RATIO = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 COST_RATIO = (0.5, 0.7, 0.85, 0.95, 1.05, 1.15, 1.3, 1.5, 2.0, 3.0, 5.0)
-PROTOCOLS = ("http", "websocket")
+PROTOCOLS = ("http", "websocket", "v2")
 UNKNOWN = "unknown"
 """The label `model` of requests that name no served model."""
 

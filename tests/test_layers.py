@@ -27,6 +27,10 @@ SERVER = [
     # what faces clients
     "server.protocols.connection",
     "server.protocols.budget",
+    "server.protocols.open_inference.routes",
+    "server.protocols.open_inference.models",
+    "server.protocols.open_inference.requests",
+    "server.protocols.open_inference.tensors",
     "server.protocols.http",
     "server.protocols.stream",
     "server.protocols.events",
@@ -39,6 +43,7 @@ SERVER = [
     # a request, from its first byte to its last
     "server.requests.service",
     "server.requests.registry",
+    "server.requests.statistics",
     "server.requests.codec",
     "server.requests.admission",
     "server.requests.sizes",

@@ -118,7 +118,7 @@ def _reader(request: Request, record: RequestRecord, until_answered: ExitStack) 
 
     async def read() -> bytes:
         body = await _body(request, service.settings.max_body_bytes)
-        until_answered.enter_context(_hang_up_cancels(request, service, record))
+        until_answered.enter_context(hang_up_cancels(request, service, record))
         return body
 
     return read
@@ -147,16 +147,21 @@ def _encoding(accept: str, task: str, options: QueryOptions) -> str:
     return "json" if media_type == EVENTS else media_type
 
 
+async def read_request(request: Request, limit_bytes: int) -> bytes:
+    """The whole body. Raises TooLargeError, or DisconnectedError if the client hangs up meanwhile."""
+    length = request.headers.get("content-length", "")
+    try:
+        return await read_body(request.stream(), int(length) if length.isdigit() else None, limit_bytes)
+    except ClientDisconnect:
+        raise DisconnectedError("the client hung up", "disconnected") from None
+
+
 async def _body(request: Request, limit_bytes: int) -> bytes:
     """The image's bytes: the body itself, or field `image` of a form.
 
     Raises InvalidError, TooLargeError, or DisconnectedError if the client hangs up meanwhile.
     """
-    length = request.headers.get("content-length", "")
-    try:
-        body = await read_body(request.stream(), int(length) if length.isdigit() else None, limit_bytes)
-    except ClientDisconnect:
-        raise DisconnectedError("the client hung up", "disconnected") from None
+    body = await read_request(request, limit_bytes)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return body
 
@@ -177,7 +182,7 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
 
 
 @contextmanager
-def _hang_up_cancels(request: Request, service: Service, record: RequestRecord) -> Iterator[None]:
+def hang_up_cancels(request: Request, service: Service, record: RequestRecord) -> Iterator[None]:
     """Cancels the request if the client closes the connection. Use it once the body has been read."""
 
     async def watch() -> None:

@@ -7,7 +7,7 @@ import math
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +29,12 @@ from server.metrics import UNKNOWN, Metrics
 from server.protocols.options import NO_OPTIONS, RequestOptions
 from server.protocols.values import MAX_ID
 from server.requests.budget import Asked
+from server.requests.statistics import ModelStatistics
 
 logger = logging.getLogger("anytime.registry")
 
+ANSWERED = (Stop.COMPLETE, Stop.QUALITY, Stop.DEADLINE, Stop.MAX_EXIT)
+"""The ends of requests that got an answer."""
 NOTHING_ASKED = Asked(UNKNOWN, exits=0)
 
 
@@ -171,10 +174,13 @@ class RequestRecord:
 class RequestRegistry:
     """The records of the open requests, at most `max_open`, and of the last `history` that ended."""
 
-    def __init__(self, metrics: Metrics, max_open: int, history: int) -> None:
+    def __init__(
+        self, metrics: Metrics, max_open: int, history: int, statistics: Mapping[str, ModelStatistics] | None = None
+    ) -> None:
         self._metrics = metrics
         self._max_open = max_open
         self._history = history
+        self.statistics = statistics or {}
         self._open: dict[int, RequestRecord] = {}
         self._ended: OrderedDict[str, RequestRecord] = OrderedDict()
         self.idle = asyncio.Event()
@@ -253,6 +259,7 @@ class RequestRegistry:
         now_s = time.monotonic()
         record.stop = record.stop or Stop.ERROR
         record.elapsed_s = now_s - record.arrived_s
+        self._add_to_statistics(record, now_s)
         if record.job is not None:
             record.exit, record.job = record.job.latest, None
         record.place = None
@@ -266,6 +273,16 @@ class RequestRegistry:
         self._ended.move_to_end(record.id)
         while len(self._ended) > self._history:
             self._ended.popitem(last=False)
+
+    def _add_to_statistics(self, record: RequestRecord, now_s: float) -> None:
+        found = self.statistics.get(record.model)
+        assert record.elapsed_s is not None
+        if found is None:
+            return
+        if record.job is None or record.stop not in ANSWERED:
+            found.fail.add(record.elapsed_s)
+        else:
+            found.count_answer(record.job, record.decode_s, record.elapsed_s, now_s, time.time())
 
 
 def checked_id(given: str) -> str:

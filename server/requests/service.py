@@ -32,6 +32,7 @@ from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage
 from server.requests.registry import RequestRecord, RequestRegistry
 from server.requests.sizes import ExpectedSizes
+from server.requests.statistics import ModelStatistics
 from server.scheduling.backlog import Expected
 from server.settings import Settings
 
@@ -66,7 +67,9 @@ class Service:
         self.catalog = catalog
         self.policies = read_policies(settings, [model.name for model in catalog])
         self.metrics = Metrics({model.name: model.config.exits for model in catalog})
-        self.registry = RequestRegistry(self.metrics, settings.max_open, settings.history)
+        self.registry = RequestRegistry(
+            self.metrics, settings.max_open, settings.history, {model.name: ModelStatistics() for model in catalog}
+        )
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.codec = Codec(settings.codec_threads, settings.max_pixels)
         self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._deepest)
