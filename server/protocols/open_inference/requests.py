@@ -67,10 +67,10 @@ def check_version(version: str | None) -> None:
 
 def _options(parameters: Mapping[str, Any], model: ServedModel) -> RequestOptions:
     """The request options among the parameters. Raises InvalidError."""
-    if parameters.get("sequence_id"):
-        raise InvalidError(
-            "sequence_id is given, but models keep no state between requests; leave it out", "bad_parameter"
-        )
+    sequence_id = parameters.get("sequence_id")
+    if sequence_id:
+        sentence = f"sequence_id is {shown(sequence_id)}, but models keep no state between requests; leave it out"
+        raise InvalidError(sentence, "bad_parameter")
     asked = {
         name: value
         for name, value in parameters.items()
