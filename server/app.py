@@ -26,13 +26,14 @@ from server.engine.worker_process import Reserve, WorkerProcess
 from server.errors import ServerError, unexpected
 from server.logs import configure_logging
 from server.protocols import budget, http, stream
+from server.protocols.open_inference import routes as open_inference
 from server.protocols.replies import error_body, reply
 from server.requests.service import Service
 from server.settings import ROOT, Settings, load_settings
 
 logger = logging.getLogger("anytime.app")
 
-ROUTERS = (http.router, budget.router, stream.router)
+ROUTERS = (http.router, budget.router, stream.router, open_inference.router)
 PAGE = ROOT / "clients" / "web"
 
 CLOSE_S = 2.0

@@ -9,7 +9,7 @@ from models.directory import find_models, read_config
 from models.imaging.geometry import padded_px, padded_size
 from models.network.configs import ModelConfig
 from server.engine.shared_memory import Layout
-from server.errors import NotFoundError
+from server.errors import InvalidError, NotFoundError
 from server.scheduling.costs import Shape
 
 
@@ -25,6 +25,20 @@ class ServedModel:
     def palette(self) -> bytes:
         """RGB of every class or joint, 3 bytes each."""
         return palette_bytes(self.config.palette, self.config.outputs)
+
+    def class_numbers(self, classes: Sequence[str]) -> list[int]:
+        """The numbers of classes that are given by name or number. Raises InvalidError on others, and if the model has
+        no classes."""
+        if self.config.task == "pose":
+            raise InvalidError(f"classes is for segmentation; {self.name} does pose: leave it out", "bad_parameter")
+        numbers = {name: number for number, name in enumerate(self.config.names)}
+        numbers |= {str(number): number for number in range(self.config.outputs)}
+        for name in classes:
+            if name not in numbers:
+                names = ", ".join(self.config.names)
+                sentence = f"{self.name} has no class {name[:80]!r}; it has {names}, or their numbers from 0"
+                raise InvalidError(sentence, "bad_parameter")
+        return [numbers[name] for name in classes]
 
     def layout(self, height: int, width: int, *, extra: bool) -> Layout:
         """Where the image and maps of a job lie. `extra`: every exit has a further map."""

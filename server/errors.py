@@ -91,6 +91,8 @@ class DisconnectedError(ServerError):
 
 
 class NoExitError(ServerError):
+    """No exit by the deadline."""
+
     status = 504
     stop = "no_exit"
 

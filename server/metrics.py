@@ -33,7 +33,7 @@ OVERRUN = (0.0, *SECONDS)
 """The first bucket counts the answers that were in time."""
 RATIO = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 COST_RATIO = (0.5, 0.7, 0.85, 0.95, 1.05, 1.15, 1.3, 1.5, 2.0, 3.0, 5.0)
-PROTOCOLS = ("http", "websocket")
+PROTOCOLS = ("http", "websocket", "v2")
 UNKNOWN = "unknown"
 """The label `model` of requests that name no served model."""
 

@@ -7,7 +7,7 @@ from server.protocols.options import (
     CancelMessage,
     DeadlineMessage,
     PredictMessage,
-    RequestOptions,
+    QueryOptions,
     parse_headers,
     parse_json,
     parse_message,
@@ -35,16 +35,34 @@ def test_strings_and_json_values_mean_the_same() -> None:
         "priority": 2,
     }
     asked = {"model": "m", "deadline_ms": 12.5, "max_exit": 3, "map": "exit", "best_effort": True, "priority": 2}
-    expected = RequestOptions(**asked, box="1,2,3,4")
+    expected = QueryOptions(**asked, box="1,2,3,4")
     assert expected.box == (1.0, 2.0, 3.0, 4.0)
     assert parse_options(query) == parse_options(message) == expected
-    assert parse_options({}) == parse_options({"deadline_ms": None}) == RequestOptions()
+    assert parse_options({}) == parse_options({"deadline_ms": None}) == QueryOptions()
 
 
 @pytest.mark.parametrize("value", ["nan", "-inf", "1e400", "", "ten", True, [], {}, math.nan, 10**400, -3, 0])
 def test_a_deadline_is_a_number_above_zero(value: object) -> None:
     with pytest.raises(InvalidError, match="deadline_ms"):
         parse_options({"deadline_ms": value})
+
+
+def test_classes_are_names_or_numbers() -> None:
+    assert parse_options({"classes": "road, 8"}).classes == ("road", "8")
+    assert parse_message({"type": "predict", "id": "a", "classes": ["road", 8]}).classes == ("road", "8")
+
+
+@pytest.mark.parametrize("classes", ["", [], 8, True, [True], [1.5], [None], "a," * 300])
+def test_classes_are_a_list(classes: object) -> None:
+    with pytest.raises(InvalidError, match="classes"):
+        parse_message({"type": "predict", "id": "a", "classes": classes if classes != "" else []})
+
+
+@pytest.mark.parametrize("meta", [7, "a\nb", "x" * 257, "\u00e4" * 129, "\ud800"])
+def test_meta_is_a_short_printable_text(meta: object) -> None:
+    assert parse_options({"meta": "\u00e4" * 128}).meta == "\u00e4" * 128
+    with pytest.raises(InvalidError, match="meta is"):
+        parse_options({"meta": meta})
 
 
 @pytest.mark.parametrize("box", ["1,2,3", "a,b,c,d", [1, 2, 3, None], "0,0,0,5", "1e9,0,5,5", 7, [1, 2, 3, "nan"]])
@@ -80,8 +98,7 @@ SENTENCES = [
     ({"priority": 0.5}, "priority is 0.5; it may be 0, 1 or 2"),
     (
         {"deadline": 5},
-        "there is no parameter 'deadline'; there are best_effort, box, deadline_ms, map, max_exit, min_exit, model, "
-        "priority, quality",
+        "there is no parameter 'deadline'; there are best_effort, box, captured_at, classes, deadline_ms, encoding, ",
     ),
     ({"extra": "exit"}, "there is no parameter 'extra'; there are "),
 ]
@@ -126,7 +143,7 @@ def test_messages() -> None:
         ({"type": "explain", "id": "a"}, "type is 'explain'; it may be predict, cancel, deadline"),
         ({"type": ["cancel"], "id": "a"}, "type is list; it may be predict, cancel, deadline"),
         ({"id": "a"}, "type is NoneType; it may be predict, cancel, deadline"),
-        ({"type": "predict", "id": "a", "encoding": "gif"}, "encoding is 'gif'; it may be png, raw, delta, json"),
+        ({"type": "predict", "id": "a", "encoding": "gif"}, "encoding is 'gif'; it may be png, raw, delta, json, rle"),
         ({"type": "deadline", "id": "a"}, "deadline_ms is missing; say how many milliseconds from now"),
     ],
 )

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,26 +16,22 @@ from starlette.responses import Response
 from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError, NotAcceptableError
 from server.protocols.descriptions import describe_costs, describe_model
-from server.protocols.options import (
-    RequestHeaders,
-    RequestOptions,
-    parse_headers,
-    parse_options,
-)
+from server.protocols.events import EVENTS, EventStream, served_events
+from server.protocols.options import QueryOptions, RequestHeaders, parse_headers, parse_options
 from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, http_reply, reply
 from server.protocols.trace_context import parse_traceparent
 from server.protocols.values import shown
 from server.requests.admission import read_body
 from server.requests.registry import RequestRecord
-from server.requests.service import Service
+from server.requests.service import Read, Service
 
 router = APIRouter()
 
 PREDICT_PATH = "/v1/predict"
 ARRIVED_S = "anytime.arrived_s"
 """The key of the ASGI scope that says when the request arrived: its first byte, if the host's protocol notes that."""
-MEDIA_TYPES = ("application/json", "image/png", "application/octet-stream")
-"""The media types of an answer; the first is the default."""
+MEDIA_TYPES = ("application/json", "image/png", "application/octet-stream", EVENTS)
+"""The media types of an answer; the first is the default. The second and third hold a map alone."""
 
 
 def documented(model: Any) -> dict[str, dict[str, Any]]:
@@ -52,7 +48,7 @@ _FILE = {"schema": {"type": "string", "format": "binary"}}
 PREDICT: dict[str, Any] = {
     "parameters": [
         {"name": name, "in": place, **field}
-        for place, model in (("query", RequestOptions), ("header", RequestHeaders))
+        for place, model in (("query", QueryOptions), ("header", RequestHeaders))
         for name, field in documented(model).items()
     ],
     "requestBody": {
@@ -71,7 +67,7 @@ PREDICTED: dict[int | str, dict[str, Any]] = {
     200: {
         "model": PredictionBody,
         "description": "The newest exit that was reached by the deadline.",
-        "content": {"image/png": _FILE, "application/octet-stream": _FILE},
+        "content": {"image/png": _FILE, "application/octet-stream": _FILE, EVENTS: {"schema": {"type": "string"}}},
         "headers": documented(MapHeaders),
     },
     **REFUSED,
@@ -80,38 +76,99 @@ PREDICTED: dict[int | str, dict[str, Any]] = {
 
 @router.post(PREDICT_PATH, openapi_extra=PREDICT, responses=PREDICTED, response_class=Response, tags=["predict"])
 async def predict(request: Request) -> Response:
-    """The best map that fits the deadline, in one answer."""
+    """The best map that fits the deadline, in one answer; or every exit as it comes, as server-sent events."""
+    if _wants_events(request.headers.getlist("accept")):
+        events = _events(request)
+        return EventStream(await anext(events), events)  # errors before the first event are those of HTTP
+    with _opened(request) as record, ExitStack() as until_answered:
+        response = await _service(request).predict(record, _reader(request, record, until_answered), http_reply)
+        if record.trace is not None:
+            response.headers["traceresponse"] = str(record.trace)
+        return response
+
+
+async def _events(request: Request) -> AsyncGenerator[bytes, None]:
+    """See `served_events`."""
+    with _opened(request) as record, ExitStack() as until_answered:
+        read = _reader(request, record, until_answered)
+        async with aclosing(served_events(_service(request), record, read)) as events:
+            async for event in events:
+                yield event
+
+
+def _service(request: Request) -> Service:
     service: Service = request.app.state.service
-    headers, query = request.headers, request.query_params
+    return service
+
+
+@contextmanager
+def opened(request: Request, protocol: str, model: str | None) -> Iterator[RequestRecord]:
+    """The record of a request, with who asks and when. `model`: the name that it asks for, or None. Raises
+    ServerError."""
+    service, headers = _service(request), request.headers
     host = request.client.host if request.client else "unknown"
-    named = service.catalog.served(query.get("model"))
-    with service.registry.open("http", request.scope[ARRIVED_S], headers.get("x-request-id"), host, named) as record:
+    served = service.catalog.served(model)
+    with service.registry.open(protocol, request.scope[ARRIVED_S], headers.get("x-request-id"), host, served) as record:
         record.trace = service.tracer.begin(record, parse_traceparent(headers.get("traceparent")))
         record.sharer = host
+        yield record
+
+
+@contextmanager
+def _opened(request: Request) -> Iterator[RequestRecord]:
+    """The record of a request, with what it asks for. Raises ServerError."""
+    service = _service(request)
+    headers, query = request.headers, request.query_params
+    with opened(request, "http", query.get("model")) as record:
         record.options = options = parse_options(query)
         record.timeout_s = parse_headers(headers).timeout_s
-        model = service.catalog.get(options.model)
-        record.encoding = _encoding(",".join(headers.getlist("accept")), model.config.task, options)
-        with ExitStack() as until_answered:
-
-            async def read() -> bytes:
-                body = await _body(request, service.settings.max_body_bytes)
-                until_answered.enter_context(_hang_up_cancels(request, service, record))
-                return body
-
-            response = await service.predict(record, read, http_reply)
-            if record.trace is not None:
-                response.headers["traceresponse"] = str(record.trace)
-            return response
+        task = service.catalog.get(options.model).config.task
+        record.encoding = _encoding(",".join(headers.getlist("accept")), task, options)
+        yield record
 
 
-def _encoding(accept: str, task: str, options: RequestOptions) -> str:
-    """The media type of the answer. Raises NotAcceptableError."""
+def _reader(request: Request, record: RequestRecord, until_answered: ExitStack) -> Read:
+    """Receives the image, and then cancels the request if the client hangs up before `until_answered` is closed."""
+    service = _service(request)
+
+    async def read() -> bytes:
+        body = await _body(request, service.settings.max_body_bytes)
+        until_answered.enter_context(hang_up_cancels(request, service, record))
+        return body
+
+    return read
+
+
+def _wants_events(accept: Sequence[str]) -> bool:
+    try:
+        return bool(accept) and accepted_media_type(",".join(accept)) == EVENTS
+    except NotAcceptableError:
+        return False
+
+
+def _encoding(accept: str, task: str, options: QueryOptions) -> str:
+    """How maps are encoded: `rle`, `json` for events, or the media type of the answer. Raises NotAcceptableError."""
+    in_json = (MEDIA_TYPES[0], EVENTS)
     if task == "pose":
-        return accepted_media_type(accept, MEDIA_TYPES[:1], "keypoints")
-    if options.map is not None:
-        return accepted_media_type(accept, MEDIA_TYPES[:1], "two maps")
-    return accepted_media_type(accept)
+        media_type = accepted_media_type(accept, in_json, "keypoints")
+    elif options.map is not None:
+        media_type = accepted_media_type(accept, in_json, "two maps")
+    elif options.encoding == "rle":
+        media_type = accepted_media_type(accept, in_json, "run lengths")
+    else:
+        media_type = accepted_media_type(accept)
+    if media_type in in_json and options.encoding == "rle":
+        return "rle"
+    return "json" if media_type == EVENTS else media_type
+
+
+async def read_request(request: Request, limit_bytes: int) -> bytes:
+    """The whole body. Raises TooLargeError, or DisconnectedError if the client hangs up meanwhile."""
+    length = request.headers.get("content-length", "")
+    try:
+        return await read_body(request.stream(), int(length) if length.isdigit() else None, limit_bytes)
+    except ClientDisconnect:
+        raise DisconnectedError("the client hung up", "disconnected") from None
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
@@ -119,11 +176,7 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
 
     Raises InvalidError, TooLargeError, or DisconnectedError if the client hangs up meanwhile.
     """
-    length = request.headers.get("content-length", "")
-    try:
-        body = await read_body(request.stream(), int(length) if length.isdigit() else None, limit_bytes)
-    except ClientDisconnect:
-        raise DisconnectedError("the client hung up", "disconnected") from None
+    body = await read_request(request, limit_bytes)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return body
 
@@ -144,7 +197,7 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
 
 
 @contextmanager
-def _hang_up_cancels(request: Request, service: Service, record: RequestRecord) -> Iterator[None]:
+def hang_up_cancels(request: Request, service: Service, record: RequestRecord) -> Iterator[None]:
     """Cancels the request if the client closes the connection. Use it once the body has been read."""
 
     async def watch() -> None:

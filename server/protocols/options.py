@@ -15,9 +15,11 @@ from models.network.configs import Extra
 from server.errors import InvalidError, NotJsonError
 from server.protocols.values import (
     ID_REMEDY,
+    ClassList,
     ExitNumber,
     Flag,
     MessageId,
+    Meta,
     ModelName,
     PersonBox,
     Positive,
@@ -30,11 +32,12 @@ from server.protocols.values import (
 
 T = TypeVar("T")
 Query = TypeVar("Query", bound=BaseModel)
-Encoding = Literal["png", "raw", "delta", "json"]
+Encoding = Literal["png", "raw", "delta", "json", "rle"]
+HttpEncoding = Literal["png", "rle"]
 
 
 class RequestOptions(BaseModel):
-    """What a request asks for, besides its image: the query of `POST /v1/predict`. None leaves it to the server."""
+    """What a request asks for over every protocol, besides its image. None leaves it to the server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,6 +66,18 @@ class RequestOptions(BaseModel):
         default=1,
         description="0, 1 or 2: who gets further exits first, from 2 down; never before the first exit of anybody",
     )
+    classes: ClassList | None = Field(
+        default=None,
+        description="names or numbers of the classes to send, for example road,car; other pixels are 255",
+    )
+    meta: Meta | None = Field(
+        default=None, description="text that comes back with the answer: at most 256 bytes, printable"
+    )
+    captured_at: Positive | None = Field(
+        default=None,
+        description="when the image was taken, in Unix seconds: the deadline counts from there if that is earlier than "
+        "the request. An image whose deadline is over on arrival is refused before it is decoded",
+    )
 
     @property
     def required(self) -> int:
@@ -79,6 +94,15 @@ class RequestOptions(BaseModel):
 
 
 NO_OPTIONS = RequestOptions()
+
+
+class QueryOptions(RequestOptions):
+    """The query of `POST /v1/predict`."""
+
+    encoding: Annotated[HttpEncoding, one_of(get_args(HttpEncoding))] = Field(
+        default="png",
+        description="how a JSON answer holds the mask: png, or rle, which is COCO's run lengths of every class",
+    )
 
 
 class RequestHeaders(BaseModel):
@@ -134,9 +158,9 @@ _MISSING = {"id": ID_REMEDY, "deadline_ms": "say how many milliseconds from now"
 # --- parsing: a value that is None counts as missing ---
 
 
-def parse_options(query: Mapping[str, Any]) -> RequestOptions:
+def parse_options(query: Mapping[str, Any]) -> QueryOptions:
     """The options in a query. Raises InvalidError."""
-    return parse_query(RequestOptions, query)
+    return parse_query(QueryOptions, query)
 
 
 def parse_query(model: type[Query], query: Mapping[str, Any]) -> Query:
@@ -151,7 +175,7 @@ def parse_headers(headers: Mapping[str, str]) -> RequestHeaders:
 
 def parse_message(fields: Mapping[str, Any]) -> Message:
     """A WebSocket message of a client. Raises InvalidError."""
-    return _parsed(_MESSAGE.validate_python, fields)
+    return _parsed(_MESSAGE.validate_python, fields, PredictMessage)
 
 
 def _parsed(

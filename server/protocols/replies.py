@@ -1,4 +1,4 @@
-"""What goes to the client: answers, exits and errors, over HTTP and over the WebSocket.
+"""What goes to the client: answers, exits and errors, over every protocol.
 
 Times on the wire are in milliseconds. Functions that encode a map may run on any thread.
 """
@@ -7,7 +7,8 @@ import base64
 import json
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NotRequired, cast
+from urllib.parse import quote
 
 from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
@@ -18,8 +19,13 @@ from server.engine.job import Job
 from server.engine.messages import Stop
 from server.errors import ServerError
 from server.protocols.descriptions import LabelsBody, describe_labels
-from server.protocols.encoder import frame, keypoints, png
+from server.protocols.encoder import Map, frame, keypoints, png
+from server.protocols.maps import NO_CLASS, has_holes, label_map
+from server.protocols.rle import class_runs
 from server.requests.registry import RequestRecord
+
+INLINE = ("json", "rle")
+"""Encodings whose maps are part of the JSON message."""
 
 # --- bodies and headers: FastAPI documents them from these types ---
 
@@ -41,8 +47,23 @@ class PngBody(TypedDict):
     data: Annotated[str, Field(description="the file in base64")]
 
 
-class MaskBody(PngBody, LabelsBody):
-    """A label map: an indexed PNG."""
+class ClassRuns(TypedDict):
+    """The pixels of a class: `size` and `counts` are what `pycocotools.mask.decode` takes."""
+
+    size: Annotated[list[int], Field(description="height and width")]
+    counts: str
+
+
+class RunsBody(TypedDict):
+    format: Literal["rle"]
+    data: Annotated[dict[str, ClassRuns], Field(description="of every class that occurs, by number")]
+
+
+class MaskBody(LabelsBody):
+    """A label map: an indexed PNG in base64, or the run lengths of every class; 255 is no class."""
+
+    format: Literal["png", "rle"]
+    data: str | dict[str, ClassRuns]
 
 
 class FurtherMapBody(PngBody):
@@ -81,6 +102,7 @@ class PredictionBody(AnswerBody):
     timing: TimingBody
     unsure: Annotated[float, Field(description="share of the positions that the next exit would still compute")]
     size: Annotated[list[int], Field(description="height and width")]
+    meta: Annotated[NotRequired[str], Field(description="that of the request")]
 
 
 MapHeaders = TypedDict(
@@ -93,6 +115,9 @@ MapHeaders = TypedDict(
         "X-Anytime-Elapsed-Ms": Annotated[str, _header("number", "milliseconds since the first byte of the request")],
         "X-Anytime-Unsure": Annotated[str, _header("number", "share of positions that the next exit would compute")],
         "X-Anytime-Size": Annotated[str, _header("string", "HEIGHTxWIDTH of the map")],
+        "X-Anytime-Meta": Annotated[
+            NotRequired[str], _header("string", "meta of the request, percent-encoded (RFC 3986)")
+        ],
     },
 )
 """The headers of an answer that is a map alone."""
@@ -105,6 +130,12 @@ def to_json(body: Mapping[str, Any]) -> bytes:
 def reply(body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON reply."""
     return Response(to_json(body), status, headers, "application/json")
+
+
+def error_message(error: ServerError, request_id: str | None) -> dict[str, Any]:
+    """The last message about a request that failed."""
+    retry = {} if error.retry_after_s is None else {"retry_after_s": round(error.retry_after_s, 3)}
+    return {"type": "error", **error_body(error, request_id), "status": error.status, **retry}
 
 
 def milliseconds(seconds: float) -> float:
@@ -120,16 +151,22 @@ def error_body(error: ServerError, request_id: str | None) -> ErrorBody:
 
 
 def http_reply(record: RequestRecord, job: Job) -> Response:
-    """The newest exit of a request over HTTP, in the media type that `record.encoding` names."""
+    """The newest exit of a request over HTTP, in the encoding that `record.encoding` names."""
     began_s = time.monotonic()
+    if record.encoding in ("application/octet-stream", "image/png"):
+        labels = label_map(job, job.latest, record.options)
+        data = labels.tobytes() if record.encoding == "application/octet-stream" else _png(record, job, labels)
+        return Response(data, 200, _headers(record, job), record.encoding)
+    answer = _answer(record, job)
+    body = {**answer, **_facts(record, job, began_s), **_meta(record)}
+    return reply(body, headers={"X-Request-Id": record.id})
+
+
+def _facts(record: RequestRecord, job: Job, began_s: float) -> PredictionBody:
+    """All that a JSON answer says besides its maps. `began_s`: when they began to be encoded."""
     model, found, layout = job.model, job.exits[-1], job.spec.layout
-    if record.encoding == "application/octet-stream":
-        return Response(job.labels(found.exit).tobytes(), 200, _headers(record, job), record.encoding)
-    if record.encoding == "image/png":
-        return Response(png(job.labels(found.exit), model.palette), 200, _headers(record, job), record.encoding)
-    answer = _answer(job)
     now_s = time.monotonic()
-    body: PredictionBody = {
+    return {
         "id": record.id,
         "model": model.name,
         "task": model.config.task,
@@ -140,7 +177,6 @@ def http_reply(record: RequestRecord, job: Job) -> Response:
         "deadline_ms": milliseconds(record.budget_s),
         "unsure": found.active_share,
         "size": [layout.height, layout.width],
-        **answer,
         "timing": {
             "decode_ms": milliseconds(record.decode_s),
             "queue_ms": milliseconds(job.exits[0].started_s - job.submitted_s),
@@ -149,10 +185,9 @@ def http_reply(record: RequestRecord, job: Job) -> Response:
         },
         "elapsed_ms": milliseconds(now_s - record.arrived_s),
     }
-    return reply(body, headers={"X-Request-Id": record.id})
 
 
-def _answer(job: Job) -> AnswerBody:
+def _answer(record: RequestRecord, job: Job) -> AnswerBody:
     """The maps or keypoints of the newest exit."""
     answer: AnswerBody = {}
     labels = describe_labels(job.model)
@@ -164,11 +199,32 @@ def _answer(job: Job) -> AnswerBody:
             "skeleton": labels["skeleton"],
         }
     else:
-        answer["mask"] = {**_base64(png(job.labels(job.latest), job.model.palette)), **labels}
+        answer["mask"] = {**_mask(record, job, job.latest), **labels}
     extra = job.extra_map(job.latest)
     if extra is not None:
         answer["map"] = {"kind": job.spec.extra, **_base64(png(extra))}
     return answer
+
+
+def _mask(record: RequestRecord, job: Job, exit_index: int) -> PngBody | RunsBody:
+    """The label map of an exit inside JSON."""
+    labels = label_map(job, exit_index, record.options)
+    if record.encoding != "rle":
+        return _base64(_png(record, job, labels))
+    size = list(labels.shape)
+    runs: dict[str, ClassRuns] = {
+        str(number): {"size": size, "counts": counts} for number, counts in class_runs(labels) if number != NO_CLASS
+    }
+    return {"format": "rle", "data": runs}
+
+
+def _png(record: RequestRecord, job: Job, labels: Map) -> bytes:
+    return png(labels, job.model.palette, holes=has_holes(record.options))
+
+
+def _meta(record: RequestRecord) -> dict[str, str]:
+    """The client's own text, which comes back to it with every message about the request."""
+    return {} if record.options.meta is None else {"meta": record.options.meta}
 
 
 def _headers(record: RequestRecord, job: Job) -> Mapping[str, str]:
@@ -182,15 +238,21 @@ def _headers(record: RequestRecord, job: Job) -> Mapping[str, str]:
         "X-Anytime-Unsure": f"{found.active_share:.6g}",
         "X-Anytime-Size": f"{layout.height}x{layout.width}",
     }
+    if record.options.meta is not None:
+        headers["X-Anytime-Meta"] = quote(record.options.meta)
     return cast("Mapping[str, str]", headers)
 
 
+# --- exits, as they come ---
+
+
 def accepted_message(record: RequestRecord, job: Job) -> dict[str, Any]:
-    """The WebSocket message that a request's job has started."""
+    """The message that a request's job has started."""
     model = job.model
     return {
         "type": "accepted",
         "id": record.id,
+        **_meta(record),
         "model": model.name,
         "task": model.config.task,
         "exits": model.config.exits,
@@ -202,12 +264,13 @@ def accepted_message(record: RequestRecord, job: Job) -> dict[str, Any]:
 def exit_message(
     record: RequestRecord, job: Job, exit_index: int, held: int | None
 ) -> tuple[dict[str, Any], list[bytes]]:
-    """The WebSocket message of an exit, and the binary frames that follow it. `held`: the exit sent before, or None."""
+    """The message of an exit, and the binary frames that follow it. `held`: the exit sent before, or None."""
     model, encoding = job.model, record.encoding
     found = next(done for done in job.exits if done.exit == exit_index)
     message: dict[str, Any] = {
         "type": "exit",
         "id": record.id,
+        **_meta(record),
         "exit": exit_index,
         "exits": model.config.exits,
         "final": found.final or exit_index == model.config.exits,
@@ -218,19 +281,20 @@ def exit_message(
     frames: list[bytes] = []
     if model.config.task == "pose":
         message["keypoints"] = keypoints(job.keypoints(exit_index))
-    elif encoding == "json":
-        message["mask"] = _base64(png(job.labels(exit_index), model.palette))
+    elif encoding in INLINE:
+        message["mask"] = _mask(record, job, exit_index)
     else:
-        before = None if held is None else job.labels(held)
-        frames.append(frame(encoding, job.labels(exit_index), before, model.palette))
+        before = None if held is None else label_map(job, held, record.options)
+        labels = label_map(job, exit_index, record.options)
+        frames.append(frame(encoding, labels, before, model.palette, holes=has_holes(record.options)))
         message["bytes"] = len(frames[-1])
     extra = job.extra_map(exit_index)
     if extra is not None:
         message["extra"] = {"kind": job.spec.extra, "encoding": encoding}
-        if encoding == "json":
+        if encoding in INLINE:
             message["extra"] |= _base64(png(extra))
         else:
-            frames.append(frame(encoding, extra, None if held is None else job.extra_map(held), None))
+            frames.append(frame(encoding, extra, None if held is None else job.extra_map(held)))
             message["extra"]["bytes"] = len(frames[-1])
     return message, frames
 
@@ -238,7 +302,7 @@ def exit_message(
 def end_message(
     request_id: Any, exit_index: int, stop: Stop | None, arrived_s: float, skipped: list[int]
 ) -> dict[str, Any]:
-    """The last WebSocket message about a request. `skipped`: exits that were reached and not sent."""
+    """The last message about a request that did not fail. `skipped`: exits that were reached and not sent."""
     elapsed_ms = milliseconds(time.monotonic() - arrived_s)
     end = {"type": "end", "id": request_id, "exit": exit_index, "stop": stop, "elapsed_ms": elapsed_ms}
     return {**end, "skipped": skipped}

@@ -5,16 +5,19 @@ between them.
 
     client  {"type": "predict", "id": "a", "model"?, "deadline_ms"?, "min_exit"?, "max_exit"?, "quality"?,
              "best_effort"?, "box"?: "x,y,w,h" or [x, y, w, h], "map"?: "confidence" | "exit" | "unsure",
-             "encoding"?: "png" (default) | "raw" | "delta" | "json"}, then the image file as one binary frame
+             "classes"?: "road,car" or ["road", 8], "priority"?, "captured_at"?, "meta"?, which comes back with
+             `accepted` and every exit,
+             "encoding"?: "png" (default) | "raw" | "delta" | "json" | "rle"}, then the image file as one binary frame
             {"type": "cancel", "id"}
             {"type": "deadline", "id", "deadline_ms"}: from now
     server  {"type": "accepted", "id", "model", "task", "exits", "deadline_ms", and the labels of `describe_labels`}
             {"type": "exit", "id", "exit", "exits", "final", "elapsed_ms", "unsure", "encoding", "size": [h, w],
              "bytes"}, then the map as one binary frame of so many bytes (encodings: see `replies.py`).
-              encoding "json": "mask" as over HTTP instead of "bytes", and no binary frame
+              encodings "json" and "rle": "mask" as over HTTP instead of "bytes", and no binary frame
               pose: "keypoints" instead of "bytes", and no binary frame
               with "map": also "extra": {"kind", "encoding", "bytes"}, and a binary frame after the map's; "delta" is
-              against the same further map of the last exit sent; for "json", "data" instead of "bytes", and no frame
+              against the same further map of the last exit sent; for "json" and "rle", "data" instead of "bytes", and
+              no frame
             {"type": "end", "id", "exit", "stop", "elapsed_ms", "skipped"}: the last message about a request that was
             accepted and did not fail
             {"type": "error", "id", "code", "error", "status", "retry_after_s"?, "open"?}: the last message about a
@@ -26,7 +29,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
@@ -44,6 +47,7 @@ from server.errors import (
     UnavailableError,
     unexpected,
 )
+from server.protocols.exits import new_exits, skipped_exits
 from server.protocols.options import (
     CancelMessage,
     DeadlineMessage,
@@ -52,7 +56,7 @@ from server.protocols.options import (
     parse_json,
     parse_message,
 )
-from server.protocols.replies import accepted_message, end_message, error_body, exit_message, milliseconds, to_json
+from server.protocols.replies import accepted_message, end_message, error_message, exit_message, milliseconds, to_json
 from server.protocols.trace_context import parse_traceparent
 from server.protocols.values import MAX_ID
 from server.requests.registry import RequestRecord
@@ -224,11 +228,7 @@ class StreamSession:
             else:
                 record.stop = await job.ended()
                 record.check_answer(job)
-            skipped = [
-                done.exit
-                for done in job.exits
-                if done.changed and done.exit >= job.spec.required and done.exit not in sent
-            ]
+            skipped = skipped_exits(job, sent)
             async with self._sending:
                 self._forget(record)  # messages after this one must not say that the request is open
                 await self._put(end_message(record.id, job.latest, job.stop, record.arrived_s, skipped))
@@ -241,30 +241,19 @@ class StreamSession:
     async def _send_exits(self, record: RequestRecord, job: Job) -> list[int]:
         """Send the newest exit whenever there is one and the socket takes it. Returns the exits that were sent."""
         sent: list[int] = []
-        last = job.spec.required - 1
-        while True:
-            newest = await job.newer(last)
-            if newest <= last or job.cancelled:
-                return sent
-            async with self._sending:
-                newest = job.latest  # more exits may have come while another request was sending
-                if job.cancelled:
-                    return sent
-                held = sent[-1] if sent else None
-                if held is not None and not job.changed_since(held):
-                    last = newest
-                    continue
+        async with aclosing(new_exits(job, self._sending)) as exits:
+            async for new in exits:
                 message, frames = await self._service.encode(
                     record,
                     job,
-                    lambda: exit_message(record, job, newest, held),  # noqa: B023 - awaited before the next turn
+                    lambda: exit_message(record, job, new.exit, new.held),  # noqa: B023 - awaited before the next turn
                 )
                 message["elapsed_ms"] = milliseconds(time.monotonic() - record.arrived_s)
                 await self._put(message)
                 for frame in frames:
                     await self._put(frame)
-            sent.append(newest)
-            last = newest
+                sent.append(new.exit)
+        return sent
 
     async def _send(self, message: dict[str, Any]) -> None:
         """Send a message without binary frames. Raises DisconnectedError."""
@@ -278,9 +267,8 @@ class StreamSession:
 
     def _error(self, error: ServerError, message_id: Any) -> dict[str, Any]:
         message_id = message_id if isinstance(message_id, str) else None
-        retry = {} if error.retry_after_s is None else {"retry_after_s": round(error.retry_after_s, 3)}
         going_on = {"open": True} if message_id in self._open else {}
-        return {"type": "error", **error_body(error, message_id), "status": error.status, **retry, **going_on}
+        return {**error_message(error, message_id), **going_on}
 
     async def _refuse(self, error: ServerError) -> None:
         """Send an error, and close the socket."""

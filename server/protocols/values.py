@@ -18,6 +18,10 @@ ID_REMEDY = f"give a string of 1 to {MAX_ID} printable characters"
 PRIORITIES = (0, 1, 2)
 MAX_COORDINATE = 1e6
 """The largest number in a person's box, in pixels."""
+MAX_CLASSES = 255
+"""Classes of a model at most: the value 255 of a map is no class."""
+MAX_META_BYTES = 256
+"""The longest `meta` of a request, in bytes of UTF-8."""
 
 
 def refuse(value: str, remedy: str, code: str = "bad_parameter") -> PydanticCustomError:
@@ -101,6 +105,28 @@ def _id(value: Any) -> str:
     return value
 
 
+def _classes(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    remedy = "give names or numbers of classes, for example road,car"
+    if not isinstance(parts, list) or not 1 <= len(parts) <= MAX_CLASSES:
+        raise refuse(shown(value), remedy)
+    if not all(isinstance(part, str) or type(part) is int for part in parts):
+        raise refuse(shown(value), remedy)
+    return tuple(str(part).strip() for part in parts)
+
+
+def _meta(value: Any) -> str:
+    if not isinstance(value, str):
+        raise refuse(shown(value), "give a text")
+    try:
+        size_bytes = len(value.encode())
+    except UnicodeEncodeError:
+        size_bytes = MAX_META_BYTES + 1
+    if size_bytes > MAX_META_BYTES or not value.isprintable():
+        raise refuse(shown(value), f"it may have up to {MAX_META_BYTES} bytes of printable text")
+    return value
+
+
 def one_of(values: Sequence[str], code: str = "bad_parameter") -> BeforeValidator:
     """Refuses what is not among `values`."""
 
@@ -119,6 +145,8 @@ ExitNumber = Annotated[int, Field(ge=1), BeforeValidator(_exit)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE), BeforeValidator(_side)]
 Priority = Annotated[int, Field(ge=0, le=2), BeforeValidator(_priority)]
 ShareOfPixels = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_quality)]
+ClassList = Annotated[tuple[str, ...], BeforeValidator(_classes), WithJsonSchema({"type": "string"})]
+Meta = Annotated[str, Field(max_length=MAX_META_BYTES), BeforeValidator(_meta)]
 Flag = Annotated[bool, BeforeValidator(_boolean)]
 PersonBox = Annotated[Box, BeforeValidator(_box), WithJsonSchema({"type": "string"})]
 

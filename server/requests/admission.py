@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from models.imaging.geometry import MAX_SIDE, Box, check_box, padded_px
 from models.imaging.images import upright_rgb
 from server.catalog import ServedModel
-from server.errors import InvalidError, NotAnImageError, TooLargeError, TooManyRequestsError
+from server.errors import InvalidError, NoExitError, NotAnImageError, TooLargeError, TooManyRequestsError
 from server.protocols.options import RequestOptions
 from server.requests.budget import Budget
 
@@ -80,8 +80,29 @@ def check_options(options: RequestOptions, model: ServedModel, *, calibrated: bo
             "(whoever runs the server can calibrate the model: python -m models calibrate)",
             "not_calibrated",
         )
+    if options.classes is not None:
+        model.class_numbers(options.classes)
     if options.box is not None and model.config.task != "pose":
         raise InvalidError(f"box is for pose; {model.name} does segmentation: leave it out", "bad_box")
+
+
+def image_age_s(options: RequestOptions, arrived_s: float) -> float:
+    """The age of a request's image when the request arrived at `arrived_s`, by the clock of whoever captured it; 0 if
+    that is not told, or lies in the future."""
+    if options.captured_at is None:
+        return 0.0
+    return max(0.0, time.time() - (time.monotonic() - arrived_s) - options.captured_at)
+
+
+def check_fresh(age_s: float, budget_s: float) -> None:
+    """Raises NoExitError if an image was `age_s` seconds old on arrival, and its deadline, `budget_s` after it was
+    captured, was over by then."""
+    if age_s and age_s >= budget_s:
+        raise NoExitError(
+            f"the image was {1000 * age_s:.0f} ms old on arrival, and it was due {1000 * budget_s:.0f} ms after it was "
+            "captured; send a newer one, or give a later deadline_ms",
+            "stale",
+        )
 
 
 def lasting_exit(budget: Budget, options: RequestOptions) -> int:

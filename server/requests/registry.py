@@ -59,6 +59,7 @@ class RequestRecord:
 
     The service fills in how the request is served:
     `asked`: what the budget depends on of the request.
+    `age_s`: the age of the image on arrival, by which the budget is shorter; 0 if the client does not tell.
     `deadline_s`: when the last byte of the answer is due, infinite until it is known. The front end has no other copy.
     `reserve_s`: the part of the time before the deadline that is kept for encoding and sending the answer.
     `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
@@ -79,6 +80,7 @@ class RequestRecord:
     encoding: str = ""
     trace: TraceContext | None = None
     asked: Asked = NOTHING_ASKED
+    age_s: float = 0.0
     deadline_s: float = math.inf
     reserve_s: float = 0.0
     max_exit: int = 0

@@ -18,13 +18,22 @@ from server.engine.messages import JobSpec, LoadPlan, Stop
 from server.engine.place import Place
 from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.metrics import Metrics
-from server.requests.admission import ClientLimit, check_body, check_options, check_person, lasting_exit
+from server.requests.admission import (
+    ClientLimit,
+    check_body,
+    check_fresh,
+    check_options,
+    check_person,
+    image_age_s,
+    lasting_exit,
+)
 from server.requests.budget import Asked, Budget, Traffic
 from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage
 from server.requests.registry import CodecWork, RequestRecord, RequestRegistry
 from server.requests.request_log import log_request
 from server.requests.sizes import ExpectedSizes
+from server.requests.statistics import ModelStatistics
 from server.requests.tracing import Tracer, TraceRelay, collector_tracer
 from server.scheduling.backlog import Expected
 from server.settings import Settings
@@ -62,6 +71,7 @@ class Service:
         self.metrics = Metrics({model.name: model.config.exits for model in catalog})
         self.metrics.show_limits(settings)
         self.tracer: Tracer = collector_tracer() if settings.traces else TraceRelay()
+        self.statistics = {model.name: ModelStatistics() for model in catalog}
         self.registry = RequestRegistry(self.metrics, settings.max_open, settings.history, self._ended)
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.codec = Codec(settings.codec_threads, settings.max_pixels)
@@ -78,6 +88,8 @@ class Service:
 
     def _ended(self, record: RequestRecord) -> None:
         """Tell of a request that has ended."""
+        if record.model in self.statistics:
+            self.statistics[record.model].count(record)
         self.tracer.end(record)
         if self.settings.access_log:
             log_request(record)
@@ -121,7 +133,9 @@ class Service:
             timeout_s=record.timeout_s,
             max_exit=options.max_exit,
         )
+        record.age_s = min(image_age_s(options, record.arrived_s), self.settings.max_deadline_ms / 1000)
         self._set_budget(record)
+        check_fresh(record.age_s, record.budget_s + record.age_s)
         height, width = self._sizes.expected(model.name, record.sharer, model.config.size)
         record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
         return self.engine.admit(self._expected(record, model, (height, width)), time.monotonic())
@@ -211,7 +225,7 @@ class Service:
         """Set what the request may spend, by what it asks for and by the traffic now. Raises InvalidError if it
         requires more."""
         budget = self.policies.budget(record.asked, self._traffic(more=record.place is None))
-        record.move_deadline(record.arrived_s + budget.seconds)
+        record.move_deadline(record.arrived_s - record.age_s + budget.seconds)
         record.max_exit = lasting_exit(budget, record.options)
 
     def _deepest(self) -> int | None:
@@ -265,7 +279,7 @@ class Service:
     def move_deadline(self, record: RequestRecord, left_s: float) -> None:
         """Grant a request `left_s` seconds from now, be that more or less; other limits of its budget still hold."""
         now_s = time.monotonic()
-        record.asked = replace(record.asked, deadline_s=now_s + left_s - record.arrived_s)
+        record.asked = replace(record.asked, deadline_s=now_s + left_s - record.arrived_s + record.age_s)
         self._set_budget(record)
         if record.job is not None:
             self.engine.move_deadline(record.job, record.compute_deadline_s)

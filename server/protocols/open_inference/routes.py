@@ -1,0 +1,212 @@
+"""The routes of version 2 of the Open Inference Protocol. Errors are those of the other routes: their field `error` is
+the sentence that version 2 asks for."""
+
+import asyncio
+import time
+import zlib
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import pydantic_core
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.catalog import ServedModel
+from server.engine.job import Job
+from server.errors import InvalidError, TooLargeError
+from server.protocols.http import hang_up_cancels, opened, read_request
+from server.protocols.maps import label_map
+from server.protocols.open_inference.models import EXTENSIONS, configuration, metadata, statistics
+from server.protocols.open_inference.requests import VERSION, InferRequest, check_version, parse_request
+from server.protocols.open_inference.tensors import OutputTensor, write_body
+from server.protocols.options import parse_headers
+from server.protocols.replies import milliseconds, reply
+from server.protocols.values import shown
+from server.requests.registry import RequestRecord, checked_id
+from server.requests.service import Service
+
+router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+
+JSON_LENGTH = "Inference-Header-Content-Length"
+WINDOW_BITS = {"gzip": 31, "deflate": 15}
+"""Content encodings, and zlib's argument `wbits` for each."""
+
+
+# --- the server and its models ---
+
+
+@router.get("")
+async def server() -> Response:
+    """The server's name, its version, and the extensions that it has."""
+    try:
+        release = version("anytime-inference-server")
+    except PackageNotFoundError:  # it runs from a checkout that was not installed
+        release = "0"
+    return reply({"name": "anytime", "version": release, "extensions": list(EXTENSIONS)})
+
+
+@router.get("/health/live")
+async def live() -> Response:
+    """200 while the server answers at all."""
+    return reply({"live": True})
+
+
+@router.get("/health/ready")
+async def ready(request: Request) -> Response:
+    """200 while requests are answered; 503 before and while draining."""
+    is_ready = bool(_service(request).engine.readiness()["ready"])
+    return reply({"ready": is_ready}, 200 if is_ready else 503)
+
+
+@router.get("/models/stats")
+async def all_statistics(request: Request) -> Response:
+    """How many requests each model has answered, and where their time went."""
+    return reply(statistics(list(_service(request).statistics.items())))
+
+
+@router.get("/models/{name}")
+@router.get("/models/{name}/versions/{version}")
+async def model(request: Request, name: str, version: str | None = None) -> Response:
+    """The inputs and outputs of a model."""
+    check_version(version)
+    return reply(metadata(_service(request).catalog.get(name)))
+
+
+@router.get("/models/{name}/ready")
+@router.get("/models/{name}/versions/{version}/ready")
+async def model_ready(request: Request, name: str, version: str | None = None) -> Response:
+    """200 while requests for a model are answered."""
+    check_version(version)
+    _service(request).catalog.get(name)
+    return await ready(request)
+
+
+@router.get("/models/{name}/config")
+@router.get("/models/{name}/versions/{version}/config")
+async def model_configuration(request: Request, name: str, version: str | None = None) -> Response:
+    """What load generators ask for before they begin."""
+    check_version(version)
+    return reply(configuration(_service(request).catalog.get(name)))
+
+
+@router.get("/models/{name}/stats")
+@router.get("/models/{name}/versions/{version}/stats")
+async def model_statistics(request: Request, name: str, version: str | None = None) -> Response:
+    """How many requests a model has answered, and where their time went."""
+    check_version(version)
+    service = _service(request)
+    found = service.catalog.get(name).name
+    return reply(statistics([(found, service.statistics[found])]))
+
+
+@router.post("/repository/index")
+async def index(request: Request) -> Response:
+    """The models that are served."""
+    service = _service(request)
+    state = "READY" if service.engine.readiness()["ready"] else "UNAVAILABLE"
+    models = [{"name": model.name, "version": VERSION, "state": state, "reason": ""} for model in service.catalog]
+    return Response(pydantic_core.to_json(models), media_type="application/json")
+
+
+@router.post("/repository/models/{name}/load")
+@router.post("/repository/models/{name}/unload")
+async def load(request: Request, name: str) -> Response:
+    """Refused: the models are those that the server was started with."""
+    _service(request).catalog.get(name)
+    raise InvalidError("models are loaded at the start alone; restart the server with other --models", "not_allowed")
+
+
+# --- inference ---
+
+
+@router.post("/models/{name}/infer", response_class=Response)
+@router.post("/models/{name}/versions/{version}/infer", response_class=Response)
+async def infer(request: Request, name: str, version: str | None = None) -> Response:
+    """The best map that fits the deadline, as tensors. The parameters take the options of `POST /v1/predict`."""
+    service, headers = _service(request), request.headers
+    with opened(request, "v2", name) as record:
+        check_version(version)
+        record.encoding = "application/octet-stream"
+        model = service.catalog.get(name)
+        limit = service.settings.max_body_bytes
+        coded = await read_request(request, limit)
+        with hang_up_cancels(request, service, record):
+            asked = await asyncio.to_thread(_parse, coded, headers, model, limit)
+            record.options = asked.options
+            if asked.id is not None:
+                record.id = checked_id(asked.id)
+            given_s = (parse_headers(headers).timeout_s, asked.timeout_s)
+            record.timeout_s = min((seconds for seconds in given_s if seconds is not None), default=None)
+
+            async def read() -> bytes:
+                return asked.file
+
+            return await service.predict(record, read, partial(_answer, asked, headers.get("accept-encoding", "")))
+
+
+def _parse(coded: bytes, headers: Mapping[str, str], model: ServedModel, limit_bytes: int) -> InferRequest:
+    body = _decompressed(coded, headers.get("content-encoding", "identity"), limit_bytes)
+    return parse_request(body, headers.get(JSON_LENGTH.lower()), model)
+
+
+def _decompressed(body: bytes, encoding: str, limit_bytes: int) -> bytes:
+    """Raises InvalidError, or TooLargeError as soon as the body would have more than `limit_bytes`."""
+    if encoding == "identity":
+        return body
+    if encoding not in WINDOW_BITS:
+        raise InvalidError(f"Content-Encoding is {shown(encoding)}; it may be gzip or deflate", "bad_encoding")
+    stream = zlib.decompressobj(WINDOW_BITS[encoding])
+    try:
+        found = stream.decompress(body, limit_bytes + 1)
+    except zlib.error as error:
+        raise InvalidError(f"the body is not {encoding}: {error}; send the whole of it", "bad_encoding") from None
+    if len(found) > limit_bytes:
+        sentence = f"the body has more than {limit_bytes:,} bytes, which is the limit (--max-body-bytes): send fewer"
+        raise TooLargeError(sentence, "body_too_large")
+    if not stream.eof or stream.unused_data:
+        raise InvalidError(f"the {encoding} body is cut off, or more follows it; send the whole of it", "bad_encoding")
+    return found
+
+
+def _answer(asked: InferRequest, accepted: str, record: RequestRecord, job: Job) -> Response:
+    """The newest exit as tensors, compressed if the client accepts that."""
+    found = job.exits[-1]
+    facts: dict[str, Any] = {
+        "exit": found.exit,
+        "exits": job.model.config.exits,
+        "final": job.final,
+        "stop": str(job.stop),
+        "unsure": found.active_share,
+        "deadline_ms": milliseconds(record.budget_s),
+        "elapsed_ms": milliseconds(time.monotonic() - record.arrived_s),
+    }
+    if record.options.meta is not None:
+        facts["meta"] = record.options.meta
+    head = {"model_name": job.model.name, "model_version": VERSION, "id": record.id, "parameters": facts}
+    body, json_bytes = write_body(head, [_tensor(name, job, record, asked.outputs[name]) for name in asked.outputs])
+    headers = {"X-Request-Id": record.id}
+    if json_bytes is not None:
+        headers[JSON_LENGTH] = str(json_bytes)
+    encoding = next((name for name in WINDOW_BITS if name in accepted), None)
+    if encoding is not None:
+        compressor = zlib.compressobj(1, wbits=WINDOW_BITS[encoding])
+        body = compressor.compress(body) + compressor.flush()
+        headers["Content-Encoding"] = encoding
+    media_type = "application/json" if json_bytes is None else "application/octet-stream"
+    return Response(body, 200, headers, media_type)
+
+
+def _tensor(name: str, job: Job, record: RequestRecord, binary: bool) -> OutputTensor:
+    if name == "keypoints":
+        return OutputTensor(name, "FP32", job.keypoints(job.latest)[None], binary)
+    extra = job.extra_map(job.latest) if name == "map" else None
+    labels = label_map(job, job.latest, record.options) if extra is None else extra
+    return OutputTensor(name, "UINT8", np.asarray(labels)[None], binary)
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
