@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -13,13 +12,15 @@ from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 from starlette.status import WS_1001_GOING_AWAY
 from starlette.types import Receive, Scope, Send
+from swagger_ui_bundle import swagger_ui_path
 
+from server.access.guard import Guard
 from server.catalog import read_catalog
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.errors import ServerError, unexpected
 from server.protocols import budget, http, stream
-from server.protocols.replies import error_body, reply
+from server.protocols.replies import error_reply
 from server.requests.service import Service
 from server.settings import ROOT, Settings
 
@@ -33,13 +34,19 @@ CLOSE_S = 2.0
 
 
 class Application(FastAPI):
-    """The framework's application, with a shorter way for predictions.
+    """The framework's application behind a guard, with a shorter way for predictions.
 
     The framework's way to the route of a request takes as much CPU as all else that it costs to refuse one. FastAPI
     still documents the route, and answers wrong methods.
     """
 
+    guard: Guard
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.guard(scope, receive, send)
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What the guard lets through."""
         if scope["type"] != "http" or scope["path"] != http.PREDICT_PATH or scope["method"] != "POST":
             await super().__call__(scope, receive, send)
             return
@@ -75,9 +82,11 @@ def create_app(
         title="Anytime inference server",
         description="Dense prediction by a deadline: each request gets the best map that its time allows.",
         lifespan=lifespan,
+        docs_url=None,  # the framework's page asks other sites
         redoc_url=None,
     )
     app.state.service = service
+    app.guard = Guard(app.serve, settings, service.keys)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ServerError, _server_error)
@@ -86,6 +95,8 @@ def create_app(
     if PAGE.is_dir():
         app.mount("/static", StaticFiles(directory=PAGE))
         app.add_api_route("/", _page, include_in_schema=False)
+        app.add_api_route("/docs", _docs, include_in_schema=False)
+        app.mount("/docs", StaticFiles(directory=swagger_ui_path))
     return app
 
 
@@ -104,6 +115,10 @@ async def drain(service: Service) -> None:
 
 async def _page() -> Response:
     return FileResponse(PAGE / "index.html")
+
+
+async def _docs() -> Response:
+    return FileResponse(PAGE / "docs.html")
 
 
 async def _server_error(request: Request, error: Exception) -> Response:
@@ -137,10 +152,4 @@ async def _fault(request: Request, error: Exception) -> Response:
 
 
 def _refuse(request: Request, error: ServerError, status: int, headers: dict[str, str] | None = None) -> Response:
-    headers = headers or {}
-    request_id = error.request_id or request.headers.get("x-request-id")
-    if request_id and request_id.isascii() and request_id.isprintable():
-        headers["X-Request-Id"] = request_id
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    return reply(error_body(error, request_id), status, headers)
+    return error_reply(error, status, request.headers.get("x-request-id"), headers)

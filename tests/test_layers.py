@@ -14,6 +14,7 @@ SERVER = [
     # the program
     "server.__main__",
     "server.app",
+    "server.access.command",
     # the simulator of the rest
     "server.simulation.command",
     "server.simulation.report",
@@ -25,6 +26,8 @@ SERVER = [
     "server.simulation.workload",
     "server.simulation.traffic",
     # what faces clients
+    "server.access.guard",
+    "server.access.headers",
     "server.protocols.connection",
     "server.protocols.budget",
     "server.protocols.http",
@@ -35,11 +38,14 @@ SERVER = [
     # a request, from its first byte to its last
     "server.requests.service",
     "server.requests.registry",
+    "server.requests.history",
     "server.requests.codec",
     "server.requests.admission",
     "server.requests.sizes",
     "server.requests.budget_file",
     "server.requests.policies",
+    "server.access.keys",
+    "server.access.bucket",
     "server.protocols.options",
     "server.protocols.values",
     # the async face of the worker
@@ -73,6 +79,9 @@ SERVER = [
     "server.engine.shared_memory",
     "server.scheduling.costs",
     "server.scheduling.quantile",
+    "server.access.identity",
+    "server.access.origins",
+    "server.access.proxies",
     "server.errors",
 ]
 

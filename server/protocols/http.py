@@ -13,6 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from server.access.identity import caller_of
 from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError, NotAcceptableError
 from server.protocols.descriptions import describe_costs, describe_model
@@ -80,11 +81,11 @@ async def predict(request: Request) -> Response:
     """The best map that fits the deadline, in one answer."""
     service: Service = request.app.state.service
     headers, query = request.headers, request.query_params
-    host = request.client.host if request.client else "unknown"
+    caller = caller_of(request.scope)
     named = service.catalog.served(query.get("model"))
     arrived_s = request.state.arrived_s  # set by `HttpProtocol`
-    with service.registry.open("http", arrived_s, headers.get("x-request-id"), host, named) as record:
-        record.sharer = host
+    with service.registry.open("http", arrived_s, headers.get("x-request-id"), caller, named) as record:
+        record.sharer = caller.name
         record.options = options = parse_options(query)
         record.timeout_s = parse_headers(headers).timeout_s
         model = service.catalog.get(options.model)
@@ -204,16 +205,16 @@ async def model(request: Request, name: str) -> Response:
 
 @router.get("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
 async def look_up(request: Request, request_id: str) -> Response:
-    """A request that is open, or that ended recently."""
+    """A request of the caller that is open, or that ended recently."""
     service: Service = request.app.state.service
-    return reply(service.registry.find(request_id).to_json(time.monotonic()))
+    return reply(service.registry.find(request_id, caller_of(request.scope)).to_json(time.monotonic()))
 
 
 @router.delete("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
 async def cancel(request: Request, request_id: str) -> Response:
-    """Cancel a request. A request that has ended stays as it is."""
+    """Cancel a request of the caller. A request that has ended stays as it is."""
     service: Service = request.app.state.service
-    return reply(service.cancel_by_id(request_id).to_json(time.monotonic()))
+    return reply(service.cancel_by_id(request_id, caller_of(request.scope)).to_json(time.monotonic()))
 
 
 @router.get("/health/live", tags=["health"])
