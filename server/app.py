@@ -12,7 +12,6 @@ from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 from starlette.status import WS_1001_GOING_AWAY
 from starlette.types import Receive, Scope, Send
-from swagger_ui_bundle import swagger_ui_path
 
 from server.access.guard import Guard
 from server.catalog import read_catalog
@@ -96,7 +95,7 @@ def create_app(
         app.mount("/static", StaticFiles(directory=PAGE))
         app.add_api_route("/", _page, include_in_schema=False)
         app.add_api_route("/docs", _docs, include_in_schema=False)
-        app.mount("/docs", StaticFiles(directory=swagger_ui_path))
+        app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))
     return app
 
 
