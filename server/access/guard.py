@@ -147,5 +147,5 @@ async def _refuse(error: ServerError, fields: Fields, scope: Scope, receive: Rec
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": error.close_code})
         return
-    given_id = (fields[b"x-request-id"] or [None])[0]
-    await error_reply(error, error.status, given_id)(scope, receive, send)
+    given_ids = fields[b"x-request-id"]
+    await error_reply(error, error.status, given_ids[0] if given_ids else None)(scope, receive, send)
