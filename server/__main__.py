@@ -1,18 +1,23 @@
 """python -m server: serve the models of a folder over HTTP and WebSocket.
 
-`python -m server simulate` simulates it, and `python -m server settings` prints its settings as a table.
+`python -m server simulate` simulates it, `python -m server keys` makes API keys, and `python -m server settings` prints
+its settings as a table.
 """
 
 import asyncio
 import ctypes
 import gc
 import logging
+import socket
+import ssl
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
+from server.access.command import main as keys
 from server.app import create_app, drain
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import WorkerProcess
@@ -43,6 +48,30 @@ class Server(uvicorn.Server):
         logger.critical("the models cannot be loaded: %s", reason)
         self.failed = self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, also on the operators' own address."""
+        await super().startup(sockets)
+        app, config = self.config.app, self.config
+        address = app.state.service.settings.admin_address  # type: ignore[union-attr]
+        if address is None or not self.started:
+            return
+
+        def protocol() -> asyncio.Protocol:
+            return config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(protocol, *address, ssl=config.ssl, backlog=config.backlog)
+        except OSError as error:
+            logger.critical("--admin cannot listen: %s", error)
+            self.failed = self.should_exit = True
+            return
+        self.servers.append(server)
+        app.guard.admin_port = server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+        logger.info("/metrics and /docs are at %s:%d", *server.sockets[0].getsockname()[:2])
+
     async def _finish(self) -> None:
         try:
             await drain(self.config.app.state.service)  # type: ignore[union-attr]
@@ -51,7 +80,9 @@ class Server(uvicorn.Server):
 
 
 def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] | None = None) -> Server:
-    """A server that does not run yet. `launch` starts its workers. Raises what `create_app` raises."""
+    """A server that does not run yet. `launch` starts its workers. Raises what `create_app` raises, and ValueError if
+    the files of TLS do not belong together."""
+    check_certificate(settings.tls_certificate, settings.tls_key)
     app = create_app(settings, lambda reason: server.fail(reason), launch)  # noqa: PLW0108 - `server` is made below
     server = Server(
         uvicorn.Config(
@@ -68,11 +99,26 @@ def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] 
             log_config=None,  # `configure_logging` gives all loggers one format
             access_log=False,  # the request log knows more
             server_header=False,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+            proxy_headers=False,  # the guard knows which proxies to trust; uvicorn would trust every local client
             timeout_keep_alive=75,  # longer than load balancers keep idle connections, so that they close them first
             timeout_graceful_shutdown=2,  # `drain` has waited for the requests before
         )
     )
     return server
+
+
+def check_certificate(certificate: Path | None, key: Path | None) -> None:
+    """Raises ValueError unless HTTPS can be served with these files, or there are none."""
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        raise ValueError("--tls-certificate and --tls-key belong together; give both or neither")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # SSLError is one
+        raise ValueError(f"--tls-certificate {certificate} and --tls-key {key}: {error}") from error
 
 
 def keep_freed_memory() -> None:
@@ -90,6 +136,8 @@ def main() -> int:
     if sys.argv[1:] == ["settings"]:
         print(settings_table())
         return 0
+    if sys.argv[1:2] == ["keys"]:
+        return keys(sys.argv[2:])
     keep_freed_memory()
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)

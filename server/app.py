@@ -6,7 +6,6 @@ protocols of `server/protocols/connection.py`, which are an improvement and no n
 
 import asyncio
 import logging
-import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,12 +13,13 @@ from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 from starlette.status import WS_1001_GOING_AWAY
 from starlette.types import Receive, Scope, Send
 
+from server.access.guard import Guard
 from server.catalog import read_catalog
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import Reserve, WorkerProcess
@@ -27,7 +27,7 @@ from server.errors import ServerError, unexpected
 from server.logs import configure_logging
 from server.protocols import budget, http, stream
 from server.protocols.open_inference import routes as open_inference
-from server.protocols.replies import error_body, reply
+from server.protocols.replies import error_reply
 from server.requests.service import Service
 from server.settings import ROOT, Settings, load_settings
 
@@ -41,12 +41,14 @@ CLOSE_S = 2.0
 
 
 class Application(FastAPI):
-    """The framework's application, which notes when a request arrived and has a shorter way for predictions.
+    """The framework's application behind a guard. It notes when a request arrived, and has a shorter way for
+    predictions.
 
     The framework's way to the route of a request takes as much CPU as all else that it costs to refuse one. FastAPI
     still documents the route, and answers wrong methods.
     """
 
+    guard: Guard
     prefix = ""
     """The path under which a proxy serves the application, if the settings say one; the proxy may strip it or not."""
 
@@ -57,17 +59,13 @@ class Application(FastAPI):
                 scope["path"] = self.prefix + scope["path"]
         if scope["type"] == "http":
             scope.setdefault(http.ARRIVED_S, time.monotonic())  # unless the protocol has seen the first byte
-            if self._predicts(scope):
-                await self._predict(scope, receive, send)
-                return
-        await super().__call__(scope, receive, send)
+        await self.guard(scope, receive, send)
 
-    def _predicts(self, scope: Scope) -> bool:
-        """Whether this is a prediction."""
-        path: str = scope["path"]
-        return scope["method"] == "POST" and path == scope.get("root_path", "") + http.PREDICT_PATH
-
-    async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What the guard lets through."""
+        if scope["type"] != "http" or not self._predicts(scope):
+            await super().__call__(scope, receive, send)
+            return
         scope["app"] = self
         request = Request(scope, receive, send)
         try:
@@ -75,6 +73,11 @@ class Application(FastAPI):
         except ServerError as error:  # the registry words every other error as one
             response = await _server_error(request, error)
         await response(scope, receive, send)
+
+    def _predicts(self, scope: Scope) -> bool:
+        """Whether this is a prediction."""
+        path: str = scope["path"]
+        return scope["method"] == "POST" and path == str(scope.get("root_path", "")) + http.PREDICT_PATH
 
 
 class Page(StaticFiles):
@@ -125,10 +128,12 @@ def create_app(
         title="Anytime inference server",
         description="Dense prediction by a deadline: each request gets the best map that its time allows.",
         lifespan=lifespan,
+        docs_url=None,  # the framework's page asks other sites
         redoc_url=None,
     )
     app.prefix = settings.root_path
     app.state.service = service
+    app.guard = Guard(app.serve, settings, service.keys)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ServerError, _server_error)
@@ -138,6 +143,8 @@ def create_app(
         page = Page(directory=PAGE)
         app.mount("/static", page)
         app.add_api_route("/", page.index, include_in_schema=False)
+        app.add_api_route("/docs", _docs, include_in_schema=False)
+        app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))
     return app
 
 
@@ -152,6 +159,10 @@ async def drain(service: Service) -> None:
     closing = asyncio.gather(*(socket.close(WS_1001_GOING_AWAY) for socket in service.sockets), return_exceptions=True)
     with suppress(TimeoutError):  # a client that does not read does not answer the close
         await asyncio.wait_for(closing, CLOSE_S)
+
+
+async def _docs() -> Response:
+    return FileResponse(PAGE / "docs.html")
 
 
 async def _server_error(request: Request, error: Exception) -> Response:
@@ -185,12 +196,4 @@ async def _fault(request: Request, error: Exception) -> Response:
 
 
 def _refuse(request: Request, error: ServerError, status: int, headers: dict[str, str] | None = None) -> Response:
-    headers = headers or {}
-    request_id = error.request_id or request.headers.get("x-request-id")
-    if request_id and request_id.isascii() and request_id.isprintable():
-        headers["X-Request-Id"] = request_id
-    if error.trace is not None:
-        headers["traceresponse"] = str(error.trace)
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    return reply(error_body(error, request_id), status, headers)
+    return error_reply(error, status, request.headers.get("x-request-id"), headers)

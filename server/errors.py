@@ -59,6 +59,22 @@ class NotJsonError(InvalidError):
     close_code = WS_1003_UNSUPPORTED_DATA
 
 
+class UnauthorizedError(ServerError):
+    """No API key came with the request, or one that the server does not know."""
+
+    status = 401
+    close_code = WS_1008_POLICY_VIOLATION
+    stop = "rejected"
+
+
+class ForbiddenError(ServerError):
+    """The client is known, and may not do this."""
+
+    status = 403
+    close_code = WS_1008_POLICY_VIOLATION
+    stop = "rejected"
+
+
 class NotFoundError(InvalidError):
     status = 404
 
@@ -74,6 +90,12 @@ class TooLargeError(InvalidError):
 
 class NotAnImageError(InvalidError):
     status = 415
+
+
+class MisdirectedError(InvalidError):
+    """The request names a server that this is not (RFC 9110, section 15.5.20)."""
+
+    status = 421
 
 
 class RequestCancelledError(ServerError):

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from models.executors.registry import AUTO, CHOICES, PRECISIONS
+from server.access.origins import parse_hosts, parse_origins
+from server.access.proxies import parse_networks
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = "python -m server"
@@ -53,6 +55,26 @@ def _root_path(path: str) -> str:
     return path
 
 
+def _hosts(text: str) -> str:
+    parse_hosts(text)
+    return text
+
+
+def _origins(text: str) -> str:
+    parse_origins(text)
+    return text
+
+
+def _networks(text: str) -> str:
+    parse_networks(text)
+    return text
+
+
+def _address(text: str) -> str:
+    parse_address(text)
+    return text
+
+
 class Settings(BaseModel):
     """The server's settings. Their names end in their units."""
 
@@ -64,6 +86,25 @@ class Settings(BaseModel):
         "",
         description="path under which a proxy serves the server, for example /anytime; the proxy may strip it or not",
     )
+    allowed_hosts: Annotated[str, AfterValidator(_hosts)] = Field(
+        "",
+        description="names by which the server may be called besides localhost and IP addresses: "
+        "anytime.example,*.example.org; * for all",
+    )
+    allowed_origins: Annotated[str, AfterValidator(_origins)] = Field(
+        "", description="sites whose pages may use the server besides its own: https://app.example; * for all"
+    )
+    trusted_proxies: Annotated[str, AfterValidator(_networks)] = Field(
+        "",
+        description="addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto count: "
+        "10.0.0.7,192.168.0.0/16",
+    )
+    keys: Path | None = Field(None, description="TOML file of API keys; without one everyone may ask")
+    admin: Annotated[str, AfterValidator(_address)] = Field(
+        "", description="HOST:PORT of an address of its own for /metrics and /docs, which then are there alone"
+    )
+    tls_certificate: Path | None = Field(None, description="PEM file of the certificates to serve HTTPS with")
+    tls_key: Path | None = Field(None, description="PEM file of the private key of --tls-certificate")
     models: Path = Field(ROOT / "models" / "zoo", description="folder of model directories")
     default_model: str = Field("", description="model of requests that name none; empty: the first by name")
     device: Annotated[str, AfterValidator(_device)] = Field(
@@ -133,12 +174,24 @@ class Settings(BaseModel):
         return parse_devices(self.device)
 
     @property
+    def admin_address(self) -> tuple[str, int] | None:
+        return parse_address(self.admin)
+
+    @property
     def traffic_levels(self) -> tuple[tuple[int, int], ...]:
         return parse_traffic_cap(self.traffic_cap)
 
 
 FILES = [name for name, field in Settings.model_fields.items() if field.annotation in (Path, Path | None)]
 """The settings that name files or folders."""
+
+
+def parse_address(text: str) -> tuple[str, int] | None:
+    """'127.0.0.1:9000' -> ('127.0.0.1', 9000); '' -> None. Raises ValueError on anything else."""
+    host, _, port = text.rpartition(":")
+    if text and not (host and port.isdecimal() and int(port) <= 65535):
+        raise ValueError(f"{text!r} is no address; give HOST:PORT, for example 127.0.0.1:9000")
+    return (host.strip("[]"), int(port)) if text else None
 
 
 def parse_devices(text: str) -> tuple[str, ...]:

@@ -53,7 +53,9 @@ class Client:
         method = method or ("GET" if body is None else "POST")
         began_s = time.monotonic()
         body = body or b""
-        writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode())
+        writer.write(
+            f"{method} {path} HTTP/1.1\r\nHost: [::1]\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode()
+        )
         writer.write(body)
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         found = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}

@@ -25,6 +25,7 @@ import tiny
 from live import Later, Live, ScriptedWorker, photo
 from PIL import Image
 
+from server.access.identity import Caller
 from server.engine.messages import Stop
 from server.errors import NotAcceptableError
 from server.protocols.http import accepted_media_type
@@ -222,9 +223,27 @@ def test_cancelling_by_id(server: Live, worker: ScriptedWorker) -> None:
     assert server.metric("anytime_requests_total", stop="cancelled") == before + 1
 
 
+def test_a_request_with_a_token_is_found_with_it_alone(server: Live, worker: ScriptedWorker) -> None:
+    token = {"X-Request-Token": "a secret of its own"}
+    headers = {**token, "X-Request-Id": "mine"}
+    call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers=headers))
+    spec = worker.hear_job()
+    for wrong in ({}, {"X-Request-Token": "the secret of another"}):
+        for method in ("GET", "DELETE"):
+            reply = server.http.request(method, "/v1/requests/mine", headers=wrong)
+            assert (reply.status_code, reply.json()["code"]) == (404, "unknown_request")
+    assert server.http.get("/v1/requests/mine", headers=token).json()["state"] == "open"
+    assert server.http.delete("/v1/requests/mine", headers=token).status_code == 200
+    assert call.result().status_code == 499
+    worker.hear_cancel()
+    worker.end(spec, Stop.CANCELLED)
+
+
 def test_cancelling_before_the_image_has_arrived(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nX-Request-Id: early\r\nContent-Length: 9\r\n\r\nh")
+        connection.sendall(
+            b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nX-Request-Id: early\r\nContent-Length: 9\r\n\r\nh"
+        )
         server.wait_for(lambda: server.metric("anytime_inflight_requests") == 1)
         assert server.http.delete("/v1/requests/early").status_code == 200
         assert connection.recv(100).startswith(b"HTTP/1.1 499")
@@ -247,7 +266,7 @@ def test_a_deadline_is_kept_while_the_image_is_decoded(server: Live, decoding: t
 def test_hanging_up_while_the_image_is_decoded(server: Live, decoding: threading.Event) -> None:
     before, body = server.metric("anytime_requests_total", stop="disconnected"), photo()
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         assert decoding.wait(live.PATIENCE_S)
     server.wait_for(lambda: server.metric("anytime_requests_total", stop="disconnected") == before + 1)
 
@@ -256,7 +275,7 @@ def test_a_cancel_in_the_last_moment_before_the_job_is_not_lost(server: Live, mo
     service = server.service
 
     async def copying(*_: object) -> None:
-        service.cancel_by_id("early")
+        service.cancel_by_id("early", Caller("127.0.0.1"))
 
     monkeypatch.setattr("server.requests.service._copy", copying)
     reply = server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "early"})
@@ -342,7 +361,7 @@ def test_who_asks_for_another_protocol_in_vain_is_served(
     server: Live, worker: ScriptedWorker, upgrade: bytes, cut: int
 ) -> None:
     body = photo(kind="BMP")
-    head = b"POST /v1/predict?deadline_ms=20000 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    head = b"POST /v1/predict?deadline_ms=20000 HTTP/1.1\r\nHost: [::1]\r\nConnection: Upgrade, HTTP2-Settings\r\n"
     head += b"Upgrade: %b\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Length: %d\r\n\r\n" % (upgrade, len(body))
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         for _ in range(2):  # the connection goes on
@@ -357,7 +376,7 @@ def test_who_asks_for_another_protocol_in_vain_is_served(
 
 def test_a_body_that_is_no_http_is_a_400(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n")
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 400")
 
 
@@ -376,7 +395,7 @@ def test_headers_without_an_end_are_a_431(server: Live) -> None:
 
 def test_trailers_without_an_end_close_the_connection(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Long: "
+        head = b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Long: "
         connection.sendall(head)
         with pytest.raises(ConnectionError):
             for _ in range(1000):
@@ -389,7 +408,7 @@ def test_a_body_may_follow_a_header_in_parts(server: Live, worker: ScriptedWorke
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"POST /v1/predict HTTP/1.1\r\n")
         assert server.http.get("/health/live").status_code == 200  # so that the line has been read by itself
-        connection.sendall(b"Host: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        connection.sendall(b"Host: [::1]\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         worker.finish(worker.hear_job())
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
@@ -415,7 +434,7 @@ def test_hanging_up_cancels(server: Live, worker: ScriptedWorker) -> None:
     before = server.metric("anytime_requests_total", stop="disconnected")
     body = photo()
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         spec = worker.hear_job()
     assert worker.hear_cancel().key == spec.key
     worker.end(spec, Stop.CANCELLED)
@@ -425,7 +444,7 @@ def test_hanging_up_cancels(server: Live, worker: ScriptedWorker) -> None:
 def test_hanging_up_before_the_image_has_arrived(server: Live) -> None:
     before = server.metric("anytime_requests_total", stop="disconnected")
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 1000\r\n\r\nhalf")
         server.wait_for(lambda: server.metric("anytime_inflight_requests") == 1)
     server.wait_for(lambda: server.metric("anytime_requests_total", stop="disconnected") == before + 1)
 
@@ -438,7 +457,9 @@ def test_a_deadline_counts_from_the_first_byte_of_the_headers(server: Live, monk
 
 def test_an_image_that_arrives_too_slowly_is_a_504(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(b"POST /v1/predict?deadline_ms=50 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+        connection.sendall(
+            b"POST /v1/predict?deadline_ms=50 HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 1000\r\n\r\nhalf"
+        )
         assert connection.recv(100).startswith(b"HTTP/1.1 504")
 
 

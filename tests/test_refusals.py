@@ -17,7 +17,7 @@ from server.requests.sizes import ExpectedSizes
 from server.scheduling.backlog import Expected, Refusal
 
 SEGMENTATION = tiny.SEGMENTATION.name
-HEAD = b"POST /v1/predict?deadline_ms=60 HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine\r\nContent-Length: %d\r\n\r\n"
+HEAD = b"POST /v1/predict?deadline_ms=60 HTTP/1.1\r\nHost: [::1]\r\nX-Request-Id: mine\r\nContent-Length: %d\r\n\r\n"
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from server.access.identity import SOMEBODY, Caller
 from server.engine.messages import Stop
 from server.errors import (
     DisconnectedError,
@@ -130,9 +131,53 @@ def test_the_latest_that_ended_are_kept(registry: RequestRegistry) -> None:
     for name in "abcd":
         with registry.open("http", 0.0, name):
             pass
-    assert registry.find("d").elapsed_s is not None
+    assert registry.find("d", SOMEBODY).elapsed_s is not None
     with pytest.raises(NotFoundError):
-        registry.find("a")
+        registry.find("a", SOMEBODY)
+
+
+def test_invalid_requests_leave_no_record(registry: RequestRegistry) -> None:
+    with registry.open("http", 0.0, "a"):
+        pass
+    for _ in range(3):
+        with pytest.raises(InvalidError), registry.open("http", 0.0, "a"):
+            raise InvalidError("no", "no")
+    assert registry.find("a", SOMEBODY).stop is Stop.ERROR
+
+
+def test_a_busy_client_drives_out_its_own_records_alone(registry: RequestRegistry) -> None:
+    quiet, busy = Caller("192.0.2.1"), [Caller(f"2001:db8::{number}") for number in range(9)]  # one site
+    with registry.open("http", 0.0, "a", quiet):
+        pass
+    for caller in busy:
+        with registry.open("http", 0.0, "a", caller):
+            pass
+    assert registry.find("a", quiet).caller is quiet
+    assert registry.find("a", busy[-1]).caller is busy[-1]
+    with pytest.raises(NotFoundError):
+        registry.find("a", busy[0])
+
+
+def test_only_who_asked_finds_a_request(registry: RequestRegistry) -> None:
+    first, second = Caller("192.0.2.1"), Caller("192.0.2.2")
+    with registry.open("http", 0.0, "a", first) as chosen, registry.open("http", 0.0, None, first) as made:
+        assert registry.open_records("a", first) == [chosen] and registry.open_records("a", second) == []
+        for known in (chosen, made):
+            assert registry.find(known.id, first) is known
+        assert registry.find(made.id, second) is made
+        with pytest.raises(NotFoundError, match="no request of yours is called 'a'"):
+            registry.find("a", second)
+        assert len(made.id) == 32
+    with registry.open("http", 0.0, "a", second):
+        pass
+    assert (registry.find("a", first), registry.find("a", second).caller) == (chosen, second)
+
+
+def test_a_request_that_is_not_listed_is_found_by_nobody(registry: RequestRegistry) -> None:
+    with registry.open("websocket", 0.0, listed=False) as record:
+        assert registry.open_records(record.id, SOMEBODY) == []
+    with pytest.raises(NotFoundError):
+        registry.find(record.id, SOMEBODY)
 
 
 def test_only_an_answer_that_was_due_can_be_late(registry: RequestRegistry, metrics: Metrics) -> None:
@@ -151,9 +196,9 @@ def test_only_an_answer_that_was_due_can_be_late(registry: RequestRegistry, metr
 
 def test_the_newest_request_of_an_id_is_found_and_all_open_ones(registry: RequestRegistry) -> None:
     with registry.open("http", 0.0, "a") as first, registry.open("http", 0.0, "a") as second:
-        assert registry.find("a") is second
-        assert registry.open_records("a") == [first, second]
-    assert registry.find("a").stop is not None and registry.open_records("a") == []
+        assert registry.find("a", SOMEBODY) is second
+        assert registry.open_records("a", SOMEBODY) == [first, second]
+    assert registry.find("a", SOMEBODY).stop is not None and registry.open_records("a", SOMEBODY) == []
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import live
 import pytest
 
+from server.access.identity import SOMEBODY
 from server.catalog import read_catalog
 from server.engine.messages import Stop
 from server.errors import NotFoundError
@@ -49,12 +50,12 @@ def test_cancelling_reaches_every_open_request_of_that_id(service: Service) -> N
     job: Any = SimpleNamespace(latest=2, stop=None)
     with service.registry.open("http", 0.0, "a") as first, service.registry.open("http", 0.0, "a") as second:
         first.job = job
-        assert service.cancel_by_id("a") is second
+        assert service.cancel_by_id("a", SOMEBODY) is second
         assert first.given_up is second.given_up is Stop.CANCELLED
     assert service.engine.finished == [(job, Stop.CANCELLED)]  # type: ignore[attr-defined]
-    assert service.cancel_by_id("a").stop is not None
+    assert service.cancel_by_id("a", SOMEBODY).stop is not None
     with pytest.raises(NotFoundError):
-        service.cancel_by_id("b")
+        service.cancel_by_id("b", SOMEBODY)
 
 
 def test_a_job_hears_of_a_new_deadline_less_what_is_reserved(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,15 +201,22 @@ def test_cancelling(server: Live, worker: ScriptedWorker) -> None:
     assert server.metric("anytime_requests_total", protocol="websocket", stop="cancelled") == before + 1
 
 
-def test_cancelling_by_id_over_http(server: Live, worker: ScriptedWorker) -> None:
-    with server.connect() as connection:
-        predict(connection, "over-http")
-        spec = worker.hear_job()
-        hear(connection)
-        assert server.http.delete("/v1/requests/over-http").status_code == 200
-        assert hear(connection)["stop"] == "cancelled"
-        worker.hear_cancel()
-        worker.end(spec, Stop.CANCELLED)
+def test_ids_are_those_of_one_socket(server: Live, worker: ScriptedWorker) -> None:
+    """Two sockets use the same id, and nobody finds either request over HTTP."""
+    with server.connect() as first, server.connect() as second:
+        specs = []
+        for connection in (first, second):
+            predict(connection, "1")
+            specs.append(worker.hear_job())
+            assert hear(connection)["type"] == "accepted"
+        assert server.http.get("/v1/requests/1").status_code == server.http.delete("/v1/requests/1").status_code == 404
+        first.send('{"type": "cancel", "id": "1"}')
+        assert hear(first)["stop"] == "cancelled"
+        assert worker.hear_cancel().key == specs[0].key
+        worker.end(specs[0], Stop.CANCELLED)
+        worker.end(specs[1])
+        assert hear(second)["code"] == "no_exit"
+    assert server.http.get("/v1/requests/1").status_code == 404
 
 
 def test_a_deadline_is_tightened_and_extended(server: Live, worker: ScriptedWorker) -> None:
@@ -349,7 +356,7 @@ def test_a_request_that_waits_for_its_image_is_cancelled(server: Live) -> None:
     with server.connect() as connection:
         connection.send('{"type": "predict", "id": "a"}')
         server.wait_for(lambda: server.metric("anytime_inflight_requests") == 1)
-        assert server.http.delete("/v1/requests/a").status_code == 200
+        connection.send('{"type": "cancel", "id": "a"}')
         end = hear(connection)
         assert (end["type"], end["stop"], end["exit"]) == ("end", "cancelled", 0)
 
@@ -382,6 +389,7 @@ def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
 
         client = None
         headers: ClassVar[dict[str, str]] = {}
+        scope: ClassVar[dict[str, Any]] = {}
         reads = 0
 
         def __init__(self) -> None:

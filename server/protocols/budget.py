@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from server.access.identity import caller_of
 from server.errors import InvalidError
 from server.protocols.http import REFUSED, documented
 from server.protocols.options import parse_query
@@ -67,7 +68,7 @@ async def budget(request: Request) -> Response:
         given, missing = ("width", "height") if query.height is None else ("height", "width")
         raise InvalidError(f"{given} is given and {missing} is missing; give both or neither", "bad_parameter")
     size = None if query.height is None or query.width is None else (query.height, query.width)
-    client = request.client.host if request.client else "unknown"
+    client = caller_of(request.scope).name
     return reply(describe_budget(service.forecast(query.model, client, query.deadline_ms, size)))
 
 

@@ -13,6 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from server.access.identity import caller_of
 from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError, NotAcceptableError
 from server.protocols.descriptions import describe_costs, describe_model
@@ -106,11 +107,11 @@ def opened(request: Request, protocol: str, model: str | None) -> Iterator[Reque
     """The record of a request, with who asks and when. `model`: the name that it asks for, or None. Raises
     ServerError."""
     service, headers = _service(request), request.headers
-    host = request.client.host if request.client else "unknown"
-    served = service.catalog.served(model)
-    with service.registry.open(protocol, request.scope[ARRIVED_S], headers.get("x-request-id"), host, served) as record:
+    caller, served = caller_of(request.scope), service.catalog.served(model)
+    arrived_s = request.scope[ARRIVED_S]
+    with service.registry.open(protocol, arrived_s, headers.get("x-request-id"), caller, served) as record:
         record.trace = service.tracer.begin(record, parse_traceparent(headers.get("traceparent")))
-        record.sharer = host
+        record.sharer = caller.name
         yield record
 
 
@@ -263,16 +264,16 @@ async def model(request: Request, name: str) -> Response:
 
 @router.get("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
 async def look_up(request: Request, request_id: str) -> Response:
-    """A request that is open, or that ended recently."""
+    """A request of the caller that is open, or that ended recently."""
     service: Service = request.app.state.service
-    return reply(service.registry.find(request_id).to_json(time.monotonic()))
+    return reply(service.registry.find(request_id, caller_of(request.scope)).to_json(time.monotonic()))
 
 
 @router.delete("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
 async def cancel(request: Request, request_id: str) -> Response:
-    """Cancel a request. A request that has ended stays as it is."""
+    """Cancel a request of the caller. A request that has ended stays as it is."""
     service: Service = request.app.state.service
-    return reply(service.cancel_by_id(request_id).to_json(time.monotonic()))
+    return reply(service.cancel_by_id(request_id, caller_of(request.scope)).to_json(time.monotonic()))
 
 
 @router.get("/health/live", tags=["health"])

@@ -115,6 +115,11 @@ class RequestHeaders(BaseModel):
         alias="X-Request-Id",
         description="name of the request, to look it up and cancel it by; without it, one is made",
     )
+    token: str | None = Field(
+        default=None,
+        alias="X-Request-Token",
+        description="a secret of 16 to 256 characters; looking the request up and cancelling it then need it, too",
+    )
     timeout_s: Positive | None = Field(
         default=None,
         alias="X-Request-Timeout-Seconds",

@@ -5,6 +5,7 @@ Times on the wire are in milliseconds. Functions that encode a map may run on an
 
 import base64
 import json
+import math
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired, cast
@@ -17,7 +18,7 @@ from typing_extensions import TypedDict
 from models.network.configs import Extra
 from server.engine.job import Job
 from server.engine.messages import Stop
-from server.errors import ServerError
+from server.errors import ServerError, UnauthorizedError
 from server.protocols.descriptions import LabelsBody, describe_labels
 from server.protocols.encoder import Map, frame, keypoints, png
 from server.protocols.maps import NO_CLASS, has_holes, label_map
@@ -145,6 +146,23 @@ def milliseconds(seconds: float) -> float:
 
 def error_body(error: ServerError, request_id: str | None) -> ErrorBody:
     return {"error": str(error), "code": error.code, "id": request_id}
+
+
+def error_reply(
+    error: ServerError, status: int, given_id: str | None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The answer that says what was wrong. `given_id`: the id that the client gave the request."""
+    headers = dict(headers or {})
+    request_id = error.request_id or given_id
+    if request_id and request_id.isascii() and request_id.isprintable():
+        headers["X-Request-Id"] = request_id
+    if error.trace is not None:
+        headers["traceresponse"] = str(error.trace)
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, UnauthorizedError):
+        headers["WWW-Authenticate"] = "Bearer"
+    return reply(error_body(error, request_id), status, headers)
 
 
 # --- answers ---

@@ -35,6 +35,7 @@ from typing import Any
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
+from server.access.identity import caller_of
 from server.engine.job import Job
 from server.engine.messages import Stop
 from server.errors import (
@@ -85,8 +86,9 @@ class StreamSession:
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self._socket = socket
         self._service = service
-        self._client, port = socket.client or ("unknown", 0)
-        self._connection = f"{self._client}:{port}"
+        self._caller = caller_of(socket.scope)
+        _, port = socket.client or ("", 0)
+        self._sharer = self._caller.key or f"{self._caller.address}:{port}"
         self._trace = parse_traceparent(socket.headers.get("traceparent"))
         self._open: dict[str, RequestRecord] = {}
         self._past: deque[str] = deque(maxlen=self.PAST_IDS)
@@ -121,7 +123,7 @@ class StreamSession:
         if sockets > limit:
             sentence = f"{limit} sockets are open, which is the limit (--max-sockets); connect again later"
             raise UnavailableError(sentence, "overloaded", 1.0)
-        self._service.limit.check_token(self._client)
+        self._service.limit.check_token(self._caller.name)
 
     async def _read(self) -> None:
         """Read messages until the client leaves. Raises ServerError on a message that closes the socket."""
@@ -185,10 +187,12 @@ class StreamSession:
         last: dict[str, Any] | ServerError | None = None
         model = self._service.catalog.served(fields.get("model"))
         try:
-            with self._service.registry.open("websocket", arrived_s, client=self._client, model=model) as record:
+            with self._service.registry.open(
+                "websocket", arrived_s, caller=self._caller, model=model, listed=False
+            ) as record:
                 record.trace = self._service.tracer.begin(record, self._trace)
                 message = self._parse(fields)
-                record.sharer = self._connection
+                record.sharer = self._sharer
                 record.id, record.options, record.encoding = message.id, message, message.encoding
                 self._open[message.id] = record
                 try:

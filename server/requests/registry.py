@@ -6,12 +6,12 @@ import logging
 import math
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from server.access.identity import ANYONE, SOMEBODY, Caller, Owner
 from server.engine.job import Job
 from server.engine.messages import Stop
 from server.engine.place import Place
@@ -30,6 +30,7 @@ from server.protocols.options import NO_OPTIONS, RequestOptions
 from server.protocols.trace_context import TraceContext
 from server.protocols.values import MAX_ID
 from server.requests.budget import Asked
+from server.requests.history import History
 
 logger = logging.getLogger("anytime.registry")
 
@@ -49,10 +50,11 @@ class RequestRecord:
     """One request, from its first byte to its last. The record travels with it through the front end.
 
     The protocol fills in what the client asks for:
-    `id`: the client's name for the request, or a made one; `client`: the client's address.
+    `id`: the client's name for the request, or a made one; `caller`: who sent it.
+    `owner`: who may look the request up and cancel it by its id; None: nobody.
     `model`: the name of the served model that is asked for, or `UNKNOWN`; metrics count the request under it.
-    `sharer`: who gets a fair share of a device: the address of an HTTP client, which may use many connections, and the
-    address and port of a WebSocket.
+    `sharer`: who gets a fair share of a device: an API key; without keys, the address of an HTTP client, which may use
+    many connections, and the address and port of a WebSocket.
     `options`: the request options; `timeout_s`: a second deadline, from a header.
     `encoding`: how maps are encoded, a media type or an encoding of the WebSocket.
     `trace`: the request's span of a distributed trace, or None.
@@ -72,7 +74,8 @@ class RequestRecord:
     id: str
     protocol: str
     arrived_s: float
-    client: str = "unknown"
+    caller: Caller = SOMEBODY
+    owner: Owner | None = ANYONE
     model: str = UNKNOWN
     sharer: str = "unknown"
     options: RequestOptions = NO_OPTIONS
@@ -94,6 +97,11 @@ class RequestRecord:
     code: str = ""
     elapsed_s: float | None = None
     _timeout: asyncio.Timeout | None = None
+
+    @property
+    def client(self) -> str:
+        """By what limits and budgets know the caller."""
+        return self.caller.name
 
     @property
     def budget_s(self) -> float:
@@ -185,6 +193,10 @@ class RequestRecord:
 class RequestRegistry:
     """The records of the open requests, at most `max_open`, and of the last `history` that ended.
 
+    A request is looked up and cancelled by who sent it: with the same API key; or else with the token that it carried;
+    or else by its id, from anywhere if the server made the id, since nobody guesses it, and from the client's address
+    if the client chose it. Others are told that there is none.
+
     `ended`: is told of each request that has ended, while its job is still there.
     """
 
@@ -200,7 +212,7 @@ class RequestRegistry:
         self._max_open = max_open
         self._history = history
         self._open: dict[int, RequestRecord] = {}
-        self._ended: OrderedDict[str, RequestRecord] = OrderedDict()
+        self._ended: History[RequestRecord] = History(history)
         self.idle = asyncio.Event()
         """Set while no request is open."""
         self.idle.set()
@@ -215,16 +227,19 @@ class RequestRegistry:
         protocol: str,
         arrived_s: float,
         given_id: str | None = None,
-        client: str = "unknown",
+        caller: Caller = SOMEBODY,
         model: str | None = None,
+        *,
+        listed: bool = True,
     ) -> Iterator[RequestRecord]:
         """The record of one request: open in the `with` block, and counted when the block is left, however it is left.
 
         `given_id`: the client's id of the request; None or empty: one is made. `model`: the served model that is asked
-        for, or None. Raises, and counts, InvalidError if the id is unfit, and UnavailableError if too many requests are
-        open.
+        for, or None. `listed`: whether it can be looked up by its id. Raises, and counts, InvalidError if the id is
+        unfit, and UnavailableError if too many requests are open.
         """
-        record = RequestRecord(secrets.token_hex(16), protocol, arrived_s, client, model or UNKNOWN)
+        owner = caller.owner(made_id=not given_id) if listed else None
+        record = RequestRecord(secrets.token_hex(16), protocol, arrived_s, caller, owner, model or UNKNOWN)
         self._open[id(record)] = record
         self.idle.clear()
         try:
@@ -260,16 +275,20 @@ class RequestRegistry:
             sentence = f"{self._max_open} requests are open, which is the limit (--max-open); ask again soon"
             raise UnavailableError(sentence, "overloaded", 1.0)
 
-    def open_records(self, request_id: str) -> list[RequestRecord]:
-        """The open requests with that id, the oldest first; clients may give one id to several."""
-        return [record for record in self._open.values() if record.id == request_id]
+    def open_records(self, request_id: str, caller: Caller) -> list[RequestRecord]:
+        """The open requests with that id that `caller` may cancel, the oldest first; clients may give one id to
+        several."""
+        return [found for found in self._open.values() if found.id == request_id and found.owner in caller.owners]
 
-    def find(self, request_id: str) -> RequestRecord:
-        """Returns the newest request with that id. Raises NotFoundError if there is none."""
-        found = next(reversed(self.open_records(request_id)), None) or self._ended.get(request_id)
+    def find(self, request_id: str, caller: Caller) -> RequestRecord:
+        """Returns the newest request with that id that `caller` may look up. Raises NotFoundError if there is none."""
+        found = next(reversed(self.open_records(request_id, caller)), None)
+        ended = (self._ended.find((owner, request_id)) for owner in caller.owners)
+        found = found or next(filter(None, ended), None)
         if found is None:
             raise NotFoundError(
-                f"no request is called {request_id[:MAX_ID]!r}; the open ones and the last {self._history} are known",
+                f"no request of yours is called {request_id[:MAX_ID]!r}; the open ones and at most the last "
+                f"{self._history} are known",
                 "unknown_request",
             )
         return found
@@ -292,10 +311,8 @@ class RequestRegistry:
             metrics.asked_deadline.labels(model).observe(record.options.deadline_ms / 1000)
         if math.isfinite(record.deadline_s) and record.stop is not Stop.INVALID:
             metrics.overrun.labels(model).observe(max(0.0, now_s - record.deadline_s))
-        self._ended[record.id] = record
-        self._ended.move_to_end(record.id)
-        while len(self._ended) > self._history:
-            self._ended.popitem(last=False)
+        if record.owner is not None and record.stop is not Stop.INVALID:  # what never was a request displaces none
+            self._ended.add(record.caller.network, (record.owner, record.id), record)
 
 
 def checked_id(given: str) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 from fastapi import WebSocket
 from numpy.typing import NDArray
 
+from server.access.identity import Caller
+from server.access.keys import KeyRing
 from server.catalog import Catalog, ServedModel
 from server.engine.engine import Engine
 from server.engine.job import Job
@@ -67,7 +69,10 @@ class Service:
     ) -> None:
         self.settings = settings
         self.catalog = catalog
+        self.keys = None if settings.keys is None else KeyRing(settings.keys, time.monotonic())
         self.policies = read_policies(settings, [model.name for model in catalog])
+        if self.keys is not None:
+            self.policies = replace(self.policies, of_request=(*self.policies.of_request, self.keys))
         self.metrics = Metrics({model.name: model.config.exits for model in catalog})
         self.metrics.show_limits(settings)
         self.tracer: Tracer = collector_tracer() if settings.traces else TraceRelay()
@@ -117,12 +122,18 @@ class Service:
                 yield job
             finally:
                 self.engine.release(job)
+                if self.keys is not None and record.caller.key is not None:
+                    self.keys.spend(record.caller.key, job.macs, time.monotonic())
 
     def _admit(self, record: RequestRecord, model: ServedModel) -> Place:
         """Check what can be checked before the image is read, set the budget, and take a place at a worker. Raises
         ServerError."""
-        options = record.options
         self.limit.check(record.client)
+        if self.keys is not None and record.caller.key is not None:
+            asked = record.options.priority if "priority" in record.options.model_fields_set else None
+            priority = self.keys.admit(record.caller.key, asked, time.monotonic())
+            record.options = record.options.model_copy(update={"priority": priority})
+        options = record.options
         self.engine.check_open()
         check_options(options, model, calibrated=self.engine.facts[model.name].calibrated)
         record.asked = Asked(
@@ -268,11 +279,11 @@ class Service:
         if record.job is not None:
             self.engine.finish(record.job, stop)
 
-    def cancel_by_id(self, request_id: str) -> RequestRecord:
-        """Cancel the open requests with that id. Returns the newest request of that id, open or ended. Raises
+    def cancel_by_id(self, request_id: str, caller: Caller) -> RequestRecord:
+        """Cancel the open requests of `caller` with that id. Returns the newest one of that id, open or ended. Raises
         NotFoundError if there is none."""
-        newest = self.registry.find(request_id)
-        for record in self.registry.open_records(request_id):
+        newest = self.registry.find(request_id, caller)
+        for record in self.registry.open_records(request_id, caller):
             self.cancel(record)
         return newest
 

@@ -1,0 +1,151 @@
+"""The guard: what is checked of every request and every WebSocket before the application sees it.
+
+It finds out who asks, refuses names of this server that are not its own, pages of other sites and missing keys, and
+adds the headers that keep browsers in check. It reads the head of a request alone.
+"""
+
+import socket
+import time
+from collections import defaultdict
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.access.headers import (
+    DOCS_POLICY,
+    PAGE_POLICY,
+    Headers,
+    added,
+    preflight_headers,
+    security_headers,
+    sharing_headers,
+)
+from server.access.identity import CALLER, SOMEBODY, Caller, token_digest
+from server.access.keys import KeyRing
+from server.access.origins import Origins
+from server.access.proxies import TrustedProxies
+from server.errors import InvalidError, NotFoundError, ServerError
+from server.protocols.replies import error_reply
+from server.settings import Settings
+
+SUBPROTOCOL = "anytime"
+KEY_SUBPROTOCOL = "anytime.key."
+"""A browser cannot send a key in a header of a WebSocket. It offers two subprotocols instead: the first of these, which
+the server chooses, and the second with the key behind it."""
+
+OPEN_PATHS = ("/", "/health/live", "/health/ready", "/docs", "/openapi.json")
+OPEN_FOLDERS = ("/static/", "/docs/")
+"""What needs no key: pages, their files, and the health that load balancers ask for."""
+
+ADMIN_PATHS = ("/metrics", "/docs", "/openapi.json")
+ADMIN_FOLDERS = ("/docs/",)
+"""What is for operators: if they have an address of their own, it is there alone, and needs no key."""
+
+Fields = defaultdict[bytes, list[str]]
+"""The headers of a request: each name in small letters, with its values."""
+
+
+class Guard:
+    """ASGI middleware around the application. `keys`: None if everyone may ask.
+
+    `admin_port`: the port of the operators' own address, or None if they have none.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing | None) -> None:
+        self._app = app
+        self._keys = keys
+        self.admin_port = None if settings.admin_address is None else settings.admin_address[1]
+        self._proxies = TrustedProxies(settings.trusted_proxies)
+        self._origins = Origins(
+            settings.allowed_hosts, settings.allowed_origins, settings.host, own_name=socket.gethostname()
+        )
+        vary: Headers = [(b"vary", b"Origin")] if self._origins.shares else []
+        self._page_headers = security_headers(PAGE_POLICY) + vary
+        self._docs_headers = security_headers(DOCS_POLICY) + vary
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        fields = _fields(scope)
+        headers = self._docs_headers if scope["path"] == "/docs" else self._page_headers
+        origin = fields[b"origin"][0] if fields[b"origin"] else None
+        if origin is not None and self._origins.shares_with(origin):
+            headers = headers + sharing_headers(origin)
+        subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                message["headers"] = added(message.get("headers", ()), headers)
+            elif message["type"] == "websocket.accept" and subprotocol is not None:
+                message["subprotocol"] = subprotocol
+            await send(message)
+
+        try:
+            scope[CALLER] = self._admit(scope, fields, origin)
+        except ServerError as error:
+            await _refuse(error, fields, scope, receive, send_marked)
+            return
+        if origin is not None and scope.get("method") == "OPTIONS" and fields[b"access-control-request-method"]:
+            await Response(None, 204, preflight_headers())(scope, receive, send_marked)
+            return
+        await self._app(scope, receive, send_marked)
+
+    def _admit(self, scope: Scope, fields: Fields, origin: str | None) -> Caller:
+        """Who asks. Raises ServerError if they may not."""
+        address = self._address(scope, fields)
+        host = self._origins.check_host(fields[b"host"], scope["http_version"])
+        if origin is not None:
+            if len(fields[b"origin"]) > 1:
+                raise InvalidError(f"the Origin header comes {len(fields[b'origin'])} times; send one", "bad_origin")
+            self._origins.check_origin(origin, host)
+        key = None
+        if self._needs_key(scope) and self._keys is not None:
+            key = self._keys.identify(_key(scope, fields), time.monotonic())
+        tokens = fields[b"x-request-token"]
+        return Caller(address, key, token_digest(tokens[0]) if tokens else None)
+
+    def _needs_key(self, scope: Scope) -> bool:
+        """Whether a request needs a key where there are keys. Raises NotFoundError if its path is elsewhere."""
+        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        if self.admin_port is not None and (path in ADMIN_PATHS or path.startswith(ADMIN_FOLDERS)):
+            if (scope.get("server") or ("", None))[1] != self.admin_port:
+                raise NotFoundError(f"there is nothing at {path} here; operators have an address for it", "not_found")
+            return False
+        return not (path in OPEN_PATHS or path.startswith(OPEN_FOLDERS) or scope.get("method") == "OPTIONS")
+
+    def _address(self, scope: Scope, fields: Fields) -> str:
+        """The client's address. Where a trusted proxy says more of the client, the scope says it afterwards."""
+        peer, port = scope.get("client") or (SOMEBODY.address, 0)
+        if not self._proxies.trusts(peer):
+            return str(peer)
+        address = self._proxies.client(peer, fields[b"x-forwarded-for"])
+        scope["client"] = (address, port)
+        scheme = fields[b"x-forwarded-proto"][-1:]
+        if scheme in (["http"], ["https"]):
+            scope["scheme"] = scheme[0] if scope["type"] == "http" else scheme[0].replace("http", "ws")
+        return address
+
+
+def _fields(scope: Scope) -> Fields:
+    fields: Fields = defaultdict(list)
+    for name, value in scope["headers"]:
+        fields[name].append(value.decode("latin-1"))
+    return fields
+
+
+def _key(scope: Scope, fields: Fields) -> str | None:
+    """The API key that the request carries, or None."""
+    scheme, _, key = (fields[b"authorization"] or [""])[0].partition(" ")
+    if scheme.lower() == "bearer":
+        return key.strip()
+    offered: list[str] = scope.get("subprotocols", [])
+    return next((name.removeprefix(KEY_SUBPROTOCOL) for name in offered if name.startswith(KEY_SUBPROTOCOL)), None)
+
+
+async def _refuse(error: ServerError, fields: Fields, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": error.close_code})
+        return
+    given_ids = fields[b"x-request-id"]
+    await error_reply(error, error.status, given_ids[0] if given_ids else None)(scope, receive, send)

@@ -1,0 +1,67 @@
+"""The headers that tell browsers what they may do with an answer. Pure.
+
+`Headers` here are as ASGI has them: pairs of bytes, the names in small letters.
+"""
+
+from collections.abc import Sequence
+
+Headers = list[tuple[bytes, bytes]]
+
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "connect-src 'self'; worker-src 'self' blob:; font-src 'self'; manifest-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""What a page of this server may load: what it has from this server alone, and pictures that it made itself. No page of
+any site may frame it."""
+
+DOCS_POLICY = PAGE_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+"""Swagger's page has style attributes."""
+
+SECURITY: Headers = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+"""Sent with every answer: it is what its type says, in no frame, tells no other site where it came from, and no page of
+another origin may embed it."""
+
+METHODS = "GET, POST, DELETE"
+REQUEST_FIELDS = (
+    "Accept, Authorization, Content-Type, X-Request-Id, X-Request-Timeout-Seconds, X-Request-Token, X-Request-Start"
+)
+RESPONSE_FIELDS = (
+    "Retry-After, X-Request-Id, X-Anytime-Elapsed-Ms, X-Anytime-Exit, X-Anytime-Exits, X-Anytime-Size, X-Anytime-Stop, "
+    "X-Anytime-Unsure"
+)
+PREFLIGHT_S = 600
+"""For so long a browser need not ask again what a page may send."""
+
+
+def security_headers(policy: str) -> Headers:
+    return [*SECURITY, (b"content-security-policy", policy.encode())]
+
+
+def sharing_headers(origin: str) -> Headers:
+    """What lets pages of `origin` read an answer (CORS). Credentials that a browser has of itself are never asked for:
+    keys are sent by the page."""
+    return [
+        (b"access-control-allow-origin", origin.encode()),
+        (b"access-control-expose-headers", RESPONSE_FIELDS.encode()),
+    ]
+
+
+def preflight_headers() -> dict[str, str]:
+    """The answer to a browser that asks what a page may send."""
+    return {
+        "Access-Control-Allow-Methods": METHODS,
+        "Access-Control-Allow-Headers": REQUEST_FIELDS,
+        "Access-Control-Max-Age": str(PREFLIGHT_S),
+    }
+
+
+def added(headers: Sequence[tuple[bytes, bytes]], more: Headers) -> Headers:
+    """The headers of an answer and those of `more` that it does not set itself."""
+    names = {name.lower() for name, _ in headers}
+    return [*headers, *((name, value) for name, value in more if name not in names)]

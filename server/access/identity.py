@@ -1,0 +1,84 @@
+"""Who asks: the caller of a request, and who may look the request up. Pure."""
+
+import hashlib
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.errors import InvalidError
+
+MIN_TOKEN, MAX_TOKEN = 16, 256
+
+Owner = tuple[str, str | bytes]
+"""Who may look a request up and cancel it: the kind of proof, and the proof."""
+
+ANYONE: Owner = ("id", "")
+"""Whoever knows the id, which nobody can guess."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request.
+
+    `address`: the client's IP address. `key`: the name of its API key, or None. `token`: the digest of the secret that
+    the request carries in `X-Request-Token`, or None. A digest, since finding it in a table says nothing of the secret,
+    however long it takes.
+    """
+
+    address: str = "unknown"
+    key: str | None = None
+    token: bytes | None = None
+
+    @property
+    def name(self) -> str:
+        """By what limits, budgets and shares know the caller: its key, or else its address."""
+        return self.key or self.address
+
+    @property
+    def network(self) -> str:
+        """As `name`, but all addresses that one IPv6 site has (its /64) are one."""
+        if self.key is not None or ":" not in self.address:
+            return self.name
+        try:
+            address = ipaddress.IPv6Address(self.address.partition("%")[0])
+        except ValueError:
+            return self.address
+        return str(ipaddress.IPv6Network((address, 64), strict=False))
+
+    def owner(self, *, made_id: bool) -> Owner:
+        """Who may look up a request that this caller sends. `made_id`: the server makes up its id."""
+        if self.key is not None:
+            return ("key", self.key)
+        if self.token is not None:
+            return ("token", self.token)
+        return ANYONE if made_id else ("address", self.address)
+
+    @property
+    def owners(self) -> tuple[Owner, ...]:
+        """All that this caller can prove to be, the narrowest first."""
+        if self.key is not None:
+            return (("key", self.key),)
+        token = () if self.token is None else (("token", self.token),)
+        return (*token, ("address", self.address), ANYONE)
+
+
+SOMEBODY = Caller()
+CALLER = "anytime.caller"
+"""The key of the ASGI scope that says who asks."""
+
+
+def caller_of(scope: Mapping[str, Any]) -> Caller:
+    """Who sent the request of an ASGI scope; the guard has found that out."""
+    found: Caller = scope.get(CALLER, SOMEBODY)
+    return found
+
+
+def token_digest(token: str) -> bytes:
+    """Raises InvalidError if the token is one that could be guessed, or is too long."""
+    if not MIN_TOKEN <= len(token) <= MAX_TOKEN:
+        raise InvalidError(
+            f"X-Request-Token has {len(token)} characters; send a random secret of {MIN_TOKEN} to {MAX_TOKEN}",
+            "bad_token",
+        )
+    return hashlib.sha256(token.encode()).digest()

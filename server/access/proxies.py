@@ -1,0 +1,65 @@
+"""Trusted proxies: whose word counts about where a request comes from. Pure."""
+
+import ipaddress
+from collections.abc import Sequence
+from functools import lru_cache
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class TrustedProxies:
+    """The proxies of the setting `trusted_proxies`."""
+
+    def __init__(self, networks: str) -> None:
+        self._networks = parse_networks(networks)
+        self._trusts = lru_cache(maxsize=256)(self._contains)
+
+    def trusts(self, address: str) -> bool:
+        return bool(self._networks) and self._trusts(address)
+
+    def client(self, peer: str, forwarded: Sequence[str]) -> str:
+        """The client's address, by the `X-Forwarded-For` headers: the last one that no trusted proxy has.
+
+        Each proxy appends the address that it was asked from, so that only what trusted proxies appended is true. What
+        is no address ends the search. `peer`: the address at the other end of the connection.
+        """
+        client = peer
+        for text in reversed(",".join(forwarded).split(",")):
+            if not self.trusts(client):
+                break
+            address = _address(text)
+            if address is None:
+                break
+            client = address
+        return client
+
+    def _contains(self, address: str) -> bool:
+        found = _address(address)
+        return found is not None and any(ipaddress.ip_address(found) in network for network in self._networks)
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """'10.0.0.0/8, ::1' -> the networks. Raises ValueError."""
+    networks: list[Network] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            networks.append(ipaddress.ip_network(part))
+        except ValueError as error:
+            raise ValueError(f"{error}; give addresses or networks such as 10.0.0.7 or 10.0.0.0/8") from None
+    return tuple(networks)
+
+
+def _address(text: str) -> str | None:
+    """The address in '192.0.2.1', '192.0.2.1:80', '2001:db8::1' or '[2001:db8::1]:80'; None if there is none. IPv4
+    addresses that are written as IPv6 ones become IPv4."""
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)

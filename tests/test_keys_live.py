@@ -1,0 +1,139 @@
+"""A live server with API keys, HTTPS and an address for operators, against a worker that the tests play."""
+
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import live
+import pytest
+import tiny
+from live import Later, Live, ScriptedWorker, photo
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from server.__main__ import check_certificate
+from server.access.keys import key_digest
+
+OPENSSL = shutil.which("openssl")
+pytestmark = pytest.mark.skipif(OPENSSL is None, reason="no openssl is installed, which makes the certificate")
+
+KEYS = {name: f"{name}.secret-of-{name}" for name in ("robot", "camera", "spender")}
+TERMS = {
+    "robot": "max_priority = 1\nmax_deadline_ms = 20000",
+    "camera": "requests_per_second = 0.001\nburst = 1",
+    "spender": "gmacs_per_second = 1e-9\ngmacs_burst = 1e-9",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate, its key, and a file of API keys."""
+    found = tmp_path_factory.mktemp("access")
+    (found / "keys.toml").write_text(
+        "".join(f'[keys.{name}]\nsha256 = "{key_digest(key)}"\n{TERMS[name]}\n' for name, key in KEYS.items())
+    )
+    made = ["-keyout", found / "key.pem", "-out", found / "certificate.pem", "-subj", "/CN=localhost"]
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([str(OPENSSL), "req", *kind, *names, *made], check=True, capture_output=True)
+    return found
+
+
+class Access:
+    """A server, its worker, and clients of the public address and of the operators' one."""
+
+    def __init__(self, server: Live, worker: ScriptedWorker, certificate: Path) -> None:
+        self.worker = worker
+        self.tls = ssl.create_default_context(cafile=certificate)
+        listeners = server.server.servers
+        _, port = (found.sockets[0].getsockname()[1] for found in listeners)
+        self.public, self.admin = f"https://127.0.0.1:{server.port}", f"https://127.0.0.1:{port}"
+        self.http = httpx.Client(verify=self.tls, timeout=live.PATIENCE_S)
+
+    def predict(self, name: str, **query: object) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {KEYS[name]}", "X-Request-Id": "mine"}
+        return self.http.post(f"{self.public}/v1/predict", params=query, content=photo(), headers=headers)
+
+    def served(self, name: str, **query: object) -> httpx.Response:
+        """The answer to a request that the worker computes. Its share of the device is its key's."""
+        call = Later(lambda: self.predict(name, **query))
+        spec = self.worker.hear_job()
+        assert spec.client == name
+        self.worker.finish(spec)
+        return call.result()
+
+
+@pytest.fixture(scope="module")
+def access(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
+    models = live.write_configs(tmp_path_factory.mktemp("models"), (tiny.SEGMENTATION,))
+    files = {"keys": folder / "keys.toml", "tls_certificate": folder / "certificate.pem", "tls_key": folder / "key.pem"}
+    with live.scripted(models, admin="127.0.0.1:0", **files) as (server, next_worker):
+        worker = next_worker()
+        worker.say_ready()
+        found = Access(server, worker, folder / "certificate.pem")
+        server.wait_for(lambda: found.http.get(f"{found.public}/health/ready").status_code == 200)
+        yield found
+        found.http.close()
+
+
+def test_metrics_and_docs_are_at_the_operators_address_alone(access: Access) -> None:
+    for path in ("/metrics", "/docs", "/openapi.json", "/docs/swagger-ui.css"):
+        statuses = [access.http.get(f"{address}{path}").status_code for address in (access.public, access.admin)]
+        assert statuses == [404, 200]
+    assert access.http.get(f"{access.admin}/v1/models").status_code == 401
+
+
+def test_a_key_has_its_own_requests(access: Access) -> None:
+    answer = access.served("robot", deadline_ms=25_000)
+    assert (answer.status_code, answer.json()["deadline_ms"]) == (200, 20_000)
+    statuses = []
+    for key in (*KEYS.values(), "robot.wrong", None):
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        statuses.append(access.http.get(f"{access.public}/v1/requests/mine", headers=headers).status_code)
+    assert statuses == [200, 404, 404, 401, 401]
+
+
+def test_a_key_may_do_what_its_terms_say(access: Access) -> None:
+    refused = access.predict("robot", priority=2)
+    assert (refused.status_code, refused.json()["code"]) == (403, "key_priority")
+    assert access.served("camera").status_code == 200
+    refused = access.predict("camera")
+    assert (refused.status_code, refused.json()["code"]) == (429, "key_rate")
+    assert 990 <= int(refused.headers["retry-after"]) <= 1000
+
+
+def test_what_was_computed_is_spent(access: Access) -> None:
+    assert access.served("spender").status_code == 200
+    refused = access.predict("spender")
+    assert (refused.status_code, refused.json()["code"]) == (429, "key_budget")
+
+
+def test_a_key_opens_a_socket_as_a_subprotocol(access: Access) -> None:
+    url = f"{access.public.replace('https', 'wss')}/v1/stream"
+    offered = ["anytime", f"anytime.key.{KEYS['robot']}"]
+    with connect(url, ssl=access.tls, subprotocols=offered) as connection:  # type: ignore[arg-type]
+        assert connection.subprotocol == "anytime"
+        connection.send('{"type": "predict", "id": "a"}')
+        connection.send(photo())
+        spec = access.worker.hear_job()
+        assert spec.client == "robot"
+        access.worker.finish(spec)
+        connection.recv()
+    with pytest.raises(InvalidStatus) as caught:
+        connect(url, ssl=access.tls)
+    assert caught.value.response.status_code == 401
+
+
+def test_the_files_of_tls_belong_together(folder: Path) -> None:
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    check_certificate(None, None)
+    check_certificate(certificate, key)
+    for wrong in ((certificate, None), (None, key)):
+        with pytest.raises(ValueError, match="give both or neither"):
+            check_certificate(*wrong)
+    for files in ((key, certificate), (certificate, folder / "none.pem"), (certificate, folder / "keys.toml")):
+        with pytest.raises(ValueError, match=r"--tls-certificate .* and --tls-key"):
+            check_certificate(*files)
