@@ -5,6 +5,7 @@ import ctypes
 import gc
 import logging
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -14,7 +15,8 @@ from server.app import create_app, drain
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import ChildProcess, Reserve, WorkerProcess
 from server.errors import ServerError
-from server.protocols.connection import HttpProtocol, WebSocketProtocol
+from server.protocols.connection import HttpProtocol
+from server.protocols.websocket import WebSocketProtocol
 from server.settings import Settings, load_settings
 from server.simulation.command import main as simulate
 
@@ -37,6 +39,12 @@ class Server(uvicorn.Server):
         """Exit with status 1: the models cannot be loaded."""
         logger.critical("the models cannot be loaded: %s", reason)
         self.failed = self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if counter % 5 == 0:
+            self.config.app.state.gate.peers.sweep(time.monotonic())  # type: ignore[union-attr]
+        return await super().on_tick(counter)
 
     async def _finish(self) -> None:
         try:
@@ -62,7 +70,6 @@ def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] 
             log_level=settings.log_level,
             access_log=settings.access_log,
             server_header=False,
-            timeout_keep_alive=75,  # longer than load balancers keep idle connections, so that they close them first
             timeout_graceful_shutdown=2,  # `drain` has waited for the requests before
         )
     )

@@ -15,10 +15,12 @@ from starlette.status import WS_1001_GOING_AWAY
 from starlette.types import Receive, Scope, Send
 
 from server.catalog import read_catalog
+from server.descriptors import connection_room
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.errors import ServerError, unexpected
 from server.protocols import budget, http, stream
+from server.protocols.gate import make_gate
 from server.protocols.replies import error_body, reply
 from server.requests.service import Service
 from server.settings import ROOT, Settings
@@ -78,6 +80,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
+    app.state.gate = make_gate(settings, connection_room(settings))
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ServerError, _server_error)

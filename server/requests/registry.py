@@ -6,7 +6,7 @@ import logging
 import math
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from server.errors import (
     NotFoundError,
     RequestCancelledError,
     ServerError,
+    TooManyRequestsError,
     UnavailableError,
     unexpected,
 )
@@ -54,6 +55,7 @@ class RequestRecord:
     `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
     `place`: the right to a worker, once the request is admitted. `job`: the computation, once there is one.
     `given_up`: why nobody wants the answer any more, if so.
+    `seated`: it counts as one of the open requests of which there may be only so many.
     `stop`, `exit`, `elapsed_s`: how the request ended, its deepest exit, and after how long.
     """
 
@@ -74,6 +76,7 @@ class RequestRecord:
     place: Place | None = None
     job: Job | None = None
     given_up: Stop | None = None
+    seated: bool = False
     stop: Stop | None = None
     exit: int = 0
     elapsed_s: float | None = None
@@ -167,12 +170,18 @@ class RequestRecord:
 
 
 class RequestRegistry:
-    """The records of the open requests, at most `max_open`, and of the last `history` that ended."""
+    """The records of the open requests, and of the last `history` that ended.
 
-    def __init__(self, metrics: Metrics, max_open: int, history: int) -> None:
+    A request is seated once its image is there: what a client only announces takes no room. At most `max_open` are, and
+    at most `max_open_per_address` of one client.
+    """
+
+    def __init__(self, metrics: Metrics, max_open: int, history: int, max_open_per_address: int | None = None) -> None:
         self._metrics = metrics
         self._max_open = max_open
+        self._max_open_per_address = max_open_per_address or max_open
         self._history = history
+        self._seated: Counter[str] = Counter()
         self._open: dict[int, RequestRecord] = {}
         self._ended: OrderedDict[str, RequestRecord] = OrderedDict()
         self.idle = asyncio.Event()
@@ -195,8 +204,7 @@ class RequestRegistry:
         """The record of one request: open in the `with` block, and counted when the block is left, however it is left.
 
         `given_id`: the client's id of the request; None or empty: one is made. `model`: the served model that is asked
-        for, or None. Raises, and counts, InvalidError if the id is unfit, and UnavailableError if too many requests are
-        open.
+        for, or None. Raises, and counts, InvalidError if the id is unfit, and what `seat` would raise now.
         """
         record = RequestRecord(secrets.token_hex(16), protocol, arrived_s, client, model or UNKNOWN)
         self._open[id(record)] = record
@@ -204,7 +212,7 @@ class RequestRegistry:
         try:
             if given_id:
                 record.id = checked_id(given_id)
-            self._check_room()
+            self._check_room(record)
             yield record
         except ServerError as error:
             record.stop = Stop(error.stop)
@@ -224,14 +232,32 @@ class RequestRegistry:
             raise
         finally:
             del self._open[id(record)]
+            if record.seated:
+                self._leave_seat(record)
             if not self._open:
                 self.idle.set()
             self._count(record)
 
-    def _check_room(self) -> None:
-        if len(self._open) > self._max_open:
+    def seat(self, record: RequestRecord) -> None:
+        """The image of a request is there. Raises UnavailableError if too many requests are open, and
+        TooManyRequestsError if too many of its client are."""
+        self._check_room(record)
+        record.seated = True
+        self._seated[record.client] += 1
+
+    def _leave_seat(self, record: RequestRecord) -> None:
+        record.seated = False
+        self._seated[record.client] -= 1
+        if not self._seated[record.client]:
+            del self._seated[record.client]
+
+    def _check_room(self, record: RequestRecord) -> None:
+        if self._seated.total() >= self._max_open:
             sentence = f"{self._max_open} requests are open, which is the limit (--max-open); ask again soon"
             raise UnavailableError(sentence, "overloaded", 1.0)
+        if self._seated[record.client] >= self._max_open_per_address:
+            sentence = f"{record.client} has {self._max_open_per_address} open requests, which is the limit"
+            raise TooManyRequestsError(f"{sentence} (--max-open-per-address); ask again soon", "client_limit", 1.0)
 
     def open_records(self, request_id: str) -> list[RequestRecord]:
         """The open requests with that id, the oldest first; clients may give one id to several."""
