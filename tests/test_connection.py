@@ -92,6 +92,7 @@ REFUSED = {
     "tiny chunks": (CHUNKED + b"1\r\nx\r\n" * 2000, 400),
     "a chunk that is none": (CHUNKED + b"ZZZ\r\n", 400),
     "two lengths": (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+    "empty lines": (b"\r\n" * 40_000, 400),
     "CONNECT": (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n" * 400, 400),
     "a handshake of many headers": (HANDSHAKE + b"X: y\r\n" * 300 + b"\r\n", 431),
     "a handshake with a long header": (HANDSHAKE + b"X: %b\r\n\r\n" % (b"y" * 9000), 431),

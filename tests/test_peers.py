@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import resource
-from typing import Any
 
 import pytest
 
@@ -102,32 +101,51 @@ def test_the_connections_of_an_address_share_an_allowance_once_they_are_busy(mon
 
 
 def test_turns_are_fair_and_leave_the_loop_to_others() -> None:
+    now_s = 0.0
+    rests_s: list[float] = []
+    calls: list[str] = []
+
     async def check() -> None:
-        now_s, calls = 0.0, []
+        loop = asyncio.get_running_loop()
+        loop.call_later = lambda rest_s, call: rests_s.append(rest_s)  # type: ignore[method-assign, assignment]
         turns = Turns(lambda: now_s)
 
-        def step(name: str, takes_s: float) -> Any:
-            def call() -> None:
-                nonlocal now_s
-                now_s += takes_s
-                calls.append(name)
-                turns.wait(call)
+        def task() -> None:
+            nonlocal now_s
+            now_s += 0.1
 
-            return call
+        def step(name: str) -> None:
+            nonlocal now_s
+            now_s += 0.0015
+            calls.append(name)
+            turns.wait(lambda: step(name))
+            if name == "c":
+                loop.call_soon(task)
 
         for name in "abc":
-            turns.wait(step(name, 0.001))
-        turns.run()
-        assert calls == ["a", "b"]  # for 2 ms
-        turns.run()
-        assert calls == ["a", "b", "c", "a"]
-        quick = Turns(lambda: 0.0)
-        turns, calls = quick, []
-        quick.wait(step("a", 0.0))
+            turns.wait(lambda name=name: step(name))  # type: ignore[misc]
+        for _ in range(2):
+            turns.run()
+            for _ in range(10):
+                await asyncio.sleep(0)
+
+    asyncio.run(check())
+    assert calls == ["a", "b", "c", "a"]  # of a round of 2 ms, two began
+    assert rests_s == pytest.approx([Turns.MIN_REST_S, 4 * 0.003, 4 * 0.103])
+
+
+def test_who_waits_again_has_its_turn_in_the_next_round() -> None:
+    async def check() -> None:
+        turns, calls = Turns(lambda: 0.0), []
+
+        def step() -> None:
+            calls.append(len(turns))
+            turns.wait(step)
+
+        turns.wait(step)
         for _ in range(3):
-            quick.run()
-        assert calls == ["a"] * 3  # who waits again has its turn in the next round
-        assert len(quick) == 1
+            turns.run()
+        assert len(calls) == 3 and len(turns) == 1
 
     asyncio.run(check())
 

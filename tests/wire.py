@@ -96,7 +96,7 @@ class Wire:
     def __init__(self, connections: int = 100, **fields: Any) -> None:
         self.now_s = 1000.0
         self.gate = make_gate(Settings(**fields), connections)
-        self.gate.turns.REST_S = 3600.0  # a test says when the next round is
+        self.gate.turns.MIN_REST_S = 3600.0  # a test says when the next round is
         self.application = Application(self.gate)
         self._config = Config(
             self.application,  # type: ignore[arg-type]

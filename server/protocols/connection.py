@@ -24,6 +24,7 @@ from server.protocols.message import Message
 from server.protocols.peers import Peer
 from server.protocols.pieces import check_pieces
 from server.protocols.replies import error_body, to_json
+from server.protocols.websocket import WebSocketProtocol
 
 
 class _OverrunError(Exception):
@@ -126,8 +127,12 @@ class HttpProtocol(Peer, HttpToolsProtocol):
 
     def _begin(self) -> bool:
         """Let a request begin, if there is one and the connection has not had too many."""
-        self._rest = self._rest.lstrip(b"\r\n")  # RFC 9112, section 2.2
-        if self._rest and self._gate.peers.allows(self, time.monotonic()):
+        rest = self._rest.lstrip(b"\r\n")  # RFC 9112, section 2.2
+        self._message.idle_bytes += len(self._rest) - len(rest)
+        self._rest = rest
+        if self._message.idle_bytes > self.MAX_HEAD_BYTES:
+            self.send_400_response("empty lines are no request.")
+        elif self._rest and self._gate.peers.allows(self, time.monotonic()):
             self._start()
         elif self._rest:
             self._waits_for_turn = True
@@ -265,9 +270,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self.connections.discard(self)
         lines = [b"%b %b HTTP/1.1" % (self.parser.get_method(), self.url)]
         lines += [name + b": " + value for name, value in self.headers]
-        protocol = self.ws_protocol_class(  # type: ignore[call-arg, misc]
-            config=self.config, server_state=self.server_state, app_state=self.app_state
-        )
+        protocol = WebSocketProtocol(config=self.config, server_state=self.server_state, app_state=self.app_state)
         self._gate.peers.replace(self, protocol)
         rest, self._rest = self._rest, b""
         self._hold(False)

@@ -94,7 +94,7 @@ class RequestHeaders(BaseModel):
     )
     timeout_s: Positive | None = Field(
         default=None,
-        alias=TIMEOUT_HEADER,
+        alias="X-Request-Timeout-Seconds",
         description="a deadline as well, in seconds; the smallest wins",
     )
 

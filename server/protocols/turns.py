@@ -6,9 +6,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-RATE, BURST = 250.0, 100.0
+RATE, BURST = 100.0, 100.0
 """The steps (requests or frames) that a connection may take in a second, and at once, before it waits for turns."""
-ADDRESS_RATE, ADDRESS_BURST = 1000.0, 500.0
+ADDRESS_RATE, ADDRESS_BURST = 400.0, 200.0
 """The same for all connections of an address together."""
 FRESH = 20.0
 """A connection that has used fewer steps of its own lately does not wait because of others of its address."""
@@ -38,18 +38,22 @@ class Allowance:
 
 
 class Turns:
-    """Those who wait for a turn, first come, first served. A step that is called may put itself in the queue again."""
+    """Those who wait for a turn, first come, first served. A step that is called may put itself in the queue again.
+
+    A round of turns takes `WORK_S`, or `STEPS`. What a step starts is done by tasks in the next iterations of the loop;
+    the rest after a round is `REST_SHARE` times the round and these iterations, so that it belongs to everybody else.
+    """
 
     WORK_S = 0.002
-    """A round of turns ends after this time, or after `STEPS`: what a step starts may take longer than itself."""
     STEPS = 4
-    REST_S = 0.008
-    """The time between two rounds, which belongs to everybody else."""
+    REST_SHARE = 4.0
+    MIN_REST_S = 0.008
+    ITERATIONS = 3
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._waiting: deque[Callable[[], None]] = deque()
-        self._round: asyncio.TimerHandle | None = None
+        self._resting = False
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -57,17 +61,30 @@ class Turns:
     def wait(self, step: Callable[[], None]) -> None:
         """Call `step` when its turn comes."""
         self._waiting.append(step)
-        if self._round is None:
-            self._round = asyncio.get_running_loop().call_later(self.REST_S, self.run)
+        if not self._resting:
+            self._rest(self._clock())
 
     def run(self) -> None:
         """One round."""
-        until_s = self._clock() + self.WORK_S
+        began_s = self._clock()
         try:
             for _ in range(min(self.STEPS, len(self._waiting))):
                 self._waiting.popleft()()
-                if self._clock() >= until_s:
+                if self._clock() >= began_s + self.WORK_S:
                     break
         finally:
-            again = bool(self._waiting)
-            self._round = asyncio.get_running_loop().call_later(self.REST_S, self.run) if again else None
+            self._resting = bool(self._waiting)
+            if self._resting:
+                self._iterate(began_s, self.ITERATIONS)
+
+    def _iterate(self, began_s: float, left: int) -> None:
+        """Let the loop do what the round has started, and then rest."""
+        if left:
+            asyncio.get_running_loop().call_soon(self._iterate, began_s, left - 1)
+        else:
+            self._rest(began_s)
+
+    def _rest(self, began_s: float) -> None:
+        self._resting = True
+        rest_s = max(self.MIN_REST_S, self.REST_SHARE * (self._clock() - began_s))
+        asyncio.get_running_loop().call_later(rest_s, self.run)

@@ -118,6 +118,9 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
                 if turns:
                     turns -= 1
                 elif not self._gate.peers.allows(self, now_s):
+                    if self.close_sent:  # a client that reads the close stops
+                        self.transport.close()
+                        break
                     self._waits_for_turn = True
                     self._gate.turns.wait(self._turn)
                     break
