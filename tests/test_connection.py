@@ -24,7 +24,7 @@ def test_a_request_is_parsed_once_the_answer_before_it_is_out() -> None:
         await wire.send(transport, GET % 0 + POST % 3 + b"abc" + GET % 2 + b"garbage\r\n\r\n")
         assert wire.application.paths == ["/0"] and transport.written == b""
         wire.application.answer.set()
-        await wire.settle()
+        await wire.take_turns()
         assert wire.application.paths == ["/0", "/", "/2"] and wire.application.bodies == [b"", b"abc", b""]
         assert statuses(transport.written) == [200, 200, 200, 400] and transport.closed
 
@@ -39,23 +39,41 @@ def test_a_request_is_parsed_once_the_answer_before_it_is_read() -> None:
         await wire.send(transport, GET % 0 + GET % 1)
         assert wire.application.paths == ["/0"]
         transport.protocol.resume_writing()
-        await wire.settle()
+        await wire.take_turns()
         assert wire.application.paths == ["/0", "/1"]
 
     on_a_wire(check)
 
 
 @pytest.mark.parametrize("upgrade", [b"", b"Connection: Upgrade\r\nUpgrade: foo\r\n"])
-def test_pipelined_requests_beyond_the_allowance_wait_for_turns(upgrade: bytes) -> None:
+def test_pipelined_requests_wait_for_turns(upgrade: bytes) -> None:
     async def check(wire: Wire) -> None:
         wire.application.answer.set()
         transport = wire.connect()
         await wire.send(transport, (b"GET / HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n") * 3000)
-        assert statuses(transport.written) == [200] * int(BURST)
+        assert statuses(transport.written) == [200]
         assert not transport.reading and len(wire.gate.turns) == 1
         wire.gate.turns.run()
         await wire.settle()
-        assert statuses(transport.written) == [200] * int(BURST + 1) and len(wire.gate.turns) == 1
+        assert statuses(transport.written) == [200, 200] and len(wire.gate.turns) == 1
+
+    on_a_wire(check)
+
+
+def test_requests_beyond_the_allowance_wait_for_turns() -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        for takes_s, within in ((0.0, BURST), (0.2, 1)):
+            transport = wire.connect(f"192.0.2.{within}")
+            for number in range(int(within)):
+                transport.protocol.data_received(GET % number)
+                wire.now_s += takes_s
+                await wire.settle(10)
+            assert not len(wire.gate.turns)
+            await wire.send(transport, GET % 0)
+            assert len(wire.gate.turns) == 1
+            await wire.take_turns()
+            assert statuses(transport.written) == [200] * int(within + 1)
 
     on_a_wire(check)
 
@@ -78,7 +96,7 @@ def test_a_head_may_come_byte_by_byte() -> None:
         transport = wire.connect()
         for byte in b"\r\n" + POST % 2 + b"ab\r\n" + GET % 1:
             transport.protocol.data_received(bytes([byte]))
-        await wire.settle()
+        await wire.take_turns()
         assert wire.application.paths == ["/", "/1"] and wire.application.bodies == [b"ab", b""]
         assert statuses(transport.written) == [200, 200] and not transport.closed
 
@@ -136,6 +154,7 @@ def test_who_is_too_slow_is_closed(kind: str) -> None:
         transport = wire.connect()
         if data:
             await wire.send(transport, data)
+            await wire.take_turns()
         wire.after(within_s)
         assert not transport.closed
         wire.after(beyond_s)

@@ -31,9 +31,7 @@ def test_what_no_honest_client_sends_closes_the_connection(kind: str, caplog: py
         wire.application.hears.set()
         transport = await wire.open_socket()
         await wire.send(transport, data)
-        while len(wire.gate.turns):
-            wire.gate.turns.run()
-            await wire.settle()
+        await wire.take_turns()
         assert transport.closed and close_code(transport.written) == code
         assert wire.application.messages == [] and wire.gate.peers.held_bytes == 0
 

@@ -133,9 +133,16 @@ class Wire:
         self.now_s += seconds
         self.gate.peers.sweep(self.now_s)
 
-    async def settle(self) -> None:
-        for _ in range(400):
+    async def settle(self, iterations: int = 400) -> None:
+        for _ in range(iterations):
             await asyncio.sleep(0)
+
+    async def take_turns(self) -> None:
+        """Hold rounds of turns until nobody waits for one."""
+        await self.settle()
+        while len(self.gate.turns):
+            self.gate.turns.run()
+            await self.settle()
 
     async def end(self) -> None:
         """Lose all connections."""

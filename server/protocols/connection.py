@@ -55,6 +55,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     _rest = b""  # what has come and is not parsed yet
     _came_s = 0.0  # when the last of it came
     _waits_for_turn = False
+    _pipelined = False  # the rest came before the answer to the last request was out
 
     def __init__(
         self,
@@ -132,7 +133,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self._rest = rest
         if self._message.idle_bytes > self.MAX_HEAD_BYTES:
             self.send_400_response("empty lines are no request.")
-        elif self._rest and self._gate.peers.allows(self, time.monotonic()):
+        elif self._rest and not self._pipelined and self._gate.peers.allows(self, time.monotonic()):
             self._start()
         elif self._rest:
             self._waits_for_turn = True
@@ -141,7 +142,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
 
     def _turn(self) -> None:
         """It is this connection's turn: one request."""
-        self._waits_for_turn = False
+        self._waits_for_turn = self._pipelined = False
         if self._rest and not self.transport.is_closing():
             self._start()
             self._go_on()
@@ -248,8 +249,11 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         """Wait for the next request, if the client reads its answers."""
         if self.flow.write_paused or self.transport.is_closing():
             return
-        self._message = Message()
         self.waits_since_s = time.monotonic()
+        if self.scope["method"] != "POST":  # others wait for nothing, and their time is the event loop's
+            self._gate.peers.spent(self, self.waits_since_s - self._message.arrived_s)
+        self._pipelined = bool(self._rest)
+        self._message = Message()
         self.due_s = self.waits_since_s + self._gate.settings.idle_timeout_s
         if self._rest:
             self.loop.call_soon(self._go_on)

@@ -134,6 +134,15 @@ class Peers:
         held = self._addresses.get(peer.address)
         return held is None or peer.allowance.used <= FRESH or held.allowance.take(now_s)
 
+    def spent(self, peer: Peer, seconds: float) -> None:
+        """A step of `peer` took so long. Each millisecond beyond the first counts as one more step."""
+        more = 1000 * seconds - 1
+        if more > 0:
+            peer.allowance.spend(more)
+            held = self._addresses.get(peer.address)
+            if held is not None and peer.allowance.used > FRESH:
+                held.allowance.spend(more)
+
     def hold(self, peer: Peer, held_bytes: int) -> None:
         """The unfinished message of `peer` has so many bytes now. The largest is dropped if that is too much."""
         held = self._addresses.get(peer.address)

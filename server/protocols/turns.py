@@ -27,6 +27,10 @@ class Allowance:
         """The tokens that are missing."""
         return self._burst - self._tokens
 
+    def spend(self, tokens: float) -> None:
+        """Take further tokens for a step that took long. They may be owed, up to a burst."""
+        self._tokens = max(-self._burst, self._tokens - tokens)
+
     def take(self, now_s: float) -> bool:
         """Take a token. Returns False if there is none."""
         self._tokens = min(self._burst, self._tokens + (now_s - self._then_s) * self._rate)
