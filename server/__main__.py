@@ -11,6 +11,7 @@ import logging
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,8 @@ from server.engine.messages import LoadPlan
 from server.engine.worker_process import WorkerProcess
 from server.errors import ServerError
 from server.logs import configure_logging
-from server.protocols.connection import HttpProtocol, WebSocketProtocol
+from server.protocols.connection import HttpProtocol
+from server.protocols.websocket import WebSocketProtocol
 from server.settings import Settings, load_settings
 from server.settings_table import settings_table
 from server.simulation.command import main as simulate
@@ -47,6 +49,12 @@ class Server(uvicorn.Server):
         """Exit with status 1: the models cannot be loaded."""
         logger.critical("the models cannot be loaded: %s", reason)
         self.failed = self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if counter % 5 == 0:
+            self.config.app.state.gate.peers.sweep(time.monotonic())  # type: ignore[union-attr]
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, also on the operators' own address."""
@@ -102,7 +110,6 @@ def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] 
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
             proxy_headers=False,  # the guard knows which proxies to trust; uvicorn would trust every local client
-            timeout_keep_alive=75,  # longer than load balancers keep idle connections, so that they close them first
             timeout_graceful_shutdown=2,  # `drain` has waited for the requests before
         )
     )

@@ -83,6 +83,16 @@ class NotAcceptableError(InvalidError):
     status = 406
 
 
+class SlowRequestError(InvalidError):
+    """A request was not complete in time."""
+
+    status = 408
+
+
+class HeadersTooLargeError(InvalidError):
+    status = 431
+
+
 class TooLargeError(InvalidError):
     status = 413
     close_code = WS_1009_MESSAGE_TOO_BIG

@@ -133,8 +133,43 @@ class Settings(BaseModel):
         16 * 2**20, ge=1024, description="largest image, in pixels after padding to multiples of 32"
     )
     max_message_bytes: int = Field(64 * 2**10, ge=256, description="longest text message on a WebSocket")
-    max_open: int = Field(64, ge=1, description="requests that may be open at once")
+    max_open: int = Field(64, ge=1, description="requests that may be open at once, once their image is there")
+    max_open_per_address: int = Field(32, ge=1, description="of these, what one address may have")
     max_sockets: int = Field(256, ge=1, description="WebSocket connections that may be open at once")
+    max_sockets_per_address: int = Field(128, ge=1, description="of these, what one address may have")
+    max_connections: int = Field(
+        1024, ge=1, description="connections that may be open at once; fewer if the limit of descriptors is too low"
+    )
+    max_connections_per_address: int = Field(
+        512, ge=1, description="of these, what one address may have; never more than half of those that may be open"
+    )
+    max_unfinished_bytes: int = Field(
+        256 * 2**20, ge=2**20, description="memory for bodies and WebSocket messages that have not come completely"
+    )
+    max_unfinished_bytes_per_address: int = Field(
+        128 * 2**20, ge=2**20, description="of this, what one address may take"
+    )
+    reserve_descriptors: int = Field(
+        128, ge=16, description="descriptors kept for the workers and their restart; connections get the others"
+    )
+    header_timeout_s: float = Field(
+        10, gt=0, allow_inf_nan=False, description="time for a request's headers, or a WebSocket's handshake"
+    )
+    body_timeout_s: float = Field(
+        30, gt=0, allow_inf_nan=False, description="time for a request's body, or a WebSocket message"
+    )
+    idle_timeout_s: float = Field(
+        75,
+        gt=0,
+        allow_inf_nan=False,
+        description="time until an HTTP connection without a request is closed; longer than proxies keep theirs",
+    )
+    socket_idle_timeout_s: float = Field(
+        300, gt=0, allow_inf_nan=False, description="time until a WebSocket on which nothing is said is closed"
+    )
+    unread_timeout_s: float = Field(
+        20, gt=0, allow_inf_nan=False, description="time until a client that does not read its answers is cut off"
+    )
     shared_memory_bytes: int = Field(512 * 2**20, ge=2**20, description="memory for images and maps of open requests")
     client_rate: float = Field(
         0, ge=0, allow_inf_nan=False, description="requests a second that one address may send; 0: no limit"

@@ -18,7 +18,7 @@ from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError, NotAcceptableError
 from server.protocols.descriptions import describe_costs, describe_model
 from server.protocols.events import EVENTS, EventStream, served_events
-from server.protocols.options import QueryOptions, RequestHeaders, parse_headers, parse_options
+from server.protocols.options import TIMEOUT_HEADER, QueryOptions, RequestHeaders, parse_headers, parse_options
 from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, http_reply, reply
 from server.protocols.trace_context import parse_traceparent
 from server.protocols.values import shown
@@ -121,8 +121,8 @@ def _opened(request: Request) -> Iterator[RequestRecord]:
     service = _service(request)
     headers, query = request.headers, request.query_params
     with opened(request, "http", query.get("model")) as record:
-        record.options = options = parse_options(query)
-        record.timeout_s = parse_headers(headers).timeout_s
+        record.options = options = parse_options(query, query.getlist("deadline_ms"))
+        record.timeout_s = parse_headers(headers, headers.getlist(TIMEOUT_HEADER)).timeout_s
         task = service.catalog.get(options.model).config.task
         record.encoding = _encoding(",".join(headers.getlist("accept")), task, options)
         yield record
