@@ -6,12 +6,14 @@ import json
 import os
 import queue
 import signal
+import socket
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
+from mmap import mmap
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from websockets.sync.client import ClientConnection, connect
 from models.checkpoint import save_directory
 from models.network.configs import ModelConfig
 from server.__main__ import Server, make_server
+from server.decoding.__main__ import serve
+from server.decoding.messages import DecoderPlan
 from server.engine.messages import (
     Cancel,
     Chosen,
@@ -138,6 +142,25 @@ class ScriptedWorker:
         self.end(spec, stop)
 
 
+class ThreadDecoder:
+    """Plays a decoding process on a thread of the test, which starts at once."""
+
+    def __init__(self, plan: DecoderPlan) -> None:
+        self.connection, theirs = socket.socketpair()
+        self.memory = mmap(-1, plan.memory_bytes)
+        threading.Thread(target=self._run, args=(theirs, plan), daemon=True).start()
+
+    def _run(self, connection: socket.socket, plan: DecoderPlan) -> None:
+        with connection, suppress(OSError):
+            serve(connection, self.memory, plan, lambda _: nullcontext())
+
+    def kill(self) -> None:
+        """A thread cannot be killed; it ends when it has decoded its image."""
+
+    def wait(self) -> int:
+        return -signal.SIGKILL
+
+
 class Live:
     """A server that runs."""
 
@@ -212,8 +235,9 @@ class Later:
 
 @contextmanager
 def serving(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] = ChildProcess) -> Iterator[Live]:
-    """Run a server in a thread. It may be told to drain meanwhile."""
-    server = make_server(settings, launch)
+    """Run a server in a thread, which decodes images in threads. It may be told to drain meanwhile."""
+    with patch("server.requests.codec.ChildDecoder", ThreadDecoder):
+        server = make_server(settings, launch)
     up = threading.Event()
     startup = server.startup
 

@@ -1,6 +1,7 @@
 """The HTTP routes: predictions, models, requests, health and metrics."""
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -108,6 +109,12 @@ def _encoding(accept: str, task: str, options: RequestOptions) -> str:
     return accepted_media_type(accept)
 
 
+class FormParser(MultiPartParser):
+    """Keeps the file of a form in memory, never on disk. It is part of a body, whose size is limited."""
+
+    spool_max_size = sys.maxsize
+
+
 async def _body(request: Request, limit_bytes: int) -> bytes:
     """The image's bytes: the body itself, or field `image` of a form.
 
@@ -125,7 +132,7 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
         yield body
 
     try:
-        fields = await MultiPartParser(request.headers, whole(), max_files=1, max_fields=16).parse()
+        fields = await FormParser(request.headers, whole(), max_files=1, max_fields=16).parse()
     except (MultiPartException, KeyError) as error:
         raise InvalidError(f"the form cannot be read: {error}; send field `image` as a file", "bad_form") from error
     try:

@@ -60,12 +60,16 @@ class Service:
         self.metrics = Metrics({model.name: model.config.exits for model in catalog})
         self.registry = RequestRegistry(self.metrics, settings.max_open, settings.history)
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
-        self.codec = Codec(settings.codec_threads, settings.max_pixels)
+        self.codec = Codec(settings)
         self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._deepest)
         self._sizes = ExpectedSizes()
         self.sockets: set[WebSocket] = set()
         """The open WebSockets."""
         self.metrics.watch(self.metrics.websockets, lambda: len(self.sockets))
+
+    def start(self) -> None:
+        self.engine.start()
+        self.codec.start()
 
     def close(self) -> None:
         self.engine.close()
@@ -129,8 +133,7 @@ class Service:
 
     async def _start(self, record: RequestRecord, model: ServedModel, place: Place, read: Read) -> Job:
         """Receive and decode the image, and hand the job to the engine."""
-        async with record.preparing():
-            image = await self.codec.decode(await self._received(read))
+        async with record.preparing(), self.codec.decoded(await self._received(read)) as image:
             record.decode_s = image.decode_s
             record.job = job = await self._submit(record, model, place, image)
         return job
