@@ -21,6 +21,7 @@ from probe import chosen, probe_during, repeat_for, report
 
 ATTACKERS = 2
 DRAIN_S = 2.0
+STREAM, TERM = "12 megapixels", "SIGTERM"
 
 
 async def attack(server: Server, name: str, seconds: float, model: str) -> bool:
@@ -92,19 +93,23 @@ def running() -> set[str]:
 
 
 async def run(args: argparse.Namespace) -> bool:
-    names = chosen(list(FILES), args.words)
+    names = chosen([*FILES, STREAM, TERM], args.words)
+    passed = []
     async with Server(args.models) as server:
-        passed = [await attack(server, name, args.seconds, args.model) for name in names]
-        if not args.words:
+        print(f"      {'no attack':34} {await probe_during(server, asyncio.sleep(args.seconds), model=args.model)}")
+        for name in names:
+            if name in FILES:
+                passed.append(await attack(server, name, args.seconds, args.model))
+        if STREAM in names:
             passed.append(await large_stream(server, 2 * args.seconds, args.model))
-    if not args.words:
+    if TERM in names:
         passed.append(await ends(args.models, "JPEG of 60 scans", args.model))
     return all(passed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("words", nargs="*", help="words in the names of files; default: all files, and what follows")
+    parser.add_argument("words", nargs="*", help=f"words in the names of files, of {STREAM!r} and {TERM}; default: all")
     parser.add_argument("--models", type=Path, default=ROOT / "models" / "zoo")
     parser.add_argument("--model", default="camvid-adpc-w18")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each file is sent")
