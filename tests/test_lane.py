@@ -3,64 +3,20 @@
 import asyncio
 import gc
 import signal
-import socket
 import weakref
 from collections.abc import Awaitable, Callable
-from mmap import mmap
 from typing import Any
 
 import numpy as np
 import pytest
 from live import until
+from scripted_decoder import ScriptedDecoder
 
 from server.decoding.lane import Lane
 from server.decoding.messages import DecoderAnswer, DecoderPlan
 from server.errors import DecoderLostError, InvalidError, NotAnImageError, ServerError
 
 PLAN = DecoderPlan(max_body_bytes=100_000, max_pixels=64, max_decode_s=2.0, nice=0)
-
-
-class ScriptedDecoder:
-    """Hears what the lane hands over, and answers when the test wants."""
-
-    status = -signal.SIGKILL
-
-    def __init__(self, plan: DecoderPlan) -> None:
-        self.connection, self._own = socket.socketpair()
-        self._own.setblocking(False)
-        self.memory = mmap(-1, plan.memory_bytes)
-        self.killed = False
-
-    def say(self, line: bytes) -> None:
-        self._own.send(line)
-
-    def hears(self) -> bool:
-        """Whether there is a file that `hear` has not returned yet."""
-        try:
-            return self._own.recv(100, socket.MSG_PEEK) != b""
-        except BlockingIOError:
-            return False
-
-    async def hear(self) -> bytes:
-        """The next file."""
-        await until(self.hears)
-        return self.memory[: int(self._own.recv(100))]
-
-    def show(self, shade: int) -> None:
-        """DecoderAnswer with an image of 2 x 4 pixels."""
-        self.memory[PLAN.pixels_at : PLAN.pixels_at + 24] = bytes([shade]) * 24
-        self.say(DecoderAnswer(2, 4).to_line())
-
-    def die(self, status: int) -> None:
-        self.status = status
-        self._own.close()
-
-    def kill(self) -> None:
-        self.killed = True
-        self._own.close()
-
-    def wait(self) -> int:
-        return self.status
 
 
 class Started:
