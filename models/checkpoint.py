@@ -120,7 +120,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         with torch.serialization.safe_globals([(_Beside, name) for name in _NUMPY]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes torch raise anything
-        reason = _other_than_weights(path) or (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read as weights: {reason}") from error
     for wrapper in ("state_dict", "model_state", "model"):  # checkpoints of a training run wrap the weights
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
@@ -131,20 +131,6 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     if unfit:
         raise ValueError(f"{path} holds {len(unfit)} tensors that are no dense floating ones: {_some(unfit)}")
     return loaded
-
-
-def _other_than_weights(path: Path) -> str | None:
-    """What a file is that is often there in place of weights, and what to do; None if it is none of these. torch would
-    advise to load it with `weights_only=False`, which runs code that the file holds."""
-    with path.open("rb") as file:
-        head = file.read(512).lstrip()
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS; run git lfs pull"
-    if head.lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page, perhaps one that leads to the download; download the file itself"
-    if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
-        return f"it is a text that begins with {head[:40].decode()!r}; download the file anew"
-    return None
 
 
 def _is_weight(name: str, tensor: Tensor) -> bool:

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.files import read_labels
-from models.imaging.images import read_image
+from models.data.files import read_labels, read_rgb
 
 VOID = 255
 """The label of pixels that are not scored."""
@@ -27,22 +26,12 @@ class Scene:
     classes: NDArray[np.uint8] = field(repr=False, compare=False)
 
     def image(self) -> NDArray[np.uint8]:
-        """uint8 (H, W, 3), as the server reads it."""
-        return read_image(self.image_path)
+        """uint8 (H, W, 3)."""
+        return read_rgb(self.image_path)
 
     def labels(self) -> NDArray[np.uint8]:
         """uint8 (H, W): the class, or VOID."""
         return self.classes[read_labels(self.label_path)]
-
-    def pair_for(self, outputs: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """`image` and `labels_for(outputs)`. Raises ValueError if they differ in size."""
-        image, labels = self.image(), self.labels_for(outputs)
-        if labels.shape != image.shape[:2]:
-            raise ValueError(
-                f"{self.label_path} is {labels.shape[0]}x{labels.shape[1]}, but {self.image_path} is "
-                f"{image.shape[0]}x{image.shape[1]}; a label map has its image's size"
-            )
-        return image, labels
 
     def labels_for(self, outputs: int) -> NDArray[np.uint8]:
         """`labels`, for a model of so many classes. Raises ValueError if the data set has more or fewer."""

@@ -92,11 +92,11 @@ def segmentation(model: AnytimeModel, scenes: Sequence[Scene]) -> dict[str, Any]
     classes = model.config.outputs
     matrices = torch.zeros(model.config.exits, classes, classes, dtype=torch.float64)
     for scene in tqdm(scenes, unit=" images"):
-        image, labels = scene.pair_for(classes)
-        state, truth = model.begin(image), torch.from_numpy(labels)
+        state = model.begin(scene.image())
+        labels = torch.from_numpy(scene.labels_for(classes))
         for (found,) in costs.watch(model, [state]):
             answer = torch.from_numpy(model.render(state).array)
-            matrices[found.index - 1] += scores.confusion(answer, truth, classes, VOID)
+            matrices[found.index - 1] += scores.confusion(answer, labels, classes, VOID)
     exits = costs.by_exit()
     for exit_, matrix in zip(exits, matrices, strict=True):
         by_class = scores.iou(matrix)

@@ -128,5 +128,5 @@ def _person(person: Person, joints: int) -> LabelledImage:
 
 
 def _scene(scene: Scene, classes: int) -> LabelledImage:
-    image, labels = scene.pair_for(classes)
-    return (image, None), lambda answer: miou(answer, labels, classes)
+    labels = scene.labels_for(classes)
+    return (scene.image(), None), lambda answer: miou(answer, labels, classes)
