@@ -4,7 +4,7 @@ JOBS ?= 2
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup native serve lint test check models
+.PHONY: setup native serve lint test attack check models
 
 setup: .venv/.ready
 
@@ -26,6 +26,12 @@ serve: setup
 
 test: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# Real servers under attack, for minutes. No other program should run.
+attack: setup
+	for program in $$(grep -l __main__ tests/attack/*.py); do \
+		PYTHONPATH=tests $(BIN)/python $$program || exit 1; \
+	done
 
 lint: setup
 	$(BIN)/ruff format --check .

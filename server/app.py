@@ -116,7 +116,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.engine.start()
+        service.start()
         try:
             if unloadable is None:
                 await service.engine.pool.loaded()

@@ -143,6 +143,12 @@ class UnavailableError(ServerError):
     stop = "rejected"
 
 
+class DecoderLostError(UnavailableError):
+    """The process that decoded the request's image has ended."""
+
+    stop = "error"
+
+
 class WorkerLostError(UnavailableError):
     """The worker died before it had reached the exit that the request requires."""
 

@@ -181,7 +181,15 @@ class Settings(BaseModel):
     budget: Path | None = Field(
         None, description="TOML file of deadlines and deepest exits by model, client, traffic, hours and image size"
     )
-    codec_threads: int = Field(2, ge=1, le=64, description="threads that decode images, and as many that encode maps")
+    codec_threads: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="processes that decode images, besides one for large images, and threads that encode maps",
+    )
+    max_decode_ms: float = Field(
+        2000, ge=10, allow_inf_nan=False, description="CPU time that the decoding of one image may take"
+    )
     history: int = Field(1000, ge=1, description="ended requests that can still be looked up")
     load_timeout_s: float = Field(
         900, gt=0, allow_inf_nan=False, description="time for a worker to load the models before it is replaced"

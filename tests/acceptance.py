@@ -110,8 +110,9 @@ class Server:
 
     @property
     def worker(self) -> int:
+        """The process id of the oldest worker."""
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        return int(children[0])
+        return next(int(child) for child in children if b"server.worker" in Path(f"/proc/{child}/cmdline").read_bytes())
 
     def worker_memory_mib(self) -> float:
         pages = int(Path(f"/proc/{self.worker}/statm").read_text().split()[1])

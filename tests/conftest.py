@@ -30,7 +30,7 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """An event that is set once an image is being decoded, which then takes until the test is over."""
     from live import PATIENCE_S  # noqa: PLC0415 - see `live_url`
 
-    from server.requests.admission import decode  # noqa: PLC0415
+    from server.decoding.decode import decode  # noqa: PLC0415
 
     begun, over = threading.Event(), threading.Event()
 
@@ -39,6 +39,6 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         over.wait(PATIENCE_S)
         return decode(*given)
 
-    monkeypatch.setattr("server.requests.codec.decode", slowly)
+    monkeypatch.setattr("server.decoding.__main__.decode", slowly)
     yield begun
     over.set()

@@ -5,12 +5,15 @@ import io
 import json
 import os
 import queue
+import signal
+import socket
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
+from mmap import mmap
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from models.checkpoint import save_directory
 from models.network.configs import ModelConfig
+from server.decoding.__main__ import serve
+from server.decoding.messages import DecoderPlan
 from server.engine.messages import (
     Cancel,
     Chosen,
@@ -140,6 +145,25 @@ class ScriptedWorker:
         self.end(spec, stop)
 
 
+class ThreadDecoder:
+    """Plays a decoding process on a thread of the test, which starts at once."""
+
+    def __init__(self, plan: DecoderPlan) -> None:
+        self.connection, theirs = socket.socketpair()
+        self.memory = mmap(-1, plan.memory_bytes)
+        threading.Thread(target=self._run, args=(theirs, plan), daemon=True).start()
+
+    def _run(self, connection: socket.socket, plan: DecoderPlan) -> None:
+        with connection, suppress(OSError):
+            serve(connection, self.memory, plan, lambda _: nullcontext())
+
+    def kill(self) -> None:
+        """A thread cannot be killed; it ends when it has decoded its image."""
+
+    def wait(self) -> int:
+        return -signal.SIGKILL
+
+
 class Live:
     """A server that runs."""
 
@@ -217,8 +241,9 @@ class Later:
 def serving(
     settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] = ChildProcess, hosted_by: str = HOST
 ) -> Iterator[Live]:
-    """Run a server in a thread. It may be told to drain meanwhile."""
-    host = HOSTS[hosted_by](settings, launch)
+    """Run a server in a thread, which decodes images in threads. It may be told to drain meanwhile."""
+    with patch("server.requests.codec.ChildDecoder", ThreadDecoder):
+        host = HOSTS[hosted_by](settings, launch)
     thread = threading.Thread(target=host.run, daemon=True)
     thread.start()
     try:

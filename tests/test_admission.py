@@ -1,105 +1,10 @@
 import asyncio
-import io
-import struct
 from collections.abc import AsyncIterator
 
-import live
-import numpy as np
 import pytest
-import tiny
-from PIL import Image
 
-from server.errors import InvalidError, NotAnImageError, TooLargeError, TooManyRequestsError
-from server.requests.admission import ClientLimit, decode, read_body
-
-MANY = 10**9
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "JPEG"])
-def test_the_formats(kind: str) -> None:
-    options = {"lossless": True} if kind == "WEBP" else {}
-    found = decode(encoded(Image.fromarray(tiny.image()), kind, **options), MANY)
-    assert found.shape == (60, 90, 3) and found.dtype == np.uint8
-    assert kind == "JPEG" or (found == tiny.image()).all()
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "LA", "CMYK"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    image = Image.fromarray(tiny.image()).convert(mode)
-    kind = "JPEG" if mode == "CMYK" else "PNG"
-    found = decode(encoded(image, kind), MANY)
-    assert found.shape == (60, 90, 3)
-    if mode in ("L", "P", "1"):
-        assert (found == np.asarray(image.convert("RGB"))).all()
-
-
-def test_sixteen_bits_are_scaled() -> None:
-    grey = np.linspace(0, 65535, 90, dtype=np.uint16)[None].repeat(60, 0)
-    found = decode(encoded(Image.fromarray(grey)), MANY)
-    assert np.abs(found[0, :, 0] - grey[0] / 257).max() <= 0.5
-
-
-def test_photos_are_turned_upright() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees
-    found = decode(encoded(Image.fromarray(tiny.image()), exif=exif), MANY)
-    assert (found == np.rot90(tiny.image(), -1)).all()
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("tag", [0x011A, 0x0213, 0x0112])
-def test_text_in_a_tag_for_numbers_does_not_spoil_the_pixels(kind: str, tag: int) -> None:
-    head = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2)
-    exif = head + struct.pack("<HHII", 0x0112, 3, 1, 3) + struct.pack("<HHI4s", tag, 2, 4, b"up!\0") + bytes(4)
-    found = decode(encoded(Image.new("RGB", (8, 6), (250, 0, 0)), kind, exif=exif), MANY)
-    assert found.shape == (6, 8, 3) and found[..., 0].min() > 200
-
-
-def test_what_is_no_image_and_what_is_broken() -> None:
-    with pytest.raises(NotAnImageError, match="12 bytes"):
-        decode(b"hello, world", MANY)
-    with pytest.raises(NotAnImageError):
-        decode(encoded(Image.fromarray(tiny.image()), "GIF"), MANY)
-    for kind in ("PNG", "JPEG", "WEBP", "BMP"):
-        whole = encoded(Image.fromarray(tiny.image()), kind)
-        with pytest.raises((InvalidError, NotAnImageError)):
-            decode(whole[: len(whole) // 2], MANY)
-
-
-def test_a_jpeg_of_many_scans_is_not_decoded() -> None:
-    whole = encoded(Image.fromarray(tiny.image()), "JPEG", progressive=True)
-    assert decode(whole, MANY).shape == tiny.image().shape
-    scan = whole[whole.rindex(b"\xff\xda") : -2]
-    with pytest.raises(InvalidError, match=r"in 1,0.. scans, .*; the limit is 64: save it anew"):
-        decode(whole[:-2] + 1000 * scan + whole[-2:], MANY)
-
-
-def test_bytes_that_were_damaged_never_get_through_as_another_error() -> None:
-    rng = np.random.default_rng(0)
-    for kind in ("PNG", "JPEG", "WEBP", "BMP"):
-        whole = encoded(Image.fromarray(tiny.image()), kind)
-        for _ in range(50):
-            damaged = bytearray(whole)
-            for position in rng.integers(0, len(whole), 5):
-                damaged[position] = rng.integers(256)
-            try:
-                decode(bytes(damaged), 10**6)
-            except (InvalidError, NotAnImageError, TooLargeError):
-                continue
-
-
-def test_pixels_are_counted_after_padding() -> None:
-    assert decode(live.photo(33, 33), 64 * 64).shape == (33, 33, 3)
-    with pytest.raises(TooLargeError, match=r"33x33, which is 4,096 pixels .* limit is 4,095"):
-        decode(live.photo(33, 33), 64 * 64 - 1)
-    with pytest.raises(TooLargeError):
-        decode(live.photo(1, 300), 1 * 300)
+from server.errors import TooLargeError, TooManyRequestsError
+from server.requests.admission import ClientLimit, read_body
 
 
 async def chunks(*sizes: int) -> AsyncIterator[bytes]:

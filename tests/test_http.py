@@ -1,15 +1,12 @@
 """HTTP, against a worker that the tests play."""
 
-import asyncio
 import base64
-import gc
 import io
 import json
 import socket
 import struct
 import threading
 import time
-import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -30,7 +27,6 @@ from server.engine.messages import Stop
 from server.errors import NotAcceptableError
 from server.protocols.http import accepted_media_type
 from server.protocols.options import QueryOptions
-from server.requests.service import Service
 
 SEGMENTATION = tiny.SEGMENTATION.name
 POSE = tiny.POSE.name
@@ -282,52 +278,6 @@ def test_a_cancel_in_the_last_moment_before_the_job_is_not_lost(server: Live, mo
     assert (reply.status_code, reply.json()["code"]) == (499, "cancelled")
 
 
-def occupy_decoders(service: Service) -> threading.Event:
-    """Keep every decoder thread busy until the event is set."""
-    begun, over = threading.Semaphore(0), threading.Event()
-
-    def wait() -> None:
-        begun.release()
-        over.wait(live.PATIENCE_S)
-
-    for _ in range(service.settings.codec_threads):
-        service.codec._decoders.submit(wait)
-    for _ in range(service.settings.codec_threads):
-        assert begun.acquire(timeout=live.PATIENCE_S)
-    return over
-
-
-def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(server: Live) -> None:
-    class Body:
-        def __len__(self) -> int:
-            return 1
-
-    service = server.service
-    over, body = occupy_decoders(service), Body()
-    there = weakref.ref(body)
-    waiting = asyncio.run_coroutine_threadsafe(service.codec.decode(body), server.loop)
-    server.wait_for(lambda: service.codec._decoders._work_queue.qsize() == 1)
-    del body
-    assert there() is not None
-    waiting.cancel()
-    server.wait_for(lambda: gc.collect() >= 0 and there() is None)
-    over.set()
-
-
-def test_what_waits_for_a_decoder_is_not_usual(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = server.service
-    clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
-    monkeypatch.setattr("server.requests.codec.time", clock)
-    service.codec._decode_s.clear()
-    over = occupy_decoders(service)
-    waiting = asyncio.run_coroutine_threadsafe(service.codec.decode(photo()), server.loop)
-    server.wait_for(lambda: service.codec._decoders._work_queue.qsize() == 1)
-    clock.now_s = 100.0
-    over.set()
-    image = waiting.result(live.PATIENCE_S)
-    assert (image.decode_s, image.usual_end_s) == (100.0, 0.0)
-
-
 def test_any_printable_id_can_be_looked_up_and_cancelled(server: Live, worker: ScriptedWorker) -> None:
     name = "a/b?c#d%2F../e"
     call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": name}))
@@ -341,7 +291,7 @@ def test_any_printable_id_can_be_looked_up_and_cancelled(server: Live, worker: S
 
 
 def test_a_fault_of_the_server_is_a_500_with_the_id(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.requests.codec.decode", lambda *_: 1 / 0)
+    monkeypatch.setattr("server.decoding.__main__.decode", lambda *_: 1 / 0)
     reply = server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "unlucky"})
     assert (reply.status_code, reply.json()["code"], reply.json()["id"]) == (500, "internal", "unlucky")
     assert reply.headers["x-request-id"] == "unlucky"
@@ -523,6 +473,19 @@ def test_bad_bodies(server: Live, worker: ScriptedWorker) -> None:
 def test_a_body_without_length_is_limited_while_it_is_read(server: Live) -> None:
     reply = server.http.post("/v1/predict", content=(b"\x00" * 50_000 for _ in range(5)))
     assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
+
+
+def test_forms_stay_in_memory(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile._TemporaryFileWrapper", full)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    monkeypatch.setattr(
+        "starlette.formparsers.MultiPartParser.spool_max_size", 1000
+    )  # for a file that the test can send
+    reply = server.http.post("/v1/predict", files={"image": ("a.png", bytes(100_000), "image/png")})
+    assert (reply.status_code, reply.json()["code"]) == (415, "not_an_image")
 
 
 def test_bad_forms(server: Live) -> None:

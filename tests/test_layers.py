@@ -69,6 +69,14 @@ SERVER = [
     "server.access.bucket",
     "server.protocols.options",
     "server.protocols.values",
+    # images: the processes that decode them, and what those run
+    "server.decoding.lane",
+    "server.decoding.process",
+    "server.decoding.__main__",
+    "server.decoding.decode",
+    "server.decoding.structure",
+    "server.decoding.header",
+    "server.decoding.messages",
     # the async face of the worker
     "server.engine.engine",
     "server.engine.job",
@@ -119,8 +127,9 @@ WITHOUT_TORCH = (
     "models.network.configs",
     "models.quantisation",
     "models.validation",
+    "server.worker.lifeline",
 )
-"""What the front end may import of models/."""
+"""What the front end and its decoding processes may import of models/ and of the worker."""
 
 
 def imported(path: Path) -> set[str]:

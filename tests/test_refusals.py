@@ -36,7 +36,7 @@ def server(started: tuple[Live, ScriptedWorker], monkeypatch: pytest.MonkeyPatch
     found, worker = started
     call = Later(found.predict)
     spec = worker.hear_job()
-    monkeypatch.setattr("server.requests.codec.decode", None)
+    monkeypatch.setattr("server.decoding.__main__.decode", None)
     yield found
     worker.end(spec, Stop.NO_EXIT)
     assert call.result().status_code == 504

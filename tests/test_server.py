@@ -63,10 +63,15 @@ class Process:
         live.wait_for(lambda: all(device["ready"] for device in self.http.get("/health/ready").json()["devices"]))
 
     @property
-    def workers(self) -> list[int]:
-        """The process ids of the workers, the oldest first."""
+    def children(self) -> list[int]:
+        """The process ids of all that the server has started, the oldest first."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(child) for child in children.read_text().split()]
+
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of the workers, the oldest first."""
+        return [child for child in self.children if b"server.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 @contextmanager
@@ -198,14 +203,15 @@ def test_a_worker_that_is_killed_under_load_costs_only_its_own_requests(server: 
 
 def test_sigterm_finishes_what_is_open_and_leaves_no_process(models: Path, tmp_path: Path) -> None:
     with process(models, tmp_path / "log") as server:
-        workers = server.workers
+        children = server.children
+        assert len(children) >= 4  # the worker, and the decoding processes
         query = f"/v1/predict?model={SEGMENTATION}&deadline_ms=8000"
         call = Later(lambda: server.http.post(query, content=live.photo(480, 640)))
         live.wait_for(lambda: "anytime_inflight_requests 1.0" in server.http.get("/metrics").text)
         server.process.send_signal(signal.SIGTERM)
         assert call.result().status_code == 200
         assert server.process.wait(live.PATIENCE_S) == 0
-        live.wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+        live.wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
 
 
 def test_models_that_cannot_be_loaded_end_the_server(tmp_path: Path) -> None:

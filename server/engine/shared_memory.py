@@ -87,7 +87,7 @@ class Arena:
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
-        self.fd = _nameless_file()
+        self.fd = nameless_file("anytime-maps")
         os.ftruncate(self.fd, size_bytes)
         self._map = mmap.mmap(self.fd, size_bytes)
         self.view = memoryview(self._map)
@@ -129,8 +129,9 @@ def attach(fd: int, size_bytes: int) -> memoryview:
     return memoryview(mmap.mmap(fd, size_bytes))
 
 
-def _nameless_file() -> int:
+def nameless_file(kind: str) -> int:
+    """The descriptor of an empty file in memory. `kind`: what the system lists it as."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("anytime-maps")
+        return os.memfd_create(kind)
     with tempfile.TemporaryFile() as file:  # elsewhere than on Linux
         return os.dup(file.fileno())

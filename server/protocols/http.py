@@ -1,6 +1,7 @@
 """The HTTP routes: predictions, models, requests, health and metrics."""
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
@@ -172,6 +173,12 @@ async def read_request(request: Request, limit_bytes: int) -> bytes:
         raise DisconnectedError("the client hung up", "disconnected") from None
 
 
+class FormParser(MultiPartParser):
+    """Keeps the file of a form in memory, never on disk. It is part of a body, whose size is limited."""
+
+    spool_max_size = sys.maxsize
+
+
 async def _body(request: Request, limit_bytes: int) -> bytes:
     """The image's bytes: the body itself, or field `image` of a form.
 
@@ -185,7 +192,7 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
         yield body
 
     try:
-        fields = await MultiPartParser(request.headers, whole(), max_files=1, max_fields=16).parse()
+        fields = await FormParser(request.headers, whole(), max_files=1, max_fields=16).parse()
     except (MultiPartException, KeyError) as error:
         raise InvalidError(f"the form cannot be read: {error}; send field `image` as a file", "bad_form") from error
     try:

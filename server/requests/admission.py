@@ -1,30 +1,14 @@
-"""Admission: what must hold before a request gets a job, from the client's rate to an image that can be decoded."""
+"""Admission: what must hold before the image of a request is decoded, from the client's rate to the body's size."""
 
-import io
-import struct
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import AsyncIterable
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-
-from models.imaging.geometry import MAX_SIDE, Box, check_box, padded_px
-from models.imaging.images import upright_rgb
+from models.imaging.geometry import Box, check_box
 from server.catalog import ServedModel
-from server.errors import InvalidError, NoExitError, NotAnImageError, TooLargeError, TooManyRequestsError
+from server.errors import InvalidError, NoExitError, TooLargeError, TooManyRequestsError
 from server.protocols.options import RequestOptions
 from server.requests.budget import Budget
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MAX_SCANS = 64
-"""A JPEG may have this many scans; encoders write about ten. Decoding one scan takes as long as the whole image, so a
-small file with many scans would take any time."""
-
-# Pillow's own limit only warns, and holds for the whole process; `decode` has a limit that refuses.
-Image.MAX_IMAGE_PIXELS = None
 
 
 class ClientLimit:
@@ -150,46 +134,3 @@ def _too_large(size_bytes: int, limit_bytes: int) -> TooLargeError:
         f"the body has {size_bytes:,} bytes or more; the limit is {limit_bytes:,} (--max-body-bytes): send fewer",
         "body_too_large",
     )
-
-
-def decode(body: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode an image file: uint8 (H, W, 3) RGB, upright (see `upright_rgb`); the first frame of an animation.
-
-    Raises NotAnImageError on other formats, TooLargeError before an image of too many pixels is decoded, and
-    InvalidError on a file that is broken or cut off.
-    """
-    # The marker that begins a scan does not occur inside of a JPEG's compressed data.
-    scans = body.count(b"\xff\xda") if body.startswith(b"\xff\xd8") else 0
-    if scans > MAX_SCANS:
-        raise InvalidError(
-            f"the image comes in {scans:,} scans, each of which takes as long as the whole; the limit is {MAX_SCANS}: "
-            "save it anew",
-            "too_many_scans",
-        )
-    try:
-        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
-            _check_size(image, max_pixels)
-            return upright_rgb(image)
-    except UnidentifiedImageError:
-        raise NotAnImageError(
-            f"the body's {len(body):,} bytes are not an image; send a JPEG, PNG, WebP or BMP file", "not_an_image"
-        ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error) as error:
-        # Pillow raises different errors for the formats.
-        raise InvalidError(f"the image is broken or cut off: {error}; send the whole file", "broken_image") from error
-
-
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if max(width, height) > MAX_SIDE:
-        raise TooLargeError(
-            f"the image is {width}x{height}; the limit is {MAX_SIDE:,} pixels a side: send a smaller one",
-            "image_too_large",
-        )
-    pixels = padded_px(height, width)
-    if pixels > max_pixels:
-        raise TooLargeError(
-            f"the image is {width}x{height}, which is {pixels:,} pixels after padding to multiples of 32; the limit is "
-            f"{max_pixels:,} (--max-pixels): send a smaller one",
-            "image_too_large",
-        )

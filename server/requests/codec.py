@@ -1,17 +1,22 @@
-"""The codec: decodes images and encodes maps on threads of its own, and learns how long that takes."""
+"""The codec: has images decoded by processes and maps encoded by threads, and learns how long that takes."""
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.requests.admission import decode
+from server.decoding.header import work_px
+from server.decoding.lane import Lane
+from server.decoding.messages import DecoderPlan
+from server.decoding.process import ChildDecoder, DecoderProcess
 from server.scheduling.quantile import Quantile
+from server.settings import Settings
 
 T = TypeVar("T")
 
@@ -30,7 +35,8 @@ class DecodedImage:
 
 
 class Codec:
-    """`threads` decode, and as many encode: in two pools, so that no answer that is due waits behind a large image.
+    """`settings.codec_threads` processes decode images of usual sizes, one more decodes large ones, and as many threads
+    encode, so that no answer that is due waits behind a large image. `launch` starts the processes.
 
     Images and maps of a similar size, by powers of two, count as equally fast.
     """
@@ -39,37 +45,42 @@ class Codec:
     """Reserved before each deadline, besides encoding: to hear of an exit and to hand over the answer."""
     ENCODE_S_PER_PX = 10e-9
     """Reserved for encoding until it has been measured."""
+    LARGE_PX = 4 * 2**20
+    """An image of more work than this is large: it takes more than about 40 ms to decode."""
+    LARGE_NICE = 5
+    """Large images are decoded with the priority of a worker, behind usual ones and the event loop."""
 
-    def __init__(self, threads: int, max_pixels: int) -> None:
-        self._max_pixels = max_pixels
-        self._decoders = ThreadPoolExecutor(threads, "decode")
-        self._encoders = ThreadPoolExecutor(threads, "encode")
+    def __init__(self, settings: Settings, launch: Callable[[DecoderPlan], DecoderProcess] | None = None) -> None:
+        launch = launch or ChildDecoder
+        usual = DecoderPlan(settings.max_body_bytes, settings.max_pixels, settings.max_decode_ms / 1000, nice=0)
+        self._usual = Lane(usual, settings.codec_threads, launch)
+        self._large = Lane(replace(usual, nice=self.LARGE_NICE), 1, launch)
+        self._encoders = ThreadPoolExecutor(settings.codec_threads, "encode")
         self._decode_s: dict[int, Quantile] = {}
         self._encode_s: dict[tuple[str, int], Quantile] = {}
 
+    def start(self) -> None:
+        self._usual.start()
+        self._large.start()
+
     def close(self) -> None:
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._usual.close()
+        self._large.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
 
-    async def decode(self, body: bytes) -> DecodedImage:
-        """See `admission.decode`. A request that is given up while it waits for a thread is not decoded."""
+    @asynccontextmanager
+    async def decoded(self, body: bytes) -> AsyncIterator[DecodedImage]:
+        """The image in a file, whose pixels are valid in the `async with` block. Raises ServerError, see
+        `decoding.decode`. A request that is given up while it waits for a decoder is not decoded."""
         began_s = time.monotonic()
-        loop = asyncio.get_running_loop()
-        held, max_pixels = [body], self._max_pixels
-        del body
-        try:
-            pixels, started_s = await loop.run_in_executor(
-                self._decoders, lambda: _timed(lambda: decode(held.pop(), max_pixels))
-            )
-        except asyncio.CancelledError:
-            # The call stays in the decoders' queue. Neither it nor the frames of this error may keep the body alive.
-            held.clear()
-            raise asyncio.CancelledError from None
-        now_s = time.monotonic()
-        height, width = pixels.shape[:2]
-        usual = self._decode_s.setdefault((height * width).bit_length(), Quantile(0.9))
-        usual.add(now_s - started_s)
-        return DecodedImage(pixels, now_s - began_s, began_s + usual.value)
+        work = work_px(body)
+        image = (self._large if work > self.LARGE_PX else self._usual).decoded(body, work)
+        del body  # see `Lane.decoded`
+        async with image as (pixels, took_s):
+            height, width = pixels.shape[:2]
+            usual = self._decode_s.setdefault((height * width).bit_length(), Quantile(0.9))
+            usual.add(took_s)
+            yield DecodedImage(pixels, time.monotonic() - began_s, began_s + usual.value)
 
     def usual_decode_s(self, pixels: int) -> float:
         """Seconds that the decoding of an image of `pixels` usually takes; 0 until one was decoded."""

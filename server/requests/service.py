@@ -82,12 +82,16 @@ class Service:
             self.metrics, settings.max_open, settings.history, settings.max_open_per_address, self._ended
         )
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
-        self.codec = Codec(settings.codec_threads, settings.max_pixels)
+        self.codec = Codec(settings)
         self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._deepest)
         self._sizes = ExpectedSizes()
         self.sockets: set[WebSocket] = set()
         """The open WebSockets."""
         self.metrics.watch(self.metrics.websockets, lambda: len(self.sockets))
+
+    def start(self) -> None:
+        self.engine.start()
+        self.codec.start()
 
     def close(self) -> None:
         self.engine.close()
@@ -194,8 +198,7 @@ class Service:
 
     async def _start(self, record: RequestRecord, model: ServedModel, read: Read) -> Job:
         """Receive and decode the image, and hand the job to the engine. `read` leaves the place in the record."""
-        async with record.preparing():
-            image = await self.codec.decode(await read())
+        async with record.preparing(), self.codec.decoded(await read()) as image:
             assert record.place is not None
             record.decode_s = image.decode_s
             self._spent(record, "decode", time.monotonic() - image.decode_s)

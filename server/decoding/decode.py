@@ -1,0 +1,67 @@
+"""Decoding: from the bytes of an image file to upright RGB pixels, or to a sentence about what is wrong with them."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImagePalette, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+
+from models.imaging.geometry import MAX_SIDE, padded_px
+from models.imaging.images import upright_rgb
+from server.decoding.header import read_header
+from server.decoding.structure import pixels_only
+from server.errors import InvalidError, NotAnImageError, TooLargeError
+
+Image.preinit()
+IMPORTED = (WebPImagePlugin, ImagePalette, TiffImagePlugin)
+"""Pillow imports these, and what `preinit` does, when it first needs them; a decoding process can open no file then.
+The one for TIFF reads Exif."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+
+# Pillow's own limit only warns, and holds for the whole process; `decode` has a limit that refuses.
+Image.MAX_IMAGE_PIXELS = None
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 16 * 2**20
+"""Of texts, `pixels_only` leaves only those that may say which side is up; programs keep an image's history there."""
+
+
+def decode(body: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode an image file: uint8 (H, W, 3) RGB, upright (see `upright_rgb`); the first frame of an animation.
+
+    Raises NotAnImageError on other formats, TooLargeError before an image of too many pixels is decoded, and
+    InvalidError on a file that is broken or cut off, or that no encoder writes.
+    """
+    header = read_header(body)
+    if header is not None:  # some decoders take memory for the whole image when they are opened
+        _check_size(header.width, header.height, max_pixels)
+    try:
+        with Image.open(io.BytesIO(pixels_only(body)), formats=FORMATS) as image:
+            _check_size(*image.size, max_pixels)
+            return upright_rgb(image)
+    except UnidentifiedImageError:
+        raise NotAnImageError(
+            f"the body's {len(body):,} bytes are not an image; send a JPEG, PNG, WebP or BMP file", "not_an_image"
+        ) from None
+    except MemoryError:
+        raise TooLargeError(
+            "the image takes more memory to decode than an image of its size should; save it anew", "image_too_costly"
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error) as error:
+        # Pillow raises different errors for the formats.
+        raise InvalidError(f"the image is broken or cut off: {error}; send the whole file", "broken_image") from error
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if max(width, height) > MAX_SIDE:
+        raise TooLargeError(
+            f"the image is {width}x{height}; the limit is {MAX_SIDE:,} pixels a side: send a smaller one",
+            "image_too_large",
+        )
+    pixels = padded_px(height, width)
+    if pixels > max_pixels:
+        raise TooLargeError(
+            f"the image is {width}x{height}, which is {pixels:,} pixels after padding to multiples of 32; the limit is "
+            f"{max_pixels:,} (--max-pixels): send a smaller one",
+            "image_too_large",
+        )

@@ -1,0 +1,95 @@
+"""The header of an image file: the size that it declares, and the work that it will be to decode it.
+
+It is read on the event loop, so it costs microseconds whatever the file holds, and never raises. What it says decides
+who decodes the file and in which order; whether the file is fit is for the decoder to say.
+"""
+
+import struct
+from dataclasses import dataclass
+
+MAX_SEGMENTS = 256
+"""How many segments of a JPEG are passed in search of its size. Photos have it among the first few dozen."""
+COUNTED_BYTES = 4 * 2**20
+"""Of a larger file, nothing is counted: it is `MUCH` work."""
+MUCH = 1 << 40
+SCANS_AS_ONE = 4
+"""So many scans of a progressive JPEG take as long as a JPEG in one scan."""
+_SIZES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+"""The markers of JPEG segments that hold the size."""
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+
+
+@dataclass(frozen=True)
+class Header:
+    """`width` and `height` as the file declares them, in pixels, not yet turned upright.
+
+    `work_px`: how many pixels of an ordinary photo take as long to decode.
+    """
+
+    width: int
+    height: int
+    work_px: int
+
+
+def read_header(body: bytes) -> Header | None:
+    """The header of a file; None if it has none, or is not read so far."""
+    try:
+        if body.startswith(b"\xff\xd8\xff"):
+            return _jpeg(body)
+        if body.startswith(b"\x89PNG\r\n\x1a\n"):
+            return _header(body, *struct.unpack_from(">II", body, 16))
+        if body.startswith(b"RIFF") and body[8:12] == b"WEBP":
+            return _webp(body)
+        if body.startswith(b"BM"):
+            return _bmp(body)
+    except struct.error:  # the file is cut off
+        pass
+    return None
+
+
+def work_px(body: bytes) -> int:
+    """How much work a file will be, see `Header`."""
+    header = read_header(body)
+    return MUCH if header is None else header.work_px
+
+
+def _header(body: bytes, width: int, height: int, times: float = 1.0) -> Header:
+    return Header(width, height, MUCH if len(body) > COUNTED_BYTES else int(width * height * times))
+
+
+def _jpeg(body: bytes) -> Header | None:
+    at = 2
+    for _ in range(MAX_SEGMENTS):
+        mark, marker, length = struct.unpack_from(">BBH", body, at)
+        if mark != 0xFF:
+            return None
+        if marker in _SIZES:
+            height, width = struct.unpack_from(">HH", body, at + 5)
+            times = 1.0
+            if marker in _PROGRESSIVE and len(body) <= COUNTED_BYTES:
+                # Data that looks like the beginning of a scan is counted, too; that only makes the file look dearer.
+                times = max(1.0, body.count(b"\xff\xda") / SCANS_AS_ONE)
+            return _header(body, width, height, times)
+        at += 2 + length
+    return None
+
+
+def _webp(body: bytes) -> Header | None:
+    kind = body[12:16]
+    if kind == b"VP8X":
+        width, height = (1 + int.from_bytes(body[at : at + 3], "little") for at in (24, 27))
+        return _header(body, width, height, 2.0)
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", body, 21)
+        return _header(body, (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, 2.0)
+    width, height = struct.unpack_from("<HH", body, 26)
+    return _header(body, width & 0x3FFF, height & 0x3FFF)
+
+
+def _bmp(body: bytes) -> Header | None:
+    (size,) = struct.unpack_from("<I", body, 14)
+    if size == 12:
+        return _header(body, *struct.unpack_from("<HH", body, 18))
+    width, height, compression = struct.unpack_from("<Ii4xI", body, 18)
+    packed = compression in (1, 2)  # in run lengths, which Pillow reads in Python
+    return _header(body, width, abs(height), 16.0 if packed else 1.0)

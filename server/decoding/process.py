@@ -1,0 +1,152 @@
+"""A decoding process, as the front end starts it, hands it files, hears its answers, and ends it."""
+
+import asyncio
+import mmap
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.decoding.messages import DecoderAnswer, DecoderPlan
+from server.engine.shared_memory import nameless_file
+
+KEPT_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
+"""The variables of the environment that a decoding process gets: what it takes to find Python's modules, no keys."""
+ADDED_VARIABLES = {
+    "OPENBLAS_NUM_THREADS": "1",  # its other threads would take memory, and start slowly
+    "MALLOC_ARENA_MAX": "1",
+    # The allocator keeps the memory of an image for the next one, see `keep_freed_memory` of the front end.
+    "MALLOC_TRIM_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+}
+KEPT_BYTES = 4 * 2**20
+"""Memory beyond this goes back to the system after each image."""
+MAX_LINE_BYTES = 4096
+
+
+class DecoderProcess(Protocol):
+    """A decoding process that runs. `connection`: the front end's end of the socket to it; `memory`: what both see."""
+
+    connection: socket.socket
+    memory: mmap.mmap
+
+    def kill(self) -> None:
+        """End it at once; does not wait until it is gone."""
+
+    def wait(self) -> int:
+        """Wait until it is gone. Returns its status: if negative, the number of the signal that ended it."""
+
+
+class ChildDecoder:
+    """Runs `python -m server.decoding` in a child process. Raises OSError if it cannot be started."""
+
+    def __init__(self, plan: DecoderPlan) -> None:
+        memory_fd = nameless_file("anytime-image")
+        self.connection, theirs = socket.socketpair()
+        arguments = (str(theirs.fileno()), str(memory_fd), plan.to_text())
+        try:
+            os.ftruncate(memory_fd, plan.memory_bytes)
+            self.memory = mmap.mmap(memory_fd, plan.memory_bytes)
+            self._process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "server.decoding", *arguments],
+                cwd=Path(__file__).parents[2],
+                env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ} | ADDED_VARIABLES,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), memory_fd),
+            )
+        except BaseException:
+            self.connection.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(memory_fd)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self) -> int:
+        return self._process.wait()
+
+
+class Decoder:
+    """Hands files to a decoding process, and calls `hung_up` once that has ended. It never blocks the event loop.
+
+    `answer`: what the process says next, which at first is a hello; None if it ends before.
+    """
+
+    def __init__(self, process: DecoderProcess, plan: DecoderPlan, hung_up: Callable[[], None]) -> None:
+        self.process = process
+        self.ended = False
+        self._plan = plan
+        self._hung_up = hung_up
+        self._incoming = b""
+        process.connection.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(process.connection.fileno(), self._readable)
+        self.answer: asyncio.Future[DecoderAnswer | None] = self._loop.create_future()
+
+    def decode(self, body: bytes) -> asyncio.Future[DecoderAnswer | None]:
+        """Have a file decoded, which may be as large as the plan says. Returns the `answer`."""
+        self.answer = self._loop.create_future()
+        self.process.memory[: len(body)] = body
+        try:
+            self.process.connection.send(b"%d\n" % len(body))
+        except OSError:
+            self._end()
+        return self.answer
+
+    def pixels(self, answer: DecoderAnswer) -> NDArray[np.uint8]:
+        """A view of the image that was decoded last: uint8 (H, W, 3) RGB. Valid until the next file, or `clear`."""
+        shape = (answer.height, answer.width, 3)
+        return np.ndarray(shape, np.uint8, self.process.memory, self._plan.pixels_at)
+
+    def clear(self, body_bytes: int, pixels_bytes: int) -> None:
+        """Give the memory of a large file, or of a large image, back to the system."""
+        for start, size_bytes in ((0, body_bytes), (self._plan.pixels_at, pixels_bytes)):
+            if size_bytes > KEPT_BYTES and hasattr(mmap, "MADV_REMOVE"):  # Linux
+                self.process.memory.madvise(mmap.MADV_REMOVE, start, size_bytes)
+
+    def close(self) -> None:
+        """End the process."""
+        self._end()
+        self.process.kill()
+        self.process.connection.close()
+
+    def _readable(self) -> None:
+        try:
+            data = self.process.connection.recv(MAX_LINE_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        line, newline, self._incoming = (self._incoming + data).partition(b"\n")
+        if newline:
+            self._hear(line)
+        elif data and len(line) < MAX_LINE_BYTES:
+            self._incoming = line
+        else:
+            self._end()
+
+    def _hear(self, line: bytes) -> None:
+        try:
+            answer = DecoderAnswer.from_line(line, self._plan.max_pixels)
+        except (KeyError, TypeError, ValueError):  # whoever says that is no decoder any more
+            self._end()
+            return
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+    def _end(self) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        self._loop.remove_reader(self.process.connection.fileno())
+        if not self.answer.done():
+            self.answer.set_result(None)
+        self._hung_up()

@@ -1,0 +1,83 @@
+"""The codec: which images are large, and what decoding usually takes."""
+
+import asyncio
+import struct
+from types import SimpleNamespace
+
+import pytest
+from live import photo, until
+from scripted_decoder import ScriptedDecoder
+
+from server.decoding.messages import DecoderAnswer, DecoderPlan
+from server.requests.codec import Codec
+from server.settings import Settings
+
+PNG_HEADER = b"\x89PNG\r\n\x1a\n" + bytes(8)
+
+
+class Played:
+    """A codec with one process for usual images, whose processes the test plays."""
+
+    def __init__(self) -> None:
+        self.decoders: list[ScriptedDecoder] = []
+        self.codec = Codec(Settings(codec_threads=1), self._launch)
+        self.codec.start()
+
+    def _launch(self, plan: DecoderPlan) -> ScriptedDecoder:
+        self.decoders.append(ScriptedDecoder(plan))
+        self.decoders[-1].say(DecoderAnswer().to_line())
+        return self.decoders[-1]
+
+    async def lanes(self) -> tuple[ScriptedDecoder, ScriptedDecoder]:
+        """The process for usual images, and the one for large ones."""
+        await until(lambda: len(self.decoders) == 2)
+        usual, large = sorted(self.decoders, key=lambda decoder: decoder.plan.nice)
+        return usual, large
+
+    def decode(self, body: bytes) -> asyncio.Task[tuple[float, float]]:
+        async def times() -> tuple[float, float]:
+            async with self.codec.decoded(body) as image:
+                return image.decode_s, image.usual_end_s
+
+        return asyncio.create_task(times())
+
+
+def test_a_large_image_has_a_process_of_its_own_that_steps_back() -> None:
+    async def scenario() -> None:
+        played = Played()
+        usual, large = await played.lanes()
+        slow = played.decode(PNG_HEADER + struct.pack(">II", 3000, 2000))
+        await large.hear()
+        assert large.plan.nice > usual.plan.nice == 0 and not usual.hears()
+        fast = played.decode(photo())
+        await usual.hear()
+        usual.show(1)
+        await fast
+        large.show(1)
+        await slow
+        played.codec.close()
+        assert usual.killed and large.killed
+
+    asyncio.run(scenario())
+
+
+def test_what_waits_for_a_decoder_is_not_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
+        monkeypatch.setattr("server.requests.codec.time", clock)
+        monkeypatch.setattr("server.decoding.lane.time", clock)
+        played = Played()
+        usual, _ = await played.lanes()
+        first, second = played.decode(photo()), played.decode(photo())
+        await usual.hear()
+        clock.now_s = 2.0
+        usual.show(1)
+        assert await first == (2.0, 2.0)
+        await usual.hear()
+        clock.now_s = 3.0
+        usual.show(1)
+        assert await second == (3.0, 2.0)  # 2 s of waiting, 1 s of decoding; usual is the slower of the two
+        assert played.codec.usual_decode_s(8) == 2.0
+        played.codec.close()
+
+    asyncio.run(scenario())
