@@ -11,10 +11,12 @@ from types import FrameType
 import uvicorn
 
 from server.app import create_app, drain
+from server.catalog import read_catalog
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import ChildProcess, Reserve, WorkerProcess
 from server.errors import ServerError
 from server.protocols.connection import HttpProtocol, WebSocketProtocol
+from server.rules import contradictions, this_machine
 from server.settings import Settings, load_settings
 from server.simulation.command import main as simulate
 
@@ -85,8 +87,12 @@ def main() -> int:
     settings = load_settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s:     %(name)s %(message)s")
     try:
+        problems = contradictions(settings, read_catalog(settings.models, settings.default_model), this_machine())
+        if problems:
+            print("\n".join(f"python -m server: {problem}" for problem in problems), file=sys.stderr)
+            return 2
         server = make_server(settings, Reserve(settings.spare_workers))
-    except (ValueError, ServerError) as error:
+    except (ValueError, OSError, ServerError) as error:
         print(f"python -m server: {error}", file=sys.stderr)
         return 1
     # Collects once, then freezes: start-up objects are never scanned again. A scan takes 11 ms, and would hold up an

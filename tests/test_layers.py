@@ -14,6 +14,7 @@ SERVER = [
     # the program
     "server.__main__",
     "server.app",
+    "server.rules",
     # the simulator of the rest
     "server.simulation.command",
     "server.simulation.report",
@@ -58,6 +59,7 @@ SERVER = [
     "server.worker.lifeline",
     "server.worker.process",
     "server.worker.loading",
+    "server.worker.progress",
     "server.catalog",
     # who gets the device when: pure
     "server.scheduling.backlog",
@@ -82,8 +84,10 @@ WITHOUT_TORCH = (
     "models.gains",
     "models.imaging.geometry",
     "models.imaging.images",
+    "models.machine",
     "models.network.configs",
     "models.quantisation",
+    "models.reading",
     "models.validation",
 )
 """What the front end may import of models/."""

@@ -1,5 +1,9 @@
 """Images: from what a file holds to upright RGB pixels. Needs no torch."""
 
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +37,25 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if turn is not None:
         image = image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":  # Pillow would cut 16 bits off at 255
-        scaled = np.asarray(image, np.float64) / 257
-        image = Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
+        scaled = np.array(image, np.float32)
+        np.divide(scaled, 257, out=scaled)
+        image = Image.fromarray(np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8))
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """The image in a file as uint8 (H, W, 3) RGB, upright. Raises OSError, and ValueError that names a broken file."""
+    """The image in a file as uint8 (H, W, 3) RGB, upright, as the server reads it. Raises OSError if the file cannot be
+    read, and ValueError that names a broken one."""
+    with broken_named(path), Image.open(path) as image:
+        return upright_rgb(image)
+
+
+@contextmanager
+def broken_named(path: Path) -> Iterator[None]:
+    """Turns what Pillow raises on a broken file into a ValueError that names it."""
     try:
-        with Image.open(path) as image:
-            return upright_rgb(image)
-    except (SyntaxError, ValueError) as error:
+        yield
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the file system's own
+            raise
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
