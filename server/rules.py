@@ -3,6 +3,7 @@
 What one setting alone may be is said in `server/settings.py`.
 """
 
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Start:
+class StartUp:
     """All that is known before a server starts."""
 
     settings: Settings
@@ -44,11 +45,11 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Rule:
+class SettingsRule:
     """`names`: the settings that it is about. `problem`: what is wrong and the remedy; None if the rule is kept."""
 
     names: tuple[str, ...]
-    problem: Callable[[Start], str | None]
+    problem: Callable[[StartUp], str | None]
 
 
 def contradictions(settings: Settings, catalog: Catalog, machine: Machine) -> list[str]:
@@ -56,7 +57,7 @@ def contradictions(settings: Settings, catalog: Catalog, machine: Machine) -> li
     if the budget file cannot be read."""
     served = [model.name for model in catalog]
     budget = BudgetFile() if settings.budget is None else read_budget_file(settings.budget, served)
-    return list(_sentences(Start(settings, catalog, budget, machine)))
+    return list(_sentences(StartUp(settings, catalog, budget, machine)))
 
 
 def this_machine() -> Machine:
@@ -74,43 +75,48 @@ def try_to_listen(host: str, port: int) -> None:
         listener.listen()
 
 
-def _sentences(start: Start) -> Iterator[str]:
+def _sentences(start: StartUp) -> Iterator[str]:
     for rule in RULES:
         problem = rule.problem(start)
         if problem is not None:
-            given = (f"--{name.replace('_', '-')} {getattr(start.settings, name)}" for name in rule.names)
-            yield f"{' and '.join(given)}: {problem}"
+            yield f"{' and '.join(_given(start.settings, name) for name in rule.names)}: {problem}"
 
 
-def _default_deadline(start: Start) -> str | None:
+def _given(settings: Settings, name: str) -> str:
+    value = getattr(settings, name)
+    shown = f"{value:.12g}" if isinstance(value, float) else value
+    return f"--{name.replace('_', '-')} {shown}"
+
+
+def _default_deadline(start: StartUp) -> str | None:
     if start.settings.default_deadline_ms <= start.settings.max_deadline_ms:
         return None
     return "the deadline of requests that name none is above the longest; lower the first, or raise the second"
 
 
-def _budget_deadline(start: Start) -> str | None:
-    longest_ms = start.settings.max_deadline_ms
+def _budget_deadline(start: StartUp) -> str | None:
     for kind, terms in (("models", start.budget.models), ("clients", start.budget.clients)):
         for name, held in terms.items():
+            longest_ms = min(start.settings.max_deadline_ms, held.max_deadline_ms or math.inf)
             if held.default_deadline_ms is not None and held.default_deadline_ms > longest_ms:
                 asked = f"{kind}.{name}.default_deadline_ms of the file is {held.default_deadline_ms:g}"
-                return f"{asked}, above the longest deadline of the server; lower it, or raise the second"
+                return f"{asked}, above the longest deadline there, {longest_ms:g}; lower it, or raise that"
     return None
 
 
-def _burst(start: Start) -> str | None:
+def _burst(start: StartUp) -> str | None:
     if start.settings.client_rate > 0 or "client_burst" not in start.settings.model_fields_set:
         return None
     return "without a rate there is no burst; give a rate, or leave the burst out"
 
 
-def _traffic_cap(start: Start) -> str | None:
+def _traffic_cap(start: StartUp) -> str | None:
     most = start.settings.max_open
     late = [count for count, _ in start.settings.traffic_levels if count > most]
     return f"{late[0]} requests are never open; name at most {most}, or raise the second" if late else None
 
 
-def _largest_image(start: Start) -> str | None:
+def _largest_image(start: StartUp) -> str | None:
     for model in start.catalog:
         needed = model.layout(1, start.settings.max_pixels, extra=True).total_bytes
         if needed > start.settings.shared_memory_bytes:
@@ -121,7 +127,7 @@ def _largest_image(start: Start) -> str | None:
     return None
 
 
-def _smallest_images(start: Start) -> str | None:
+def _smallest_images(start: StartUp) -> str | None:
     for model in start.catalog:
         needed = start.settings.max_open * model.layout(MULTIPLE, MULTIPLE, extra=True).total_bytes
         if needed > start.settings.shared_memory_bytes:
@@ -132,23 +138,23 @@ def _smallest_images(start: Start) -> str | None:
     return None
 
 
-def _fits_memory(what: str, needed: Callable[[Settings], int]) -> Callable[[Start], str | None]:
-    def problem(start: Start) -> str | None:
+def _fits_memory(what: str, needed: Callable[[Settings], int]) -> Callable[[StartUp], str | None]:
+    def problem(start: StartUp) -> str | None:
         most, asked = start.machine.memory_bytes, needed(start.settings)
         return None if asked <= most else f"{what} {asked:,} bytes, and there are {most:,} of memory; lower it"
 
     return problem
 
 
-def _longest_message(start: Start) -> str | None:
+def _longest_message(start: StartUp) -> str | None:
     most = 2 * start.settings.max_body_bytes
     if start.settings.max_message_bytes <= most:
         return None
     return f"a WebSocket reads {most:,} bytes at most, twice the second; lower the first to that, or raise the second"
 
 
-def _cores(name: str) -> Callable[[Start], str | None]:
-    def problem(start: Start) -> str | None:
+def _cores(name: str) -> Callable[[StartUp], str | None]:
+    def problem(start: StartUp) -> str | None:
         most = THREADS_PER_CORE * start.machine.cores
         if getattr(start.settings, name) <= most:
             return None
@@ -157,14 +163,14 @@ def _cores(name: str) -> Callable[[Start], str | None]:
     return problem
 
 
-def _workers(start: Start) -> str | None:
+def _workers(start: StartUp) -> str | None:
     workers = start.settings.devices.count("cpu")
     if not 0 < start.settings.threads < workers:
         return None
     return f"each of the {workers} workers computes with a thread of its own; raise the first to {workers}, or set it 0"
 
 
-def _executor_on_device(start: Start) -> str | None:
+def _executor_on_device(start: StartUp) -> str | None:
     kind = EXECUTORS.get(start.settings.executor)
     if kind is None:
         return None
@@ -173,14 +179,14 @@ def _executor_on_device(start: Start) -> str | None:
     return f"the executor does not run on {wrong[0]}, but on {known}; change one of them" if wrong else None
 
 
-def _executor_in_precision(start: Start) -> str | None:
+def _executor_in_precision(start: StartUp) -> str | None:
     kind, precision = EXECUTORS.get(start.settings.executor), start.settings.precision
     if kind is None or precision == AUTO or precision in kind.precisions:
         return None
     return f"the executor computes in {' or '.join(kind.precisions)}; change one of them"
 
 
-def _executor_of_family(start: Start) -> str | None:
+def _executor_of_family(start: StartUp) -> str | None:
     kind = EXECUTORS.get(start.settings.executor)
     wrong = [model for model in start.catalog if kind is not None and not kind.runs(model.config.family)]
     if not wrong:
@@ -188,14 +194,14 @@ def _executor_of_family(start: Start) -> str | None:
     return f"the executor does not run {wrong[0].name}, of family {wrong[0].config.family}; use auto, or take it out"
 
 
-def _scales(start: Start) -> str | None:
+def _scales(start: StartUp) -> str | None:
     without = [model.name for model in start.catalog if not os.path.lexists(model.directory / SCALES_FILE)]
     if start.settings.precision != "int8" or not without:
         return None
     return f"{without[0]} has no {SCALES_FILE}; make it with python -m models quantise, or use precision auto"
 
 
-def _address(start: Start) -> str | None:
+def _address(start: StartUp) -> str | None:
     try:
         start.machine.listen(start.settings.host, start.settings.port)
     except OSError as error:
@@ -204,23 +210,23 @@ def _address(start: Start) -> str | None:
 
 
 RULES = (
-    Rule(("default_deadline_ms", "max_deadline_ms"), _default_deadline),
-    Rule(("budget", "max_deadline_ms"), _budget_deadline),
-    Rule(("client_burst", "client_rate"), _burst),
-    Rule(("traffic_cap", "max_open"), _traffic_cap),
-    Rule(("shared_memory_bytes", "max_pixels"), _largest_image),
-    Rule(("shared_memory_bytes", "max_open"), _smallest_images),
-    Rule(("shared_memory_bytes",), _fits_memory("it takes", lambda settings: settings.shared_memory_bytes)),
-    Rule(("max_body_bytes",), _fits_memory("an image may take", lambda settings: settings.max_body_bytes)),
-    Rule(("spare_workers",), _fits_memory("they take", lambda settings: SPARE_BYTES * settings.spare_workers)),
-    Rule(("history",), _fits_memory("they take", lambda settings: RECORD_BYTES * settings.history)),
-    Rule(("max_message_bytes", "max_body_bytes"), _longest_message),
-    Rule(("threads",), _cores("threads")),
-    Rule(("codec_threads",), _cores("codec_threads")),
-    Rule(("threads", "device"), _workers),
-    Rule(("executor", "device"), _executor_on_device),
-    Rule(("executor", "precision"), _executor_in_precision),
-    Rule(("executor", "models"), _executor_of_family),
-    Rule(("precision", "models"), _scales),
-    Rule(("host", "port"), _address),
+    SettingsRule(("default_deadline_ms", "max_deadline_ms"), _default_deadline),
+    SettingsRule(("budget", "max_deadline_ms"), _budget_deadline),
+    SettingsRule(("client_burst", "client_rate"), _burst),
+    SettingsRule(("traffic_cap", "max_open"), _traffic_cap),
+    SettingsRule(("shared_memory_bytes", "max_pixels"), _largest_image),
+    SettingsRule(("shared_memory_bytes", "max_open"), _smallest_images),
+    SettingsRule(("shared_memory_bytes",), _fits_memory("it takes", lambda settings: settings.shared_memory_bytes)),
+    SettingsRule(("max_body_bytes",), _fits_memory("an image may take", lambda settings: settings.max_body_bytes)),
+    SettingsRule(("spare_workers",), _fits_memory("they take", lambda settings: SPARE_BYTES * settings.spare_workers)),
+    SettingsRule(("history",), _fits_memory("they take", lambda settings: RECORD_BYTES * settings.history)),
+    SettingsRule(("max_message_bytes", "max_body_bytes"), _longest_message),
+    SettingsRule(("threads",), _cores("threads")),
+    SettingsRule(("codec_threads",), _cores("codec_threads")),
+    SettingsRule(("threads", "device"), _workers),
+    SettingsRule(("executor", "device"), _executor_on_device),
+    SettingsRule(("executor", "precision"), _executor_in_precision),
+    SettingsRule(("executor", "models"), _executor_of_family),
+    SettingsRule(("precision", "models"), _scales),
+    SettingsRule(("host", "port"), _address),
 )

@@ -216,7 +216,7 @@ def test_weights_are_compared_with_the_configuration_before_memory_is_taken_for_
     monkeypatch.setattr("models.checkpoint.memory_bytes", lambda: 1 << 60)
     devices = []
     monkeypatch.setattr("models.checkpoint.build_network", lambda config: devices.append(meta()) or AdpcNet(config))
-    with pytest.raises(ValueError, match=r"stage2.0.branches.0.0.conv1.weight \[4, 4, 3, 3\] instead of \[1024, 1024"):
+    with pytest.raises(ValueError, match=r"transition1.0.0.weight \[4, 256, 3, 3\] instead of \[1024, 256, 3, 3\]"):
         load_directory(tmp_path)
     assert devices == [True]
     monkeypatch.setattr("models.checkpoint.memory_bytes", lambda: 1 << 30)

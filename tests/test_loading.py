@@ -31,9 +31,9 @@ from server.worker.loading import (
     load_quality,
     warm_up,
 )
-from server.worker.progress import Progress
+from server.worker.progress import LoadingProgress
 
-SILENT = Progress(lambda _: None)
+SILENT = LoadingProgress(lambda _: None)
 
 
 def test_warming_up_learns_what_exits_cost() -> None:
@@ -60,7 +60,7 @@ def test_warming_up_is_under_masks_such_as_pictures_leave() -> None:
 def test_every_stage_of_warming_up_is_told_with_the_time_that_the_next_may_take() -> None:
     model, told = FakeModel(), list[Event]()
     model.released.release(1000)
-    warm_up("fake", model, CostModel(), Progress(told.append))  # type: ignore[arg-type]
+    warm_up("fake", model, CostModel(), LoadingProgress(told.append))  # type: ignore[arg-type]
     assert all(isinstance(part, Loading) for part in told) and len(told) == 1 + 4 * WARM_UP_RUNS
     assert told[0] == Loading("warming up fake", RUN_S)
     assert told[4] == Loading("warming up fake, after exit 4 of run 1", RUN_S)

@@ -7,7 +7,7 @@ import pytest
 
 from server.engine.messages import Beat, Event, Loading
 from server.worker import progress
-from server.worker.progress import Progress
+from server.worker.progress import LoadingProgress
 
 
 def test_parts_are_told_and_between_them_that_the_worker_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +20,7 @@ def test_parts_are_told_and_between_them_that_the_worker_is_alive(monkeypatch: p
         if event == Beat():
             beaten.set()
 
-    told = Progress(send)
+    told = LoadingProgress(send)
     told.part("reading m", 5.0)
     assert sent == [Loading("reading m", 5.0)] and told.doing == "reading m"
     told.begin()
@@ -43,7 +43,7 @@ def test_two_threads_do_not_send_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
         beaten.release()
         sending.release()
 
-    told = Progress(send)
+    told = LoadingProgress(send)
     told.begin()
     for number in range(2000):
         told.part(str(number), 1.0)
@@ -57,7 +57,7 @@ def test_signs_of_life_end_with_the_front_end(monkeypatch: pytest.MonkeyPatch) -
     def gone(_: Event) -> None:
         raise BrokenPipeError
 
-    told = Progress(gone)
+    told = LoadingProgress(gone)
     told.begin()
     told._thread.join(live.PATIENCE_S)
     assert not told._thread.is_alive()

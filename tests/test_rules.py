@@ -18,8 +18,8 @@ MACHINE = Machine(cores=2, memory_bytes=8 * 2**30, listen=lambda host, port: Non
 SMALL = {"shared_memory_bytes": 2**24, "max_pixels": 2**20}
 
 BROKEN = {
-    "--default-deadline-ms 600.0 and --max-deadline-ms 500.0: ": {"default_deadline_ms": 600, "max_deadline_ms": 500},
-    "--client-burst 5 and --client-rate 0.0: without a rate there is no burst; ": {"client_burst": 5},
+    "--default-deadline-ms 600 and --max-deadline-ms 500: ": {"default_deadline_ms": 600, "max_deadline_ms": 500},
+    "--client-burst 5 and --client-rate 0: without a rate there is no burst; ": {"client_burst": 5},
     "--traffic-cap 8:3,65:2 and --max-open 64: 65 requests are never open; name at most 64": {
         "traffic_cap": "8:3,65:2"
     },
@@ -116,14 +116,17 @@ def test_an_executor_that_does_not_run_a_served_family(tmp_path: Path) -> None:
     )
 
 
-def test_a_budget_file_beyond_the_longest_deadline(catalog: Catalog, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("terms", "longest"), [("", 30_000), ("max_deadline_ms = 500", 500)])
+def test_a_budget_file_beyond_the_longest_deadline(catalog: Catalog, tmp_path: Path, terms: str, longest: int) -> None:
     path = tmp_path / "budget.toml"
-    path.write_text("[clients.camera]\ndefault_deadline_ms = 30001\n")
     settings = Settings.model_validate({"models": folder(catalog), **SMALL, "budget": path})
+    path.write_text(f"[clients.camera]\ndefault_deadline_ms = {longest}\n{terms}")
+    assert contradictions(settings, catalog, MACHINE) == []
+    path.write_text(f"[clients.camera]\ndefault_deadline_ms = {longest + 1}\n{terms}")
     (found,) = contradictions(settings, catalog, MACHINE)
     assert found == (
-        f"--budget {path} and --max-deadline-ms 30000.0: clients.camera.default_deadline_ms of the file is 30001, "
-        "above the longest deadline of the server; lower it, or raise the second"
+        f"--budget {path} and --max-deadline-ms 30000: clients.camera.default_deadline_ms of the file is "
+        f"{longest + 1}, above the longest deadline there, {longest}; lower it, or raise that"
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from server.engine.messages import LoadPlan, Ready
 from server.engine.shared_memory import attach
 from server.worker.lifeline import end_with
-from server.worker.progress import Progress
+from server.worker.progress import LoadingProgress
 
 NICE = 5
 """The worker's niceness: the front end must get a core while the worker computes on all of them."""
@@ -44,7 +44,7 @@ def serve(connection: Connection) -> int:
     """Load and warm up what the load plan names, and run jobs until the front end is gone."""
     # A process of the reserve gets its plan long after it has imported all this, others at once.
     plan: LoadPlan | None = connection.recv() if connection.poll() else None
-    progress = Progress(connection.send)
+    progress = LoadingProgress(connection.send)
     if plan is not None:
         progress.begin()
     from server.scheduling.costs import CostModel  # noqa: PLC0415 - see above

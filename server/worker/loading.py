@@ -27,7 +27,7 @@ from models.quantisation import Precision
 from server.catalog import input_shape
 from server.engine.messages import Broken, Chosen, LoadPlan, ModelFacts, Unloadable
 from server.scheduling.costs import CostModel
-from server.worker.progress import Progress
+from server.worker.progress import LoadingProgress
 
 logger = logging.getLogger("anytime.loading")
 
@@ -75,7 +75,7 @@ class Loaded:
         return {name: measure() for name, measure in known.items() if name in wanted}
 
 
-def warm_up(name: str, model: AnytimeModel, costs: CostModel, progress: Progress) -> None:
+def warm_up(name: str, model: AnytimeModel, costs: CostModel, progress: LoadingProgress) -> None:
     """Run every exit, so that the first request finds all in place, and learn the seconds at the configured size.
 
     The image is noise, for which a network's own masks would be empty or full, so masks of the usual active shares are
@@ -122,7 +122,7 @@ def _stages(
         began_s = time.monotonic()
 
 
-def facts(name: str, loaded: Loaded, costs: CostModel, progress: Progress) -> ModelFacts:
+def facts(name: str, loaded: Loaded, costs: CostModel, progress: LoadingProgress) -> ModelFacts:
     """The facts about a model that is warm."""
     config = loaded.model.config
     progress.part(f"counting the operations of {name}", READ_S)
@@ -136,7 +136,7 @@ def facts(name: str, loaded: Loaded, costs: CostModel, progress: Progress) -> Mo
     )
 
 
-def load_models(plan: LoadPlan, progress: Progress, timer: Timer = seconds_to_last_exit) -> dict[str, Loaded]:
+def load_models(plan: LoadPlan, progress: LoadingProgress, timer: Timer = seconds_to_last_exit) -> dict[str, Loaded]:
     """The models of a load plan, by name. `timer`: see `build_fastest`. Raises ValueError or OSError if one cannot be
     loaded, and what torch raises if the machine cannot run it."""
     loaded = {}
@@ -161,7 +161,7 @@ def load_models(plan: LoadPlan, progress: Progress, timer: Timer = seconds_to_la
     return loaded
 
 
-def _timed(timer: Timer, progress: Progress, name: str, model: AnytimeModel) -> float:
+def _timed(timer: Timer, progress: LoadingProgress, name: str, model: AnytimeModel) -> float:
     progress.part(f"timing {name} in {model.precision}", RUN_S)
     return timer(model)
 

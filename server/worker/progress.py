@@ -1,4 +1,4 @@
-"""Progress: what a worker tells the front end while it loads."""
+"""LoadingProgress: what a worker tells the front end while it loads."""
 
 import threading
 from collections.abc import Callable
@@ -10,7 +10,7 @@ BEAT_S = 0.5
 """How often a worker that loads says that it is alive."""
 
 
-class Progress:
+class LoadingProgress:
     """Tells which part of the loading has begun, and from `begin` to `end`, from a thread, that the worker is alive.
 
     A worker that is stopped gives no sign of life; one that computes without end gives signs and begins no part. The
