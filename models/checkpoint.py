@@ -188,7 +188,9 @@ def _reason(error: Exception) -> str:
         if asked is None:
             return "it is no checkpoint of torch.save, or is cut off; download it again"
         return f"it names {asked[1]}, and nothing but tensors is loaded; save model.state_dict() alone"
-    return (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"{(str(error) or type(error).__name__).splitlines()[0]}; save or download it again"
 
 
 def _is_weight(name: str, tensor: Tensor) -> bool:
