@@ -2,6 +2,8 @@
 
 import json
 import logging
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.directory import CONFIG_FILE, WEIGHTS_FILE, read_config
+from models.machine import memory_bytes
+from models.network.configs import ModelConfig
 from models.network.network import Network, build_network
+from models.reading import check_readable
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +41,28 @@ def load_directory(directory: Path) -> Network:
 
     Raises ValueError on a broken configuration or weights that do not fit it, FileNotFoundError on a missing file.
     """
-    network = build_network(read_config(directory))
-    load_weights(network, directory / WEIGHTS_FILE)
-    return network.eval()
+    return load_network(read_config(directory), directory / WEIGHTS_FILE)[0].eval()
+
+
+def load_network(
+    config: ModelConfig, path: Path, *, backbone_only: bool = False, maskless: bool = False
+) -> tuple[Network, tuple[str, ...]]:
+    """A network of a configuration, with the weights of a file; see `load_weights`, whose results and errors it has.
+
+    The shapes of both are compared before memory is taken for the network, of which `width` may ask for any amount.
+    """
+    with torch.device("meta"):
+        outline = build_network(config)
+    needed_bytes = sum(tensor.nbytes for tensor in outline.state_dict().values())
+    if needed_bytes > (limit_bytes := memory_bytes()):
+        raise ValueError(
+            f"the configuration {config.name} for {path} takes {needed_bytes:,} bytes of memory, and there are "
+            f"{limit_bytes:,}; choose a smaller one"
+        )
+    tensors, left_out = _fitting(outline, path, backbone_only=backbone_only, maskless=maskless)
+    network = build_network(config)
+    network.load_state_dict(tensors, strict=False)
+    return network, left_out
 
 
 def save_directory(directory: Path, network: Network, dtype: torch.dtype = torch.float32) -> None:
@@ -80,8 +104,15 @@ def load_weights(
     of a network without masks; tensors that `Network.may_lack` names then keep their values.
     Raises ValueError that names tensors which are missing, unknown, of another shape or not finite.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weights file {path}")
+    tensors, left_out = _fitting(network, path, backbone_only=backbone_only, maskless=maskless)
+    network.load_state_dict(tensors, strict=False)
+    return left_out
+
+
+def _fitting(
+    network: Network, path: Path, *, backbone_only: bool, maskless: bool
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of a file by the network's own names, and what is left out; see `load_weights`."""
     tensors, left_out = _own_names(_read(path), network)
     wanted = network.state_dict()
     if backbone_only:
@@ -103,9 +134,8 @@ def load_weights(
     }
     found = [f"{len(names)} tensors are {what}: {_some(names)}" for what, names in problems.items() if names]
     if found:
-        raise ValueError(f"{path} does not fit {network.config.name}: {'; '.join(found)}")
-    network.load_state_dict(tensors, strict=False)
-    return left_out
+        raise ValueError(f"{path} does not fit the configuration {network.config.name}: {'; '.join(found)}")
+    return tensors, left_out
 
 
 def _some(names: list[str]) -> str:
@@ -115,22 +145,52 @@ def _some(names: list[str]) -> str:
 def _read(path: Path) -> Mapping[str, Tensor]:
     """All tensors of a file. A `.pth` or `.pth.tar` is loaded weights-only: no code in it is ever run."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([(_Beside, name) for name in _NUMPY]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        check_readable(path)
+        _check_begin(path)
+        tensors = load_file(path) if path.suffix == ".safetensors" else _read_pth(path)
+    except FileNotFoundError:
+        raise
     except Exception as error:  # a broken file makes torch raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as weights: {reason}") from error
+        raise ValueError(f"{path} cannot be read as weights: {_reason(error)}") from error
+    unfit = [str(name) for name, tensor in tensors.items() if not isinstance(name, str) or not _is_weight(name, tensor)]
+    if unfit:
+        raise ValueError(f"{path} holds {len(unfit)} tensors that are no dense floating ones: {_some(unfit)}")
+    return tensors
+
+
+def _check_begin(path: Path) -> None:
+    """Raises ValueError if a file begins as what is often taken for weights."""
+    with path.open("rb") as file:
+        begin = file.read(64).lstrip().lower()
+    if not begin:
+        raise ValueError("it is empty; download it again")
+    if begin.startswith(b"version https://git-lfs"):
+        raise ValueError("it is a pointer of Git LFS to the file; fetch the file with git lfs pull")
+    if begin.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError("it is a web page, as a refused download leaves it; download the file again")
+
+
+def _read_pth(path: Path) -> Mapping[str, Tensor]:
+    with torch.serialization.safe_globals([(_Beside, name) for name in _NUMPY]):
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     for wrapper in ("state_dict", "model_state", "model"):  # checkpoints of a training run wrap the weights
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ValueError(f"{path} holds {type(loaded).__name__}, not a state dict of tensors")
-    unfit = [str(name) for name, tensor in loaded.items() if not isinstance(name, str) or not _is_weight(name, tensor)]
-    if unfit:
-        raise ValueError(f"{path} holds {len(unfit)} tensors that are no dense floating ones: {_some(unfit)}")
+        raise ValueError(f"it holds {type(loaded).__name__}, not a state dict of tensors; save model.state_dict()")
     return loaded
+
+
+def _reason(error: Exception) -> str:
+    """Why a file is not read, in a sentence. torch's own advises to load it in a way that runs code of the file."""
+    if isinstance(error, pickle.UnpicklingError):
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked is None:
+            return "it is no checkpoint of torch.save, or is cut off; download it again"
+        return f"it names {asked[1]}, and nothing but tensors is loaded; save model.state_dict() alone"
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"{(str(error) or type(error).__name__).splitlines()[0]}; save or download it again"
 
 
 def _is_weight(name: str, tensor: Tensor) -> bool:

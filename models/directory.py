@@ -6,11 +6,13 @@ Needs no torch, so that the server's front end reads directories as the commands
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from models.network.configs import ModelConfig
 from models.network.families import config_from_json
+from models.reading import check_readable, read_json
 from models.validation import from_json
 
 ZOO = Path(__file__).parent / "zoo"
@@ -39,14 +41,14 @@ def find_models(directory: Path = ZOO) -> dict[str, Path]:
     """The model directories in `directory`, by name, sorted. Raises FileNotFoundError if there is no such folder."""
     if not directory.is_dir():
         raise FileNotFoundError(f"there is no folder {directory}; name one that holds model directories")
-    return {path.parent.name: path.parent for path in sorted(directory.glob(f"*/{CONFIG_FILE}"))}
+    return {path.name: path for path in sorted(directory.iterdir()) if _is_model(path)}
 
 
 def resolve(model: str) -> Path:
     """The model directory at a path, or the shipped one of that name. Raises ValueError, which lists the shipped
     models, if there is neither."""
     path = Path(model)
-    if (path / CONFIG_FILE).is_file():
+    if _is_model(path):
         return path
     shipped = find_models()
     if model in shipped:
@@ -54,13 +56,18 @@ def resolve(model: str) -> Path:
     raise ValueError(f"{model!r} is neither a model directory nor a shipped model; shipped are {', '.join(shipped)}")
 
 
+def _is_model(directory: Path) -> bool:
+    """Whether there is a configuration, even one that cannot be read: a model is refused, but never passed over."""
+    return os.path.lexists(directory / CONFIG_FILE)
+
+
 def read_config(directory: Path) -> ModelConfig:
     """`config.json` of a model directory. Raises ValueError that names the file, and FileNotFoundError."""
     path = directory / CONFIG_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} is not a model directory: it has no {CONFIG_FILE}")
     try:
-        return config_from_json(json.loads(path.read_text()))
+        return config_from_json(read_json(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{directory} is not a model directory: it has no {CONFIG_FILE}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -70,7 +77,12 @@ def fingerprint(directory: Path) -> str:
 
     Raises ValueError and FileNotFoundError as `read_config` does.
     """
-    with (directory / WEIGHTS_FILE).open("rb") as file:
+    path = directory / WEIGHTS_FILE
+    try:
+        check_readable(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     decides = {name: value for name, value in read_config(directory).to_json().items() if name not in DESCRIBES}
     digest.update(json.dumps(decides, sort_keys=True).encode())
@@ -84,7 +96,7 @@ def read_derived(kind: type[FromModel], path: Path, what: str, remedy: str) -> F
     another configuration than those that now lie beside it.
     """
     try:
-        found = from_json(kind, json.loads(path.read_text()), what)
+        found = from_json(kind, read_json(path), what)
     except ValueError as error:
         raise ValueError(f"{path} does not hold {what}: {error}; {remedy}") from error
     if found.fingerprint != (now := fingerprint(path.parent)):

@@ -21,6 +21,7 @@ from pydantic import Field
 from models.directory import GAINS_FILES, fingerprint
 from models.network.configs import Share, Whole
 from models.quantisation import Precision
+from models.reading import read_json
 from models.validation import from_json, value
 
 Predictor = Literal["active_share", "confidence", "change"]
@@ -104,7 +105,7 @@ class Gains:
         path = directory / GAINS_FILES[precision]
         remedy = f"measure them anew (python -m models calibrate {directory}) or delete the file"
         try:
-            found = from_json(cls, json.loads(path.read_text()), "a model's gains")
+            found = from_json(cls, read_json(path), "a model's gains")
         except ValueError as error:
             raise ValueError(f"{path} does not hold gains: {error}; {remedy}") from error
         if found.fingerprint != (now := fingerprint(directory)):

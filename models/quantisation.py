@@ -40,11 +40,11 @@ class Scales:
     def load(cls, directory: Path) -> "Scales | None":
         """The scales of a model directory; None if it has none. Raises ValueError if the file is broken or was made for
         other weights or another configuration than those that now lie beside it."""
-        path = directory / SCALES_FILE
-        if not path.is_file():
-            return None
         remedy = f"make it anew (python -m models quantise {directory} --data DIR) or delete the file"
-        return read_derived(cls, path, "scales", remedy)
+        try:
+            return read_derived(cls, directory / SCALES_FILE, "scales", remedy)
+        except FileNotFoundError:
+            return None
 
     def save(self, directory: Path) -> None:
         """Writes `int8.json`."""

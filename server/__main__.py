@@ -20,12 +20,14 @@ import uvicorn
 
 from server.access.command import main as keys
 from server.app import create_app, drain
+from server.catalog import read_catalog
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import WorkerProcess
 from server.errors import ServerError
 from server.logs import configure_logging
 from server.protocols.connection import HttpProtocol
 from server.protocols.websocket import WebSocketProtocol
+from server.rules import contradictions, this_machine
 from server.settings import Settings, load_settings
 from server.settings_table import settings_table
 from server.simulation.command import main as simulate
@@ -149,8 +151,12 @@ def main() -> int:
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
     try:
+        problems = contradictions(settings, read_catalog(settings.models, settings.default_model), this_machine())
+        if problems:
+            print("\n".join(f"python -m server: {problem}" for problem in problems), file=sys.stderr)
+            return 2
         server = make_server(settings)
-    except (ValueError, ServerError) as error:
+    except (ValueError, OSError, ServerError) as error:
         print(f"python -m server: {error}", file=sys.stderr)
         return 1
     # Collects once, then freezes: start-up objects are never scanned again. A scan takes 11 ms, and would hold up an

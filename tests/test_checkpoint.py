@@ -1,3 +1,4 @@
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -172,11 +173,62 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
         load_weights(tiny.network(), tmp_path / "evil.pth")
 
 
-@pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
-def test_broken_files_are_value_errors(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"not weights")
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_weights(tiny.network(), tmp_path / name)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "it is empty; download it again"),
+        (b"not weights", ""),
+        (b"\n<!DOCTYPE html><title>Quota exceeded</title>", "it is a web page, as a refused download leaves it; "),
+        (b"<html>", "it is a web page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "it is a pointer of Git LFS to the file; ",
+        ),
+    ],
+)
+def test_broken_files_are_value_errors_that_never_advise_to_run_code(
+    tmp_path: Path, suffix: str, data: bytes, sentence: str
+) -> None:
+    path = tmp_path / f"broken.{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"broken.{suffix} cannot be read as weights: {sentence}") as caught:
+        load_weights(tiny.network(), path)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(8)}, tmp_path / "a.safetensors")
+    whole = (tmp_path / "a.safetensors").read_bytes()
+    for lie in (whole[:-4], whole[:4], whole.replace(b"[8]", b"[9]"), b"\xff" * 8 + whole[8:], whole + b"more"):
+        (tmp_path / "a.safetensors").write_bytes(lie)
+        with pytest.raises(ValueError, match=r"a\.safetensors cannot be read as weights"):
+            load_weights(tiny.network(), tmp_path / "a.safetensors")
+
+
+def test_weights_are_compared_with_the_configuration_before_memory_is_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_directory(tmp_path, tiny.network())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["backbone"]["width"] = 1024
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("models.checkpoint.memory_bytes", lambda: 1 << 60)
+    devices = []
+    monkeypatch.setattr("models.checkpoint.build_network", lambda config: devices.append(meta()) or AdpcNet(config))
+    with pytest.raises(ValueError, match=r"transition1.0.0.weight \[4, 256, 3, 3\] instead of \[1024, 256, 3, 3\]"):
+        load_directory(tmp_path)
+    assert devices == [True]
+    monkeypatch.setattr("models.checkpoint.memory_bytes", lambda: 1 << 30)
+    with pytest.raises(
+        ValueError, match=r"takes \d+,\d+,\d+,\d+ bytes of memory, and there are 1,073,741,824; choose a"
+    ):
+        load_directory(tmp_path)
+
+
+def meta() -> bool:
+    """Whether tensors are made without memory now."""
+    return torch.empty(1).is_meta
 
 
 def test_weights_that_mean_nothing_are_named(tmp_path: Path) -> None:

@@ -213,6 +213,26 @@ def test_models_that_cannot_be_loaded_any_more_end_the_server_only_if_no_worker_
     run(check, "cpu,cpu")
 
 
+def test_a_worker_whose_sign_of_life_is_overdue_gets_requests_only_if_there_is_no_other(run: Any) -> None:
+    async def check(harness: Harness) -> None:
+        pool = harness.engine.pool
+
+        def fall_silent(number: int) -> None:
+            for _ in range(5):
+                pool._supervisors[pool.devices[number]]._watchdog.tick()
+
+        fall_silent(0)
+        readiness = harness.engine.readiness()
+        assert readiness["ready"] and [device["ready"] for device in readiness["devices"]] == [False, True]
+        assert [harness.admit().device.label for _ in range(2)] == ["cpu:1", "cpu:1"]
+        fall_silent(1)
+        readiness = harness.engine.readiness()
+        assert (readiness["ready"], readiness["state"]) == (False, "unresponsive")
+        assert harness.admit().device.label == "cpu:0"
+
+    run(check, "cpu,cpu")
+
+
 def test_requests_go_where_their_required_exit_is_there_first(run: Any) -> None:
     """Two workers on the CPU: the second starts with what the first found out, and has a label of its own."""
 

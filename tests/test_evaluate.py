@@ -101,7 +101,11 @@ def test_a_network_is_trained_on_cityscapes(cities: Path) -> None:
     assert task.losses(network(images), labels).isfinite().all()
     assert len(task.score(network)) == 4
     Image.fromarray(tiny.image(40, 64)).save(cityscapes.read(cities, "val")[0].image_path)
-    with pytest.raises(ValueError, match=r"is 40x64 and its label map 32x64, but the first image is 32x64"):
+    with pytest.raises(ValueError, match=r"labelIds.png has 32x64 pixels, but its image has 40x64; make it anew"):
+        tasks.Segmentation(config, recipe, cities, torch.device("cpu"))
+    Image.fromarray(np.full((40, 64), 7, np.uint8)).save(cityscapes.read(cities, "val")[0].label_path)
+    recipe = replace(recipe, hold_out=())
+    with pytest.raises(ValueError, match=r"bochum_.* is 32x64, but the first image is 40x64; training needs one size"):
         tasks.Segmentation(config, recipe, cities, torch.device("cpu"))
 
 

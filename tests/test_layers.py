@@ -16,6 +16,7 @@ SERVER = [
     "server.settings_table",
     "server.app",
     "server.access.command",
+    "server.rules",
     # the simulator of the rest
     "server.simulation.command",
     "server.simulation.report",
@@ -95,6 +96,7 @@ SERVER = [
     "server.worker.lifeline",
     "server.worker.process",
     "server.worker.loading",
+    "server.worker.progress",
     "server.catalog",
     # who gets the device when: pure
     "server.scheduling.backlog",
@@ -124,8 +126,10 @@ WITHOUT_TORCH = (
     "models.gains",
     "models.imaging.geometry",
     "models.imaging.images",
+    "models.machine",
     "models.network.configs",
     "models.quantisation",
+    "models.reading",
     "models.validation",
     "server.worker.lifeline",
 )

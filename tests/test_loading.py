@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
 from fake_model import FakeModel
 
 from models.anytime import exits_of
@@ -15,26 +16,32 @@ from models.executors.selection import build
 from models.gains import Gains, NextGain, Term
 from models.quality import Quality
 from server.catalog import input_shape
-from server.engine.messages import LoadPlan
+from server.engine.messages import Broken, Event, Loading, LoadPlan, Unloadable
 from server.scheduling.costs import CostModel, StageCost
 from server.worker.loading import (
+    RUN_S,
+    STAGE_LEAST_S,
     WARM_UP_RUNS,
     WARM_UP_SHARES,
     Loaded,
     facts,
+    failure,
     load_gains,
     load_models,
     load_quality,
     warm_up,
 )
+from server.worker.progress import LoadingProgress
+
+SILENT = LoadingProgress(lambda _: None)
 
 
 def test_warming_up_learns_what_exits_cost() -> None:
     model = FakeModel()
     model.released.release(1000)
     costs = CostModel()
-    warm_up("fake", model, costs)  # type: ignore[arg-type]
-    told = facts("fake", Loaded(model), costs)  # type: ignore[arg-type]
+    warm_up("fake", model, costs, SILENT)  # type: ignore[arg-type]
+    told = facts("fake", Loaded(model), costs, SILENT)  # type: ignore[arg-type]
     assert len(told.seconds) == len(told.macs) == 4 and not told.calibrated
     assert list(told.seconds) == sorted(told.seconds) and list(told.macs) == sorted(told.macs)
 
@@ -46,15 +53,59 @@ def test_warming_up_is_under_masks_such_as_pictures_leave() -> None:
     model.override = lambda state, positions, shrinking: given.append(  # type: ignore[method-assign]
         float(positions.float().mean()) if shrinking else -1.0
     )
-    warm_up("tiny", model, CostModel())
+    warm_up("tiny", model, CostModel(), SILENT)
     assert given == pytest.approx(WARM_UP_SHARES * WARM_UP_RUNS, abs=0.01)
+
+
+def test_every_stage_of_warming_up_is_told_with_the_time_that_the_next_may_take() -> None:
+    model, told = FakeModel(), list[Event]()
+    model.released.release(1000)
+    warm_up("fake", model, CostModel(), LoadingProgress(told.append))  # type: ignore[arg-type]
+    assert all(isinstance(part, Loading) for part in told) and len(told) == 1 + 4 * WARM_UP_RUNS
+    assert told[0] == Loading("warming up fake", RUN_S)
+    assert told[4] == Loading("warming up fake, after exit 4 of run 1", RUN_S)
+    assert told[5] == Loading("warming up fake, after exit 1 of run 2", STAGE_LEAST_S)
+
+
+@pytest.mark.parametrize(
+    ("error", "served", "told"),
+    [
+        (ValueError("m/config.json: no"), False, Unloadable("m/config.json: no")),
+        (FileNotFoundError("there is no file m"), True, Unloadable("there is no file m")),
+        (
+            RuntimeError("not enough memory\nand more"),
+            False,
+            Unloadable(
+                "RuntimeError while warming up m: not enough memory; mend the model, or take it out of the folder of "
+                "models"
+            ),
+        ),
+        (
+            RecursionError(),
+            False,
+            Unloadable(
+                "RecursionError while warming up m: no reason was given; mend the model, "
+                "or take it out of the folder of models"
+            ),
+        ),
+        (RuntimeError("not enough memory"), True, None),
+        (
+            torch.AcceleratorError("CUDA error: misaligned address\nand more"),
+            False,
+            Broken("CUDA error: misaligned address"),
+        ),
+    ],
+)
+def test_whatever_fails_while_loading_becomes_a_sentence(error: Exception, served: bool, told: object) -> None:
+    """A model that has been served before is tried again."""
+    assert failure(error, "warming up m", served=served) == told
 
 
 @pytest.mark.parametrize("executor", ["reference", "sparse", "onnx"])
 def test_every_executor_warms_up(executor: str) -> None:
     model, costs = build(tiny.network(), "cpu", executor), CostModel()
-    warm_up("tiny", model, costs)
-    seconds = facts("tiny", Loaded(model), costs).seconds
+    warm_up("tiny", model, costs, SILENT)
+    seconds = facts("tiny", Loaded(model), costs, SILENT).seconds
     assert len(seconds) == 4 and list(seconds) == sorted(seconds) and seconds[0] > 0
 
 
@@ -63,8 +114,8 @@ def test_a_worker_that_follows_another_takes_over_what_is_known() -> None:
     model.released.release(8)  # steps for one image, so that warming up cannot measure
     costs = CostModel()
     costs.restore(StageCost("fake", index, tiny.SEGMENTATION.size, 0.1 * index, 0.0, 1.0) for index in range(1, 5))
-    warm_up("fake", model, costs)  # type: ignore[arg-type]
-    found = facts("fake", Loaded(model), costs)  # type: ignore[arg-type]
+    warm_up("fake", model, costs, SILENT)  # type: ignore[arg-type]
+    found = facts("fake", Loaded(model), costs, SILENT)  # type: ignore[arg-type]
     assert found.seconds == pytest.approx((0.1, 0.3, 0.6, 1.0)) and len(found.costs) == 4
 
 
@@ -84,7 +135,7 @@ def test_workers_on_one_device_share_its_threads(
 
     monkeypatch.setattr("server.worker.loading.build_fastest", build)
     monkeypatch.setattr("server.worker.loading.usable", lambda: 8)
-    load_models(LoadPlan({"a": "a", "b": "b"}, "cpu", "auto", asked, (), {}, 0, 0, "INFO", sharing=sharing))
+    load_models(LoadPlan({"a": "a", "b": "b"}, "cpu", "auto", asked, (), {}, 0, 0, "INFO", sharing=sharing), SILENT)
     assert given == [expected, expected]
 
 

@@ -1,4 +1,4 @@
-"""The cores that control groups leave to a process."""
+"""The cores and the memory that control groups leave to a process."""
 
 import math
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.executors import machine as cores
+from models.machine import memory_bytes, quota
 
 
 @pytest.mark.parametrize("membership, files, expected", [
@@ -21,14 +22,33 @@ from models.executors import machine as cores
     ("0::/", {"cpu.max": "garbage"}, math.inf),
 ])  # fmt: skip
 def test_a_quota_is_found(tmp_path: Path, membership: str, files: dict[str, str], expected: float) -> None:
+    write_groups(tmp_path, membership, files)
+    assert quota(tmp_path) == expected
+
+
+@pytest.mark.parametrize("membership, files, expected", [
+    ("0::/", {"memory.max": "1048576\n"}, 2**20),
+    ("0::/a/b", {"a/memory.max": "4096", "a/b/memory.max": "max"}, 4096),  # set on a group above
+    ("0::/", {"memory.max": "max"}, None),
+    ("7:memory:/x", {"memory/memory.limit_in_bytes": "8192"}, 8192),
+    ("7:memory:/", {"memory/memory.limit_in_bytes": str(2**63 - 4096)}, None),  # how version 1 says that there is none
+    ("3:cpuset:/", {"memory.max": "4096"}, None),
+])  # fmt: skip
+def test_the_memory_is_the_machines_or_what_a_group_leaves_of_it(
+    tmp_path: Path, membership: str, files: dict[str, str], expected: int | None
+) -> None:
+    write_groups(tmp_path, membership, files)
+    assert memory_bytes(tmp_path) == (memory_bytes(tmp_path / "no groups") if expected is None else expected)
+
+
+def write_groups(root: Path, membership: str, files: dict[str, str]) -> None:
     for name, text in {"proc/self/cgroup": membership, **{f"sys/fs/cgroup/{k}": v for k, v in files.items()}}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert cores.quota(tmp_path) == expected
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
 
 
 def test_no_control_groups_no_limit(tmp_path: Path) -> None:
-    assert cores.quota(tmp_path) == math.inf
+    assert quota(tmp_path) == math.inf
 
 
 @pytest.mark.parametrize("quota, expected", [(math.inf, 8), (16.0, 8), (2.9, 2), (0.5, 1)])

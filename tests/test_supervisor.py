@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from live import until
 
-from server.engine.messages import Beat, Cancel, Event, Ping, Ready
+from server.engine.messages import Beat, Cancel, Event, Loading, Ping, Ready
 from server.engine.supervisor import Supervisor
 from server.engine.watchdog import TICK_S
 from server.engine.worker_process import WorkerProcess
@@ -44,6 +44,7 @@ class Watched:
             hear=self.heard.append,
             lost=lambda: self.told.append("lost"),
             buried=lambda: self.told.append("buried"),
+            hopeless=self.told.append,
             step_s=lambda: self.step_s,
             load_s=100.0,
         )
@@ -55,6 +56,11 @@ class Watched:
             raise OSError("no process left")
         self.workers.append(PipeWorker())
         return self.workers[-1]
+
+    async def part(self, doing: str, limit_s: float) -> None:
+        """Let the newest worker begin a part of its loading."""
+        self.workers[-1].other.send(Loading(doing, limit_s))
+        await until(lambda: self.supervisor._watchdog.part.doing == doing)
 
     async def ready(self) -> None:
         """Let the newest worker be ready."""
@@ -186,26 +192,69 @@ def test_a_worker_that_is_stuck_is_replaced(step_s: float, limit_s: float, caplo
     assert f"said nothing for {limit_s + TICK_S:.1f} s; the limit is {limit_s:.1f} s" in caplog.text
 
 
-def test_a_worker_that_does_not_get_ready_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
-    """The first may take as long as the settings say, those that follow a multiple of what the first took. One after
-    which that was too short has twice the time, but no more than the first."""
+def test_a_worker_that_hangs_while_it_loads_is_replaced_within_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    """One after which the limit was too short has twice the time, until one is ready."""
 
     async def check(watched: Watched) -> None:
-        watched.wait(100.0)
+        await watched.part("warming up m", 30.0)
+        watched.wait(6.0)
         assert not watched.workers[0].killed and not watched.workers[0].other.poll()  # it is not asked yet
         watched.wait(TICK_S)
+        assert watched.workers[0].killed and watched.told[0] == "lost"
         await until(lambda: len(watched.workers) == 2)
-        await watched.ready()
-        watched.workers[1].other.close()
+        watched.wait(12.0 + TICK_S)
         await until(lambda: len(watched.workers) == 3)
-        watched.wait(Supervisor.RELOAD_LEAST_S + TICK_S)
+        await watched.ready()
+        watched.workers[2].other.close()
         await until(lambda: len(watched.workers) == 4)
-        watched.wait(100.0 + TICK_S)
+        watched.wait(6.0 + TICK_S)
         await until(lambda: len(watched.workers) == 5)
 
     run(check)
-    limits = re.findall(r"has been loading for (\S+) s; the limit is (\S+) s", caplog.text)
-    assert limits == [("100.2", "100.0"), ("60.2", "60.0"), ("100.2", "100.0")]
+    limits = re.findall(r"has said nothing for (\S+) s while (.+); the limit is (\S+) s", caplog.text)
+    assert limits == [("6.2", "warming up m", "6.0"), ("12.2", "starting", "12.0"), ("6.2", "starting", "6.0")]
+
+
+def test_readiness_is_lost_as_soon_as_a_sign_of_life_is_overdue() -> None:
+    async def check(watched: Watched) -> None:
+        assert not watched.supervisor.answers
+        await watched.ready()
+        watched.wait(1.0)
+        assert watched.supervisor.answers
+        watched.wait(TICK_S)
+        assert not watched.supervisor.answers and not watched.workers[0].killed
+        watched.workers[0].other.send(Beat())
+        await until(lambda: watched.supervisor.answers)
+        watched.workers[0].other.close()
+        await until(lambda: not watched.supervisor.answers)
+
+    run(check)
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+def test_workers_that_are_lost_again_and_again_before_one_is_ready_are_hopeless(failures: int) -> None:
+    async def check(watched: Watched) -> None:
+        for number in range(failures + 1, Supervisor.GIVE_UP + 1):
+            assert not [told for told in watched.told if "in a row" in told]
+            await until(lambda number=number: len(watched.workers) == number - failures)
+            await watched.part(f"reading {number}", 30.0)
+            watched.workers[-1].other.close()
+            await until(lambda number=number: watched.told.count("lost") == number - failures)
+        sentence = "5 workers in a row were lost before one was ready; the latest is gone while reading 5"
+        assert watched.told[-1] == sentence or watched.told[-2] == sentence
+
+    run(check, failures)
+
+
+def test_a_worker_that_has_served_is_never_hopeless() -> None:
+    async def check(watched: Watched) -> None:
+        await watched.ready()
+        for deaths in range(1, 2 * Supervisor.GIVE_UP):
+            watched.workers[-1].other.close()
+            await until(lambda deaths=deaths: len(watched.workers) == deaths + 1)
+        assert set(watched.told) == {"lost", "buried"}
+
+    run(check)
 
 
 def test_speaking_to_a_worker_that_is_gone_is_no_error() -> None:

@@ -4,10 +4,9 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from models.checkpoint import load_weights, save_directory
+from models.checkpoint import load_network, save_directory
 from models.directory import CARD_FILE, CONFIG_FILE
 from models.network.families import config
-from models.network.network import build_network
 
 SHOWN = 8
 """Modules that are named in a message."""
@@ -36,8 +35,8 @@ def main(args: argparse.Namespace) -> int:
         if model.masking is None:
             raise ValueError(f"{model.name} has no masks; choose an adpc configuration, or leave --inference-only out")
         model = replace(model, masking=replace(model.masking, adaptivity="inference"))
-    network = build_network(replace(model, name=args.name or model.name))
-    left_out = load_weights(network, args.file, backbone_only=args.backbone_only, maskless=args.inference_only)
+    named = replace(model, name=args.name or model.name)
+    network, left_out = load_network(named, args.file, backbone_only=args.backbone_only, maskless=args.inference_only)
     if (args.output / CONFIG_FILE).exists():
         raise ValueError(f"{args.output} holds a model; choose another --output")
     save_directory(args.output, network)

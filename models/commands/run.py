@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.anytime import AnytimeModel, State, exits_of
-from models.checkpoint import load_weights
+from models.checkpoint import load_network
 from models.commands.options import add_executor, add_precision, add_threshold, parse_iterations, with_threshold
 from models.directory import WEIGHTS_FILE, read_config, resolve
 from models.executors.reference import ReferenceExecutor
@@ -25,7 +25,7 @@ from models.imaging.preprocess import pad, seen
 from models.network.configs import ModelConfig
 from models.network.families import CONFIGS
 from models.network.mdeq_configs import FirstStep, MdeqConfig
-from models.network.network import Network, build_network
+from models.network.network import Network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,9 +103,7 @@ def _network(model: str, weights: Path | None, change: Callable[[ModelConfig], M
         config, weights = read_config(directory), weights or directory / WEIGHTS_FILE
     else:
         config = CONFIGS[model]
-    network = build_network(change(config))
-    load_weights(network, weights)
-    return network
+    return load_network(change(config), weights)[0]
 
 
 def _tensor(path: Path) -> tuple[Tensor, Frame]:

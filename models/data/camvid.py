@@ -18,5 +18,5 @@ def read(directory: Path, split: str) -> list[Scene]:
         label_path = directory / split / "labels" / f"{image_path.stem}.png"
         if not label_path.is_file():
             raise FileNotFoundError(f"{image_path} has no label map {label_path}")
-        scenes.append(Scene(image_path, label_path, image_path.stem.partition("_")[0], CLASSES))
+        scenes.append(Scene(image_path, label_path, image_path.stem.partition("_")[0], CLASSES, all_classes=False))
     return scenes

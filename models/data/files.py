@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.imaging.images import broken_named
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 THREADS = 16
 """How many threads decode images."""
@@ -25,15 +27,9 @@ def images_in(folder: Path) -> list[Path]:
     return found
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3)."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 def read_labels(path: Path) -> NDArray[np.uint8]:
-    """uint8 (H, W). Raises ValueError unless the file has one 8-bit channel."""
-    with Image.open(path) as image:
+    """uint8 (H, W). Raises ValueError if the file is broken, or has more than one 8-bit channel."""
+    with broken_named(path), Image.open(path) as image:
         if image.mode not in ("L", "P"):
             raise ValueError(f"{path} is of mode {image.mode}; labels are one 8-bit channel")
         return np.asarray(image)

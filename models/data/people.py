@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data.files import read_rgb
 from models.imaging.geometry import Box, Frame, person_square
+from models.imaging.images import read_image
 from models.imaging.preprocess import crop_square
 
 JointPair = tuple[int, int]
@@ -45,7 +45,7 @@ class Person:
 
     def image(self) -> NDArray[np.uint8]:
         """uint8 (H, W, 3)."""
-        return read_rgb(self.image_path)
+        return read_image(self.image_path)
 
     def joints_for(self, outputs: int) -> NDArray[np.float32]:
         """`joints`, for a model of so many heatmaps. Raises ValueError if the data set has more or fewer joints."""

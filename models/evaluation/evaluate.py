@@ -92,8 +92,8 @@ def segmentation(model: AnytimeModel, scenes: Sequence[Scene]) -> dict[str, Any]
     classes = model.config.outputs
     matrices = torch.zeros(model.config.exits, classes, classes, dtype=torch.float64)
     for scene in tqdm(scenes, unit=" images"):
-        state = model.begin(scene.image())
-        labels = torch.from_numpy(scene.labels_for(classes))
+        image, label_map = scene.example(classes)
+        state, labels = model.begin(image), torch.from_numpy(label_map)
         for (found,) in costs.watch(model, [state]):
             answer = torch.from_numpy(model.render(state).array)
             matrices[found.index - 1] += scores.confusion(answer, labels, classes, VOID)

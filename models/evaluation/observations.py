@@ -128,5 +128,5 @@ def _person(person: Person, joints: int) -> LabelledImage:
 
 
 def _scene(scene: Scene, classes: int) -> LabelledImage:
-    labels = scene.labels_for(classes)
-    return (scene.image(), None), lambda answer: miou(answer, labels, classes)
+    image, labels = scene.example(classes)
+    return (image, None), lambda answer: miou(answer, labels, classes)

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from models.network.configs import PAPER_MASKING, Masking, ModelConfig, Whole
+from models.network.configs import PAPER_MASKING, Channels, Masking, ModelConfig, Repeats
 from models.network.labels import (
     CAMVID_CLASSES,
     CAMVID_PALETTE,
@@ -31,10 +31,10 @@ Downsampling = Annotated[int, Field(ge=1, le=3)]
 class Backbone:
     """An HRNet (Wang et al., TPAMI 2020): `width` channels in the finest branch, doubled in each coarser one."""
 
-    width: Whole
-    layer1_blocks: Whole
-    modules: tuple[Whole, Whole, Whole]
-    blocks: Whole
+    width: Channels
+    layer1_blocks: Repeats
+    modules: tuple[Repeats, Repeats, Repeats]
+    blocks: Repeats
     fuse_upsample: Upsample = "bilinear"
     last_module_fuses_finest_only: bool = False
     bn_momentum: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -53,7 +53,7 @@ class AdpcConfig(ModelConfig):
 
     backbone: Backbone
     heads: Heads
-    head_channels: Whole = 64
+    head_channels: Channels = 64
     downsamplings: tuple[Downsampling, Downsampling, Downsampling] = (3, 2, 1)
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from models.imaging.geometry import MAX_SIDE, MULTIPLE
+from models.imaging.geometry import MAX_SIDE, MULTIPLE, padded_px
 from models.validation import value
 
 Task = Literal["segmentation", "pose"]
@@ -22,12 +22,18 @@ GIGA = 1024**3
 """The paper's unit of multiply-adds."""
 MAX_OUTPUTS = 256
 """A map's labels have 8 bits."""
+MAX_SIZE_PX = 1 << 24
+"""The largest size at which a model is counted and warmed up; Cityscapes has an eighth of it."""
 FIRST_FAMILY = "adpc"
 """The family of a configuration that names none."""
 RANKED: frozenset[Criterion] = frozenset({"top_k", "random"})
 """Criteria that choose a share of all positions, by rank or by lot; see `Masking.shrinks`."""
 
 Whole = Annotated[int, Field(ge=1)]
+Channels = Annotated[int, Field(ge=1, le=1024)]
+"""Of a layer; the widest published finest branch has 88. What a broken file says must not fill the memory."""
+Repeats = Annotated[int, Field(ge=1, le=16)]
+"""Of blocks and modules; published networks have up to 4 in a row."""
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Colour = Annotated[int, Field(ge=0, le=255)]
 Joint = Annotated[int, Field(ge=0)]
@@ -48,7 +54,7 @@ class Masking:
 
     criterion: Criterion
     threshold: float
-    window: Whole = 7
+    window: Annotated[int, Field(ge=1, le=63)] = 7
     adaptivity: Adaptivity = "both"
 
     def __post_init__(self) -> None:
@@ -109,6 +115,10 @@ class ModelConfig(ABC):
                     raise ValueError(
                         f"{name}[{index}] is {list(pair)}; joints are numbered from 0 to {self.outputs - 1}"
                     )
+        if (area_px := padded_px(*self.size)) > MAX_SIZE_PX:
+            raise ValueError(
+                f"size is {list(self.size)}, which is {area_px:,} pixels; it may be at most {MAX_SIZE_PX:,}"
+            )
         if self.task == "pose" and (self.size[0] != self.size[1] or self.size[0] % MULTIPLE):
             raise ValueError(f"size is {self.size}; a person's crop is square, its side a multiple of 32: (256, 256)")
         if self.masking is not None and self.masking.criterion == "margin" and self.outputs < 2:

@@ -4,9 +4,11 @@ Needs no torch.
 """
 
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from models.network.configs import ModelConfig, Whole
+from pydantic import Field
+
+from models.network.configs import Channels, ModelConfig, Repeats
 from models.network.labels import (
     CAMVID_CLASSES,
     CAMVID_PALETTE,
@@ -17,6 +19,8 @@ from models.validation import value
 
 Solver = Literal["broyden", "anderson", "plain"]
 FirstStep = Literal["corrected", "published"]
+Iterations = Annotated[int, Field(ge=1, le=1000)]
+MAX_EXITS = 32
 
 
 @value(kw_only=True)
@@ -32,12 +36,12 @@ class MdeqConfig(ModelConfig):
     family: ClassVar[str] = "mdeq"
     head_fields: ClassVar[tuple[str, ...]] = ("outputs", "channels")
 
-    channels: tuple[Whole, Whole, Whole, Whole]
-    expansion: Whole = 5
-    groups: Whole = 8
-    decoded: tuple[Whole, ...] = (4, 6, 8, 10)
+    channels: tuple[Channels, Channels, Channels, Channels]
+    expansion: Repeats = 5
+    groups: Channels = 8
+    decoded: tuple[Iterations, ...] = (4, 6, 8, 10)
     solver: Solver = "broyden"
-    memory: Whole = 27
+    memory: Iterations = 27
     first_step: FirstStep = "corrected"
 
     def __post_init__(self) -> None:
@@ -53,6 +57,9 @@ class MdeqConfig(ModelConfig):
                 raise ValueError(f"channels has {channels}; give multiples of groups, which is {self.groups}")
         if not self.decoded or any(after <= before for before, after in pairwise(self.decoded)):
             raise ValueError(f"decoded is {list(self.decoded)}; give ascending iterations, for example [4, 6, 8, 10]")
+
+        if len(self.decoded) > MAX_EXITS:
+            raise ValueError(f"decoded has {len(self.decoded)} iterations, each an exit; give at most {MAX_EXITS}")
 
     @property
     def exits(self) -> int:

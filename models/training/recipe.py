@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from models.network.configs import Positive, Whole
+from models.reading import read_json
 from models.training.augment import Augmentation
 from models.validation import from_json, value
 
@@ -97,9 +98,13 @@ class Recipe:
 
     @classmethod
     def load(cls, path: Path) -> "Recipe":
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no recipe {path}; name one with --recipe")
-        return cls.from_json(json.loads(path.read_text()))
+        """Raises ValueError that names the file, and FileNotFoundError."""
+        try:
+            return cls.from_json(read_json(path))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no recipe {path}; name one with --recipe") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def save(self, directory: Path) -> None:
         (directory / FILE).write_text(json.dumps(self.to_json(), indent=1) + "\n")

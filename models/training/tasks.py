@@ -158,11 +158,10 @@ def _scenes(scenes: Sequence[Scene], classes: int, device: torch.device) -> tupl
     labels = torch.empty(len(scenes), height, width, dtype=torch.uint8, device=device)
 
     def place(index: int) -> None:  # one by one, so that a large data set is not in memory twice
-        image, label_map = scenes[index].image(), scenes[index].labels_for(classes)
-        if image.shape != (height, width, 3) or label_map.shape != (height, width):
+        image, label_map = scenes[index].example(classes)
+        if label_map.shape != (height, width):
             raise ValueError(
-                f"{scenes[index].image_path} is {image.shape[0]}x{image.shape[1]} and its label map "
-                f"{label_map.shape[0]}x{label_map.shape[1]}, but the first image is "
+                f"{scenes[index].image_path} is {image.shape[0]}x{image.shape[1]}, but the first image is "
                 f"{height}x{width}; training needs one size"
             )
         images[index] = torch.tensor(image).permute(2, 0, 1)

@@ -135,10 +135,10 @@ class Device:
             for shape in shapes
         ]
 
-    def to_json(self) -> dict[str, Any]:
-        """The device's part of `GET /health/ready`."""
+    def to_json(self, *, answers: bool) -> dict[str, Any]:
+        """The device's part of `GET /health/ready`. `answers`: whether its worker can serve and gives signs of life."""
         executor = self.ready.executor if self.ready else None
-        return {"device": self.label, "ready": self.ready is not None, "executor": executor, "open": len(self.backlog)}
+        return {"device": self.label, "ready": answers, "executor": executor, "open": len(self.backlog)}
 
 
 def labelled(names: Sequence[str]) -> list[tuple[str, str]]:

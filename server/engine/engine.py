@@ -93,8 +93,8 @@ class Engine:
 
     def readiness(self) -> dict[str, Any]:
         """The body of `GET /health/ready`."""
-        serving = bool(self.pool.ready) and not self.draining
-        state = "ready" if serving else "draining" if self.draining else "starting"
+        serving = bool(self.pool.answering) and not self.draining
+        state = "ready" if serving else "draining" if self.draining else self.pool.waits_for
         return {"ready": serving, "state": state, **self.pool.to_json()}
 
     def check_open(self) -> None:

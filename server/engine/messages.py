@@ -166,6 +166,18 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """The worker has begun a part of its loading or warming up.
+
+    `doing`: what it does, for example "warming up camvid-adpc-w18". `limit_s`: the longest that this may take until it
+    begins the next part or is ready.
+    """
+
+    doing: str
+    limit_s: float
+
+
+@dataclass(frozen=True)
 class Ready:
     """Every exit of every model has run at least once."""
 
@@ -215,7 +227,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Beat:
-    """The worker is alive: the answer to `Ping`."""
+    """The worker is alive: the answer to `Ping`, and while it loads a sign that it gives unasked."""
 
 
 @dataclass(frozen=True)
@@ -232,4 +244,4 @@ class Broken:
     reason: str
 
 
-Event = Ready | Exited | Ended | Beat | Unloadable | Broken
+Event = Loading | Ready | Exited | Ended | Beat | Unloadable | Broken

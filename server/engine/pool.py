@@ -110,6 +110,16 @@ class WorkerPool:
         return [device for device in self.devices if device.ready is not None]
 
     @property
+    def answering(self) -> list[Device]:
+        """The devices that can serve and whose workers do not owe a sign of life."""
+        return [device for device in self.ready if self._supervisors[device].answers]
+
+    @property
+    def waits_for(self) -> str:
+        """What keeps the server from being ready: workers that are `starting`, or `unresponsive` ones."""
+        return "unresponsive" if self.ready else "starting"
+
+    @property
     def facts(self) -> dict[str, ModelFacts]:
         """The facts about each model, from the first device that knows them; empty before one was ready."""
         return next((device.facts for device in (*self.ready, *self.devices) if device.facts), {})
@@ -134,7 +144,7 @@ class WorkerPool:
         return {
             "device": ",".join(device.label for device in self.devices),
             "executor": first.ready.executor if first and first.ready else self._settings.executor,
-            "devices": [device.to_json() for device in self.devices],
+            "devices": [device.to_json(answers=self._supervisors[device].answers) for device in self.devices],
             "models": [model.name for model in self._catalog],
             "chosen": {name: asdict(facts.chosen) for name, facts in first.facts.items()} if first else {},
         }
@@ -175,7 +185,7 @@ class WorkerPool:
 
     def _route(self, expected: Expected, now_s: float, *, again: bool = False) -> Device:
         self.check_ready()
-        found = route([device.backlog for device in self.ready], expected, now_s, again=again)
+        found = route([device.backlog for device in self.answering or self.ready], expected, now_s, again=again)
         if isinstance(found, Refusal):
             takes_s = min(self._alone_s(device, expected) for device in self.ready)
             raise _overloaded(expected, found, takes_s)
@@ -193,6 +203,7 @@ class WorkerPool:
             hear=lambda event: self._hear(device, event),
             lost=lambda: self._lost(device),
             buried=lambda: listener.buried(device),
+            hopeless=listener.unloadable,
             step_s=lambda: listener.step_s(device),
             load_s=self._settings.load_timeout_s,
         )

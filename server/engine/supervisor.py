@@ -6,7 +6,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from server.engine.channel import Channel
-from server.engine.messages import Command, Event, Ping, Ready
+from server.engine.messages import Command, Event, Loading, Ping, Ready
 from server.engine.usage import Usage, usage
 from server.engine.watchdog import TICK_S, Watchdog
 from server.engine.worker_process import WorkerProcess
@@ -17,15 +17,14 @@ logger = logging.getLogger("anytime.supervisor")
 class Supervisor:
     """Keeps one worker running.
 
-    `launch` starts a worker. `hear` is called with each of its events, `lost` once it is lost, and `buried` once it has
-    ended, and so no longer touches the shared memory. `step_s` tells the longest time that it is expected to compute
-    without a look at its mailbox. `load_s`: the longest time that the first worker may take until it is ready.
+    `launch` starts a worker. `hear` is called with each of its events, `lost` once it is lost, `buried` once it has
+    ended, and so no longer touches the shared memory, and `hopeless` with the reason when `GIVE_UP` workers in a row
+    were lost before any was ready. `step_s` tells the longest time that it is expected to compute without a look at its
+    mailbox. `load_s`: the longest time that a worker may take until it is ready.
     """
 
-    RELOAD_LEAST_S = 60.0
-    RELOAD_FACTOR = 5.0
-    """A worker that follows another may take longer than that took until it was ready by this factor, and at least
-    `RELOAD_LEAST_S`: the cores may be busier. If it takes longer still, the next one has twice the time."""
+    GIVE_UP = 5
+    """After so many workers that were lost while they loaded, another one would be lost, too."""
     QUICK_S = 10.0
     """A worker that dies before it has been ready for this long may do so again and again."""
     BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -44,6 +43,7 @@ class Supervisor:
         hear: Callable[[Event], None],
         lost: Callable[[], None],
         buried: Callable[[], None],
+        hopeless: Callable[[str], None],
         step_s: Callable[[], float],
         load_s: float,
     ) -> None:
@@ -52,12 +52,15 @@ class Supervisor:
         self._tell = hear
         self._lost = lost
         self._buried = buried
+        self._hopeless = hopeless
         self._step_s = step_s
-        self._load_s = self._longest_load_s = load_s
+        self._load_s = load_s
         self._worker: WorkerProcess | None = None
         self._channel: Channel | None = None
         self._watchdog = Watchdog(load_s)
         self._quick_deaths = 0
+        self._patience = 1.0
+        self._was_ready = False
         self._started_s = 0.0
         self._ready_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -66,16 +69,23 @@ class Supervisor:
         """Start a worker at once."""
         self.starts += 1
         self._started_s, self._ready_s = monotonic(), None
-        self._watchdog = Watchdog(self._load_s)
+        self._watchdog = Watchdog(self._load_s, self._patience)
         try:
             self._worker = self._launch()
-        except OSError:
+        except OSError as error:
             logger.exception("the worker could not be started")
             self._quick_deaths += 1
+            self._consider(f"could not be started: {error}")
             self._start_later()
             return
         self._channel = Channel(self._worker.connection, self._hear, self._hung_up)
         self._later(TICK_S, self._watch)
+
+    @property
+    def answers(self) -> bool:
+        """Whether the worker is ready, and no sign of life is overdue."""
+        dog = self._watchdog
+        return self._channel is not None and dog.ready and not dog.overdue(self._step_s())
 
     def stop(self) -> None:
         """End the worker for good."""
@@ -96,40 +106,51 @@ class Supervisor:
             self._channel.say(command)
 
     def _hear(self, event: Event) -> None:
-        self._watchdog.heard()
-        if isinstance(event, Ready):
-            self._watchdog.ready = True
-            self._ready_s = monotonic()
-            took_s = self._ready_s - self._started_s
-            self._load_s = min(self._longest_load_s, max(self.RELOAD_LEAST_S, self.RELOAD_FACTOR * took_s))
-            logger.info("the worker was ready after %.1f s", took_s)
-        self._tell(event)
+        dog = self._watchdog
+        dog.heard()
+        match event:
+            case Loading():
+                dog.began(event)
+            case Ready():
+                dog.now_ready()
+                self._patience, self._was_ready = 1.0, True
+                self._ready_s = monotonic()
+                logger.info("the worker was ready after %.1f s", self._ready_s - self._started_s)
+                self._tell(event)
+            case _:
+                self._tell(event)
 
     def _watch(self) -> None:
         """Ask the worker for a sign of life, or replace it if it is stuck."""
         dog = self._watchdog
         dog.tick()
-        limit_s = dog.limit_s(self._step_s())
-        if dog.silent_s > limit_s:
-            doing = "said nothing" if dog.ready else "been loading"
-            logger.error("the worker has %s for %.1f s; the limit is %.1f s", doing, dog.silent_s, limit_s)
+        why = dog.stuck(self._step_s())
+        if why is not None:
+            logger.error("the worker %s", why)
             if not dog.ready:
-                self._load_s = min(self._longest_load_s, 2 * self._load_s)
-            self._replace()
+                self._patience *= 2
+            self._replace(why)
             return
         if dog.asks:
             self.say(Ping())
         self._later(TICK_S, self._watch)
 
     def _hung_up(self) -> None:
-        logger.error("the worker is gone")
-        self._replace()
+        why = "is gone" if self._watchdog.ready else f"is gone while {self._watchdog.part.doing}"
+        logger.error("the worker %s", why)
+        self._replace(why)
 
-    def _replace(self) -> None:
+    def _replace(self, why: str) -> None:
         quick = self._ready_s is None or monotonic() - self._ready_s < self.QUICK_S
         self._quick_deaths = self._quick_deaths + 1 if quick else 0
         self._drop()
+        self._consider(why)
         self._bury()
+
+    def _consider(self, why: str) -> None:
+        """Whether it is of any use to start another worker. `why` the latest was lost."""
+        if not self._was_ready and self._quick_deaths >= self.GIVE_UP:
+            self._hopeless(f"{self._quick_deaths} workers in a row were lost before one was ready; the latest {why}")
 
     def _drop(self) -> None:
         assert self._worker is not None and self._channel is not None

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import field
 from pathlib import Path
 
+from models.reading import read_text, shallow
 from models.validation import from_json, value
 from server.requests.policies import HoursRule, InputRule, Policies, Terms, TermsPolicy, TrafficRule, Wish
 from server.settings import Settings
@@ -39,7 +40,7 @@ def read_budget_file(path: Path, served: Collection[str]) -> BudgetFile:
     """Raises ValueError, which names the file and the key, and OSError. `served`: the names of the served models."""
     try:
         # Through JSON, since TOML has times and dates of its own, which then are text as in quotes.
-        data = json.loads(json.dumps(tomllib.loads(path.read_text()), default=str))
+        data = json.loads(json.dumps(shallow(lambda: tomllib.loads(read_text(path))), default=str))
         found = from_json(BudgetFile, data, "a budget file")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -11,10 +11,11 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from server.engine.messages import LoadPlan, Ready, Unloadable
+from server.engine.messages import LoadPlan, Ready
 from server.engine.shared_memory import attach
 from server.logs import configure_logging
 from server.worker.lifeline import end_with
+from server.worker.progress import LoadingProgress
 
 NICE = 5
 """The worker's niceness: the front end must get a core while the worker computes on all of them."""
@@ -41,31 +42,41 @@ def main(fd: int) -> int:
 
 def serve(connection: Connection) -> int:
     """Load and warm up what the load plan names, and run jobs until the front end is gone."""
+    # A process of the reserve gets its plan long after it has imported all this, others at once.
+    plan: LoadPlan | None = connection.recv() if connection.poll() else None
+    progress = LoadingProgress(connection.send)
+    if plan is not None:
+        progress.begin()
     from server.scheduling.costs import CostModel  # noqa: PLC0415 - see above
     from server.scheduling.gains import GainModel  # noqa: PLC0415
     from server.scheduling.scheduler import Scheduler  # noqa: PLC0415
-    from server.worker.loading import facts, load_models, warm_up  # noqa: PLC0415
+    from server.worker.loading import facts, failure, load_models, warm_up  # noqa: PLC0415
     from server.worker.process import Worker  # noqa: PLC0415
 
-    plan: LoadPlan = connection.recv()
+    if plan is None:
+        plan = connection.recv()
+        progress.begin()
     configure_logging(plan.log_level, plan.log_format)
     costs = CostModel()
     try:
-        models = load_models(plan)
-    except (ValueError, OSError) as error:
-        connection.send(Unloadable(str(error)))
+        models = load_models(plan, progress)
+        costs.restore(plan.known)
+        for name, loaded in models.items():
+            warm_up(name, loaded.model, costs, progress)
+        found = {name: facts(name, loaded, costs, progress) for name, loaded in models.items()}
+    except Exception as error:  # the boundary: what lies in a model directory makes torch raise anything
+        progress.end()
+        if (failed := failure(error, progress.doing, served=bool(plan.known))) is not None:
+            connection.send(failed)
         return 1
-    costs.restore(plan.known)
-    for name, loaded in models.items():
-        warm_up(name, loaded.model, costs)
     first = next(iter(models.values())).model
-    found = {name: facts(name, loaded, costs) for name, loaded in models.items()}
     gains = {name: loaded.gains for name, loaded in models.items() if loaded.gains}
     memory = attach(plan.arena_fd, plan.arena_bytes)
     step_back()
     # Collects once, then freezes: start-up objects, a scan of which takes 75 ms, are never scanned again.
     gc.collect()
     gc.freeze()
+    progress.end()
     connection.send(Ready(first.device, first.executor, found))
     Worker(connection, memory, models, Scheduler(costs, GainModel(gains))).run()
     return 0

@@ -8,15 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.anytime import AnytimeModel, Overridable, State, exits_of, run
 from models.checkpoint import load_directory
 from models.executors.machine import usable
-from models.executors.precision import SHARES, Timer
+from models.executors.precision import SHARES, Timer, seconds_to_last_exit
 from models.executors.selection import build_fastest, choose_executor
-from models.executors.verify import smooth_masks
+from models.executors.verify import LIMIT_S, smooth_masks
 from models.gains import Gains, Predictor
 from models.imaging.geometry import MULTIPLE
 from models.network.configs import GIGA
@@ -24,14 +25,21 @@ from models.network.flops import gmacs
 from models.quality import Quality, uncertainty
 from models.quantisation import Precision
 from server.catalog import input_shape
-from server.engine.messages import Chosen, LoadPlan, ModelFacts
+from server.engine.messages import Broken, Chosen, LoadPlan, ModelFacts, Unloadable
 from server.scheduling.costs import CostModel
+from server.worker.progress import LoadingProgress
 
 logger = logging.getLogger("anytime.loading")
 
 WARM_UP_RUNS = 5
 WARM_UP_SHARES = SHARES
 """The active share after each exit while warming up."""
+READ_S = 120.0
+"""The longest time to read a model's weights, from a slow disk, and to lay them out for an executor."""
+RUN_S = 60.0
+"""The longest time of a first run, or of one that is timed, from the image to the last exit."""
+STAGE_LEAST_S, STAGE_FACTOR = 6.0, 3.0
+"""Once all stages have run, the next one may take longer than the longest of them by this factor, and at least that."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +75,28 @@ class Loaded:
         return {name: measure() for name, measure in known.items() if name in wanted}
 
 
-def warm_up(name: str, model: AnytimeModel, costs: CostModel) -> None:
+def warm_up(name: str, model: AnytimeModel, costs: CostModel, progress: LoadingProgress) -> None:
     """Run every exit, so that the first request finds all in place, and learn the seconds at the configured size.
 
     The image is noise, for which a network's own masks would be empty or full, so masks of the usual active shares are
     put in their place. If the costs are known from the worker before, one run on the smallest image is enough.
     """
     shape = input_shape(model.config, *model.config.size)
+    doing = f"warming up {name}"
+    progress.part(doing, RUN_S)
     if costs.typical_s(name, shape, 1):
         for _ in run(model, np.zeros((MULTIPLE, MULTIPLE, 3), np.uint8)):
             pass
         return
     image = np.random.default_rng(0).integers(0, 256, (*model.config.size, 3), dtype=np.uint8)
     masks = smooth_masks(model.begin(image).shape, WARM_UP_SHARES, seed=0)
-    for _ in range(WARM_UP_RUNS):
+    longest_s = 0.0
+    for number in range(1, WARM_UP_RUNS + 1):
         for exit_index, stage_s, active_share in _stages(model, image, masks):
             costs.observe(name, shape, exit_index, stage_s, active_share)
+            longest_s = max(longest_s, stage_s)
+            limit_s = RUN_S if number == 1 else max(STAGE_LEAST_S, STAGE_FACTOR * longest_s)
+            progress.part(f"{doing}, after exit {exit_index} of run {number}", limit_s)
 
 
 def _stages(
@@ -108,9 +122,10 @@ def _stages(
         began_s = time.monotonic()
 
 
-def facts(name: str, loaded: Loaded, costs: CostModel) -> ModelFacts:
+def facts(name: str, loaded: Loaded, costs: CostModel, progress: LoadingProgress) -> ModelFacts:
     """The facts about a model that is warm."""
     config = loaded.model.config
+    progress.part(f"counting the operations of {name}", READ_S)
     shape = input_shape(config, *config.size)
     return ModelFacts(
         macs=tuple(value * GIGA for value in gmacs(config, *config.size)),
@@ -121,26 +136,50 @@ def facts(name: str, loaded: Loaded, costs: CostModel) -> ModelFacts:
     )
 
 
-def load_models(plan: LoadPlan, timer: Timer | None = None) -> dict[str, Loaded]:
+def load_models(plan: LoadPlan, progress: LoadingProgress, timer: Timer = seconds_to_last_exit) -> dict[str, Loaded]:
     """The models of a load plan, by name. `timer`: see `build_fastest`. Raises ValueError or OSError if one cannot be
-    loaded."""
+    loaded, and what torch raises if the machine cannot run it."""
     loaded = {}
     threads = max(1, (plan.threads or usable()) // plan.sharing)
     for name, text in plan.models.items():
         path = Path(text)
         make, precision, chosen = partial(load_directory, path), plan.precision, plan.chosen.get(name)
         if chosen is None:
+            progress.part(f"choosing the executor of {name}", LIMIT_S + READ_S)
             choice = choose_executor(path, plan.device, plan.executor)
             executor, reason = choice.executor, choice.reason
         else:
             executor, reason, precision = chosen.executor, chosen.reason, chosen.precision
-        model, why = build_fastest(make, plan.device, executor, threads, precision, directory=path, timer=timer)
+        progress.part(f"reading {path}", READ_S)
+        timed = partial(_timed, timer, progress, name)
+        model, why = build_fastest(make, plan.device, executor, threads, precision, directory=path, timer=timed)
         why = chosen.precision_reason if chosen else why
         logger.info("%s runs on %s in %s%s", name, model.executor, model.precision, f": {why}" if why else "")
         loaded[name] = Loaded(
             model, load_quality(path, model.precision), load_gains(path, model.precision), reason, why
         )
     return loaded
+
+
+def _timed(timer: Timer, progress: LoadingProgress, name: str, model: AnytimeModel) -> float:
+    progress.part(f"timing {name} in {model.precision}", RUN_S)
+    return timer(model)
+
+
+def failure(error: Exception, doing: str, *, served: bool) -> Unloadable | Broken | None:
+    """What to tell the front end if loading fails while the worker is `doing` something. None if the models were
+    `served` before: what is missing now, for example memory, may be there for the next worker."""
+    if isinstance(error, ValueError | OSError):
+        return Unloadable(str(error))
+    logger.error("loading failed while %s", doing, exc_info=error)
+    reason = (str(error) or "no reason was given").splitlines()[0]
+    if isinstance(error, torch.AcceleratorError):  # a device that has failed does not work any more in this process
+        return Broken(reason)
+    if served:
+        return None
+    return Unloadable(
+        f"{type(error).__name__} while {doing}: {reason}; mend the model, or take it out of the folder of models"
+    )
 
 
 def load_quality(directory: Path, precision: Precision = "fp32") -> Quality | None:
