@@ -91,8 +91,18 @@ def test_an_image_that_is_larger_than_expected_counts_as_what_it_is() -> None:
     backlog = owing(expected(0.5))
     backlog.update(0, Expected("model", (128, 96), 1, 0.5), 0.0)
     assert backlog.ready_s(expected(1.0), 0.0) == pytest.approx(3 * SAFE_S + SPARE_S * 2**0.5)
-    backlog.update(0, Expected("model", (128, 96), 1, 1.5), 0.0)  # and a deadline that has moved
+    backlog.move_deadline(0, 1.5, 0.0)
     assert backlog.ready_s(expected(1.0), 0.0) == pytest.approx(SLICE_S + SAFE_S + SPARE_S)
+
+
+def test_a_deadline_that_moves_says_nothing_of_the_image() -> None:
+    """While the image is on the way, the worker computes nothing for it."""
+    backlog = owing()
+    backlog.add(0, expected(0.5), 0.0)
+    backlog.move_deadline(0, 0.4, 0.0)
+    assert backlog.ready_s(expected(1.0), 0.01) == pytest.approx(2 * SAFE_S + SPARE_S * 2**0.5)
+    backlog.move_deadline(0, 2.0, 0.01)
+    assert backlog.ready_s(expected(1.0), 0.01) == pytest.approx(SAFE_S + SPARE_S)  # before it
 
 
 def test_what_others_would_make_late_is_refused_with_the_wait() -> None:

@@ -4,7 +4,7 @@ caller passes the time in."""
 import math
 import sys
 from bisect import insort
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.requests.budget import GRACE_S
 from server.scheduling.costs import CostModel, Shape
@@ -17,15 +17,14 @@ class Expected:
     """What is known of a request by its head.
 
     `shape`: the network input's height and width; a guess until the image is there. `required`: the first exit that is
-    worth an answer. `deadline_s`: when that must be on the host. `priority`: 0, 1 or 2. `client`: who asks.
-    `prepare_s`: seconds until the image will have been received and decoded.
+    worth an answer. `deadline_s`: when that must be on the host. `client`: who asks. `prepare_s`: seconds until the
+    image will have been received and decoded.
     """
 
     model: str
     shape: Shape
     required: int
     deadline_s: float
-    priority: int = 1
     client: str = ""
     prepare_s: float = 0.0
 
@@ -121,11 +120,17 @@ class Backlog:
         self._had.add(expected.client, self._alone_s(owed), now_s)
 
     def update(self, key: int, expected: Expected, now_s: float) -> None:
-        """The image is with the worker and tells the true shape, or the deadline has moved. Does nothing if the request
-        has ended."""
+        """The image is with the worker and tells the true shape. Does nothing if the request has ended."""
         if owed := self._owed.get(key):
             self._count_done(now_s)
             owed.expected, owed.arrived = expected, True
+            self._reckon(owed)
+
+    def move_deadline(self, key: int, deadline_s: float, now_s: float) -> None:
+        """The required exit is due sooner or later than it was. Does nothing if the request has ended."""
+        if owed := self._owed.get(key):
+            self._count_done(now_s)
+            owed.expected = replace(owed.expected, deadline_s=deadline_s)
             self._reckon(owed)
 
     def reached(self, key: int, exit_index: int, now_s: float) -> None:
