@@ -14,13 +14,14 @@ from server.requests.budget import GRACE_S
 from server.scheduling.backlog import Backlog, Expected
 from server.scheduling.costs import CostModel
 from server.scheduling.jobs import ScheduledJob
+from server.scheduling.pace import Pace
 from server.scheduling.quantile import Quantile
 from server.scheduling.scheduler import SLICE_S, Scheduler
 
 SHAPE = (64, 96)
 STAGE_S = 0.02
-SAFE_S = 1.05 * STAGE_S
-SPARE_S = CostModel.SPARE_S
+SAFE_S = Pace.FIRST * STAGE_S
+SPARE_S = Pace().noise_s(1)
 
 
 def known_costs(stage_s: float = STAGE_S) -> CostModel:
@@ -74,17 +75,39 @@ def test_what_the_worker_has_done_is_not_owed_any_more() -> None:
     assert backlog.ready_s(expected(1.0, required=1), 0.0) == pytest.approx(3 * SAFE_S + SPARE_S * 3**0.5)
     assert backlog.ready_s(expected(1.0, required=2), 0.0) == pytest.approx(both_s + SAFE_S + SPARE_S * (5**0.5 - 2.0))
     assert backlog.ready_s(expected(1.0), 0.01) == pytest.approx(3 * SAFE_S - 0.01 + SPARE_S * 3**0.5)
-    assert backlog.ready_s(expected(1.0), 0.4) == pytest.approx(2 * SAFE_S + SPARE_S * 3**0.5)  # no more than the stage
-    backlog.reached(0, 1, 0.02)
-    assert backlog.ready_s(expected(1.0), 0.02) == pytest.approx(2 * SAFE_S + SPARE_S * 2**0.5)
-    backlog.reached(1, 1, 0.04)
-    backlog.reached(1, 2, 0.06)
-    assert backlog.ready_s(expected(1.0), 0.06) == pytest.approx(SLICE_S + SAFE_S + SPARE_S)  # a slice of slack runs
+    backlog.reached(0, 1, SAFE_S)  # which is as it was expected
+    backlog.reached(7, 1, SAFE_S)
+    now_s = SAFE_S
+    assert backlog.ready_s(expected(1.0), now_s) == pytest.approx(2 * SAFE_S + SPARE_S * 2**0.5)
+    assert backlog.ready_s(expected(1.0), 0.4) == pytest.approx(SAFE_S + SPARE_S * 2**0.5)  # no more than the stage
+
+
+def test_what_has_ended_is_not_owed_any_more() -> None:
+    backlog = owing(expected(0.5), expected(0.6, required=2))
+    backlog.reached(0, 1, SAFE_S)
+    backlog.reached(1, 1, 2 * SAFE_S)
+    backlog.reached(1, 2, 3 * SAFE_S)
+    now_s = 3 * SAFE_S
+    assert backlog.ready_s(expected(1.0), now_s) == pytest.approx(SLICE_S + SAFE_S + SPARE_S)  # a slice of slack runs
     for key in (0, 1, 2):
-        backlog.remove(key, 0.06)
-        backlog.reached(key, 1, 0.06)
-        backlog.update(key, expected(9.0), 0.06)
-    assert len(backlog) == 0 and backlog.ready_s(expected(1.0), 0.06) == pytest.approx(SAFE_S + SPARE_S)
+        backlog.remove(key, now_s)
+        backlog.reached(key, 1, now_s)
+        backlog.update(key, expected(9.0), now_s)
+    assert len(backlog) == 0 and backlog.ready_s(expected(1.0), now_s) == pytest.approx(SAFE_S + SPARE_S)
+
+
+def test_stages_are_expected_to_take_what_they_took_from_one_to_the_next() -> None:
+    """Here twice as long as they are computed for, with what the device's cores do between. Time before the image is
+    there, or after the required exit, tells nothing of it, nor does a request that is given up."""
+    backlog = Backlog(known_costs())
+    for key in range(500):
+        backlog.add(key, expected(key + 1.0), float(key))
+        backlog.update(key, expected(key + 1.0), key + 0.1)
+        if key % 2:
+            backlog.reached(key, 1, key + 0.1 + 2 * STAGE_S)
+            backlog.reached(key, 2, key + 0.5)
+        backlog.remove(key, key + 0.9)
+    assert backlog.ready_s(expected(501.0), 500.0) == pytest.approx(2 * STAGE_S + SPARE_S, rel=0.05)
 
 
 def test_an_image_that_is_larger_than_expected_counts_as_what_it_is() -> None:
@@ -121,15 +144,15 @@ def test_what_others_would_make_late_is_refused_with_the_wait() -> None:
 
 
 def test_what_would_make_others_late_is_refused_until_they_have_what_they_require() -> None:
-    backlog = owing(*[expected(3.5 * STAGE_S)] * 3)
-    found = backlog.refusal(expected(2.1 * STAGE_S), 0.0)
+    backlog = owing(*[expected(4.0 * STAGE_S)] * 3)
+    found = backlog.refusal(expected(2.2 * STAGE_S), 0.0)
     assert found is not None and found.wait_s == pytest.approx(3 * SAFE_S)
     assert found.needs_s < found.left_s
     assert backlog.refusal(expected(6.0 * STAGE_S), 0.0) is None  # comes after them
 
 
 def test_what_is_required_beyond_exit_1_is_protected_too() -> None:
-    backlog = owing(expected(5.0 * STAGE_S, required=3))
+    backlog = owing(expected(6.0 * STAGE_S, required=3))
     assert backlog.refusal(expected(20.0 * STAGE_S), 0.0) is None
     backlog.add(7, expected(20.0 * STAGE_S), 0.0)
     assert backlog.refusal(expected(20.0 * STAGE_S), 0.0) is not None  # its first exit would come first

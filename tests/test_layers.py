@@ -65,6 +65,7 @@ SERVER = [
     "server.scheduling.jobs",
     "server.scheduling.gains",
     "server.scheduling.fairness",
+    "server.scheduling.pace",
     # what they share
     "server.requests.budget",
     "server.metrics",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from server.requests.budget import GRACE_S
 from server.scheduling.costs import CostModel, Shape
 from server.scheduling.fairness import RecentSeconds
+from server.scheduling.pace import Pace
 from server.scheduling.scheduler import SLICE_S
 
 
@@ -80,7 +81,8 @@ class Backlog:
     """What one worker still owes: the required exits of the requests that were admitted to it and have not ended.
 
     The worker computes first exits before further ones and earlier deadlines before later ones (see `Scheduler`), so
-    the time until a request has its required exit is the work that comes before it and its own, all at a safe pace.
+    the time until a request has its required exit is the work that comes before it and its own, at the pace of such work
+    lately (see `Pace`).
 
     Clients are treated fairly by trunk reservation, as telephone exchanges do it. While clients ask for more than the
     device can do, one that lately had more than an equal share of what was admitted must leave room: its request has to
@@ -106,6 +108,7 @@ class Backlog:
         self._workers = workers
         self._owed: dict[int, _Owed] = {}
         self._work: list[_Work] = []  # in order
+        self._pace = Pace()
         self._since_s = 0.0  # until when `done_s` is counted
         self._had = RecentSeconds(self.HAD_HALF_LIFE_S)
         self._asked = RecentSeconds(self.ASKED_HALF_LIFE_S)
@@ -137,8 +140,11 @@ class Backlog:
         """A request has reached an exit, at `now_s`. Does nothing if it has ended."""
         if owed := self._owed.get(key):
             self._count_done(now_s)
-            owed.exit, owed.done_s = exit_index, 0.0
+            required_s, owed.exit = owed.usual_s, exit_index
             self._reckon(owed)
+            if required_s:
+                self._pace.add(self.costs.slow_down * (required_s - owed.usual_s), owed.done_s)
+            owed.done_s = 0.0
 
     def remove(self, key: int, now_s: float) -> None:
         """A request has ended, or was given up. Does nothing if it had ended before."""
@@ -182,17 +188,14 @@ class Backlog:
         its time, also the seconds until that one has its own; else None."""
         running = self._count_done(now_s)
         wait_s = SLICE_S if any(owed.arrived for owed in self._owed.values()) else 0.0
-        slow_down, noise_s = self.costs.slow_down, self.costs.SPARE_S
-        margins = {
-            model: self.costs.margin(model) for model in {work[-1].model for work in (*self._work, *newcomer.work)}
-        }
+        slow_down, pace = self.costs.slow_down, self._pace
         passed_s = ready_s = delay_s = 0.0
         late_s: float | None = None
         for stages, work in enumerate(sorted([*self._work, *newcomer.work]), 1):
             _, deadline_s, _, usual_s, owed = work
-            seconds = slow_down * margins[owed.model] * usual_s
+            seconds = slow_down * pace.factor * usual_s
             if owed is newcomer:
-                ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds + noise_s * math.sqrt(stages)
+                ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds + pace.noise_s(stages)
                 passed_s += seconds
                 delay_s += seconds
                 continue
@@ -204,7 +207,7 @@ class Backlog:
             passed_s += min(seconds, max(0.0, left_s + GRACE_S))
             if delay_s and late_s is None and work is owed.work[-1]:
                 hopeless = slow_down * owed.usual_s - owed.done_s > left_s  # no room would help it
-                if passed_s + noise_s * math.sqrt(stages) > room * left_s and not hopeless:
+                if passed_s + pace.noise_s(stages) > room * left_s and not hopeless:
                     late_s = passed_s - delay_s
         return ready_s, late_s
 
