@@ -81,8 +81,8 @@ class Backlog:
     """What one worker still owes: the required exits of the requests that were admitted to it and have not ended.
 
     The worker computes first exits before further ones and earlier deadlines before later ones (see `Scheduler`), so
-    the time until a request has its required exit is the work that comes before it and its own, at the pace of such work
-    lately (see `Pace`).
+    the time until a request has its required exit is the work that comes before it and its own, at the pace that such
+    work has lately (see `Pace`).
 
     Clients are treated fairly by trunk reservation, as telephone exchanges do it. While clients ask for more than the
     device can do, one that lately had more than an equal share of what was admitted must leave room: its request has to
@@ -142,7 +142,7 @@ class Backlog:
             self._count_done(now_s)
             required_s, owed.exit = owed.usual_s, exit_index
             self._reckon(owed)
-            if required_s:
+            if self._work:  # one request alone does not tell what happens under load
                 self._pace.add(self.costs.slow_down * (required_s - owed.usual_s), owed.done_s)
             owed.done_s = 0.0
 

@@ -11,7 +11,7 @@ class Pace:
     deviates from `n` times the mean by its standard deviation times the root of `n`.
     """
 
-    FIRST = 1.2
+    FIRST = 1.3
     """The ratio to the typical seconds that is assumed at first."""
     FIRST_DEVIATION_S = 0.0012
     """The standard deviation that is assumed at first, and the least one."""
