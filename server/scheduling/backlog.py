@@ -44,7 +44,8 @@ class _Owed:
     """A request that was admitted and has not ended, or is about to be.
 
     `arrived`: its image is with the worker. `work`: what it still requires, `usual_s` seconds at the usual pace from
-    its latest exit on. `done_s`: seconds of that which the worker has probably computed.
+    its latest exit on. `done_s`: seconds of that which the worker has probably computed. `disturbed`: it is not known
+    from when on, because it took the turn of another one, or of slack, or lost its own.
     """
 
     def __init__(self, key: int, expected: Expected, costs: CostModel) -> None:
@@ -56,6 +57,7 @@ class _Owed:
         self.work: tuple[_Work, ...] = ()
         self.usual_s = 0.0
         self.done_s = 0.0
+        self.disturbed = False
         self.estimate(costs)
 
     def estimate(self, costs: CostModel) -> None:
@@ -87,14 +89,15 @@ class Backlog:
     Clients are treated fairly by trunk reservation, as telephone exchanges do it. While clients ask for more than the
     device can do, one that lately had more than an equal share of what was admitted must leave room: its request has to
     be ready within an equal part of the time until its deadline, and so have the requests that it delays. Those who had
-    less use the rest. The part is no smaller than `KEEP_BUSY` times the time of the request alone, so that the device
-    does not idle. The rule sets in gradually: with the load between the two of `LOADS`, and with the surplus that the
-    client had, up to one standard deviation of what comes by chance.
+    less use the rest. What is admitted while nobody asks for more is taken from nobody and does not count. The part is
+    no smaller than `KEEP_BUSY` times the time of the request alone, so that the device does not idle. The rule sets in
+    gradually: with the load between the two of `LOADS`, and with the surplus that the client had, up to one standard
+    deviation of what comes by chance.
     """
 
     HAD_HALF_LIFE_S = 10.0
     """How fast it is forgotten what a client had."""
-    ASKED_HALF_LIFE_S = 1.0
+    ASKED_HALF_LIFE_S = 0.5
     """How fast it is forgotten what a client asked for."""
     LOADS = 0.9, 1.1
     """Seconds of computation that clients ask for in a second. Up to the first load nobody must leave room; from the
@@ -120,14 +123,18 @@ class Backlog:
         """A request was admitted. Its image may still be on the way."""
         owed = self._owed[key] = _Owed(key, expected, self.costs)
         self._reckon(owed)
-        self._had.add(expected.client, self._alone_s(owed), now_s)
+        self._had.add(expected.client, self._alone_s(owed) * self._scarcity(now_s), now_s)
 
     def update(self, key: int, expected: Expected, now_s: float) -> None:
         """The image is with the worker and tells the true shape. Does nothing if the request has ended."""
         if owed := self._owed.get(key):
-            self._count_done(now_s)
+            before = self._count_done(now_s)
             owed.expected, owed.arrived = expected, True
             self._reckon(owed)
+            if self._running() is not before:
+                owed.disturbed = True
+                if before:
+                    before.disturbed = True
 
     def move_deadline(self, key: int, deadline_s: float, now_s: float) -> None:
         """The required exit is due sooner or later than it was. Does nothing if the request has ended."""
@@ -142,9 +149,10 @@ class Backlog:
             self._count_done(now_s)
             required_s, owed.exit = owed.usual_s, exit_index
             self._reckon(owed)
-            if self._work:  # one request alone does not tell what happens under load
-                self._pace.add(self.costs.slow_down * (required_s - owed.usual_s), owed.done_s)
-            owed.done_s = 0.0
+            # A request alone does not tell what happens under load.
+            if (self._work or self._scarcity(now_s)) and not owed.disturbed:
+                self._pace.add(self.costs.slow_down * (required_s - owed.usual_s), owed.done_s, now_s)
+            owed.done_s, owed.disturbed = 0.0, False
 
     def remove(self, key: int, now_s: float) -> None:
         """A request has ended, or was given up. Does nothing if it had ended before."""
@@ -188,14 +196,15 @@ class Backlog:
         its time, also the seconds until that one has its own; else None."""
         running = self._count_done(now_s)
         wait_s = SLICE_S if any(owed.arrived for owed in self._owed.values()) else 0.0
-        slow_down, pace = self.costs.slow_down, self._pace
+        slow_down, noise_s = self.costs.slow_down, self._pace.noise_s(now_s)
+        pace = slow_down * self._pace.factor(now_s)
         passed_s = ready_s = delay_s = 0.0
         late_s: float | None = None
         for stages, work in enumerate(sorted([*self._work, *newcomer.work]), 1):
             _, deadline_s, _, usual_s, owed = work
-            seconds = slow_down * pace.factor * usual_s
+            seconds = pace * usual_s
             if owed is newcomer:
-                ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds + pace.noise_s(stages)
+                ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds + noise_s * math.sqrt(stages)
                 passed_s += seconds
                 delay_s += seconds
                 continue
@@ -207,7 +216,7 @@ class Backlog:
             passed_s += min(seconds, max(0.0, left_s + GRACE_S))
             if delay_s and late_s is None and work is owed.work[-1]:
                 hopeless = slow_down * owed.usual_s - owed.done_s > left_s  # no room would help it
-                if passed_s + pace.noise_s(stages) > room * left_s and not hopeless:
+                if passed_s + noise_s * math.sqrt(stages) > room * left_s and not hopeless:
                     late_s = passed_s - delay_s
         return ready_s, late_s
 
@@ -227,10 +236,14 @@ class Backlog:
         if not fair_s:
             return 1.0
         surplus = (self._had.of(client, now_s) - fair_s) / math.sqrt(fair_s * alone_s)
+        strictness = min(1.0, max(0.0, surplus)) * self._scarcity(now_s)
+        return 1 - strictness * max(0.0, 1 - max(1 / clients, self.KEEP_BUSY * alone))
+
+    def _scarcity(self, now_s: float) -> float:
+        """0 while the device can do all that clients ask for, 1 while it surely cannot."""
         free, full = self.LOADS
         load = self._asked.total(now_s) / self._asked.mean_age_s
-        strictness = min(1.0, max(0.0, surplus)) * min(1.0, max(0.0, (load - free) / (full - free)))
-        return 1 - strictness * max(0.0, 1 - max(1 / clients, self.KEEP_BUSY * alone))
+        return min(1.0, max(0.0, (load - free) / (full - free)))
 
     # --- bookkeeping ---
 
@@ -244,10 +257,14 @@ class Backlog:
     def _drop(self, owed: _Owed) -> None:
         self._work = [work for work in self._work if work[-1] is not owed]
 
+    def _running(self) -> _Owed | None:
+        """The request on whose required exit the worker computes."""
+        return next((work[-1] for work in self._work if work[-1].arrived), None)
+
     def _count_done(self, now_s: float) -> _Owed | None:
-        """Count what the worker has computed meanwhile. Returns the request on whose required exit it computes."""
-        running = next((work[-1] for work in self._work if work[-1].arrived), None)
+        """Count what the worker has computed meanwhile, and return for whom."""
+        running = self._running()
         if running:
             running.done_s += max(0.0, now_s - self._since_s)
-        self._since_s = now_s
+        self._since_s = max(self._since_s, now_s)
         return running
