@@ -14,13 +14,14 @@ from server.requests.budget import GRACE_S
 from server.scheduling.backlog import Backlog, Expected
 from server.scheduling.costs import CostModel
 from server.scheduling.jobs import ScheduledJob
+from server.scheduling.pace import Pace
 from server.scheduling.quantile import Quantile
 from server.scheduling.scheduler import SLICE_S, Scheduler
 
 SHAPE = (64, 96)
 STAGE_S = 0.02
-SAFE_S = 1.05 * STAGE_S
-SPARE_S = CostModel.SPARE_S
+SAFE_S = Pace.FIRST * STAGE_S
+SPARE_S = Pace().noise_s(0.0)
 
 
 def known_costs(stage_s: float = STAGE_S) -> CostModel:
@@ -74,25 +75,64 @@ def test_what_the_worker_has_done_is_not_owed_any_more() -> None:
     assert backlog.ready_s(expected(1.0, required=1), 0.0) == pytest.approx(3 * SAFE_S + SPARE_S * 3**0.5)
     assert backlog.ready_s(expected(1.0, required=2), 0.0) == pytest.approx(both_s + SAFE_S + SPARE_S * (5**0.5 - 2.0))
     assert backlog.ready_s(expected(1.0), 0.01) == pytest.approx(3 * SAFE_S - 0.01 + SPARE_S * 3**0.5)
-    assert backlog.ready_s(expected(1.0), 0.4) == pytest.approx(2 * SAFE_S + SPARE_S * 3**0.5)  # no more than the stage
-    backlog.reached(0, 1, 0.02)
-    assert backlog.ready_s(expected(1.0), 0.02) == pytest.approx(2 * SAFE_S + SPARE_S * 2**0.5)
-    backlog.reached(1, 1, 0.04)
-    backlog.reached(1, 2, 0.06)
-    assert backlog.ready_s(expected(1.0), 0.06) == pytest.approx(SLICE_S + SAFE_S + SPARE_S)  # a slice of slack runs
+    backlog.reached(0, 1, SAFE_S)  # which is as it was expected
+    backlog.reached(7, 1, SAFE_S)
+    now_s = SAFE_S
+    assert backlog.ready_s(expected(1.0), now_s) == pytest.approx(2 * SAFE_S + SPARE_S * 2**0.5)
+    assert backlog.ready_s(expected(1.0), 0.4) == pytest.approx(SAFE_S + SPARE_S * 2**0.5)  # no more than the stage
+
+
+def test_what_has_ended_is_not_owed_any_more() -> None:
+    backlog = owing(expected(0.5), expected(0.6, required=2))
+    backlog.reached(0, 1, SAFE_S)
+    backlog.reached(1, 1, 2 * SAFE_S)
+    backlog.reached(1, 2, 3 * SAFE_S)
+    now_s = 3 * SAFE_S
+    assert backlog.ready_s(expected(1.0), now_s) == pytest.approx(SLICE_S + SAFE_S + SPARE_S)  # a slice of slack runs
     for key in (0, 1, 2):
-        backlog.remove(key, 0.06)
-        backlog.reached(key, 1, 0.06)
-        backlog.update(key, expected(9.0), 0.06)
-    assert len(backlog) == 0 and backlog.ready_s(expected(1.0), 0.06) == pytest.approx(SAFE_S + SPARE_S)
+        backlog.remove(key, now_s)
+        backlog.reached(key, 1, now_s)
+        backlog.update(key, expected(9.0), now_s)
+    assert len(backlog) == 0 and backlog.ready_s(expected(1.0), now_s) == pytest.approx(SAFE_S + SPARE_S)
+
+
+def test_stages_are_expected_to_take_what_they_took_from_one_to_the_next() -> None:
+    """Here twice as long as they are computed for, with what the device's cores do between. What tells nothing of it: a
+    request alone, the time before an image is there, and one that comes while something else is computed."""
+    backlog = Backlog(known_costs())
+    for number in range(400):
+        now_s, keys = 0.3 * number, [3 * number] if number < 100 else [3 * number, 3 * number + 1, 3 * number + 2]
+        if number == 100:
+            assert backlog.ready_s(expected(9999.0), now_s) == pytest.approx(SAFE_S + SPARE_S)
+        for key in keys:
+            backlog.add(key, expected(now_s + 1.0 + key % 3), now_s)
+        now_s += 0.1
+        for key in keys:
+            backlog.update(key, expected(now_s + 1.0 + key % 3), now_s)
+        now_s += 2 * STAGE_S
+        for key in keys:
+            now_s += 2 * STAGE_S
+            backlog.reached(key, 1, now_s)
+            backlog.remove(key, now_s)
+    assert backlog.ready_s(expected(9999.0), now_s) > SAFE_S + SPARE_S + 0.2 * STAGE_S
 
 
 def test_an_image_that_is_larger_than_expected_counts_as_what_it_is() -> None:
     backlog = owing(expected(0.5))
     backlog.update(0, Expected("model", (128, 96), 1, 0.5), 0.0)
     assert backlog.ready_s(expected(1.0), 0.0) == pytest.approx(3 * SAFE_S + SPARE_S * 2**0.5)
-    backlog.update(0, Expected("model", (128, 96), 1, 1.5), 0.0)  # and a deadline that has moved
+    backlog.move_deadline(0, 1.5, 0.0)
     assert backlog.ready_s(expected(1.0), 0.0) == pytest.approx(SLICE_S + SAFE_S + SPARE_S)
+
+
+def test_a_deadline_that_moves_says_nothing_of_the_image() -> None:
+    """While the image is on the way, the worker computes nothing for it."""
+    backlog = owing()
+    backlog.add(0, expected(0.5), 0.0)
+    backlog.move_deadline(0, 0.4, 0.0)
+    assert backlog.ready_s(expected(1.0), 0.01) == pytest.approx(2 * SAFE_S + SPARE_S * 2**0.5)
+    backlog.move_deadline(0, 2.0, 0.01)
+    assert backlog.ready_s(expected(1.0), 0.01) == pytest.approx(SAFE_S + SPARE_S)  # before it
 
 
 def test_what_others_would_make_late_is_refused_with_the_wait() -> None:
@@ -111,15 +151,15 @@ def test_what_others_would_make_late_is_refused_with_the_wait() -> None:
 
 
 def test_what_would_make_others_late_is_refused_until_they_have_what_they_require() -> None:
-    backlog = owing(*[expected(3.5 * STAGE_S)] * 3)
-    found = backlog.refusal(expected(2.1 * STAGE_S), 0.0)
+    backlog = owing(*[expected(4.3 * STAGE_S)] * 3)
+    found = backlog.refusal(expected(2.3 * STAGE_S), 0.0)
     assert found is not None and found.wait_s == pytest.approx(3 * SAFE_S)
     assert found.needs_s < found.left_s
-    assert backlog.refusal(expected(6.0 * STAGE_S), 0.0) is None  # comes after them
+    assert backlog.refusal(expected(6.5 * STAGE_S), 0.0) is None  # comes after them
 
 
 def test_what_is_required_beyond_exit_1_is_protected_too() -> None:
-    backlog = owing(expected(5.0 * STAGE_S, required=3))
+    backlog = owing(expected(6.0 * STAGE_S, required=3))
     assert backlog.refusal(expected(20.0 * STAGE_S), 0.0) is None
     backlog.add(7, expected(20.0 * STAGE_S), 0.0)
     assert backlog.refusal(expected(20.0 * STAGE_S), 0.0) is not None  # its first exit would come first
@@ -377,6 +417,15 @@ def test_a_client_that_asks_ten_times_as_much_leaves_the_other_its_half(
     Loop(STAGE_S).run([*small, *poisson(10 * rate, 4.0, left_s, "large", seed=1)])
     fair = min(sum(request.exit >= 1 for request in alone), 0.5 * 4.0 / STAGE_S)
     assert sum(request.exit >= 1 for request in small) >= 0.9 * fair
+
+
+def test_what_a_client_had_while_nobody_asked_for_more_does_not_count() -> None:
+    """It had the device to itself, until another one came that asks for ten times as much."""
+    small = poisson(20, 12.0, (0.1, 0.1), "small")
+    large = [Request(8.0 + request.arrival_s, 0.1, "large") for request in poisson(200, 4.0, (0.1, 0.1), seed=1)]
+    Loop(STAGE_S).run([*small, *large])
+    beside = [request for request in small if request.arrival_s > 8.0]
+    assert sum(request.exit >= 1 for request in beside) >= 0.9 * len(beside)
 
 
 def test_a_bad_time_is_forgotten() -> None:

@@ -104,6 +104,7 @@ SERVER = [
     "server.scheduling.jobs",
     "server.scheduling.gains",
     "server.scheduling.fairness",
+    "server.scheduling.pace",
     # what they share
     "server.requests.budget",
     "server.metrics",

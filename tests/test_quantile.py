@@ -1,10 +1,11 @@
 """The running quantile."""
 
+import math
 import random
 
 import pytest
 
-from server.scheduling.quantile import Quantile
+from server.scheduling.quantile import Quantile, RecentQuantile
 
 
 def test_a_quantile_is_exact_at_first() -> None:
@@ -36,3 +37,19 @@ def test_a_quantile_falls_once_all_values_of_a_run_lie_below() -> None:
         assert quantile.value > 3.9
         quantile.add(2.0 if number else 3.0)
     assert quantile.value == 3.0
+
+
+def test_a_recent_quantile_is_that_of_the_latest_values() -> None:
+    recent, chance = RecentQuantile(0.98), random.Random(0)
+    assert recent.value == 0.0
+    values = [round(chance.random(), 1) for _ in range(300)]
+    for count, value in enumerate(values, 1):
+        recent.add(value)
+        latest = sorted(values[max(0, count - RecentQuantile.LATEST) : count])
+        assert recent.value == latest[math.ceil(0.98 * len(latest)) - 1]
+    for _ in range(3):
+        recent.add(9.0)
+    assert recent.value == 9.0  # two of 128 would not count
+    for _ in range(RecentQuantile.LATEST):
+        recent.add(0.5)
+    assert recent.value == 0.5

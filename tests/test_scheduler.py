@@ -212,13 +212,18 @@ def test_slack_goes_by_priority() -> None:
 
 
 def test_slack_is_shared_by_the_clients() -> None:
-    """One client has six jobs open, the other one, and each gets half of the device."""
-    made = scheduler(*(job(key, client="many") for key in range(6)), job(6, client="one"))
-    device = Device(made, step_s=0.2 * STEP_S)
+    """One client has six jobs open, the other one, which is behind by five stages once everyone has a first exit. It
+    gets ahead until it is behind by no more than `FAIR_S`."""
+    made = scheduler(*(job(key, 4.0, client="many") for key in range(6)), job(6, 4.0, client="one"))
+    device = Device(made)
     device.steps(14)
     assert set(device.order) == set(range(7))
-    device.steps(6)
-    assert Counter(device.order[14:]) == {6: 6}  # it is behind by five stages
+    device.steps(5)
+    assert (
+        pytest.approx(3 * STAGE_S) == Scheduler.FAIR_S
+        and Counter(device.order[14:18]) == {6: 4}
+        and device.order[18] != 6
+    )
     device.finish()
     assert device.ends[6] == (Stop.COMPLETE, 4)
 
@@ -241,17 +246,26 @@ def measured(*means: float) -> Gains:
 def test_slack_goes_where_the_expected_gain_is_largest() -> None:
     """Exit 2 of `other` adds little, but exit 3 much: both together are worth more than exits 2 and 3 of `model`."""
     gains = GainModel({"model": measured(0.5, 0.1, 0.1, 0.1), "other": measured(0.5, 0.05, 0.4, 0.1)})
-    for deadline_s, first in ((10.0, 2), (4.0 * STAGE_S, 1)):  # if exit 3 does not fit, exit 2 alone counts
-        device = Device(scheduler(job(1, 9.0), job(2, deadline_s, model="other"), gains=gains)).steps(5)
-        assert device.order == ([2, 2, 1, 1, 1] if deadline_s < 9.0 else [1, 1, 2, 2, 2])
+    for deadline_s, first in ((1.3, 2), (4.0 * STAGE_S, 1)):  # if exit 3 does not fit, exit 2 alone counts
+        device = Device(scheduler(job(1, 1.2), job(2, deadline_s, model="other"), gains=gains)).steps(5)
+        assert device.order == ([2, 2, 1, 1, 1] if deadline_s < 1.2 else [1, 1, 2, 2, 2])
         assert device.order[4] == first
 
 
 def test_the_best_of_the_further_exits_counts_for_its_time() -> None:
     """All further exits of `other` add more than those of `model`, but exit 2 of `model` adds most in its time."""
     gains = GainModel({"model": measured(0.5, 0.3, 0.0, 0.0), "other": measured(0.5, 0.2, 0.2, 0.2)})
-    device = Device(scheduler(job(1, 10.0), job(2, 9.0, model="other"), gains=gains)).steps(6)
+    device = Device(scheduler(job(1, 1.3), job(2, 1.2, model="other"), gains=gains)).steps(6)
     assert device.order == [2, 2, 1, 1, 1, 1]
+
+
+def test_what_fits_amply_is_finished_by_its_deadline_whatever_it_gains() -> None:
+    """Twice the work of both fits from here on: 0.6 s after their first exits."""
+    gains = GainModel({"model": measured(0.5, 0.3, 0.3, 0.3), "other": measured(0.5, 0.01, 0.01, 0.01)})
+    for late_s, after in ((0.01, [2] * 6 + [1] * 6), (-0.01, [1] * 6 + [2] * 6)):
+        first = 2 * STAGE_S + 3 * Scheduler.AMPLE * STAGE_S
+        jobs = job(1, 2 * first - 2 * STAGE_S + late_s), job(2, first + 0.5 * late_s + STAGE_S, model="other")
+        assert Device(scheduler(*jobs, gains=gains)).steps(16).order[4:] == after
 
 
 def test_of_similar_gains_the_earliest_deadline_comes_first() -> None:

@@ -211,11 +211,11 @@ def test_the_server_refuses_by_the_head_what_would_be_late() -> None:
         (Policies(), [4, 4]),
         (Policies(of_moment=(TrafficRule(open_requests=2, max_exit=1),)), [1, 4]),
         (Policies(of_request=(InputRule(pixels=1000, max_exit=2),)), [2, 2]),
-        (Policies(of_request=(TermsPolicy(Terms(max_deadline_ms=30)),)), [3, 0]),
+        (Policies(of_request=(TermsPolicy(Terms(max_deadline_ms=27)),)), [2, 0]),
     ],
 )
 def test_budgets_limit_the_server(policies: Policies, reached: list[int]) -> None:
-    """Two requests at once, each of 25 ms to the last exit. With 30 ms at most, the second one is refused."""
+    """Two requests at once, each of 25 ms to the last exit. With 27 ms at most, the second one is refused."""
     stages_ms, utility = (10.0, 4.0, 6.0, 5.0), (0.5, 0.6, 0.75, 0.8)
     assert exits(served(policies), request(0, 0, 200, stages_ms, utility), request(1, 0, 210, stages_ms, utility)) == (
         reached

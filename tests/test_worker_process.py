@@ -1,6 +1,8 @@
 """The reserve of worker processes. test_server.py tests real ones."""
 
 import asyncio
+import os
+import threading
 from multiprocessing import Pipe
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ from live import until
 
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import Reserve
+from server.worker import __main__ as worker
 
 PLAN = LoadPlan({}, "cpu", "auto", 1, (), {}, arena_fd=7, arena_bytes=1, log_level="INFO")
 
@@ -67,3 +70,22 @@ def test_without_a_reserve_every_worker_gets_a_new_process(started: Any) -> None
             assert len(started) == number + 1 and started[-1].has_plan
 
     asyncio.run(check())
+
+
+def test_a_process_in_reserve_imports_behind_everybody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only its import steps back, since no thread may raise its priority again."""
+    ours, theirs = Pipe()
+    found: list[tuple[str, int]] = []
+
+    def imported(name: str) -> None:
+        found.append((name, os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+        if len(found) == 2:
+            ours.send(PLAN)
+
+    monkeypatch.setattr(worker, "import_module", imported)
+    ours.send(PLAN)
+    assert worker.load_plan(theirs) == PLAN and not found  # it has something to do at once
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert worker.load_plan(theirs) == PLAN
+    assert found == [("server.worker.loading", 19), ("server.worker.process", 19)]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before

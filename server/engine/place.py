@@ -30,7 +30,7 @@ class Place:
     def move_deadline(self, deadline_s: float, now_s: float) -> None:
         """The required exit is due sooner or later than it was."""
         self.expected = replace(self.expected, deadline_s=deadline_s)
-        self.backlog.update(self.key, self.expected, now_s)
+        self.backlog.move_deadline(self.key, deadline_s, now_s)
 
     def release(self, now_s: float) -> None:
         """Give it up; does nothing if it was given up before."""

@@ -191,7 +191,6 @@ class Service:
             shape=model.input_shape(*size),
             required=record.options.required,
             deadline_s=record.compute_deadline_s,
-            priority=record.options.priority,
             client=record.sharer,
             prepare_s=self.codec.usual_decode_s(size[0] * size[1]),
         )

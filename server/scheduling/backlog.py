@@ -4,11 +4,12 @@ caller passes the time in."""
 import math
 import sys
 from bisect import insort
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.requests.budget import GRACE_S
 from server.scheduling.costs import CostModel, Shape
 from server.scheduling.fairness import RecentSeconds
+from server.scheduling.pace import Pace
 from server.scheduling.scheduler import SLICE_S
 
 
@@ -17,15 +18,14 @@ class Expected:
     """What is known of a request by its head.
 
     `shape`: the network input's height and width; a guess until the image is there. `required`: the first exit that is
-    worth an answer. `deadline_s`: when that must be on the host. `priority`: 0, 1 or 2. `client`: who asks.
-    `prepare_s`: seconds until the image will have been received and decoded.
+    worth an answer. `deadline_s`: when that must be on the host. `client`: who asks. `prepare_s`: seconds until the
+    image will have been received and decoded.
     """
 
     model: str
     shape: Shape
     required: int
     deadline_s: float
-    priority: int = 1
     client: str = ""
     prepare_s: float = 0.0
 
@@ -44,7 +44,8 @@ class _Owed:
     """A request that was admitted and has not ended, or is about to be.
 
     `arrived`: its image is with the worker. `work`: what it still requires, `usual_s` seconds at the usual pace from
-    its latest exit on. `done_s`: seconds of that which the worker has probably computed.
+    its latest exit on. `done_s`: seconds of that which the worker has probably computed. `disturbed`: it is not known
+    from when on, because it took the turn of another one, or of slack, or lost its own.
     """
 
     def __init__(self, key: int, expected: Expected, costs: CostModel) -> None:
@@ -56,6 +57,7 @@ class _Owed:
         self.work: tuple[_Work, ...] = ()
         self.usual_s = 0.0
         self.done_s = 0.0
+        self.disturbed = False
         self.estimate(costs)
 
     def estimate(self, costs: CostModel) -> None:
@@ -81,19 +83,21 @@ class Backlog:
     """What one worker still owes: the required exits of the requests that were admitted to it and have not ended.
 
     The worker computes first exits before further ones and earlier deadlines before later ones (see `Scheduler`), so
-    the time until a request has its required exit is the work that comes before it and its own, all at a safe pace.
+    the time until a request has its required exit is the work that comes before it and its own, at the pace that such
+    work has lately (see `Pace`).
 
     Clients are treated fairly by trunk reservation, as telephone exchanges do it. While clients ask for more than the
     device can do, one that lately had more than an equal share of what was admitted must leave room: its request has to
     be ready within an equal part of the time until its deadline, and so have the requests that it delays. Those who had
-    less use the rest. The part is no smaller than `KEEP_BUSY` times the time of the request alone, so that the device
-    does not idle. The rule sets in gradually: with the load between the two of `LOADS`, and with the surplus that the
-    client had, up to one standard deviation of what comes by chance.
+    less use the rest. What is admitted while nobody asks for more is taken from nobody and does not count. The part is
+    no smaller than `KEEP_BUSY` times the time of the request alone, so that the device does not idle. The rule sets in
+    gradually: with the load between the two of `LOADS`, and with the surplus that the client had, up to one standard
+    deviation of what comes by chance.
     """
 
     HAD_HALF_LIFE_S = 10.0
     """How fast it is forgotten what a client had."""
-    ASKED_HALF_LIFE_S = 1.0
+    ASKED_HALF_LIFE_S = 0.5
     """How fast it is forgotten what a client asked for."""
     LOADS = 0.9, 1.1
     """Seconds of computation that clients ask for in a second. Up to the first load nobody must leave room; from the
@@ -107,6 +111,7 @@ class Backlog:
         self._workers = workers
         self._owed: dict[int, _Owed] = {}
         self._work: list[_Work] = []  # in order
+        self._pace = Pace()
         self._since_s = 0.0  # until when `done_s` is counted
         self._had = RecentSeconds(self.HAD_HALF_LIFE_S)
         self._asked = RecentSeconds(self.ASKED_HALF_LIFE_S)
@@ -118,22 +123,36 @@ class Backlog:
         """A request was admitted. Its image may still be on the way."""
         owed = self._owed[key] = _Owed(key, expected, self.costs)
         self._reckon(owed)
-        self._had.add(expected.client, self._alone_s(owed), now_s)
+        self._had.add(expected.client, self._alone_s(owed) * self._scarcity(now_s), now_s)
 
     def update(self, key: int, expected: Expected, now_s: float) -> None:
-        """The image is with the worker and tells the true shape, or the deadline has moved. Does nothing if the request
-        has ended."""
+        """The image is with the worker and tells the true shape. Does nothing if the request has ended."""
+        if owed := self._owed.get(key):
+            before = self._count_done(now_s)
+            owed.expected, owed.arrived = expected, True
+            self._reckon(owed)
+            if self._running() is not before:
+                owed.disturbed = True
+                if before:
+                    before.disturbed = True
+
+    def move_deadline(self, key: int, deadline_s: float, now_s: float) -> None:
+        """The required exit is due sooner or later than it was. Does nothing if the request has ended."""
         if owed := self._owed.get(key):
             self._count_done(now_s)
-            owed.expected, owed.arrived = expected, True
+            owed.expected = replace(owed.expected, deadline_s=deadline_s)
             self._reckon(owed)
 
     def reached(self, key: int, exit_index: int, now_s: float) -> None:
         """A request has reached an exit, at `now_s`. Does nothing if it has ended."""
         if owed := self._owed.get(key):
             self._count_done(now_s)
-            owed.exit, owed.done_s = exit_index, 0.0
+            required_s, owed.exit = owed.usual_s, exit_index
             self._reckon(owed)
+            # A request alone does not tell what happens under load.
+            if (self._work or self._scarcity(now_s)) and not owed.disturbed:
+                self._pace.add(self.costs.slow_down * (required_s - owed.usual_s), owed.done_s, now_s)
+            owed.done_s, owed.disturbed = 0.0, False
 
     def remove(self, key: int, now_s: float) -> None:
         """A request has ended, or was given up. Does nothing if it had ended before."""
@@ -178,15 +197,13 @@ class Backlog:
         its time, also the seconds until that one has its own; else None."""
         running = self._count_done(now_s)
         wait_s = SLICE_S if any(owed.arrived for owed in self._owed.values()) else 0.0
-        slow_down, noise_s = self.costs.slow_down, self.costs.SPARE_S
-        margins = {
-            model: self.costs.margin(model) for model in {work[-1].model for work in (*self._work, *newcomer.work)}
-        }
+        slow_down, noise_s = self.costs.slow_down, self._pace.noise_s(now_s)
+        pace = slow_down * self._pace.factor(now_s)
         passed_s = ready_s = delay_s = 0.0
         late_s: float | None = None
         for stages, work in enumerate(sorted([*self._work, *newcomer.work]), 1):
             _, deadline_s, _, usual_s, owed = work
-            seconds = slow_down * margins[owed.model] * usual_s
+            seconds = pace * usual_s
             if owed is newcomer:
                 ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds + noise_s * math.sqrt(stages)
                 passed_s += seconds
@@ -220,10 +237,14 @@ class Backlog:
         if not fair_s:
             return 1.0
         surplus = (self._had.of(client, now_s) - fair_s) / math.sqrt(fair_s * alone_s)
+        strictness = min(1.0, max(0.0, surplus)) * self._scarcity(now_s)
+        return 1 - strictness * max(0.0, 1 - max(1 / clients, self.KEEP_BUSY * alone))
+
+    def _scarcity(self, now_s: float) -> float:
+        """0 while the device can do all that clients ask for, 1 while it surely cannot."""
         free, full = self.LOADS
         load = self._asked.total(now_s) / self._asked.mean_age_s
-        strictness = min(1.0, max(0.0, surplus)) * min(1.0, max(0.0, (load - free) / (full - free)))
-        return 1 - strictness * max(0.0, 1 - max(1 / clients, self.KEEP_BUSY * alone))
+        return min(1.0, max(0.0, (load - free) / (full - free)))
 
     # --- bookkeeping ---
 
@@ -237,10 +258,14 @@ class Backlog:
     def _drop(self, owed: _Owed) -> None:
         self._work = [work for work in self._work if work[-1] is not owed]
 
+    def _running(self) -> _Owed | None:
+        """The request on whose required exit the worker computes."""
+        return next((work[-1] for work in self._work if work[-1].arrived), None)
+
     def _count_done(self, now_s: float) -> _Owed | None:
-        """Count what the worker has computed meanwhile. Returns the request on whose required exit it computes."""
-        running = next((work[-1] for work in self._work if work[-1].arrived), None)
+        """Count what the worker has computed meanwhile, and return for whom."""
+        running = self._running()
         if running:
             running.done_s += max(0.0, now_s - self._since_s)
-        self._since_s = now_s
+        self._since_s = max(self._since_s, now_s)
         return running

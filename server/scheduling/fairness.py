@@ -42,7 +42,7 @@ class RecentSeconds:
         return self._total / self._weight(now_s)
 
     def _weight(self, now_s: float) -> float:
-        return math.exp2(min(1000.0, (now_s - self._since_s) / self._half_life_s))
+        return math.exp2(min(1000.0, max(-1000.0, (now_s - self._since_s) / self._half_life_s)))
 
     def _forget(self, now_s: float) -> None:
         weight = self._weight(now_s)

@@ -1,6 +1,8 @@
-"""A running quantile: what usual and slow durations are, learnt one by one. Pure."""
+"""Running quantiles: what usual and slow durations are, learnt one by one. Pure."""
 
 import math
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Sequence
 
 
@@ -34,3 +36,25 @@ class Quantile:
             if len(self._below) == self.RUN:
                 self.value = min(self.value, max(self._below))
                 self._below = []
+
+
+class RecentQuantile:
+    """The quantile of the latest `LATEST` values. It follows a change at once, where `Quantile` is steady."""
+
+    LATEST = 128
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._latest = deque[float]()
+        self._sorted: list[float] = []
+
+    @property
+    def value(self) -> float:
+        """0 until there is a value."""
+        return self._sorted[math.ceil(self._share * len(self._sorted)) - 1] if self._sorted else 0.0
+
+    def add(self, value: float) -> None:
+        if len(self._latest) == self.LATEST:
+            del self._sorted[bisect_left(self._sorted, self._latest.popleft())]
+        self._latest.append(value)
+        insort(self._sorted, value)

@@ -3,8 +3,8 @@ time in.
 
 Every job's first exit comes first, then exits that are required beyond it, each by the earliest deadline. What is left
 of the device's time, the *slack*, goes to further exits that would be ready by their deadline at the safe estimate of
-`CostModel`: by priority, then to the clients that had least of the device lately, then where the expected gain for each
-second is about the largest, by the earliest deadline.
+`CostModel`: by priority, and by the earliest deadline if all fit. If not, to the clients that had least of the device
+lately, then where the expected gain for each second is about the largest, by the earliest deadline.
 """
 
 from collections.abc import Mapping
@@ -41,10 +41,12 @@ class Finished:
 class Scheduler:
     """The open jobs of one device. It learns what their stages cost, and refuses nothing: see `Backlog` for that."""
 
-    FAIR_S = 0.03
+    FAIR_S = 0.3
     """A client that had this much more of the device than another one still competes with it by gain."""
     HALF_LIFE_S = 20.0
     """How fast it is forgotten what a client had of the device."""
+    AMPLE = 2.0
+    """If so many times the work of all jobs fits their deadlines, no gain need be weighed against another one."""
     SIMILAR = 0.7
     """Gains for each second above this share of the largest count as equal, and the deadline decides. A strict order
     would spend time on what can wait, and let earlier deadlines pass."""
@@ -182,14 +184,25 @@ class Scheduler:
             self.costs.observe_cut(job.spec.model, job.shape, job.exit + 1, job.stage_s, job.active_share)
         return job
 
+    def _fit(self, jobs: list[ScheduledJob], now_s: float) -> bool:
+        """Whether all further exits of `jobs` fit their deadlines amply, the earliest deadline first."""
+        for job in sorted(jobs, key=attrgetter("order")):
+            now_s += self.AMPLE * self.costs.slow_down * job.ahead_s[job.spec.max_exit - job.exit] - job.stage_s
+            if now_s > job.compute_deadline_s:
+                return False
+        return True
+
     def _next_of_slack(self, now_s: float) -> ScheduledJob:
-        """Of the jobs of the highest priority, one that has begun its stage; else one of a client that had least of the
-        device: of those whose gain for each second is about the largest, the one with the earliest deadline."""
+        """Of the jobs of the highest priority, one that has begun its stage; else the one with the earliest deadline if
+        all fit; else one of a client that had least of the device: of those whose gain for each second is about the
+        largest, the one with the earliest deadline."""
         jobs = list(self._jobs.values())
         first = max(job.spec.priority for job in jobs)
         jobs = [job for job in jobs if job.spec.priority == first]
         if begun := [job for job in jobs if job.stage_s]:
             jobs = begun
+        elif self._fit(jobs, now_s):
+            return min(jobs, key=attrgetter("order"))
         clients = {job.spec.client for job in jobs}
         if len(clients) > 1:
             had_s = {client: self._had.of(client, now_s) for client in clients}

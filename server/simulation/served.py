@@ -113,9 +113,7 @@ class Served:
 
     def _expected(self, job: SimulatedJob) -> Expected:
         request = job.request
-        return Expected(
-            request.model.served.name, request.shape, 1, job.compute_deadline_s, request.priority, request.client
-        )
+        return Expected(request.model.served.name, request.shape, 1, job.compute_deadline_s, request.client)
 
     def _traffic(self, now_s: float, more: int = 0) -> Traffic:
         return Traffic(len(self._open) + more, self._busy.total(now_s) / self._busy.mean_age_s, now_s)

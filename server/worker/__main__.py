@@ -7,7 +7,9 @@ import gc
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from server.worker.progress import LoadingProgress
 
 NICE = 5
 """The worker's niceness: the front end must get a core while the worker computes on all of them."""
+IDLE_NICE = 19
+"""The niceness of a process in reserve while it imports: for seconds, it would take a core from the worker."""
 EXPENDABLE = 500
 """Added to the share of memory, in thousandths, by which the system chooses whom to kill when memory runs out: rather a
 worker than the front end, which starts another one."""
@@ -42,20 +46,15 @@ def main(fd: int) -> int:
 
 def serve(connection: Connection) -> int:
     """Load and warm up what the load plan names, and run jobs until the front end is gone."""
-    # A process of the reserve gets its plan long after it has imported all this, others at once.
-    plan: LoadPlan | None = connection.recv() if connection.poll() else None
     progress = LoadingProgress(connection.send)
-    if plan is not None:
-        progress.begin()
+    plan = load_plan(connection)
+    progress.begin()
     from server.scheduling.costs import CostModel  # noqa: PLC0415 - see above
     from server.scheduling.gains import GainModel  # noqa: PLC0415
     from server.scheduling.scheduler import Scheduler  # noqa: PLC0415
     from server.worker.loading import facts, failure, load_models, warm_up  # noqa: PLC0415
     from server.worker.process import Worker  # noqa: PLC0415
 
-    if plan is None:
-        plan = connection.recv()
-        progress.begin()
     configure_logging(plan.log_level, plan.log_format)
     costs = CostModel()
     try:
@@ -80,6 +79,23 @@ def serve(connection: Connection) -> int:
     connection.send(Ready(first.device, first.executor, found))
     Worker(connection, memory, models, Scheduler(costs, GainModel(gains))).run()
     return 0
+
+
+def load_plan(connection: Connection) -> LoadPlan:
+    """Wait for the load plan. A process in reserve imports meanwhile, on a thread of its own: a thread that has lowered
+    its priority may not raise it again."""
+    if not connection.poll():
+        threading.Thread(target=import_at_leisure, daemon=True).start()
+    plan: LoadPlan = connection.recv()
+    return plan
+
+
+def import_at_leisure() -> None:
+    """Import what a worker needs, while nothing else wants the core."""
+    with suppress(OSError):  # elsewhere than on Linux, threads have no priorities of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), IDLE_NICE)
+    for name in ("server.worker.loading", "server.worker.process"):
+        import_module(name)
 
 
 def step_back() -> None:

@@ -1,0 +1,57 @@
+"""The pace at which a worker does what it owes. Pure: the caller passes the time in."""
+
+import math
+
+
+class Pace:
+    """What the required stages of a worker take from one to the next, compared with their typical seconds.
+
+    They take longer: the front end needs the cores, too, for images and answers, and the worker hears and tells between
+    two stages. Over many stages the mean counts, which hiccups raise and a median does not see. What `n` stages take
+    exceeds `n` times the mean by a deviation that grows with the root of `n`.
+    """
+
+    HALF_LIFE_S = 0.7
+    """How fast it is forgotten what stages took."""
+    FIRST = 1.3
+    """The ratio to the typical seconds that is assumed where nothing is known."""
+    FIRST_DEVIATION_S = 0.0012
+    """The deviation that is assumed there, and the least one."""
+    FIRST_WEIGHT = 6.0
+    """The assumptions weigh as much as so many stages."""
+    OUTLIER = 5.0
+    """A stage counts as this many times as long as it typically is, at most."""
+    SURE = 2.6
+    """So many standard deviations above the mean lie 99.5 % of sums, if they are normal."""
+
+    def __init__(self) -> None:
+        self._weight = self._ratios = self._squares_s2 = 0.0
+        self._since_s = -math.inf
+
+    def factor(self, now_s: float) -> float:
+        """The mean ratio of the seconds that stages take to their typical ones."""
+        self._forget(now_s)
+        return (self._ratios + self.FIRST * self.FIRST_WEIGHT) / (self._weight + self.FIRST_WEIGHT)
+
+    def noise_s(self, now_s: float) -> float:
+        """What a stage may take beyond the mean. It is reckoned from the longer ones alone, since shorter ones make
+        nobody late."""
+        self._forget(now_s)
+        squares_s2 = self._squares_s2 + self.FIRST_DEVIATION_S**2 * self.FIRST_WEIGHT
+        deviation_s = math.sqrt(squares_s2 / (self._weight + self.FIRST_WEIGHT))
+        return self.SURE * max(self.FIRST_DEVIATION_S, deviation_s)
+
+    def add(self, typical_s: float, took_s: float, now_s: float) -> None:
+        """A stage that typically takes `typical_s` was there after `took_s`."""
+        if typical_s <= 0:
+            return
+        ratio = min(took_s / typical_s, self.OUTLIER)
+        longer_s = max(0.0, ratio - self.factor(now_s)) * typical_s
+        self._squares_s2 += longer_s**2
+        self._ratios += ratio
+        self._weight += 1
+
+    def _forget(self, now_s: float) -> None:
+        kept = math.exp2(min(0.0, self._since_s - now_s) / self.HALF_LIFE_S)
+        self._weight, self._ratios, self._squares_s2 = kept * self._weight, kept * self._ratios, kept * self._squares_s2
+        self._since_s = max(self._since_s, now_s)

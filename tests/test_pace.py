@@ -1,0 +1,53 @@
+"""The pace of required work."""
+
+import random
+
+import pytest
+
+from server.scheduling.pace import Pace
+
+TYPICAL_S = 0.01
+
+
+def paced(ratios: list[float], gap_s: float = 0.01) -> Pace:
+    """After stages that came one every `gap_s`, the last one at 0."""
+    pace = Pace()
+    for number, ratio in enumerate(ratios, 1 - len(ratios)):
+        pace.add(TYPICAL_S, ratio * TYPICAL_S, gap_s * number)
+    return pace
+
+
+def test_the_mean_counts_and_not_the_median() -> None:
+    """One stage in ten is held up, which a median does not see."""
+    assert paced([1.0] * 500).factor(0.0) == pytest.approx(1.0, abs=0.03)
+    assert paced(([1.0] * 9 + [3.0]) * 50).factor(0.0) == pytest.approx(1.2, abs=0.05)
+
+
+def test_sums_stay_below_what_is_sure() -> None:
+    chance = random.Random(0)
+    ratios = [chance.choice([0.9, 1.0, 1.1, 1.0, 3.0]) for _ in range(40_000)]
+    pace = paced(ratios[:500])
+    for stages in (1, 4, 16):
+        safe_s = stages * pace.factor(0.0) * TYPICAL_S + pace.noise_s(0.0) * stages**0.5
+        sums_s = [TYPICAL_S * sum(ratios[first : first + stages]) for first in range(0, 32_000, stages)]
+        assert sum(found <= safe_s for found in sums_s) >= 0.97 * len(sums_s)
+
+
+def test_what_is_faster_makes_nobody_late() -> None:
+    assert paced([1.0, 0.2] * 250).noise_s(0.0) < paced([1.0, 1.8] * 250).noise_s(0.0)
+
+
+def test_a_stall_is_cut_and_forgotten() -> None:
+    pace = paced([1.0] * 500)
+    pace.add(TYPICAL_S, 60.0, 0.0)
+    assert pace.factor(0.0) < 1.1 and pace.noise_s(0.0) > 2 * Pace().noise_s(0.0)
+    later_s = 10 * Pace.HALF_LIFE_S
+    assert pace.factor(later_s) == pytest.approx(Pace.FIRST, abs=0.01)
+    assert pace.noise_s(later_s) == pytest.approx(Pace().noise_s(0.0), rel=0.1)
+
+
+def test_at_first_something_is_assumed_and_what_is_unknown_tells_nothing() -> None:
+    pace = Pace()
+    pace.add(0.0, 1.0, 0.0)
+    assert pace.factor(0.0) == pytest.approx(Pace.FIRST)
+    assert pace.noise_s(0.0) == pytest.approx(Pace.SURE * Pace.FIRST_DEVIATION_S)
