@@ -111,17 +111,18 @@ def score(drives: list[Drive], labels: list[np.ndarray], classes: int) -> dict[s
 
 
 def write_dense(model: Path, folder: Path) -> None:
-    """The same weights without masks: every exit computes every position."""
+    """The same weights without masks: no probability is above 1, so every exit computes every position."""
     config = json.loads((model / "config.json").read_text())
+    config |= {"name": DENSE, "masking": config["masking"] | {"threshold": 1.0}}
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config | {"name": DENSE, "masking": None}))
+    (folder / "config.json").write_text(json.dumps(config))
     for name in ("model.safetensors", "int8.json"):
         if (model / name).exists():
             shutil.copy(model / name, folder / name)
 
 
 async def compare(args: argparse.Namespace) -> None:
-    scenes = camvid.read(args.data, "val")
+    scenes = camvid.read(args.data, "val")[: args.frames]
     labels = [scene.labels() for scene in scenes]
     rows = {"anytime": (args.model, {})}
     rows |= {f"exit {number} alone": (args.model, fixed(number)) for number in range(1, 5)}
@@ -158,6 +159,7 @@ def main() -> int:
     parser.add_argument("--model", default="camvid-adpc-w18")
     parser.add_argument("--fps", type=float, nargs="+", default=[15.0, 30.0])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--frames", type=int, help="play only the first so many frames")
     asyncio.run(compare(parser.parse_args()))
     return 0
 

@@ -112,7 +112,8 @@ def _read(file: Any, name: str, fps: float | None, bgr: bool) -> Iterator[Source
     av = _import_av(name)
     with _ffmpeg_errors(av, name), av.open(file) as container:
         stream = _video_stream(container, name)
-        times = FrameTimes(1 / (fps or float(stream.average_rate or stream.guessed_rate or _USUAL_FPS)))
+        named = stream.codec_context.framerate or stream.average_rate  # the container of raw H.264 makes one up
+        times = FrameTimes(1 / (fps or float(named or _USUAL_FPS)))
         for index, frame in enumerate(_decoded(av, container, stream)):
             yield SourceFrame(index, _upright(frame, bgr), times.due_s(None if fps else frame.time))
 
