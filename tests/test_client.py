@@ -247,6 +247,14 @@ def test_a_deadline_that_is_not_finite_is_refused_before_anything_is_sent(deadli
             assert not isinstance(raised.value, AdpcError)
 
 
+@pytest.mark.parametrize("option", [{"quality": float("nan")}, {"box": (0, 0, float("inf"), 9)}])
+def test_other_numbers_are_finite_too(option):
+    with Client("http://127.0.0.1:9") as server:
+        for ask in (server.predict, server.stream):
+            with pytest.raises(ValueError, match="must be finite"):
+                ask(MASK, **option)
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -148,6 +148,10 @@ def test_stream_command_plays_a_video(live_url, tmp_path, monkeypatch, capsys):
         (["predict", "photo.png", "--output", "."], "must end in one of"),
         (["predict", "photo.png", "--output", "folder.png"], "folder.png is a folder"),
         (["stream", "photo.png", "--output", "photo.png"], "photo.png is a file; name a folder, or a video"),
+        (
+            ["stream", "photo.png", "--output", "new.avi"],
+            "new.avi is a file; name a folder, or a video that ends in .mp4",
+        ),
         ([], "required: COMMAND"),
     ],
 )

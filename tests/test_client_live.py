@@ -79,7 +79,7 @@ def test_a_box_chooses_the_person_wherever_it_stands(client, live_url, tmp_path,
 
 @pytest.mark.parametrize(
     ("box", "complaint"),
-    [((90, 0, 5, 5), "outside of the 90x60 image"), ((0, 0, 0.5, 9), "at least 1"), ((0, 0, np.nan, 9), "finite")],
+    [((90, 0, 5, 5), "outside of the 90x60 image"), ((0, 0, 0.5, 9), "at least 1")],
 )
 def test_a_box_without_a_person_is_a_bad_input(client, box, complaint):
     with pytest.raises(BadInputError, match=complaint) as raised:

@@ -11,6 +11,8 @@ _INDEXED = (".png", ".gif", ".bmp", ".tif", ".tiff")
 """Endings of pictures that hold class numbers and a palette."""
 _COLOURED = (".jpg", ".jpeg", ".webp")
 """Endings of pictures that hold only the colours."""
+_NO_FOLDER = (*_INDEXED, *_COLOURED, ".avi", ".webm", ".mpg", ".m4v")
+"""Endings by which nobody means a folder."""
 
 
 def check_picture(path: Path) -> None:
@@ -24,11 +26,11 @@ def check_picture(path: Path) -> None:
 
 
 def is_video(path: Path) -> bool:
-    """Whether the frames go into one video. Makes the folder that will be needed; raises UsageError if it cannot."""
+    """Whether the frames go into one video. Makes the folder that is needed. Raises UsageError for another file."""
     if path.suffix.lower() in VIDEO_FILES:
         path.parent.mkdir(parents=True, exist_ok=True)
         return True
-    if path.exists() and not path.is_dir():
+    if not path.is_dir() and (path.exists() or path.suffix.lower() in _NO_FOLDER):
         raise UsageError(f"--output {path} is a file; name a folder, or a video that ends in {', '.join(VIDEO_FILES)}")
     path.mkdir(parents=True, exist_ok=True)
     return False
