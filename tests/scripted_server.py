@@ -47,12 +47,16 @@ def delta(array: NDArray[np.uint8], held: NDArray[np.uint8] | None = None) -> by
 
 
 class Talk:
-    """One connection of the scripted server. `message` and `image` are those of the latest `predict`."""
+    """One connection of the scripted server. `message` and `image` are those of the latest `predict`.
+
+    `unheard` holds the messages that came before it and that the script did not hear.
+    """
 
     def __init__(self, connection: ServerConnection) -> None:
         self.connection = connection
         self.message: dict[str, Any] = {}
         self.image = b""
+        self.unheard: list[dict[str, Any]] = []
 
     @property
     def id(self) -> str:
@@ -94,6 +98,9 @@ def scripted(script: Callable[[Talk], None]) -> Iterator[Scripted]:
                 if message["type"] == "predict":
                     talk.message, talk.image = message, bytes(connection.recv())
                     script(talk)
+                    talk.unheard = []
+                else:
+                    talk.unheard.append(message)
         except ConnectionClosed:
             pass
 

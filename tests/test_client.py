@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import io
-import json
 
 import httpx
 import numpy as np
@@ -27,7 +26,6 @@ from adpc_client import (
     TooLargeError,
     UnsupportedImageError,
 )
-from adpc_client.draw import mask_picture, overlay
 from PIL import Image
 
 MASK = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
@@ -71,6 +69,10 @@ POSE = {
 }
 
 
+def tiff(array):
+    return encoded(array, "TIFF")
+
+
 def client(handler, **options):
     return Client("http://server", transport=httpx.MockTransport(handler), **options)
 
@@ -86,7 +88,7 @@ def test_a_prediction_is_typed_and_frozen():
     assert (got.exit, got.exits, got.final, got.unsure, got.deadline_ms) == (2, 4, False, 0.25, 50.0)
     assert got.mask.dtype == np.uint8 and np.array_equal(got.mask, MASK)
     assert got.classes == ("sky", "road", "tree") and got.palette[2].tolist() == [70, 80, 90]
-    assert got.timing.compute_ms == (20.0, 21.0)
+    assert got.timing.compute_ms == (20.0, 21.0) and not hasattr(got, "keypoints")
     with pytest.raises(ValueError, match="read-only"):
         got.mask[0, 0] = 1
     with pytest.raises(AttributeError):
@@ -96,7 +98,10 @@ def test_a_prediction_is_typed_and_frozen():
 def test_a_pose_has_keypoints_and_a_skeleton():
     with replying(body=answer(**POSE)) as server:
         got = server.predict(MASK)
-    assert got.mask is None and got.keypoints.shape == (2, 3) and got.keypoints.dtype == np.float32
+    assert got.task == "pose" and got.keypoints.shape == (2, 3) and got.keypoints.dtype == np.float32
+    assert not hasattr(got, "mask")
+    with pytest.raises(AttributeError, match="a pose has no mask"):
+        got.mask  # noqa: B018
     assert got.labels.skeleton == ((0, 1),) and got.classes == ("a", "b")
 
 
@@ -242,6 +247,14 @@ def test_a_deadline_that_is_not_finite_is_refused_before_anything_is_sent(deadli
             assert not isinstance(raised.value, AdpcError)
 
 
+@pytest.mark.parametrize("option", [{"quality": float("nan")}, {"box": (0, 0, float("inf"), 9)}])
+def test_other_numbers_are_finite_too(option):
+    with Client("http://127.0.0.1:9") as server:
+        for ask in (server.predict, server.stream):
+            with pytest.raises(ValueError, match="must be finite"):
+                ask(MASK, **option)
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -331,8 +344,9 @@ def test_every_kind_of_image_arrives_unchanged(tmp_path):
 
 
 def test_sixteen_bits_are_scaled_to_eight():
-    deep = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
-    assert np.asarray(sent(deep))[0, :, 0].tolist() == [0, 1, 255]
+    deep = np.array([[0, 257, 65535]], np.uint16)
+    for image in (Image.fromarray(deep), tiff(deep), Image.open(io.BytesIO(encoded(deep)))):
+        assert np.asarray(sent(image))[0, :, 0].tolist() == [0, 1, 255]
 
 
 def test_a_picture_lying_on_its_side_is_sent_upright():
@@ -349,6 +363,10 @@ def test_a_picture_lying_on_its_side_is_sent_upright():
         (np.zeros((4, 5, 2), np.uint8), r"shape \(4, 5, 2\)"),
         (np.zeros((0, 5, 3), np.uint8), "not empty"),
         (np.zeros((4, 5, 3), np.float32), "dtype float32"),
+        (np.zeros((4, 5), np.int32), "dtype int32"),
+        (Image.fromarray(np.array([[0.0, 1.0]], np.float32)), "floats from 0 to 1, .* 0..255"),
+        (tiff(np.array([[0.0, 255.0]], np.float32)), "floats from 0 to 255"),
+        (tiff(np.array([[0, 255]], np.int32)), "32-bit integers from 0 to 255"),
         (b"not an image", "12 bytes"),
         (42, "not int"),
     ],
@@ -358,31 +376,3 @@ def test_what_is_no_image(image, complaint):
         server.predict(image)
     with Client() as server, pytest.raises(FileNotFoundError):
         server.predict("/nowhere.png")
-
-
-def test_pictures_of_answers():
-    photo = Image.new("RGB", (3, 2), (100, 100, 100))
-    with replying() as server:
-        got = server.predict(MASK)
-    picture = mask_picture(got)
-    assert np.array_equal(np.asarray(picture), MASK)
-    assert picture.convert("RGB").getpixel((1, 0)) == (40, 50, 60)
-    assert overlay(got, photo, 0.5).getpixel((1, 0)) == (70, 75, 80)
-    assert overlay(got, photo.resize((30, 20))).size == (3, 2)
-
-
-def test_a_skeleton_is_drawn_where_it_is_sure():
-    body = answer(
-        **POSE | {"size": [40, 60], "keypoints": [[10, 20, 0.9], [50, 20, 0.8]], "palette": [[255, 0, 0], [0, 255, 0]]}
-    )
-    with replying(body=body) as server:
-        got = server.predict(MASK)
-        body["keypoints"][1][2] = 0.01
-        unsure = server.predict(MASK)
-    photo = Image.new("RGB", (60, 40))
-    assert overlay(got, photo).getpixel((30, 20)) == (0, 255, 0)
-    assert overlay(got, photo).getpixel((10, 20)) == (255, 0, 0)
-    assert overlay(unsure, photo).getpixel((30, 20)) == (0, 0, 0)
-    with pytest.raises(ValueError, match="no mask"):
-        mask_picture(got)
-    assert json.dumps(body)  # the picture took nothing from the answer

@@ -22,13 +22,16 @@ from adpc_client.errors import (
     TooLargeError,
     UnsupportedImageError,
 )
+from adpc_client.follow import AsyncFollow, Follow
+from adpc_client.labels import Labels
 from adpc_client.options import Timeout
-from adpc_client.results import End, Exit, ExitCost, Labels, Model, Prediction, Timing
+from adpc_client.results import End, Exit, ExitCost, Latest, Model, Prediction, Timing
 from adpc_client.stream import AsyncStream, Stream
 
 __all__ = [
     "AdpcError",
     "AsyncClient",
+    "AsyncFollow",
     "AsyncStream",
     "BadInputError",
     "CancelledRequestError",
@@ -37,8 +40,10 @@ __all__ = [
     "End",
     "Exit",
     "ExitCost",
+    "Follow",
     "ImageError",
     "Labels",
+    "Latest",
     "Model",
     "NoExitError",
     "NotFoundError",

@@ -8,8 +8,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 
-from adpc_client import commands
+from adpc_client import commands, stream_command
 from adpc_client.arguments import UsageError, count, positive
 from adpc_client.errors import AdpcError
 from adpc_client.load import command, command_line
@@ -18,25 +19,39 @@ URL = "http://127.0.0.1:8000"
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["help"]:
+        given = [*given[1:], "--help"]
+    args = _parser().parse_args(given)
     try:
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
     except UsageError as error:
         args.parser.error(str(error))
     except (AdpcError, OSError, ValueError) as error:
         print(f"adpc {args.command}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"adpc {args.command}: interrupted", file=sys.stderr)
+    else:
+        return status
     return 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="adpc", description=(__doc__ or "").partition("\n")[0])
-    subparsers = parser.add_subparsers(dest="command", required=True)
+    parser.add_argument("--version", action="version", version=f"adpc {version('adpc-client')}")
+    subparsers = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", description="adpc help COMMAND lists the options of a command"
+    )
     _predict_arguments(
         _command(subparsers, "predict", commands.predict, "send one image and write the answer as a picture")
     )
-    _stream_arguments(_command(subparsers, "stream", commands.stream, "write a picture for every exit as it comes"))
+    _stream_arguments(
+        _command(subparsers, "stream", stream_command.stream, "answer the frames of a camera, a video or a folder")
+    )
+    _command(subparsers, "models", commands.models, "list the models that the server offers")
     command_line.add_arguments(
         _command(subparsers, "load", command.run, "put the server under load and report how it answers")
     )
@@ -54,8 +69,9 @@ def _command(
     parser.add_argument(
         "--url", default=os.environ.get("ADPC_URL", URL), help=f"URL of the server (default: ADPC_URL, or {URL})"
     )
-    parser.add_argument("--model", metavar="NAME", help="model that answers (default: the server's)")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
+    if name != "models":
+        parser.add_argument("--model", metavar="NAME", help="model that answers (default: the server's)")
     return parser
 
 
@@ -85,10 +101,14 @@ def _stream_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="IMAGE|VIDEO|CAMERA",
-        help="an image, a folder of images, an animation, a video file, or camera:0",
+        help="an image, a folder of images, a glob, an animation, a video file, camera:0, rtsp://.., or - for "
+        "standard input",
     )
     parser.add_argument(
-        "--output", metavar="FOLDER", help="folder of the pictures (default: IMAGE-exits in the current folder)"
+        "--output",
+        metavar="FOLDER|VIDEO",
+        help="folder of the pictures (default: SOURCE-exits in the current folder), or a video (.mp4, .mkv, .mov) of "
+        "the last exits over their frames",
     )
     parser.add_argument("--fps", type=positive, metavar="N", help="frames a second of a folder or an animation")
     parser.add_argument(

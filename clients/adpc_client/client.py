@@ -5,10 +5,12 @@ from types import TracebackType
 
 import httpx
 
-from adpc_client.images import ImageSource, encode_image
+from adpc_client.follow import Follow, FollowRequest
+from adpc_client.images import CAMERA_JPEG_QUALITY, ImageSource, encode_image
 from adpc_client.options import Box, Encoding, Extra, Options, Timeout
 from adpc_client.pool import Pool
 from adpc_client.results import Model, Prediction
+from adpc_client.sources import FollowSource, open_source
 from adpc_client.stream import Stream, StreamRequest
 from adpc_client.transport import CONNECTION_LIMITS, Endpoint, id_header, json_body, model_path, request_path
 from adpc_client.wire import read_model, read_models, read_prediction
@@ -37,7 +39,14 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._endpoint = Endpoint(url, dict(headers or {}), timeout or Timeout())
-        self._http = httpx.Client(headers=self._endpoint.headers, limits=CONNECTION_LIMITS, transport=transport)
+        self._http = httpx.Client(
+            headers=self._endpoint.headers,
+            limits=CONNECTION_LIMITS,
+            proxy=None if transport else self._endpoint.proxy,
+            verify=self._endpoint.tls,
+            trust_env=False,  # the endpoint has read the environment, for HTTP and WebSocket alike
+            transport=transport,
+        )
         self._pool = Pool(self._endpoint)
 
     def __enter__(self) -> "Client":
@@ -67,17 +76,20 @@ class Client:
         box: Box | None = None,
         priority: int | None = None,
         id: str | None = None,
+        bgr: bool = False,
+        jpeg_quality: int | None = None,
     ) -> Prediction:
         """The answer of the deepest exit that the server finishes before `deadline_ms`, counted from its arrival there.
 
         The server stops after `max_exit`, or once at most `quality` of the pixels would still change. If it does not
         reach `min_exit` in time, it sends no answer, unless `best_effort` accepts an earlier exit. `extra` names a
         second map. `box` is the person whose pose is wanted. Further exits of requests of `priority` 2 come before
-        those of 1 and 0. `id` names the request for `cancel`. Raises NoExitError if no exit, or not `min_exit`, came in
-        time.
+        those of 1 and 0. `id` names the request for `cancel`. An array is BGR if `bgr` is set; arrays and Pillow images
+        travel as PNG, or as JPEG of `jpeg_quality`, 1..100, which is faster. Raises NoExitError if no exit, or not
+        `min_exit`, came in time.
         """
         options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box, priority)
-        data, content_type = encode_image(image)
+        data, content_type = encode_image(image, bgr=bgr, jpeg_quality=jpeg_quality)
         headers = {"Content-Type": content_type, "Accept": "application/json", **id_header(id)}
         return read_prediction(
             json_body(
@@ -100,10 +112,49 @@ class Client:
         priority: int | None = None,
         encoding: Encoding = "delta",
         id: str | None = None,
+        bgr: bool = False,
+        jpeg_quality: int | None = None,
     ) -> Stream:
         """An iterator over the exits, each sent as soon as it is finished. `predict` explains the options."""
         options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box, priority)
-        return Stream(self._pool, StreamRequest(encode_image(image)[0], options, encoding, id))
+        data, _ = encode_image(image, bgr=bgr, jpeg_quality=jpeg_quality)
+        return Stream(self._pool, StreamRequest(data, options, encoding, id))
+
+    def follow(
+        self,
+        source: FollowSource,
+        *,
+        fps: float | None = None,
+        model: str | None = None,
+        deadline_ms: float | None = None,
+        min_exit: int | None = None,
+        max_exit: int | None = None,
+        quality: float | None = None,
+        best_effort: bool | None = None,
+        extra: Extra | None = None,
+        box: Box | None = None,
+        priority: int | None = None,
+        bgr: bool = False,
+        jpeg_quality: int | None = CAMERA_JPEG_QUALITY,
+    ) -> Follow:
+        """An iterator over the frames of a camera, a video, a folder or your own loop, each with the latest answer.
+
+        >>> for frame, found in client.follow("camera:0"):
+        ...     show(found.overlay(found.frame), found.age_s)
+
+        `open_source` says what may be a source, and what `fps` does. One frame is asked for at a time. If the source
+        goes on by itself (a camera, a video, a callable, anything with `fps`), the newest frame is next, and without
+        `deadline_ms` its deadline is the next frame; only a first exit is waited for longer. If a frame gets no answer,
+        `found` is the latest one with its age and the error, and a lost connection is opened again. Frames before the
+        first answer are left out. Each frame of another source is answered in turn; those that fail are left out and
+        listed as `failures`.
+
+        Raises the error of a request that no frame can mend, such as an unknown model; that of a connection, unless
+        it had worked before; and the latest error if the server has not answered any frame for 10 s.
+        """
+        options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box, priority)
+        request = FollowRequest(options, bgr, jpeg_quality)
+        return Follow(self._endpoint, open_source(source, fps, bgr=bgr), request)
 
     def cancel(self, id: str) -> None:
         """Cancel the request that has this `id`, unless it has ended. Raises NotFoundError if the server knows none."""

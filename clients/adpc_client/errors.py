@@ -96,6 +96,22 @@ class ServerFaultError(ReplyError):
     """500 and other 5xx: the server failed. Its log names the `id`."""
 
 
+_CODES_OF_AN_IMAGE = ("broken_image", "too_many_scans")
+"""The codes of a BadInputError that concern the image. Others concern the options, which all images may share."""
+
+
+def concerns_one_image(error: AdpcError) -> bool:
+    """Whether the `error` is about this image alone, so that the next one may be answered."""
+    if isinstance(error, BadInputError):
+        return error.code in _CODES_OF_AN_IMAGE
+    return isinstance(error, ImageError | TooLargeError | UnsupportedImageError)
+
+
+def concerns_the_moment(error: AdpcError) -> bool:
+    """Whether the server could not answer just now."""
+    return isinstance(error, NoExitError | OverloadedError | RateLimitError | ServerFaultError | CancelledRequestError)
+
+
 _BY_STATUS: Mapping[int, type[ReplyError]] = {
     400: BadInputError,
     404: NotFoundError,

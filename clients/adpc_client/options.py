@@ -43,7 +43,8 @@ class Timeout:
 class Options:
     """The options of one request, as the server's `/docs` describes them. None leaves the choice to the server.
 
-    Raises ValueError if `deadline_ms` is infinite or NaN; the server checks the other limits.
+    Raises ValueError if a number of `deadline_ms`, `quality` or `box` is infinite or NaN, which JSON cannot carry; the
+    server checks the other limits.
     """
 
     model: str | None = None
@@ -61,6 +62,9 @@ class Options:
             raise ValueError(
                 f"deadline_ms is {self.deadline_ms}; it must be a finite number, or None for the server's default"
             )
+        for name, numbers in (("quality", (self.quality or 0.0,)), ("box", self.box or ())):
+            if not all(math.isfinite(number) for number in numbers):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be finite")
 
     def message(self) -> dict[str, Any]:
         """The options as members of a WebSocket `predict` message. `extra` is called `map` there."""

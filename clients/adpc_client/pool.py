@@ -44,6 +44,8 @@ class Pool:
                 close_timeout=_CLOSE_S,
                 compression=None,  # images and maps are compressed already
                 max_size=MAX_FRAME_BYTES,
+                proxy=self.endpoint.proxy,
+                ssl=self.endpoint.stream_tls,
             )
             return connecting.__enter__()  # the connection stays open until someone calls its `close`
 
@@ -90,6 +92,8 @@ class AsyncPool:
                 close_timeout=_CLOSE_S,
                 compression=None,  # images and maps are compressed already
                 max_size=MAX_FRAME_BYTES,
+                proxy=self.endpoint.proxy,
+                ssl=self.endpoint.stream_tls,
             )
 
     async def release(self, connection: AsyncConnection, reusable: bool) -> None:

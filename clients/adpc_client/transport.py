@@ -3,13 +3,14 @@
 Both clients use it. It holds no connection.
 """
 
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
 import httpx
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, ProxyError
 
 from adpc_client.errors import (
     AdpcError,
@@ -20,6 +21,7 @@ from adpc_client.errors import (
     reply_error,
 )
 from adpc_client.options import Timeout
+from adpc_client.proxy import find_proxy, tls_context
 from adpc_client.wire import Json, parse_json
 
 CONNECTION_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=32)
@@ -30,12 +32,15 @@ CONNECTION_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections
 class Endpoint:
     """A server's address, the headers of every request, and the timeouts.
 
-    Raises ValueError unless `url` is an http or https URL with a host and without query or fragment.
+    `proxy` is the URL of the proxy to go through, if any. Raises ValueError unless `url` is an http or https URL with a
+    host and without query or fragment, and if the environment names a proxy or certificates that cannot be used.
     """
 
     url: str
     headers: dict[str, str] = field(default_factory=dict)
     timeout: Timeout = field(default_factory=Timeout)
+    proxy: str | None = field(init=False)
+    tls: ssl.SSLContext = field(init=False)
 
     def __post_init__(self) -> None:
         complaint = f"the server's URL is {self.url!r}; it must look like http://host:port"
@@ -50,10 +55,17 @@ class Endpoint:
         if parsed.query or parsed.fragment:
             raise ValueError(f"{complaint}, without query or fragment")
         object.__setattr__(self, "url", str(parsed).rstrip("/"))  # scheme and host in lower case
+        object.__setattr__(self, "proxy", find_proxy(parsed))
+        object.__setattr__(self, "tls", tls_context(parsed.scheme))
 
     @property
     def stream_url(self) -> str:
         return f"ws{self.url.removeprefix('http')}/v1/stream"
+
+    @property
+    def stream_tls(self) -> ssl.SSLContext | None:
+        """The certificates to trust for `stream_url`; None if it is not encrypted."""
+        return self.tls if self.url.startswith("https") else None
 
     def http_timeout(self, deadline_ms: float | None = None) -> httpx.Timeout:
         return httpx.Timeout(self.timeout.answer_s(deadline_ms), connect=self.timeout.connect_s)
@@ -64,13 +76,13 @@ class Endpoint:
         try:
             yield
         except httpx.ConnectTimeout as error:
-            raise ConnectionFailedError(f"{self.url} did not accept a connection in {self._connect_time}") from error
+            raise ConnectionFailedError(f"{self._place} did not accept a connection in {self._connect_time}") from error
         except httpx.TimeoutException as error:
             raise ServerSilentError(f"{self.url} sent no answer in {self._silence} beyond the deadline") from error
         except httpx.ConnectError as error:
-            raise ConnectionFailedError(f"cannot reach {self.url}: {error}; is the server running there?") from error
+            raise self._unreachable(error) from error
         except httpx.TransportError as error:
-            raise ConnectionFailedError(f"the connection to {self.url} broke: {error}") from error
+            raise ConnectionFailedError(f"the connection to {self._place} broke: {error}") from error
 
     @contextmanager
     def stream_errors(self) -> Iterator[None]:
@@ -95,11 +107,21 @@ class Endpoint:
             response = error.response
             raise status_error(response.status_code, response.body or b"", response.headers) from error
         except TimeoutError as error:
-            raise ConnectionFailedError(f"{self.url} did not accept a stream in {self._connect_time}") from error
+            raise ConnectionFailedError(f"{self._place} did not accept a stream in {self._connect_time}") from error
+        except ProxyError as error:
+            raise self._unreachable(error) from error
         except InvalidHandshake as error:
             raise ProtocolError(f"{self.stream_url} does not speak WebSocket: {error}") from error
         except OSError as error:
-            raise ConnectionFailedError(f"cannot reach {self.url}: {error}; is the server running there?") from error
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> ConnectionFailedError:
+        remedy = "is the proxy right?" if self.proxy else "is the server running there?"
+        return ConnectionFailedError(f"cannot reach {self._place}: {error}; {remedy}")
+
+    @property
+    def _place(self) -> str:
+        return f"{self.url} through the proxy {self.proxy}" if self.proxy else self.url
 
     @property
     def _connect_time(self) -> str:

@@ -12,7 +12,8 @@ from PIL import Image, UnidentifiedImageError
 
 from adpc_client.delta import apply_delta
 from adpc_client.errors import AdpcError, ProtocolError, reply_error
-from adpc_client.results import End, Exit, ExitCost, Labels, Model, Prediction, Timing
+from adpc_client.labels import Labels
+from adpc_client.results import End, Exit, ExitCost, Model, Prediction, Timing
 
 Value = TypeVar("Value")
 Json = Mapping[str, Any]
@@ -142,10 +143,10 @@ class StreamReader:
             elapsed_ms=float(header["elapsed_ms"]),
             unsure=float(header["unsure"]),
             size=size,
-            mask=mask,
-            keypoints=None if keypoints is None else _keypoints(keypoints),
-            extra=next(iter(maps.values()), None),
             labels=self.labels,
+            extra=next(iter(maps.values()), None),
+            _mask=mask,
+            _keypoints=None if keypoints is None else _keypoints(keypoints),
         )
 
     def _map(self, part: Json, data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -181,13 +182,12 @@ def _prediction(body: Json) -> Prediction:
         elapsed_ms=float(body["elapsed_ms"]),
         unsure=float(body["unsure"]),
         size=size,
-        mask=None if mask is None else _png(base64.b64decode(mask["data"]), size),
-        keypoints=None if keypoints is None else _keypoints(keypoints),
-        extra=None if extra is None else _png(base64.b64decode(extra["data"]), size),
         labels=_labels(body if mask is None else mask),
+        extra=None if extra is None else _png(base64.b64decode(extra["data"]), size),
+        _mask=None if mask is None else _png(base64.b64decode(mask["data"]), size),
+        _keypoints=None if keypoints is None else _keypoints(keypoints),
         id=str(body["id"]),
         model=str(body["model"]),
-        task=body["task"],
         stop=body["stop"],
         deadline_ms=None if body.get("deadline_ms") is None else float(body["deadline_ms"]),
         timing=Timing(

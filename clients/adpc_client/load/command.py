@@ -31,7 +31,7 @@ from adpc_client.load.report import summarise
 from adpc_client.load.runner import LoadRunner
 from adpc_client.load.table import table
 from adpc_client.load.trace import read_trace, write_trace
-from adpc_client.load.transport import is_loopback
+from adpc_client.proxy import is_loopback
 
 _COUNT = 200
 _FPS = 10.0

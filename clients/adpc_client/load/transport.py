@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from adpc_client.errors import AdpcError, ConnectionFailedError, ReplyError
 from adpc_client.load.payloads import Payload
 from adpc_client.load.plan import PlannedRequest
+from adpc_client.proxy import is_loopback
 from adpc_client.transport import Endpoint
 
 Connection = TypeVar("Connection", bound=asyncio.Protocol)
@@ -201,11 +202,3 @@ def _sources(address: str, clients: Sequence[str]) -> dict[str, str]:
         return {}
     first = ipaddress.IPv4Address("127.0.0.2")
     return {client: str(first + index) for index, client in enumerate(clients)}
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

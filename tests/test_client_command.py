@@ -1,0 +1,268 @@
+"""The command `adpc` against the real server, or against one that says what a test tells it to."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import tiny
+from adpc_client.__main__ import main
+from PIL import Image
+from scripted_server import Talk, end, scripted
+
+IMAGE = tiny.image()
+LONG_MS = 20_000.0
+NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def photo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(IMAGE).save("photo.png")
+    return "photo.png"
+
+
+def answering(talk: Talk) -> None:
+    talk.exit(2)
+    talk.say(end(talk.id, 2))
+
+
+def test_predict_command_writes_a_picture(live_url, photo, capsys):
+    assert main(["predict", photo, "--url", live_url, "--deadline-ms", str(LONG_MS)]) == 0
+    assert "exit 4/4 of tiny-segmentation (complete)" in capsys.readouterr().out
+    with Image.open("photo-exit-4.png") as mask:
+        assert mask.mode == "P" and mask.size == (90, 60)
+    command = ["predict", photo, "--url", live_url, "--deadline-ms", str(LONG_MS), "--max-exit", "2", "--json"]
+    assert main([*command, "--overlay", "--output", "over.png"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["exit"], figures["stop"], figures["output"]) == (2, "max_exit", "over.png")
+    assert sum(figures["shares"].values()) == pytest.approx(1, abs=1e-3)
+    with Image.open("over.png") as picture:
+        assert picture.mode == "RGB"
+
+
+def test_predict_command_draws_a_pose(live_url, photo):
+    command = ["predict", photo, "--url", live_url, "--model", "tiny-pose", "--deadline-ms", str(LONG_MS)]
+    assert main([*command, "--output", "pose.png"]) == 0
+    with Image.open("pose.png") as picture:
+        assert not np.array_equal(np.asarray(picture), IMAGE)
+
+
+def test_stream_command_writes_every_exit(live_url, photo, tmp_path, capsys):
+    assert main(["stream", photo, "--url", live_url, "--deadline-ms", str(LONG_MS), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1]["exit"] == 4 and lines[-1]["final"]
+    written = sorted(f"photo-exits/{path.name}" for path in (tmp_path / "photo-exits").iterdir())
+    assert written == [f"photo-exits/exit-{line['exit']}.png" for line in lines] == [line["output"] for line in lines]
+
+
+def test_stream_command_follows_an_animation(live_url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    frames = [Image.fromarray(tiny.image(seed=seed)) for seed in range(3)]
+    frames[0].save("film.gif", save_all=True, append_images=frames[1:], duration=20)
+    common = ["--url", live_url, "--deadline-ms", str(LONG_MS), "--max-exit", "1"]
+    assert main(["stream", "film.gif", *common, "--every-frame", "--output", "all"]) == 0
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [f"frame-0000{n}-exit-1.png" for n in range(3)]
+    assert main(["stream", "film.gif", *common, "--output", "newest"]) == 0
+    assert (tmp_path / "newest" / "frame-00002-exit-1.png").exists()  # the last frame always gets its turn
+    assert main(["stream", "film.gif", *common, "--every-frame", "--count", "1", "--output", "one"]) == 0
+    assert len(list((tmp_path / "one").iterdir())) == 1
+    capsys.readouterr()
+
+
+def test_stream_command_answers_each_image_of_a_folder(live_url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed in range(5):
+        Image.fromarray(tiny.image(seed=seed)).save(folder / f"{seed}.png")
+    common = ["--url", live_url, "--deadline-ms", str(LONG_MS), "--max-exit", "1"]
+    assert main(["stream", "photos", *common]) == 0
+    assert len(list((tmp_path / "photos-exits").iterdir())) == 5
+    assert "overtaken" not in capsys.readouterr().err
+
+
+def test_a_broken_file_does_not_end_the_stream_of_a_folder(live_url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "f.png"):
+        Image.fromarray(tiny.image()).save(folder / name)
+    whole = (folder / "a.png").read_bytes()
+    (folder / "b.jpg").write_bytes(b"no image")  # which the client refuses
+    (folder / "c.png").write_bytes(whole[: len(whole) // 2])  # which the server calls broken
+    (folder / "d.png").write_bytes(whole[:8] + b", it says")  # which the server calls no image
+    (folder / "e.png").mkdir()  # which cannot be read
+    common = ["--url", live_url, "--deadline-ms", str(LONG_MS), "--max-exit", "1"]
+    assert main(["stream", "photos", *common]) == 1
+    written = sorted(path.name for path in (tmp_path / "photos-exits").iterdir())
+    assert written == ["frame-00000-exit-1.png", "frame-00005-exit-1.png"]
+    shown = capsys.readouterr()
+    *complaints, failed = shown.err.splitlines()
+    assert [line.split("  ")[0] for line in complaints] == [f"frame {index}" for index in (1, 2, 3, 4)]
+    names = [f"photos/{name}" for name in ("b.jpg", "c.png", "d.png", "e.png")]
+    assert all(name in line for name, line in zip(names, complaints, strict=True))
+    assert failed == "failed: " + ", ".join(names)
+    assert shown.out.splitlines()[-1].endswith("2 reached exit 1; 4 failed, 0 were overtaken by newer ones")
+
+
+def test_a_wrong_option_ends_the_stream_of_a_folder(live_url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(tiny.image()).save(folder / name)
+    assert main(["stream", "photos", "--url", live_url, "--quality", "7"]) == 1
+    assert capsys.readouterr().err.startswith("adpc stream: quality is 7")
+
+
+def test_stream_command_plays_a_video(live_url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with av.open("film.mp4", "w") as film:
+        track = film.add_stream("mpeg4", rate=25)
+        track.width, track.height, track.pix_fmt = 96, 64, "yuv420p"
+        for seed in range(3):
+            film.mux(track.encode(av.VideoFrame.from_ndarray(tiny.image(64, 96, seed), "rgb24")))
+        film.mux(track.encode())
+    common = ["--url", live_url, "--deadline-ms", str(LONG_MS), "--max-exit", "1", "--every-frame", "--json"]
+    assert main(["stream", "film.mp4", *common]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["frame"], line["size"]) for line in lines] == [(index, [64, 96]) for index in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        (["load", "--url", "http://192.0.2.1"], "not this machine; add --yes"),
+        (["load", "--rate", "0"], "'0' must be above 0"),
+        (["load", "--rate", "5", "--concurrency", "5"], "not allowed with"),
+        (["load", "--fps", "5"], "--fps describes --cameras"),
+        (["load", "--cancel", "2"], "between 0 and 1"),
+        (["load", "--deadline-ms", "50-10"], "runs backwards"),
+        (["load", "--count", "1.5"], "whole number"),
+        (["predict", "a.png", "--box", "1,2,3"], "not X,Y,W,H"),
+        (["predict", "photo.png", "--output", "mask.xyz"], "must end in one of .png, .gif"),
+        (["predict", "photo.png", "--output", "."], "must end in one of"),
+        (["predict", "photo.png", "--output", "folder.png"], "folder.png is a folder"),
+        (["stream", "photo.png", "--output", "photo.png"], "photo.png is a file; name a folder, or a video"),
+        (
+            ["stream", "photo.png", "--output", "new.avi"],
+            "new.avi is a file; name a folder, or a video that ends in .mp4",
+        ),
+        ([], "required: COMMAND"),
+    ],
+)
+@pytest.mark.usefixtures("photo")
+def test_wrong_usage_is_status_2_and_nothing_is_asked(command, complaint, capsys, monkeypatch):
+    Path("folder.png").mkdir()
+    monkeypatch.setenv("ADPC_URL", NOBODY)
+    with pytest.raises(SystemExit) as raised:
+        main(command)
+    assert raised.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_failures_are_status_1(live_url, photo, capsys):
+    assert main(["predict", "nowhere.png", "--url", live_url]) == 1
+    assert main(["predict", photo, "--url", live_url, "--model", "none"]) == 1
+    assert main(["stream", photo, "--url", live_url, "--deadline-ms", "0.01"]) == 1
+    assert main(["predict", photo, "--url", "nonsense"]) == 1
+    assert main(["predict", photo, "--url", "http://server:port"]) == 1
+    assert main(["predict", photo, "--url", live_url, "--deadline-ms", "inf"]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 6 and all(line.startswith("adpc ") for line in errors)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (["--help"], ["predict", "stream", "models", "load"]),
+        (["help"], ["predict", "stream", "models", "load"]),
+        (["help", "stream"], ["--every-frame", "camera:0"]),
+        (["--version"], ["adpc 0.1.0"]),
+    ],
+)
+def test_help_and_version(command, shown, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    out = capsys.readouterr().out
+    assert not ended.value.code and all(word in out for word in shown)
+
+
+def test_the_models_of_the_server(live_url, capsys):
+    assert main(["models", "--url", live_url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tiny-pose  pose, 16 joints" and len(lines) == 10 and lines[1].split()[:2] == ["exit", "1"]
+    assert main(["models", "--url", live_url, "--json"]) == 0
+    pose, segmentation = json.loads(capsys.readouterr().out)
+    assert segmentation["labels"] == list(tiny.SEGMENTATION.labels)
+    assert [cost["exit"] for cost in pose["exits"]] == [1, 2, 3, 4]
+
+
+def test_a_missing_folder_is_made_and_the_ending_says_the_format(live_url, photo):
+    command = ["predict", photo, "--url", live_url, "--deadline-ms", str(LONG_MS), "--max-exit", "1", "--output"]
+    assert main([*command, "new/folder/mask.jpg"]) == 0
+    with Image.open("new/folder/mask.jpg") as picture:
+        assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (90, 60))
+
+
+@pytest.mark.usefixtures("photo")
+def test_a_pipe_and_standard_input_can_be_streamed(monkeypatch, capsys):
+    data = Path("photo.png").read_bytes()
+    readable, writable = os.pipe()
+    os.write(writable, data)
+    os.close(writable)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    with scripted(answering) as server:
+        assert main(["stream", f"/dev/fd/{readable}", "--output", "one", "--url", server.url]) == 0
+        assert main(["stream", "-", "--overlay", "--url", server.url]) == 0
+    os.close(readable)
+    assert [str(path) for path in sorted(Path().glob("*/*.png"))] == ["image-exits/exit-2.png", "one/exit-2.png"]
+    assert "frames in" not in capsys.readouterr().out  # one image needs no totals
+
+
+@pytest.mark.usefixtures("photo")
+def test_frames_become_a_video_of_the_last_exits_and_totals_end_the_command(capsys):
+    frames = [Image.fromarray(tiny.image(seed=seed)) for seed in range(3)]
+    frames[0].save("film.gif", save_all=True, append_images=frames[1:], duration=40)
+    with scripted(answering) as server:
+        command = ["stream", "film.gif", "--every-frame", "--output", "out/film.mp4", "--url", server.url]
+        assert main(command) == 0
+        totals = capsys.readouterr().out.splitlines()[-1]
+        assert main([*command, "--json"]) == 0
+    assert totals.startswith("3 frames in ")
+    assert totals.endswith(" s: 3 reached exit 2; 0 failed, 0 were overtaken by newer ones")
+    shown = capsys.readouterr()
+    assert [json.loads(line)["output"] for line in shown.out.splitlines()] == ["out/film.mp4"] * 3
+    assert shown.err.startswith("3 frames in ")
+    with av.open("out/film.mp4") as film:
+        assert [frame.time for frame in film.decode(video=0)] == pytest.approx([0, 0.04, 0.08], abs=2e-3)
+
+
+@pytest.mark.usefixtures("photo")
+def test_totals_come_after_ctrl_c_too(capsys):
+    Path("photos").mkdir()
+    Path("photo.png").rename("photos/1.png")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with scripted(answering) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adpc_client.stream_command.save_picture", interrupted)
+        assert main(["stream", "photos", "--url", server.url]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("0 frames in ") and shown.err == "adpc stream: interrupted\n"
+
+
+@pytest.mark.usefixtures("photo")
+def test_an_output_that_nobody_reads_to_its_end_is_no_error(monkeypatch, capsys):
+    """As in `adpc stream photo.png | head -1`, when `head` has gone."""
+    readable, writable = os.pipe()
+    os.close(readable)
+    with scripted(answering) as server, os.fdopen(writable, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        assert main(["stream", "photo.png", "--url", server.url]) == 1
+    assert not capsys.readouterr().err
