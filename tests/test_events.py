@@ -5,6 +5,7 @@ import io
 import json
 import socket
 import time
+import zlib
 from collections.abc import Iterator
 
 import live
@@ -126,7 +127,7 @@ def test_who_hangs_up_on_its_events_frees_the_worker(server: Live, worker: Scrip
     before = server.metric("anytime_requests_total", stop="disconnected")
     body = photo()
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        head = f"POST /v1/predict HTTP/1.1\r\nHost: a\r\nAccept: {EVENTS}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nAccept: {EVENTS}\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         spec = worker.hear_job()
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
@@ -211,6 +212,48 @@ def test_deltas_of_some_classes_give_their_map(server: Live, worker: ScriptedWor
 def test_classes_that_a_model_lacks_are_refused(server: Live, query: dict[str, str], sentence: str) -> None:
     reply = server.predict(**query)
     assert (reply.status_code, reply.json()["error"]) == (400, sentence)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "delta"])
+def test_a_region_is_computed_and_answered_alone(server: Live, worker: ScriptedWorker, encoding: str) -> None:
+    """The image is 60 x 90: rows 0 to 52 and columns 28 to 90 are computed."""
+    expected = np.full((60, 90), 255, np.uint8)
+    with server.connect() as connection:
+        connection.send(json.dumps({"type": "predict", "id": "a", "encoding": encoding, "roi": [60, 10, 40, 10]}))
+        connection.send(photo())
+        spec = worker.hear_job()
+        assert (spec.layout.height, spec.layout.width) == (52, 62)
+        assert (worker.image(spec) == tiny.image()[:52, 28:]).all()
+        assert json.loads(connection.recv())["type"] == "accepted"
+        held = np.zeros((60, 90), np.uint8)
+        for exit_index in (1, 2):
+            worker.reach(spec, exit_index)
+            assert json.loads(connection.recv())["size"] == [60, 90]
+            data = connection.recv()
+            if encoding == "delta":
+                held ^= np.frombuffer(zlib.decompress(data), np.uint8).reshape(60, 90)
+            else:
+                held = np.frombuffer(data, np.uint8).reshape(60, 90)
+            expected[10:20, 60:] = live.labels(exit_index, 52, 62)[10:20, 32:]
+            assert (held == expected).all()
+        worker.end(spec, Stop.DEADLINE)
+        assert json.loads(connection.recv())["type"] == "end"
+
+
+def test_a_region_over_http(server: Live, worker: ScriptedWorker) -> None:
+    call = Later(lambda: server.predict(roi="60,10,40,10", map="unsure"))
+    worker.finish(worker.hear_job(), 1)
+    body = call.result().json()
+    assert body["size"] == [60, 90]
+    assert (mask_of(body)[:10] == 255).all() and (mask_of(body)[10:20, 60:] != 255).all()
+    extra = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["map"]["data"]))))
+    assert extra.sum() == extra[10:20, 60:].sum() == 300
+    for query, sentence in (
+        ({"roi": "200,10,4,4"}, "lies outside the image"),
+        ({"roi": "1,2,3,4", "model": POSE}, "roi is for"),
+    ):
+        reply = server.predict(**query)
+        assert (reply.status_code, reply.json()["code"]) == (400, "bad_roi") and sentence in reply.json()["error"]
 
 
 def test_meta_comes_back(server: Live, worker: ScriptedWorker) -> None:

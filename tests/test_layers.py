@@ -61,6 +61,7 @@ SERVER = [
     "server.requests.statistics",
     "server.requests.registry",
     "server.requests.history",
+    "server.requests.region",
     "server.requests.codec",
     "server.requests.admission",
     "server.requests.sizes",

@@ -24,6 +24,7 @@ from server.protocols.values import (
     PersonBox,
     Positive,
     Priority,
+    RegionBox,
     ShareOfPixels,
     one_of,
     refuse,
@@ -70,6 +71,11 @@ class RequestOptions(BaseModel):
     classes: ClassList | None = Field(
         default=None,
         description="names or numbers of the classes to send, for example road,car; other pixels are 255",
+    )
+    roi: RegionBox | None = Field(
+        default=None,
+        description="the region of interest for segmentation: x,y,width,height in pixels of the upright image. Only it "
+        "and a rim around it are computed; the mask keeps the image's size, and is 255 outside",
     )
     meta: Meta | None = Field(
         default=None, description="text that comes back with the answer: at most 256 bytes, printable"

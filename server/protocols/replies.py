@@ -21,7 +21,7 @@ from server.engine.messages import Stop
 from server.errors import ServerError, UnauthorizedError
 from server.protocols.descriptions import LabelsBody, describe_labels
 from server.protocols.encoder import Map, frame, keypoints, png
-from server.protocols.maps import NO_CLASS, has_holes, label_map
+from server.protocols.maps import NO_CLASS, answer_size, further_map, has_holes, label_map
 from server.protocols.rle import class_runs
 from server.requests.registry import RequestRecord
 
@@ -172,7 +172,7 @@ def http_reply(record: RequestRecord, job: Job) -> Response:
     """The newest exit of a request over HTTP, in the encoding that `record.encoding` names."""
     began_s = time.monotonic()
     if record.encoding in ("application/octet-stream", "image/png"):
-        labels = label_map(job, job.latest, record.options)
+        labels = label_map(record, job, job.latest)
         data = labels.tobytes() if record.encoding == "application/octet-stream" else _png(record, job, labels)
         return Response(data, 200, _headers(record, job), record.encoding)
     answer = _answer(record, job)
@@ -182,7 +182,7 @@ def http_reply(record: RequestRecord, job: Job) -> Response:
 
 def _facts(record: RequestRecord, job: Job, began_s: float) -> PredictionBody:
     """All that a JSON answer says besides its maps. `began_s`: when they began to be encoded."""
-    model, found, layout = job.model, job.exits[-1], job.spec.layout
+    model, found = job.model, job.exits[-1]
     now_s = time.monotonic()
     return {
         "id": record.id,
@@ -194,7 +194,7 @@ def _facts(record: RequestRecord, job: Job, began_s: float) -> PredictionBody:
         "stop": job.stop,
         "deadline_ms": milliseconds(record.budget_s),
         "unsure": found.active_share,
-        "size": [layout.height, layout.width],
+        "size": list(answer_size(record, job)),
         "timing": {
             "decode_ms": milliseconds(record.decode_s),
             "queue_ms": milliseconds(job.exits[0].started_s - job.submitted_s),
@@ -218,7 +218,7 @@ def _answer(record: RequestRecord, job: Job) -> AnswerBody:
         }
     else:
         answer["mask"] = {**_mask(record, job, job.latest), **labels}
-    extra = job.extra_map(job.latest)
+    extra = further_map(record, job, job.latest)
     if extra is not None:
         answer["map"] = {"kind": job.spec.extra, **_base64(png(extra))}
     return answer
@@ -226,7 +226,7 @@ def _answer(record: RequestRecord, job: Job) -> AnswerBody:
 
 def _mask(record: RequestRecord, job: Job, exit_index: int) -> PngBody | RunsBody:
     """The label map of an exit inside JSON."""
-    labels = label_map(job, exit_index, record.options)
+    labels = label_map(record, job, exit_index)
     if record.encoding != "rle":
         return _base64(_png(record, job, labels))
     size = list(labels.shape)
@@ -237,7 +237,7 @@ def _mask(record: RequestRecord, job: Job, exit_index: int) -> PngBody | RunsBod
 
 
 def _png(record: RequestRecord, job: Job, labels: Map) -> bytes:
-    return png(labels, job.model.palette, holes=has_holes(record.options))
+    return png(labels, job.model.palette, holes=has_holes(record))
 
 
 def _meta(record: RequestRecord) -> dict[str, str]:
@@ -246,15 +246,15 @@ def _meta(record: RequestRecord) -> dict[str, str]:
 
 
 def _headers(record: RequestRecord, job: Job) -> Mapping[str, str]:
-    found, layout = job.exits[-1], job.spec.layout
+    found, (height, width) = job.exits[-1], answer_size(record, job)
     headers: MapHeaders = {
         "X-Request-Id": record.id,
         "X-Anytime-Exit": str(found.exit),
-        "X-Anytime-Exits": str(layout.exits),
+        "X-Anytime-Exits": str(job.model.config.exits),
         "X-Anytime-Stop": str(job.stop),
         "X-Anytime-Elapsed-Ms": str(milliseconds(time.monotonic() - record.arrived_s)),
         "X-Anytime-Unsure": f"{found.active_share:.6g}",
-        "X-Anytime-Size": f"{layout.height}x{layout.width}",
+        "X-Anytime-Size": f"{height}x{width}",
     }
     if record.options.meta is not None:
         headers["X-Anytime-Meta"] = quote(record.options.meta)
@@ -294,7 +294,7 @@ def exit_message(
         "final": found.final or exit_index == model.config.exits,
         "unsure": found.active_share,
         "encoding": encoding,
-        "size": [job.spec.layout.height, job.spec.layout.width],
+        "size": list(answer_size(record, job)),
     }
     frames: list[bytes] = []
     if model.config.task == "pose":
@@ -302,17 +302,17 @@ def exit_message(
     elif encoding in INLINE:
         message["mask"] = _mask(record, job, exit_index)
     else:
-        before = None if held is None else label_map(job, held, record.options)
-        labels = label_map(job, exit_index, record.options)
-        frames.append(frame(encoding, labels, before, model.palette, holes=has_holes(record.options)))
+        before = None if held is None else label_map(record, job, held)
+        labels = label_map(record, job, exit_index)
+        frames.append(frame(encoding, labels, before, model.palette, holes=has_holes(record)))
         message["bytes"] = len(frames[-1])
-    extra = job.extra_map(exit_index)
+    extra = further_map(record, job, exit_index)
     if extra is not None:
         message["extra"] = {"kind": job.spec.extra, "encoding": encoding}
         if encoding in INLINE:
             message["extra"] |= _base64(png(extra))
         else:
-            frames.append(frame(encoding, extra, None if held is None else job.extra_map(held)))
+            frames.append(frame(encoding, extra, None if held is None else further_map(record, job, held)))
             message["extra"]["bytes"] = len(frames[-1])
     return message, frames
 

@@ -5,8 +5,8 @@ between them.
 
     client  {"type": "predict", "id": "a", "model"?, "deadline_ms"?, "min_exit"?, "max_exit"?, "quality"?,
              "best_effort"?, "box"?: "x,y,w,h" or [x, y, w, h], "map"?: "confidence" | "exit" | "unsure",
-             "classes"?: "road,car" or ["road", 8], "priority"?, "captured_at"?, "meta"?, which comes back with
-             `accepted` and every exit,
+             "classes"?: "road,car" or ["road", 8], "roi"?: as "box", "priority"?, "captured_at"?,
+             "meta"?: comes back with `accepted` and every exit,
              "encoding"?: "png" (default) | "raw" | "delta" | "json" | "rle"}, then the image file as one binary frame
             {"type": "cancel", "id"}
             {"type": "deadline", "id", "deadline_ms"}: from now

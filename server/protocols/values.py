@@ -88,15 +88,20 @@ def _name(value: Any) -> str:
     return value
 
 
-def _box(value: Any) -> Box:
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list) or len(parts) != 4 or None in parts:
-        raise refuse(shown(value), "give x,y,width,height in pixels, for example 40,10,120,300", "bad_box")
-    x, y, width, height = (_number(part) for part in parts)
-    if max(abs(x), abs(y), width, height) > MAX_COORDINATE or min(width, height) < 1:
-        remedy = f"width and height must be at least 1, all below {MAX_COORDINATE:,.0f}"
-        raise refuse(shown(value), remedy, "bad_box")
-    return x, y, width, height
+def _box(code: str) -> BeforeValidator:
+    """Reads x,y,width,height; errors have this `code`."""
+
+    def read(value: Any) -> Box:
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or len(parts) != 4 or None in parts:
+            raise refuse(shown(value), "give x,y,width,height in pixels, for example 40,10,120,300", code)
+        x, y, width, height = (_number(part) for part in parts)
+        if max(abs(x), abs(y), width, height) > MAX_COORDINATE or min(width, height) < 1:
+            remedy = f"width and height must be at least 1, all below {MAX_COORDINATE:,.0f}"
+            raise refuse(shown(value), remedy, code)
+        return x, y, width, height
+
+    return BeforeValidator(read)
 
 
 def _id(value: Any) -> str:
@@ -148,7 +153,8 @@ ShareOfPixels = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_quality)]
 ClassList = Annotated[tuple[str, ...], BeforeValidator(_classes), WithJsonSchema({"type": "string"})]
 Meta = Annotated[str, Field(max_length=MAX_META_BYTES), BeforeValidator(_meta)]
 Flag = Annotated[bool, BeforeValidator(_boolean)]
-PersonBox = Annotated[Box, BeforeValidator(_box), WithJsonSchema({"type": "string"})]
+PersonBox = Annotated[Box, _box("bad_box"), WithJsonSchema({"type": "string"})]
+RegionBox = Annotated[Box, _box("bad_roi"), WithJsonSchema({"type": "string"})]
 
 
 def shown(value: Any) -> str:

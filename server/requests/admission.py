@@ -66,6 +66,8 @@ def check_options(options: RequestOptions, model: ServedModel, *, calibrated: bo
         )
     if options.classes is not None:
         model.class_numbers(options.classes)
+    if options.roi is not None and model.config.task == "pose":
+        raise InvalidError(f"roi is for segmentation; {model.name} does pose: give the person's box", "bad_roi")
     if options.box is not None and model.config.task != "pose":
         raise InvalidError(f"box is for pose; {model.name} does segmentation: leave it out", "bad_box")
 

@@ -33,6 +33,7 @@ from server.protocols.trace_context import TraceContext
 from server.protocols.values import MAX_ID
 from server.requests.budget import Asked
 from server.requests.history import History
+from server.requests.region import Region
 
 logger = logging.getLogger("anytime.registry")
 
@@ -68,6 +69,7 @@ class RequestRecord:
     `reserve_s`: the part of the time before the deadline that is kept for encoding and sending the answer.
     `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
     `codec_work`: what the front end has spent on the image and its maps so far.
+    `region`: the part of the image that it is about, once the image is there; None: all of it.
     `place`: the right to a worker, once the request is admitted. `job`: the computation, once there is one.
     `given_up`: why nobody wants the answer any more, if so.
     `seated`: it counts as one of the open requests of which there may be only so many.
@@ -92,6 +94,7 @@ class RequestRecord:
     max_exit: int = 0
     decode_s: float = 0.0
     codec_work: list[CodecWork] = field(default_factory=list)
+    region: Region | None = None
     place: Place | None = None
     job: Job | None = None
     given_up: Stop | None = None

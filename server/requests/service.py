@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import TypeVar
 
 import numpy as np
@@ -33,6 +34,7 @@ from server.requests.admission import (
 from server.requests.budget import Asked, Budget, Traffic
 from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage
+from server.requests.region import find_region
 from server.requests.registry import CodecWork, RequestRecord, RequestRegistry
 from server.requests.request_log import log_request
 from server.requests.sizes import ExpectedSizes
@@ -186,9 +188,11 @@ class Service:
 
     def _expected(self, record: RequestRecord, model: ServedModel, size: tuple[int, int]) -> Expected:
         """What a request whose image has this size (height, width) means to a worker."""
+        roi = record.options.roi
+        computed = size if roi is None else (min(size[0], ceil(roi[3])), min(size[1], ceil(roi[2])))
         return Expected(
             model=model.name,
-            shape=model.input_shape(*size),
+            shape=model.input_shape(*computed),
             required=record.options.required,
             deadline_s=record.compute_deadline_s,
             client=record.sharer,
@@ -218,12 +222,16 @@ class Service:
         self._sizes.saw(model.name, record.sharer, (height, width))
         record.asked = replace(record.asked, pixels=height * width)
         self._set_budget(record)
-        layout = model.layout(height, width, extra=options.map is not None)
+        pixels = image.pixels
+        if options.roi is not None:
+            record.region = find_region(options.roi, height, width)
+            pixels = pixels[record.region.computed]
+        layout = model.layout(*pixels.shape[:2], extra=options.map is not None)
         offset = self.engine.take(layout)
         try:
-            await _copy(image.pixels, layout.image(self.engine.arena.view[offset:]))
+            await _copy(pixels, layout.image(self.engine.arena.view[offset:]))
             record.check_wanted()
-            record.reserve_s = self.codec.reserve_s(record.encoding, layout.pixels)
+            record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
             return self.engine.submit(
                 JobSpec(
                     key=place.key,
@@ -251,7 +259,7 @@ class Service:
     async def encode(self, record: RequestRecord, job: Job, function: Callable[[], T]) -> T:
         """Call `function`, which encodes a map of `job` for its client, on an encoding thread."""
         began_s = time.monotonic()
-        encoded = await self.codec.encode(record.encoding, job.spec.layout.pixels, function)
+        encoded = await self.codec.encode(record.encoding, record.asked.pixels or 0, function)
         self._spent(record, "encode", began_s)
         return encoded
 

@@ -18,7 +18,7 @@ from server.catalog import ServedModel
 from server.engine.job import Job
 from server.errors import InvalidError, TooLargeError
 from server.protocols.http import hang_up_cancels, opened, read_request
-from server.protocols.maps import label_map
+from server.protocols.maps import further_map, label_map
 from server.protocols.open_inference.models import EXTENSIONS, configuration, metadata, statistics
 from server.protocols.open_inference.requests import VERSION, InferRequest, check_version, parse_request
 from server.protocols.open_inference.tensors import OutputTensor, write_body
@@ -202,9 +202,8 @@ def _answer(asked: InferRequest, accepted: str, record: RequestRecord, job: Job)
 def _tensor(name: str, job: Job, record: RequestRecord, binary: bool) -> OutputTensor:
     if name == "keypoints":
         return OutputTensor(name, "FP32", job.keypoints(job.latest)[None], binary)
-    extra = job.extra_map(job.latest) if name == "map" else None
-    labels = label_map(job, job.latest, record.options) if extra is None else extra
-    return OutputTensor(name, "UINT8", np.asarray(labels)[None], binary)
+    found = label_map(record, job, job.latest) if name == "mask" else further_map(record, job, job.latest)
+    return OutputTensor(name, "UINT8", np.asarray(found)[None], binary)
 
 
 def _service(request: Request) -> Service:
