@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,6 +67,13 @@ async def connect_socket(port: int, address: str = ELSEWHERE, buffer_bytes: int 
     await raw.send(HANDSHAKE + b"\r\n")
     await raw.reader.readuntil(b"\r\n\r\n")
     return raw
+
+
+async def in_another_process(program: str, *arguments: str) -> None:
+    """Run the attackers of `program` there, so that what they do does not delay the probe."""
+    process = await asyncio.create_subprocess_exec(sys.executable, program, "--attack", *arguments)
+    if await process.wait():
+        raise RuntimeError(f"the attackers of {program} failed")
 
 
 class Watched(Server):

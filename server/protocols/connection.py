@@ -24,6 +24,7 @@ from server.protocols.message import Message
 from server.protocols.peers import Peer
 from server.protocols.pieces import check_pieces
 from server.protocols.replies import error_body, to_json
+from server.protocols.turns import LARGE_BYTES
 from server.protocols.websocket import WebSocketProtocol
 
 
@@ -54,6 +55,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
 
     _rest = b""  # what has come and is not parsed yet
     _came_s = 0.0  # when the last of it came
+    _lets_others_read = False
     _waits_for_turn = False
     _pipelined = False  # the rest came before the answer to the last request was out
 
@@ -112,6 +114,13 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._came_s = time.monotonic()
         self._rest += data
+        if len(data) >= LARGE_BYTES:
+            self._lets_others_read = True
+            self.loop.call_soon(self._read_on)
+        self._go_on()
+
+    def _read_on(self) -> None:
+        self._lets_others_read = False
         self._go_on()
 
     def _go_on(self) -> None:
@@ -119,7 +128,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         while self._rest and not (self._message.complete or self._waits_for_turn or self.transport.is_closing()):
             if self._message.begun or self._begin():
                 self._parse()
-        self._hold(len(self._rest) > self.MAX_REST_BYTES)
+        self._hold(self._lets_others_read or len(self._rest) > self.MAX_REST_BYTES)
         unfinished_bytes = len(self._rest)
         if not self._message.complete and self.cycle is not None and not self.cycle.response_complete:
             unfinished_bytes += self._message.body_bytes

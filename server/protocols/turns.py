@@ -10,6 +10,8 @@ RATE, BURST = 100.0, 100.0
 """The steps (requests or frames) that a connection may take in a second, and at once, before it waits for turns."""
 ADDRESS_RATE, ADDRESS_BURST = 400.0, 200.0
 """The same for all connections of an address together."""
+LARGE_BYTES = 64 * 1024
+"""After so many bytes from one connection, others are read before it is read again."""
 FRESH = 20.0
 """A connection that has used fewer steps of its own lately does not wait because of others of its address."""
 

@@ -24,7 +24,7 @@ from server.errors import InvalidError, ServerError
 from server.protocols.gate import Gate
 from server.protocols.peers import Peer
 from server.protocols.pieces import MAX_HEADER_BYTES, FrameHeader, check_pieces, parse_frame_header
-from server.protocols.turns import Allowance
+from server.protocols.turns import LARGE_BYTES, Allowance
 
 logger = logging.getLogger("anytime.websocket")
 logger.setLevel(logging.WARNING)  # without the access log, nothing is said of sockets that come and go
@@ -40,6 +40,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
     """Control frames a second, and at once, after which the connection is closed."""
 
     _rest = b""  # what has come and is not parsed yet
+    _lets_others_read = False
     _waits_for_turn = False
     _frame: FrameHeader | None = None  # the frame that is being read
     _left = 0  # bytes of it
@@ -101,6 +102,9 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
             return
         if self.handshake_initiated:
             self._rest += data
+            if len(data) >= LARGE_BYTES:
+                self._lets_others_read = True
+                self.loop.call_soon(self._read_on)
             self._go_on()
             return
         super().data_received(data)
@@ -132,6 +136,10 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
         if self.transport.is_closing():
             self._rest, self._message_bytes = b"", 0
         self._gate.peers.hold(self, len(self._rest) + self._message_bytes)
+        self._regulate()
+
+    def _read_on(self) -> None:
+        self._lets_others_read = False
         self._regulate()
 
     def _turn(self) -> None:
@@ -180,7 +188,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
         """Read while there is room for what comes."""
         if self.transport.is_closing():
             return
-        if self.read_paused or len(self._rest) > self.MAX_REST_BYTES:
+        if self._lets_others_read or self.read_paused or len(self._rest) > self.MAX_REST_BYTES:
             self.transport.pause_reading()
         else:
             self.transport.resume_reading()
