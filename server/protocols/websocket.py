@@ -23,8 +23,8 @@ from websockets.protocol import OPEN
 from server.errors import InvalidError, ServerError
 from server.protocols.gate import Gate
 from server.protocols.peers import Peer
-from server.protocols.pieces import MAX_HEADER_BYTES, FrameHeader, check_pieces, parse_frame_header
-from server.protocols.turns import LARGE_BYTES, Allowance
+from server.protocols.pieces import MAX_HEADER_BYTES, TEXT, FrameHeader, check_pieces, parse_frame_header
+from server.protocols.turns import LARGE_BYTES, TEXT_BYTES, Allowance
 
 logger = logging.getLogger("anytime.websocket")
 logger.setLevel(logging.WARNING)  # without the access log, nothing is said of sockets that come and go
@@ -102,9 +102,10 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
             return
         if self.handshake_initiated:
             self._rest += data
-            if len(data) >= LARGE_BYTES:
+            if len(data) >= LARGE_BYTES and not self._lets_others_read:
                 self._lets_others_read = True
-                self.loop.call_soon(self._read_on)
+                may_go_on = self._gate.peers.spend(self, len(data) / LARGE_BYTES, time.monotonic())
+                (self.loop.call_soon if may_go_on else self._gate.turns.wait)(self._read_on)
             self._go_on()
             return
         super().data_received(data)
@@ -154,6 +155,8 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
                 reason = f"more than {self.CONTROL_RATE:g} control frames a second came; send fewer"
                 self._fail(WS_1008_POLICY_VIOLATION, "too_many_control_frames", reason)
             return
+        if header.opcode == TEXT:
+            self._gate.peers.spend(self, header.size_bytes // TEXT_BYTES, now_s)
         if not self._message_bytes:
             self.due_s = now_s + self._gate.settings.body_timeout_s
         self._fragments += 1
