@@ -14,7 +14,7 @@ TURN = WebSocketProtocol.FRAMES_PER_TURN
 FLOODS = {
     "empty pings": (frame(PING) * 10_000, 1008),
     "pongs": (frame(PONG, b"abcd") * 10_000, 1008),
-    "empty fragments": (frame(TEXT, final=False) + frame(CONTINUATION, final=False) * 10_000, 1008),
+    "empty fragments": (frame(TEXT, final=False) + frame(CONTINUATION, final=False) * 1100, 1008),
     "a text that is no UTF-8, and a close": (frame(TEXT, b"\xff") + frame(CLOSE, b"\x03\xe8"), 1007),
     "half a character, in two frames": (frame(TEXT, b"\xc3", final=False) + frame(CONTINUATION, b"("), 1007),
     "a reserved opcode": (frame(3), 1002),

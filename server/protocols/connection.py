@@ -24,7 +24,7 @@ from server.protocols.message import Message
 from server.protocols.peers import Peer
 from server.protocols.pieces import check_pieces
 from server.protocols.replies import error_body, to_json
-from server.protocols.turns import LARGE_BYTES
+from server.protocols.turns import LARGE_BYTES, STEP_BYTES
 from server.protocols.websocket import WebSocketProtocol
 
 
@@ -116,7 +116,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self._rest += data
         if len(data) >= LARGE_BYTES and not self._lets_others_read:
             self._lets_others_read = True
-            may_go_on = self._gate.peers.spend(self, len(data) / LARGE_BYTES, self._came_s)
+            may_go_on = self._gate.peers.spend(self, len(data) / STEP_BYTES, self._came_s)
             (self.loop.call_soon if may_go_on else self._gate.turns.wait)(self._read_on)
         self._go_on()
 

@@ -6,12 +6,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-RATE, BURST = 100.0, 100.0
+RATE, BURST = 400.0, 100.0
 """The steps (requests or frames) that a connection may take in a second, and at once, before it waits for turns."""
-ADDRESS_RATE, ADDRESS_BURST = 400.0, 200.0
+ADDRESS_RATE, ADDRESS_BURST = 1000.0, 200.0
 """The same for all connections of an address together."""
 LARGE_BYTES = 64 * 1024
-"""After so many bytes from one connection, which count as a step, others are read before it is read again."""
+"""After so many bytes from one connection, others are read before it is read again."""
+STEP_BYTES = 256 * 1024
+"""So many bytes count as a step."""
 TEXT_BYTES = 1024
 """So many bytes of a text count as a step: JSON takes long to parse."""
 FRESH = 20.0

@@ -24,7 +24,7 @@ from server.errors import InvalidError, ServerError
 from server.protocols.gate import Gate
 from server.protocols.peers import Peer
 from server.protocols.pieces import MAX_HEADER_BYTES, TEXT, FrameHeader, check_pieces, parse_frame_header
-from server.protocols.turns import LARGE_BYTES, TEXT_BYTES, Allowance
+from server.protocols.turns import LARGE_BYTES, STEP_BYTES, TEXT_BYTES, Allowance
 
 logger = logging.getLogger("anytime.websocket")
 logger.setLevel(logging.WARNING)  # without the access log, nothing is said of sockets that come and go
@@ -104,7 +104,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
             self._rest += data
             if len(data) >= LARGE_BYTES and not self._lets_others_read:
                 self._lets_others_read = True
-                may_go_on = self._gate.peers.spend(self, len(data) / LARGE_BYTES, time.monotonic())
+                may_go_on = self._gate.peers.spend(self, len(data) / STEP_BYTES, time.monotonic())
                 (self.loop.call_soon if may_go_on else self._gate.turns.wait)(self._read_on)
             self._go_on()
             return

@@ -87,6 +87,7 @@ async def run(args: argparse.Namespace) -> bool:
         before = server.descriptors()
         before_mib = server.memory_mib()
         most, most_mib, closed = before, before_mib, True
+        began_s, before_s = time.monotonic(), server.cpu_s()
 
         async def watched() -> None:
             nonlocal most, most_mib, closed
@@ -99,6 +100,8 @@ async def run(args: argparse.Namespace) -> bool:
         probe = await probe_during(server, watched(), model=args.model)
         about = f"descriptors {before} -> {most}, front end {before_mib:.0f} -> {most_mib:.0f} MiB"
         passed = report(f"{args.count} of every kind", probe, about) and closed
+        share = (server.cpu_s() - before_s) / (time.monotonic() - began_s)
+        print(f"      the front end took {100 * share:.0f} % of a core")
         await asyncio.sleep(SETTLED_S)
         left = server.descriptors() - before
         print(f"{'ok   ' if left < 10 else 'FAULT'} {left} descriptors more than before are left")
