@@ -1,7 +1,9 @@
 """Raw connections for attacks on a real server: what they send is up to the caller, and so is whether they read."""
 
 import asyncio
+import os
 import socket
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,6 +70,13 @@ async def connect_socket(port: int, address: str = ELSEWHERE, buffer_bytes: int 
     return raw
 
 
+async def in_another_process(program: str, *arguments: str) -> None:
+    """Run the attackers of `program` there, so that what they do does not delay the probe."""
+    process = await asyncio.create_subprocess_exec(sys.executable, program, "--attack", *arguments)
+    if await process.wait():
+        raise RuntimeError(f"the attackers of {program} failed")
+
+
 class Watched(Server):
     """A server whose log and memory can be looked at."""
 
@@ -80,6 +89,11 @@ class Watched(Server):
         """The memory of the front end that it shares with no file: what its clients make it hold."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.partition("RssAnon:")[2].split()[0]) / 1024
+
+    def cpu_s(self) -> float:
+        """The CPU time that the front end has taken."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))

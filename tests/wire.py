@@ -142,7 +142,7 @@ class Wire:
         await self.settle()
         while len(self.gate.turns):
             self.gate.turns.run()
-            await self.settle()
+            await self.settle(40)
 
     async def end(self) -> None:
         """Lose all connections."""

@@ -134,14 +134,13 @@ class Peers:
         held = self._addresses.get(peer.address)
         return held is None or peer.allowance.used <= FRESH or held.allowance.take(now_s)
 
-    def spent(self, peer: Peer, seconds: float) -> None:
-        """A step of `peer` took so long. Each millisecond beyond the first counts as one more step."""
-        more = 1000 * seconds - 1
-        if more > 0:
-            peer.allowance.spend(more)
-            held = self._addresses.get(peer.address)
-            if held is not None and peer.allowance.used > FRESH:
-                held.allowance.spend(more)
+    def spend(self, peer: Peer, steps: float, now_s: float) -> bool:
+        """Count what `peer` did as so many steps more. Returns False if it has to wait for its turn with the next."""
+        may_go_on = peer.allowance.spend(steps, now_s)
+        held = self._addresses.get(peer.address)
+        if held is not None and peer.allowance.used > FRESH:
+            may_go_on &= held.allowance.spend(steps, now_s)
+        return may_go_on
 
     def hold(self, peer: Peer, held_bytes: int) -> None:
         """The unfinished message of `peer` has so many bytes now. The largest is dropped if that is too much."""

@@ -11,8 +11,8 @@ PIECE_BYTES = 256
 
 MAX_HEADER_BYTES = 14
 """The longest header of a WebSocket frame (RFC 6455, section 5.2)."""
-CLOSE = 8
-"""The first opcode of control frames (RFC 6455, section 11.8)."""
+TEXT, CLOSE = 1, 8
+"""Opcodes (RFC 6455, section 11.8); those from `CLOSE` on are of control frames."""
 
 
 @dataclass(frozen=True)

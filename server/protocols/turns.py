@@ -6,10 +6,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-RATE, BURST = 100.0, 100.0
+RATE, BURST = 400.0, 100.0
 """The steps (requests or frames) that a connection may take in a second, and at once, before it waits for turns."""
-ADDRESS_RATE, ADDRESS_BURST = 400.0, 200.0
+ADDRESS_RATE, ADDRESS_BURST = 1000.0, 200.0
 """The same for all connections of an address together."""
+LARGE_BYTES = 64 * 1024
+"""After so many bytes from one connection, others are read before it is read again."""
+STEP_BYTES = 256 * 1024
+"""So many bytes count as a step."""
+TEXT_BYTES = 1024
+"""So many bytes of a text count as a step: JSON takes long to parse."""
 FRESH = 20.0
 """A connection that has used fewer steps of its own lately does not wait because of others of its address."""
 
@@ -27,18 +33,23 @@ class Allowance:
         """The tokens that are missing."""
         return self._burst - self._tokens
 
-    def spend(self, tokens: float) -> None:
-        """Take further tokens for a step that took long. They may be owed, up to a burst."""
-        self._tokens = max(-self._burst, self._tokens - tokens)
-
     def take(self, now_s: float) -> bool:
         """Take a token. Returns False if there is none."""
-        self._tokens = min(self._burst, self._tokens + (now_s - self._then_s) * self._rate)
-        self._then_s = now_s
+        self._fill(now_s)
         if self._tokens < 1:
             return False
         self._tokens -= 1
         return True
+
+    def spend(self, tokens: float, now_s: float) -> bool:
+        """Take tokens for a step that cost much. They may be owed, up to a burst. Returns False if some are."""
+        self._fill(now_s)
+        self._tokens = max(-self._burst, self._tokens - tokens)
+        return self._tokens >= 0
+
+    def _fill(self, now_s: float) -> None:
+        self._tokens = min(self._burst, self._tokens + (now_s - self._then_s) * self._rate)
+        self._then_s = now_s
 
 
 class Turns:

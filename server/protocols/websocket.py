@@ -23,8 +23,8 @@ from websockets.protocol import OPEN
 from server.errors import InvalidError, ServerError
 from server.protocols.gate import Gate
 from server.protocols.peers import Peer
-from server.protocols.pieces import MAX_HEADER_BYTES, FrameHeader, check_pieces, parse_frame_header
-from server.protocols.turns import Allowance
+from server.protocols.pieces import MAX_HEADER_BYTES, TEXT, FrameHeader, check_pieces, parse_frame_header
+from server.protocols.turns import LARGE_BYTES, STEP_BYTES, TEXT_BYTES, Allowance
 
 logger = logging.getLogger("anytime.websocket")
 logger.setLevel(logging.WARNING)  # without the access log, nothing is said of sockets that come and go
@@ -40,6 +40,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
     """Control frames a second, and at once, after which the connection is closed."""
 
     _rest = b""  # what has come and is not parsed yet
+    _lets_others_read = False
     _waits_for_turn = False
     _frame: FrameHeader | None = None  # the frame that is being read
     _left = 0  # bytes of it
@@ -101,6 +102,10 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
             return
         if self.handshake_initiated:
             self._rest += data
+            if len(data) >= LARGE_BYTES and not self._lets_others_read:
+                self._lets_others_read = True
+                may_go_on = self._gate.peers.spend(self, len(data) / STEP_BYTES, time.monotonic())
+                (self.loop.call_soon if may_go_on else self._gate.turns.wait)(self._read_on)
             self._go_on()
             return
         super().data_received(data)
@@ -134,6 +139,10 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
         self._gate.peers.hold(self, len(self._rest) + self._message_bytes)
         self._regulate()
 
+    def _read_on(self) -> None:
+        self._lets_others_read = False
+        self._regulate()
+
     def _turn(self) -> None:
         self._waits_for_turn = False
         self._go_on(self.FRAMES_PER_TURN)
@@ -146,6 +155,8 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
                 reason = f"more than {self.CONTROL_RATE:g} control frames a second came; send fewer"
                 self._fail(WS_1008_POLICY_VIOLATION, "too_many_control_frames", reason)
             return
+        if header.opcode == TEXT:
+            self._gate.peers.spend(self, header.size_bytes // TEXT_BYTES, now_s)
         if not self._message_bytes:
             self.due_s = now_s + self._gate.settings.body_timeout_s
         self._fragments += 1
@@ -180,7 +191,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
         """Read while there is room for what comes."""
         if self.transport.is_closing():
             return
-        if self.read_paused or len(self._rest) > self.MAX_REST_BYTES:
+        if self._lets_others_read or self.read_paused or len(self._rest) > self.MAX_REST_BYTES:
             self.transport.pause_reading()
         else:
             self.transport.resume_reading()

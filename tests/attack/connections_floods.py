@@ -73,6 +73,7 @@ async def flood(port: int, name: str, until_s: float) -> tuple[int, int]:
 
 async def attack(server: Watched, name: str, seconds: float, model: str) -> bool:
     waits_ms: list[float] = []
+    before_s = server.cpu_s()
 
     async def attackers() -> tuple[int, int]:
         until_s = time.monotonic() + seconds
@@ -87,7 +88,8 @@ async def attack(server: Watched, name: str, seconds: float, model: str) -> bool
     probe = await probe_during(server, attacking, model=model)
     sent_bytes, closed = attacking.result()
     about = f"a small request waits up to {max(waits_ms):.0f} ms; {sent_bytes / 2**20 / seconds:.1f} MiB/s taken"
-    passed = report(name, probe, f"{about}, closed {closed} times, front end {server.memory_mib():.0f} MiB")
+    share = (server.cpu_s() - before_s) / seconds
+    passed = report(name, probe, f"{about}, closed {closed} times; the front end takes {100 * share:.0f} % of a core")
     if max(waits_ms) > WANTED_MS:
         print(f"FAULT {name}: more than {WANTED_MS:.0f} ms")
         return False

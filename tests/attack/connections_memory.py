@@ -14,7 +14,7 @@ from pathlib import Path
 
 from acceptance import ROOT
 from probe import chosen, probe_during, report
-from raw import Raw, Watched, connect, connect_socket
+from raw import Raw, Watched, connect, connect_socket, in_another_process
 from wire import frame
 
 SECONDS = 8.0
@@ -76,27 +76,32 @@ KINDS: dict[str, tuple[int, Callable[[int], Awaitable[object]]]] = {
 }
 
 
-async def attack(server: Watched, name: str, model: str) -> bool:
+async def attackers(port: int, name: str) -> None:
+    """What the other process does."""
     count, act = KINDS[name]
-    before_mib = most_mib = server.memory_mib()
 
     async def one() -> None:
         while True:
             with suppress(OSError, asyncio.IncompleteReadError):
-                await act(server.port)
+                await act(port)
             await asyncio.sleep(0.5)  # it was closed, and comes again
 
-    async def attackers() -> None:
-        nonlocal most_mib
-        tasks = [asyncio.create_task(one()) for _ in range(count)]
-        for _ in range(int(SECONDS / 0.1)):
-            await asyncio.sleep(0.1)
-            most_mib = max(most_mib, server.memory_mib())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    tasks = [asyncio.create_task(one()) for _ in range(count)]
+    await asyncio.wait(tasks, timeout=SECONDS)
 
-    probe = await probe_during(server, attackers(), model=model)
+
+async def attack(server: Watched, name: str, model: str) -> bool:
+    before_mib = most_mib = server.memory_mib()
+
+    async def watched() -> None:
+        nonlocal most_mib
+        attacking = asyncio.create_task(in_another_process(__file__, name, str(server.port)))
+        while not attacking.done():
+            await asyncio.wait({attacking}, timeout=0.1)
+            most_mib = max(most_mib, server.memory_mib())
+        await attacking
+
+    probe = await probe_during(server, watched(), model=model)
     passed = report(name, probe, f"front end {before_mib:.0f} -> {most_mib:.0f} MiB")
     if most_mib - before_mib > GROWTH_MIB:
         print(f"FAULT {name}: more than {GROWTH_MIB:.0f} MiB")
@@ -117,7 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", help="words in the names of kinds; default: all")
     parser.add_argument("--models", type=Path, default=ROOT / "models" / "zoo")
     parser.add_argument("--model", default="camvid-adpc-w18")
-    passed = asyncio.run(run(parser.parse_args(argv)))
+    parser.add_argument("--attack", nargs=2, metavar=("KIND", "PORT"), help="only attack the server at this port")
+    args = parser.parse_args(argv)
+    if args.attack:
+        asyncio.run(attackers(int(args.attack[1]), args.attack[0]))
+        return 0
+    passed = asyncio.run(run(args))
     print("PASSED" if passed else "FAILED")
     return 0 if passed else 1
 

@@ -33,6 +33,7 @@ LATEST_S = max(TIMES.values()) + 6.0
 
 BODY = b"POST /v1/predict?deadline_ms=30000 HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
 GET = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+IMAGE = photo(1600, 1200)
 PREDICT = b'{"type": "predict", "id": "a", "deadline_ms": 30000, "encoding": "raw"}'
 
 
@@ -65,9 +66,8 @@ async def say_on_socket(port: int, data: bytes) -> Raw:
 async def unread_stream(port: int) -> Raw:
     """A stream of large raw maps, none of which is read."""
     raw = await connect_socket(port, buffer_bytes=4096)
-    image = photo(1600, 1200)
     for _ in range(4):
-        await raw.send(frame(1, PREDICT) + frame(2, image))
+        await raw.send(frame(1, PREDICT) + frame(2, IMAGE))
     return raw
 
 
