@@ -15,6 +15,7 @@ import live
 import numpy as np
 import pytest
 import tiny
+from hosts import own_host_only
 from live import Live, ScriptedWorker, decoded, photo
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
@@ -520,6 +521,7 @@ def test_too_many_sockets_and_too_fast_clients_are_turned_away(tmp_path: Path) -
             expect_close(third, 1008)
 
 
+@own_host_only
 def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -546,6 +548,7 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
             server.loop.call_soon_threadsafe(plain.shutdown, socket.SHUT_RDWR)
 
 
+@own_host_only
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel's word, and Linux's alone")
 def test_a_client_that_reads_nothing_for_long_frees_what_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -568,6 +571,7 @@ def test_a_client_that_reads_nothing_for_long_frees_what_it_holds(
             plain.shutdown(socket.SHUT_RDWR)
 
 
+@own_host_only
 def test_a_server_that_drains_finishes_what_is_open(tmp_path: Path) -> None:
     with live.scripted(live.write_configs(tmp_path), default_model=SEGMENTATION) as (server, next_worker):
         worker = next_worker()
