@@ -488,7 +488,7 @@ def test_a_slow_reader_gets_the_newest_exit(tmp_path: Path) -> None:
         server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
         raw = socket.create_connection(("127.0.0.1", server.port))
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
-        with server.connect(sock=raw, max_queue=1) as connection:
+        with server.connect(sock=raw, max_queue=1, compression=None) as connection:
             predict(connection, "a", photo(3000, 3000, "JPEG"), encoding="raw", deadline_ms=30_000)
             worker.finish(worker.hear_job())
             server.wait_for(lambda: server.metric("anytime_time_to_exit_seconds_count", exit="4") == 1)
