@@ -63,8 +63,8 @@ class Application(FastAPI):
 
     def _predicts(self, scope: Scope) -> bool:
         """Whether this is a prediction."""
-        path: str = scope["path"]
-        return scope["method"] == "POST" and path == scope.get("root_path", "") + http.PREDICT_PATH
+        asked = scope["method"], scope["path"]
+        return asked == ("POST", scope.get("root_path", "") + http.PREDICT_PATH)
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self
@@ -104,7 +104,7 @@ def create_app(
     """
     if settings is None:
         settings = load_settings([])
-        configure_logging(settings.log_level, settings.log_format)
+        configure_logging(settings.log_level, settings.log_format, "anytime")  # the rest is the host's
     catalog = read_catalog(settings.models, settings.default_model)
     service = Service(settings, catalog, unloadable or logger.critical, launch or Reserve(settings.spare_workers))
 

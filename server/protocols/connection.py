@@ -65,7 +65,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._incomplete_bytes = 0
         super().on_message_begin()
         arrived_s = time.monotonic()  # the first byte's: headers may come slowly
-        self.scope[ARRIVED_S] = arrived_s  # type: ignore[literal-required] - the standard allows further keys
+        self.scope[ARRIVED_S] = arrived_s  # type: ignore[literal-required]
 
     def on_headers_complete(self) -> Any:
         self._incomplete_bytes = 0
