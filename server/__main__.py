@@ -20,7 +20,7 @@ from server.errors import ServerError
 from server.logs import configure_logging
 from server.protocols.connection import HttpProtocol, WebSocketProtocol
 from server.settings import Settings, load_settings
-from server.settings_table import settings_table
+from server.settings_table import main as tabulate
 from server.simulation.command import main as simulate
 
 logger = logging.getLogger("anytime")
@@ -87,9 +87,8 @@ def keep_freed_memory() -> None:
 def main() -> int:
     if sys.argv[1:2] == ["simulate"]:
         return simulate(sys.argv[2:])
-    if sys.argv[1:] == ["settings"]:
-        print(settings_table())
-        return 0
+    if sys.argv[1:2] == ["settings"]:
+        return tabulate(sys.argv[2:])
     keep_freed_memory()
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
