@@ -29,7 +29,7 @@ from server.protocols.connection import HttpProtocol
 from server.protocols.websocket import WebSocketProtocol
 from server.rules import contradictions, this_machine
 from server.settings import Settings, load_settings
-from server.settings_table import settings_table
+from server.settings_table import main as tabulate
 from server.simulation.command import main as simulate
 
 logger = logging.getLogger("anytime")
@@ -142,9 +142,8 @@ def keep_freed_memory() -> None:
 def main() -> int:
     if sys.argv[1:2] == ["simulate"]:
         return simulate(sys.argv[2:])
-    if sys.argv[1:] == ["settings"]:
-        print(settings_table())
-        return 0
+    if sys.argv[1:2] == ["settings"]:
+        return tabulate(sys.argv[2:])
     if sys.argv[1:2] == ["keys"]:
         return keys(sys.argv[2:])
     keep_freed_memory()

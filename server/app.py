@@ -110,7 +110,7 @@ def create_app(
     """
     if settings is None:
         settings = load_settings([])
-        configure_logging(settings.log_level, settings.log_format)
+        configure_logging(settings.log_level, settings.log_format, "anytime")  # the rest is the host's
     catalog = read_catalog(settings.models, settings.default_model)
     service = Service(settings, catalog, unloadable or logger.critical, launch or Reserve(settings.spare_workers))
 

@@ -11,11 +11,17 @@ SHOWN_ELSEWHERE = ("color_message", "taskName")
 """Attributes of a log record that repeat its message, or that no reader needs; JSON leaves them out."""
 
 
-def configure_logging(level: str, log_format: str) -> None:
-    """Log from `level` on. `log_format`: plain or json. Does nothing if the host of the application logs already."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter(log_format))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+def configure_logging(level: str, log_format: str, name: str | None = None) -> None:
+    """Log from `level` on what goes to the logger `name` and those below it, or to any. `log_format`: plain or json.
+
+    Does nothing if the program around it has configured logging already.
+    """
+    logger = logging.getLogger(name)
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(formatter(log_format))
+        logger.addHandler(handler)
+        logger.setLevel(level.upper())
 
 
 def formatter(log_format: str) -> logging.Formatter:

@@ -4,7 +4,7 @@ All series exist at 0 from the start, so that rates and sums are right from the 
 """
 
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
@@ -20,7 +20,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server.engine.messages import Stop
@@ -134,7 +134,12 @@ class Metrics:
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return b"".join(self.parts())
+
+    def parts(self) -> Iterator[bytes]:
+        """The text in parts of some milliseconds at most, so that an event loop can do other things between them."""
+        for family in self.registry.collect():
+            yield generate_latest(_Collected(family))
 
     def _touch(self, model: str, exits: int) -> None:
         """Create the series of a model, at 0."""
@@ -163,6 +168,16 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
         return _remembering(Histogram(f"anytime_{name}", text, labels, buckets=buckets, registry=self.registry))
+
+
+class _Collected(Collector):
+    """One family that has been read."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> list[Metric]:
+        return [self._family]
 
 
 class _Family(Collector):

@@ -1,8 +1,29 @@
-"""python -m server settings: the table of all settings in docs/operations.md, as Markdown."""
+"""python -m server settings: the table of all settings, as Markdown; --update FILE renews it in a document."""
 
-from collections.abc import Iterator
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from server.settings import PREFIX, ROOT, Settings, flag
+from server.settings import PREFIX, PROGRAM, ROOT, Settings, flag
+
+HEAD = "| flag | variable | default | meaning |"
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog=f"{PROGRAM} settings", description="Print the table of all settings.")
+    parser.add_argument("--update", metavar="FILE", type=Path, help="put it into this document, which has an older one")
+    path = parser.parse_args(argv).update
+    if path is None:
+        print(settings_table())
+    else:
+        path.write_text(updated(path.read_text()))
+    return 0
+
+
+def updated(document: str) -> str:
+    """`document` with the table of now."""
+    return re.sub(rf"{re.escape(HEAD)}\n(\|.*\n)*", lambda _: settings_table() + "\n", document)
 
 
 def settings_table() -> str:
@@ -10,7 +31,7 @@ def settings_table() -> str:
 
 
 def _rows() -> Iterator[str]:
-    yield "| flag | variable | default | meaning |"
+    yield HEAD
     yield "|---|---|---|---|"
     for name, field in Settings.model_fields.items():
         yield f"| `{flag(name)}` | `{PREFIX}{name.upper()}` | {_shown(field.default)} | {field.description} |"

@@ -74,8 +74,10 @@ class UvicornHost:
 class HypercornHost:
     """hypercorn on its asyncio worker."""
 
-    def __init__(self, app: ASGIFramework) -> None:
+    def __init__(self, app: ASGIFramework, frame_bytes: int) -> None:
         self.app = app
+        self._config = hypercorn.Config()
+        self._config.websocket_max_message_size = frame_bytes
         self.up = threading.Event()
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
@@ -85,10 +87,9 @@ class HypercornHost:
 
     async def _run(self) -> None:
         self.loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
-        config = hypercorn.Config()
-        config.bind = [f"fd://{self._socket.detach()}"]
+        self._config.bind = [f"fd://{self._socket.detach()}"]
         self.up.set()
-        await hypercorn.asyncio.serve(self.app, config, shutdown_trigger=self._ended.wait)
+        await hypercorn.asyncio.serve(self.app, self._config, shutdown_trigger=self._ended.wait)
 
     def interrupt(self) -> None:
         self.loop.call_soon_threadsafe(self._ended.set)
@@ -103,12 +104,13 @@ def own(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess]) -> Host
 
 def plain_uvicorn(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess]) -> Host:
     app = create_app(settings, print, launch)
-    config = uvicorn.Config(app, port=0, log_level="error", ws_max_size=2 * settings.max_body_bytes)
+    frame_bytes = 2 * settings.max_body_bytes
+    config = uvicorn.Config(app, port=0, log_level="error", ws_max_size=frame_bytes, ws_per_message_deflate=False)
     return UvicornHost(uvicorn.Server(config), app)
 
 
 def hypercorn_host(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess]) -> Host:
-    return HypercornHost(create_app(settings, print, launch))
+    return HypercornHost(create_app(settings, print, launch), 2 * settings.max_body_bytes)
 
 
 HOSTS = {"own": own, "uvicorn": plain_uvicorn, "hypercorn": hypercorn_host}

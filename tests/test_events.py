@@ -127,7 +127,9 @@ def test_who_hangs_up_on_its_events_frees_the_worker(server: Live, worker: Scrip
     before = server.metric("anytime_requests_total", stop="disconnected")
     body = photo()
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nAccept: {EVENTS}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nAccept: {EVENTS}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         connection.sendall(head.encode() + body)
         spec = worker.hear_job()
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")

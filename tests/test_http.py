@@ -19,6 +19,7 @@ import live
 import numpy as np
 import pytest
 import tiny
+from hosts import own_host_only
 from live import Later, Live, ScriptedWorker, photo
 from PIL import Image
 
@@ -297,6 +298,7 @@ def test_a_fault_of_the_server_is_a_500_with_the_id(server: Live, monkeypatch: p
     assert reply.headers["x-request-id"] == "unlucky"
 
 
+@own_host_only
 def test_what_is_no_http_is_a_400(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"HELO example.org\r\n\r\n")
@@ -305,6 +307,7 @@ def test_what_is_no_http_is_a_400(server: Live) -> None:
     assert json.loads(rest.partition(b"\r\n\r\n")[2])["code"] == "bad_http"
 
 
+@own_host_only
 @pytest.mark.parametrize("upgrade", [b"h2c", b"websocket, h2c"])
 @pytest.mark.parametrize("cut", [10, 120, 2000], ids=["in the first line", "in the headers", "in the body"])
 def test_who_asks_for_another_protocol_in_vain_is_served(
@@ -324,12 +327,14 @@ def test_who_asks_for_another_protocol_in_vain_is_served(
             assert reply.status == 200 and json.loads(reply.read())["exit"] == 1
 
 
+@own_host_only
 def test_a_body_that_is_no_http_is_a_400(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 400")
 
 
+@own_host_only
 def test_headers_without_an_end_are_a_431(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"GET /health/live HTTP/1.1\r\nX-Long: ")
@@ -343,6 +348,7 @@ def test_headers_without_an_end_are_a_431(server: Live) -> None:
     assert server.http.get("/health/live", headers={"X-Long": "x" * 60_000}).status_code == 200
 
 
+@own_host_only
 def test_trailers_without_an_end_close_the_connection(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         head = b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Long: "
@@ -399,6 +405,7 @@ def test_hanging_up_before_the_image_has_arrived(server: Live) -> None:
     server.wait_for(lambda: server.metric("anytime_requests_total", stop="disconnected") == before + 1)
 
 
+@own_host_only
 def test_a_deadline_counts_from_the_first_byte_of_the_headers(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.protocols.connection.time", SimpleNamespace(monotonic=lambda: time.monotonic() - 10))
     reply = server.predict(deadline_ms=9_000)

@@ -6,7 +6,7 @@ import pytest
 
 from server.engine.messages import Stop
 from server.errors import UnavailableError
-from server.logs import formatter
+from server.logs import configure_logging, formatter
 from server.metrics import Metrics
 from server.protocols.trace_context import TraceContext
 from server.requests.registry import RequestRegistry
@@ -39,6 +39,16 @@ def test_a_json_line_is_one_line_also_with_a_traceback() -> None:
     error = KeyError("x")
     text = line("json", exc_info=(KeyError, error, None))
     assert "\n" not in text and "KeyError" in json.loads(text)["exc_info"]
+
+
+def test_logging_is_configured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("anytime-test")
+    monkeypatch.setattr(logger, "propagate", False)  # pytest's handlers are above
+    for log_format in ("json", "plain"):
+        configure_logging("warning", log_format, "anytime-test")
+    [handler] = logger.handlers
+    assert handler.formatter and handler.formatter.format(logging.makeLogRecord({"msg": "a"})).startswith("{")
+    assert logger.level == logging.WARNING
 
 
 def test_a_request_is_logged_when_it_has_ended(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from server.settings import ROOT, load_settings, parse_traffic_cap
-from server.settings_table import settings_table
+from server.settings_table import HEAD, main, settings_table, updated
 
 
 def test_flags_win_over_variables_and_variables_over_defaults() -> None:
@@ -51,7 +51,16 @@ def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_documented_table_is_that_of_the_settings() -> None:
-    assert settings_table() in (ROOT / "docs" / "operations.md").read_text()
+    document = (ROOT / "docs" / "operations.md").read_text()
+    assert updated(document) == document, "run `python -m server settings --update docs/operations.md`"
+    assert document.count(settings_table()) == 1
+
+
+def test_the_table_in_a_document_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text(f"before\n\n{HEAD}\n|---|\n| old |\n\nafter | that\n")
+    assert main(["--update", str(path)]) == 0
+    assert path.read_text() == f"before\n\n{settings_table()}\n\nafter | that\n"
 
 
 def test_settings_are_frozen() -> None:

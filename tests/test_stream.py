@@ -15,6 +15,7 @@ import live
 import numpy as np
 import pytest
 import tiny
+from hosts import own_host_only
 from live import Live, ScriptedWorker, decoded, photo
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
@@ -494,7 +495,7 @@ def test_a_slow_reader_gets_the_newest_exit(tmp_path: Path) -> None:
         server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
         raw = socket.create_connection(("127.0.0.1", server.port))
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
-        with server.connect(sock=raw, max_queue=1) as connection:
+        with server.connect(sock=raw, max_queue=1, compression=None) as connection:
             predict(connection, "a", photo(3000, 3000, "JPEG"), encoding="raw", deadline_ms=30_000)
             worker.finish(worker.hear_job())
             server.wait_for(lambda: server.metric("anytime_time_to_exit_seconds_count", exit="4") == 1)
@@ -527,6 +528,7 @@ def test_too_many_sockets_and_too_fast_clients_are_turned_away(tmp_path: Path) -
             expect_close(third, 1008)
 
 
+@own_host_only
 def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -553,6 +555,7 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
             server.loop.call_soon_threadsafe(plain.shutdown, socket.SHUT_RDWR)
 
 
+@own_host_only
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel's word, and Linux's alone")
 def test_a_client_that_reads_nothing_for_long_frees_what_it_holds(tmp_path: Path) -> None:
     folder = live.write_configs(tmp_path, (tiny.SEGMENTATION,))
@@ -573,6 +576,7 @@ def test_a_client_that_reads_nothing_for_long_frees_what_it_holds(tmp_path: Path
             plain.shutdown(socket.SHUT_RDWR)
 
 
+@own_host_only
 def test_a_server_that_drains_finishes_what_is_open(tmp_path: Path) -> None:
     with live.scripted(live.write_configs(tmp_path), default_model=SEGMENTATION) as (server, next_worker):
         worker = next_worker()

@@ -302,4 +302,8 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """The metrics in Prometheus' text format."""
     service: Service = request.app.state.service
-    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    text = bytearray()
+    for part in service.metrics.parts():
+        text += part
+        await asyncio.sleep(0)  # a scrape must not hold up the answers of others
+    return Response(bytes(text), media_type="text/plain; version=0.0.4; charset=utf-8")
