@@ -83,7 +83,7 @@ async def predict(request: Request) -> Response:
     headers, query = request.headers, request.query_params
     caller = caller_of(request.scope)
     named = service.catalog.served(query.get("model"))
-    arrived_s = request.state.arrived_s  # set by `HttpProtocol`
+    arrived_s = request.state.arrived_s - caller.waited_s  # set by `HttpProtocol`
     with service.registry.open("http", arrived_s, headers.get("x-request-id"), caller, named) as record:
         record.sharer = caller.name
         record.options = options = parse_options(query)

@@ -19,6 +19,7 @@ from server.engine.job import Job
 from server.engine.messages import JobSpec, LoadPlan, Stop
 from server.engine.place import Place
 from server.engine.worker_process import ChildProcess, WorkerProcess
+from server.errors import NoExitError
 from server.metrics import Metrics
 from server.requests.admission import ClientLimit, check_body, check_options, check_person, lasting_exit
 from server.requests.budget import Asked, Budget, Traffic
@@ -122,6 +123,10 @@ class Service:
             max_exit=options.max_exit,
         )
         self._set_budget(record)
+        if record.deadline_s <= time.monotonic() and record.caller.waited_s > 0:
+            waited_ms = 1000 * record.caller.waited_s
+            sentence = f"the request had waited {waited_ms:.0f} ms at a proxy, and its deadline was over"
+            raise NoExitError(f"{sentence}; give a later deadline_ms", "stale")
         height, width = self._sizes.expected(model.name, record.sharer, model.config.size)
         record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
         return self.engine.admit(self._expected(record, model, (height, width)), time.monotonic())
