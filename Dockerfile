@@ -2,10 +2,10 @@
 FROM python:3.12-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
-COPY pyproject.toml setup.py README.md LICENSE ./
+COPY pyproject.toml constraints.txt setup.py README.md LICENSE ./
 COPY server server
 COPY models models
-RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --editable .
+RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --constraint constraints.txt --editable .
 
 FROM python:3.12-slim
 # Triton compiles its launchers when the server starts, so the image needs a C compiler.

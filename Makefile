@@ -4,14 +4,21 @@ JOBS ?= 2
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup native serve lint test attack check models
+.PHONY: setup native serve lint test attack audit check lock models
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml clients/pyproject.toml setup.py $(wildcard models/executors/cpu/native/*.cpp models/executors/cpu/native/*.h)
+# `constraints.txt` is the lock file: the exact versions, with which the tests passed.
+.venv/.ready: pyproject.toml clients/pyproject.toml constraints.txt setup.py $(wildcard models/executors/cpu/native/*.cpp models/executors/cpu/native/*.h)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]' --editable 'clients[video]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable 'clients[video]'
 	touch $@
+
+# The newest versions that fit, for the next `make setup`. triton is left out: each build of torch wants its own.
+lock:
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/pip install --quiet --editable '.[dev]' --editable 'clients[video]'
+	build/lock/bin/pip freeze --exclude-editable | sed 's/+.*//' | grep -v '^triton==' > constraints.txt
 
 # The kernels again, after a change or once there is a compiler.
 native:
@@ -38,7 +45,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy server models clients/adpc_client
 
-check: lint test
+# Known vulnerabilities of the locked versions. This asks the network, which `lint` and `test` do not; it says which
+# packages it could not ask about.
+audit: setup
+	$(BIN)/pip-audit --no-deps --disable-pip --requirement constraints.txt
+
+check: lint test audit
 
 # The shipped models anew, in runs/, from data alone; stopped, it goes on where it was. See models/zoo/README.md.
 models: runs/camvid-adpc-w18/quality.json runs/lsp-adpc-w18/quality.json

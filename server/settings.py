@@ -96,8 +96,8 @@ class Settings(BaseModel):
     )
     trusted_proxies: Annotated[str, AfterValidator(_networks)] = Field(
         "",
-        description="addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto count: "
-        "10.0.0.7,192.168.0.0/16",
+        description="addresses or networks of proxies whose X-Forwarded-For, X-Forwarded-Proto and X-Request-Start "
+        "count: 10.0.0.7,192.168.0.0/16",
     )
     keys: Path | None = Field(None, description="TOML file of API keys; without one everyone may ask")
     admin: Annotated[str, AfterValidator(_address)] = Field(

@@ -289,7 +289,7 @@ def test_a_stale_image_is_refused_before_it_is_decoded(server: Live) -> None:
     body = reply.json()
     assert (reply.status_code, body["code"]) == (504, "stale")
     assert body["error"].endswith(
-        "and it was due 200 ms after it was captured; send a newer one, or give a later deadline_ms"
+        "and it was due 200 ms after it was captured or sent; send a newer one, or give a later deadline_ms"
     )
     long_ago = server.predict(captured_at=1.0).json()
     assert long_ago["error"].startswith("the image was 30000 ms old on arrival")

@@ -236,6 +236,30 @@ def test_a_key_is_a_header_or_a_subprotocol(key_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("trusted", "start", "waited_s"),
+    [
+        ("192.0.2.1", "t=1700000000.25", 0.75),
+        ("192.0.2.1", "1700000000", 1.0),
+        ("192.0.2.1", "t=1", 30.0),
+        ("192.0.2.1", "t=1700000007", 0.0),  # the clocks differ
+        ("192.0.2.1", "t=soon", 0.0),
+        ("192.0.2.1", None, 0.0),
+        ("", "t=1700000000.25", 0.0),
+    ],
+)
+def test_only_trusted_proxies_say_when_a_request_came(
+    monkeypatch: pytest.MonkeyPatch, trusted: str, start: str | None, waited_s: float
+) -> None:
+    monkeypatch.setattr("server.access.guard.time.time", lambda: 1_700_000_001.0)
+    headers = {} if start is None else {"X-Request-Start": start}
+    assert ask(headers, trusted_proxies=trusted).caller.waited_s == waited_s
+
+
+def test_an_ipv4_client_of_an_ipv6_socket_is_an_ipv4_client() -> None:
+    assert ask(client=("::ffff:192.0.2.9", 4711)).caller == Caller("192.0.2.9")
+
+
+@pytest.mark.parametrize(
     ("trusted", "address", "scheme"), [("", "192.0.2.1", "http"), ("192.0.2.0/24", "2001:db8::1", "https")]
 )
 def test_only_trusted_proxies_say_who_asks(trusted: str, address: str, scheme: str) -> None:

@@ -222,15 +222,15 @@ def test_cancelling_by_id(server: Live, worker: ScriptedWorker) -> None:
 
 def test_a_request_with_a_token_is_found_with_it_alone(server: Live, worker: ScriptedWorker) -> None:
     token = {"X-Request-Token": "a secret of its own"}
-    headers = {**token, "X-Request-Id": "mine"}
+    headers = {**token, "X-Request-Id": "guarded"}
     call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers=headers))
     spec = worker.hear_job()
     for wrong in ({}, {"X-Request-Token": "the secret of another"}):
         for method in ("GET", "DELETE"):
-            reply = server.http.request(method, "/v1/requests/mine", headers=wrong)
+            reply = server.http.request(method, "/v1/requests/guarded", headers=wrong)
             assert (reply.status_code, reply.json()["code"]) == (404, "unknown_request")
-    assert server.http.get("/v1/requests/mine", headers=token).json()["state"] == "open"
-    assert server.http.delete("/v1/requests/mine", headers=token).status_code == 200
+    assert server.http.get("/v1/requests/guarded", headers=token).json()["state"] == "open"
+    assert server.http.delete("/v1/requests/guarded", headers=token).status_code == 200
     assert call.result().status_code == 499
     worker.hear_cancel()
     worker.end(spec, Stop.CANCELLED)
@@ -632,7 +632,8 @@ def test_docs_describe_every_parameter(server: Live) -> None:
     paths = server.http.get("/openapi.json").json()["paths"]
     described = paths["/v1/predict"]["post"]
     parameters = {parameter["name"]: parameter for parameter in described["parameters"]}
-    assert set(parameters) == {*QueryOptions.model_fields, "X-Request-Id", "X-Request-Timeout-Seconds"}
+    headers = {"X-Request-Id", "X-Request-Timeout-Seconds", "X-Request-Token"}
+    assert set(parameters) == headers | set(QueryOptions.model_fields)
     assert parameters["deadline_ms"]["schema"] == {"type": "number", "exclusiveMinimum": 0}
     assert parameters["map"]["schema"] == {"type": "string", "enum": ["confidence", "exit", "unsure"]}
     assert (parameters["box"]["in"], parameters["box"]["schema"]) == ("query", {"type": "string"})

@@ -70,7 +70,7 @@ class Access:
 def access(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
     models = live.write_configs(tmp_path_factory.mktemp("models"), (tiny.SEGMENTATION,))
     files = {"keys": folder / "keys.toml", "tls_certificate": folder / "certificate.pem", "tls_key": folder / "key.pem"}
-    with live.scripted(models, admin="127.0.0.1:0", **files) as (server, next_worker):
+    with live.scripted(models, admin="127.0.0.1:0", trusted_proxies="127.0.0.1", **files) as (server, next_worker):
         worker = next_worker()
         worker.say_ready()
         found = Access(server, worker, folder / "certificate.pem")
@@ -103,6 +103,12 @@ def test_a_key_may_do_what_its_terms_say(access: Access) -> None:
     refused = access.predict("camera")
     assert (refused.status_code, refused.json()["code"]) == (429, "key_rate")
     assert 990 <= int(refused.headers["retry-after"]) <= 1000
+
+
+def test_what_waited_too_long_at_a_proxy_is_stale(access: Access) -> None:
+    headers = {"Authorization": f"Bearer {KEYS['robot']}", "X-Request-Start": "t=1"}
+    refused = access.http.post(f"{access.public}/v1/predict", content=photo(), headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (504, "stale")
 
 
 def test_what_was_computed_is_spent(access: Access) -> None:

@@ -23,7 +23,7 @@ from server.access.headers import (
 from server.access.identity import CALLER, SOMEBODY, Caller, token_digest
 from server.access.keys import KeyRing
 from server.access.origins import Origins
-from server.access.proxies import TrustedProxies
+from server.access.proxies import TrustedProxies, parse_client_address, request_start_s
 from server.errors import InvalidError, NotFoundError, ServerError
 from server.protocols.replies import error_reply
 from server.settings import Settings
@@ -56,6 +56,7 @@ class Guard:
         self._keys = keys
         self.admin_port = None if settings.admin_address is None else settings.admin_address[1]
         self._proxies = TrustedProxies(settings.trusted_proxies)
+        self._longest_wait_s = settings.max_deadline_ms / 1000  # no deadline lasts longer
         self._origins = Origins(
             settings.allowed_hosts, settings.allowed_origins, settings.host, own_name=socket.gethostname()
         )
@@ -93,6 +94,7 @@ class Guard:
 
     def _admit(self, scope: Scope, fields: Fields, origin: str | None) -> Caller:
         """Who asks. Raises ServerError if they may not."""
+        peer, _ = _peer(scope)
         address = self._address(scope, fields)
         host = self._origins.check_host(fields[b"host"], scope["http_version"])
         if origin is not None:
@@ -103,7 +105,13 @@ class Guard:
         if self._needs_key(scope) and self._keys is not None:
             key = self._keys.identify(_key(scope, fields), time.monotonic())
         tokens = fields[b"x-request-token"]
-        return Caller(address, key, token_digest(tokens[0]) if tokens else None)
+        return Caller(address, key, token_digest(tokens[0]) if tokens else None, self._waited_s(peer, fields))
+
+    def _waited_s(self, peer: str, fields: Fields) -> float:
+        """The seconds that the request has waited at a trusted proxy, which says when it came there."""
+        started = fields[b"x-request-start"]
+        start_s = request_start_s(started[0]) if started and self._proxies.trusts(peer) else None
+        return 0.0 if start_s is None else min(self._longest_wait_s, max(0.0, time.time() - start_s))
 
     def _needs_key(self, scope: Scope) -> bool:
         """Whether a request needs a key where there are keys. Raises NotFoundError if its path is elsewhere."""
@@ -116,15 +124,21 @@ class Guard:
 
     def _address(self, scope: Scope, fields: Fields) -> str:
         """The client's address. Where a trusted proxy says more of the client, the scope says it afterwards."""
-        peer, port = scope.get("client") or (SOMEBODY.address, 0)
+        peer, port = _peer(scope)
         if not self._proxies.trusts(peer):
-            return str(peer)
+            return peer
         address = self._proxies.client(peer, fields[b"x-forwarded-for"])
         scope["client"] = (address, port)
         scheme = fields[b"x-forwarded-proto"][-1:]
         if scheme in (["http"], ["https"]):
             scope["scheme"] = scheme[0] if scope["type"] == "http" else scheme[0].replace("http", "ws")
         return address
+
+
+def _peer(scope: Scope) -> tuple[str, int]:
+    """The address and the port at the other end of the connection; IPv4 addresses that come as IPv6 ones are IPv4."""
+    host, port = scope.get("client") or (SOMEBODY.address, 0)
+    return (parse_client_address(host) or host) if ":" in host else host, port
 
 
 def _fields(scope: Scope) -> Fields:

@@ -23,12 +23,13 @@ class Caller:
 
     `address`: the client's IP address. `key`: the name of its API key, or None. `token`: the digest of the secret that
     the request carries in `X-Request-Token`, or None. A digest, since finding it in a table says nothing of the secret,
-    however long it takes.
+    however long it takes. `waited_s`: the seconds that the request had waited at a trusted proxy when it came.
     """
 
     address: str = "unknown"
     key: str | None = None
     token: bytes | None = None
+    waited_s: float = 0.0
 
     @property
     def name(self) -> str:

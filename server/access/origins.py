@@ -33,15 +33,8 @@ class Authority:
     """Where a URL leads: a host's name in small letters, or its address, and a port; None: the scheme's own."""
 
     name: str
-    port: int | None = None
-
-    @property
-    def is_address(self) -> bool:
-        try:
-            ipaddress.ip_address(self.name.strip("[]"))
-        except ValueError:
-            return False
-        return True
+    port: int | None
+    is_address: bool
 
     def at(self, scheme: str) -> tuple[str, int | None]:
         """The name, and the port that a URL of this scheme leads to."""
@@ -55,7 +48,15 @@ def parse_authority(text: str) -> Authority | None:
     if found is None:
         return None
     name = found[1].lower().removesuffix(".")
-    return Authority(name, int(found[2]) if found[2] else None) if name else None
+    return Authority(name, int(found[2]) if found[2] else None, _is_address(name)) if name else None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,7 @@
 """Trusted proxies: whose word counts about where a request comes from. Pure."""
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -27,14 +28,14 @@ class TrustedProxies:
         for text in reversed(",".join(forwarded).split(",")):
             if not self.trusts(client):
                 break
-            address = _address(text)
+            address = parse_client_address(text)
             if address is None:
                 break
             client = address
         return client
 
     def _contains(self, address: str) -> bool:
-        found = _address(address)
+        found = parse_client_address(address)
         return found is not None and any(ipaddress.ip_address(found) in network for network in self._networks)
 
 
@@ -49,7 +50,13 @@ def parse_networks(text: str) -> tuple[Network, ...]:
     return tuple(networks)
 
 
-def _address(text: str) -> str | None:
+def request_start_s(text: str) -> float | None:
+    """'t=1700000000.25', the value of `X-Request-Start`, -> Unix seconds; None if it says none."""
+    found = re.fullmatch(r"(?:t=)?(\d{1,12}(?:\.\d{1,9})?)", text.strip(), re.ASCII)
+    return float(found[1]) if found else None
+
+
+def parse_client_address(text: str) -> str | None:
     """The address in '192.0.2.1', '192.0.2.1:80', '2001:db8::1' or '[2001:db8::1]:80'; None if there is none. IPv4
     addresses that are written as IPv6 ones become IPv4."""
     text = text.strip()

@@ -109,7 +109,7 @@ def opened(request: Request, protocol: str, model: str | None) -> Iterator[Reque
     ServerError."""
     service, headers = _service(request), request.headers
     caller, served = caller_of(request.scope), service.catalog.served(model)
-    arrived_s = request.scope[ARRIVED_S]
+    arrived_s = request.scope[ARRIVED_S] - caller.waited_s
     with service.registry.open(protocol, arrived_s, headers.get("x-request-id"), caller, served) as record:
         record.trace = service.tracer.begin(record, parse_traceparent(headers.get("traceparent")))
         record.sharer = caller.name

@@ -82,11 +82,11 @@ def image_age_s(options: RequestOptions, arrived_s: float) -> float:
 
 def check_fresh(age_s: float, budget_s: float) -> None:
     """Raises NoExitError if an image was `age_s` seconds old on arrival, and its deadline, `budget_s` after it was
-    captured, was over by then."""
+    captured or sent, was over by then."""
     if age_s and age_s >= budget_s:
         raise NoExitError(
             f"the image was {1000 * age_s:.0f} ms old on arrival, and it was due {1000 * budget_s:.0f} ms after it was "
-            "captured; send a newer one, or give a later deadline_ms",
+            "captured or sent; send a newer one, or give a later deadline_ms",
             "stale",
         )
 

@@ -175,7 +175,7 @@ class Service:
         )
         record.age_s = min(image_age_s(options, record.arrived_s), self.settings.max_deadline_ms / 1000)
         self._set_budget(record)
-        check_fresh(record.age_s, record.budget_s + record.age_s)
+        check_fresh(record.age_s + record.caller.waited_s, record.budget_s + record.age_s)
         height, width = self._sizes.expected(model.name, record.sharer, model.config.size)
         record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
         expected = self._expected(record, model, (height, width))
