@@ -219,7 +219,7 @@ def test_a_worker_whose_sign_of_life_is_overdue_gets_requests_only_if_there_is_n
 
         def fall_silent(number: int) -> None:
             for _ in range(5):
-                pool._supervisors[pool.devices[number]]._watchdog.tick()
+                pool._supervisors[pool.devices[number]]._watch()
 
         fall_silent(0)
         readiness = harness.engine.readiness()

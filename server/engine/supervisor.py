@@ -59,6 +59,7 @@ class Supervisor:
         self._channel: Channel | None = None
         self._watchdog = Watchdog(load_s)
         self._quick_deaths = 0
+        self._overdue = False
         self._patience = 1.0
         self._was_ready = False
         self._started_s = 0.0
@@ -69,7 +70,7 @@ class Supervisor:
         """Start a worker at once."""
         self.starts += 1
         self._started_s, self._ready_s = monotonic(), None
-        self._watchdog = Watchdog(self._load_s, self._patience)
+        self._watchdog, self._overdue = Watchdog(self._load_s, self._patience), False
         try:
             self._worker = self._launch()
         except OSError as error:
@@ -84,8 +85,7 @@ class Supervisor:
     @property
     def answers(self) -> bool:
         """Whether the worker is ready, and no sign of life is overdue."""
-        dog = self._watchdog
-        return self._channel is not None and dog.ready and not dog.overdue(self._step_s())
+        return self._channel is not None and self._watchdog.ready and not self._overdue
 
     def stop(self) -> None:
         """End the worker for good."""
@@ -108,6 +108,7 @@ class Supervisor:
     def _hear(self, event: Event) -> None:
         dog = self._watchdog
         dog.heard()
+        self._overdue = False
         match event:
             case Loading():
                 dog.began(event)
@@ -124,7 +125,9 @@ class Supervisor:
         """Ask the worker for a sign of life, or replace it if it is stuck."""
         dog = self._watchdog
         dog.tick()
-        why = dog.stuck(self._step_s())
+        step_s = self._step_s()
+        self._overdue = dog.overdue(step_s)
+        why = dog.stuck(step_s)
         if why is not None:
             logger.error("the worker %s", why)
             if not dog.ready:

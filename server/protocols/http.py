@@ -292,7 +292,7 @@ async def live() -> Response:
 @router.get("/health/ready", tags=["health"])
 async def ready(request: Request) -> Response:
     """200 while a worker is there and every exit of every model is warm on it; 503 before, while the only worker
-    restarts, and while draining."""
+    restarts or owes a sign of life, and while draining."""
     service: Service = request.app.state.service
     body = service.engine.readiness()
     return reply(body, 200 if body["ready"] else 503)
