@@ -93,7 +93,8 @@ class Server:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGTERM)
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
         await self._process.wait()
         print(f"server ended with status {self._process.returncode}")
 
