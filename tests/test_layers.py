@@ -189,6 +189,13 @@ def test_what_the_front_end_imports_of_models_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_a_decoding_process_imports_little() -> None:
+    code = (
+        "import server.decoding.__main__, sys; assert not {'torch', 'fastapi', 'pydantic', 'asyncio'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_every_module_of_the_server_has_its_layer() -> None:
     assert set(modules("server")) == set(SERVER)
 
