@@ -2,7 +2,8 @@
 
 `PYTHONPATH=tests python tests/attack/fuzz.py --seconds 60` fuzzes each target so long, from the same seed every time,
 and ends with status 1 on an input that is neither taken nor refused in a sentence, or that takes too long; it is left
-in the folder of `--findings`. Words on the command line choose targets. `pip install --editable '.[fuzz]'` brings the fuzzer.
+in the folder of `--findings`. Words on the command line choose targets. `pip install --editable '.[fuzz]'` brings the
+fuzzer.
 """
 
 import argparse
