@@ -152,9 +152,10 @@ class Engine:
         """
         now_s = time.monotonic()
         if spec.compute_deadline_s <= now_s:
-            spent_ms = 1000 * (now_s - spec.arrived_s)
+            spent_ms, limit_ms = 1000 * (now_s - spec.arrived_s), 1000 * (spec.compute_deadline_s - spec.arrived_s)
             raise NoExitError(
-                f"receiving and decoding took {spent_ms:.0f} ms, which leaves none for exit 1; give more deadline_ms",
+                f"not begun: receiving and decoding took {spent_ms:.0f} ms, and exit {spec.required} had to be there "
+                f"after {limit_ms:.0f} ms; send a smaller file, or give a later deadline_ms",
                 "no_exit",
             )
         model = self._catalog.get(spec.model)
@@ -272,7 +273,7 @@ class Engine:
         if job.exits:
             dense = self.facts[name].macs[-1] * job.model.area_ratio(layout.height, layout.width)
             self._metrics.macs_saved.labels(name).inc(max(0.0, dense - job.macs))  # exits after the answer cost too
-        self.finish(job, ended.stop, _error(ended, job.spec.required))
+        self.finish(job, ended.stop, _error(ended, job))
         self._free(job)
 
     def _lost(self, device: Device) -> None:
@@ -282,7 +283,7 @@ class Engine:
             if job.latest >= job.spec.required:
                 self.finish(job, Stop.DEADLINE)
             else:
-                sentence = f"the worker was lost before exit {job.spec.required}; another is started, ask again soon"
+                sentence = f"the worker was lost before exit {job.spec.required}; ask the next one in {wait_s:g} s"
                 self.finish(job, Stop.ERROR, WorkerLostError(sentence, "worker_lost", wait_s))
 
     def _buried(self, device: Device) -> None:
@@ -292,12 +293,13 @@ class Engine:
             self._free(job)
 
 
-def _error(ended: Ended, required: int) -> ServerError | None:
+def _error(ended: Ended, job: Job) -> ServerError | None:
     if ended.stop is Stop.NO_EXIT and ended.needs_s:
-        needs_ms, left_ms = 1000 * ended.needs_s, 1000 * ended.left_s
+        spent_s = time.monotonic() - job.spec.arrived_s
+        spent_ms, needs_ms, left_ms = (1000 * seconds for seconds in (spent_s, ended.needs_s, ended.left_s))
         return NoExitError(
-            f"not begun: exit {required} takes {needs_ms:.0f} ms here, and {left_ms:.0f} ms were left; give a later "
-            "deadline_ms",
+            f"not begun after {spent_ms:.0f} ms: exit {job.spec.required} takes {needs_ms:.0f} ms here, and "
+            f"{left_ms:.0f} ms were left; give a later deadline_ms",
             "no_exit",
         )
     if ended.stop is Stop.ERROR:

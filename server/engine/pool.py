@@ -152,7 +152,8 @@ class WorkerPool:
     def check_ready(self) -> None:
         """Raises UnavailableError while no worker can serve."""
         if not self.ready:
-            raise UnavailableError("the models are being loaded; ask again soon", "starting", RESTART_S)
+            sentence = f"no worker is ready, the models are being loaded; ask again in {RESTART_S:g} s"
+            raise UnavailableError(sentence, "starting", RESTART_S)
 
     # --- routing ---
 

@@ -182,5 +182,6 @@ class Peers:
         if oldest is None:
             return False
         self.remove(oldest)
-        oldest.give_way(UnavailableError("others need the connection; open another one", "overloaded", 1.0))
+        sentence = f"{len(held.peers)} other connections are open, and this one waited longest; open another one"
+        oldest.give_way(UnavailableError(sentence, "overloaded", 1.0))
         return True

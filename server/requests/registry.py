@@ -143,8 +143,11 @@ class RequestRecord:
         except TimeoutError:
             self.check_wanted()
             spent_ms = 1000 * (time.monotonic() - self.arrived_s)
-            sentence = f"the image was not received and decoded within {spent_ms:.0f} ms; give a later deadline_ms"
-            raise NoExitError(sentence, "no_exit") from None
+            raise NoExitError(
+                f"the image was not received and decoded after {spent_ms:.0f} ms, and the deadline was "
+                f"{1000 * self.budget_s:.1f} ms; send a smaller file, or give a later deadline_ms",
+                "no_exit",
+            ) from None
         finally:
             self._timeout = None
 
@@ -169,17 +172,20 @@ class RequestRecord:
             raise DisconnectedError("the client hung up", "disconnected")
         if job.stop is Stop.CANCELLED:
             raise RequestCancelledError(f"the request was cancelled by its id, at exit {job.latest}", "cancelled")
-        budget_ms = 1000 * self.budget_s
+        required = job.spec.required
+        if job.latest >= required and job.stop is not Stop.NO_EXIT:
+            return
+        spent_ms, takes_ms = 1000 * (job.stopped_s - self.arrived_s), 1000 * job.required_s
+        times = (
+            f"after {spent_ms:.0f} ms of {1000 * self.budget_s:.1f}, and exit {required} takes {takes_ms:.0f} ms here"
+        )
         if job.stop is Stop.NO_EXIT or not job.exits:
-            takes = f"exit {job.spec.required} takes {1000 * job.required_s:.0f} ms here"
-            sentence = f"no exit was reached within {budget_ms:.1f} ms, and {takes}; give a later deadline_ms"
-            raise NoExitError(sentence, "no_exit")
-        if job.latest < job.spec.required:
-            raise NoExitError(
-                f"exit {job.latest} was reached within {budget_ms:.1f} ms, and min_exit is {job.spec.required}; give a "
-                "later deadline_ms, or best_effort=true to get what there is",
-                "min_exit_not_reached",
-            )
+            raise NoExitError(f"no exit was there {times}; give a later deadline_ms", "no_exit")
+        raise NoExitError(
+            f"only exit {job.latest} was there {times}; give a later deadline_ms, a smaller min_exit, or "
+            "best_effort=true to get what there is",
+            "min_exit_not_reached",
+        )
 
     def to_json(self, now_s: float) -> dict[str, Any]:
         """The body of `GET /v1/requests/{id}`."""
