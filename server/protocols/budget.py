@@ -1,6 +1,6 @@
 """`GET /v1/budget`: the budget that a request would get now, source by source, and when its exits would be answered."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,7 +9,8 @@ from typing_extensions import TypedDict
 
 from server.access.identity import caller_of
 from server.errors import InvalidError
-from server.protocols.http import REFUSED, documented
+from server.protocols.bodies import answers
+from server.protocols.http import documented
 from server.protocols.options import parse_query
 from server.protocols.replies import milliseconds, reply
 from server.protocols.values import ModelName, Positive, Side
@@ -56,10 +57,9 @@ class BudgetBody(TypedDict):
 
 
 ASKED = {"parameters": [{"name": name, "in": "query", **field} for name, field in documented(BudgetQuery).items()]}
-EXPLAINED: dict[int | str, dict[str, Any]] = {200: {"model": BudgetBody, "description": "The budget."}, **REFUSED}
 
 
-@router.get("/v1/budget", openapi_extra=ASKED, responses=EXPLAINED, response_class=Response, tags=["models"])
+@router.get("/v1/budget", openapi_extra=ASKED, responses=answers(BudgetBody, "The budget."), tags=["models"])
 async def budget(request: Request) -> Response:
     """What a request would get now: deadline, deepest exit, why, and the predicted time of each exit."""
     service: Service = request.app.state.service

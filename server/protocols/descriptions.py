@@ -21,6 +21,27 @@ class LabelsBody(TypedDict, total=False):
     skeleton: Annotated[list[list[int]], Field(description="pairs of joints")]
 
 
+class ExitCostBody(TypedDict):
+    """An exit. What it costs is null until a worker is ready."""
+
+    exit: int
+    gmacs: Annotated[float | None, Field(description="of the dense network from the image on, at `size`")]
+    seconds: Annotated[float | None, Field(description="from the image on, measured under masks at the start")]
+
+
+class ModelBody(LabelsBody):
+    """A model. What depends on the worker is null until one is ready."""
+
+    name: str
+    task: str
+    exits: list[ExitCostBody]
+    size: Annotated[list[int], Field(description="height and width for which exits are measured")]
+    quality: Annotated[bool | None, Field(description="whether requests may ask for `quality`")]
+    precision: Annotated[str | None, Field(description="what the model is computed in")]
+    precision_reason: Annotated[str | None, Field(description="why; empty if there was no choice")]
+    licence: str
+
+
 def describe_labels(model: ServedModel) -> LabelsBody:
     colours = list(model.palette)
     palette = [colours[index : index + 3] for index in range(0, len(colours), 3)]
@@ -33,14 +54,9 @@ def describe_labels(model: ServedModel) -> LabelsBody:
     return {"classes": list(model.config.names), "palette": palette}
 
 
-def describe_model(model: ServedModel, facts: ModelFacts | None) -> dict[str, Any]:
-    """The body of `GET /v1/models/{name}`.
-
-    `gmacs` (of the dense network) and `seconds` (measured under masks while warming up) are cumulative at `size`.
-    `quality` says whether requests may ask for it; `precision` what the model is computed in, and `precision_reason`
-    why, empty if there was no choice. All are null until the worker is ready.
-    """
-    exits = [
+def describe_model(model: ServedModel, facts: ModelFacts | None) -> ModelBody:
+    """A model of `GET /v1/models`."""
+    exits: list[ExitCostBody] = [
         {
             "exit": index + 1,
             "gmacs": round(facts.macs[index] / GIGA, 4) if facts else None,

@@ -17,10 +17,11 @@ from starlette.responses import Response
 from server.access.identity import caller_of
 from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError, NotAcceptableError
+from server.protocols.bodies import REFUSED, LiveBody, ModelDetailsBody, ModelsBody, ReadyBody, RequestBody, answers
 from server.protocols.descriptions import describe_costs, describe_model
 from server.protocols.events import EVENTS, EventStream, served_events
 from server.protocols.options import TIMEOUT_HEADER, QueryOptions, RequestHeaders, parse_headers, parse_options
-from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, http_reply, reply
+from server.protocols.replies import MapHeaders, PredictionBody, http_reply, reply
 from server.protocols.trace_context import parse_traceparent
 from server.protocols.values import shown
 from server.requests.admission import read_body
@@ -61,10 +62,6 @@ PREDICT: dict[str, Any] = {
         },
     },
 }
-REFUSED: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": "What was wrong, with the number, the limit and the remedy."}
-    for status in ("4XX", "5XX")
-}
 PREDICTED: dict[int | str, dict[str, Any]] = {
     200: {
         "model": PredictionBody,
@@ -74,6 +71,7 @@ PREDICTED: dict[int | str, dict[str, Any]] = {
     },
     **REFUSED,
 }
+MEASURED = {200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}, **REFUSED}
 
 
 @router.post(PREDICT_PATH, openapi_extra=PREDICT, responses=PREDICTED, response_class=Response, tags=["predict"])
@@ -248,7 +246,7 @@ def _media_range(text: str) -> tuple[str, float]:
     return media_range, weight
 
 
-@router.get("/v1/models", tags=["models"])
+@router.get("/v1/models", responses=answers(ModelsBody, "The models."), tags=["models"])
 async def models(request: Request) -> Response:
     """Every served model, and the name of the default one."""
     service: Service = request.app.state.service
@@ -259,7 +257,7 @@ async def models(request: Request) -> Response:
     return reply({"default": service.catalog.default, "models": described, "deadline_ms": deadlines})
 
 
-@router.get("/v1/models/{name}", responses=REFUSED, tags=["models"])
+@router.get("/v1/models/{name}", responses=answers(ModelDetailsBody, "The model."), tags=["models"])
 async def model(request: Request, name: str) -> Response:
     """One model: task, labels, what exits cost at first and as learnt since, and how many requests got no answer."""
     service: Service = request.app.state.service
@@ -269,27 +267,27 @@ async def model(request: Request, name: str) -> Response:
     return reply({**described, "learnt": describe_costs(service.engine.pool.learnt(name)), "without_answer": ended})
 
 
-@router.get("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
+@router.get("/v1/requests/{request_id:path}", responses=answers(RequestBody, "The request."), tags=["requests"])
 async def look_up(request: Request, request_id: str) -> Response:
     """A request of the caller that is open, or that ended recently."""
     service: Service = request.app.state.service
     return reply(service.registry.find(request_id, caller_of(request.scope)).to_json(time.monotonic()))
 
 
-@router.delete("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
+@router.delete("/v1/requests/{request_id:path}", responses=answers(RequestBody, "The request."), tags=["requests"])
 async def cancel(request: Request, request_id: str) -> Response:
     """Cancel a request of the caller. A request that has ended stays as it is."""
     service: Service = request.app.state.service
     return reply(service.cancel_by_id(request_id, caller_of(request.scope)).to_json(time.monotonic()))
 
 
-@router.get("/health/live", tags=["health"])
+@router.get("/health/live", responses=answers(LiveBody, "It answers."), tags=["health"])
 async def live() -> Response:
     """200 while the server answers at all."""
     return reply({"live": True})
 
 
-@router.get("/health/ready", tags=["health"])
+@router.get("/health/ready", responses=answers(ReadyBody, "The state.", 503), tags=["health"])
 async def ready(request: Request) -> Response:
     """200 while a worker is there and every exit of every model is warm on it; 503 before, while the only worker
     restarts or owes a sign of life, and while draining."""
@@ -298,7 +296,7 @@ async def ready(request: Request) -> Response:
     return reply(body, 200 if body["ready"] else 503)
 
 
-@router.get("/metrics", tags=["health"])
+@router.get("/metrics", responses=MEASURED, response_class=Response, tags=["health"])
 async def metrics(request: Request) -> Response:
     """The metrics in Prometheus' text format."""
     service: Service = request.app.state.service

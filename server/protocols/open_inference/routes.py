@@ -17,8 +17,18 @@ from starlette.responses import Response
 from server.catalog import ServedModel
 from server.engine.job import Job
 from server.errors import InvalidError, TooLargeError
+from server.protocols.bodies import REFUSED, LiveBody, answers
 from server.protocols.http import hang_up_cancels, opened, read_request
 from server.protocols.maps import further_map, label_map
+from server.protocols.open_inference.bodies import (
+    ConfigurationBody,
+    IndexedModelBody,
+    InferBody,
+    MetadataBody,
+    ReadyBody,
+    ServerBody,
+    StatisticsBody,
+)
 from server.protocols.open_inference.models import EXTENSIONS, configuration, metadata, statistics
 from server.protocols.open_inference.requests import VERSION, InferRequest, check_version, parse_request
 from server.protocols.open_inference.tensors import OutputTensor, write_body
@@ -28,17 +38,28 @@ from server.protocols.values import shown
 from server.requests.registry import RequestRecord, checked_id
 from server.requests.service import Service
 
-router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+router = APIRouter(prefix="/v2", tags=["open inference protocol"], responses=REFUSED)
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 WINDOW_BITS = {"gzip": 31, "deflate": 15}
 """Content encodings, and zlib's argument `wbits` for each."""
 
 
+_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_INPUT = {"type": "object", "required": ["name", "datatype", "shape"]}
+_INPUTS = {"type": "array", "items": _INPUT, "minItems": 1, "maxItems": 1}
+_ASKED_JSON = {"type": "object", "required": ["inputs"], "properties": {"inputs": _INPUTS}}
+ASKED: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": _ASKED_JSON}, **_BINARY}}
+}
+INFERRED = answers(InferBody, "The newest exit that was reached by the deadline.")
+INFERRED[200] |= {"content": _BINARY}
+
+
 # --- the server and its models ---
 
 
-@router.get("")
+@router.get("", responses=answers(ServerBody, "The server."))
 async def server() -> Response:
     """The server's name, its version, and the extensions that it has."""
     try:
@@ -48,35 +69,35 @@ async def server() -> Response:
     return reply({"name": "anytime", "version": release, "extensions": list(EXTENSIONS)})
 
 
-@router.get("/health/live")
+@router.get("/health/live", responses=answers(LiveBody, "It answers."))
 async def live() -> Response:
     """200 while the server answers at all."""
     return reply({"live": True})
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", responses=answers(ReadyBody, "The state.", 503))
 async def ready(request: Request) -> Response:
     """200 while requests are answered; 503 before and while draining."""
     is_ready = bool(_service(request).engine.readiness()["ready"])
     return reply({"ready": is_ready}, 200 if is_ready else 503)
 
 
-@router.get("/models/stats")
+@router.get("/models/stats", responses=answers(StatisticsBody, "The statistics."))
 async def all_statistics(request: Request) -> Response:
     """How many requests each model has answered, and where their time went."""
     return reply(statistics(list(_service(request).statistics.items())))
 
 
-@router.get("/models/{name}")
-@router.get("/models/{name}/versions/{version}")
+@router.get("/models/{name}", responses=answers(MetadataBody, "The model."))
+@router.get("/models/{name}/versions/{version}", responses=answers(MetadataBody, "The model."))
 async def model(request: Request, name: str, version: str | None = None) -> Response:
     """The inputs and outputs of a model."""
     check_version(version)
     return reply(metadata(_service(request).catalog.get(name)))
 
 
-@router.get("/models/{name}/ready")
-@router.get("/models/{name}/versions/{version}/ready")
+@router.get("/models/{name}/ready", responses=answers(ReadyBody, "The state.", 503))
+@router.get("/models/{name}/versions/{version}/ready", responses=answers(ReadyBody, "The state.", 503))
 async def model_ready(request: Request, name: str, version: str | None = None) -> Response:
     """200 while requests for a model are answered."""
     check_version(version)
@@ -84,16 +105,16 @@ async def model_ready(request: Request, name: str, version: str | None = None) -
     return await ready(request)
 
 
-@router.get("/models/{name}/config")
-@router.get("/models/{name}/versions/{version}/config")
+@router.get("/models/{name}/config", responses=answers(ConfigurationBody, "The model."))
+@router.get("/models/{name}/versions/{version}/config", responses=answers(ConfigurationBody, "The model."))
 async def model_configuration(request: Request, name: str, version: str | None = None) -> Response:
     """What load generators ask for before they begin."""
     check_version(version)
     return reply(configuration(_service(request).catalog.get(name)))
 
 
-@router.get("/models/{name}/stats")
-@router.get("/models/{name}/versions/{version}/stats")
+@router.get("/models/{name}/stats", responses=answers(StatisticsBody, "The statistics."))
+@router.get("/models/{name}/versions/{version}/stats", responses=answers(StatisticsBody, "The statistics."))
 async def model_statistics(request: Request, name: str, version: str | None = None) -> Response:
     """How many requests a model has answered, and where their time went."""
     check_version(version)
@@ -102,7 +123,7 @@ async def model_statistics(request: Request, name: str, version: str | None = No
     return reply(statistics([(found, service.statistics[found])]))
 
 
-@router.post("/repository/index")
+@router.post("/repository/index", responses=answers(list[IndexedModelBody], "The models."))
 async def index(request: Request) -> Response:
     """The models that are served."""
     service = _service(request)
@@ -122,8 +143,10 @@ async def load(request: Request, name: str) -> Response:
 # --- inference ---
 
 
-@router.post("/models/{name}/infer", response_class=Response)
-@router.post("/models/{name}/versions/{version}/infer", response_class=Response)
+@router.post("/models/{name}/infer", openapi_extra=ASKED, responses=INFERRED, response_class=Response)
+@router.post(
+    "/models/{name}/versions/{version}/infer", openapi_extra=ASKED, responses=INFERRED, response_class=Response
+)
 async def infer(request: Request, name: str, version: str | None = None) -> Response:
     """The best map that fits the deadline, as tensors. The parameters take the options of `POST /v1/predict`."""
     service, headers = _service(request), request.headers
