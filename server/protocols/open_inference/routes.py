@@ -54,6 +54,7 @@ ASKED: dict[str, Any] = {
 }
 INFERRED = answers(InferBody, "The newest exit that was reached by the deadline.")
 INFERRED[200] |= {"content": _BINARY}
+NOT_ALLOWED: dict[int | str, dict[str, Any]] = {400: REFUSED["4XX"], **REFUSED}
 
 
 # --- the server and its models ---
@@ -132,8 +133,8 @@ async def index(request: Request) -> Response:
     return Response(pydantic_core.to_json(models), media_type="application/json")
 
 
-@router.post("/repository/models/{name}/load")
-@router.post("/repository/models/{name}/unload")
+@router.post("/repository/models/{name}/load", status_code=400, responses=NOT_ALLOWED)
+@router.post("/repository/models/{name}/unload", status_code=400, responses=NOT_ALLOWED)
 async def load(request: Request, name: str) -> Response:
     """Refused: the models are those that the server was started with."""
     _service(request).catalog.get(name)
