@@ -86,7 +86,7 @@ class DeviceBody(TypedDict):
     open: Annotated[int, Field(description="requests that it owes an exit")]
 
 
-class ReadyBody(TypedDict):
+class ReadinessBody(TypedDict):
     """Whether requests are answered, and what computes them."""
 
     ready: bool

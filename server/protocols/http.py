@@ -17,7 +17,7 @@ from starlette.responses import Response
 from server.access.identity import caller_of
 from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError, NotAcceptableError
-from server.protocols.bodies import REFUSED, LiveBody, ModelDetailsBody, ModelsBody, ReadyBody, RequestBody, answers
+from server.protocols.bodies import REFUSED, LiveBody, ModelDetailsBody, ModelsBody, ReadinessBody, RequestBody, answers
 from server.protocols.descriptions import describe_costs, describe_model
 from server.protocols.events import EVENTS, EventStream, served_events
 from server.protocols.options import TIMEOUT_HEADER, QueryOptions, RequestHeaders, parse_headers, parse_options
@@ -287,7 +287,7 @@ async def live() -> Response:
     return reply({"live": True})
 
 
-@router.get("/health/ready", responses=answers(ReadyBody, "The state.", 503), tags=["health"])
+@router.get("/health/ready", responses=answers(ReadinessBody, "The state.", 503), tags=["health"])
 async def ready(request: Request) -> Response:
     """200 while a worker is there and every exit of every model is warm on it; 503 before, while the only worker
     restarts or owes a sign of life, and while draining."""
