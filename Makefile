@@ -6,18 +6,30 @@ BIN := .venv/bin
 
 .PHONY: setup native serve lint test attack audit check lock models
 
+# Where there is no GPU, onnxruntime does what onnxruntime-gpu would, at a tenth of the size.
+ONNX := $(if $(shell command -v nvidia-smi),onnx,onnx-cpu)
+SETUP := pyproject.toml clients/pyproject.toml constraints.txt setup.py $(wildcard models/executors/cpu/native/*.cpp models/executors/cpu/native/*.h)
+# `constraints.txt` is the lock file: the exact versions, with which the tests passed.
+INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable 'clients[video]' --editable
+
 setup: .venv/.ready
 
-# `constraints.txt` is the lock file: the exact versions, with which the tests passed.
-.venv/.ready: pyproject.toml clients/pyproject.toml constraints.txt setup.py $(wildcard models/executors/cpu/native/*.cpp models/executors/cpu/native/*.h)
+# With the tools of tests and development, too.
+.venv/.ready: $(SETUP)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable 'clients[video]'
+	$(INSTALL) '.[dev,$(ONNX)]'
+	touch $@
+
+# With what serving needs.
+.venv/.serves: $(SETUP)
+	$(PYTHON) -m venv .venv
+	$(INSTALL) '.[$(ONNX)]'
 	touch $@
 
 # The newest versions that fit, for the next `make setup`. triton is left out: each build of torch wants its own.
 lock:
 	$(PYTHON) -m venv --clear build/lock
-	build/lock/bin/pip install --quiet --editable '.[dev]' --editable 'clients[video]'
+	build/lock/bin/pip install --quiet --editable '.[dev,onnx,onnx-cpu]' --editable 'clients[video]'
 	build/lock/bin/pip freeze --exclude-editable | sed 's/+.*//' | grep -v '^triton==' > constraints.txt
 
 # The kernels again, after a change or once there is a compiler.
@@ -28,7 +40,8 @@ native:
 # Memory that nobody has written is full of huge numbers, not of zeros that look right.
 test: export MALLOC_PERTURB_ = 128
 
-serve: setup
+# An environment with the tools of tests serves as well.
+serve: $(or $(wildcard .venv/.ready),.venv/.serves)
 	$(BIN)/python -m server --port $(PORT)
 
 test: setup
