@@ -8,6 +8,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, by whichev
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,28 @@ def live_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with live.serving(live.settings(folder, default_model="tiny-segmentation", shared_memory_bytes=2**28)) as server:
         server.wait_for(lambda: server.http.get("/health/ready").is_success)
         yield server.url
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live_url: str) -> Path:
+    """A folder with what the documents speak of: a photo, a drive, an animation, and a camera that shows two frames."""
+    import pages  # noqa: PLC0415 - see `live_url`
+    import tiny  # noqa: PLC0415
+    from adpc_client import pace, video  # noqa: PLC0415
+    from PIL import Image  # noqa: PLC0415
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ADPC_URL", live_url)
+    small = Image.fromarray(tiny.image())
+    shipped = Path("models/zoo", pages.TINY)
+    for folder in (shipped, Path("drive")):
+        folder.mkdir(parents=True)
+    for name in ("street.jpg", "photo.jpg", "drive/1.jpg", "drive/2.jpg", shipped / "street.jpg"):
+        small.save(name)
+    small.save("clip.gif", save_all=True, append_images=[small.rotate(90)])
+    monkeypatch.setattr(pace, "UNKNOWN_S", pages.LONG_S)
+    monkeypatch.setattr(video, "_read_live", lambda *_, **__: iter([tiny.image(), tiny.image(seed=1)]))
+    return tmp_path
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
-"""The commands of the client's pages and its examples run as they stand, against the real server."""
+"""The examples of the client run as they stand, against the real server."""
 
 import json
 import re
-import shlex
 import shutil
 import sys
 import threading
@@ -11,73 +10,12 @@ from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
-import pytest
 import tiny
-from adpc_client import Client, pace, video
-from adpc_client.__main__ import main
-from PIL import Image
+from adpc_client import Client
+from pages import LONG_S, ROOT
 
-ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "clients" / "examples"
 STREET = ROOT / "models" / "zoo" / "camvid-adpc-w18" / "street.jpg"
-LONG_S = 20.0
-"""Replaces the deadlines of the pages, since the machine may be busy while it tests."""
-URL = "http://localhost:8000"
-NOT_HERE = ("pip install", "adpc load", "adpc_client.load")
-"""What other tests try."""
-
-
-def blocks(page):
-    """(language, text) of every fenced block."""
-    return re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
-
-
-def patient(text):
-    """`text` with deadlines that a busy machine keeps."""
-    return re.sub(r"(deadline[-_]ms[= ])\d\d+", rf"\g<1>{1000 * LONG_S:.0f}", text)
-
-
-def is_tried(text):
-    return not any(word in text for word in NOT_HERE)
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch, live_url):
-    """A folder with what the pages speak of: a photo, a drive, an animation, and a camera that shows two frames."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ADPC_URL", live_url)
-    small = Image.fromarray(tiny.image())
-    for name in ("street.jpg", "photo.jpg"):
-        small.save(name)
-    small.save("clip.gif", save_all=True, append_images=[small.rotate(90)])
-    Path("drive").mkdir()
-    for number in (1, 2):
-        small.save(f"drive/{number}.jpg")
-    monkeypatch.setattr(pace, "UNKNOWN_S", LONG_S)
-    monkeypatch.setattr(video, "_read_live", lambda *_, **__: iter([tiny.image(), tiny.image(seed=1)]))
-    return tmp_path
-
-
-@pytest.mark.parametrize("page", ["docs/client.md", "clients/README.md"])
-def test_the_commands_of_a_page(page, place):
-    commands = [
-        line.partition("  #")[0]
-        for language, text in blocks(page)
-        if language != "python"
-        for line in text.splitlines()
-    ]
-    tried = [command for command in commands if command.startswith("adpc ") and is_tried(command)]
-    assert len(tried) >= 3
-    for command in tried:
-        assert main(shlex.split(patient(command))[1:]) == 0, command
-
-
-@pytest.mark.parametrize("page", ["docs/client.md", "clients/README.md"])
-def test_the_python_of_a_page(page, place, live_url, monkeypatch):
-    programs = [text for language, text in blocks(page) if language == "python" and is_tried(text)]
-    assert programs
-    for program in programs:
-        exec(compile(patient(program).replace(URL, live_url), page, "exec"), {})
 
 
 def run(path, *arguments):
