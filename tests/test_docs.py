@@ -1,5 +1,6 @@
 """The commands and programs of every page run as they stand, against the real server; or it says here why not."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -10,6 +11,8 @@ from pages import PAGES, ROOT, adapted, commands, programs
 
 import models.__main__
 from server import errors
+from server.settings import load_settings
+from server.simulation.command import main as simulate
 
 NOT_HERE = {
     "make": "sets up or tests a whole checkout",
@@ -68,6 +71,28 @@ def test_a_command_runs(page, command, place, live_url, capfd):
         assert models.__main__.main(command[3:]) == 0 and capfd.readouterr().out
 
 
+HELPED = {  # what tells the flags of a program
+    "python -m models": lambda words: models.__main__.main([words[3], "--help"]),
+    "python -m server simulate": lambda _: simulate(["--help"]),
+    "python -m server --": lambda _: load_settings(["--help"]),
+    "adpc": lambda words: adpc([words[1], "--help"]),
+}
+
+
+def flags(command):
+    return {word for word in command if word.startswith("--")}
+
+
+@pytest.mark.parametrize("beginning", HELPED)
+def test_the_flags_of_a_page_are_those_of_the_program(beginning, capsys):
+    for page, command in ALL:
+        if " ".join(command).startswith(beginning) and flags(command):
+            with pytest.raises(SystemExit):
+                HELPED[beginning](command)
+            told = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+            assert flags(command) <= told, f"{page}: {' '.join(command)}"
+
+
 @pytest.mark.parametrize("beginning", NOT_HERE)
 def test_what_is_not_tried_is_on_a_page(beginning):
     assert any(begins(command, beginning) for _, command in ALL)
@@ -109,20 +134,12 @@ def test_every_error_code_is_in_the_reference():
     kinds = "|".join(
         name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.ServerError)
     )
+    calls = [
+        call
+        for path in (ROOT / "server").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and len(call.args) > 1 and re.fullmatch(kinds, ast.unparse(call.func))
+    ]
+    codes = {code.value for _, code, *_ in (call.args for call in calls) if isinstance(code, ast.Constant)}
     told = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "protocol.md").read_text()))
-    for path in (ROOT / "server").rglob("*.py"):
-        text = path.read_text()
-        for match in re.finditer(rf"\b(?:{kinds})\(", text):
-            call = _call(text, match.end())
-            found = re.search(r',\s*"([a-z0-9_]+)"\s*(?:,[^"]*)?$', call)
-            assert found is None or found[1] in told, f"{path}: {found[1]}"
-
-
-def _call(text, begin):
-    """The arguments of a call that begins there."""
-    depth = 1
-    for end in range(begin, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[end], 0)
-        if not depth:
-            return text[begin:end]
-    return text[begin:]
+    assert len(codes) > 40 and codes - told == set()
