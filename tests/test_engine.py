@@ -28,7 +28,7 @@ from server.engine.messages import (
     Unloadable,
 )
 from server.engine.place import Place
-from server.errors import NoExitError, UnavailableError
+from server.errors import UnavailableError
 from server.metrics import Metrics
 from server.scheduling.backlog import Expected
 from server.scheduling.costs import StageCost
@@ -152,15 +152,6 @@ def test_every_worker_hears_how_deep_the_traffic_lets_jobs_go(run: Any) -> None:
         assert first.hears_nothing() and other.hears_nothing()
 
     run(check, "cpu,cpu")
-
-
-def test_a_job_without_time_is_refused_and_its_block_is_still_the_callers(run: Any) -> None:
-    async def check(harness: Harness) -> None:
-        with pytest.raises(NoExitError, match=r"exit 1 had to be there after -1000 ms"), harness.admit() as place:
-            harness.submit(left_s=-1, place=place)
-        assert not harness.engine.jobs and harness.engine.arena.taken_bytes > 0 and harness.open() == [0]
-
-    run(check)
 
 
 def test_a_job_that_is_released_is_cancelled_and_freed_once_the_worker_lets_go(run: Any) -> None:

@@ -216,6 +216,14 @@ def test_only_an_answer_that_was_due_can_be_late(registry: RequestRegistry, metr
     assert metrics.registry.get_sample_value("anytime_deadline_overrun_seconds_count", late) == 1
 
 
+def test_without_time_to_compute_a_request_is_refused_with_where_its_time_went(registry: RequestRegistry) -> None:
+    with registry.open("http", 10.0) as record:
+        record.deadline_s, record.reserve_s = 10.07, 0.02
+        record.check_time(10.049)
+        with pytest.raises(NoExitError, match=r"took 51 ms, encoding needs 20 ms, and the deadline is 70\.0 ms; "):
+            record.check_time(10.051)
+
+
 def test_the_newest_request_of_an_id_is_found_and_all_open_ones(registry: RequestRegistry) -> None:
     with registry.open("http", 0.0, "a") as first, registry.open("http", 0.0, "a") as second:
         assert registry.find("a", SOMEBODY) is second

@@ -148,16 +148,9 @@ class Engine:
         or that worker is lost. A server that drains still takes the jobs of requests that it let in before.
 
         The job owns its block from here on, and `release` gives it back. Raises UnavailableError if there is no worker
-        for it and NoExitError if the time is over already; the block is then still the caller's.
+        for it; the block is then still the caller's.
         """
         now_s = time.monotonic()
-        if spec.compute_deadline_s <= now_s:
-            spent_ms, limit_ms = 1000 * (now_s - spec.arrived_s), 1000 * (spec.compute_deadline_s - spec.arrived_s)
-            raise NoExitError(
-                f"not begun: receiving and decoding took {spent_ms:.0f} ms, and exit {spec.required} had to be there "
-                f"after {limit_ms:.0f} ms; send a smaller file, or give a later deadline_ms",
-                "no_exit",
-            )
         model = self._catalog.get(spec.model)
         shape = model.input_shape(spec.layout.height, spec.layout.width)
         self.pool.check_again(

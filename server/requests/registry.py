@@ -166,6 +166,16 @@ class RequestRecord:
             left_s = max(0.0, self.deadline_s - time.monotonic())
         self._timeout.reschedule(None if math.isinf(left_s) else asyncio.get_running_loop().time() + left_s)
 
+    def check_time(self, now_s: float) -> None:
+        """Raises NoExitError if no time is left to compute, once the image is decoded."""
+        if self.compute_deadline_s <= now_s:
+            spent_ms, reserve_ms = 1000 * (now_s - self.arrived_s), 1000 * self.reserve_s
+            raise NoExitError(
+                f"not begun: receiving and decoding took {spent_ms:.0f} ms, encoding needs {reserve_ms:.0f} ms, and "
+                f"the deadline is {1000 * self.budget_s:.1f} ms; send a smaller file, or give a later deadline_ms",
+                "no_exit",
+            )
+
     def check_answer(self, job: Job) -> None:
         """Raises NoExitError, RequestCancelledError or DisconnectedError if the job ended without an answer."""
         if job.stop is Stop.DISCONNECTED:
@@ -175,14 +185,16 @@ class RequestRecord:
         required = job.spec.required
         if job.latest >= required and job.stop is not Stop.NO_EXIT:
             return
-        spent_ms, takes_ms = 1000 * (job.stopped_s - self.arrived_s), 1000 * job.required_s
+        spent_s = job.stopped_s - self.arrived_s
+        spent_ms, reserve_ms, takes_ms = (1000 * part for part in (spent_s, self.reserve_s, job.required_s))
         times = (
-            f"after {spent_ms:.0f} ms of {1000 * self.budget_s:.1f}, and exit {required} takes {takes_ms:.0f} ms here"
+            f"after {spent_ms:.0f} of {1000 * self.budget_s:.1f} ms; encoding needs {reserve_ms:.0f} ms, and exit "
+            f"{required} takes {takes_ms:.0f} ms here"
         )
         if job.stop is Stop.NO_EXIT or not job.exits:
-            raise NoExitError(f"no exit was there {times}; give a later deadline_ms", "no_exit")
+            raise NoExitError(f"no exit was there {times}: give a later deadline_ms", "no_exit")
         raise NoExitError(
-            f"only exit {job.latest} was there {times}; give a later deadline_ms, a smaller min_exit, or "
+            f"only exit {job.latest} was there {times}: give a later deadline_ms, a smaller min_exit, or "
             "best_effort=true to get what there is",
             "min_exit_not_reached",
         )

@@ -232,6 +232,7 @@ class Service:
             await _copy(pixels, layout.image(self.engine.arena.view[offset:]))
             record.check_wanted()
             record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
+            record.check_time(time.monotonic())
             return self.engine.submit(
                 JobSpec(
                     key=place.key,
