@@ -308,7 +308,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self._refuse(InvalidError(f"{msg} Speak HTTP/1.1 (RFC 9112)", "bad_http"))
 
     def _refuse(self, error: ServerError) -> None:
-        """Close the connection, with an error unless the client would take it for an answer that is due or has begun."""
+        """Close the connection, with an error unless the client would take it for an answer that it waits for."""
         self._gate.complaints.note(self.address, error.code, str(error))
         cycle = self.cycle
         receiving = cycle is not None and cycle.more_body and not cycle.response_started
