@@ -118,7 +118,8 @@ async def few_descriptors(models: Path, model: str) -> bool:
         held = server.descriptors()
         probe: Probe = await probe_during(server, asyncio.sleep(3.0), model=model)
         os.kill(server.worker, signal.SIGKILL)
-        back_s = await server.ready()
+        await asyncio.sleep(1.0)  # by then the death has been noticed
+        back_s = 1.0 + await server.ready()
         await asyncio.sleep(1.0)
         after: Probe = await probe_during(server, asyncio.sleep(3.0), model=model)
         for raw in silent:
