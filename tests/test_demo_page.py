@@ -169,7 +169,7 @@ def test_without_websockets_it_posts_and_says_why(browser, live_url):
       static OPEN = 1;
       constructor() { setTimeout(() => this.onclose({ code: 1006, reason: "" })); }
     };"""
-    with opened(browser, live_url, broken) as page:
+    with opened(browser, live_url, broken, late=True) as page:
         plays(page)
         expect(page.locator("#status")).to_contain_text("No WebSocket gets through")
         assert colours(pixels(page, "#anytime .mask")) <= PALETTE

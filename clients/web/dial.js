@@ -59,7 +59,9 @@ export class Dial {
     const tick = document.createElement("b");
     const name = number === 1 ? "First guess" : number === count ? "Final" : `${number}`;
     tick.append(Object.assign(document.createElement("span"), { textContent: name }), ` ${readable(ms)}`);
-    tick.style.setProperty("--at", this.#scale.position(ms) / 1000);
+    const at = this.#scale.position(ms) / 1000;
+    tick.style.setProperty("--at", at);
+    tick.classList.toggle("leftward", at > 0.7); // so that its words stay on the page
     return tick;
   }
 
