@@ -35,6 +35,7 @@ POLICY = (
 def opened(
     browser: Browser,
     url: str,
+    *,
     before: str = "",
     sent: list[dict[str, Any]] | None = None,
     prepare: Callable[[Page], None] = lambda _: None,

@@ -3,20 +3,20 @@
 import sys
 from pathlib import Path
 
-from demo_page import CHROMIUM, FLAGS, finished, opened, plays, turn
-from playwright.sync_api import Browser, Page, sync_playwright
+from demo_page import CHROMIUM, FLAGS, finished, opened, turn
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 WARM_MS = 4000
 """How long a clip runs before its picture is taken: its numbers are means over three seconds."""
 
 
 def clip(page: Page) -> None:
-    plays(page)
+    expect(page.locator("body[data-state=live]")).to_be_attached()
     page.wait_for_timeout(WARM_MS)
 
 
 def beside(page: Page) -> None:
-    plays(page)
+    clip(page)
     page.get_by_role("switch").check()
     page.wait_for_timeout(2 * WARM_MS)
 

@@ -169,7 +169,7 @@ def test_without_websockets_it_posts_and_says_why(browser, live_url):
       static OPEN = 1;
       constructor() { setTimeout(() => this.onclose({ code: 1006, reason: "" })); }
     };"""
-    with opened(browser, live_url, broken, late=True) as page:
+    with opened(browser, live_url, before=broken, prepare=timed, late=True) as page:
         plays(page)
         expect(page.locator("#status")).to_contain_text("No WebSocket gets through")
         assert colours(pixels(page, "#anytime .mask")) <= PALETTE
@@ -188,7 +188,7 @@ def test_it_works_under_a_path(browser, live_url):
         lambda route: route.fulfill(response=route.fetch(url=route.request.url.replace("/prefix", ""))),
     )
     page.goto(f"{live_url}/prefix/")
-    plays(page)
+    expect(page.locator("body[data-state=live]")).to_be_attached()
     page.close()
     assert asked and all(url.startswith((f"{live_url}/prefix/", "blob:", "data:")) for url in asked)
 

@@ -36,6 +36,7 @@ let street = null;
 let pinned = null; // the number of the exit whose card was pressed
 let only = null; // the class or joint that is picked in the legend
 let fresh = false; // whether the run has all the time there is: the dial then follows its exits
+let visits = 0; // how often something else was chosen: what is read late is not shown
 let slowly = false; // play the exits as soon as they are there
 
 const view = () => (models.pose ? "mask" : $("look").value);
@@ -79,8 +80,6 @@ async function learn() {
   if (live.open) live.suggest(dial);
 }
 
-// --- clips ---
-
 /** Play a clip; `name` is that of its button. */
 async function play(name, source) {
   if (models.pose && name === "street") return portrait();
@@ -102,6 +101,7 @@ const drive = () => play("street", (street ??= new StreetSource(live.offer)));
 
 /** Leave what is on the page for what the button `name` stands for. */
 function leave(name, credit = "") {
+  visits++;
   live.close();
   still.use(null);
   [only, pinned, slowly, dial.touched] = [null, null, false, false];
@@ -126,16 +126,16 @@ function hold() {
   use(picture);
 }
 
-// --- still pictures ---
-
 /** Use an image or video file that was chosen, pasted or dropped. */
 async function take(file, credit = "") {
   if (!file) return;
   if (file.type.startsWith("video/")) return play("file", new FileSource(live.offer, +$("resolution").value, file));
   leave("file", credit);
   become("running", "Reading the picture …");
+  const visit = visits;
   try {
-    use(fitted(await createImageBitmap(file), SHOWN_PX)); // the browser turns it upright by its EXIF data
+    const picture = await createImageBitmap(file); // the browser turns it upright by its EXIF data
+    if (visit === visits) use(fitted(picture, SHOWN_PX));
   } catch {
     become("failed", "");
     complain(`${file.name || "This file"} is not a picture that this browser can read. Try a JPEG or a PNG.`);
@@ -143,7 +143,11 @@ async function take(file, credit = "") {
 }
 
 /** The picture that a pose model begins with. */
-const portrait = async () => take(await (await fetch("static/pictures/astronaut.jpg")).blob(), CREDIT.portrait);
+async function portrait() {
+  const visit = ++visits;
+  const file = await (await fetch("static/pictures/astronaut.jpg")).blob();
+  if (visit === visits) take(file, CREDIT.portrait);
+}
 
 function use(canvas) {
   document.body.dataset.mode = "still";
@@ -219,8 +223,6 @@ function show(exit) {
   cards.press(exit.exit);
 }
 
-// --- controls ---
-
 function dialMoved(ms) {
   pinned = null;
   still.pause();
@@ -289,10 +291,7 @@ listen({
     describe();
     rerun(true);
   },
-  beside(wanted) {
-    live.beside(wanted);
-    describe();
-  },
+  beside: (wanted) => (live.beside(wanted), describe()),
   drawn: describe,
 });
 begin();

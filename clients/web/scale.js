@@ -1,13 +1,14 @@
 // The scale of the deadline dial: positions from 0 to 1000 stand for milliseconds, evenly in their logarithm.
 
 export const POSITIONS = 1000;
-const BEYOND = 3; // the scale ends at so many times the last exit's time
+const BEYOND = 3; // the scale ends at so many times the last exit's time,
+const LEAST_MS = 150; // but not before this: two frames of a clip
 
 export class Scale {
   /** From `first_ms`, the time of the first exit, to well beyond `last_ms`, that of the last one. */
   constructor(first_ms, last_ms) {
     this.first_ms = first_ms;
-    this.end_ms = BEYOND * Math.max(last_ms, 1.2 * first_ms);
+    this.end_ms = Math.max(LEAST_MS, BEYOND * Math.max(last_ms, 1.2 * first_ms));
   }
 
   ms(position) {
