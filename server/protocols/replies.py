@@ -15,7 +15,7 @@ from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from models.network.configs import Extra
+from models.network.configs import GIGA, Extra
 from server.engine.job import Job
 from server.engine.messages import Stop
 from server.errors import ServerError, UnauthorizedError
@@ -293,6 +293,7 @@ def exit_message(
         "exits": model.config.exits,
         "final": found.final or exit_index == model.config.exits,
         "unsure": found.active_share,
+        "gmacs": round(found.macs / GIGA, 4),
         "encoding": encoding,
         "size": list(answer_size(record, job)),
     }

@@ -11,8 +11,9 @@ between them.
             {"type": "cancel", "id"}
             {"type": "deadline", "id", "deadline_ms"}: from now
     server  {"type": "accepted", "id", "model", "task", "exits", "deadline_ms", and the labels of `describe_labels`}
-            {"type": "exit", "id", "exit", "exits", "final", "elapsed_ms", "unsure", "encoding", "size": [h, w],
-             "bytes"}, then the map as one binary frame of so many bytes (encodings: see `replies.py`).
+            {"type": "exit", "id", "exit", "exits", "final", "elapsed_ms", "unsure", "gmacs", "encoding",
+             "size": [h, w], "bytes"}, then the map as one binary frame of so many bytes (encodings: see `replies.py`)
+              "gmacs": multiply-adds so far / 1024^3
               encodings "json" and "rle": "mask" as over HTTP instead of "bytes", and no binary frame
               pose: "keypoints" instead of "bytes", and no binary frame
               with "map": also "extra": {"kind", "encoding", "bytes"}, and a binary frame after the map's; "delta" is
