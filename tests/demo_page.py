@@ -83,7 +83,7 @@ def opened(
     assert trouble == [], trouble
 
 
-TIMES_S = (0.001, 0.01, 0.1, 5.0)
+TIMES_S = (0.0001, 0.01, 0.1, 5.0)
 
 
 def timed(page: Page) -> None:

@@ -179,9 +179,10 @@ function arrived(exit) {
   else look(null, false);
 }
 
-function ended({ stop, skipped }) {
+function ended({ exit, stop, skipped }) {
+  const reached = still.held.all.filter((held) => held.exit <= exit); // deeper ones are of a run before
   cards.end(skipped);
-  become("done", summary(still.held.all, stop));
+  become("done", summary(reached, stop));
   if (!slowly || !still.held.last) return;
   slowly = false;
   still.play(still.held.all[0].elapsed_ms);
