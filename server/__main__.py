@@ -1,5 +1,8 @@
-"""python -m server: serve the models of a folder over HTTP and WebSocket. `python -m server simulate` simulates it, and
-`python -m server keys` makes API keys."""
+"""python -m server: serve the models of a folder over HTTP and WebSocket.
+
+`python -m server simulate` simulates it, `python -m server keys` makes API keys, and `python -m server settings` prints
+the settings as a table.
+"""
 
 import asyncio
 import ctypes
@@ -17,10 +20,12 @@ import uvicorn
 from server.access.command import main as keys
 from server.app import create_app, drain
 from server.engine.messages import LoadPlan
-from server.engine.worker_process import ChildProcess, Reserve, WorkerProcess
+from server.engine.worker_process import WorkerProcess
 from server.errors import ServerError
+from server.logs import configure_logging
 from server.protocols.connection import HttpProtocol, WebSocketProtocol
 from server.settings import Settings, load_settings
+from server.settings_table import main as tabulate
 from server.simulation.command import main as simulate
 
 logger = logging.getLogger("anytime")
@@ -74,7 +79,7 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
-def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] = ChildProcess) -> Server:
+def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] | None = None) -> Server:
     """A server that does not run yet. `launch` starts its workers. Raises what `create_app` raises, and ValueError if
     the files of TLS do not belong together."""
     check_certificate(settings.tls_certificate, settings.tls_key)
@@ -91,7 +96,8 @@ def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] 
             ws_max_size=2 * settings.max_body_bytes,
             ws_per_message_deflate=False,  # PNG and delta are compressed already, and this would run on the event loop
             log_level=settings.log_level,
-            access_log=settings.access_log,
+            log_config=None,  # `configure_logging` gives all loggers one format
+            access_log=False,  # the request log knows more
             server_header=False,
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
@@ -129,11 +135,13 @@ def main() -> int:
         return simulate(sys.argv[2:])
     if sys.argv[1:2] == ["keys"]:
         return keys(sys.argv[2:])
+    if sys.argv[1:2] == ["settings"]:
+        return tabulate(sys.argv[2:])
     keep_freed_memory()
     settings = load_settings()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s:     %(name)s %(message)s")
+    configure_logging(settings.log_level, settings.log_format)
     try:
-        server = make_server(settings, Reserve(settings.spare_workers))
+        server = make_server(settings)
     except (ValueError, ServerError) as error:
         print(f"python -m server: {error}", file=sys.stderr)
         return 1

@@ -1,13 +1,19 @@
-"""The ASGI application: the routes, the lifetime of the service, the boundary for errors, and the demo page."""
+"""The ASGI application: the routes, the lifetime of the service, the boundary for errors, and the demo page.
+
+Any ASGI server can host it, for example `uvicorn --factory server.app:create_app`. `python -m server` hosts it with the
+protocols of `server/protocols/connection.py`, which are an improvement and no need.
+"""
 
 import asyncio
 import logging
+import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 from starlette.status import WS_1001_GOING_AWAY
@@ -16,12 +22,13 @@ from starlette.types import Receive, Scope, Send
 from server.access.guard import Guard
 from server.catalog import read_catalog
 from server.engine.messages import LoadPlan
-from server.engine.worker_process import ChildProcess, WorkerProcess
+from server.engine.worker_process import Reserve, WorkerProcess
 from server.errors import ServerError, unexpected
+from server.logs import configure_logging
 from server.protocols import budget, http, stream
 from server.protocols.replies import error_reply
 from server.requests.service import Service
-from server.settings import ROOT, Settings
+from server.settings import ROOT, Settings, load_settings
 
 logger = logging.getLogger("anytime.app")
 
@@ -33,22 +40,38 @@ CLOSE_S = 2.0
 
 
 class Application(FastAPI):
-    """The framework's application behind a guard, with a shorter way for predictions.
+    """The framework's application behind a guard. It notes when a request arrived, and predictions have a shorter way.
 
     The framework's way to the route of a request takes as much CPU as all else that it costs to refuse one. FastAPI
     still documents the route, and answers wrong methods.
     """
 
     guard: Guard
+    prefix = ""
+    """The path under which a proxy serves the application, if the settings say one; the proxy may strip it or not."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.prefix and scope["type"] != "lifespan":
+            scope["root_path"] = self.prefix
+            if not scope["path"].startswith(f"{self.prefix}/"):  # the proxy has stripped it, the standard has it
+                scope["path"] = self.prefix + scope["path"]
+        if scope["type"] == "http":
+            scope.setdefault(http.ARRIVED_S, time.monotonic())  # unless the protocol has seen the first byte
         await self.guard(scope, receive, send)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What the guard lets through."""
-        if scope["type"] != "http" or scope["path"] != http.PREDICT_PATH or scope["method"] != "POST":
+        if scope["type"] == "http" and self._predicts(scope):
+            await self._predict(scope, receive, send)
+        else:
             await super().__call__(scope, receive, send)
-            return
+
+    def _predicts(self, scope: Scope) -> bool:
+        """Whether this is a prediction."""
+        asked = scope["method"], scope["path"]
+        return asked == ("POST", scope.get("root_path", "") + http.PREDICT_PATH)
+
+    async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self
         request = Request(scope, receive, send)
         try:
@@ -58,22 +81,50 @@ class Application(FastAPI):
         await response(scope, receive, send)
 
 
-def create_app(
-    settings: Settings,
-    unloadable: Callable[[str], None] = logger.critical,
-    launch: Callable[[LoadPlan], WorkerProcess] = ChildProcess,
-) -> FastAPI:
-    """The application. `unloadable` is called with a sentence if the models cannot be loaded. `launch` starts workers.
+class Page(StaticFiles):
+    """The files of the demo page. Browsers keep them, and ask each time whether they have changed."""
 
-    Raises ValueError or NotFoundError if the folder of models or the default model is wrong.
+    def file_response(
+        self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    async def index(self, request: Request) -> Response:
+        return await self.get_response("index.html", request.scope)
+
+    async def docs(self, request: Request) -> Response:
+        return await self.get_response("docs.html", request.scope)
+
+
+def create_app(
+    settings: Settings | None = None,
+    unloadable: Callable[[str], None] | None = None,
+    launch: Callable[[LoadPlan], WorkerProcess] | None = None,
+) -> FastAPI:
+    """The application. Without `settings` it reads them from the environment, and sets up logging.
+
+    Its start-up waits until a worker can serve, and fails if the models cannot be loaded. With `unloadable` it does not
+    wait: requests are answered with 503 until then, and `unloadable` is called with a sentence if the models cannot be
+    loaded. `launch` starts workers. Raises ValueError or NotFoundError if the folder of models or the default model is
+    wrong.
     """
-    service = Service(settings, read_catalog(settings.models, settings.default_model), unloadable, launch)
+    if settings is None:
+        settings = load_settings([])
+        configure_logging(settings.log_level, settings.log_format, "anytime")  # the rest is the host's
+    catalog = read_catalog(settings.models, settings.default_model)
+    service = Service(settings, catalog, unloadable or logger.critical, launch or Reserve(settings.spare_workers))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.engine.start()
         try:
+            if unloadable is None:
+                await service.engine.pool.loaded()
             yield
+            if not service.engine.draining:
+                await drain(service)
         finally:
             service.close()
 
@@ -84,6 +135,7 @@ def create_app(
         docs_url=None,  # the framework's page asks other sites
         redoc_url=None,
     )
+    app.prefix = settings.root_path
     app.state.service = service
     app.guard = Guard(app.serve, settings, service.keys)
     for router in ROUTERS:
@@ -92,9 +144,10 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _fault)
     if PAGE.is_dir():
-        app.mount("/static", StaticFiles(directory=PAGE))
-        app.add_api_route("/", _page, include_in_schema=False)
-        app.add_api_route("/docs", _docs, include_in_schema=False)
+        page = Page(directory=PAGE)
+        app.mount("/static", page)
+        app.add_api_route("/", page.index, include_in_schema=False)
+        app.add_api_route("/docs", page.docs, include_in_schema=False)
         app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))
     return app
 
@@ -110,14 +163,6 @@ async def drain(service: Service) -> None:
     closing = asyncio.gather(*(socket.close(WS_1001_GOING_AWAY) for socket in service.sockets), return_exceptions=True)
     with suppress(TimeoutError):  # a client that does not read does not answer the close
         await asyncio.wait_for(closing, CLOSE_S)
-
-
-async def _page() -> Response:
-    return FileResponse(PAGE / "index.html")
-
-
-async def _docs() -> Response:
-    return FileResponse(PAGE / "docs.html")
 
 
 async def _server_error(request: Request, error: Exception) -> Response:

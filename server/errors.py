@@ -13,13 +13,19 @@ from starlette.status import (
     WS_1013_TRY_AGAIN_LATER,
 )
 
+from server.protocols.trace_context import TraceContext
+
+REFUSALS = ("client_limit", "draining", "overloaded", "starting")
+"""The codes of errors with the stop `rejected`: why a request that might have been served was not."""
+
 
 class ServerError(Exception):
     """The base class of all errors. `code` names the error for programs. `retry_after_s`: the
     seconds after which asking again may help.
 
     `status` is the HTTP status. `close_code` is the WebSocket's close code (RFC 6455, section 7.4.1), for errors that
-    close it. `stop` is a label of the metrics. `request_id` is set once the error has ended a request.
+    close it. `stop` is a label of the metrics. `request_id`, and `trace` if it has one, are set once the error has
+    ended a request.
     """
 
     status: ClassVar[int] = 500
@@ -31,6 +37,7 @@ class ServerError(Exception):
         self.code = code
         self.retry_after_s = retry_after_s
         self.request_id: str | None = None
+        self.trace: TraceContext | None = None
 
 
 def unexpected(error: Exception) -> ServerError:

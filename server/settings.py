@@ -1,16 +1,18 @@
-"""The settings, from the command line and the environment, which no other module reads.
+"""The settings, from the command line, the environment and a file, which no other module reads.
 
-Every setting is a flag (`--max-open 64`) and a variable (`ANYTIME_MAX_OPEN=64`); the flag wins.
+Every setting is a flag (`--max-open 64`), a variable (`ANYTIME_MAX_OPEN=64`) and a line of the file that `--config` or
+`ANYTIME_CONFIG` names (`max_open = 64`). The flag wins over the variable, and the variable over the file.
 """
 
 import argparse
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,7 +21,9 @@ from server.access.origins import parse_hosts, parse_origins
 from server.access.proxies import parse_networks
 
 ROOT = Path(__file__).parent.parent
+PROGRAM = "python -m server"
 PREFIX = "ANYTIME_"
+CONFIG = f"{PREFIX}CONFIG"
 _EITHER = f"{', '.join(CHOICES[:-1])} or {CHOICES[-1]}"
 
 
@@ -65,6 +69,12 @@ def _address(text: str) -> str:
     return text
 
 
+def _root_path(path: str) -> str:
+    if path and not re.fullmatch(r"(/[^/?#]+)+", path):
+        raise ValueError("it begins with a slash and does not end with one, as /anytime does")
+    return path
+
+
 class Settings(BaseModel):
     """The server's settings. Their names end in their units."""
 
@@ -91,6 +101,10 @@ class Settings(BaseModel):
     )
     tls_certificate: Path | None = Field(None, description="PEM file of the certificates to serve HTTPS with")
     tls_key: Path | None = Field(None, description="PEM file of the private key of --tls-certificate")
+    root_path: Annotated[str, AfterValidator(_root_path)] = Field(
+        "",
+        description="path under which a proxy serves the server, for example /anytime; the proxy may strip it or not",
+    )
     models: Path = Field(ROOT / "models" / "zoo", description="folder of model directories")
     default_model: str = Field("", description="model of requests that name none; empty: the first by name")
     device: Annotated[str, AfterValidator(_device)] = Field(
@@ -147,7 +161,13 @@ class Settings(BaseModel):
         30_000, ge=0, allow_inf_nan=False, description="time for open requests to finish after SIGTERM"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe message logged")
-    access_log: bool = Field(False, description="log every request")
+    log_format: Literal["plain", "json"] = Field("plain", description="plain or json: an object a line")
+    access_log: bool = Field(False, description="log every request for a prediction when it ends")
+    traces: bool = Field(
+        False,
+        description="send spans of requests and exits to an OpenTelemetry collector, which the variables OTEL_* of "
+        "OpenTelemetry describe",
+    )
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -168,6 +188,10 @@ def parse_address(text: str) -> tuple[str, int] | None:
     if text and not (host and port.isdecimal() and int(port) <= 65535):
         raise ValueError(f"{text!r} is no address; give HOST:PORT, for example 127.0.0.1:9000")
     return (host.strip("[]"), int(port)) if text else None
+
+
+FILES = [name for name, field in Settings.model_fields.items() if field.annotation in (Path, Path | None)]
+"""The settings that name files or folders."""
 
 
 def parse_devices(text: str) -> tuple[str, ...]:
@@ -196,39 +220,80 @@ def parse_traffic_cap(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def load_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
-    """Settings from flags, then variables, then defaults. A wrong setting ends the program with status 2 and a sentence
-    that names it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m server",
-        description="Serve anytime models: the best map that each request's deadline allows.",
-        epilog=f"Every flag may also be set as a variable: --max-open is {PREFIX}MAX_OPEN.",
-    )
-    for name, field in Settings.model_fields.items():
-        flag = f"--{name.replace('_', '-')}"
-        default = str("" if field.default is None else field.default) or "none"
-        text = f"{field.description} (default: {default})".replace("%", "%%")
-        if field.annotation is bool:
-            parser.add_argument(flag, action="store_const", const="true", help=text)
-        else:
-            parser.add_argument(flag, metavar=name.rpartition("_")[2].upper(), help=text)
-    flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    """Settings from flags, then variables, then the file, then defaults. A wrong setting ends the program with status 2
+    and a sentence that names it."""
     environ = os.environ if environ is None else environ
-    given = {key: text for key, text in environ.items() if key.startswith(PREFIX) and not _is_service_link(key, text)}
-    names = {PREFIX + name.upper(): name for name in Settings.model_fields}
-    variables = {name: given[key] for key, name in names.items() if key in given}
-    for key in given:
-        if key not in names:
-            nearest = get_close_matches(key, names, 1)
-            meant = f"; did you mean {nearest[0]}?" if nearest else ""
-            print(f"{parser.prog}: {key} is no setting and does nothing{meant}", file=sys.stderr)
+    flags = {name: value for name, value in vars(_parser().parse_args(argv)).items() if value is not None}
+    path = flags.pop("config", None) or environ.get(CONFIG)
+    variables = _variables(environ)
+    lines = {} if path is None else _lines(Path(path))
     try:
-        return Settings.model_validate({**variables, **flags})
+        return Settings.model_validate({**lines, **variables, **flags})
     except ValidationError as error:
         for problem in error.errors():
             name = str(problem["loc"][0])
-            source = f"--{name.replace('_', '-')}" if name in flags else PREFIX + name.upper()
-            print(f"{parser.prog}: {source} {problem['input']!r}: {problem['msg']}", file=sys.stderr)
+            variable = PREFIX + name.upper() if name in variables else f"{path}: {name}"
+            source = flag(name) if name in flags else variable
+            _complain(f"{source} {problem['input']!r}: {problem['msg']}")
         raise SystemExit(2) from None
+
+
+def flag(name: str) -> str:
+    """The flag of a setting: `max_open` -> `--max-open`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Serve anytime models: the best map that each request's deadline allows.",
+        epilog=f"Every flag may also be set as a variable: --max-open is {PREFIX}MAX_OPEN. A flag wins over a "
+        "variable, and a variable over the file.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings: max_open = 64 (default: none)")
+    for name, field in Settings.model_fields.items():
+        default = str("" if field.default is None else field.default) or "none"
+        text = f"{field.description} (default: {default})".replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(flag(name), action="store_const", const="true", help=text)
+        else:
+            parser.add_argument(flag(name), metavar=name.rpartition("_")[2].upper(), help=text)
+    return parser
+
+
+def _variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The settings of the environment. Other programs may use the prefix, so that a strange name only warns."""
+    names = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    given = {key: text for key, text in environ.items() if key.startswith(PREFIX) and not _is_service_link(key, text)}
+    for key in sorted(given.keys() - {CONFIG, *names}):
+        _complain(f"{key} is no setting and does nothing{_nearest(key, names)}")
+    return {name: given[key] for key, name in names.items() if key in given}
+
+
+def _lines(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file. Folders and files in it are relative to its own folder."""
+    try:
+        lines = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        _fail(f"{path} cannot be read as TOML: {error}")
+    for name in sorted(lines.keys() - Settings.model_fields.keys()):
+        _fail(f"{path}: {name} is no setting{_nearest(name, Settings.model_fields)}")
+    files = {name: path.parent / text for name, text in lines.items() if name in FILES and isinstance(text, str)}
+    return lines | files
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    nearest = get_close_matches(name, names, 1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def _complain(sentence: str) -> None:
+    print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+
+
+def _fail(sentence: str) -> NoReturn:
+    _complain(sentence)
+    raise SystemExit(2)
 
 
 def _is_service_link(key: str, text: str) -> bool:

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import queue
-import signal
 import threading
 import time
 import zlib
@@ -20,13 +19,13 @@ from unittest.mock import patch
 import httpx
 import numpy as np
 import tiny
+from hosts import HOST, HOSTS, Host
 from numpy.typing import NDArray
 from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
 from models.checkpoint import save_directory
 from models.network.configs import ModelConfig
-from server.__main__ import Server, make_server
 from server.engine.messages import (
     Cancel,
     Chosen,
@@ -44,6 +43,7 @@ from server.engine.messages import (
 )
 from server.engine.shared_memory import attach
 from server.engine.worker_process import ChildProcess, WorkerProcess
+from server.requests.service import Service
 from server.scheduling.costs import StageCost
 from server.settings import Settings
 
@@ -55,6 +55,8 @@ MACS = (10.0, 20.0, 30.0, 40.0)
 
 class ScriptedWorker:
     """Plays the worker: hears commands and says events, both when the test wants to."""
+
+    pid = os.getpid()
 
     def __init__(self, plan: LoadPlan) -> None:
         self.connection, self._own = Pipe()
@@ -141,10 +143,11 @@ class ScriptedWorker:
 class Live:
     """A server that runs."""
 
-    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
-        self.server = server
-        self.loop = loop
-        self.port: int = server.servers[0].sockets[0].getsockname()[1]
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.loop = host.loop
+        self.service: Service = host.app.state.service
+        self.port = host.port
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
         self.socket_url = f"ws://127.0.0.1:{self.port}/v1/stream"
@@ -166,7 +169,7 @@ class Live:
 
     def send_signal(self) -> None:
         """Do what SIGTERM does."""
-        self.loop.call_soon_threadsafe(self.server.handle_exit, signal.SIGTERM, None)
+        self.host.interrupt()
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         wait_for(condition)
@@ -211,37 +214,30 @@ class Later:
 
 
 @contextmanager
-def serving(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] = ChildProcess) -> Iterator[Live]:
+def serving(
+    settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] = ChildProcess, hosted_by: str = HOST
+) -> Iterator[Live]:
     """Run a server in a thread. It may be told to drain meanwhile."""
-    server = make_server(settings, launch)
-    up = threading.Event()
-    startup = server.startup
-
-    loops: list[asyncio.AbstractEventLoop] = []
-
-    async def started(sockets: object = None) -> None:
-        await startup()
-        loops.append(asyncio.get_running_loop())
-        up.set()
-
-    server.startup = started  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.run, daemon=True)
+    host = HOSTS[hosted_by](settings, launch)
+    thread = threading.Thread(target=host.run, daemon=True)
     thread.start()
     try:
-        assert up.wait(PATIENCE_S), "the server did not start"
-        live = Live(server, loops[0])
+        assert host.up.wait(PATIENCE_S), "the server did not start"
+        live = Live(host)
         try:
             yield live
         finally:
             live.http.close()
     finally:
-        server.should_exit = True
+        host.stop()
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
 
 @contextmanager
-def scripted(folder: Path, **fields: object) -> Iterator[tuple[Live, Callable[[], ScriptedWorker]]]:
+def scripted(
+    folder: Path, hosted_by: str = HOST, **fields: object
+) -> Iterator[tuple[Live, Callable[[], ScriptedWorker]]]:
     """A server whose workers the test plays, and a function that returns each as it is started."""
     started: queue.Queue[ScriptedWorker] = queue.Queue()
 
@@ -251,7 +247,7 @@ def scripted(folder: Path, **fields: object) -> Iterator[tuple[Live, Callable[[]
         return worker
 
     silent = patch("server.engine.supervisor.TICK_S", 3600.0)  # the test does not play the answers to pings
-    with silent, serving(settings(folder, **fields), launch) as live:
+    with silent, serving(settings(folder, **fields), launch, hosted_by) as live:
         yield live, lambda: started.get(timeout=PATIENCE_S)
 
 

@@ -22,6 +22,7 @@ import live
 import numpy as np
 import pytest
 import tiny
+from hosts import own_host_only
 from live import Later, Live, ScriptedWorker, photo
 from PIL import Image
 
@@ -272,7 +273,7 @@ def test_hanging_up_while_the_image_is_decoded(server: Live, decoding: threading
 
 
 def test_a_cancel_in_the_last_moment_before_the_job_is_not_lost(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = server.server.config.app.state.service  # type: ignore[union-attr]
+    service = server.service
 
     async def copying(*_: object) -> None:
         service.cancel_by_id("early", Caller("127.0.0.1"))
@@ -302,7 +303,7 @@ def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(se
         def __len__(self) -> int:
             return 1
 
-    service = server.server.config.app.state.service  # type: ignore[union-attr]
+    service = server.service
     over, body = occupy_decoders(service), Body()
     there = weakref.ref(body)
     waiting = asyncio.run_coroutine_threadsafe(service.codec.decode(body), server.loop)
@@ -315,7 +316,7 @@ def test_what_is_not_decoded_any_more_is_dropped_though_the_decoders_are_busy(se
 
 
 def test_what_waits_for_a_decoder_is_not_usual(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = server.server.config.app.state.service  # type: ignore[union-attr]
+    service = server.service
     clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
     monkeypatch.setattr("server.requests.codec.time", clock)
     service.codec._decode_s.clear()
@@ -347,6 +348,7 @@ def test_a_fault_of_the_server_is_a_500_with_the_id(server: Live, monkeypatch: p
     assert reply.headers["x-request-id"] == "unlucky"
 
 
+@own_host_only
 def test_what_is_no_http_is_a_400(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"HELO example.org\r\n\r\n")
@@ -355,6 +357,7 @@ def test_what_is_no_http_is_a_400(server: Live) -> None:
     assert json.loads(rest.partition(b"\r\n\r\n")[2])["code"] == "bad_http"
 
 
+@own_host_only
 @pytest.mark.parametrize("upgrade", [b"h2c", b"websocket, h2c"])
 @pytest.mark.parametrize("cut", [10, 120, 2000], ids=["in the first line", "in the headers", "in the body"])
 def test_who_asks_for_another_protocol_in_vain_is_served(
@@ -374,12 +377,14 @@ def test_who_asks_for_another_protocol_in_vain_is_served(
             assert reply.status == 200 and json.loads(reply.read())["exit"] == 1
 
 
+@own_host_only
 def test_a_body_that_is_no_http_is_a_400(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 400")
 
 
+@own_host_only
 def test_headers_without_an_end_are_a_431(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"GET /health/live HTTP/1.1\r\nX-Long: ")
@@ -393,6 +398,7 @@ def test_headers_without_an_end_are_a_431(server: Live) -> None:
     assert server.http.get("/health/live", headers={"X-Long": "x" * 60_000}).status_code == 200
 
 
+@own_host_only
 def test_trailers_without_an_end_close_the_connection(server: Live) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         head = b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Long: "
@@ -411,6 +417,17 @@ def test_a_body_may_follow_a_header_in_parts(server: Live, worker: ScriptedWorke
         connection.sendall(b"Host: [::1]\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         worker.finish(worker.hear_job())
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_trace_goes_on_through_answers_and_refusals(server: Live, worker: ScriptedWorker) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    call = Later(lambda: server.http.post("/v1/predict", content=photo(), headers=headers))
+    worker.finish(worker.hear_job())
+    for reply, status in ((call.result(), 200), (server.http.post("/v1/predict?min_exit=9", headers=headers), 400)):
+        assert reply.status_code == status
+        version, found, span, flags = reply.headers["traceresponse"].split("-")
+        assert (version, found, flags) == ("00", trace_id, "01") and span != "b7ad6b7169203331"
 
 
 def test_an_unknown_request_is_a_404(server: Live) -> None:
@@ -438,6 +455,7 @@ def test_hanging_up_before_the_image_has_arrived(server: Live) -> None:
     server.wait_for(lambda: server.metric("anytime_requests_total", stop="disconnected") == before + 1)
 
 
+@own_host_only
 def test_a_deadline_counts_from_the_first_byte_of_the_headers(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.protocols.connection.time", SimpleNamespace(monotonic=lambda: time.monotonic() - 10))
     reply = server.predict(deadline_ms=9_000)

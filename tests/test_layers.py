@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 SERVER = [
     # the program
     "server.__main__",
+    "server.settings_table",
     "server.app",
     "server.access.command",
     # the simulator of the rest
@@ -37,6 +38,9 @@ SERVER = [
     "server.protocols.encoder",
     # a request, from its first byte to its last
     "server.requests.service",
+    "server.requests.tracing",
+    "server.requests.spans",
+    "server.requests.request_log",
     "server.requests.registry",
     "server.requests.history",
     "server.requests.codec",
@@ -54,9 +58,11 @@ SERVER = [
     "server.engine.pool",
     "server.engine.place",
     "server.engine.routing",
+    "server.engine.device_metrics",
     "server.engine.device",
     "server.engine.supervisor",
     "server.engine.worker_process",
+    "server.engine.usage",
     "server.engine.channel",
     "server.engine.watchdog",
     # the worker, which alone may import torch, and which the front end does not import
@@ -83,6 +89,8 @@ SERVER = [
     "server.access.origins",
     "server.access.proxies",
     "server.errors",
+    "server.protocols.trace_context",
+    "server.logs",
 ]
 
 WITHOUT_TORCH = (

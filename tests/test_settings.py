@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from server.settings import load_settings, parse_traffic_cap
+from server.settings import ROOT, load_settings, parse_traffic_cap
+from server.settings_table import HEAD, main, settings_table, updated
 
 
 def test_flags_win_over_variables_and_variables_over_defaults() -> None:
@@ -11,6 +12,55 @@ def test_flags_win_over_variables_and_variables_over_defaults() -> None:
     found = load_settings(["--port", "4321", "--models", "here"], environ)
     assert (found.port, found.max_open, found.access_log) == (4321, 7, True)
     assert found.models == Path("here") and found.default_deadline_ms == 1000
+
+
+def test_variables_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "anytime.toml"
+    path.write_text('max_open = 3\nport = 4\naccess_log = true\nmodels = "zoo"\ndevice = "cpu"\n')
+    found = load_settings(["--port", "5"], {"ANYTIME_CONFIG": str(path), "ANYTIME_MAX_OPEN": "7"})
+    assert (found.port, found.max_open, found.access_log, found.device) == (5, 7, True, "cpu")
+    assert found.models == tmp_path / "zoo"
+    assert load_settings(["--config", str(path)], {"ANYTIME_CONFIG": "nowhere"}).max_open == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max_opn = 3", "max_opn is no setting; did you mean max_open?"),
+        ("config = 'other.toml'", "config is no setting"),
+        ("[server]\nport = 1", "server is no setting"),
+        ("max_open = 0", "max_open 0: Input should be greater than or equal to 1"),
+        ("port = ", "cannot be read as TOML"),
+    ],
+)
+def test_a_wrong_line_of_the_file_is_named_and_ends_with_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    path = tmp_path / "anytime.toml"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        load_settings(["--config", str(path)], {})
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and str(path) in error and words in error
+
+
+def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_settings([], {"ANYTIME_CONFIG": "nowhere.toml"})
+    assert "nowhere.toml cannot be read" in capsys.readouterr().err
+
+
+def test_the_documented_table_is_that_of_the_settings() -> None:
+    document = (ROOT / "docs" / "operations.md").read_text()
+    assert updated(document) == document, "run `python -m server settings --update docs/operations.md`"
+    assert document.count(settings_table()) == 1
+
+
+def test_the_table_in_a_document_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text(f"before\n\n{HEAD}\n|---|\n| old |\n\nafter | that\n")
+    assert main(["--update", str(path)]) == 0
+    assert path.read_text() == f"before\n\n{settings_table()}\n\nafter | that\n"
 
 
 def test_settings_are_frozen() -> None:

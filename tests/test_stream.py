@@ -9,12 +9,13 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import live
 import numpy as np
 import pytest
 import tiny
+from hosts import own_host_only
 from live import Live, ScriptedWorker, decoded, photo
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
@@ -24,6 +25,7 @@ from server.metrics import Metrics
 from server.protocols.stream import StreamSession
 from server.requests.admission import ClientLimit
 from server.requests.registry import RequestRegistry
+from server.requests.tracing import TraceRelay
 from server.settings import Settings
 
 SEGMENTATION = tiny.SEGMENTATION.name
@@ -387,7 +389,8 @@ def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
         """A client that reads nothing and sends as fast as it can."""
 
         client = None
-        scope: dict[str, Any] = {}  # noqa: RUF012 - nothing writes it
+        scope: ClassVar[dict[str, Any]] = {}
+        headers: ClassVar[dict[str, str]] = {}
         reads = 0
 
         def __init__(self) -> None:
@@ -413,6 +416,7 @@ def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
             registry=RequestRegistry(Metrics({}), 3, 10),
             limit=ClientLimit(0, 1),
             catalog=SimpleNamespace(served=lambda _: None),
+            tracer=TraceRelay(),
             sockets=set(),
         )
         socket = Socket()
@@ -492,7 +496,7 @@ def test_a_slow_reader_gets_the_newest_exit(tmp_path: Path) -> None:
         server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
         raw = socket.create_connection(("127.0.0.1", server.port))
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
-        with server.connect(sock=raw, max_queue=1) as connection:
+        with server.connect(sock=raw, max_queue=1, compression=None) as connection:
             predict(connection, "a", photo(3000, 3000, "JPEG"), encoding="raw", deadline_ms=30_000)
             worker.finish(worker.hear_job())
             server.wait_for(lambda: server.metric("anytime_time_to_exit_seconds_count", exit="4") == 1)
@@ -525,6 +529,7 @@ def test_too_many_sockets_and_too_fast_clients_are_turned_away(tmp_path: Path) -
             expect_close(third, 1008)
 
 
+@own_host_only
 def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -538,7 +543,7 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
         worker = next_worker()
         worker.say_ready()
         server.wait_for(lambda: server.http.get("/health/ready").is_success)
-        engine = server.server.config.app.state.service.engine
+        engine = server.service.engine
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with server.connect(sock=plain, max_queue=1, ping_interval=None, close_timeout=0.1) as connection:
             predict(connection, "a", photo(3000, 4000, kind="JPEG"), encoding="raw", deadline_ms=20_000)
@@ -547,10 +552,11 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
             assert server.http.get("/health/ready").is_success
             plain.sendall(bytes([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xE8]))  # a close, RFC 6455, 5.5.1
             server.send_signal()
-            live.wait_for(lambda: not server.server.servers[0].is_serving())  # before it says goodbye to sockets
+            live.wait_for(lambda: not server.host.server.servers[0].is_serving())  # before it says goodbye to sockets
             server.loop.call_soon_threadsafe(plain.shutdown, socket.SHUT_RDWR)
 
 
+@own_host_only
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel's word, and Linux's alone")
 def test_a_client_that_reads_nothing_for_long_frees_what_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -573,6 +579,7 @@ def test_a_client_that_reads_nothing_for_long_frees_what_it_holds(
             plain.shutdown(socket.SHUT_RDWR)
 
 
+@own_host_only
 def test_a_server_that_drains_finishes_what_is_open(tmp_path: Path) -> None:
     with live.scripted(live.write_configs(tmp_path), default_model=SEGMENTATION) as (server, next_worker):
         worker = next_worker()

@@ -139,6 +139,7 @@ class LoadPlan:
     arena_fd: int
     arena_bytes: int
     log_level: str
+    log_format: str = "plain"
     precision: str = AUTO
     sharing: int = 1
 

@@ -1,13 +1,15 @@
 """The worker pool: the devices of a server, the workers on them, and which of these takes a request."""
 
+import asyncio
 import itertools
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from server.catalog import Catalog
 from server.engine.device import Device, LearntCost, labelled
+from server.engine.device_metrics import DeviceMetrics
 from server.engine.messages import Broken, Command, Event, LoadPlan, ModelFacts, Ready, TrafficCap, Unloadable
 from server.engine.place import Place
 from server.engine.routing import route
@@ -60,15 +62,19 @@ class WorkerPool:
         self._metrics = metrics
         self._arena = arena
         self._launch = launch
-        self._listener = listener
+        self._listener = replace(listener, unloadable=self._unloadable)
+        self._tell_unloadable = listener.unloadable
         self._keys = itertools.count(1)
         self._cap = TrafficCap(None)
+        self._decided = asyncio.Event()
+        self._failure: str | None = None
         costs = {name: CostModel() for name in settings.devices}
         self.devices = [
             Device(name, label, costs[name], catalog, metrics, workers=len(settings.devices))
             for name, label in labelled(settings.devices)
         ]
         self._supervisors = {device: self._supervisor(device) for device in self.devices}
+        DeviceMetrics(catalog, self.devices, lambda device: self._supervisors[device].usage()).show(metrics)
 
     def start(self) -> None:
         """Start the workers. Of several on one device the first measures, and the others start with what it found."""
@@ -78,6 +84,12 @@ class WorkerPool:
     def stop(self) -> None:
         for supervisor in self._supervisors.values():
             supervisor.stop()
+
+    async def loaded(self) -> None:
+        """Wait until a worker can serve. Raises ValueError, with the reason, if none ever can."""
+        await self._decided.wait()
+        if self._failure is not None:
+            raise ValueError(f"the models cannot be loaded: {self._failure}")
 
     def say(self, device: Device, command: Command) -> None:
         """Send a command to the worker of a device."""
@@ -196,7 +208,8 @@ class WorkerPool:
             chosen={name: facts.chosen for name, facts in device.facts.items()},
             arena_fd=self._arena.fd,
             arena_bytes=self._arena.size_bytes,
-            log_level=settings.log_level.upper(),
+            log_level=settings.log_level,
+            log_format=settings.log_format,
             precision=settings.precision,
             sharing=sum(other.name == device.name for other in self.devices),
         )
@@ -214,8 +227,15 @@ class WorkerPool:
             case _:
                 self._listener.hear(device, event)
 
+    def _unloadable(self, reason: str) -> None:
+        """No worker can ever serve."""
+        self._failure = reason
+        self._decided.set()
+        self._tell_unloadable(reason)
+
     def _now_ready(self, device: Device, ready: Ready) -> None:
         device.now_ready(ready)
+        self._decided.set()
         if self._cap.max_exit is not None:
             self.say(device, self._cap)
         for other in self.devices:

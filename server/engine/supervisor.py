@@ -7,6 +7,7 @@ from time import monotonic
 
 from server.engine.channel import Channel
 from server.engine.messages import Command, Event, Ping, Ready
+from server.engine.usage import Usage, usage
 from server.engine.watchdog import TICK_S, Watchdog
 from server.engine.worker_process import WorkerProcess
 
@@ -84,6 +85,10 @@ class Supervisor:
             self._drop()
         if self._worker is not None and not self._worker.gone(self.CLOSE_S):
             logger.error("the worker has not ended %.0f s after it was killed", self.CLOSE_S)
+
+    def usage(self) -> Usage:
+        """What the worker uses of the machine; nothing while there is none."""
+        return Usage() if self._worker is None else usage(self._worker.pid)
 
     def say(self, command: Command) -> None:
         """Send a command. A command to a worker that is gone is dropped: `lost` ends the job that it belongs to."""

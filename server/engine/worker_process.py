@@ -24,6 +24,10 @@ class WorkerProcess(Protocol):
 
     connection: Connection
 
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+
     def kill(self) -> None:
         """End it at once; does not wait until it is gone."""
 
@@ -59,6 +63,10 @@ class ChildProcess:
         idle = idle or IdleProcess(plan.arena_fd)
         self._process, self.connection = idle.process, idle.connection
         self.connection.send(plan)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def kill(self) -> None:
         self._process.kill()

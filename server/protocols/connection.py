@@ -17,6 +17,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.exceptions import InvalidState
 
 from server.errors import ServerError
+from server.protocols.http import ARRIVED_S
 from server.protocols.replies import error_body, to_json
 
 
@@ -63,7 +64,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._incomplete_bytes = 0
         super().on_message_begin()
-        self.scope["state"]["arrived_s"] = time.monotonic()  # the first byte's: headers may come slowly
+        arrived_s = time.monotonic()  # the first byte's: headers may come slowly
+        self.scope[ARRIVED_S] = arrived_s  # type: ignore[literal-required]
 
     def on_headers_complete(self) -> Any:
         self._incomplete_bytes = 0

@@ -24,6 +24,7 @@ from server.protocols.options import (
     parse_options,
 )
 from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, http_reply, reply
+from server.protocols.trace_context import parse_traceparent
 from server.protocols.values import shown
 from server.requests.admission import read_body
 from server.requests.registry import RequestRecord
@@ -32,6 +33,8 @@ from server.requests.service import Service
 router = APIRouter()
 
 PREDICT_PATH = "/v1/predict"
+ARRIVED_S = "anytime.arrived_s"
+"""The key of the ASGI scope that says when the request arrived: its first byte, if the host's protocol notes that."""
 MEDIA_TYPES = ("application/json", "image/png", "application/octet-stream")
 """The media types of an answer; the first is the default."""
 
@@ -83,8 +86,9 @@ async def predict(request: Request) -> Response:
     headers, query = request.headers, request.query_params
     caller = caller_of(request.scope)
     named = service.catalog.served(query.get("model"))
-    arrived_s = request.state.arrived_s - caller.waited_s  # set by `HttpProtocol`
+    arrived_s = request.scope[ARRIVED_S] - caller.waited_s
     with service.registry.open("http", arrived_s, headers.get("x-request-id"), caller, named) as record:
+        record.trace = service.tracer.begin(record, parse_traceparent(headers.get("traceparent")))
         record.sharer = caller.name
         record.options = options = parse_options(query)
         record.timeout_s = parse_headers(headers).timeout_s
@@ -97,7 +101,10 @@ async def predict(request: Request) -> Response:
                 until_answered.enter_context(_hang_up_cancels(request, service, record))
                 return body
 
-            return await service.predict(record, read, http_reply)
+            response = await service.predict(record, read, http_reply)
+            if record.trace is not None:
+                response.headers["traceresponse"] = str(record.trace)
+            return response
 
 
 def _encoding(accept: str, task: str, options: RequestOptions) -> str:
@@ -236,4 +243,8 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """The metrics in Prometheus' text format."""
     service: Service = request.app.state.service
-    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    text = bytearray()
+    for part in service.metrics.parts():
+        text += part
+        await asyncio.sleep(0)  # a scrape must not hold up the answers of others
+    return Response(bytes(text), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -125,6 +125,8 @@ def error_reply(
     request_id = error.request_id or given_id
     if request_id and request_id.isascii() and request_id.isprintable():
         headers["X-Request-Id"] = request_id
+    if error.trace is not None:
+        headers["traceresponse"] = str(error.trace)
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, UnauthorizedError):

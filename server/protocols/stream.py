@@ -54,6 +54,7 @@ from server.protocols.options import (
     parse_message,
 )
 from server.protocols.replies import accepted_message, end_message, error_body, exit_message, milliseconds, to_json
+from server.protocols.trace_context import parse_traceparent
 from server.protocols.values import MAX_ID
 from server.requests.registry import RequestRecord
 from server.requests.service import Service
@@ -84,6 +85,7 @@ class StreamSession:
         self._caller = caller_of(socket.scope)
         _, port = socket.client or ("", 0)
         self._sharer = self._caller.key or f"{self._caller.address}:{port}"
+        self._trace = parse_traceparent(socket.headers.get("traceparent"))
         self._open: dict[str, RequestRecord] = {}
         self._past: deque[str] = deque(maxlen=self.PAST_IDS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -184,6 +186,7 @@ class StreamSession:
             with self._service.registry.open(
                 "websocket", arrived_s, caller=self._caller, model=model, listed=False
             ) as record:
+                record.trace = self._service.tracer.begin(record, self._trace)
                 message = self._parse(fields)
                 record.sharer = self._sharer
                 record.id, record.options, record.encoding = message.id, message, message.encoding

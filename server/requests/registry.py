@@ -6,10 +6,10 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from server.access.identity import ANYONE, SOMEBODY, Caller, Owner
 from server.engine.job import Job
@@ -27,6 +27,7 @@ from server.errors import (
 )
 from server.metrics import UNKNOWN, Metrics
 from server.protocols.options import NO_OPTIONS, RequestOptions
+from server.protocols.trace_context import TraceContext
 from server.protocols.values import MAX_ID
 from server.requests.budget import Asked
 from server.requests.history import History
@@ -34,6 +35,14 @@ from server.requests.history import History
 logger = logging.getLogger("anytime.registry")
 
 NOTHING_ASKED = Asked(UNKNOWN, exits=0)
+
+
+class CodecWork(NamedTuple):
+    """A part of a request's time in the front end: `decode` or `encode`."""
+
+    name: str
+    began_s: float
+    ended_s: float
 
 
 @dataclass
@@ -48,15 +57,17 @@ class RequestRecord:
     many connections, and the address and port of a WebSocket.
     `options`: the request options; `timeout_s`: a second deadline, from a header.
     `encoding`: how maps are encoded, a media type or an encoding of the WebSocket.
+    `trace`: the request's span of a distributed trace, or None.
 
     The service fills in how the request is served:
     `asked`: what the budget depends on of the request.
     `deadline_s`: when the last byte of the answer is due, infinite until it is known. The front end has no other copy.
     `reserve_s`: the part of the time before the deadline that is kept for encoding and sending the answer.
     `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
+    `codec_work`: what the front end has spent on the image and its maps so far.
     `place`: the right to a worker, once the request is admitted. `job`: the computation, once there is one.
     `given_up`: why nobody wants the answer any more, if so.
-    `stop`, `exit`, `elapsed_s`: how the request ended, its deepest exit, and after how long.
+    `stop`, `exit`, `elapsed_s`: how the request ended, its deepest exit, and after how long. `code`: that of its error.
     """
 
     id: str
@@ -69,16 +80,19 @@ class RequestRecord:
     options: RequestOptions = NO_OPTIONS
     timeout_s: float | None = None
     encoding: str = ""
+    trace: TraceContext | None = None
     asked: Asked = NOTHING_ASKED
     deadline_s: float = math.inf
     reserve_s: float = 0.0
     max_exit: int = 0
     decode_s: float = 0.0
+    codec_work: list[CodecWork] = field(default_factory=list)
     place: Place | None = None
     job: Job | None = None
     given_up: Stop | None = None
     stop: Stop | None = None
     exit: int = 0
+    code: str = ""
     elapsed_s: float | None = None
     _timeout: asyncio.Timeout | None = None
 
@@ -180,10 +194,20 @@ class RequestRegistry:
     A request is looked up and cancelled by who sent it: with the same API key; or else with the token that it carried;
     or else by its id, from anywhere if the server made the id, since nobody guesses it, and from the client's address
     if the client chose it. Others are told that there is none.
+
+
+    `ended`: is told of each request that has ended, while its job is still there.
     """
 
-    def __init__(self, metrics: Metrics, max_open: int, history: int) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        max_open: int,
+        history: int,
+        ended: Callable[[RequestRecord], None] = lambda _: None,
+    ) -> None:
         self._metrics = metrics
+        self._tell_ended = ended
         self._max_open = max_open
         self._history = history
         self._open: dict[int, RequestRecord] = {}
@@ -223,14 +247,15 @@ class RequestRegistry:
             self._check_room()
             yield record
         except ServerError as error:
-            record.stop = Stop(error.stop)
-            error.request_id = record.id
+            record.stop, record.code = Stop(error.stop), error.code
+            error.request_id, error.trace = record.id, record.trace
             raise
         except Exception as error:  # the boundary: the client is told, and the log has the details
             record.stop = Stop.ERROR
             logger.exception("request %s failed", record.id)
             fault = unexpected(error)
-            fault.request_id = record.id
+            record.code = fault.code
+            fault.request_id, fault.trace = record.id, record.trace
             try:
                 raise fault from None
             finally:
@@ -272,12 +297,17 @@ class RequestRegistry:
         record.stop = record.stop or Stop.ERROR
         record.elapsed_s = now_s - record.arrived_s
         if record.job is not None:
-            record.exit, record.job = record.job.latest, None
-        record.place = None
+            record.exit = record.job.latest
+        self._tell_ended(record)
+        record.job = record.place = None
         metrics, model = self._metrics, record.model
         metrics.requests.labels(model, record.protocol, record.stop).inc()
         metrics.exits_reached.labels(model, record.exit, record.stop).inc()
         metrics.request.labels(model, record.protocol).observe(record.elapsed_s)
+        if record.stop is Stop.REJECTED:
+            metrics.refusals.labels(model, record.code).inc()
+        if record.options.deadline_ms is not None:
+            metrics.asked_deadline.labels(model).observe(record.options.deadline_ms / 1000)
         if math.isfinite(record.deadline_s) and record.stop is not Stop.INVALID:
             metrics.overrun.labels(model).observe(max(0.0, now_s - record.deadline_s))
         if record.owner is not None and record.stop is not Stop.INVALID:  # what never was a request displaces none

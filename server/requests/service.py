@@ -25,8 +25,10 @@ from server.requests.admission import ClientLimit, check_body, check_options, ch
 from server.requests.budget import Asked, Budget, Traffic
 from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage
-from server.requests.registry import RequestRecord, RequestRegistry
+from server.requests.registry import CodecWork, RequestRecord, RequestRegistry
+from server.requests.request_log import log_request
 from server.requests.sizes import ExpectedSizes
+from server.requests.tracing import Tracer, TraceRelay, collector_tracer
 from server.scheduling.backlog import Expected
 from server.settings import Settings
 
@@ -64,7 +66,9 @@ class Service:
         if self.keys is not None:
             self.policies = replace(self.policies, of_request=(*self.policies.of_request, self.keys))
         self.metrics = Metrics({model.name: model.config.exits for model in catalog})
-        self.registry = RequestRegistry(self.metrics, settings.max_open, settings.history)
+        self.metrics.show_limits(settings)
+        self.tracer: Tracer = collector_tracer() if settings.traces else TraceRelay()
+        self.registry = RequestRegistry(self.metrics, settings.max_open, settings.history, self._ended)
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.codec = Codec(settings.codec_threads, settings.max_pixels)
         self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._deepest)
@@ -76,6 +80,13 @@ class Service:
     def close(self) -> None:
         self.engine.close()
         self.codec.close()
+        self.tracer.close()
+
+    def _ended(self, record: RequestRecord) -> None:
+        """Tell of a request that has ended."""
+        self.tracer.end(record)
+        if self.settings.access_log:
+            log_request(record)
 
     # --- the way of a request ---
 
@@ -148,6 +159,7 @@ class Service:
         async with record.preparing():
             image = await self.codec.decode(await self._received(read))
             record.decode_s = image.decode_s
+            self._spent(record, "decode", time.monotonic() - image.decode_s)
             record.job = job = await self._submit(record, model, place, image)
         return job
 
@@ -197,7 +209,17 @@ class Service:
 
     async def encode(self, record: RequestRecord, job: Job, function: Callable[[], T]) -> T:
         """Call `function`, which encodes a map of `job` for its client, on an encoding thread."""
-        return await self.codec.encode(record.encoding, job.spec.layout.pixels, function)
+        began_s = time.monotonic()
+        encoded = await self.codec.encode(record.encoding, job.spec.layout.pixels, function)
+        self._spent(record, "encode", began_s)
+        return encoded
+
+    def _spent(self, record: RequestRecord, name: str, began_s: float) -> None:
+        """Note a part of a request's time that ends now: `decode` or `encode`."""
+        work = CodecWork(name, began_s, time.monotonic())
+        record.codec_work.append(work)
+        histogram = self.metrics.decode if name == "decode" else self.metrics.encode
+        histogram.labels(record.model).observe(work.ended_s - began_s)
 
     # --- budgets ---
 

@@ -4,7 +4,6 @@ What takes long to import is imported once the lifeline holds.
 """
 
 import gc
-import logging
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from server.engine.messages import LoadPlan, Ready, Unloadable
 from server.engine.shared_memory import attach
+from server.logs import configure_logging
 from server.worker.lifeline import end_with
 
 NICE = 5
@@ -48,7 +48,7 @@ def serve(connection: Connection) -> int:
     from server.worker.process import Worker  # noqa: PLC0415
 
     plan: LoadPlan = connection.recv()
-    logging.basicConfig(level=plan.log_level, format="%(levelname)s:     %(name)s %(message)s")
+    configure_logging(plan.log_level, plan.log_format)
     costs = CostModel()
     try:
         models = load_models(plan)

@@ -1,0 +1,36 @@
+"""Logging: every line has its time and goes to the standard error stream, as plain text or as JSON."""
+
+import logging
+import time
+
+from pythonjsonlogger.json import JsonFormatter
+
+FIELDS = "%(asctime)s %(levelname)s %(name)s %(message)s"
+JSON_NAMES = {"asctime": "time", "levelname": "level", "name": "logger"}
+SHOWN_ELSEWHERE = ("color_message", "taskName")
+"""Attributes of a log record that repeat its message, or that no reader needs; JSON leaves them out."""
+
+
+def configure_logging(level: str, log_format: str, name: str | None = None) -> None:
+    """Log from `level` on what goes to the logger `name` and those below it, or to any. `log_format`: plain or json.
+
+    Does nothing if the program around it has configured logging already.
+    """
+    logger = logging.getLogger(name)
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(formatter(log_format))
+        logger.addHandler(handler)
+        logger.setLevel(level.upper())
+
+
+def formatter(log_format: str) -> logging.Formatter:
+    """Writes times in UTC (RFC 3339), to the millisecond. JSON also has the fields of a request (`request_log.py`)."""
+    made = logging.Formatter(FIELDS)
+    if log_format == "json":
+        reserved = [*vars(logging.makeLogRecord({})), *SHOWN_ELSEWHERE]
+        made = JsonFormatter(FIELDS, rename_fields=JSON_NAMES, reserved_attrs=reserved)
+    made.converter = time.gmtime
+    made.default_time_format = "%Y-%m-%dT%H:%M:%S"
+    made.default_msec_format = "%s.%03dZ"
+    return made
