@@ -42,6 +42,7 @@ SERVER = [
     "server.requests.spans",
     "server.requests.request_log",
     "server.requests.registry",
+    "server.requests.record",
     "server.requests.history",
     "server.requests.codec",
     "server.requests.admission",

@@ -20,7 +20,7 @@ from server.engine.messages import Stop
 from server.errors import ServerError, UnauthorizedError
 from server.protocols.descriptions import LabelsBody, describe_labels
 from server.protocols.encoder import frame, keypoints, png
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 
 # --- bodies and headers: FastAPI documents them from these types ---
 

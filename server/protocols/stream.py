@@ -56,7 +56,7 @@ from server.protocols.options import (
 from server.protocols.replies import accepted_message, end_message, error_body, exit_message, milliseconds, to_json
 from server.protocols.trace_context import parse_traceparent
 from server.protocols.values import MAX_ID
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 from server.requests.service import Service
 
 logger = logging.getLogger("anytime.stream")

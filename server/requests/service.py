@@ -25,7 +25,8 @@ from server.requests.admission import ClientLimit, check_body, check_options, ch
 from server.requests.budget import Asked, Budget, Traffic
 from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage
-from server.requests.registry import CodecWork, RequestRecord, RequestRegistry
+from server.requests.record import CodecWork, RequestRecord
+from server.requests.registry import RequestRegistry
 from server.requests.request_log import log_request
 from server.requests.sizes import ExpectedSizes
 from server.requests.tracing import Tracer, TraceRelay, collector_tracer
