@@ -59,20 +59,16 @@ class NotJsonError(InvalidError):
     close_code = WS_1003_UNSUPPORTED_DATA
 
 
-class UnauthorizedError(ServerError):
+class UnauthorizedError(InvalidError):
     """No API key came with the request, or one that the server does not know."""
 
     status = 401
-    close_code = WS_1008_POLICY_VIOLATION
-    stop = "rejected"
 
 
-class ForbiddenError(ServerError):
+class ForbiddenError(InvalidError):
     """The client is known, and may not do this."""
 
     status = 403
-    close_code = WS_1008_POLICY_VIOLATION
-    stop = "rejected"
 
 
 class NotFoundError(InvalidError):
