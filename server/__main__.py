@@ -11,6 +11,7 @@ import logging
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,8 @@ from server.engine.messages import LoadPlan
 from server.engine.worker_process import WorkerProcess
 from server.errors import ServerError
 from server.logs import configure_logging
-from server.protocols.connection import HttpProtocol, WebSocketProtocol
+from server.protocols.connection import HttpProtocol
+from server.protocols.websocket import WebSocketProtocol
 from server.settings import Settings, load_settings
 from server.settings_table import main as tabulate
 from server.simulation.command import main as simulate
@@ -72,6 +74,12 @@ class Server(uvicorn.Server):
         app.guard.admin_port = server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
         logger.info("/metrics and /docs are at %s:%d", *server.sockets[0].getsockname()[:2])
 
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if counter % 5 == 0:
+            self.config.app.state.gate.peers.sweep(time.monotonic())  # type: ignore[union-attr]
+        return await super().on_tick(counter)
+
     async def _finish(self) -> None:
         try:
             await drain(self.config.app.state.service)  # type: ignore[union-attr]
@@ -102,7 +110,6 @@ def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] 
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
             proxy_headers=False,  # the guard knows which proxies to trust; uvicorn would trust every local client
-            timeout_keep_alive=75,  # longer than load balancers keep idle connections, so that they close them first
             timeout_graceful_shutdown=2,  # `drain` has waited for the requests before
         )
     )

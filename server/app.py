@@ -21,11 +21,13 @@ from starlette.types import Receive, Scope, Send
 
 from server.access.guard import Guard
 from server.catalog import read_catalog
+from server.descriptors import connection_room
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import Reserve, WorkerProcess
 from server.errors import ServerError, unexpected
 from server.logs import configure_logging
 from server.protocols import budget, http, stream
+from server.protocols.gate import make_gate
 from server.protocols.replies import error_reply
 from server.requests.service import Service
 from server.settings import ROOT, Settings, load_settings
@@ -138,6 +140,7 @@ def create_app(
     app.prefix = settings.root_path
     app.state.service = service
     app.guard = Guard(app.serve, settings, service.keys)
+    app.state.gate = make_gate(settings, connection_room(settings))
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ServerError, _server_error)

@@ -15,7 +15,7 @@ from starlette.status import (
 
 from server.protocols.trace_context import TraceContext
 
-REFUSALS = ("client_limit", "draining", "key_budget", "key_rate", "overloaded", "starting")
+REFUSALS = ("client_limit", "draining", "key_budget", "key_rate", "overloaded", "starting", "too_many_errors")
 """The codes of errors with the stop `rejected`: why a request that might have been served was not."""
 
 
@@ -77,6 +77,16 @@ class NotFoundError(InvalidError):
 
 class NotAcceptableError(InvalidError):
     status = 406
+
+
+class SlowRequestError(InvalidError):
+    """A request was not complete in time."""
+
+    status = 408
+
+
+class HeadersTooLargeError(InvalidError):
+    status = 431
 
 
 class TooLargeError(InvalidError):

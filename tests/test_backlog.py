@@ -181,6 +181,22 @@ def test_a_worker_counts_its_part_of_what_several_workers_are_asked_for() -> Non
         assert (backlog.refusal(expected(0.09, client="much"), 0.0) is None) == taken
 
 
+def test_what_is_asked_again_counts_once() -> None:
+    """By its head and with its image: two workers can do what is asked for once, not what is asked for twice."""
+    for again, taken in ((False, False), (True, True)):
+        backlog = Backlog(known_costs(), workers=2)
+        for number in range(300):
+            now_s = 0.015 * (number - 300)
+            backlog.refusal(expected(now_s + 1.0, client="refused" if number % 2 else "much"), now_s)
+            backlog.refusal(expected(now_s + 1.0, client="refused" if number % 2 else "much"), now_s, again=again)
+            if number % 2 == 0:
+                backlog.add(number, expected(now_s + 1.0, client="much"), now_s)
+                backlog.remove(number, now_s)
+        backlog.add(0, expected(0.05), 0.0)
+        backlog.add(1, expected(0.06), 0.0)
+        assert (backlog.refusal(expected(0.09, client="much"), 0.0) is None) == taken
+
+
 # --- in the loop ---
 
 

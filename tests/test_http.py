@@ -12,7 +12,7 @@ import time
 import weakref
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http.client import HTTPResponse
 from pathlib import Path
 from types import SimpleNamespace
@@ -601,6 +601,18 @@ def test_too_many_open_requests_are_refused(server: Live, worker: ScriptedWorker
     for spec in specs:
         worker.finish(spec)
     assert [call.result().status_code for call in calls] == [200] * 4
+
+
+def test_a_request_takes_no_place_before_its_image_is_there(server: Live, worker: ScriptedWorker) -> None:
+    head = b"POST /v1/predict?deadline_ms=20000 HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nabc"
+    with ExitStack() as until_hung_up:
+        for _ in range(5):
+            until_hung_up.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(head)
+        server.wait_for(lambda: server.metric("anytime_inflight_requests") == 5)
+        call = Later(server.predict)
+        worker.finish(worker.hear_job())
+        assert call.result().status_code == 200
+    server.wait_for(lambda: server.metric("anytime_inflight_requests") == 0)
 
 
 def test_paths_and_methods_that_are_not_there(server: Live) -> None:

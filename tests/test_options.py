@@ -4,6 +4,7 @@ import pytest
 
 from server.errors import InvalidError, NotJsonError
 from server.protocols.options import (
+    TIMEOUT_HEADER,
     CancelMessage,
     DeadlineMessage,
     PredictMessage,
@@ -107,6 +108,19 @@ def test_headers() -> None:
     assert parse_headers({"X-Request-Timeout-Seconds": "0.5", "Host": "x"}).timeout_s == 0.5
     with pytest.raises(InvalidError, match="X-Request-Timeout-Seconds is -1; it must be above 0"):
         parse_headers({"X-Request-Timeout-Seconds": "-1"})
+
+
+def test_of_several_deadlines_the_smallest_counts() -> None:
+    assert parse_options({"deadline_ms": "9"}, ["500", "20", "9e1"]).deadline_ms == 20
+    assert parse_headers({TIMEOUT_HEADER: "9"}, ["0.5", "0.2", "9"]).timeout_s == 0.2
+    message = parse_json('{"type": "predict", "deadline_ms": 20, "id": "a", "deadline_ms": "500", "id": "b"}')
+    assert (message["deadline_ms"], message["id"]) == (20, "b")
+    for parse in (
+        lambda: parse_options({}, ["500", "-1"]),
+        lambda: parse_json('{"deadline_ms": 5, "deadline_ms": null}'),
+    ):
+        with pytest.raises(InvalidError, match="deadline_ms is "):
+            parse()
 
 
 def test_messages() -> None:

@@ -18,6 +18,7 @@ from server.errors import (
     NotFoundError,
     RequestCancelledError,
     ServerError,
+    TooManyRequestsError,
     UnavailableError,
 )
 from server.metrics import Metrics
@@ -114,11 +115,32 @@ def test_errors_learn_the_id_of_their_request(registry: RequestRegistry) -> None
 
 
 def test_only_so_many_may_be_open(registry: RequestRegistry, metrics: Metrics) -> None:
-    with registry.open("http", 0.0, "a"), registry.open("http", 0.0, "b"):
+    with registry.open("http", 0.0) as late, registry.open("http", 0.0) as a, registry.open("http", 0.0) as b:
+        registry.seat(a)
+        registry.seat(b)
         with pytest.raises(UnavailableError, match="2 requests are open"), registry.open("http", 0.0, "c"):
             pass
-        assert len(registry) == 2
+        with pytest.raises(UnavailableError, match="2 requests are open"):
+            registry.seat(late)
+        assert len(registry) == 3
     assert count(metrics, model="unknown", protocol="http", stop="rejected") == 1
+    with registry.open("http", 0.0) as record:
+        registry.seat(record)  # the others have left
+
+
+def test_one_address_may_have_so_many_whose_image_is_there(metrics: Metrics) -> None:
+    registry = RequestRegistry(metrics, max_open=9, history=3, max_open_per_address=1)
+    with (
+        registry.open("http", 0.0, caller=Caller("a")) as first,
+        registry.open("http", 0.0, caller=Caller("a")) as second,
+    ):
+        registry.seat(first)
+        with registry.open("http", 0.0, caller=Caller("b")) as other:
+            registry.seat(other)
+        with pytest.raises(TooManyRequestsError, match=r"a has 1 open requests.*--max-open-per-address"):
+            registry.seat(second)
+    with registry.open("http", 0.0, caller=Caller("a")) as record:
+        registry.seat(record)
 
 
 @pytest.mark.parametrize("unfit", ["x" * 129, "tab\t", "ümlaut"])

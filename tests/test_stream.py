@@ -23,7 +23,6 @@ from websockets.sync.client import ClientConnection
 from server.engine.messages import Stop
 from server.metrics import Metrics
 from server.protocols.stream import StreamSession
-from server.requests.admission import ClientLimit
 from server.requests.registry import RequestRegistry
 from server.requests.tracing import TraceRelay
 from server.settings import Settings
@@ -414,7 +413,7 @@ def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
         service = SimpleNamespace(
             settings=Settings(max_open=3),
             registry=RequestRegistry(Metrics({}), 3, 10),
-            limit=ClientLimit(0, 1),
+            check_socket=lambda _: None,
             catalog=SimpleNamespace(served=lambda _: None),
             tracer=TraceRelay(),
             sockets=set(),
@@ -558,13 +557,11 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
 
 @own_host_only
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel's word, and Linux's alone")
-def test_a_client_that_reads_nothing_for_long_frees_what_it_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("server.protocols.connection.HttpProtocol.UNREAD_S", 0.2)
+def test_a_client_that_reads_nothing_for_long_frees_what_it_holds(tmp_path: Path) -> None:
     folder = live.write_configs(tmp_path, (tiny.SEGMENTATION,))
+    limits = {"shared_memory_bytes": 2**28, "max_body_bytes": 2**24, "unread_timeout_s": 0.2}
     with (
-        live.scripted(folder, shared_memory_bytes=2**28, max_body_bytes=2**24) as (server, next_worker),
+        live.scripted(folder, **limits) as (server, next_worker),
         socket.create_connection(("127.0.0.1", server.port)) as plain,
     ):
         worker = next_worker()

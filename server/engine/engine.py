@@ -103,9 +103,14 @@ class Engine:
             raise UnavailableError("the server is shutting down; send the request to another one", "draining", 1.0)
         self.pool.check_ready()
 
+    def check(self, expected: Expected, now_s: float) -> None:
+        """Raises what `admit` would raise for a request that is known by its head."""
+        self.check_open()
+        self.pool.check(expected, now_s)
+
     def admit(self, expected: Expected, now_s: float) -> Place:
-        """A place for a request that is known by its head, at the worker that will finish the required exit first. The
-        caller releases it, however the request ends.
+        """A place for a request that was checked and whose image is there, at the worker that will finish the required
+        exit first. The caller releases it, however the request ends.
 
         Raises UnavailableError if there is no worker, or if with every one the request would be late because of others
         or would make others late.

@@ -146,9 +146,14 @@ class WorkerPool:
 
     # --- routing ---
 
+    def check(self, expected: Expected, now_s: float) -> None:
+        """Raises UnavailableError if a request, of which this is the first that is known, would get no place now."""
+        self._route(expected, now_s)
+
     def admit(self, expected: Expected, now_s: float) -> Place:
-        """A place at the worker that will finish the required exit first. Raises UnavailableError if there is none."""
-        device = self._route(expected, now_s)
+        """A place at the worker that will finish the required exit first, for a request that was checked before. Raises
+        UnavailableError if there is none."""
+        device = self._route(expected, now_s, again=True)
         place = Place(next(self._keys), device, device.backlog, expected)
         place.backlog.add(place.key, expected, now_s)
         return place
@@ -162,15 +167,15 @@ class WorkerPool:
         worker is lost. Raises UnavailableError if there is no such worker."""
         if place.lost or self._alone_s(place.device, expected) > self._alone_s(place.device, place.expected):
             place.release(now_s)  # it must not wait for itself
-            place.device = self._route(expected, now_s)
+            place.device = self._route(expected, now_s, again=True)
             place.backlog = place.device.backlog
             place.backlog.add(place.key, expected, now_s)
         place.expected = expected
         place.backlog.update(place.key, expected, now_s)
 
-    def _route(self, expected: Expected, now_s: float) -> Device:
+    def _route(self, expected: Expected, now_s: float, *, again: bool = False) -> Device:
         self.check_ready()
-        found = route([device.backlog for device in self.ready], expected, now_s)
+        found = route([device.backlog for device in self.ready], expected, now_s, again=again)
         if isinstance(found, Refusal):
             takes_s = min(self._alone_s(device, expected) for device in self.ready)
             raise _overloaded(expected, found, takes_s)

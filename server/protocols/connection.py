@@ -1,119 +1,318 @@
-"""Connections: uvicorn's HTTP and WebSocket protocols, with what they lack.
+"""HTTP connections: uvicorn's protocol, with limits on what a client may cost.
 
-HTTP gets a limit on headers and trailers, a time limit for clients that do not read, an answer to requests that ask for
-another protocol, and the time at which the first byte of each request came.
+- One request at a time: the bytes behind a request are parsed once its answer is out, and has been read.
+- Headers, trailers and chunks are bounded, and so is the time that they may take.
+- Requests that ask for another protocol than WebSocket are answered, and the time of each first byte is noted.
 """
 
 import asyncio
+import math
 import socket
-import sys
 import time
-from contextlib import suppress
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.exceptions import InvalidState
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
-from server.errors import ServerError
+from server.errors import HeadersTooLargeError, InvalidError, ServerError, SlowRequestError
+from server.protocols.gate import Gate
 from server.protocols.http import ARRIVED_S
+from server.protocols.message import Message, to_head, without_upgrades
+from server.protocols.peers import Peer
+from server.protocols.pieces import check_pieces
 from server.protocols.replies import error_body, to_json
+from server.protocols.turns import LARGE_BYTES, STEP_BYTES
+from server.protocols.websocket import WebSocketProtocol
 
 
-class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket without a fault: at shutdown, it closes sockets again that are closed already, and fails."""
-
-    def shutdown(self) -> None:
-        with suppress(InvalidState):
-            super().shutdown()
-        self.transport.close()
+class _OverrunError(Exception):
+    """The parser has come to the next request, though the last one is not answered."""
 
 
-class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP. Headers or trailers without an end are answered with 431 (RFC 6585, section 5)."""
+class _Flow(FlowControl):
+    """uvicorn's flow control. While it is `held`, nothing is read, whatever the application waits for."""
 
-    MAX_BYTES = 64 * 1024
-    """The most bytes that may come without completing headers, a body or trailers. The time to parse them grows with
-    their square."""
+    held = False
 
-    UPGRADES = b"upgrade", b"http2-settings"
-    """The header fields that ask for another protocol; `Connection` lists them."""
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
 
-    UNREAD_S = 60.0
-    """The connection of a client that acknowledges no byte for so long is closed, which frees what its requests hold.
-    This holds for a WebSocket, too. The kernel does it (tcp(7), TCP_USER_TIMEOUT), on Linux only."""
 
-    _incomplete_bytes = 0
-    _data = b""
+class HttpProtocol(Peer, HttpToolsProtocol):
+    """uvicorn's HTTP, one request after the other."""
+
+    MAX_HEAD_BYTES = 64 * 1024
+    """The most bytes of a request's headers, and of what else may come without a byte of a body. The time to parse them
+    grows with their square."""
+    MAX_REST_BYTES = 64 * 1024
+    """With more bytes behind a request that is not answered yet, nothing more is read."""
+
+    _rest = b""  # what has come and is not parsed yet
+    _came_s = 0.0  # when the last of it came
+    _lets_others_read = False
+    _waits_for_turn = False
+    _pipelined = False  # the rest came before the answer to the last request was out
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._gate: Gate = config.app.state.gate  # type: ignore[union-attr]
+        self._message = Message()
+
+    # --- the connection ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            connection = transport.get_extra_info("socket")
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * self.UNREAD_S))
+        self.flow: _Flow = _Flow(transport)
+        self.address = self.client[0] if self.client else "unknown"
+        settings = self._gate.settings
+        connection = transport.get_extra_info("socket")
+        if connection is not None and connection.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * settings.unread_timeout_s))
+        self.waits_since_s = time.monotonic()
+        self.due_s = self.waits_since_s + settings.header_timeout_s
+        refusal = self._gate.peers.add(self)
+        if refusal:
+            self._refuse(refusal)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._rest = b""
+        self._gate.peers.remove(self)
+
+    def expire(self) -> None:
+        if not self._message.begun:
+            self.transport.close()
+            return
+        settings = self._gate.settings
+        what = f"headers were not complete after {settings.header_timeout_s:g} s (--header-timeout-s)"
+        if self._message.in_body:
+            what = f"body was not complete after {settings.body_timeout_s:g} s (--body-timeout-s)"
+        self._refuse(SlowRequestError(f"the {what}; send faster", "too_slow"))
+
+    def give_way(self, error: ServerError) -> None:
+        if self._message.begun:
+            self._refuse(error)
+        else:
+            self.transport.close()
+        if self.cycle is not None and self.cycle.more_body:  # the application holds what has come of the body
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    # --- from bytes to requests ---
 
     def data_received(self, data: bytes) -> None:
-        self._incomplete_bytes += len(data)
-        self._data = data
-        super().data_received(data)
-        if self._incomplete_bytes > self.MAX_BYTES and not self.transport.is_closing():
-            sentence = f"headers may have {self.MAX_BYTES:,} bytes, and these have more; send shorter ones"
-            self._refuse(b"431 Request Header Fields Too Large", ServerError(sentence, "headers_too_large"))
+        self._came_s = time.monotonic()
+        self._rest += data
+        if len(data) >= LARGE_BYTES and not self._lets_others_read:
+            self._lets_others_read = True
+            may_go_on = self._gate.peers.spend(self, len(data) / STEP_BYTES, self._came_s)
+            (self.loop.call_soon if may_go_on else self._gate.turns.wait)(self._read_on)
+        self._go_on()
+
+    def _read_on(self) -> None:
+        self._lets_others_read = False
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Parse what has come, as far as it may be now."""
+        while self._rest and not (self._message.complete or self._waits_for_turn or self.transport.is_closing()):
+            if self._message.begun or self._begin():
+                self._parse()
+        self._hold(self._lets_others_read or len(self._rest) > self.MAX_REST_BYTES)
+        unfinished_bytes = len(self._rest)
+        if not self._message.complete and self.cycle is not None and not self.cycle.response_complete:
+            unfinished_bytes += self._message.body_bytes
+        if unfinished_bytes != self.held_bytes:
+            self._gate.peers.hold(self, unfinished_bytes)
+
+    def _begin(self) -> bool:
+        """Let a request begin, if there is one and the connection has not had too many."""
+        rest = self._rest.lstrip(b"\r\n")  # RFC 9112, section 2.2
+        self._message.idle_bytes += len(self._rest) - len(rest)
+        self._rest = rest
+        if self._message.idle_bytes > self.MAX_HEAD_BYTES:
+            self.send_400_response("empty lines are no request.")
+        elif self._rest and not self._pipelined and self._gate.peers.allows(self, time.monotonic()):
+            self._start()
+        elif self._rest:
+            self._waits_for_turn = True
+            self._gate.turns.wait(self._turn)
+        return self._message.begun
+
+    def _turn(self) -> None:
+        """It is this connection's turn: one request."""
+        self._waits_for_turn = self._pipelined = False
+        if self._rest and not self.transport.is_closing():
+            self._start()
+            self._go_on()
+
+    def _start(self) -> None:
+        self._message.begun, self._message.arrived_s = True, self._came_s
+        self.waits_since_s = time.monotonic()
+        self.due_s = self.waits_since_s + self._gate.settings.header_timeout_s
+
+    def _hold(self, hold: bool) -> None:
+        """Read no more, or go on."""
+        if hold != self.flow.held and not self.transport.is_closing():
+            self.flow.held = hold
+            (self.flow.pause_reading if hold else self.flow.resume_reading)()
+
+    def _parse(self) -> None:
+        """Parse what belongs to the part of the message that is being read."""
+        end = self._message.end(self._rest)
+        piece, self._rest = self._rest[:end], self._rest[end:]
+        self._message.take(piece)
+        self._feed(piece)
+        if self._message.idle_bytes > self.MAX_HEAD_BYTES and not self.transport.is_closing():
+            sentence = f"headers may have {self.MAX_HEAD_BYTES:,} bytes, and these have more; send shorter ones"
+            self._refuse(HeadersTooLargeError(sentence, "headers_too_large"))
+
+    def _feed(self, piece: bytes) -> None:
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            else:
+                self._unsupported_upgrade_warning()
+        except httptools.HttpParserError as error:
+            refusal = error.__context__
+            if isinstance(refusal, _OverrunError):
+                self._end_after_this()
+            elif isinstance(refusal, ServerError):
+                self._refuse(refusal)
+            else:
+                self.send_400_response("these bytes are not HTTP.")
+
+    # --- what the parser finds ---
 
     def on_message_begin(self) -> None:
-        self._incomplete_bytes = 0
+        if self._message.complete:
+            raise _OverrunError
         super().on_message_begin()
-        arrived_s = time.monotonic()  # the first byte's: headers may come slowly
-        self.scope[ARRIVED_S] = arrived_s  # type: ignore[literal-required]
+        self.scope[ARRIVED_S] = self._message.arrived_s  # type: ignore[literal-required]  # the first byte's
 
     def on_headers_complete(self) -> Any:
-        self._incomplete_bytes = 0
+        if self.parser.get_method() == b"CONNECT":
+            raise InvalidError("CONNECT is for proxies, and this is none; send GET or POST", "bad_http")
+        self._message.begin_body(self._announced_bytes())
+        self.waits_since_s = math.inf
+        self.due_s = time.monotonic() + self._gate.settings.body_timeout_s
         if not self._asks_in_vain():
             super().on_headers_complete()
 
+    def _announced_bytes(self) -> int | None:
+        """The bytes of the body; None if it is chunked. The parser has checked that both are not said at once."""
+        for name, value in self.headers:
+            if name == b"content-length":
+                return int(value)
+            if name == b"transfer-encoding":
+                return None
+        return 0
+
     def on_body(self, body: bytes) -> None:
-        self._incomplete_bytes = 0
+        self._message.take_body(len(body))
         super().on_body(body)
 
+    def on_chunk_header(self) -> None:
+        self._message.chunks += 1
+        check_pieces(self._message.chunks, self._message.body_bytes)
+
     def on_message_complete(self) -> None:
-        self._incomplete_bytes = 0
-        if not self._asks_in_vain():
-            super().on_message_complete()
+        if self.parser.should_upgrade():
+            return
+        self._message.complete = True
+        self.due_s = math.inf
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            self._next()
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self._message.complete:
+                self._next()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.unread_due_s = time.monotonic() + self._gate.settings.unread_timeout_s
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.unread_due_s = math.inf
+        if self._message.complete and self.cycle.response_complete:
+            self._next()
+
+    def _next(self) -> None:
+        """Wait for the next request, if the client reads its answers."""
+        if self.flow.write_paused or self.transport.is_closing():
+            return
+        self.waits_since_s = time.monotonic()
+        if self.scope["method"] != "POST":  # others wait for nothing: a millisecond more is a step more
+            more = 1000 * (self.waits_since_s - self._message.arrived_s) - 1
+            self._gate.peers.spend(self, max(0.0, more), self.waits_since_s)
+        self._pipelined = bool(self._rest)
+        self._message = Message()
+        self.due_s = self.waits_since_s + self._gate.settings.idle_timeout_s
+        if self._rest:
+            self.loop.call_soon(self._go_on)
+
+    def _end_after_this(self) -> None:
+        """Drop what came behind a chunked body, and close after the answer (RFC 9112, section 9.3.2)."""
+        self._rest = b""
+        if self.cycle.response_started:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
+    # --- other protocols ---
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over to the WebSocket protocol."""
+        self.connections.discard(self)
+        protocol = WebSocketProtocol(config=self.config, server_state=self.server_state, app_state=self.app_state)
+        self._gate.peers.replace(self, protocol)
+        rest, self._rest = self._rest, b""
+        self._hold(False)
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        protocol.data_received(to_head(self.parser.get_method(), self.url, self.headers))
+        if rest:
+            protocol.data_received(rest)
 
     def _asks_in_vain(self) -> bool:
         """Whether the request asks for a protocol that this server does not speak, as `curl --http2` does."""
         return self.parser.should_upgrade() and not self._should_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Answer a request that asks for another protocol as if it had not (RFC 9110, section 7.8).
-
-        uvicorn calls this when its parser has stopped behind the headers of such a request. A new parser gets the
-        headers without the fields that ask, and then the bytes that the first one did not read.
-        """
-        stopped = sys.exc_info()[1]
-        assert isinstance(stopped, httptools.HttpParserUpgrade)
-        lines = [b"%b %b HTTP/1.1" % (self.parser.get_method(), self.url)]
-        for name, value in self.headers:
-            if name == b"connection":
-                others = [token for token in value.split(b",") if token.strip().lower() not in self.UPGRADES]
-                lines += [b"connection: " + b",".join(others)] if others else []
-            elif name not in self.UPGRADES:
-                lines.append(name + b": " + value)
+        """Answer a request that asks for another protocol as if it had not (RFC 9110, section 7.8): a new parser
+        gets its headers without the fields that ask."""
+        head = to_head(self.parser.get_method(), self.url, without_upgrades(self.headers))
         self.parser = httptools.HttpRequestParser(self)
-        self.data_received(b"\r\n".join([*lines, b"", b""]) + self._data[stopped.args[0] :])
+        self._feed(head)
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are not HTTP."""
-        self._refuse(b"400 Bad Request", ServerError(f"{msg} Speak HTTP/1.1 (RFC 9112)", "bad_http"))
+        self._refuse(InvalidError(f"{msg} Speak HTTP/1.1 (RFC 9112)", "bad_http"))
 
-    def _refuse(self, status: bytes, error: ServerError) -> None:
-        """Send an error, and close the connection. If an earlier request is not answered yet, the client would take the
-        error for that answer, so none is sent."""
+    def _refuse(self, error: ServerError) -> None:
+        """Close the connection, with an error unless the client would take it for an answer that it waits for."""
+        self._gate.complaints.note(self.address, error.code, str(error))
         cycle = self.cycle
         receiving = cycle is not None and cycle.more_body and not cycle.response_started
-        if cycle is None or cycle.response_complete or receiving:
+        if not self.transport.is_closing() and (cycle is None or cycle.response_complete or receiving):
             body = to_json(error_body(error, None))
-            head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-            self.transport.write(head % (status, len(body)) + body)
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[error.status] + head % len(body) + body)
         self.transport.close()

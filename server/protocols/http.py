@@ -18,6 +18,7 @@ from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError, NotAcceptableError
 from server.protocols.descriptions import describe_costs, describe_model
 from server.protocols.options import (
+    TIMEOUT_HEADER,
     RequestHeaders,
     RequestOptions,
     parse_headers,
@@ -90,8 +91,8 @@ async def predict(request: Request) -> Response:
     with service.registry.open("http", arrived_s, headers.get("x-request-id"), caller, named) as record:
         record.trace = service.tracer.begin(record, parse_traceparent(headers.get("traceparent")))
         record.sharer = caller.name
-        record.options = options = parse_options(query)
-        record.timeout_s = parse_headers(headers).timeout_s
+        record.options = options = parse_options(query, query.getlist("deadline_ms"))
+        record.timeout_s = parse_headers(headers, headers.getlist(TIMEOUT_HEADER)).timeout_s
         model = service.catalog.get(options.model)
         record.encoding = _encoding(",".join(headers.getlist("accept")), model.config.task, options)
         with ExitStack() as until_answered:

@@ -5,7 +5,7 @@ The models here are also the source of the API's documentation. Every error is a
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
@@ -30,6 +30,7 @@ from server.protocols.values import (
 
 T = TypeVar("T")
 Query = TypeVar("Query", bound=BaseModel)
+TIMEOUT_HEADER = "X-Request-Timeout-Seconds"
 Encoding = Literal["png", "raw", "delta", "json"]
 
 
@@ -132,6 +133,7 @@ class DeadlineMessage(BaseModel):
 
 Message = PredictMessage | CancelMessage | DeadlineMessage
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
+_POSITIVE: TypeAdapter[float] = TypeAdapter(Positive)
 _HEADERS = tuple(field.alias or name for name, field in RequestHeaders.model_fields.items())
 _MISSING = {"id": ID_REMEDY, "deadline_ms": "say how many milliseconds from now"}
 
@@ -139,8 +141,10 @@ _MISSING = {"id": ID_REMEDY, "deadline_ms": "say how many milliseconds from now"
 # --- parsing: a value that is None counts as missing ---
 
 
-def parse_options(query: Mapping[str, Any]) -> RequestOptions:
-    """The options in a query. Raises InvalidError."""
+def parse_options(query: Mapping[str, Any], deadlines: Sequence[str] = ()) -> RequestOptions:
+    """The options in a query. `deadlines`: all that it gives; the smallest counts. Raises InvalidError."""
+    if len(deadlines) > 1:
+        query = {**query, "deadline_ms": _smallest("deadline_ms", deadlines)}
     return parse_query(RequestOptions, query)
 
 
@@ -149,9 +153,21 @@ def parse_query(model: type[Query], query: Mapping[str, Any]) -> Query:
     return _parsed(model.model_validate, query, model)
 
 
-def parse_headers(headers: Mapping[str, str]) -> RequestHeaders:
-    """The options in headers. Raises InvalidError."""
-    return _parsed(RequestHeaders.model_validate, {name: headers.get(name) for name in _HEADERS})
+def parse_headers(headers: Mapping[str, str], timeouts: Sequence[str] = ()) -> RequestHeaders:
+    """The options in headers. `timeouts`: all that they give; the smallest counts. Raises InvalidError."""
+    fields: dict[str, Any] = {name: headers.get(name) for name in _HEADERS}
+    if len(timeouts) > 1:
+        fields[TIMEOUT_HEADER] = _smallest(TIMEOUT_HEADER, timeouts)
+    return _parsed(RequestHeaders.model_validate, fields)
+
+
+def _smallest(name: str, values: Sequence[Any]) -> float:
+    """The smallest of several values of a parameter or header. Raises InvalidError if one of them is no time."""
+    try:
+        return min(map(_POSITIVE.validate_python, values))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise InvalidError(f"{name} {problem['msg']}", problem["type"]) from None
 
 
 def parse_message(fields: Mapping[str, Any]) -> Message:
@@ -187,9 +203,9 @@ def _worded(problem: ErrorDetails, kind: Any, model: type[BaseModel]) -> Invalid
 
 
 def parse_json(text: str) -> dict[str, Any]:
-    """A JSON object. Raises NotJsonError."""
+    """A JSON object. Of several deadlines in it, the smallest counts. Raises NotJsonError or InvalidError."""
     try:
-        message = json.loads(text)
+        message = json.loads(text, object_pairs_hook=_fields)
     except RecursionError as error:
         raise NotJsonError("the message is nested too deeply; messages are flat objects", "not_json") from error
     except ValueError as error:
@@ -199,3 +215,12 @@ def parse_json(text: str) -> dict[str, Any]:
             f"the message is a JSON {type(message).__name__}; it must be an object with `type`", "not_json"
         )
     return message
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        deadlines = [value for name, value in pairs if name == "deadline_ms"]
+        if len(deadlines) > 1:
+            fields["deadline_ms"] = _smallest("deadline_ms", deadlines)
+    return fields

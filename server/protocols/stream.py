@@ -42,7 +42,7 @@ from server.errors import (
     RequestCancelledError,
     ServerError,
     TooLargeError,
-    UnavailableError,
+    TooManyRequestsError,
     unexpected,
 )
 from server.protocols.options import (
@@ -55,6 +55,7 @@ from server.protocols.options import (
 )
 from server.protocols.replies import accepted_message, end_message, error_body, exit_message, milliseconds, to_json
 from server.protocols.trace_context import parse_traceparent
+from server.protocols.turns import Allowance
 from server.protocols.values import MAX_ID
 from server.requests.record import RequestRecord
 from server.requests.service import Service
@@ -78,6 +79,8 @@ class StreamSession:
 
     PAST_IDS = 256
     """Ids of ended requests that are remembered: a cancel that crosses the end of its request is no error."""
+    ERRORS, ERROR_RATE = 100.0, 10.0
+    """The errors at once, and in a second, after which the socket is closed: its client does not read them."""
 
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self._socket = socket
@@ -90,6 +93,8 @@ class StreamSession:
         self._past: deque[str] = deque(maxlen=self.PAST_IDS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
+        self._errors = Allowance(self.ERROR_RATE, self.ERRORS)
+        self._too_many_errors = False
         self._image: ImageQueue | None = None
         """Takes the next binary frame; None if no `predict` message came before it."""
 
@@ -99,7 +104,7 @@ class StreamSession:
         sockets = self._service.sockets
         sockets.add(self._socket)
         try:
-            self._check_room(len(sockets))
+            self._service.check_socket(self._caller)
             await self._read()
         except (DisconnectedError, WebSocketDisconnect):
             pass
@@ -114,13 +119,6 @@ class StreamSession:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _check_room(self, sockets: int) -> None:
-        limit = self._service.settings.max_sockets
-        if sockets > limit:
-            sentence = f"{limit} sockets are open, which is the limit (--max-sockets); connect again later"
-            raise UnavailableError(sentence, "overloaded", 1.0)
-        self._service.limit.check_token(self._caller.name)
-
     async def _read(self) -> None:
         """Read messages until the client leaves. Raises ServerError on a message that closes the socket."""
         while True:
@@ -134,6 +132,9 @@ class StreamSession:
                 await self._hear_text(text)
             else:
                 await self._hear_bytes(message["bytes"])
+            if self._too_many_errors:
+                sentence = f"more than {self.ERROR_RATE:g} messages a second had errors; read what they say"
+                raise TooManyRequestsError(sentence, "too_many_errors")
 
     async def _hear_text(self, text: str) -> None:
         limit = self._service.settings.max_message_bytes
@@ -203,7 +204,7 @@ class StreamSession:
             if isinstance(message_id, str) and len(message_id) <= MAX_ID:
                 self._past.append(message_id)  # the client may cancel the request before it reads of the error
             last = error
-        del image  # a client that does not read its error must not hold the image
+        del image, fields  # a client that does not read its error must not hold what it sent
         if isinstance(last, ServerError):
             await self._send_error(last, message_id)
         elif last is not None:
@@ -276,6 +277,7 @@ class StreamSession:
             await self._put(message)
 
     async def _send_error(self, error: ServerError, message_id: Any) -> None:
+        self._too_many_errors |= not self._errors.take(time.monotonic())
         with suppress(DisconnectedError):
             async with self._sending:
                 await self._put(self._error(error, message_id))

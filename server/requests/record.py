@@ -51,6 +51,7 @@ class RequestRecord:
     `codec_work`: what the front end has spent on the image and its maps so far.
     `place`: the right to a worker, once the request is admitted. `job`: the computation, once there is one.
     `given_up`: why nobody wants the answer any more, if so.
+    `seated`: it counts as one of the open requests of which there may be only so many.
     `stop`, `exit`, `elapsed_s`: how the request ended, its deepest exit, and after how long. `code`: that of its error.
     """
 
@@ -74,6 +75,7 @@ class RequestRecord:
     place: Place | None = None
     job: Job | None = None
     given_up: Stop | None = None
+    seated: bool = False
     stop: Stop | None = None
     exit: int = 0
     code: str = ""

@@ -5,6 +5,7 @@ import logging
 import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ from server.errors import (
     InvalidError,
     NotFoundError,
     ServerError,
+    TooManyRequestsError,
     UnavailableError,
     unexpected,
 )
@@ -26,7 +28,10 @@ logger = logging.getLogger("anytime.registry")
 
 
 class RequestRegistry:
-    """The records of the open requests, at most `max_open`, and of the last `history` that ended.
+    """The records of the open requests, and of the last `history` that ended.
+
+    A request is seated once its image is there: what a client only announces takes no room. At most `max_open` are, and
+    at most `max_open_per_address` of one client.
 
     A request is looked up and cancelled by who sent it: with the same API key; or else with the token that it carried;
     or else by its id, from anywhere if the server made the id, since nobody guesses it, and from the client's address
@@ -41,11 +46,14 @@ class RequestRegistry:
         max_open: int,
         history: int,
         ended: Callable[[RequestRecord], None] = lambda _: None,
+        max_open_per_address: int | None = None,
     ) -> None:
         self._metrics = metrics
         self._tell_ended = ended
         self._max_open = max_open
+        self._max_open_per_address = max_open_per_address or max_open
         self._history = history
+        self._seated: Counter[str] = Counter()
         self._open: dict[int, RequestRecord] = {}
         self._ended: History[RequestRecord] = History(history)
         self.idle = asyncio.Event()
@@ -71,7 +79,7 @@ class RequestRegistry:
 
         `given_id`: the client's id of the request; None or empty: one is made. `model`: the served model that is asked
         for, or None. `listed`: whether it can be looked up by its id. Raises, and counts, InvalidError if the id is
-        unfit, and UnavailableError if too many requests are open.
+        unfit, and what `seat` would raise now.
         """
         owner = caller.owner(made_id=not given_id) if listed else None
         record = RequestRecord(secrets.token_hex(16), protocol, arrived_s, caller, owner, model or UNKNOWN)
@@ -80,7 +88,7 @@ class RequestRegistry:
         try:
             if given_id:
                 record.id = checked_id(given_id)
-            self._check_room()
+            self._check_room(record)
             yield record
         except ServerError as error:
             record.stop, record.code = Stop(error.stop), error.code
@@ -101,14 +109,32 @@ class RequestRegistry:
             raise
         finally:
             del self._open[id(record)]
+            if record.seated:
+                self._leave_seat(record)
             if not self._open:
                 self.idle.set()
             self._count(record)
 
-    def _check_room(self) -> None:
-        if len(self._open) > self._max_open:
+    def seat(self, record: RequestRecord) -> None:
+        """The image of a request is there. Raises UnavailableError if too many requests are open, and
+        TooManyRequestsError if too many of its client are."""
+        self._check_room(record)
+        record.seated = True
+        self._seated[record.client] += 1
+
+    def _leave_seat(self, record: RequestRecord) -> None:
+        record.seated = False
+        self._seated[record.client] -= 1
+        if not self._seated[record.client]:
+            del self._seated[record.client]
+
+    def _check_room(self, record: RequestRecord) -> None:
+        if self._seated.total() >= self._max_open:
             sentence = f"{self._max_open} requests are open, which is the limit (--max-open); ask again soon"
             raise UnavailableError(sentence, "overloaded", 1.0)
+        if self._seated[record.client] >= self._max_open_per_address:
+            sentence = f"{record.client} has {self._max_open_per_address} open requests, which is the limit"
+            raise TooManyRequestsError(f"{sentence} (--max-open-per-address); ask again soon", "client_limit", 1.0)
 
     def open_records(self, request_id: str, caller: Caller) -> list[RequestRecord]:
         """The open requests with that id that `caller` may cancel, the oldest first; clients may give one id to

@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,10 +19,10 @@ from server.engine.job import Job
 from server.engine.messages import JobSpec, LoadPlan, Stop
 from server.engine.place import Place
 from server.engine.worker_process import ChildProcess, WorkerProcess
-from server.errors import NoExitError
+from server.errors import NoExitError, TooManyRequestsError, UnavailableError
 from server.metrics import Metrics
 from server.requests.admission import ClientLimit, check_body, check_options, check_person, lasting_exit
-from server.requests.budget import Asked, Budget, Traffic
+from server.requests.budget import Asked, Forecast, Traffic
 from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage
 from server.requests.record import CodecWork, RequestRecord
@@ -36,15 +36,6 @@ from server.settings import Settings
 T = TypeVar("T")
 Read = Callable[[], Awaitable[bytes]]
 """Receives the whole image file of a request. Raises ServerError."""
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a request would get now. `predicted_s`: seconds from the whole image to the answer, by exit; empty while no
-    worker is ready."""
-
-    budget: Budget
-    predicted_s: dict[int, float]
 
 
 class Service:
@@ -69,7 +60,9 @@ class Service:
         self.metrics = Metrics({model.name: model.config.exits for model in catalog})
         self.metrics.show_limits(settings)
         self.tracer: Tracer = collector_tracer() if settings.traces else TraceRelay()
-        self.registry = RequestRegistry(self.metrics, settings.max_open, settings.history, self._ended)
+        self.registry = RequestRegistry(
+            self.metrics, settings.max_open, settings.history, self._ended, settings.max_open_per_address
+        )
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.codec = Codec(settings.codec_threads, settings.max_pixels)
         self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._deepest)
@@ -89,6 +82,19 @@ class Service:
         if self.settings.access_log:
             log_request(record)
 
+    def check_socket(self, caller: Caller) -> None:
+        """Raises UnavailableError or TooManyRequestsError if one socket too many is open, of all or of the caller's
+        address, or if the caller has sent too many requests."""
+        client = caller.address
+        limit, own_limit = self.settings.max_sockets, self.settings.max_sockets_per_address
+        if len(self.sockets) > limit:
+            sentence = f"{limit} sockets are open, which is the limit (--max-sockets); connect again later"
+            raise UnavailableError(sentence, "overloaded", 1.0)
+        if sum(socket.client is not None and socket.client.host == client for socket in self.sockets) > own_limit:
+            sentence = f"{client} has {own_limit} sockets, which is the limit (--max-sockets-per-address); close some"
+            raise TooManyRequestsError(sentence, "client_limit", 1.0)
+        self.limit.check_token(caller.name)
+
     # --- the way of a request ---
 
     async def predict(self, record: RequestRecord, read: Read, reply: Callable[[RequestRecord, Job], T]) -> T:
@@ -106,8 +112,16 @@ class Service:
         Leaving the block ends the job. Raises ServerError if the request is refused, or given up before its job starts.
         """
         model = self.catalog.get(record.options.model)
-        with self._admit(record, model) as record.place:
-            job = await self._start(record, model, record.place, read)
+        expected = self._check(record, model)
+        with ExitStack() as until_ended:
+
+            async def receive() -> bytes:
+                body = await self._received(read)
+                self.registry.seat(record)
+                record.place = until_ended.enter_context(self._admit(record, expected))
+                return body
+
+            job = await self._start(record, model, receive)
             try:
                 yield job
             finally:
@@ -115,9 +129,9 @@ class Service:
                 if self.keys is not None and record.caller.key is not None:
                     self.keys.spend(record.caller.key, job.macs, time.monotonic())
 
-    def _admit(self, record: RequestRecord, model: ServedModel) -> Place:
-        """Check what can be checked before the image is read, set the budget, and take a place at a worker. Raises
-        ServerError."""
+    def _check(self, record: RequestRecord, model: ServedModel) -> Expected:
+        """Check what can be checked before the image is read, and set the budget. Returns what the request means to a
+        worker. Raises ServerError, also if the request would get no place now."""
         self.limit.check(record.client)
         if self.keys is not None and record.caller.key is not None:
             asked = record.options.priority if "priority" in record.options.model_fields_set else None
@@ -136,12 +150,17 @@ class Service:
         )
         self._set_budget(record)
         if record.deadline_s <= time.monotonic() and record.caller.waited_s > 0:
-            waited_ms = 1000 * record.caller.waited_s
-            sentence = f"the request had waited {waited_ms:.0f} ms at a proxy, and its deadline was over"
+            sentence = f"the request had waited {record.caller.waited_s:.3f} s at a proxy, and its deadline was over"
             raise NoExitError(f"{sentence}; give a later deadline_ms", "stale")
         height, width = self._sizes.expected(model.name, record.sharer, model.config.size)
         record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
-        return self.engine.admit(self._expected(record, model, (height, width)), time.monotonic())
+        expected = self._expected(record, model, (height, width))
+        self.engine.check(expected, time.monotonic())
+        return expected
+
+    def _admit(self, record: RequestRecord, expected: Expected) -> Place:
+        """A place at a worker, once the image is there. Raises UnavailableError."""
+        return self.engine.admit(replace(expected, deadline_s=record.compute_deadline_s), time.monotonic())
 
     def _expected(self, record: RequestRecord, model: ServedModel, size: tuple[int, int]) -> Expected:
         """What a request whose image has this size (height, width) means to a worker."""
@@ -155,13 +174,14 @@ class Service:
             prepare_s=self.codec.usual_decode_s(size[0] * size[1]),
         )
 
-    async def _start(self, record: RequestRecord, model: ServedModel, place: Place, read: Read) -> Job:
-        """Receive and decode the image, and hand the job to the engine."""
+    async def _start(self, record: RequestRecord, model: ServedModel, read: Read) -> Job:
+        """Receive and decode the image, and hand the job to the engine. `read` leaves the place in the record."""
         async with record.preparing():
-            image = await self.codec.decode(await self._received(read))
+            image = await self.codec.decode(await read())
+            assert record.place is not None
             record.decode_s = image.decode_s
             self._spent(record, "decode", time.monotonic() - image.decode_s)
-            record.job = job = await self._submit(record, model, place, image)
+            record.job = job = await self._submit(record, model, record.place, image)
         return job
 
     async def _received(self, read: Read) -> bytes:

@@ -1,0 +1,105 @@
+"""Turns: how connections share the event loop. Each may do a little at once. The work of those that send more waits
+here, and gets a fifth of the loop's time, in fair turns."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+RATE, BURST = 400.0, 100.0
+"""The steps (requests or frames) that a connection may take in a second, and at once, before it waits for turns."""
+ADDRESS_RATE, ADDRESS_BURST = 1000.0, 200.0
+"""The same for all connections of an address together."""
+LARGE_BYTES = 64 * 1024
+"""After so many bytes from one connection, others are read before it is read again."""
+STEP_BYTES = 256 * 1024
+"""So many bytes count as a step."""
+TEXT_BYTES = 1024
+"""So many bytes of a text count as a step: JSON takes long to parse."""
+FRESH = 20.0
+"""A connection that has used fewer steps of its own lately does not wait because of others of its address."""
+
+
+class Allowance:
+    """A bucket of tokens: `rate` a second, at most `burst`."""
+
+    def __init__(self, rate: float = RATE, burst: float = BURST) -> None:
+        self._rate = rate
+        self._burst = self._tokens = burst
+        self._then_s = 0.0
+
+    @property
+    def used(self) -> float:
+        """The tokens that are missing."""
+        return self._burst - self._tokens
+
+    def take(self, now_s: float) -> bool:
+        """Take a token. Returns False if there is none."""
+        self._fill(now_s)
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def spend(self, tokens: float, now_s: float) -> bool:
+        """Take tokens for a step that cost much. They may be owed, up to a burst. Returns False if some are."""
+        self._fill(now_s)
+        self._tokens = max(-self._burst, self._tokens - tokens)
+        return self._tokens >= 0
+
+    def _fill(self, now_s: float) -> None:
+        self._tokens = min(self._burst, self._tokens + (now_s - self._then_s) * self._rate)
+        self._then_s = now_s
+
+
+class Turns:
+    """Those who wait for a turn, first come, first served. A step that is called may put itself in the queue again.
+
+    A round of turns takes `WORK_S`, or `STEPS`. What a step starts is done by tasks in the next iterations of the loop;
+    the rest after a round is `REST_SHARE` times the round and these iterations, so that it belongs to everybody else.
+    """
+
+    WORK_S = 0.002
+    STEPS = 4
+    REST_SHARE = 4.0
+    MIN_REST_S = 0.008
+    ITERATIONS = 3
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._resting = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def wait(self, step: Callable[[], None]) -> None:
+        """Call `step` when its turn comes."""
+        self._waiting.append(step)
+        if not self._resting:
+            self._rest(self._clock())
+
+    def run(self) -> None:
+        """One round."""
+        began_s = self._clock()
+        try:
+            for _ in range(min(self.STEPS, len(self._waiting))):
+                self._waiting.popleft()()
+                if self._clock() >= began_s + self.WORK_S:
+                    break
+        finally:
+            self._resting = bool(self._waiting)
+            if self._resting:
+                self._iterate(began_s, self.ITERATIONS)
+
+    def _iterate(self, began_s: float, left: int) -> None:
+        """Let the loop do what the round has started, and then rest."""
+        if left:
+            asyncio.get_running_loop().call_soon(self._iterate, began_s, left - 1)
+        else:
+            self._rest(began_s)
+
+    def _rest(self, began_s: float) -> None:
+        self._resting = True
+        rest_s = max(self.MIN_REST_S, self.REST_SHARE * (self._clock() - began_s))
+        asyncio.get_running_loop().call_later(rest_s, self.run)

@@ -1,0 +1,248 @@
+"""HTTP connections, byte by byte: order, limits and times. test_http.py has whole requests."""
+
+import logging
+import re
+
+import pytest
+from wire import HANDSHAKE, Wire, on_a_wire
+
+from server.protocols.peers import CLOSE_S
+from server.protocols.turns import BURST
+
+GET = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+CHUNKED = b"POST /0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def statuses(written: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", written)]
+
+
+def test_a_request_is_parsed_once_the_answer_before_it_is_out() -> None:
+    async def check(wire: Wire) -> None:
+        transport = wire.connect()
+        await wire.send(transport, GET % 0 + POST % 3 + b"abc" + GET % 2 + b"garbage\r\n\r\n")
+        assert wire.application.paths == ["/0"] and transport.written == b""
+        wire.application.answer.set()
+        await wire.take_turns()
+        assert wire.application.paths == ["/0", "/", "/2"] and wire.application.bodies == [b"", b"abc", b""]
+        assert statuses(transport.written) == [200, 200, 200, 400] and transport.closed
+
+    on_a_wire(check)
+
+
+def test_a_request_is_parsed_once_the_answer_before_it_is_read() -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        transport = wire.connect()
+        transport.full_after = b"ok"
+        await wire.send(transport, GET % 0 + GET % 1)
+        assert wire.application.paths == ["/0"]
+        transport.protocol.resume_writing()
+        await wire.take_turns()
+        assert wire.application.paths == ["/0", "/1"]
+
+    on_a_wire(check)
+
+
+@pytest.mark.parametrize("upgrade", [b"", b"Connection: Upgrade\r\nUpgrade: foo\r\n"])
+def test_pipelined_requests_wait_for_turns(upgrade: bytes) -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        transport = wire.connect()
+        await wire.send(transport, (b"GET / HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n") * 3000)
+        assert statuses(transport.written) == [200]
+        assert not transport.reading and len(wire.gate.turns) == 1
+        wire.gate.turns.run()
+        await wire.settle()
+        assert statuses(transport.written) == [200, 200] and len(wire.gate.turns) == 1
+
+    on_a_wire(check)
+
+
+def test_requests_beyond_the_allowance_wait_for_turns() -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        for takes_s, within in ((0.0, BURST), (0.2, 1)):
+            transport = wire.connect(f"192.0.2.{within}")
+            for number in range(int(within)):
+                transport.protocol.data_received(GET % number)
+                wire.now_s += takes_s
+                await wire.settle(10)
+            assert not len(wire.gate.turns)
+            await wire.send(transport, GET % 0)
+            assert len(wire.gate.turns) == 1
+            await wire.take_turns()
+            assert statuses(transport.written) == [200] * int(within + 1)
+
+    on_a_wire(check)
+
+
+def test_behind_a_chunked_body_nothing_is_parsed() -> None:
+    async def check(wire: Wire) -> None:
+        transport = wire.connect()
+        await wire.send(transport, CHUNKED + b"1\r\nx\r\n0\r\n\r\n" + GET % 1)
+        wire.application.answer.set()
+        await wire.settle()
+        assert wire.application.bodies == [b"x"] and wire.application.paths == ["/0"]
+        assert b"connection: close" in transport.written and transport.closed
+
+    on_a_wire(check)
+
+
+def test_a_head_may_come_byte_by_byte() -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        transport = wire.connect()
+        for byte in b"\r\n" + POST % 2 + b"ab\r\n" + GET % 1:
+            transport.protocol.data_received(bytes([byte]))
+        await wire.take_turns()
+        assert wire.application.paths == ["/", "/1"] and wire.application.bodies == [b"ab", b""]
+        assert statuses(transport.written) == [200, 200] and not transport.closed
+
+    on_a_wire(check)
+
+
+REFUSED = {
+    "no HTTP": (b"\x16\x03\x01\x02", 400),
+    "headers without an end": (b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000, 431),
+    "trailers without an end": (CHUNKED + b"1\r\nx\r\n0\r\nX: " + b"x" * 90_000, 431),
+    "tiny chunks": (CHUNKED + b"1\r\nx\r\n" * 2000, 400),
+    "a chunk that is none": (CHUNKED + b"ZZZ\r\n", 400),
+    "two lengths": (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+    "empty lines": (b"\r\n" * 40_000, 400),
+    "CONNECT": (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n" * 400, 400),
+    "a handshake of many headers": (HANDSHAKE + b"X: y\r\n" * 300 + b"\r\n", 431),
+    "a handshake with a long header": (HANDSHAKE + b"X: %b\r\n\r\n" % (b"y" * 9000), 431),
+    "a handshake with a body": (HANDSHAKE + b"Content-Length: 3\r\n\r\nabc", 400),
+    "a handshake without a key": (HANDSHAKE.partition(b"Sec-WebSocket-Key")[0] + b"\r\n", 400),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_refused_is_answered_once_and_closed(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    data, status = REFUSED[kind]
+
+    async def check(wire: Wire) -> None:
+        transport = wire.connect()
+        await wire.send(transport, data)
+        assert statuses(transport.written) == [status] and transport.closed
+        transport.protocol.shutdown()  # does nothing any more
+        assert statuses(transport.written) == [status]
+
+    with caplog.at_level(logging.WARNING):
+        on_a_wire(check)
+    assert len(caplog.records) <= 1 and not any(record.exc_info for record in caplog.records)
+
+
+SLOW = {
+    "silence": (b"", 9.9, 0.2, b""),
+    "half a head": (b"GET / HTT", 9.9, 0.2, b"HTTP/1.1 408"),
+    "a body that stops": (POST % 9 + b"abc", 29.9, 0.2, b"HTTP/1.1 408"),
+    "half a handshake": (HANDSHAKE, 9.9, 0.2, b"HTTP/1.1 408"),
+    "silence after an answer": (GET % 0, 74.9, 0.2, b"HTTP/1.1 200"),
+    "half a head after an answer": (GET % 0 + b"G", 9.9, 0.2, b"HTTP/1.1 200"),
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_who_is_too_slow_is_closed(kind: str) -> None:
+    data, within_s, beyond_s, answer = SLOW[kind]
+
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        transport = wire.connect()
+        if data:
+            await wire.send(transport, data)
+            await wire.take_turns()
+        wire.after(within_s)
+        assert not transport.closed
+        wire.after(beyond_s)
+        assert transport.closed and transport.written.startswith(answer)
+
+    on_a_wire(check)
+
+
+def test_bytes_one_by_one_do_not_buy_time() -> None:
+    async def check(wire: Wire) -> None:
+        transport = wire.connect()
+        for byte in b"GET / HTTP/1.1\r\nX: ":
+            if not transport.closed:
+                await wire.send(transport, bytes([byte]))
+            wire.after(0.9)
+        assert statuses(transport.written) == [408]
+
+    on_a_wire(check)
+
+
+def test_a_refusal_that_nobody_reads_is_cut_off() -> None:
+    async def check(wire: Wire) -> None:
+        transport, other = wire.connect(), wire.connect()
+        transport.protocol.pause_writing()
+        wire.after(9.0)
+        await wire.send(other, b"X")  # is closed in words, which nobody reads
+        assert other.closed and not other.aborted
+        wire.after(0.0)
+        wire.after(CLOSE_S - 0.1)
+        assert not other.aborted
+        wire.after(0.2)
+        assert other.aborted
+
+    on_a_wire(check)
+
+
+def test_what_nobody_reads_is_cut_off_after_its_time() -> None:
+    async def check(wire: Wire) -> None:
+        transport = wire.connect()
+        await wire.send(transport, GET % 0)  # it is being answered
+        transport.protocol.pause_writing()
+        wire.after(19.9)
+        transport.protocol.resume_writing()
+        transport.protocol.pause_writing()  # it has read some
+        wire.after(19.9)
+        assert not transport.aborted
+        wire.after(0.2)
+        assert transport.aborted
+
+    on_a_wire(check)
+
+
+def test_a_new_connection_takes_the_place_of_one_that_waits() -> None:
+    async def check(wire: Wire) -> None:
+        served, silent, late = wire.connect(), wire.connect(), wire.connect()
+        await wire.send(served, GET % 0)
+        wire.after(1.0)
+        await wire.send(silent, b"GET")
+        stranger = wire.connect("192.0.2.2")
+        wire.after(1.0)
+        assert not any(transport.closed for transport in (served, silent, late, stranger))
+        newcomer = wire.connect()  # the fourth of this address, which may have three
+        assert late.closed and not newcomer.closed and not silent.closed
+        await wire.send(newcomer, GET % 1)
+        wire.connect()
+        assert silent.closed and statuses(silent.written) == [503]
+        assert not served.closed and not newcomer.closed and not stranger.closed
+
+    on_a_wire(check, connections=6)
+
+
+def test_without_one_that_waits_a_new_connection_is_refused() -> None:
+    async def check(wire: Wire) -> None:
+        for number in range(3):
+            await wire.send(wire.connect(), GET % number)
+        refused = wire.connect()
+        assert statuses(refused.written) == [429] and refused.closed
+
+    on_a_wire(check, connections=6)
+
+
+def test_unfinished_bodies_take_so_much_memory_and_no_more() -> None:
+    async def check(wire: Wire) -> None:
+        transports = [wire.connect(f"192.0.2.{number // 2}") for number in range(4)]
+        for size, transport in enumerate(transports, 4):
+            await wire.send(transport, POST % 2**24 + b"x" * (size * 2**17))
+        assert [transport.closed for transport in transports] == [False, True, False, True]
+        assert wire.gate.peers.held_bytes == (4 + 6) * 2**17
+        assert not wire.application.bodies
+
+    on_a_wire(check, max_unfinished_bytes=2**21 - 2**17, max_unfinished_bytes_per_address=2**20)
