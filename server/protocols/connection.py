@@ -303,8 +303,6 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self._feed(head)
 
-    # --- refusals ---
-
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are not HTTP."""
         self._refuse(InvalidError(f"{msg} Speak HTTP/1.1 (RFC 9112)", "bad_http"))

@@ -24,7 +24,7 @@ from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, http
 from server.protocols.trace_context import parse_traceparent
 from server.protocols.values import shown
 from server.requests.admission import read_body
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 from server.requests.service import Read, Service
 
 router = APIRouter()

@@ -23,7 +23,7 @@ from server.protocols.descriptions import LabelsBody, describe_labels
 from server.protocols.encoder import Map, frame, keypoints, png
 from server.protocols.maps import NO_CLASS, answer_size, further_map, has_holes, label_map
 from server.protocols.rle import class_runs
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 
 INLINE = ("json", "rle")
 """Encodings whose maps are part of the JSON message."""

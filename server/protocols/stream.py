@@ -62,7 +62,7 @@ from server.protocols.replies import accepted_message, end_message, error_messag
 from server.protocols.trace_context import parse_traceparent
 from server.protocols.turns import Allowance
 from server.protocols.values import MAX_ID
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 from server.requests.service import Service
 
 logger = logging.getLogger("anytime.stream")
@@ -109,7 +109,7 @@ class StreamSession:
         sockets = self._service.sockets
         sockets.add(self._socket)
         try:
-            self._service.check_socket(self._caller.address)
+            self._service.check_socket(self._caller)
             await self._read()
         except (DisconnectedError, WebSocketDisconnect):
             pass

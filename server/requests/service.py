@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 from typing import TypeVar
 
@@ -31,11 +31,12 @@ from server.requests.admission import (
     image_age_s,
     lasting_exit,
 )
-from server.requests.budget import Asked, Budget, Traffic
+from server.requests.budget import Asked, Forecast, Traffic
 from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage
+from server.requests.record import CodecWork, RequestRecord
 from server.requests.region import find_region
-from server.requests.registry import CodecWork, RequestRecord, RequestRegistry
+from server.requests.registry import RequestRegistry
 from server.requests.request_log import log_request
 from server.requests.sizes import ExpectedSizes
 from server.requests.statistics import ModelStatistics
@@ -46,15 +47,6 @@ from server.settings import Settings
 T = TypeVar("T")
 Read = Callable[[], Awaitable[bytes]]
 """Receives the whole image file of a request. Raises ServerError."""
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a request would get now. `predicted_s`: seconds from the whole image to the answer, by exit; empty while no
-    worker is ready."""
-
-    budget: Budget
-    predicted_s: dict[int, float]
 
 
 class Service:
@@ -81,7 +73,7 @@ class Service:
         self.tracer: Tracer = collector_tracer() if settings.traces else TraceRelay()
         self.statistics = {model.name: ModelStatistics() for model in catalog}
         self.registry = RequestRegistry(
-            self.metrics, settings.max_open, settings.history, settings.max_open_per_address, self._ended
+            self.metrics, settings.max_open, settings.history, self._ended, settings.max_open_per_address
         )
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.codec = Codec(settings)
@@ -108,9 +100,10 @@ class Service:
         if self.settings.access_log:
             log_request(record)
 
-    def check_socket(self, client: str) -> None:
-        """Raises UnavailableError or TooManyRequestsError if one socket too many is open, of all or of this client, or
-        if the client has sent too many requests."""
+    def check_socket(self, caller: Caller) -> None:
+        """Raises UnavailableError or TooManyRequestsError if one socket too many is open, of all or of the caller's
+        address, or if the caller has sent too many requests."""
+        client = caller.address
         limit, own_limit = self.settings.max_sockets, self.settings.max_sockets_per_address
         if len(self.sockets) > limit:
             sentence = f"{limit} sockets are open, which is the limit (--max-sockets); connect again later"
@@ -118,7 +111,7 @@ class Service:
         if sum(socket.client is not None and socket.client.host == client for socket in self.sockets) > own_limit:
             sentence = f"{client} has {own_limit} sockets, which is the limit (--max-sockets-per-address); close some"
             raise TooManyRequestsError(sentence, "client_limit", 1.0)
-        self.limit.check_token(client)
+        self.limit.check_token(caller.name)
 
     # --- the way of a request ---
 

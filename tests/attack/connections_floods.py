@@ -32,15 +32,15 @@ FRAMES = {
     "predicts without an image": frame(1, b'{"type": "predict", "id": "x"}'),
 }
 REQUESTS = {
-    "GET /health/live": b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
-    "GET /metrics": b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
-    "GET /nothing": b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n",
-    "Upgrade: foo": b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n",
-    "empty POST": b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+    "GET /health/live": b"GET /health/live HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+    "GET /metrics": b"GET /metrics HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+    "GET /nothing": b"GET /nothing HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+    "Upgrade: foo": b"GET /health/live HTTP/1.1\r\nHost: [::1]\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n",
+    "empty POST": b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 0\r\n\r\n",
     "empty lines": b"\r\n",
     "tiny chunks": b"1\r\nx\r\n",
 }
-CHUNKED = b"POST /v1/predict?deadline_ms=30000 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = b"POST /v1/predict?deadline_ms=30000 HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 async def flood(port: int, name: str, until_s: float) -> tuple[int, int]:
