@@ -109,7 +109,7 @@ class StreamSession:
         sockets = self._service.sockets
         sockets.add(self._socket)
         try:
-            self._service.check_socket(self._caller)
+            sockets.check(self._caller)
             await self._read()
         except (DisconnectedError, WebSocketDisconnect):
             pass
