@@ -576,7 +576,7 @@ def test_too_many_open_requests_are_refused(server: Live, worker: ScriptedWorker
 
 
 def test_a_request_takes_no_place_before_its_image_is_there(server: Live, worker: ScriptedWorker) -> None:
-    head = b"POST /v1/predict?deadline_ms=20000 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\nabc"
+    head = b"POST /v1/predict?deadline_ms=20000 HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 100000\r\n\r\nabc"
     with ExitStack() as until_hung_up:
         for _ in range(5):
             until_hung_up.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(head)

@@ -22,7 +22,8 @@ from server.errors import (
     UnavailableError,
 )
 from server.metrics import Metrics
-from server.requests.registry import RequestRecord, RequestRegistry
+from server.requests.record import RequestRecord
+from server.requests.registry import RequestRegistry
 
 
 def job(stop: Stop | None = None) -> Any:

@@ -35,7 +35,8 @@ from server.protocols.open_inference.tensors import OutputTensor, write_body
 from server.protocols.options import parse_headers
 from server.protocols.replies import milliseconds, reply
 from server.protocols.values import shown
-from server.requests.registry import RequestRecord, checked_id
+from server.requests.record import RequestRecord
+from server.requests.registry import checked_id
 from server.requests.service import Service
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"], responses=REFUSED)
