@@ -280,7 +280,7 @@ def test_a_cancel_in_the_last_moment_before_the_job_is_not_lost(server: Live, mo
     async def copying(*_: object) -> None:
         service.cancel_by_id("early", Caller("127.0.0.1"))
 
-    monkeypatch.setattr("server.requests.service._copy", copying)
+    monkeypatch.setattr("server.requests.service.copy_pixels", copying)
     reply = server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "early"})
     assert (reply.status_code, reply.json()["code"]) == (499, "cancelled")
 
