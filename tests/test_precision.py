@@ -120,7 +120,7 @@ def test_an_executor_without_int8_says_so(directory: Path, scales: Scales) -> No
 
 
 def plan(directory: Path, chosen: dict[str, Chosen], precision: str = "auto") -> LoadPlan:
-    return LoadPlan({"tiny": str(directory)}, "cpu", "reference", 1, (), chosen, 0, 0, "INFO", precision)
+    return LoadPlan({"tiny": str(directory)}, "cpu", "reference", 1, (), chosen, 0, 0, "INFO", precision=precision)
 
 
 @pytest.mark.usefixtures("scales")
