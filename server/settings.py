@@ -97,8 +97,8 @@ class Settings(BaseModel):
         16 * 2**20, ge=1024, description="largest image, in pixels after padding to multiples of 32"
     )
     max_message_bytes: int = Field(64 * 2**10, ge=256, description="longest text message on a WebSocket")
-    max_open: int = Field(64, ge=1, description="requests that may be open at once, once their image is there")
-    max_open_per_address: int = Field(32, ge=1, description="of these, what one address may have")
+    max_open: int = Field(128, ge=1, description="requests that may be open at once, once their image is there")
+    max_open_per_address: int = Field(96, ge=1, description="of these, what one address may have")
     max_sockets: int = Field(256, ge=1, description="WebSocket connections that may be open at once")
     max_sockets_per_address: int = Field(128, ge=1, description="of these, what one address may have")
     max_connections: int = Field(
@@ -179,6 +179,11 @@ class Settings(BaseModel):
     @property
     def devices(self) -> tuple[str, ...]:
         return parse_devices(self.device)
+
+    @property
+    def listens_on(self) -> tuple[str, ...]:
+        """The hosts that the server listens on: its own, and that of the operators' address."""
+        return (self.host,) if self.admin_address is None else (self.host, self.admin_address[0])
 
     @property
     def admin_address(self) -> tuple[str, int] | None:

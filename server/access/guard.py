@@ -55,7 +55,7 @@ class Guard:
         self._proxies = TrustedProxies(settings.trusted_proxies)
         self._longest_wait_s = settings.max_deadline_ms / 1000  # no deadline lasts longer
         self._origins = Origins(
-            settings.allowed_hosts, settings.allowed_origins, settings.host, own_name=socket.gethostname()
+            settings.allowed_hosts, settings.allowed_origins, settings.listens_on, own_name=socket.gethostname()
         )
         self._vary: Headers = [(b"vary", b"Origin")] if self._origins.shares else []
 

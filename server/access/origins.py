@@ -18,8 +18,9 @@ ANY = "*"
 LOOPBACK = "localhost"
 """With the names below it, the name that browsers never look up."""
 
-UNOWNED = ("local", "internal", "home.arpa")
-"""The domains of private networks: nobody on the Internet can own a name in them (RFC 6762, RFC 8375)."""
+UNOWNED = ("local", "internal", "home.arpa", "svc")
+"""The domains of private networks and of Kubernetes' services: nobody on the Internet can own a name in them (RFC 6762,
+RFC 8375)."""
 
 PORTS = {"http": 80, "https": 443}
 _NAME = r"[a-z0-9._~-]+"
@@ -74,13 +75,17 @@ class Origins:
     listens on. `own_name`: the name of the machine.
     """
 
-    def __init__(self, hosts: str, origins: str, listens_on: str, own_name: str) -> None:
+    def __init__(self, hosts: str, origins: str, listens_on: Sequence[str], own_name: str) -> None:
         configured = parse_hosts(hosts)
-        self._names = {LOOPBACK, listens_on.lower(), *(name for name in configured if not name.startswith(ANY))}
+        self._names = {
+            LOOPBACK,
+            *(host.lower() for host in listens_on),
+            *(name for name in configured if not name.startswith(ANY)),
+        }
         self._domains = [f".{LOOPBACK}", *(name.removeprefix(ANY) for name in configured if name.startswith("*."))]
         self._any_host = ANY in configured
         self._origins = set(parse_origins(origins))
-        self._shared = not _is_loopback(listens_on)
+        self._shared = not all(map(_is_loopback, listens_on))
         if self._shared:
             self._names.add(own_name.lower())
             self._domains += [f".{domain}" for domain in UNOWNED]

@@ -115,7 +115,6 @@ class Engine:
         Raises UnavailableError if there is no worker, or if with every one the request would be late because of others
         or would make others late.
         """
-        self.check_open()
         return self.pool.admit(expected, now_s)
 
     def ready_s(self, expected: Expected, now_s: float) -> float | None:
@@ -124,16 +123,23 @@ class Engine:
 
     # --- jobs ---
 
-    def take(self, layout: Layout) -> int:
-        """Memory for an image and its maps: the offset of a block. Raises UnavailableError if there is no room now,
-        TooLargeError if there never is."""
+    def take(self, layout: Layout, owner: str) -> int:
+        """Memory for an image and its maps: the offset of a block. `owner`: who asks. Raises UnavailableError if there
+        is no room now, TooManyRequestsError if the owner has too much of it, TooLargeError if there never is."""
         if layout.total_bytes > self.arena.size_bytes:
             raise TooLargeError(
                 f"the image and its maps need {layout.total_bytes:,} bytes; the limit is {self.arena.size_bytes:,} for "
                 "all open requests together (--shared-memory-bytes): send a smaller image",
                 "image_too_large",
             )
-        offset = self.arena.take(layout.total_bytes)
+        if self.arena.refuses(layout.total_bytes, owner):
+            raise TooManyRequestsError(
+                f"the images and maps of {owner} would take more than half of the {self.arena.size_bytes:,} bytes for "
+                "all open requests (--shared-memory-bytes); read the answers, and ask again",
+                "client_limit",
+                1.0,
+            )
+        offset = self.arena.take(layout.total_bytes, owner)
         if offset is None:
             raise UnavailableError(
                 f"the image and its maps need {layout.total_bytes:,} bytes, more than is free of the "

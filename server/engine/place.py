@@ -1,4 +1,4 @@
-"""A place: an admitted request's right to a worker, from the head of the request to the end of its job."""
+"""A place: an admitted request's right to a worker, from its whole image to the end of its job."""
 
 import time
 from dataclasses import dataclass, replace

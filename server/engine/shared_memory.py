@@ -91,10 +91,22 @@ class Arena:
         os.ftruncate(self.fd, size_bytes)
         self._map = mmap.mmap(self.fd, size_bytes)
         self.view = memoryview(self._map)
+        self._owners: dict[int, tuple[str, int]] = {}  # by offset: who has a block, and its size
         self._free = [(0, size_bytes)]  # offset and size of each gap; ascending, never adjacent
 
-    def take(self, size_bytes: int) -> int | None:
+    def refuses(self, size_bytes: int, owner: str) -> bool:
+        """Whether a further block would give `owner` more than half of the memory. One block it may always have."""
+        held_bytes = sum(held_bytes for name, held_bytes in self._owners.values() if name == owner)
+        return held_bytes > 0 and held_bytes + size_bytes > self.size_bytes // 2
+
+    def take(self, size_bytes: int, owner: str = "") -> int | None:
         """The offset of a free block, or None if no gap is large enough."""
+        offset = self._find(size_bytes)
+        if offset is not None:
+            self._owners[offset] = (owner, size_bytes)
+        return offset
+
+    def _find(self, size_bytes: int) -> int | None:
         for index, (offset, gap_bytes) in enumerate(self._free):
             if gap_bytes > size_bytes:
                 self._free[index] = (offset + size_bytes, gap_bytes - size_bytes)
@@ -106,6 +118,7 @@ class Arena:
 
     def give(self, offset: int, size_bytes: int) -> None:
         """Return a block, and join it to free neighbours."""
+        del self._owners[offset]
         insort(self._free, (offset, size_bytes))
         joined: list[tuple[int, int]] = []
         for start, gap_bytes in self._free:

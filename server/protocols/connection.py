@@ -125,6 +125,8 @@ class HttpProtocol(Peer, HttpToolsProtocol):
 
     def _go_on(self) -> None:
         """Parse what has come, as far as it may be now."""
+        if self.transport.is_closing():
+            return
         while self._rest and not (self._message.complete or self._waits_for_turn or self.transport.is_closing()):
             if self._message.begun or self._begin():
                 self._parse()
@@ -242,7 +244,9 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self.server_state.total_requests += 1
         if not self.transport.is_closing():
             self.flow.resume_reading()
-            if self._message.complete:
+            if self.cycle is not None and self.cycle.waiting_for_100_continue:
+                self.transport.close()  # the client need not send the body now, which would be read (RFC 9110, 10.1.1)
+            elif self._message.complete:
                 self._next()
 
     def pause_writing(self) -> None:

@@ -5,7 +5,7 @@ line (HTML Living Standard, section 9.2). Maps are inside the JSON. The last eve
 """
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -33,8 +33,9 @@ EVENTS = "text/event-stream"
 class EventStream(Response):
     """An answer of events, the first of which is there already. A client that reads slowly is sent the newest exits."""
 
-    def __init__(self, first: bytes, others: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(media_type=EVENTS, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    def __init__(self, first: bytes, others: AsyncGenerator[bytes, None], named: Mapping[str, str]) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **named}
+        super().__init__(media_type=EVENTS, headers=headers)
         del self.headers["content-length"]
         self._first, self._others = first, others
 

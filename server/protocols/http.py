@@ -89,12 +89,18 @@ async def predict(request: Request) -> Response:
     """The best map that fits the deadline, in one answer; or every exit as it comes, as server-sent events."""
     if _wants_events(request.headers.getlist("accept")):
         events = _events(request)
-        return EventStream(await anext(events), events)  # errors before the first event are those of HTTP
+        first = await anext(events)  # errors before the first event are those of HTTP
+        return EventStream(first, events, _named(request.state.record))
     with _opened(request) as record, ExitStack() as until_answered:
         response = await _service(request).predict(record, _reader(request, record, until_answered), http_reply)
-        if record.trace is not None:
-            response.headers["traceresponse"] = str(record.trace)
+        response.headers.update(_named(record))
         return response
+
+
+def _named(record: RequestRecord) -> dict[str, str]:
+    """The headers that name a request."""
+    trace = {} if record.trace is None else {"traceresponse": str(record.trace)}
+    return {"X-Request-Id": record.id, **trace}
 
 
 async def _events(request: Request) -> AsyncGenerator[bytes, None]:
@@ -130,6 +136,7 @@ def _opened(request: Request) -> Iterator[RequestRecord]:
     service = _service(request)
     headers, query = request.headers, request.query_params
     with opened(request, "http", query.get("model")) as record:
+        request.state.record = record
         record.options = options = parse_options(query, query.getlist("deadline_ms"))
         record.timeout_s = parse_headers(headers, headers.getlist(TIMEOUT_HEADER)).timeout_s
         task = service.catalog.get(options.model).config.task

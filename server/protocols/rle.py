@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from server.protocols.encoder import Map
 
 BITS, MORE, ZERO = 5, 32, 48
+SLICE = 2**16
+"""Numbers that are written at once, which bounds the memory that it takes."""
 MOST_CHARACTERS = 8
 """Characters of the longest number: 40 bits."""
 
@@ -41,6 +43,10 @@ def compress_runs(lengths: NDArray[np.int64]) -> str:
     """The run lengths of a mask, int64 (N,), as characters."""
     numbers = lengths.copy()
     numbers[3:] -= lengths[1:-2]
+    return "".join(_characters(numbers[low : low + SLICE]) for low in range(0, len(numbers), SLICE))
+
+
+def _characters(numbers: NDArray[np.int64]) -> str:
     shifts = BITS * np.arange(MOST_CHARACTERS)
     digits = (numbers[:, None] >> shifts) & (MORE - 1)
     rest = numbers[:, None] >> (shifts + BITS)

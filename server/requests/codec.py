@@ -104,13 +104,6 @@ class Codec:
         return self.SEND_S + (self.ENCODE_S_PER_PX * pixels if measured is None else measured.value)
 
 
-def _timed(function: Callable[[], T]) -> tuple[T, float]:
-    """The result, and when the call began. Time spent waiting for a thread is left out: it tells of the burst, not of
-    the image."""
-    started_s = time.monotonic()
-    return function(), started_s
-
-
 async def copy_pixels(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
     """Copy an image, uint8 (H, W, 3), and yield to the event loop after each megabyte."""
     rows = max(1, 2**20 // (3 * image.shape[1]))

@@ -54,7 +54,7 @@ class RequestRecord:
     `region`: the part of the image that it is about, once the image is there; None: all of it.
     `place`: the right to a worker, once the request is admitted. `job`: the computation, once there is one.
     `given_up`: why nobody wants the answer any more, if so.
-    `seated`: it counts as one of the open requests of which there may be only so many.
+    `let_in`: its caller may send it now. `seated`: it counts as one of the open requests of which there may be only so many.
     `stop`, `exit`, `elapsed_s`: how the request ended, its deepest exit, and after how long. `code`: that of its error.
     """
 
@@ -80,6 +80,7 @@ class RequestRecord:
     place: Place | None = None
     job: Job | None = None
     given_up: Stop | None = None
+    let_in: bool = False
     seated: bool = False
     stop: Stop | None = None
     exit: int = 0

@@ -120,20 +120,20 @@ class RequestRegistry:
         TooManyRequestsError if too many of its client are."""
         self._check_room(record)
         record.seated = True
-        self._seated[record.client] += 1
+        self._seated[record.caller.network] += 1
 
     def _leave_seat(self, record: RequestRecord) -> None:
         record.seated = False
-        self._seated[record.client] -= 1
-        if not self._seated[record.client]:
-            del self._seated[record.client]
+        self._seated[record.caller.network] -= 1
+        if not self._seated[record.caller.network]:
+            del self._seated[record.caller.network]
 
     def _check_room(self, record: RequestRecord) -> None:
         if self._seated.total() >= self._max_open:
             sentence = f"{self._max_open} requests are open, which is the limit (--max-open); ask again soon"
             raise UnavailableError(sentence, "overloaded", 1.0)
-        if self._seated[record.client] >= self._max_open_per_address:
-            sentence = f"{record.client} has {self._max_open_per_address} open requests, which is the limit"
+        if self._seated[record.caller.network] >= self._max_open_per_address:
+            sentence = f"{record.caller.network} has {self._max_open_per_address} open requests, which is the limit"
             raise TooManyRequestsError(f"{sentence} (--max-open-per-address); ask again soon", "client_limit", 1.0)
 
     def open_records(self, request_id: str, caller: Caller) -> list[RequestRecord]:

@@ -128,16 +128,23 @@ class Service:
                 if self.keys is not None and record.caller.key is not None:
                     self.keys.spend(record.caller.key, job.macs, time.monotonic())
 
+    def check_caller(self, record: RequestRecord) -> None:
+        """Raises TooManyRequestsError if the caller sends too many requests, and UnavailableError if the server takes
+        none. Protocols whose options come with the image call this before they read it."""
+        self.limit.check(record.caller.network)
+        self.engine.check_open()
+        record.let_in = True
+
     def _check(self, record: RequestRecord, model: ServedModel) -> Expected:
         """Check what can be checked before the image is read, and set the budget. Returns what the request means to a
         worker. Raises ServerError, also if the request would get no place now."""
-        self.limit.check(record.client)
+        if not record.let_in:
+            self.check_caller(record)
         if self.keys is not None and record.caller.key is not None:
             asked = record.options.priority if "priority" in record.options.model_fields_set else None
             priority = self.keys.admit(record.caller.key, asked, time.monotonic())
             record.options = record.options.model_copy(update={"priority": priority})
         options = record.options
-        self.engine.check_open()
         check_options(options, model, calibrated=self.engine.facts[model.name].calibrated)
         record.asked = Asked(
             model=model.name,
@@ -201,7 +208,7 @@ class Service:
             record.region = find_region(options.roi, height, width)
             pixels = pixels[record.region.computed]
         layout = model.layout(*pixels.shape[:2], extra=options.map is not None)
-        offset = self.engine.take(layout)
+        offset = self.engine.take(layout, record.caller.network)
         try:
             await copy_pixels(pixels, layout.image(self.engine.arena.view[offset:]))
             record.check_wanted()

@@ -2,7 +2,7 @@
 
 from fastapi import WebSocket
 
-from server.access.identity import Caller
+from server.access.identity import Caller, caller_of
 from server.errors import TooManyRequestsError, UnavailableError
 from server.requests.admission import ClientLimit
 
@@ -20,8 +20,8 @@ class OpenSockets(set[WebSocket]):
         if len(self) > self._most:
             sentence = f"{self._most} sockets are open, which is the limit (--max-sockets); connect again later"
             raise UnavailableError(sentence, "overloaded", 1.0)
-        own = sum(socket.client is not None and socket.client.host == caller.address for socket in self)
+        own = sum(caller_of(socket.scope).network == caller.network for socket in self)
         if own > self._most_per_address:
             limit = f"{self._most_per_address} sockets, which is the limit (--max-sockets-per-address)"
-            raise TooManyRequestsError(f"{caller.address} has {limit}; close some", "client_limit", 1.0)
-        self._limit.check_token(caller.name)
+            raise TooManyRequestsError(f"{caller.network} has {limit}; close some", "client_limit", 1.0)
+        self._limit.check_token(caller.network)

@@ -79,14 +79,16 @@ def _options(parameters: Mapping[str, Any], model: ServedModel) -> RequestOption
     for name, instead in (("model", "the path names the model"), ("encoding", "the outputs tell how they are sent")):
         if name in asked:
             raise InvalidError(f"{name} is no parameter here; {instead}", "bad_parameter")
-    return parse_options({**asked, "model": model.name, "priority": _priority(parameters.get("priority", 0))})
+    priority = _priority(parameters.get("priority", 0))
+    return parse_options({**asked, "model": model.name, **({} if priority is None else {"priority": priority})})
 
 
-def _priority(value: Any) -> int:
-    """Version 2 counts from 1, the highest, and 0 is the default; ours goes from 2, the highest, to 0."""
+def _priority(value: Any) -> int | None:
+    """Version 2 counts from 1, the highest, and 0 is the default; ours goes from 2, the highest, to 0. None is the
+    default."""
     if type(value) is not int or value < 0:
         raise InvalidError(f"priority is {shown(value)}; it is 0 for the default, or 1 (highest) to 3", "bad_parameter")
-    return {0: 1, 1: 2, 2: 1}.get(value, 0)
+    return {0: None, 1: 2, 2: 1}.get(value, 0)
 
 
 def _timeout_s(value: Any) -> float | None:

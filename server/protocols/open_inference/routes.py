@@ -154,16 +154,20 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
     service, headers = _service(request), request.headers
     with opened(request, "v2", name) as record:
         check_version(version)
-        record.encoding = "application/octet-stream"
         model = service.catalog.get(name)
-        limit = service.settings.max_body_bytes
-        coded = await read_request(request, limit)
+        service.check_caller(record)
+        timeout_s = parse_headers(headers).timeout_s
+        longest_s, limit = service.settings.max_deadline_ms / 1000, service.settings.max_body_bytes
+        record.move_deadline(record.arrived_s + min(longest_s, timeout_s or longest_s))  # the body may ask for less
+        async with record.preparing():
+            coded = await read_request(request, limit)
         with hang_up_cancels(request, service, record):
             asked = await asyncio.to_thread(_parse, coded, headers, model, limit)
             record.options = asked.options
+            record.encoding = "v2 binary" if all(asked.outputs.values()) else "v2 json"
             if asked.id is not None:
-                record.id = checked_id(asked.id)
-            given_s = (parse_headers(headers).timeout_s, asked.timeout_s)
+                record.id, record.owner = checked_id(asked.id), record.caller.owner(made_id=False)
+            given_s = (timeout_s, asked.timeout_s)
             record.timeout_s = min((seconds for seconds in given_s if seconds is not None), default=None)
 
             async def read() -> bytes:

@@ -6,7 +6,7 @@ element of BYTES is its length as uint32, then its bytes.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from server.errors import InvalidError
 from server.protocols.values import shown
 
-MAX_JSON_BYTES = 4 * 2**20
+MAX_JSON_BYTES = 3 * 2**20
 """The longest JSON: parsing it takes some hundredths of a second, in which nothing else runs."""
+SLICE = 2**16
+"""Numbers that are converted at once, in about a millisecond. Other threads run between slices."""
 CODE = "bad_tensor"
 
 
@@ -137,15 +139,32 @@ def _texts(name: str, data: Any) -> list[bytes]:
 
 def _numbers(name: str, data: Any) -> NDArray[np.uint8]:
     """The values of a tensor of UINT8 in JSON, flat or nested."""
-    try:
-        values = np.asarray(data if isinstance(data, list) else None)
-    except ValueError:
-        values = np.asarray(None)
-    if values.size == 0:
-        return np.zeros(0, np.uint8)
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
-        raise InvalidError(f"data of {name} are not numbers of UINT8; give whole numbers from 0 to 255", CODE)
-    return values.astype(np.uint8).ravel()
+    parts = [np.zeros(0, np.uint8)]
+    for numbers in _flat(data):
+        if not all(type(number) is int and 0 <= number <= 255 for number in numbers):
+            raise InvalidError(f"data of {name} are not numbers of UINT8; give whole numbers from 0 to 255", CODE)
+        parts.append(np.frombuffer(bytes(numbers), np.uint8))
+    return np.concatenate(parts)
+
+
+def _flat(data: Any) -> Iterator[list[Any]]:
+    """The elements of nested lists in order, in slices."""
+    if not isinstance(data, list):
+        yield [data]
+        return
+    pending, numbers = [iter(data)], list[Any]()
+    while pending:
+        for element in pending[-1]:
+            if isinstance(element, list):
+                pending.append(iter(element))
+                break
+            numbers.append(element)
+            if len(numbers) == SLICE:
+                yield numbers
+                numbers = []
+        else:
+            pending.pop()
+    yield numbers
 
 
 def _objects(listed: Any, name: str) -> Sequence[Mapping[str, Any]]:
@@ -190,7 +209,7 @@ def _flag(value: Any, name: str) -> bool:
 def write_body(head: Mapping[str, Any], outputs: Sequence[OutputTensor]) -> tuple[bytes, int | None]:
     """The body of an answer, and the bytes of its JSON if tensors follow it, else None. `head`: fields besides
     `outputs`."""
-    described, binary = [], []
+    described, binary = list[tuple[bytes, OutputTensor]](), list[bytes]()
     for tensor in outputs:
         field: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.data.shape)}
         if tensor.binary:
@@ -198,7 +217,16 @@ def write_body(head: Mapping[str, Any], outputs: Sequence[OutputTensor]) -> tupl
             field["parameters"] = {"binary_data_size": len(data)}
             binary.append(data)
         else:
-            field["data"] = tensor.data.ravel().tolist()
-        described.append(field)
-    text = pydantic_core.to_json({**head, "outputs": described})
+            field["data"] = []
+        described.append((pydantic_core.to_json(field), tensor))
+    text = pydantic_core.to_json(head)[:-1] + b',"outputs":['
+    text += b",".join(field if tensor.binary else _with_data(field, tensor.data) for field, tensor in described)
+    text += b"]}"
     return b"".join([text, *binary]), len(text) if binary else None
+
+
+def _with_data(field: bytes, data: NDArray[Any]) -> bytes:
+    """The JSON of an output, whose `data` is empty and its last field, with its numbers."""
+    flat = data.ravel()
+    slices = (pydantic_core.to_json(flat[low : low + SLICE].tolist())[1:-1] for low in range(0, flat.size, SLICE))
+    return field.removesuffix(b"]}") + b",".join(slices) + b"]}"
