@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any
@@ -267,20 +266,6 @@ async def model(request: Request, name: str) -> Response:
     described = describe_model(found, service.engine.facts.get(name))
     ended = {stop: service.metrics.ended(name, stop) for stop in (Stop.REJECTED, Stop.NO_EXIT)}
     return reply({**described, "learnt": describe_costs(service.engine.pool.learnt(name)), "without_answer": ended})
-
-
-@router.get("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
-async def look_up(request: Request, request_id: str) -> Response:
-    """A request of the caller that is open, or that ended recently."""
-    service: Service = request.app.state.service
-    return reply(service.registry.find(request_id, caller_of(request.scope)).to_json(time.monotonic()))
-
-
-@router.delete("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
-async def cancel(request: Request, request_id: str) -> Response:
-    """Cancel a request of the caller. A request that has ended stays as it is."""
-    service: Service = request.app.state.service
-    return reply(service.cancel_by_id(request_id, caller_of(request.scope)).to_json(time.monotonic()))
 
 
 @router.get("/health/live", tags=["health"])
