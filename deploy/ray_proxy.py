@@ -3,56 +3,68 @@
 import json
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ARRIVED = b"x-ray-arrived"
-OWN = b"x-content-type-options"
-"""A header that every answer of the server has, and none that Ray makes up."""
 
-LOST = {
-    "error": "the replica that had this request is gone; send it again",
-    "code": "replica_lost",
-}
+SENTENCE = "the replica that had this request is gone; send it again"
+LOST = json.dumps({"error": SENTENCE, "code": "replica_lost"}).encode()
+LOST_EVENT = b"event: error\ndata: " + LOST + b"\n\n"
+WS_1012_SERVICE_RESTART = 1012
 
 
-class Marked:
+class PassedAnswer:
+    """What the client of one request, or of one WebSocket, has been sent so far."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._send = send
+        self._is_socket = scope["type"] == "websocket"
+        self._begun = self._ended = self._events = False
+
+    async def pass_on(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = {name.lower(): value for name, value in message.get("headers", ())}
+            self._events = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        self._begun = True
+        last = message["type"] == "http.response.body" and not message.get("more_body")
+        self._ended = last or message["type"] == "websocket.close"
+        await self._send(message)
+
+    async def end(self) -> None:
+        """Say that the replica is gone, unless all has been said. Ray is silent then."""
+        if self._ended:
+            return
+        if self._is_socket:
+            with suppress(RuntimeError):  # the client has closed
+                await self._send({"type": "websocket.close", "code": WS_1012_SERVICE_RESTART, "reason": SENTENCE})
+        elif not self._begun:
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(LOST))]
+            start = {"type": "http.response.start", "status": 503, "headers": [*headers, (b"retry-after", b"1")]}
+            await self._send(start)
+            await self._send({"type": "http.response.body", "body": LOST})
+        elif self._events:
+            await self._send({"type": "http.response.body", "body": LOST_EVENT})
+        # half an answer: the proxy hangs up
+
+
+class ProxyMark:
     """ASGI middleware of a proxy."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         came = (ARRIVED, f"{time.time():.6f}".encode())
         scope["headers"] = [*(field for field in scope["headers"] if field[0] != ARRIVED), came]
-        lost = False
-
-        async def send_worded(message: Message) -> None:
-            nonlocal lost
-            if message["type"] == "http.response.start":
-                names = {name.lower() for name, _ in message.get("headers", ())}
-                lost = message["status"] == 500 and OWN not in names
-                if lost:
-                    await _send_lost(send)
-            if not lost:
-                await send(message)
-
-        await self._app(scope, receive, send_worded)
-
-
-async def _send_lost(send: Send) -> None:
-    body = json.dumps(LOST).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", b"1"),
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        answer = PassedAnswer(scope, send)
+        await self._app(scope, receive, answer.pass_on)
+        await answer.end()
 
 
 def arrived_s(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
@@ -66,4 +78,4 @@ def arrived_s(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
 
 def middlewares() -> list[Middleware]:
     """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
-    return [Middleware(Marked)]
+    return [Middleware(ProxyMark)]

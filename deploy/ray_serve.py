@@ -5,8 +5,8 @@
     serve run deploy.ray_serve:build cpus=4 min_replicas=2 max_replicas=20
 
 Each replica reads the settings as `create_app()` does, computes on the CPUs and GPUs that Ray reserves for it, and gets
-requests once its models are warm. It listens on a port of its own too: there Prometheus reads its metrics, and the other
-replicas ask for requests that it has.
+requests once its models are warm. It listens on a port of its own too: there Prometheus reads its metrics, and the
+other replicas ask for requests that it has.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ from typing import Any
 
 import ray
 import uvicorn
-from fastapi import FastAPI
 from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
@@ -101,7 +100,7 @@ class Replica:
     async def check_health(self) -> None:
         """A sign of life. The first one comes when the replica is ready."""
         if self._listener is None:
-            self._listener = Listener(self._application, self._host)
+            self._listener = Listener(Arrival(self._application), self._host)
             await self._listener.start()
         await self._directory.hear.remote(self._listener.address)
 
@@ -133,7 +132,7 @@ def replica_settings(settings: Settings, cpus: float, host: str) -> Settings:
 class Listener:
     """A port of the replica's own, where the same application is."""
 
-    def __init__(self, app: FastAPI, host: str) -> None:
+    def __init__(self, app: ASGIApp, host: str) -> None:
         self._server = uvicorn.Server(
             uvicorn.Config(app, host, 0, lifespan="off", log_config=None, access_log=False, ws="none")
         )
@@ -179,6 +178,8 @@ def build(cluster: Cluster) -> serve.Application:
         autoscaling_config=AutoscalingConfig(
             min_replicas=cluster.min_replicas,
             max_replicas=cluster.max_replicas,
+            upscale_delay_s=10,
+            downscale_delay_s=300,
             policy=AutoscalingPolicy(
                 policy_function="deploy.ray_serve:enough_replicas", policy_kwargs={"busy": cluster.busy}
             ),

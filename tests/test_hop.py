@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from server.errors import UnavailableError
-from server.protocols.hop import HOP_HEADER, Address, Found, Hop, named_peers
+from server.protocols.hop import HOP_HEADER, Address, Hop, PeerReply, named_peers
 
 SECRET = {"X-Request-Token": "a secret of some length"}
 
@@ -66,7 +66,7 @@ def replica(status: int) -> Iterator[tuple[Address, list[Mapping[str, str]]]]:
         server.server_close()
 
 
-def ask(peers: Sequence[Address], headers: Mapping[str, str] | None = None) -> Found | None:
+def ask(peers: Sequence[Address], headers: Mapping[str, str] | None = None) -> PeerReply | None:
     hop = Hop(lambda: peers)
     try:
         return asyncio.run(hop.ask("GET", "a/b", headers or {}, "192.0.2.7"))
@@ -76,7 +76,7 @@ def ask(peers: Sequence[Address], headers: Mapping[str, str] | None = None) -> F
 
 def test_the_client_is_named_and_what_it_proves_goes_along() -> None:
     with replica(200) as (peer, seen):
-        assert ask([peer], {"authorization": "Bearer k", "cookie": "c"}) == Found(200, b"{}")
+        assert ask([peer], {"authorization": "Bearer k", "cookie": "c"}) == PeerReply(200, b"{}")
     assert seen[0]["path"] == "/v1/requests/a%2Fb"
     assert seen[0]["authorization"] == "Bearer k" and "cookie" not in seen[0]
     assert (seen[0]["x-forwarded-for"], seen[0][HOP_HEADER]) == ("192.0.2.7", "1")

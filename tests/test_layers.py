@@ -20,6 +20,7 @@ SERVER = [
     # the simulator of the rest
     "server.simulation.command",
     "server.simulation.report",
+    "server.simulation.fleet",
     "server.simulation.experiment",
     "server.simulation.bound",
     "server.simulation.served",

@@ -28,7 +28,7 @@ MOST_AT_ONCE = 16
 Address = tuple[str, int]
 
 
-class Found(NamedTuple):
+class PeerReply(NamedTuple):
     """What the replica that has the request said."""
 
     status: int
@@ -45,7 +45,7 @@ class Hop:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def ask(self, method: str, request_id: str, headers: Mapping[str, str], client: str) -> Found | None:
+    async def ask(self, method: str, request_id: str, headers: Mapping[str, str], client: str) -> PeerReply | None:
         """What the replica that has the request answers; None if none has it. Raises UnavailableError if none of
         those that answered has it, and some did not answer."""
         if HOP_HEADER in headers:
@@ -80,13 +80,13 @@ class Hop:
         return None
 
 
-def _ask(peer: Address, method: str, path: str, headers: Mapping[str, str]) -> Found:
+def _ask(peer: Address, method: str, path: str, headers: Mapping[str, str]) -> PeerReply:
     """Raises OSError or HTTPException if the replica does not answer."""
     connection = HTTPConnection(*peer, timeout=PATIENCE_S)
     try:
         connection.request(method, path, headers=dict(headers))
         answer = connection.getresponse()
-        return Found(answer.status, answer.read())
+        return PeerReply(answer.status, answer.read())
     finally:
         connection.close()
 
