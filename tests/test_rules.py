@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import tiny
 
 from models.network.mdeq_configs import MdeqConfig
+from server import __main__ as program
 from server.catalog import Catalog, read_catalog
 from server.rules import Machine, contradictions, try_to_listen
 from server.settings import Settings, load_settings
@@ -146,3 +148,25 @@ def test_listening_is_tried_on_the_address_itself() -> None:
         try_to_listen(*listener.getsockname())
     with pytest.raises(OSError, match="assign requested address"):
         try_to_listen("192.0.2.1", 0)  # for documentation only (RFC 5737), so of no machine
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "sentence"),
+    [
+        (
+            ["--default-deadline-ms", "600", "--max-deadline-ms", "500"],
+            2,
+            "--default-deadline-ms 600 and --max-deadline-ms",
+        ),
+        (["--models", "nowhere"], 1, "there is no folder nowhere"),
+        (["--budget", "nowhere"], 1, "there is no file nowhere"),
+    ],
+)
+def test_what_cannot_serve_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], status: int, sentence: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["server", *flags])
+    monkeypatch.setattr(program, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(program, "make_server", None)  # nothing is started
+    assert program.main() == status
+    assert capsys.readouterr().err.startswith(f"python -m server: {sentence}")
