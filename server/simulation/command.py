@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     head_s, image_s, reply_s = (milliseconds / 1000 for milliseconds in args.front_end_ms)
     front_end = FrontEnd(head_s, image_s, reply_s, speed_left=1 - 1 / args.cores if args.cores else 1.0)
     workload = Workload(models, tuple(args.deadline_ms))
-    if args.replicas:
+    if args.replicas is not None:
         run_fleet(Fleet(workload, front_end, args.replicas, args.duration_s), args)
         return
     experiment = Experiment(
