@@ -14,11 +14,11 @@ COPY models models
 FROM build AS build-cpu
 RUN /venv/bin/pip install --no-cache-dir --no-deps --index-url https://download.pytorch.org/whl/cpu "$(grep ^torch== constraints.txt)" \
     && /venv/bin/pip install --no-cache-dir --constraint constraints.txt --editable . \
-    && rm -r build && python -m compileall -q server models
+    && python -m compileall -q server models
 
 FROM build AS build-cuda
 RUN /venv/bin/pip install --no-cache-dir --constraint constraints.txt --editable . \
-    && rm -r build && python -m compileall -q server models
+    && python -m compileall -q server models
 
 FROM python:3.12.11-slim-bookworm AS cuda
 # Triton compiles its launchers when the server starts.
