@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 from starlette.status import WS_1001_GOING_AWAY
@@ -44,8 +44,7 @@ CLOSE_S = 2.0
 
 
 class Application(FastAPI):
-    """The framework's application behind a guard. It notes when a request arrived, and has a shorter way for
-    predictions.
+    """The framework's application behind a guard. It notes when a request arrived, and predictions have a shorter way.
 
     The framework's way to the route of a request takes as much CPU as all else that it costs to refuse one. FastAPI
     still documents the route, and answers wrong methods.
@@ -66,9 +65,17 @@ class Application(FastAPI):
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What the guard lets through."""
-        if scope["type"] != "http" or not self._predicts(scope):
+        if scope["type"] == "http" and self._predicts(scope):
+            await self._predict(scope, receive, send)
+        else:
             await super().__call__(scope, receive, send)
-            return
+
+    def _predicts(self, scope: Scope) -> bool:
+        """Whether this is a prediction."""
+        asked = scope["method"], scope["path"]
+        return bool(asked == ("POST", scope.get("root_path", "") + http.PREDICT_PATH))
+
+    async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self
         request = Request(scope, receive, send)
         try:
@@ -76,11 +83,6 @@ class Application(FastAPI):
         except ServerError as error:  # the registry words every other error as one
             response = await _server_error(request, error)
         await response(scope, receive, send)
-
-    def _predicts(self, scope: Scope) -> bool:
-        """Whether this is a prediction."""
-        path: str = scope["path"]
-        return scope["method"] == "POST" and path == str(scope.get("root_path", "")) + http.PREDICT_PATH
 
 
 class Page(StaticFiles):
@@ -95,6 +97,9 @@ class Page(StaticFiles):
 
     async def index(self, request: Request) -> Response:
         return await self.get_response("index.html", request.scope)
+
+    async def docs(self, request: Request) -> Response:
+        return await self.get_response("docs.html", request.scope)
 
 
 def create_app(
@@ -149,7 +154,7 @@ def create_app(
         page = Page(directory=PAGE)
         app.mount("/static", page)
         app.add_api_route("/", page.index, include_in_schema=False)
-        app.add_api_route("/docs", _docs, include_in_schema=False)
+        app.add_api_route("/docs", page.docs, include_in_schema=False)
         app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))
     return app
 
@@ -165,10 +170,6 @@ async def drain(service: Service) -> None:
     closing = asyncio.gather(*(socket.close(WS_1001_GOING_AWAY) for socket in service.sockets), return_exceptions=True)
     with suppress(TimeoutError):  # a client that does not read does not answer the close
         await asyncio.wait_for(closing, CLOSE_S)
-
-
-async def _docs() -> Response:
-    return FileResponse(PAGE / "docs.html")
 
 
 async def _server_error(request: Request, error: Exception) -> Response:

@@ -15,7 +15,7 @@ from starlette.status import (
 
 from server.protocols.trace_context import TraceContext
 
-REFUSALS = ("client_limit", "draining", "overloaded", "starting")
+REFUSALS = ("client_limit", "draining", "key_budget", "key_rate", "overloaded", "starting", "too_many_errors")
 """The codes of errors with the stop `rejected`: why a request that might have been served was not."""
 
 
@@ -59,20 +59,16 @@ class NotJsonError(InvalidError):
     close_code = WS_1003_UNSUPPORTED_DATA
 
 
-class UnauthorizedError(ServerError):
+class UnauthorizedError(InvalidError):
     """No API key came with the request, or one that the server does not know."""
 
     status = 401
-    close_code = WS_1008_POLICY_VIOLATION
-    stop = "rejected"
 
 
-class ForbiddenError(ServerError):
+class ForbiddenError(InvalidError):
     """The client is known, and may not do this."""
 
     status = 403
-    close_code = WS_1008_POLICY_VIOLATION
-    stop = "rejected"
 
 
 class NotFoundError(InvalidError):

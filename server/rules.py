@@ -46,10 +46,17 @@ class StartUp:
 
 @dataclass(frozen=True)
 class SettingsRule:
-    """`names`: the settings that it is about. `problem`: what is wrong and the remedy; None if the rule is kept."""
+    """`names`: the settings that it is about. `problem`: what is wrong and the remedy; None if the rule is kept.
+
+    `of_given`: it holds for settings that were all given. A default gives way: requests are told of the tighter limit.
+    """
 
     names: tuple[str, ...]
     problem: Callable[[StartUp], str | None]
+    of_given: bool = False
+
+    def applies(self, settings: Settings) -> bool:
+        return not self.of_given or settings.model_fields_set.issuperset(self.names)
 
 
 def contradictions(settings: Settings, catalog: Catalog, machine: Machine) -> list[str]:
@@ -77,7 +84,7 @@ def try_to_listen(host: str, port: int) -> None:
 
 def _sentences(start: StartUp) -> Iterator[str]:
     for rule in RULES:
-        problem = rule.problem(start)
+        problem = rule.problem(start) if rule.applies(start.settings) else None
         if problem is not None:
             yield f"{' and '.join(_given(start.settings, name) for name in rule.names)}: {problem}"
 
@@ -210,17 +217,17 @@ def _address(start: StartUp) -> str | None:
 
 
 RULES = (
-    SettingsRule(("default_deadline_ms", "max_deadline_ms"), _default_deadline),
+    SettingsRule(("default_deadline_ms", "max_deadline_ms"), _default_deadline, of_given=True),
     SettingsRule(("budget", "max_deadline_ms"), _budget_deadline),
     SettingsRule(("client_burst", "client_rate"), _burst),
     SettingsRule(("traffic_cap", "max_open"), _traffic_cap),
-    SettingsRule(("shared_memory_bytes", "max_pixels"), _largest_image),
-    SettingsRule(("shared_memory_bytes", "max_open"), _smallest_images),
+    SettingsRule(("shared_memory_bytes", "max_pixels"), _largest_image, of_given=True),
+    SettingsRule(("shared_memory_bytes", "max_open"), _smallest_images, of_given=True),
     SettingsRule(("shared_memory_bytes",), _fits_memory("it takes", lambda settings: settings.shared_memory_bytes)),
     SettingsRule(("max_body_bytes",), _fits_memory("an image may take", lambda settings: settings.max_body_bytes)),
     SettingsRule(("spare_workers",), _fits_memory("they take", lambda settings: SPARE_BYTES * settings.spare_workers)),
     SettingsRule(("history",), _fits_memory("they take", lambda settings: RECORD_BYTES * settings.history)),
-    SettingsRule(("max_message_bytes", "max_body_bytes"), _longest_message),
+    SettingsRule(("max_message_bytes", "max_body_bytes"), _longest_message, of_given=True),
     SettingsRule(("threads",), _cores("threads")),
     SettingsRule(("codec_threads",), _cores("codec_threads")),
     SettingsRule(("threads", "device"), _workers),

@@ -12,67 +12,31 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.executors.registry import AUTO, CHOICES, PRECISIONS
-from server.access.origins import parse_hosts, parse_origins
-from server.access.proxies import parse_networks
+from models.executors.registry import AUTO
+from server.setting_text import (
+    EITHER,
+    Address,
+    Device,
+    Executor,
+    Hosts,
+    Networks,
+    PageOrigins,
+    Precision,
+    RootPath,
+    TrafficCapText,
+    parse_address,
+    parse_devices,
+    parse_traffic_cap,
+)
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = "python -m server"
 PREFIX = "ANYTIME_"
 CONFIG = f"{PREFIX}CONFIG"
-_EITHER = f"{', '.join(CHOICES[:-1])} or {CHOICES[-1]}"
-
-
-def _traffic_cap(text: str) -> str:
-    parse_traffic_cap(text)
-    return text
-
-
-def _device(text: str) -> str:
-    parse_devices(text)
-    return text
-
-
-def _executor(name: str) -> str:
-    if name not in CHOICES:
-        raise ValueError(f"it may be {_EITHER}")
-    return name
-
-
-def _precision(name: str) -> str:
-    if name not in PRECISIONS:
-        raise ValueError("it may be auto, fp32 or int8")
-    return name
-
-
-def _root_path(path: str) -> str:
-    if path and not re.fullmatch(r"(/[^/?#]+)+", path):
-        raise ValueError("it begins with a slash and does not end with one, as /anytime does")
-    return path
-
-
-def _hosts(text: str) -> str:
-    parse_hosts(text)
-    return text
-
-
-def _origins(text: str) -> str:
-    parse_origins(text)
-    return text
-
-
-def _networks(text: str) -> str:
-    parse_networks(text)
-    return text
-
-
-def _address(text: str) -> str:
-    parse_address(text)
-    return text
 
 
 class Settings(BaseModel):
@@ -82,19 +46,15 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    root_path: Annotated[str, AfterValidator(_root_path)] = Field(
-        "",
-        description="path under which a proxy serves the server, for example /anytime; the proxy may strip it or not",
-    )
-    allowed_hosts: Annotated[str, AfterValidator(_hosts)] = Field(
+    allowed_hosts: Hosts = Field(
         "",
         description="names by which the server may be called besides localhost and IP addresses: "
         "anytime.example,*.example.org; * for all",
     )
-    allowed_origins: Annotated[str, AfterValidator(_origins)] = Field(
+    allowed_origins: PageOrigins = Field(
         "", description="sites whose pages may use the server besides its own: https://app.example; * for all"
     )
-    trusted_proxies: Annotated[str, AfterValidator(_networks)] = Field(
+    trusted_proxies: Networks = Field(
         "",
         description="addresses or networks of proxies whose X-Forwarded-For, X-Forwarded-Proto and X-Request-Start "
         "count: 10.0.0.7,192.168.0.0/16",
@@ -105,19 +65,23 @@ class Settings(BaseModel):
         "others have are handed on to them",
     )
     keys: Path | None = Field(None, description="TOML file of API keys; without one everyone may ask")
-    admin: Annotated[str, AfterValidator(_address)] = Field(
+    admin: Address = Field(
         "", description="HOST:PORT of an address of its own for /metrics and /docs, which then are there alone"
     )
     tls_certificate: Path | None = Field(None, description="PEM file of the certificates to serve HTTPS with")
     tls_key: Path | None = Field(None, description="PEM file of the private key of --tls-certificate")
+    root_path: RootPath = Field(
+        "",
+        description="path under which a proxy serves the server, for example /anytime; the proxy may strip it or not",
+    )
     models: Path = Field(ROOT / "models" / "zoo", description="folder of model directories")
     default_model: str = Field("", description="model of requests that name none; empty: the first by name")
-    device: Annotated[str, AfterValidator(_device)] = Field(
+    device: Device = Field(
         "auto",
         description="auto, cpu, cuda or cuda:N; several with commas: cpu,cpu are two workers that share the cores",
     )
-    executor: Annotated[str, AfterValidator(_executor)] = Field(AUTO, description=_EITHER)
-    precision: Annotated[str, AfterValidator(_precision)] = Field(
+    executor: Executor = Field(AUTO, description=EITHER)
+    precision: Precision = Field(
         AUTO, description="auto, fp32 or int8; auto: int8 for models with scales for which it is measured to be faster"
     )
     threads: int = Field(
@@ -180,7 +144,7 @@ class Settings(BaseModel):
         0, ge=0, allow_inf_nan=False, description="requests a second that one address may send; 0: no limit"
     )
     client_burst: int = Field(20, ge=1, description="requests that one address may send at once, with --client-rate")
-    traffic_cap: Annotated[str, AfterValidator(_traffic_cap)] = Field(
+    traffic_cap: TrafficCapText = Field(
         "", description="deepest exit while many requests are open: '16:3,32:2' is exit 3 from 16 on, 2 from 32 on"
     )
     budget: Path | None = Field(
@@ -236,39 +200,6 @@ class Settings(BaseModel):
 
 FILES = [name for name, field in Settings.model_fields.items() if field.annotation in (Path, Path | None)]
 """The settings that name files or folders."""
-
-
-def parse_address(text: str) -> tuple[str, int] | None:
-    """'127.0.0.1:9000' -> ('127.0.0.1', 9000); '' -> None. Raises ValueError on anything else."""
-    host, _, port = text.rpartition(":")
-    if text and not (host and port.isdecimal() and int(port) <= 65535):
-        raise ValueError(f"{text!r} is no address; give HOST:PORT, for example 127.0.0.1:9000")
-    return (host.strip("[]"), int(port)) if text else None
-
-
-def parse_devices(text: str) -> tuple[str, ...]:
-    """'cuda:0,cuda:1' -> ('cuda:0', 'cuda:1'). Raises ValueError on anything else than devices that can be told apart,
-    where a CPU may be named several times."""
-    names = tuple(part.strip() for part in text.split(","))
-    for name in names:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-            raise ValueError(f"{name!r} is not auto, cpu, cuda or cuda:N")
-        if len(names) > 1 and name in ("auto", "cuda"):
-            raise ValueError(f"among several devices {name!r} could be any; use cpu or cuda:N")
-        if name != "cpu" and names.count(name) > 1:
-            raise ValueError(f"{name} is named {names.count(name)} times; one worker uses all of a GPU")
-    return names
-
-
-def parse_traffic_cap(text: str) -> tuple[tuple[int, int], ...]:
-    """'16:3,32:2' -> ((16, 3), (32, 2)). Raises ValueError on anything else."""
-    levels = []
-    for part in filter(None, text.split(",")):
-        jobs, _, exit_index = part.partition(":")
-        if not (jobs.strip().isdigit() and exit_index.strip().isdigit() and int(exit_index) >= 1):
-            raise ValueError(f"{part!r} is not OPEN_REQUESTS:DEEPEST_EXIT, for example 16:3")
-        levels.append((int(jobs), int(exit_index)))
-    return tuple(levels)
 
 
 def load_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:

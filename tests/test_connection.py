@@ -9,9 +9,9 @@ from wire import HANDSHAKE, Wire, on_a_wire
 from server.protocols.peers import CLOSE_S
 from server.protocols.turns import BURST
 
-GET = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
-POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
-CHUNKED = b"POST /0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+GET = b"GET /%d HTTP/1.1\r\nHost: [::1]\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: [::1]\r\nContent-Length: %d\r\n\r\n"
+CHUNKED = b"POST /0 HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def statuses(written: bytes) -> list[int]:
@@ -50,7 +50,7 @@ def test_pipelined_requests_wait_for_turns(upgrade: bytes) -> None:
     async def check(wire: Wire) -> None:
         wire.application.answer.set()
         transport = wire.connect()
-        await wire.send(transport, (b"GET / HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n") * 3000)
+        await wire.send(transport, (b"GET / HTTP/1.1\r\nHost: [::1]\r\n" + upgrade + b"\r\n") * 3000)
         assert statuses(transport.written) == [200]
         assert not transport.reading and len(wire.gate.turns) == 1
         wire.gate.turns.run()
@@ -111,7 +111,7 @@ REFUSED = {
     "a chunk that is none": (CHUNKED + b"ZZZ\r\n", 400),
     "two lengths": (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
     "empty lines": (b"\r\n" * 40_000, 400),
-    "CONNECT": (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n" * 400, 400),
+    "CONNECT": (b"CONNECT x:443 HTTP/1.1\r\nHost: [::1]\r\n\r\n" * 400, 400),
     "a handshake of many headers": (HANDSHAKE + b"X: y\r\n" * 300 + b"\r\n", 431),
     "a handshake with a long header": (HANDSHAKE + b"X: %b\r\n\r\n" % (b"y" * 9000), 431),
     "a handshake with a body": (HANDSHAKE + b"Content-Length: 3\r\n\r\nabc", 400),

@@ -1,23 +1,28 @@
-"""The demo page in a real browser, served by the real server. Screenshots land in the test's folder."""
+"""The demo page in a real browser, served by the real server. `page_pictures.py` takes pictures of it."""
 
-import base64
-import io
-import json
-import shutil
-
-import numpy as np
 import pytest
 import tiny
+from demo_page import (
+    CHROMIUM,
+    FLAGS,
+    choose,
+    colours,
+    finished,
+    opened,
+    photo,
+    pixels,
+    plays,
+    timed,
+    turn,
+    upload,
+)
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["quic", "background-networking", "component-update", "sync", "gpu"]
-FLAGS = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{part}" for part in QUIET)]
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium, or brew install --cask google-chrome"
 )
+PALETTE = {(*colour, 255) for colour in tiny.SEGMENTATION.palette}
 
 
 @pytest.fixture(scope="module")
@@ -28,135 +33,239 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def sent():
+    """The messages that the page has sent, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def shared(browser, live_url, sent):
+    with opened(browser, live_url, sent=sent, prepare=timed) as page:
+        yield page
+
+
 @pytest.fixture
-def page(browser, live_url):
-    """The page with all the time it wants; fails the test if it asks another host or logs an error."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    trouble = []
-    page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("request", lambda sent: None if sent.url.startswith((live_url, "blob:")) else trouble.append(sent.url))
-    page.goto(live_url)
-    expect(page.locator("#timeline button")).to_have_count(4)
-    page.locator("#deadline").fill("1000")
-    yield page
-    page.close()
-    assert trouble == []
+def page(shared):
+    """The page, which all tests share, as it opens: with the clip."""
+    choose(shared, "#model", "tiny-segmentation")
+    choose(shared, "#look", "mask")
+    shared.get_by_role("button", name="Street").click()
+    plays(shared)
+    return shared
 
 
-def upload(page, data, name="photo.png"):
-    page.locator("#file").set_input_files({"name": name, "mimeType": "image/png", "buffer": data})
+@pytest.fixture
+def still(shared):
+    """The page with a photo, all of whose exits have come."""
+    choose(shared, "#model", "tiny-segmentation")
+    choose(shared, "#look", "mask")
+    upload(shared, photo())
+    shared.locator("body[data-mode=still]").wait_for()
+    finished(shared)
+    turn(shared, 1000)
+    finished(shared)
+    return shared
 
 
-def photo(height=360, width=480):
-    file = io.BytesIO()
-    Image.fromarray(tiny.image(height, width)).save(file, "PNG")
-    return file.getvalue()
+def test_it_opens_with_a_clip_and_moving_masks(page):
+    mask = pixels(page, "#anytime .mask")
+    assert mask.shape == (360, 480, 4) and colours(mask) <= PALETTE
+    before = page.locator("#anytime .photo").evaluate("canvas => canvas.toDataURL()")
+    page.wait_for_function("before => document.querySelector('#anytime .photo').toDataURL() !== before", arg=before)
+    expect(page.locator("#anytime .figures")).to_contain_text("masks a second")
+    expect(page.locator("#anytime .figures")).to_contain_text("right, mIoU")
+    expect(page.locator("#timeline")).to_contain_text("% of frames")
 
 
-def finished(page):
-    expect(page.locator("body[data-state=done]")).to_be_attached(timeout=30_000)
+def test_the_whole_network_runs_beside_it_with_every_exit(page):
+    page.get_by_role("switch").check()
+    expect(page.locator("#whole .badge")).to_contain_text("Exit 4")
+    expect(page.locator("#whole .figures")).to_contain_text("frames dropped")
+    page.get_by_role("switch").uncheck()
+    expect(page.locator("#whole")).to_be_hidden()
 
 
-def pixels(page, selector):
-    """A canvas, uint8 (H, W, 4)."""
-    url = page.locator(selector).evaluate("canvas => canvas.toDataURL()")
-    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as picture:
-        return np.asarray(picture.convert("RGBA"))
-
-
-def colours(array):
-    """The distinct colours of an RGBA array."""
-    return {tuple(map(int, value.tobytes())) for value in np.unique(array.view(np.uint32))}
-
-
-def test_masks_of_every_exit_are_shown(page, tmp_path):
-    upload(page, photo())
+def test_the_dial_answers_while_it_is_dragged_without_a_request(still, sent):
+    page, asked = still, sent
+    shown, last = [], page.locator("#timeline [aria-disabled=false]").last
+    expect(last).to_have_attribute("aria-pressed", "true")
+    count = len(asked)
+    for position in (1000, 0):
+        turn(page, position, release=False)
+        shown.append(pixels(page, "#anytime .mask").tobytes())
+    expect(page.locator("#anytime .layers")).to_have_class("layers old")  # earlier than the first exit
+    assert len(asked) == count and shown[0] != shown[1]
+    assert colours(pixels(page, "#anytime .mask")) <= PALETTE  # it is dimmed, not gone
+    turn(page, 1000)
     finished(page)
-    page.screenshot(path=tmp_path / "page.png", full_page=True)
-    cards = page.locator("#timeline button:enabled")
+    assert [message["type"] for message in asked[count:]] == ["predict"]
+
+
+def test_masks_of_every_exit_are_shown(still):
+    cards = still.locator("#timeline [aria-disabled=false]")
     numbers = [int(card.get_attribute("data-exit")) for card in cards.all()]
     assert len(numbers) >= 2 and numbers[-1] == 4  # a fast exit may overtake the one before it
     masks = []
     for number in numbers:
-        page.locator(f"#timeline [data-exit='{number}']").click()
-        expect(page.locator("#badge")).to_contain_text(f"Exit {number} ·")
-        masks.append(pixels(page, "#mask"))
-        assert masks[-1].tobytes() == pixels(page, f"#timeline [data-exit='{number}'] canvas").tobytes()
-    palette = {(*colour, 255) for colour in tiny.SEGMENTATION.palette}
-    assert all(mask.shape == (360, 480, 4) and colours(mask) <= palette for mask in masks)
+        still.locator(f"#timeline [data-exit='{number}']").click()
+        expect(still.locator("#anytime .badge")).to_contain_text(f"Exit {number} ·")
+        masks.append(pixels(still, "#anytime .mask"))
+        assert masks[-1].tobytes() == pixels(still, f"#timeline [data-exit='{number}'] canvas").tobytes()
+    assert all(mask.shape == (120, 160, 4) and colours(mask) <= PALETTE for mask in masks)
     assert len({mask.tobytes() for mask in masks}) >= 2
-    shares = page.locator("#legend small").all_inner_texts()
+    shares = still.locator("#legend small").all_inner_texts()
     assert sum(float(share.removesuffix(" %")) for share in shares) == pytest.approx(100, abs=0.5)
-    assert (tmp_path / "page.png").stat().st_size > 10_000
+    expect(still.locator("#status")).to_contain_text("First guess")
 
 
-def test_the_unsure_area_is_hatched_and_can_be_hidden(page):
-    upload(page, photo())
+def test_other_views_ask_for_their_map(still):
+    seen = {pixels(still, "#anytime .mask").tobytes()}
+    for view in ("Still computed", "Confidence", "Deciding exit"):
+        still.get_by_label("Show").select_option(view)
+        finished(still)
+        still.locator("#timeline [aria-disabled=false]").first.click()
+        seen.add(pixels(still, "#anytime .mask").tobytes())
+    assert len(seen) == 4
+    expect(still.locator("#legend-title")).to_have_text("Decided by")
+
+
+def test_what_is_still_computed_is_dimmed_on_a_key(still):
+    still.locator("#timeline [aria-disabled=false]").first.click()
+    expect(still.locator("#anytime .dim")).to_be_hidden()
+    still.keyboard.press("d")
+    expect(still.locator("#anytime .dim")).to_be_visible()
+    assert 0 < (pixels(still, "#anytime .dim")[..., 3] > 0).mean() < 1
+
+
+def test_slow_motion_holds_a_frame_and_plays_its_exits(page):
+    page.get_by_role("button", name="Slow motion").click()
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
     finished(page)
-    card = page.locator("#timeline button:enabled").first
-    card.click()
-    unsure = float(card.locator("span").last.inner_text().split(" ")[0]) / 100
-    hatched = (pixels(page, "#unsure")[..., 3] > 0).mean()
-    assert 0 < hatched == pytest.approx(unsure, abs=0.05)
-    page.get_by_label("Hatch").uncheck()
-    expect(page.locator("#unsure")).to_be_hidden()
+    assert pixels(page, "#anytime .photo").shape == (360, 480, 4)
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Street").click()
+    plays(page)
 
 
-def test_a_class_picked_in_the_legend_stands_alone(page):
-    upload(page, photo())
-    finished(page)
-    page.locator("#legend button").first.click()
-    expect(page.locator("#legend button").first).to_have_attribute("aria-pressed", "true")
-    assert len(colours(pixels(page, "#mask"))) == 2  # its colour, and nothing
+def test_a_camera_is_followed_and_rests_in_a_hidden_tab(page):
+    page.evaluate("""() => {
+      for (const name of ["play", "pause"]) {
+        const real = HTMLVideoElement.prototype[name];
+        HTMLVideoElement.prototype[name] = function () { window.video = name; return real.call(this); };
+      }
+    }""")
+    page.get_by_role("button", name="Camera").click()
+    page.wait_for_function("() => document.querySelector('#anytime .photo').height === 360 && window.video === 'play'")
+    plays(page)
+    hide = "hidden => { Object.defineProperty(document, 'hidden', { get: () => hidden, configurable: true });"
+    hide += "document.dispatchEvent(new Event('visibilitychange')); return window.video; }"
+    assert [page.evaluate(hide, hidden) for hidden in (True, False)] == ["pause", "play"]
+    page.evaluate("delete document.hidden")
+
+
+def test_without_websockets_it_posts_and_says_why(browser, live_url):
+    broken = """window.WebSocket = class {
+      static OPEN = 1;
+      constructor() { setTimeout(() => this.onclose({ code: 1006, reason: "" })); }
+    };"""
+    with opened(browser, live_url, before=broken, prepare=timed, late=True) as page:
+        plays(page)
+        expect(page.locator("#status")).to_contain_text("No WebSocket gets through")
+        assert colours(pixels(page, "#anytime .mask")) <= PALETTE
+
+
+def test_it_works_under_a_path(browser, live_url):
+    """A proxy serves the page under a prefix; every request keeps to it."""
+    before = """const Real = WebSocket;
+      window.WebSocket = class extends Real { constructor(url) { super(String(url).replace("/prefix", "")); } };"""
+    page = browser.new_page()
+    asked = []
+    page.on("request", lambda sent: asked.append(sent.url))
+    page.add_init_script(before)
+    page.route(
+        f"{live_url}/prefix/**",
+        lambda route: route.fulfill(response=route.fetch(url=route.request.url.replace("/prefix", ""))),
+    )
+    page.goto(f"{live_url}/prefix/")
+    expect(page.locator("body[data-state=live]")).to_be_attached()
+    page.close()
+    assert asked and all(url.startswith((f"{live_url}/prefix/", "blob:", "data:")) for url in asked)
+
+
+def test_a_class_picked_in_the_legend_dims_the_others(still):
+    still.locator("#legend button").first.click()
+    expect(still.locator("#legend button").first).to_have_attribute("aria-pressed", "true")
+    expect(still.locator("#legend button").first).to_be_focused()
+    opacities = {colour[3] for colour in colours(pixels(still, "#anytime .mask"))}
+    assert max(opacities) == 255 and 0 < min(opacities) < 64
 
 
 def test_poses_are_drawn(page):
     page.locator("#model").select_option("tiny-pose")
-    upload(page, photo())
-    finished(page)
+    finished(page)  # of the portrait that comes with the page
     assert page.locator("#legend li").count() == 16
-    assert page.locator("#mask").evaluate("canvas => [canvas.width, canvas.height]") == [480, 360]
     assert "right ankle" in page.locator("#legend").inner_text()
+    assert page.locator("#anytime .mask").evaluate("canvas => Math.max(canvas.width, canvas.height)") == 480
 
 
-def test_a_person_is_chosen_by_dragging_a_box(page):
-    asked = []
-    page.on("websocket", lambda socket: socket.on("framesent", lambda sent: asked.append(sent)))  # noqa: PLW0108
+def test_a_person_is_chosen_by_dragging_a_box_and_a_click_takes_it_away(page, sent):
+    asked = sent
     expect(page.locator("#person-hint")).to_be_hidden()
     page.locator("#model").select_option("tiny-pose")
-    expect(page.locator("#person-hint")).to_be_visible()
     upload(page, photo())
     finished(page)
+    expect(page.locator("#person-hint")).to_be_visible()
     place = page.locator("#layers").bounding_box()
     corner = place["x"] + 0.75 * place["width"], place["y"] + 0.5 * place["height"]
-    for to in (0.5, 0.25), (0.75, 0.5):  # drag to there, then click
-        page.mouse.move(*corner)
-        page.mouse.down()
-        page.mouse.move(place["x"] + to[0] * place["width"], place["y"] + to[1] * place["height"], steps=3)
-        page.mouse.up()
-        expect(page.locator("#person")).to_be_visible(visible=to[0] < 0.75)
-        finished(page)
-    boxes = [json.loads(sent).get("box") for sent in asked if isinstance(sent, str) and "predict" in sent]
-    assert boxes == [None, pytest.approx([240, 90, 120, 90], abs=2), None]
-    page.locator("#model").select_option("tiny-segmentation")
-    expect(page.locator("#person-hint")).to_be_hidden()
-
-
-def test_the_sample_scene_needs_no_photo(page):
-    page.get_by_role("button", name="Use the sample scene").click()
+    page.mouse.move(*corner)
+    page.mouse.down()
+    page.mouse.move(place["x"] + 0.5 * place["width"], place["y"] + 0.25 * place["height"], steps=3)
+    page.mouse.up()
+    expect(page.locator("#person")).to_be_visible()
     finished(page)
-    assert page.locator("#photo").evaluate("canvas => [canvas.width, canvas.height]") == [960, 720]
-    assert pixels(page, "#mask").shape == (360, 480, 4)
-
-
-def test_a_deadline_that_nothing_meets_is_said(page):
-    page.locator("#deadline").fill("0")
-    page.get_by_role("button", name="Use the sample scene").click()
-    expect(page.get_by_role("alert")).to_contain_text("deadline_ms")
-    page.locator("#deadline").fill("1000")  # which runs again
+    page.mouse.move(place["x"] + 0.9 * place["width"], place["y"] + 0.8 * place["height"])
+    page.mouse.down()
+    page.mouse.up()
+    expect(page.locator("#person")).to_be_hidden()
     finished(page)
-    expect(page.get_by_role("alert")).to_be_hidden()
+    boxes = [message.get("box") for message in asked if message.get("model") == "tiny-pose"]
+    assert boxes[-3:] == [None, pytest.approx([80, 30, 40, 30], abs=2), None]
+
+
+def test_what_nothing_meets_is_said_in_plain_words_and_leaves_the_mask(still):
+    before = pixels(still, "#anytime .mask").any()
+    turn(still, 0)
+    finished(still)
+    expect(still.locator("#status")).to_contain_text("Nothing was ready within")
+    assert before and pixels(still, "#anytime .mask").any()
+    expect(still.locator("#anytime .layers")).to_have_class("layers old")
+    assert "deadline_ms" not in still.locator("main").inner_text()
+
+
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000)])
+def test_thin_pictures_are_pictures(page, size):
+    upload(page, photo(*size))
+    finished(page)
+    assert pixels(page, "#anytime .mask").shape[:2] == ((480, 1) if size[0] > 1 else (1, 480))
+
+
+def test_a_deadline_may_move_while_the_photo_is_encoded(still, sent):
+    count = len(sent)
+    still.evaluate("""() => {
+      const toBlob = HTMLCanvasElement.prototype.toBlob;
+      HTMLCanvasElement.prototype.toBlob = function (...given) {
+        HTMLCanvasElement.prototype.toBlob = toBlob;
+        window.release = () => toBlob.apply(this, given);
+      };
+    }""")
+    turn(still, 900)
+    expect(still.locator("body")).to_have_attribute("data-state", "running")
+    turn(still, 1000)
+    still.evaluate("window.release()")
+    finished(still)
+    expect(still.get_by_role("alert")).to_be_hidden()
+    assert [message["type"] for message in sent[count:]] == ["predict"]  # with the deadline that was moved meanwhile
 
 
 def test_what_is_no_picture_is_said(page):
@@ -164,36 +273,46 @@ def test_what_is_no_picture_is_said(page):
     expect(page.get_by_role("alert")).to_contain_text("notes.png is not a picture")
     upload(page, photo())
     finished(page)
+    expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_a_run_can_be_cancelled(page):
-    page.locator("#resolution").select_option("2048")
-    upload(page, photo(1536, 2048))
-    page.get_by_role("button", name="Cancel").click()
-    expect(page.locator("#status")).to_contain_text("Cancelled")
-    expect(page.get_by_role("button", name="Run again")).to_be_enabled()
-
-
-def test_the_keyboard_is_enough(page):
-    upload(page, photo())
-    finished(page)
-    first, second = page.locator("#timeline button:enabled").all()[:2]
+def test_the_keyboard_is_enough(still):
+    first, second = still.locator("#timeline [aria-disabled=false]").all()[:2]
     first.focus()
     expect(first).to_have_attribute("aria-pressed", "true")
-    page.keyboard.press("ArrowRight")
+    still.keyboard.press("ArrowRight")
     expect(second).to_have_attribute("aria-pressed", "true")
-    page.keyboard.press("Enter")
-    page.keyboard.press("Shift+Tab")
-    page.keyboard.press("Shift+Tab")  # out of the timeline: what was pressed stays
+    still.keyboard.press("Enter")
+    still.keyboard.press("Shift+Tab")
+    still.keyboard.press("Shift+Tab")  # out of the cards: what was pressed stays
     expect(second).to_have_attribute("aria-pressed", "true")
+    still.locator("#deadline").focus()
+    still.keyboard.press("ArrowLeft")
+    finished(still)
+    expect(still.locator("#deadline")).to_be_focused()
+
+
+def test_code_and_files_of_what_is_seen(still, tmp_path):
+    still.get_by_role("button", name="</>").click()
+    for language, word in (("curl", "v1/predict?"), ("Python", "client.stream("), ("JavaScript", "anytime.js")):
+        still.get_by_role("button", name=language, exact=True).click()
+        expect(still.locator("#snippet")).to_contain_text(word)
+        expect(still.locator("#snippet")).to_contain_text("tiny-segmentation")
+    for name, size in (("Save mask", (160, 120)), ("Save overlay", (160, 120))):
+        with still.expect_download() as download:
+            still.get_by_role("button", name=name).click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        with Image.open(path) as image:
+            assert image.size == size
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone(browser, live_url, tmp_path, scheme):
-    page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
-    page.goto(live_url)
-    page.get_by_role("button", name="Use the sample scene").click()
-    finished(page)
-    page.screenshot(path=tmp_path / f"phone-{scheme}.png", full_page=True)
+def test_it_fits_a_phone(page, scheme):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    page.close()
+    page.evaluate("scrollTo(0, 10_000)")
+    expect(page.locator("#deadline")).to_be_in_viewport()  # beside the picture
+    expect(page.locator("#anytime .layers")).to_be_in_viewport()
+    page.set_viewport_size({"width": 1280, "height": 900})

@@ -60,7 +60,7 @@ def ask(
     keys: Path | None = None,
     **more: Any,
 ) -> Answer:
-    """Send one request through the guard. `more`: settings, and fields of the scope."""
+    """Send one request through the guard. `more`: settings, and fields of the scope; `below`: its root path."""
     settings = {name: more.pop(name) for name in list(more) if name in Settings.model_fields}
     answer = Answer()
     given = list(headers.items()) if isinstance(headers, dict) else headers or []
@@ -72,6 +72,7 @@ def ask(
         "path": "/v1/predict",
         "client": ("192.0.2.1", 4711),
         "scheme": kind.replace("websocket", "ws"),
+        "root_path": more.pop("below", ""),
         "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in given],
         **({"method": "POST"} if kind == "http" else {"extensions": {"websocket.http.response": {}}}),
         **more,
@@ -200,7 +201,7 @@ def test_without_its_key_nobody_is_served(key_file: Path, kind: str, header: dic
 @pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/static/app.js", "/docs", "/openapi.json"])
 def test_pages_and_health_need_no_key(key_file: Path, path: str) -> None:
     assert ask(path=path, method="GET", keys=key_file).caller.key is None
-    assert ask(path=f"/below{path}", root_path="/below", method="GET", keys=key_file).caller.key is None
+    assert ask(path=f"/below{path}", below="/below", method="GET", keys=key_file).caller.key is None
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/v1/models", "/healthy", "/statics"])

@@ -120,7 +120,8 @@ def test_a_proxy_may_strip_the_root_path_or_not(tmp_path: Path, stripped: bool) 
     assert ask(app, "GET", f"{prefix}/v1/models").json()["default"] == "tiny-pose"
     assert ask(app, "POST", f"{prefix}/v1/predict").json()["code"] == "starting"
     assert ask(app, "GET", f"{prefix}/static/index.html").is_success
-    assert ask(app, "GET", f"{prefix}/docs/swagger-ui.css").is_success  # the page names its files relatively
+    for path in ("/docs", "/docs/swagger-ui.css", "/openapi.json"):  # the page's links are relative
+        assert ask(app, "GET", f"{prefix}{path}").is_success
 
 
 @pytest.mark.parametrize("path", ["/", "/static/index.html"])

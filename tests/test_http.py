@@ -274,7 +274,7 @@ def test_a_cancel_in_the_last_moment_before_the_job_is_not_lost(server: Live, mo
     async def copying(*_: object) -> None:
         service.cancel_by_id("early", Caller("127.0.0.1"))
 
-    monkeypatch.setattr("server.requests.service._copy", copying)
+    monkeypatch.setattr("server.requests.service.copy_pixels", copying)
     reply = server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "early"})
     assert (reply.status_code, reply.json()["code"]) == (499, "cancelled")
 
@@ -570,7 +570,7 @@ def test_too_many_open_requests_are_refused(server: Live, worker: ScriptedWorker
 
 
 def test_a_request_takes_no_place_before_its_image_is_there(server: Live, worker: ScriptedWorker) -> None:
-    head = b"POST /v1/predict?deadline_ms=20000 HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nabc"
+    head = b"POST /v1/predict?deadline_ms=20000 HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 100000\r\n\r\nabc"
     with ExitStack() as until_hung_up:
         for _ in range(5):
             until_hung_up.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(head)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from server.access.identity import Caller
 from server.engine.messages import Stop
 from server.errors import UnavailableError
 from server.logs import configure_logging, formatter
@@ -54,7 +55,7 @@ def test_logging_is_configured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_request_is_logged_when_it_has_ended(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     registry = RequestRegistry(Metrics({"model": 4}), 2, 3, log_request)
-    with registry.open("http", 0.0, "mine", "::1", "model") as record:
+    with registry.open("http", 0.0, "mine", Caller("::1"), "model") as record:
         record.trace = TraceContext("1" * 32, "2" * 16)
         record.stop, record.deadline_s, record.exit = Stop.DEADLINE, 0.1, 3
     with pytest.raises(UnavailableError), registry.open("websocket", 0.0, "other"):

@@ -33,6 +33,7 @@ from server.catalog import read_catalog
 from server.engine.messages import LoadPlan
 from server.scheduling.costs import CostModel
 from server.worker.loading import facts, load_models, warm_up
+from server.worker.progress import LoadingProgress
 
 
 @value(kw_only=True)
@@ -274,9 +275,10 @@ def test_the_server_knows_and_loads_it(directory: Path) -> None:
     model = read_catalog(directory.parent).get("iterated")
     assert model.layout(60, 90, extra=False).exits == 2
     plan = LoadPlan({"iterated": str(directory)}, "cpu", "auto", 1, (), {}, 0, 0, "INFO")
-    loaded = load_models(plan)["iterated"]
+    progress = LoadingProgress(lambda _: None)
+    loaded = load_models(plan, progress)["iterated"]
     measured = CostModel()
-    warm_up("iterated", loaded.model, measured)
-    told = facts("iterated", loaded, measured)
+    warm_up("iterated", loaded.model, measured, progress)
+    told = facts("iterated", loaded, measured, progress)
     assert told.chosen.executor == "reference" and len(told.macs) == len(told.seconds) == 2
     assert loaded.model.begin(np.zeros((33, 40, 3), np.uint8)).frame == Frame(33, 40)

@@ -15,7 +15,7 @@ from server.protocols.pieces import FREE_PIECES, PIECE_BYTES, FrameHeader, check
 from server.protocols.turns import BURST, FRESH, LARGE_BYTES, Allowance, Turns
 from server.settings import Settings
 
-POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 16777216\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 16777216\r\n\r\n"
 
 
 class FakePeer(Peer):

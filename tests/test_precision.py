@@ -20,6 +20,9 @@ from models.quality import Quality
 from models.quantisation import Scales
 from server.engine.messages import Chosen, LoadPlan
 from server.worker.loading import load_models
+from server.worker.progress import LoadingProgress
+
+SILENT = LoadingProgress(lambda _: None)
 
 Timer = Callable[[AnytimeModel], float]
 
@@ -117,35 +120,35 @@ def test_an_executor_without_int8_says_so(directory: Path, scales: Scales) -> No
 
 
 def plan(directory: Path, chosen: dict[str, Chosen], precision: str = "auto") -> LoadPlan:
-    return LoadPlan({"tiny": str(directory)}, "cpu", "reference", 1, (), chosen, 0, 0, "INFO", precision)
+    return LoadPlan({"tiny": str(directory)}, "cpu", "reference", 1, (), chosen, 0, 0, "INFO", precision=precision)
 
 
 @pytest.mark.usefixtures("scales")
 def test_the_server_chooses_and_says_why(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    loaded = load_models(plan(directory, {}), timer(0.018, 0.009))["tiny"]
+    loaded = load_models(plan(directory, {}), SILENT, timer(0.018, 0.009))["tiny"]
     assert loaded.model.precision == "int8" and loaded.precision_reason.startswith("int8 takes 9.00 ms")
     assert "tiny runs on reference in int8: int8 takes 9.00 ms to exit 4, fp32 18.00 ms" in caplog.text
-    assert load_models(plan(directory, {}, "fp32"))["tiny"].model.precision == "fp32"
+    assert load_models(plan(directory, {}, "fp32"), SILENT)["tiny"].model.precision == "fp32"
 
 
 @pytest.mark.usefixtures("scales")
 def test_the_next_worker_keeps_the_precision(directory: Path) -> None:
     chosen = {"tiny": Chosen("reference", "right", "int8", "faster")}
-    loaded = load_models(plan(directory, chosen), timer(0, 1))["tiny"]
+    loaded = load_models(plan(directory, chosen), SILENT, timer(0, 1))["tiny"]
     assert (loaded.model.precision, loaded.reason, loaded.precision_reason) == ("int8", "right", "faster")
 
 
 @pytest.mark.usefixtures("scales")
 def test_a_calibration_serves_its_own_precision(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     Quality(((0.1, 0.2),), 30, "val", fingerprint(directory)).save(directory)
-    assert load_models(plan(directory, {}, "fp32"))["tiny"].quality is not None
-    assert load_models(plan(directory, {}, "int8"))["tiny"].quality is None
+    assert load_models(plan(directory, {}, "fp32"), SILENT)["tiny"].quality is not None
+    assert load_models(plan(directory, {}, "int8"), SILENT)["tiny"].quality is None
     Quality(((0.1, 0.3),), 30, "val", fingerprint(directory), "int8").save(directory)
-    quality = load_models(plan(directory, {}, "int8"))["tiny"].quality
+    quality = load_models(plan(directory, {}, "int8"), SILENT)["tiny"].quality
     assert quality is not None and quality.threshold(0.1) == 0.3
     (directory / QUALITY_FILES["int8"]).write_bytes((directory / QUALITY_FILES["fp32"]).read_bytes())
-    assert load_models(plan(directory, {}, "int8"))["tiny"].quality is None
+    assert load_models(plan(directory, {}, "int8"), SILENT)["tiny"].quality is None
     assert "was made for fp32, but its name says int8" in caplog.text
 
 

@@ -22,7 +22,8 @@ from server.errors import (
     UnavailableError,
 )
 from server.metrics import Metrics
-from server.requests.registry import RequestRecord, RequestRegistry
+from server.requests.record import RequestRecord
+from server.requests.registry import RequestRegistry
 
 
 def job(stop: Stop | None = None) -> Any:
@@ -129,13 +130,16 @@ def test_only_so_many_may_be_open(registry: RequestRegistry, metrics: Metrics) -
 
 def test_one_address_may_have_so_many_whose_image_is_there(metrics: Metrics) -> None:
     registry = RequestRegistry(metrics, max_open=9, history=3, max_open_per_address=1)
-    with registry.open("http", 0.0, client="a") as first, registry.open("http", 0.0, client="a") as second:
+    with (
+        registry.open("http", 0.0, caller=Caller("a")) as first,
+        registry.open("http", 0.0, caller=Caller("a")) as second,
+    ):
         registry.seat(first)
-        with registry.open("http", 0.0, client="b") as other:
+        with registry.open("http", 0.0, caller=Caller("b")) as other:
             registry.seat(other)
         with pytest.raises(TooManyRequestsError, match=r"a has 1 open requests.*--max-open-per-address"):
             registry.seat(second)
-    with registry.open("http", 0.0, client="a") as record:
+    with registry.open("http", 0.0, caller=Caller("a")) as record:
         registry.seat(record)
 
 

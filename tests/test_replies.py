@@ -12,8 +12,9 @@ from pydantic import TypeAdapter
 
 from server.catalog import ServedModel
 from server.engine.messages import Exited, Stop
-from server.protocols.replies import PredictionBody, http_reply, to_json
-from server.requests.registry import RequestRecord
+from server.protocols.bodies import PredictionBody
+from server.protocols.replies import http_reply, to_json
+from server.requests.record import RequestRecord
 
 
 @pytest.mark.parametrize("config", [tiny.SEGMENTATION, tiny.POSE], ids=lambda config: config.task)

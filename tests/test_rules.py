@@ -35,7 +35,8 @@ BROKEN = {
     "--spare-workers 64: they take 9,600,000,000 bytes, ": {"spare_workers": 64},
     "--history 1000000000: they take 2,048,000,000,000 bytes, ": {"history": 10**9},
     "--max-message-bytes 65536 and --max-body-bytes 32767: a WebSocket reads 65,534 bytes at most": {
-        "max_body_bytes": 32767
+        "max_body_bytes": 32767,
+        "max_message_bytes": 65536,
     },
     "--threads 17: there are 2 cores, for which 16 threads are the most; lower it": {"threads": 17},
     "--codec-threads 17: there are 2 cores, ": {"codec_threads": 17},

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from server.settings import ROOT, load_settings, parse_traffic_cap
+from server.setting_text import parse_traffic_cap
+from server.settings import ROOT, load_settings
 from server.settings_table import HEAD, main, settings_table, updated
 
 

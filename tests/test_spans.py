@@ -15,7 +15,8 @@ from server.engine.messages import Exited, Stop
 from server.errors import NoExitError
 from server.metrics import Metrics
 from server.protocols.trace_context import TraceContext
-from server.requests.registry import CodecWork, RequestRecord, RequestRegistry
+from server.requests.record import CodecWork, RequestRecord
+from server.requests.registry import RequestRegistry
 from server.requests.spans import SpanTracer
 
 CLIENT = TraceContext("1" * 32, "2" * 16, "01")

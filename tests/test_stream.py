@@ -23,7 +23,9 @@ from websockets.sync.client import ClientConnection
 from server.engine.messages import Stop
 from server.metrics import Metrics
 from server.protocols.stream import StreamSession
+from server.requests.admission import ClientLimit
 from server.requests.registry import RequestRegistry
+from server.requests.sockets import OpenSockets
 from server.requests.tracing import TraceRelay
 from server.settings import Settings
 
@@ -413,10 +415,9 @@ def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
         service = SimpleNamespace(
             settings=Settings(max_open=3),
             registry=RequestRegistry(Metrics({}), 3, 10),
-            check_socket=lambda _: None,
             catalog=SimpleNamespace(served=lambda _: None),
             tracer=TraceRelay(),
-            sockets=set(),
+            sockets=OpenSockets(8, 8, ClientLimit(0, 1)),
         )
         socket = Socket()
         running = asyncio.create_task(StreamSession(socket, service).run())  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from live import until
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import Reserve
 from server.worker import __main__ as worker
+from server.worker.__main__ import IDLE_NICE
 
 PLAN = LoadPlan({}, "cpu", "auto", 1, (), {}, arena_fd=7, arena_bytes=1, log_level="INFO")
 
@@ -87,5 +88,5 @@ def test_a_process_in_reserve_imports_behind_everybody_else(monkeypatch: pytest.
     assert worker.load_plan(theirs) == PLAN and not found  # it has something to do at once
     before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     assert worker.load_plan(theirs) == PLAN
-    assert found == [("server.worker.loading", 19), ("server.worker.process", 19)]
+    assert found == [("server.worker.loading", IDLE_NICE), ("server.worker.process", IDLE_NICE)]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before

@@ -1,128 +1,240 @@
-// The page sends a photo to a model with a deadline, and keeps every exit so that the visitor can compare them.
+// The page: a clip with its masks by a deadline, or a still picture with every exit, and the controls of both.
+import { Anytime } from "./anytime.js";
+import { Cards } from "./cards.js";
+import { listen } from "./controls.js";
+import { Dial } from "./dial.js";
 import { Legend } from "./legend.js";
+import { Live } from "./live.js";
+import { Models } from "./models.js";
+import { Panel } from "./panel.js";
 import { Person } from "./person.js";
+import { CameraSource, FileSource, StreetSource, fitted } from "./sources.js";
 import { Stage } from "./stage.js";
-import { Stream } from "./stream.js";
-import { Timeline } from "./timeline.js";
+import { Still } from "./still.js";
+import { VIEWS } from "./views.js";
+import { complaint, summary } from "./wording.js";
 
 const $ = (id) => document.getElementById(id);
-const SHORTEST_MS = 10;
-const SHOWN_PX = 2048; // the longest side of the photo on the page
-const STOPPED = {
-  complete: "All exits are done.",
-  max_exit: "The deepest exit allowed is done.",
-  quality: "Good enough; stopped early.",
-  deadline: "The next exit would have come too late.",
-  cancelled: "Cancelled.",
+const SHOWN_PX = 2048; // the longest side of a photo on the page
+const LEARNT_MS = 4000; // how often the exits' times are read again
+const CREDIT = {
+  street: "The street is drawn by this page, so the true class of every pixel is known.",
+  portrait: "Eileen Collins, by NASA (public domain).",
 };
 
-const stage = new Stage();
-const timeline = new Timeline(look);
+const server = new Anytime(document.baseURI);
+const models = new Models(server, $("model"));
+const stage = new Stage($("anytime"));
+const dial = new Dial(dialMoved, dialReleased);
+const cards = new Cards(look);
 const legend = new Legend(pick);
-const person = new Person(run);
-const stream = new Stream(new URL("v1/stream", document.baseURI).href.replace(/^http/, "ws"));
-let models = [];
-let longest_ms = 10_000;
-let photo = null; // the canvas of the photo on the page
-let labels = null; // names, palette and skeleton of the model that answers
-let exits = []; // the exits of this run, by their number
-let pinned = null; // the number of the exit whose card was pressed; null shows the newest exit
+const person = new Person(() => rerun(true));
+const still = new Still(server, { begun, exit: arrived, ended, failed, played });
+const live = new Live(server, [stage, new Stage($("whole"))], asked, { answered: (exits) => dial.mark(exits), counted, failed });
+const panel = new Panel(() => ({ base: document.baseURI, ...options(), box: box() }), (kind) => stage.copy(kind));
+let street = null;
+let pinned = null; // the number of the exit whose card was pressed
 let only = null; // the class or joint that is picked in the legend
-let runs = 0;
+let fresh = false; // whether the run has all the time there is: the dial then follows its exits
+let visits = 0; // how often something else was chosen: what is read late is not shown
+let slowly = false; // play the exits as soon as they are there
 
-const model = () => models.find(({ name }) => name === $("model").value);
-const deadline_ms = () => +(SHORTEST_MS * (longest_ms / SHORTEST_MS) ** ($("deadline").value / 1000)).toPrecision(2);
-const running = () => document.body.dataset.state === "running";
-const readable = (ms) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
+const view = () => (models.pose ? "mask" : $("look").value);
+const sent = () => (still.photo ? still.size($("resolution").value) : stage.size);
+const box = () => (still.photo && person.box(sent())) || null;
 
-async function loadModels() {
+/** What a request asks for: the further map only where it is looked at. */
+function options() {
+  const mapped = !models.pose && (still.photo || view() !== "mask" || $("dim").checked);
+  return { model: models.name, deadline_ms: dial.ms, ...(mapped && { map: VIEWS[view()].map }) };
+}
+
+/** What player 0, by the deadline, or 1, the whole network, sends and shows now. */
+function asked(index) {
+  const last = models.exits;
+  const whole = { model: models.name, deadline_ms: models.longest_ms, min_exit: last, max_exit: last };
+  const look = { labels: models.labels, view: index ? "mask" : view(), only };
+  return { options: index ? whole : options(), deadline_ms: dial.ms, dense: models.dense(stage.size), look };
+}
+
+async function begin() {
+  for (const [value, { name }] of Object.entries(VIEWS)) $("look").add(new Option(name, value));
   try {
-    const response = await fetch("v1/models");
-    const body = await response.json();
-    if (!response.ok) throw new Error(body.error);
-    models = body.models;
-    longest_ms = body.deadline_ms.max;
-    $("model").replaceChildren(...models.map(({ name }) => new Option(name)));
-    $("model").value = body.default;
-    $("deadline").value = (1000 * Math.log(body.deadline_ms.default / SHORTEST_MS)) / Math.log(longest_ms / SHORTEST_MS);
-    timeline.reset(model().exits);
-    describe();
+    await models.load();
   } catch (error) {
-    complain(`The list of models cannot be read: ${error.message}`);
+    become("failed", "");
+    return complain(`The list of models cannot be read: ${error.message}`);
+  }
+  cards.reset(models.exits);
+  await learn();
+  setInterval(learn, LEARNT_MS);
+  if (models.pose) portrait();
+  else drive();
+}
+
+/** Read what the exits take by now, and rescale the dial unless it is being held. */
+async function learn() {
+  if (document.hidden || $("deadline").matches(":active")) return;
+  const seconds = await models.learn(sent());
+  if (seconds) dial.rescale(seconds);
+  if (live.open) live.suggest(dial);
+}
+
+/** Play a clip; `name` is that of its button. */
+async function play(name, source) {
+  if (models.pose && name === "street") return portrait();
+  leave(name, CREDIT[name]);
+  document.body.dataset.mode = "live";
+  cards.reset(models.exits);
+  try {
+    if (!(await live.play(source))) return;
+    live.suggest(dial);
+    become("live", server.why);
+  } catch (error) {
+    become("failed", "");
+    complain(name === "camera" ? `The camera cannot be used: ${error.message}.` : "This browser cannot play this video.");
   }
 }
 
-/** Use an image file that was chosen, pasted or dropped. */
-async function take(file) {
+/** Play the street; it is built once. */
+const drive = () => play("street", (street ??= new StreetSource(live.offer)));
+
+/** Leave what is on the page for what the button `name` stands for. */
+function leave(name, credit = "") {
+  visits++;
+  live.close();
+  still.use(null);
+  [only, pinned, slowly, dial.touched] = [null, null, false, false];
+  for (const button of $("sources").children) button.ariaPressed = String(button.dataset.source === name);
+  $("credit").textContent = credit;
+  stage.clear();
+  person.forget();
+  complain("");
+}
+
+function counted({ exits }) {
+  cards.count(exits);
+  if (stage.exit) legend.draw(stage.exit, models.labels, { view: view(), only, sorted: false });
+  $("status").textContent = server.why;
+}
+
+/** Hold the frame that is on the stage, and play its exits slowly. */
+function hold() {
+  const picture = live.hold();
+  if (!picture) return;
+  slowly = true;
+  use(picture);
+}
+
+/** Use an image or video file that was chosen, pasted or dropped. */
+async function take(file, credit = "") {
   if (!file) return;
+  if (file.type.startsWith("video/")) return play("file", new FileSource(live.offer, +$("resolution").value, file));
+  leave("file", credit);
+  become("running", "Reading the picture …");
+  const visit = visits;
   try {
-    use(fitted(await createImageBitmap(file), SHOWN_PX)); // the browser turns it upright by its EXIF data
+    const picture = await createImageBitmap(file); // the browser turns it upright by its EXIF data
+    if (visit === visits) use(fitted(picture, SHOWN_PX));
   } catch {
+    become("failed", "");
     complain(`${file.name || "This file"} is not a picture that this browser can read. Try a JPEG or a PNG.`);
   }
 }
 
+/** The picture that a pose model begins with. */
+async function portrait() {
+  const visit = ++visits;
+  const file = await (await fetch("static/pictures/astronaut.jpg")).blob();
+  if (visit === visits) take(file, CREDIT.portrait);
+}
+
 function use(canvas) {
-  photo = canvas;
-  stage.show(photo);
-  person.forget();
-  $("welcome").hidden = true;
-  $("run").disabled = $("another").disabled = false;
-  run();
-}
-
-/** A canvas with `image`, made smaller if its longer side has more than `limit_px` pixels. */
-function fitted(image, limit_px) {
-  const scale = Math.min(1, limit_px / Math.max(image.width, image.height));
-  const size = { width: Math.round(image.width * scale), height: Math.round(image.height * scale) };
-  const canvas = Object.assign(document.createElement("canvas"), size);
-  const brush = canvas.getContext("2d");
-  brush.imageSmoothingQuality = "high";
-  brush.drawImage(image, 0, 0, size.width, size.height);
-  return canvas;
-}
-
-function run() {
-  if (!photo || !model()) return;
-  const thisRun = ++runs;
-  const { name, exits: costs, classes, joints, palette, skeleton = [] } = model();
-  stream.cancel();
-  labels = { names: classes ?? joints, palette, skeleton };
-  [exits, pinned, only] = [[], null, null];
+  document.body.dataset.mode = "still";
+  still.use(canvas);
+  stage.show(canvas);
   stage.clear();
-  legend.clear();
-  timeline.reset(costs);
+  rerun(true);
+}
+
+/** Run the still picture again: with all the time there is if `afresh`, so that all exits are held; else by the dial. */
+function rerun(afresh) {
+  if (!still.photo) return;
+  const chosen = box();
+  if (afresh) cards.reset(models.exits);
+  [fresh, pinned] = [afresh, null];
+  still.run({ ...options(), ...(chosen && { box: chosen }), ...(afresh && { deadline_ms: models.longest_ms }) }, $("resolution").value, afresh);
+}
+
+function begun() {
   complain("");
   become("running", "Waiting for the first exit …");
-  const small = fitted(photo, $("resolution").value);
-  const image = new Promise((done) => small.toBlob(done, "image/jpeg", 0.95));
-  image.then(() => thisRun === runs && running() && timeline.start(deadline_ms()));
-  const box = person.box(small);
-  stream.predict({ model: name, deadline_ms: deadline_ms(), ...(box && { box }) }, image, { exit: arrived, end: ended, error: failed });
 }
 
 function arrived(exit) {
-  exits[exit.exit] = exit;
-  timeline.add(exit, labels, photo);
-  if (pinned === null) show(exit.exit);
-  $("status").textContent = `Exit ${exit.exit} of ${exit.exits} after ${exit.elapsed_ms.toFixed(0)} ms …`;
+  cards.fill(exit, models.labels, still.photo);
+  dial.mark(still.held.all);
+  if (fresh && !slowly) dial.set(exit.elapsed_ms);
+  if (slowly) show(still.held.all[0]);
+  else look(null, false);
 }
 
-function ended({ exit, stop, elapsed_ms, skipped }) {
-  timeline.stop(elapsed_ms, skipped);
-  become("done", `${exit ? `Exit ${exit}` : "No exit"} after ${elapsed_ms.toFixed(0)} ms. ${STOPPED[stop]}`);
+function ended({ exit, stop, skipped }) {
+  const reached = still.held.all.filter((held) => held.exit <= exit); // deeper ones are of a run before
+  cards.end(skipped);
+  become("done", summary(reached, stop));
+  if (!slowly || !still.held.last) return;
+  slowly = false;
+  still.play(still.held.all[0].elapsed_ms);
+  describe();
 }
 
-function failed(sentence) {
-  timeline.stop(0, []);
-  become("failed", "");
-  complain(sentence);
+function failed(error) {
+  slowly = false;
+  const held = error.status === 504 && still.held.last !== null; // the exits of an earlier run stay
+  if (!held) cards.end([]);
+  become(held ? "done" : "failed", held ? complaint(error, dial.ms) : "");
+  complain(held ? "" : complaint(error, dial.ms));
+  if (held) look(null, false);
 }
 
-/** Show exit `number`, and pin it if `keep`. null shows the pinned exit again, or the newest. */
+/** A moment of slow motion: the dial turns by itself. */
+function played(ms) {
+  dial.set(ms);
+  look(null, false);
+  const next = still.held.next(ms);
+  if (next) stage.blend(next.exit, next.share ** 2);
+  if (!still.playing) describe();
+}
+
+/** Show exit `number`, and keep it if `keep`; null shows the kept exit again, or the one that the dial allows. */
 function look(number, keep) {
+  if (!still.photo || !still.held.last) return;
   if (keep) pinned = number;
-  show(number ?? pinned ?? exits.length - 1);
+  const [first] = still.held.all;
+  const chosen = still.held.get(number ?? pinned) ?? still.held.at(dial.ms);
+  show(chosen ?? first);
+  if (!chosen) stage.age(first.elapsed_ms - dial.ms);
+}
+
+function show(exit) {
+  stage.draw(exit, { labels: models.labels, view: view(), only });
+  stage.age(0);
+  legend.draw(exit, models.labels, { view: view(), only, sorted: true });
+  cards.press(exit.exit);
+}
+
+function dialMoved(ms) {
+  pinned = null;
+  still.pause();
+  describe();
+  if (live.open) live.players[0].look(ms);
+  look(null, false);
+}
+
+function dialReleased(ms) {
+  if (still.running) still.deadline(ms);
+  else rerun(false);
 }
 
 function pick(label) {
@@ -130,17 +242,10 @@ function pick(label) {
   look(null, false);
 }
 
-function show(number) {
-  if (!exits[number]) return;
-  stage.draw(exits[number], labels, only);
-  legend.draw(exits[number], labels, only);
-  timeline.press(number);
-}
-
 function become(state, sentence) {
   document.body.dataset.state = state;
-  $("run").textContent = state === "running" ? "Cancel" : "Run again";
   $("status").textContent = sentence;
+  describe();
 }
 
 function complain(sentence) {
@@ -149,39 +254,45 @@ function complain(sentence) {
 }
 
 function describe() {
-  $("deadline-value").textContent = $("deadline").ariaValueText = readable(deadline_ms());
+  $("run").textContent = live.open ? "Slow motion" : still.running ? "Stop" : still.playing ? "Pause" : "Play slowly";
   $("opacity-value").textContent = `${$("opacity").value} %`;
-  stage.opacity($("opacity").value / 100);
-  stage.hatch($("show-unsure").checked);
-  person.wanted(model()?.task === "pose");
-  $("person-hint").hidden = model()?.task !== "pose";
+  document.body.style.setProperty("--mask", $("opacity").value / 100);
+  document.body.classList.toggle("dim", ($("dim").checked || still.playing) && view() === "mask");
+  $("look").disabled = models.pose;
+  $("look-text").textContent = models.pose ? "" : VIEWS[view()].text;
+  $("whole").hidden = !live.open || !$("beside").checked;
+  $("beside-label").hidden = !live.open;
+  person.wanted(models.pose && still.photo !== null);
+  $("person-hint").hidden = !models.pose || !still.photo;
+  panel.write();
 }
 
-$("choose").onclick = $("another").onclick = () => $("file").click();
-$("sample").onclick = async () => {
-  const scene = Object.assign(new Image(), { src: "static/scene.svg" });
-  await scene.decode();
-  use(fitted(scene, SHOWN_PX));
-};
-$("file").onchange = ({ target }) => take(target.files[0]).then(() => (target.value = ""));
-$("settings").onsubmit = (event) => {
-  event.preventDefault();
-  if (running()) stream.cancel();
-  else run();
-};
-$("settings").oninput = describe;
-$("model").onchange = $("resolution").onchange = run;
-$("deadline").onchange = () => {
-  if (!running()) return run();
-  stream.deadline(deadline_ms());
-  timeline.extend(deadline_ms());
-};
-addEventListener("paste", ({ clipboardData }) => take(clipboardData.files[0]));
-addEventListener("dragover", (event) => (event.preventDefault(), document.body.classList.add("dragging")));
-addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("dragging"));
-addEventListener("drop", (event) => {
-  event.preventDefault();
-  document.body.classList.remove("dragging");
-  take(event.dataTransfer.files[0]);
+listen({
+  street: drive,
+  camera: () => play("camera", new CameraSource(live.offer, +$("resolution").value)),
+  take,
+  run() {
+    if (live.open) hold();
+    else if (still.running) still.cancel();
+    else if (still.playing) still.pause();
+    else if (still.held.last) still.play(still.held.all[0].elapsed_ms);
+    else rerun(true);
+    describe();
+  },
+  async model() {
+    cards.reset(models.exits);
+    only = null;
+    await learn();
+    if (live.open && models.pose) return portrait();
+    describe();
+    rerun(true);
+  },
+  resolution: () => rerun(true),
+  look() {
+    describe();
+    rerun(true);
+  },
+  beside: (wanted) => (live.beside(wanted), describe()),
+  drawn: describe,
 });
-loadModels();
+begin();

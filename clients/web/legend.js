@@ -1,12 +1,11 @@
 // The legend lists the classes in the mask with their shares, or the joints with their scores.
-import { colour } from "./stage.js";
+import { colour, exitColour } from "./views.js";
 
-/** [class, share of the pixels] of every class in the mask, largest share first. */
+/** [class, share of the pixels] of every class in the mask. */
 function shares({ mask }) {
   const counts = new Uint32Array(256);
   for (const label of mask) counts[label]++;
-  const found = [...counts].map((count, label) => [label, count / mask.length]).filter(([, share]) => share);
-  return found.sort(([, a], [, b]) => b - a);
+  return [...counts].map((count, label) => [label, count / mask.length]).filter(([, share]) => share);
 }
 
 export class Legend {
@@ -19,31 +18,42 @@ export class Legend {
     this.#pick = pick;
   }
 
-  clear() {
-    this.#title.hidden = true;
-    this.#list.replaceChildren();
-  }
-
-  draw(exit, labels, only) {
-    const focused = document.activeElement.dataset.label;
+  /** `sorted`: the largest share first. In a clip the order stays, so that nothing jumps. */
+  draw(exit, labels, { view, only, sorted }) {
+    if (view === "exit" && exit.kind === "exit") return this.#exits(exit);
     const rows = exit.mask ? shares(exit) : exit.keypoints.map(([, , score], joint) => [joint, score]);
+    if (sorted && exit.mask) rows.sort(([, a], [, b]) => b - a);
     this.#title.textContent = exit.mask ? "In this picture" : "Joints and their scores";
-    this.#title.hidden = false;
     const written = (value) => (exit.mask ? `${(100 * value).toFixed(1)} %` : value.toFixed(2));
-    this.#list.replaceChildren(...rows.map(([label, value]) => this.#row(label, written(value), labels, only)));
-    this.#list.querySelector(`[data-label="${focused}"]`)?.focus();
+    const row = ([label, value]) => this.#row(label, colour(labels.palette, label), labels.names[label] ?? "left out", written(value), label === only);
+    this.#replace(rows.map(row));
   }
 
-  #row(label, value, { names, palette }, only) {
-    const row = document.querySelector("#row").content.cloneNode(true);
-    const button = row.querySelector("button");
+  #exits({ extra, exit }) {
+    const counts = new Uint32Array(256);
+    for (const number of extra) counts[number]++;
+    this.#title.textContent = "Decided by";
+    const numbers = Array.from({ length: exit }, (_, index) => index + 1);
+    this.#replace(numbers.map((number) => this.#row(`exit ${number}`, exitColour(number), `Exit ${number}`, `${((100 * counts[number]) / extra.length).toFixed(1)} %`, false)));
+  }
+
+  /** Replace the rows; the one in focus stays the same element. */
+  #replace(rows) {
+    const focused = this.#list.contains(document.activeElement) ? document.activeElement.dataset.label : null;
+    this.#list.replaceChildren(...rows);
+    if (focused !== null) (this.#list.querySelector(`[data-label="${focused}"]`) ?? this.#list.querySelector("button"))?.focus();
+  }
+
+  #row(label, swatchColour, text, value, pressed) {
+    const row = document.querySelector("#row").content.cloneNode(true).firstElementChild;
+    const button = row.firstElementChild;
     const [swatch, name, figure] = button.children;
-    swatch.style.background = colour(palette, label);
-    name.textContent = names[label];
+    swatch.style.background = swatchColour;
+    name.textContent = text;
     figure.textContent = value;
     button.dataset.label = label;
-    button.ariaPressed = String(label === only);
-    button.onclick = () => this.#pick(label);
+    button.ariaPressed = String(pressed);
+    button.onclick = () => this.#pick(typeof label === "number" ? label : null);
     return row;
   }
 }

@@ -45,6 +45,7 @@ export class Person {
     event.preventDefault();
     this.#layers.setPointerCapture(event.pointerId);
     this.#start = this.#at(event);
+    this.#box = null; // a click that drags nothing takes the whole photo
   }
 
   #drag(event) {

@@ -1,117 +1,101 @@
-// The stage stacks three canvases: the photo, its mask or skeleton, and the hatched unsure area.
-
-/** The CSS colour of class or joint `index`: the model's own, or else a hue that differs from its neighbours'. */
-export function colour(palette, index) {
-  return palette[index] ? `rgb(${palette[index].join(" ")})` : `hsl(${(index * 222.5) % 360} 65% 55%)`;
-}
-
-/** Draw a mask (Uint8Array, one class number for each pixel) into `canvas`. `only` leaves out every other class. */
-export function paintMask(canvas, { mask, size: [height, width] }, palette, only = null) {
-  const pixels = new Uint32Array(width * height);
-  const colours = palette.map(([r, g, b]) => (255 << 24) | (b << 16) | (g << 8) | r);
-  for (let i = 0; i < pixels.length; i++)
-    if (only === null || mask[i] === only) pixels[i] = colours[mask[i]] ?? 0xff808080;
-  put(canvas, pixels, width, height);
-}
-
-/** Draw limbs and joints into `canvas`, at the size of the photo. Joints with a score below 0.1 are left out. */
-export function paintSkeleton(canvas, { keypoints, size: [height, width] }, { palette, skeleton }, only = null) {
-  Object.assign(canvas, { width, height });
-  const brush = canvas.getContext("2d");
-  const unit = Math.max(2, Math.max(width, height) / 130);
-  const seen = (joint) => keypoints[joint][2] >= 0.1;
-  Object.assign(brush, { lineCap: "round", lineWidth: 1.4 * unit });
-  for (const [a, b] of skeleton.filter(([a, b]) => seen(a) && seen(b))) {
-    brush.strokeStyle = colour(palette, b);
-    brush.beginPath();
-    brush.moveTo(keypoints[a][0], keypoints[a][1]);
-    brush.lineTo(keypoints[b][0], keypoints[b][1]);
-    brush.stroke();
-  }
-  Object.assign(brush, { strokeStyle: "#fff", lineWidth: unit / 2 });
-  for (const [joint, [x, y]] of keypoints.entries()) {
-    if (!seen(joint)) continue;
-    brush.fillStyle = colour(palette, joint);
-    brush.beginPath();
-    brush.arc(x, y, unit * (joint === only ? 2.6 : 1.3), 0, 7);
-    brush.fill();
-    brush.stroke();
-  }
-}
-
-/** Hatch the pixels where `unsure` is 1. */
-function paintUnsure(canvas, unsure, [height, width]) {
-  const pixels = new Uint32Array(width * height);
-  const period = Math.max(6, Math.round(width / 60));
-  for (let y = 0, i = 0; y < height; y++)
-    for (let x = 0; x < width; x++, i++)
-      if (unsure?.[i]) pixels[i] = (x + y) % period < period / 3 ? 0xc8ffffff : 0x30000000;
-  put(canvas, pixels, width, height);
-}
-
-function put(canvas, pixels, width, height) {
-  Object.assign(canvas, { width, height });
-  canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(pixels.buffer), width, height), 0, 0);
-}
+// A stage: a picture with an exit painted over it, the badge that tells which, and the name of the class under the pointer.
+import { readable } from "./scale.js";
+import { paint, paintDim } from "./views.js";
 
 export class Stage {
-  #layers = document.querySelector("#layers");
-  #photo = document.querySelector("#photo");
-  #mask = document.querySelector("#mask");
-  #unsure = document.querySelector("#unsure");
-  #badge = document.querySelector("#badge");
-  #tip = document.querySelector("#tip");
+  #part;
   #exit = null;
-  #labels = null;
+  #look = null; // {labels, view, only}
+  #later = null; // the exit that shines through
 
-  constructor() {
-    this.#layers.addEventListener("pointermove", (event) => this.#name(event));
-    this.#layers.addEventListener("pointerleave", () => (this.#tip.hidden = true));
+  /** `figure` holds canvases of the classes photo, mask, next and dim, and outputs of the classes badge and tip. */
+  constructor(figure) {
+    this.#part = Object.fromEntries(["layers", "photo", "mask", "next", "dim", "badge", "tip"].map((name) => [name, figure.querySelector(`.${name}`)]));
+    this.#part.layers.addEventListener("pointermove", (event) => this.#name(event));
+    this.#part.layers.addEventListener("pointerleave", () => (this.#part.tip.hidden = true));
   }
 
-  /** Show a new photo (a canvas) and remove the answer to the one before. */
-  show(photo) {
-    Object.assign(this.#photo, { width: photo.width, height: photo.height });
-    this.#photo.getContext("2d").drawImage(photo, 0, 0);
-    this.#layers.style.setProperty("--ratio", photo.width / photo.height);
-    this.#layers.hidden = false;
-    this.clear();
+  /** The size of the picture on the stage. */
+  get size() {
+    return { width: this.#part.photo.width, height: this.#part.photo.height };
   }
 
+  /** The exit on the stage, or null. */
+  get exit() {
+    return this.#exit;
+  }
+
+  /** Show a picture (a canvas). What is painted over it stays. */
+  show(picture) {
+    const { photo, layers } = this.#part;
+    if (photo.width !== picture.width || photo.height !== picture.height) {
+      Object.assign(photo, { width: picture.width, height: picture.height });
+      layers.style.setProperty("--ratio", picture.width / picture.height);
+    }
+    photo.getContext("2d").drawImage(picture, 0, 0);
+  }
+
+  /** Remove what is painted over the picture. */
   clear() {
-    this.#exit = null;
-    this.#badge.hidden = this.#tip.hidden = true;
-    for (const canvas of [this.#mask, this.#unsure]) canvas.width = canvas.height = 1;
+    this.#exit = this.#later = null;
+    this.#part.badge.hidden = this.#part.tip.hidden = true;
+    for (const name of ["mask", "next", "dim"]) this.#part[name].width = this.#part[name].height = 1;
+    this.age(0);
   }
 
-  /** Draw an exit over the photo; `only` picks out one class or joint. */
-  draw(exit, labels, only = null) {
-    [this.#exit, this.#labels] = [exit, labels];
-    if (exit.mask) paintMask(this.#mask, exit, labels.palette, only);
-    else paintSkeleton(this.#mask, exit, labels, only);
-    paintUnsure(this.#unsure, exit.unsureMap, exit.size);
-    this.#badge.textContent = `Exit ${exit.exit} · ${exit.elapsed_ms.toFixed(0)} ms`;
-    this.#badge.hidden = false;
+  /** Paint an exit. `look`: {labels, view, only}, see `paint`. */
+  draw(exit, look) {
+    const same = this.#exit === exit && this.#look?.view === look.view && this.#look.only === look.only;
+    [this.#exit, this.#look] = [exit, look];
+    this.#part.next.style.opacity = 0;
+    if (same) return;
+    paint(this.#part.mask, exit, look.labels, look.view, look.only);
+    paintDim(this.#part.dim, exit);
   }
 
-  opacity(share) {
-    this.#mask.style.opacity = share;
+  /** Let a later exit shine through: `share` of it, from 0 to 1. */
+  blend(exit, share) {
+    const { next } = this.#part;
+    if (this.#later !== exit) paint(next, exit, this.#look.labels, this.#look.view, this.#look.only);
+    this.#later = exit;
+    next.style.opacity = `calc(var(--mask) * ${share})`;
   }
 
-  hatch(shown) {
-    this.#unsure.hidden = !shown;
+  /** What is painted is `ms` older than the picture: it is dimmed, and the badge tells. 0: it belongs to the picture. */
+  age(ms) {
+    this.#part.layers.classList.toggle("old", ms > 0);
+    if (!this.#exit) return;
+    const { exit, elapsed_ms } = this.#exit;
+    this.#say(ms > 0 ? `Exit ${exit} · ${readable(ms)} old` : `Exit ${exit} · ${readable(elapsed_ms)}`);
   }
 
-  /** Show the name of the class under the pointer. */
+  /** The picture with what is painted over it, or what is painted alone: a canvas of the picture's size. */
+  copy({ overlay }) {
+    const { photo, mask } = this.#part;
+    const canvas = Object.assign(document.createElement("canvas"), overlay ? this.size : { width: mask.width, height: mask.height });
+    const brush = canvas.getContext("2d");
+    if (overlay) brush.drawImage(photo, 0, 0);
+    if (overlay) brush.globalAlpha = +getComputedStyle(mask).opacity;
+    brush.imageSmoothingEnabled = false;
+    brush.drawImage(mask, 0, 0, canvas.width, canvas.height);
+    return canvas;
+  }
+
+  #say(text) {
+    if (this.#part.badge.textContent !== text) this.#part.badge.textContent = text;
+    this.#part.badge.hidden = false;
+  }
+
   #name({ clientX, clientY }) {
-    this.#tip.hidden = !this.#exit?.mask;
-    if (this.#tip.hidden) return;
+    const { tip, photo } = this.#part;
+    tip.hidden = !this.#exit?.mask;
+    if (tip.hidden) return;
     const [height, width] = this.#exit.size;
-    const box = this.#photo.getBoundingClientRect();
+    const box = photo.getBoundingClientRect();
     const x = Math.min(width - 1, Math.floor(((clientX - box.left) / box.width) * width));
     const y = Math.min(height - 1, Math.floor(((clientY - box.top) / box.height) * height));
-    const at = y * width + x;
-    this.#tip.textContent = this.#labels.names[this.#exit.mask[at]] + (this.#exit.unsureMap?.[at] ? " · unsure" : "");
-    Object.assign(this.#tip.style, { left: `${clientX - box.left}px`, top: `${clientY - box.top}px` });
+    const label = this.#exit.mask[y * width + x];
+    tip.textContent = this.#look.labels.names[label] ?? "left out";
+    Object.assign(tip.style, { left: `${clientX - box.left}px`, top: `${clientY - box.top}px` });
   }
 }

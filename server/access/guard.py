@@ -12,12 +12,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access.headers import (
-    DOCS_POLICY,
-    PAGE_POLICY,
     Headers,
-    added,
     preflight_headers,
-    security_headers,
+    secured,
     sharing_headers,
 )
 from server.access.identity import CALLER, SOMEBODY, Caller, token_digest
@@ -60,24 +57,20 @@ class Guard:
         self._origins = Origins(
             settings.allowed_hosts, settings.allowed_origins, settings.host, own_name=socket.gethostname()
         )
-        vary: Headers = [(b"vary", b"Origin")] if self._origins.shares else []
-        self._page_headers = security_headers(PAGE_POLICY) + vary
-        self._docs_headers = security_headers(DOCS_POLICY) + vary
+        self._vary: Headers = [(b"vary", b"Origin")] if self._origins.shares else []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         fields = _fields(scope)
-        headers = self._docs_headers if scope["path"] == "/docs" else self._page_headers
         origin = fields[b"origin"][0] if fields[b"origin"] else None
-        if origin is not None and self._origins.shares_with(origin):
-            headers = headers + sharing_headers(origin)
+        shared = sharing_headers(origin) if origin is not None and self._origins.shares_with(origin) else []
         subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None
 
         async def send_marked(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                message["headers"] = added(message.get("headers", ()), headers)
+                message["headers"] = [*secured(message.get("headers", ())), *self._vary, *shared]
             elif message["type"] == "websocket.accept" and subprotocol is not None:
                 message["subprotocol"] = subprotocol
             await send(message)

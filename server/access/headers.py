@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 Headers = list[tuple[bytes, bytes]]
 
-PAGE_POLICY = (
+POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "connect-src 'self'; worker-src 'self' blob:; font-src 'self'; manifest-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -15,17 +15,15 @@ PAGE_POLICY = (
 """What a page of this server may load: what it has from this server alone, and pictures that it made itself. No page of
 any site may frame it."""
 
-DOCS_POLICY = PAGE_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
-"""Swagger's page has style attributes."""
-
 SECURITY: Headers = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
+    (b"content-security-policy", POLICY.encode()),
 ]
-"""Sent with every answer: it is what its type says, in no frame, tells no other site where it came from, and no page of
-another origin may embed it."""
+"""Sent with every answer: it is what its type says, in no frame, tells no other site where it came from, no page of
+another origin may embed it, and it may load what `POLICY` says."""
 
 METHODS = "GET, POST, DELETE"
 REQUEST_FIELDS = (
@@ -37,10 +35,6 @@ RESPONSE_FIELDS = (
 )
 PREFLIGHT_S = 600
 """For so long a browser need not ask again what a page may send."""
-
-
-def security_headers(policy: str) -> Headers:
-    return [*SECURITY, (b"content-security-policy", policy.encode())]
 
 
 def sharing_headers(origin: str) -> Headers:
@@ -61,7 +55,7 @@ def preflight_headers() -> dict[str, str]:
     }
 
 
-def added(headers: Sequence[tuple[bytes, bytes]], more: Headers) -> Headers:
-    """The headers of an answer and those of `more` that it does not set itself."""
-    names = {name.lower() for name, _ in headers}
-    return [*headers, *((name, value) for name, value in more if name not in names)]
+def secured(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
+    """The headers of an answer, and those of `SECURITY` that it does not set itself."""
+    names = {name for name, _ in headers}
+    return [*headers, *((name, value) for name, value in SECURITY if name not in names)]

@@ -85,19 +85,15 @@ class KeyAccount:
 
     def admit(self, now_s: float) -> None:
         """Count one request. Raises TooManyRequestsError if the key has no request or no computation left."""
-        if self._requests is not None:
-            self._refuse(
-                self._requests.wait_s(1, now_s),
-                f"key {self._name} may send {self.terms.requests_per_second:g} requests a second and "
-                f"{self.terms.burst} at once",
-                "key_rate",
-            )
-        if self._gmacs is not None:
-            self._refuse(
-                self._gmacs.wait_s(0, now_s),
-                f"key {self._name} has spent its {self.terms.gmacs_per_second:g} GMACs a second",
-                "key_budget",
-            )
+        terms = self.terms
+        if self._requests is not None and (wait_s := self._requests.wait_s(1, now_s)) > 0:
+            rate = f"{terms.requests_per_second:g} requests a second and {terms.burst} at once"
+            sentence = f"key {self._name} may send {rate}; wait {wait_s:.2g} s before the next"
+            raise TooManyRequestsError(sentence, "key_rate", wait_s)
+        if self._gmacs is not None and (wait_s := self._gmacs.wait_s(0, now_s)) > 0:
+            rate = f"{terms.gmacs_per_second:g} GMACs a second"
+            sentence = f"key {self._name} has spent its {rate}; wait {wait_s:.2g} s before the next"
+            raise TooManyRequestsError(sentence, "key_budget", wait_s)
         if self._requests is not None:
             self._requests.take(1, now_s)
 
@@ -105,10 +101,6 @@ class KeyAccount:
         """Note what was computed for a request."""
         if self._gmacs is not None:
             self._gmacs.take(macs / GIGA, now_s)
-
-    def _refuse(self, wait_s: float, why: str, code: str) -> None:
-        if wait_s > 0:
-            raise TooManyRequestsError(f"{why}; wait {wait_s:.2g} s before the next", code, wait_s)
 
 
 class KeyRing:

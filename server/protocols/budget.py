@@ -13,8 +13,8 @@ from server.protocols.http import REFUSED, documented
 from server.protocols.options import parse_query
 from server.protocols.replies import milliseconds, reply
 from server.protocols.values import ModelName, Positive, Side
-from server.requests.budget import Limit
-from server.requests.service import Forecast, Service
+from server.requests.budget import Forecast, Limit
+from server.requests.service import Service
 
 router = APIRouter()
 

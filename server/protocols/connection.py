@@ -2,8 +2,7 @@
 
 - One request at a time: the bytes behind a request are parsed once its answer is out, and has been read.
 - Headers, trailers and chunks are bounded, and so is the time that they may take.
-- Requests that ask for another protocol than WebSocket are answered.
-- The time at which the first byte of each request came is noted.
+- Requests that ask for another protocol than WebSocket are answered, and the time of each first byte is noted.
 """
 
 import asyncio
@@ -21,7 +20,7 @@ from uvicorn.server import ServerState
 from server.errors import HeadersTooLargeError, InvalidError, ServerError, SlowRequestError
 from server.protocols.gate import Gate
 from server.protocols.http import ARRIVED_S
-from server.protocols.message import Message
+from server.protocols.message import Message, to_head, without_upgrades
 from server.protocols.peers import Peer
 from server.protocols.pieces import check_pieces
 from server.protocols.replies import error_body, to_json
@@ -51,8 +50,6 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     grows with their square."""
     MAX_REST_BYTES = 64 * 1024
     """With more bytes behind a request that is not answered yet, nothing more is read."""
-    UPGRADES = b"upgrade", b"http2-settings"
-    """The header fields that ask for another protocol; `Connection` lists them."""
 
     _rest = b""  # what has come and is not parsed yet
     _came_s = 0.0  # when the last of it came
@@ -77,13 +74,14 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         super().connection_made(transport)
         self.flow: _Flow = _Flow(transport)
         self.address = self.client[0] if self.client else "unknown"
-        settings, now_s = self._gate.settings, time.monotonic()
+        settings = self._gate.settings
         connection = transport.get_extra_info("socket")
         if connection is not None and connection.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * settings.unread_timeout_s))
-        self.due_s, self.waits_since_s = now_s + settings.header_timeout_s, now_s
+        self.waits_since_s = time.monotonic()
+        self.due_s = self.waits_since_s + settings.header_timeout_s
         refusal = self._gate.peers.add(self)
-        if refusal is not None:
+        if refusal:
             self._refuse(refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -96,10 +94,10 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             self.transport.close()
             return
         settings = self._gate.settings
-        part, limit_s, flag = "headers were", settings.header_timeout_s, "--header-timeout-s"
+        what = f"headers were not complete after {settings.header_timeout_s:g} s (--header-timeout-s)"
         if self._message.in_body:
-            part, limit_s, flag = "body was", settings.body_timeout_s, "--body-timeout-s"
-        self._refuse(SlowRequestError(f"the {part} not complete after {limit_s:g} s ({flag}); send faster", "too_slow"))
+            what = f"body was not complete after {settings.body_timeout_s:g} s (--body-timeout-s)"
+        self._refuse(SlowRequestError(f"the {what}; send faster", "too_slow"))
 
     def give_way(self, error: ServerError) -> None:
         if self._message.begun:
@@ -272,8 +270,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             self.loop.call_soon(self._go_on)
 
     def _end_after_this(self) -> None:
-        """Drop what came behind a chunked body, and close the connection after the answer. A client may send these
-        requests again on another one (RFC 9112, section 9.3.2)."""
+        """Drop what came behind a chunked body, and close after the answer (RFC 9112, section 9.3.2)."""
         self._rest = b""
         if self.cycle.response_started:
             self.transport.close()
@@ -285,15 +282,13 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over to the WebSocket protocol."""
         self.connections.discard(self)
-        lines = [b"%b %b HTTP/1.1" % (self.parser.get_method(), self.url)]
-        lines += [name + b": " + value for name, value in self.headers]
         protocol = WebSocketProtocol(config=self.config, server_state=self.server_state, app_state=self.app_state)
         self._gate.peers.replace(self, protocol)
         rest, self._rest = self._rest, b""
         self._hold(False)
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
-        protocol.data_received(b"\r\n".join([*lines, b"", b""]))
+        protocol.data_received(to_head(self.parser.get_method(), self.url, self.headers))
         if rest:
             protocol.data_received(rest)
 
@@ -304,25 +299,16 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     def _unsupported_upgrade_warning(self) -> None:
         """Answer a request that asks for another protocol as if it had not (RFC 9110, section 7.8): a new parser
         gets its headers without the fields that ask."""
-        lines = [b"%b %b HTTP/1.1" % (self.parser.get_method(), self.url)]
-        for name, value in self.headers:
-            if name == b"connection":
-                others = [token for token in value.split(b",") if token.strip().lower() not in self.UPGRADES]
-                lines += [b"connection: " + b",".join(others)] if others else []
-            elif name not in self.UPGRADES:
-                lines.append(name + b": " + value)
+        head = to_head(self.parser.get_method(), self.url, without_upgrades(self.headers))
         self.parser = httptools.HttpRequestParser(self)
-        self._feed(b"\r\n".join([*lines, b"", b""]))
-
-    # --- refusals ---
+        self._feed(head)
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are not HTTP."""
         self._refuse(InvalidError(f"{msg} Speak HTTP/1.1 (RFC 9112)", "bad_http"))
 
     def _refuse(self, error: ServerError) -> None:
-        """Send an error, and close the connection. If an answer has begun, or is due, the client would take the error
-        for it, so none is sent."""
+        """Close the connection, with an error unless the client would take it for an answer that it waits for."""
         self._gate.complaints.note(self.address, error.code, str(error))
         cycle = self.cycle
         receiving = cycle is not None and cycle.more_body and not cycle.response_started

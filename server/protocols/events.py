@@ -23,7 +23,7 @@ from server.protocols.replies import (
     milliseconds,
     to_json,
 )
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 from server.requests.service import Read, Service
 
 EVENTS = "text/event-stream"

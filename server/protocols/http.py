@@ -16,14 +16,15 @@ from starlette.responses import Response
 from server.access.identity import caller_of
 from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError, NotAcceptableError
+from server.protocols.bodies import ErrorBody, MapHeaders, PredictionBody
 from server.protocols.descriptions import describe_costs, describe_model
 from server.protocols.events import EVENTS, EventStream, served_events
 from server.protocols.options import TIMEOUT_HEADER, QueryOptions, RequestHeaders, parse_headers, parse_options
-from server.protocols.replies import ErrorBody, MapHeaders, PredictionBody, http_reply, reply
+from server.protocols.replies import http_reply, reply
 from server.protocols.trace_context import parse_traceparent
 from server.protocols.values import shown
 from server.requests.admission import read_body
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 from server.requests.service import Read, Service
 
 router = APIRouter()

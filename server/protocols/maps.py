@@ -5,7 +5,7 @@ import numpy as np
 from models.imaging.geometry import Size
 from server.engine.job import Job
 from server.protocols.encoder import Map
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 
 NO_CLASS = 255
 """The label of pixels that the client did not ask for. A PNG shows them transparent."""

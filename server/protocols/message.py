@@ -1,6 +1,9 @@
 """How far the bytes of one HTTP request have been parsed, and which of those that came belong to it. Pure."""
 
+Headers = list[tuple[bytes, bytes]]
 END_OF_HEAD = b"\r\n\r\n"
+UPGRADES = b"upgrade", b"http2-settings"
+"""The header fields that ask for another protocol; `Connection` lists them."""
 
 
 class Message:
@@ -43,3 +46,21 @@ class Message:
         """The parser found bytes of the body."""
         self.body_bytes += size_bytes
         self.idle_bytes = 0
+
+
+def to_head(method: bytes, url: bytes, headers: Headers) -> bytes:
+    """The head of a request, as it is sent."""
+    lines = [b"%b %b HTTP/1.1" % (method, url), *(name + b": " + value for name, value in headers)]
+    return b"\r\n".join(lines) + END_OF_HEAD
+
+
+def without_upgrades(headers: Headers) -> Headers:
+    """The headers, lower-case as they are, without the fields that ask for another protocol."""
+    found = []
+    for name, value in headers:
+        if name == b"connection":
+            others = [token for token in value.split(b",") if token.strip().lower() not in UPGRADES]
+            found += [(name, b",".join(others))] if others else []
+        elif name not in UPGRADES:
+            found.append((name, value))
+    return found

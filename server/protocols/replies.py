@@ -8,120 +8,24 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NotRequired, cast
+from typing import Any, cast
 from urllib.parse import quote
 
-from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
-from typing_extensions import TypedDict
 
-from models.network.configs import Extra
+from models.network.configs import GIGA
 from server.engine.job import Job
 from server.engine.messages import Stop
 from server.errors import ServerError, UnauthorizedError
-from server.protocols.descriptions import LabelsBody, describe_labels
+from server.protocols.bodies import AnswerBody, ClassRuns, ErrorBody, MapHeaders, PngBody, PredictionBody, RunsBody
+from server.protocols.descriptions import describe_labels
 from server.protocols.encoder import Map, frame, keypoints, png
 from server.protocols.maps import NO_CLASS, answer_size, further_map, has_holes, label_map
 from server.protocols.rle import class_runs
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 
 INLINE = ("json", "rle")
 """Encodings whose maps are part of the JSON message."""
-
-# --- bodies and headers: FastAPI documents them from these types ---
-
-
-def _header(kind: str, description: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": kind, "description": description})
-
-
-class ErrorBody(TypedDict):
-    """The body of every error."""
-
-    error: str
-    code: str
-    id: str | None
-
-
-class PngBody(TypedDict):
-    format: Literal["png"]
-    data: Annotated[str, Field(description="the file in base64")]
-
-
-class ClassRuns(TypedDict):
-    """The pixels of a class: `size` and `counts` are what `pycocotools.mask.decode` takes."""
-
-    size: Annotated[list[int], Field(description="height and width")]
-    counts: str
-
-
-class RunsBody(TypedDict):
-    format: Literal["rle"]
-    data: Annotated[dict[str, ClassRuns], Field(description="of every class that occurs, by number")]
-
-
-class MaskBody(LabelsBody):
-    """A label map: an indexed PNG in base64, or the run lengths of every class; 255 is no class."""
-
-    format: Literal["png", "rle"]
-    data: str | dict[str, ClassRuns]
-
-
-class FurtherMapBody(PngBody):
-    """A further map: a grey PNG."""
-
-    kind: Extra | None
-
-
-class TimingBody(TypedDict):
-    decode_ms: float
-    queue_ms: float
-    compute_ms: Annotated[list[float], Field(description="of each exit")]
-    encode_ms: float
-
-
-class AnswerBody(LabelsBody, total=False):
-    """An exit: a mask for segmentation, keypoints and their labels for pose."""
-
-    mask: MaskBody
-    keypoints: Annotated[list[list[float]], Field(description="x, y and score of each joint")]
-    map: FurtherMapBody
-
-
-class PredictionBody(AnswerBody):
-    """The answer to `POST /v1/predict` in JSON."""
-
-    id: str
-    model: str
-    task: str
-    exit: int
-    exits: int
-    final: bool
-    stop: Stop | None
-    deadline_ms: float
-    elapsed_ms: float
-    timing: TimingBody
-    unsure: Annotated[float, Field(description="share of the positions that the next exit would still compute")]
-    size: Annotated[list[int], Field(description="height and width")]
-    meta: Annotated[NotRequired[str], Field(description="that of the request")]
-
-
-MapHeaders = TypedDict(
-    "MapHeaders",
-    {
-        "X-Request-Id": Annotated[str, _header("string", "the request's id; JSON has the rest in its body")],
-        "X-Anytime-Exit": Annotated[str, _header("integer", "the exit reached")],
-        "X-Anytime-Exits": Annotated[str, _header("integer", "exits of the model")],
-        "X-Anytime-Stop": Annotated[str, _header("string", "why it stopped: complete, quality, deadline or max_exit")],
-        "X-Anytime-Elapsed-Ms": Annotated[str, _header("number", "milliseconds since the first byte of the request")],
-        "X-Anytime-Unsure": Annotated[str, _header("number", "share of positions that the next exit would compute")],
-        "X-Anytime-Size": Annotated[str, _header("string", "HEIGHTxWIDTH of the map")],
-        "X-Anytime-Meta": Annotated[
-            NotRequired[str], _header("string", "meta of the request, percent-encoded (RFC 3986)")
-        ],
-    },
-)
-"""The headers of an answer that is a map alone."""
 
 
 def to_json(body: Mapping[str, Any]) -> bytes:
@@ -293,6 +197,7 @@ def exit_message(
         "exits": model.config.exits,
         "final": found.final or exit_index == model.config.exits,
         "unsure": found.active_share,
+        "gmacs": round(found.macs / GIGA, 4),
         "encoding": encoding,
         "size": list(answer_size(record, job)),
     }

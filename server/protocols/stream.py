@@ -11,8 +11,9 @@ between them.
             {"type": "cancel", "id"}
             {"type": "deadline", "id", "deadline_ms"}: from now
     server  {"type": "accepted", "id", "model", "task", "exits", "deadline_ms", and the labels of `describe_labels`}
-            {"type": "exit", "id", "exit", "exits", "final", "elapsed_ms", "unsure", "encoding", "size": [h, w],
-             "bytes"}, then the map as one binary frame of so many bytes (encodings: see `replies.py`).
+            {"type": "exit", "id", "exit", "exits", "final", "elapsed_ms", "unsure", "gmacs", "encoding",
+             "size": [h, w], "bytes"}, then the map as one binary frame of so many bytes (encodings: see `replies.py`)
+              "gmacs": multiply-adds so far / 1024^3
               encodings "json" and "rle": "mask" as over HTTP instead of "bytes", and no binary frame
               pose: "keypoints" instead of "bytes", and no binary frame
               with "map": also "extra": {"kind", "encoding", "bytes"}, and a binary frame after the map's; "delta" is
@@ -61,7 +62,7 @@ from server.protocols.replies import accepted_message, end_message, error_messag
 from server.protocols.trace_context import parse_traceparent
 from server.protocols.turns import Allowance
 from server.protocols.values import MAX_ID
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 from server.requests.service import Service
 
 logger = logging.getLogger("anytime.stream")
@@ -108,7 +109,7 @@ class StreamSession:
         sockets = self._service.sockets
         sockets.add(self._socket)
         try:
-            self._service.check_socket(self._caller.address)
+            sockets.check(self._caller)
             await self._read()
         except (DisconnectedError, WebSocketDisconnect):
             pass

@@ -60,7 +60,7 @@ class Turns:
     """
 
     WORK_S = 0.002
-    STEPS = 4
+    STEPS = 2
     REST_SHARE = 4.0
     MIN_REST_S = 0.008
     ITERATIONS = 3

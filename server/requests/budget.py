@@ -83,6 +83,15 @@ class Budget:
         return min(capped, key=lambda limit: limit.max_exit or 0, default=None)
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a request would get now. `predicted_s`: seconds from the whole image to the answer, by exit; empty while no
+    worker is ready."""
+
+    budget: Budget
+    predicted_s: dict[int, float]
+
+
 def deepest(limits: tuple[Limit, ...]) -> int | None:
     """The deepest exit that all limits allow; None: any."""
     return min((limit.max_exit for limit in limits if limit.max_exit is not None), default=None)

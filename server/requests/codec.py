@@ -109,3 +109,12 @@ def _timed(function: Callable[[], T]) -> tuple[T, float]:
     the image."""
     started_s = time.monotonic()
     return function(), started_s
+
+
+async def copy_pixels(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
+    """Copy an image, uint8 (H, W, 3), and yield to the event loop after each megabyte."""
+    rows = max(1, 2**20 // (3 * image.shape[1]))
+    for top in range(0, len(image), rows):
+        if top:
+            await asyncio.sleep(0)
+        np.copyto(target[top : top + rows], image[top : top + rows])

@@ -1,5 +1,4 @@
-"""One record for each request, open or recently ended: it carries the request's values, can be looked up by id, and is
-counted once."""
+"""All requests: one record for each, open or recently ended, which can be looked up by id and is counted once."""
 
 import asyncio
 import logging
@@ -7,194 +6,25 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from server.access.identity import ANYONE, SOMEBODY, Caller, Owner
-from server.engine.job import Job
+from server.access.identity import SOMEBODY, Caller
 from server.engine.messages import Stop
-from server.engine.place import Place
 from server.errors import (
-    DisconnectedError,
     InvalidError,
-    NoExitError,
     NotFoundError,
-    RequestCancelledError,
     ServerError,
     TooManyRequestsError,
     UnavailableError,
     unexpected,
 )
 from server.metrics import UNKNOWN, Metrics
-from server.protocols.options import NO_OPTIONS, RequestOptions
-from server.protocols.trace_context import TraceContext
 from server.protocols.values import MAX_ID
-from server.requests.budget import Asked
 from server.requests.history import History
-from server.requests.region import Region
+from server.requests.record import RequestRecord
 
 logger = logging.getLogger("anytime.registry")
-
-NOTHING_ASKED = Asked(UNKNOWN, exits=0)
-
-
-class CodecWork(NamedTuple):
-    """A part of a request's time in the front end: `decode` or `encode`."""
-
-    name: str
-    began_s: float
-    ended_s: float
-
-
-@dataclass
-class RequestRecord:
-    """One request, from its first byte to its last. The record travels with it through the front end.
-
-    The protocol fills in what the client asks for:
-    `id`: the client's name for the request, or a made one; `caller`: who sent it.
-    `owner`: who may look the request up and cancel it by its id; None: nobody.
-    `model`: the name of the served model that is asked for, or `UNKNOWN`; metrics count the request under it.
-    `sharer`: who gets a fair share of a device: an API key; without keys, the address of an HTTP client, which may use
-    many connections, and the address and port of a WebSocket.
-    `options`: the request options; `timeout_s`: a second deadline, from a header.
-    `encoding`: how maps are encoded, a media type or an encoding of the WebSocket.
-    `trace`: the request's span of a distributed trace, or None.
-
-    The service fills in how the request is served:
-    `asked`: what the budget depends on of the request.
-    `age_s`: the age of the image on arrival, by which the budget is shorter; 0 if the client does not tell.
-    `deadline_s`: when the last byte of the answer is due, infinite until it is known. The front end has no other copy.
-    `reserve_s`: the part of the time before the deadline that is kept for encoding and sending the answer.
-    `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
-    `codec_work`: what the front end has spent on the image and its maps so far.
-    `region`: the part of the image that it is about, once the image is there; None: all of it.
-    `place`: the right to a worker, once the request is admitted. `job`: the computation, once there is one.
-    `given_up`: why nobody wants the answer any more, if so.
-    `seated`: it counts as one of the open requests of which there may be only so many.
-    `stop`, `exit`, `elapsed_s`: how the request ended, its deepest exit, and after how long. `code`: that of its error.
-    """
-
-    id: str
-    protocol: str
-    arrived_s: float
-    caller: Caller = SOMEBODY
-    owner: Owner | None = ANYONE
-    model: str = UNKNOWN
-    sharer: str = "unknown"
-    options: RequestOptions = NO_OPTIONS
-    timeout_s: float | None = None
-    encoding: str = ""
-    trace: TraceContext | None = None
-    asked: Asked = NOTHING_ASKED
-    age_s: float = 0.0
-    deadline_s: float = math.inf
-    reserve_s: float = 0.0
-    max_exit: int = 0
-    decode_s: float = 0.0
-    codec_work: list[CodecWork] = field(default_factory=list)
-    region: Region | None = None
-    place: Place | None = None
-    job: Job | None = None
-    given_up: Stop | None = None
-    seated: bool = False
-    stop: Stop | None = None
-    exit: int = 0
-    code: str = ""
-    elapsed_s: float | None = None
-    _timeout: asyncio.Timeout | None = None
-
-    @property
-    def client(self) -> str:
-        """By what limits and budgets know the caller."""
-        return self.caller.name
-
-    @property
-    def budget_s(self) -> float:
-        """Seconds from the arrival to the deadline."""
-        return self.deadline_s - self.arrived_s
-
-    @property
-    def compute_deadline_s(self) -> float:
-        """When maps must be on the host: the deadline less what encoding and sending need."""
-        return self.deadline_s - self.reserve_s
-
-    def give_up(self, stop: Stop) -> None:
-        """Note that nobody wants the answer any more, and end `preparing`. `stop`: cancelled or disconnected."""
-        self.given_up = self.given_up or stop
-        self._reschedule()
-
-    def move_deadline(self, deadline_s: float) -> None:
-        """Set another deadline, sooner or later, also for `preparing`."""
-        self.deadline_s = deadline_s
-        self._reschedule()
-
-    @asynccontextmanager
-    async def preparing(self) -> AsyncIterator[None]:
-        """Encloses all waiting before there is a job, and ends it at the deadline or when the request is given up.
-
-        Raises NoExitError, RequestCancelledError or DisconnectedError then.
-        """
-        try:
-            async with asyncio.timeout(None) as self._timeout:
-                self._reschedule()
-                yield
-        except TimeoutError:
-            self.check_wanted()
-            spent_ms = 1000 * (time.monotonic() - self.arrived_s)
-            sentence = f"the image was not received and decoded within {spent_ms:.0f} ms; give a later deadline_ms"
-            raise NoExitError(sentence, "no_exit") from None
-        finally:
-            self._timeout = None
-
-    def check_wanted(self) -> None:
-        """Raises RequestCancelledError or DisconnectedError if the request was given up."""
-        if self.given_up is Stop.CANCELLED:
-            raise RequestCancelledError("the request was cancelled by its id", "cancelled") from None
-        if self.given_up is Stop.DISCONNECTED:
-            raise DisconnectedError("the client hung up", "disconnected") from None
-
-    def _reschedule(self) -> None:
-        if self._timeout is None or self._timeout.expired():
-            return
-        left_s = 0.0
-        if self.given_up is None:
-            left_s = max(0.0, self.deadline_s - time.monotonic())
-        self._timeout.reschedule(None if math.isinf(left_s) else asyncio.get_running_loop().time() + left_s)
-
-    def check_answer(self, job: Job) -> None:
-        """Raises NoExitError, RequestCancelledError or DisconnectedError if the job ended without an answer."""
-        if job.stop is Stop.DISCONNECTED:
-            raise DisconnectedError("the client hung up", "disconnected")
-        if job.stop is Stop.CANCELLED:
-            raise RequestCancelledError(f"the request was cancelled by its id, at exit {job.latest}", "cancelled")
-        budget_ms = 1000 * self.budget_s
-        if job.stop is Stop.NO_EXIT or not job.exits:
-            takes = f"exit {job.spec.required} takes {1000 * job.required_s:.0f} ms here"
-            sentence = f"no exit was reached within {budget_ms:.1f} ms, and {takes}; give a later deadline_ms"
-            raise NoExitError(sentence, "no_exit")
-        if job.latest < job.spec.required:
-            raise NoExitError(
-                f"exit {job.latest} was reached within {budget_ms:.1f} ms, and min_exit is {job.spec.required}; give a "
-                "later deadline_ms, or best_effort=true to get what there is",
-                "min_exit_not_reached",
-            )
-
-    def to_json(self, now_s: float) -> dict[str, Any]:
-        """The body of `GET /v1/requests/{id}`."""
-        stop = self.stop or (self.job and self.job.stop) or self.given_up  # the first that is set
-        elapsed_s = now_s - self.arrived_s if self.elapsed_s is None else self.elapsed_s
-        return {
-            "id": self.id,
-            "state": "open" if stop is None else "ended",
-            "protocol": self.protocol,
-            "model": self.model,
-            "exit": self.job.latest if self.job else self.exit,
-            "stop": stop,
-            "deadline_ms": None if math.isinf(self.deadline_s) else round(1000 * self.budget_s, 3),
-            "elapsed_ms": round(1000 * elapsed_s, 3),
-        }
 
 
 class RequestRegistry:
@@ -215,8 +45,8 @@ class RequestRegistry:
         metrics: Metrics,
         max_open: int,
         history: int,
-        max_open_per_address: int | None = None,
         ended: Callable[[RequestRecord], None] = lambda _: None,
+        max_open_per_address: int | None = None,
     ) -> None:
         self._metrics = metrics
         self._tell_ended = ended

@@ -3,7 +3,7 @@
 import logging
 import math
 
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 
 logger = logging.getLogger("anytime.requests")
 

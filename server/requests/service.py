@@ -1,16 +1,11 @@
 """The parts of a server, and the path that the requests of all protocols take through them."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 from typing import TypeVar
-
-import numpy as np
-from fastapi import WebSocket
-from numpy.typing import NDArray
 
 from server.access.identity import Caller
 from server.access.keys import KeyRing
@@ -20,7 +15,6 @@ from server.engine.job import Job
 from server.engine.messages import JobSpec, LoadPlan, Stop
 from server.engine.place import Place
 from server.engine.worker_process import ChildProcess, WorkerProcess
-from server.errors import TooManyRequestsError, UnavailableError
 from server.metrics import Metrics
 from server.requests.admission import (
     ClientLimit,
@@ -31,13 +25,15 @@ from server.requests.admission import (
     image_age_s,
     lasting_exit,
 )
-from server.requests.budget import Asked, Budget, Traffic
+from server.requests.budget import Asked, Forecast, Traffic
 from server.requests.budget_file import read_policies
-from server.requests.codec import Codec, DecodedImage
+from server.requests.codec import Codec, DecodedImage, copy_pixels
+from server.requests.record import CodecWork, RequestRecord
 from server.requests.region import find_region
-from server.requests.registry import CodecWork, RequestRecord, RequestRegistry
+from server.requests.registry import RequestRegistry
 from server.requests.request_log import log_request
 from server.requests.sizes import ExpectedSizes
+from server.requests.sockets import OpenSockets
 from server.requests.statistics import ModelStatistics
 from server.requests.tracing import Tracer, TraceRelay, collector_tracer
 from server.scheduling.backlog import Expected
@@ -46,15 +42,6 @@ from server.settings import Settings
 T = TypeVar("T")
 Read = Callable[[], Awaitable[bytes]]
 """Receives the whole image file of a request. Raises ServerError."""
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a request would get now. `predicted_s`: seconds from the whole image to the answer, by exit; empty while no
-    worker is ready."""
-
-    budget: Budget
-    predicted_s: dict[int, float]
 
 
 class Service:
@@ -81,14 +68,13 @@ class Service:
         self.tracer: Tracer = collector_tracer() if settings.traces else TraceRelay()
         self.statistics = {model.name: ModelStatistics() for model in catalog}
         self.registry = RequestRegistry(
-            self.metrics, settings.max_open, settings.history, settings.max_open_per_address, self._ended
+            self.metrics, settings.max_open, settings.history, self._ended, settings.max_open_per_address
         )
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.codec = Codec(settings)
         self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._deepest)
         self._sizes = ExpectedSizes()
-        self.sockets: set[WebSocket] = set()
-        """The open WebSockets."""
+        self.sockets = OpenSockets(settings.max_sockets, settings.max_sockets_per_address, self.limit)
         self.metrics.watch(self.metrics.websockets, lambda: len(self.sockets))
 
     def start(self) -> None:
@@ -107,18 +93,6 @@ class Service:
         self.tracer.end(record)
         if self.settings.access_log:
             log_request(record)
-
-    def check_socket(self, client: str) -> None:
-        """Raises UnavailableError or TooManyRequestsError if one socket too many is open, of all or of this client, or
-        if the client has sent too many requests."""
-        limit, own_limit = self.settings.max_sockets, self.settings.max_sockets_per_address
-        if len(self.sockets) > limit:
-            sentence = f"{limit} sockets are open, which is the limit (--max-sockets); connect again later"
-            raise UnavailableError(sentence, "overloaded", 1.0)
-        if sum(socket.client is not None and socket.client.host == client for socket in self.sockets) > own_limit:
-            sentence = f"{client} has {own_limit} sockets, which is the limit (--max-sockets-per-address); close some"
-            raise TooManyRequestsError(sentence, "client_limit", 1.0)
-        self.limit.check_token(client)
 
     # --- the way of a request ---
 
@@ -229,7 +203,7 @@ class Service:
         layout = model.layout(*pixels.shape[:2], extra=options.map is not None)
         offset = self.engine.take(layout)
         try:
-            await _copy(pixels, layout.image(self.engine.arena.view[offset:]))
+            await copy_pixels(pixels, layout.image(self.engine.arena.view[offset:]))
             record.check_wanted()
             record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
             return self.engine.submit(
@@ -336,12 +310,3 @@ class Service:
             self.engine.move_deadline(record.job, record.compute_deadline_s)
         elif record.place is not None:
             record.place.move_deadline(record.compute_deadline_s, now_s)
-
-
-async def _copy(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
-    """Copy an image, and yield to the event loop after each megabyte."""
-    rows = max(1, 2**20 // (3 * image.shape[1]))
-    for top in range(0, len(image), rows):
-        if top:
-            await asyncio.sleep(0)
-        np.copyto(target[top : top + rows], image[top : top + rows])

@@ -26,7 +26,7 @@ from opentelemetry.util.types import Attributes
 
 from server.engine.messages import Stop
 from server.protocols.trace_context import TraceContext
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 
 FAILED = (Stop.NO_EXIT, Stop.REJECTED, Stop.ERROR)
 """The ends of a request that are the server's failure."""

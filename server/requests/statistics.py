@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from server.engine.messages import Stop
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 
 ANSWERED = (Stop.COMPLETE, Stop.QUALITY, Stop.DEADLINE, Stop.MAX_EXIT)
 """The ends of requests that got an answer."""

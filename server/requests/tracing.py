@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from server.protocols.trace_context import TraceContext
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 
 
 class Tracer(Protocol):

@@ -21,7 +21,7 @@ from server.worker.progress import LoadingProgress
 
 NICE = 5
 """The worker's niceness: the front end must get a core while the worker computes on all of them."""
-IDLE_NICE = 19
+IDLE_NICE = 10
 """The niceness of a process in reserve while it imports: for seconds, it would take a core from the worker."""
 EXPENDABLE = 500
 """Added to the share of memory, in thousandths, by which the system chooses whom to kill when memory runs out: rather a

@@ -22,10 +22,10 @@ GROWTH_MIB = 400.0
 """One address may make the server hold 128 MiB of unfinished bytes. Buffers that grow take twice as much for a moment,
 and the allocator keeps some."""
 
-ANSWERS = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
-METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
-BODY = b"POST /v1/predict?deadline_ms=30000 HTTP/1.1\r\nHost: x\r\nContent-Length: 16000000\r\n\r\n"
-NOWHERE = b"POST /v1/models HTTP/1.1\r\nHost: x\r\nContent-Length: 16000000\r\n\r\n"
+ANSWERS = b"GET /openapi.json HTTP/1.1\r\nHost: [::1]\r\n\r\n"
+METRICS = b"GET /metrics HTTP/1.1\r\nHost: [::1]\r\n\r\n"
+BODY = b"POST /v1/predict?deadline_ms=30000 HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 16000000\r\n\r\n"
+NOWHERE = b"POST /v1/models HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 16000000\r\n\r\n"
 
 
 async def pipeline(port: int, request: bytes) -> Raw:

@@ -31,8 +31,8 @@ FLAGS = [text for flag, value in TIMES.items() for text in (flag, str(value))]
 LATEST_S = max(TIMES.values()) + 6.0
 """By then every connection of an attacker must be closed: the longest time, and 5 s for who does not read the close."""
 
-BODY = b"POST /v1/predict?deadline_ms=30000 HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
-GET = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+BODY = b"POST /v1/predict?deadline_ms=30000 HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 100000\r\n\r\n"
+GET = b"GET /health/live HTTP/1.1\r\nHost: [::1]\r\n\r\n"
 IMAGE = photo(1600, 1200)
 PREDICT = b'{"type": "predict", "id": "a", "deadline_ms": 30000, "encoding": "raw"}'
 
@@ -118,7 +118,8 @@ async def few_descriptors(models: Path, model: str) -> bool:
         held = server.descriptors()
         probe: Probe = await probe_during(server, asyncio.sleep(3.0), model=model)
         os.kill(server.worker, signal.SIGKILL)
-        back_s = await server.ready()
+        await asyncio.sleep(1.0)  # by then the death has been noticed
+        back_s = 1.0 + await server.ready()
         await asyncio.sleep(1.0)
         after: Probe = await probe_during(server, asyncio.sleep(3.0), model=model)
         for raw in silent:

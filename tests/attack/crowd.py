@@ -28,8 +28,8 @@ WRONG = {
     "a huge header": b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000,
     "300 headers": HANDSHAKE + b"X: y\r\n" * 300 + b"\r\n",
     "a long header": HANDSHAKE + b"X: " + b"y" * 9000 + b"\r\n\r\n",
-    "CONNECT": b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n" * 400,
-    "garbage behind a request": b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n\0\0\0\r\n\r\n",
+    "CONNECT": b"CONNECT x:1 HTTP/1.1\r\nHost: [::1]\r\n\r\n" * 400,
+    "garbage behind a request": b"GET /health/live HTTP/1.1\r\nHost: [::1]\r\n\r\n\0\0\0\r\n\r\n",
     "bad UTF-8 and a close": HANDSHAKE + b"\r\n" + frame(1, b"\xff\xfe") + frame(8, b"\x03\xe8"),
 }
 SETTLED_S = 4.0

@@ -30,6 +30,8 @@ with atheris.instrument_imports(include=["server", "models.imaging", "PIL", "pyt
     from server.protocols.options import parse_json, parse_message
     from server.requests.admission import decode
 
+    Image.init()  # imports the readers of all formats, which are watched too
+
 SLOW_S = 2.0
 """No input may take more CPU time; the watch on the code that is reached makes it several times slower."""
 HUNG_S = 120

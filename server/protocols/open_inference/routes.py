@@ -17,7 +17,7 @@ from starlette.responses import Response
 from server.catalog import ServedModel
 from server.engine.job import Job
 from server.errors import InvalidError, TooLargeError
-from server.protocols.http import hang_up_cancels, opened, read_request
+from server.protocols.http import REFUSED, hang_up_cancels, opened, read_request
 from server.protocols.maps import further_map, label_map
 from server.protocols.open_inference.models import EXTENSIONS, configuration, metadata, statistics
 from server.protocols.open_inference.requests import VERSION, InferRequest, check_version, parse_request
@@ -25,10 +25,11 @@ from server.protocols.open_inference.tensors import OutputTensor, write_body
 from server.protocols.options import parse_headers
 from server.protocols.replies import milliseconds, reply
 from server.protocols.values import shown
-from server.requests.registry import RequestRecord, checked_id
+from server.requests.record import RequestRecord
+from server.requests.registry import checked_id
 from server.requests.service import Service
 
-router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+router = APIRouter(prefix="/v2", tags=["open inference protocol"], responses=REFUSED)
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 WINDOW_BITS = {"gzip": 31, "deflate": 15}

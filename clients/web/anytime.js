@@ -1,0 +1,234 @@
+/**
+ * A client of the anytime server for browsers, without dependencies. One socket carries many requests.
+ *
+ *     import { Anytime, Newest } from "https://SERVER/static/anytime.js";
+ *     const server = new Anytime("https://SERVER/");
+ *     for await (const exit of server.predict(blob, { deadline_ms: 200 })) paint(exit.mask, exit.size);
+ *
+ *     const camera = new Newest(); // put({ image: blob }) whenever there is a frame
+ *     for await (const { frame, exit } of server.frames(camera, { deadline_ms: 60 })) if (exit) paint(exit.mask, exit.size);
+ *
+ * Where no WebSocket gets through, each request is a POST and has one exit, the newest by its deadline; `server.why` says so.
+ *
+ * @typedef {object} Options What a request asks for; see /docs of the server.
+ * @property {string} [model]
+ * @property {number} [deadline_ms] Milliseconds from the first byte at the server to the last of the answer.
+ * @property {number} [min_exit] The first exit that is worth an answer.
+ * @property {number} [max_exit] The last exit to compute.
+ * @property {number} [quality] Stop once at most this share of the pixels would still change.
+ * @property {"confidence" | "exit" | "unsure"} [map] A further map to add.
+ * @property {number[]} [box] x, y, width and height of the person, for pose.
+ *
+ * @typedef {object} Exit One answer; later ones of the same request are better.
+ * @property {number} exit Its number, from 1.
+ * @property {number} exits How many the model has.
+ * @property {number} elapsed_ms Milliseconds since the request arrived at the server.
+ * @property {number} unsure The share of the positions that the next exit would still compute.
+ * @property {number} [gmacs] Multiply-adds so far / 1024^3.
+ * @property {[number, number]} size Height and width.
+ * @property {Uint8Array} [mask] The class of each pixel, row by row.
+ * @property {number[][]} [keypoints] x, y and score of each joint.
+ * @property {Uint8Array} [extra] The further map, one value for each pixel.
+ * @property {string} [kind] Which map `extra` is.
+ *
+ * @typedef {object} End
+ * @property {number} exit The last exit that was reached; 0 for none.
+ * @property {"complete" | "quality" | "deadline" | "cancelled" | "max_exit"} stop Why no further exit comes.
+ * @property {number} elapsed_ms
+ * @property {number[]} skipped Exits that were overtaken by a later one before they were sent.
+ */
+import { Newest } from "./newest.js";
+import { post } from "./post.js";
+import { Refused, Run, applyDelta } from "./run.js";
+
+export { Newest, Refused, Run };
+
+const CLOSED = { 1001: "The server is stopping.", 1006: "The server cannot be reached. Is it running?", 1013: "The server is overloaded; try again soon." };
+
+/** The newest of what a source gives; it drains the source. */
+function fed(source) {
+  const newest = new Newest();
+  const drain = async () => {
+    for await (const frame of source) newest.put(frame);
+  };
+  drain().then(() => newest.end(), (error) => newest.end(error));
+  return newest;
+}
+
+export class Anytime {
+  /** Why requests are sent by POST; empty while a WebSocket serves. */
+  why = "";
+  #base;
+  #encoding;
+  #socket = null;
+  #opening = null;
+  #count = 0;
+  #open = new Map(); // the requests that have not ended, by id
+  #header = null; // the exit whose binary frames are arriving: {message, run, missing}
+
+  /**
+   * @param {string | URL} base The server's address, with the path in front of `v1/` if there is one.
+   * @param {{encoding?: "raw" | "delta"}} [options] `delta` sends what changed, `raw` whole maps: quicker on the same machine.
+   */
+  constructor(base, { encoding } = {}) {
+    this.#base = new URL(base);
+    const near = ["localhost", "127.0.0.1", "[::1]"].includes(this.#base.hostname);
+    this.#encoding = encoding ?? (near ? "raw" : "delta");
+  }
+
+  /** The models that are served: {default, models, deadline_ms}. Throws `Refused`. */
+  async models() {
+    return this.#get("v1/models");
+  }
+
+  /** One model, with `learnt`: what its exits take on each device, for each shape of the input. Throws `Refused`. */
+  async model(name) {
+    return this.#get(`v1/models/${encodeURIComponent(name)}`);
+  }
+
+  /**
+   * Ask for the exits of an image.
+   * @param {Blob | Promise<Blob>} image A JPEG, PNG, WebP or BMP file.
+   * @param {Options} [options]
+   * @returns {Run}
+   */
+  predict(image, options = {}) {
+    const id = `page-${++this.#count}`;
+    const abort = new AbortController();
+    let [sent, moved_ms, cancelled] = [false, null, false];
+    const run = new Run(
+      () => {
+        cancelled = true;
+        if (sent) this.#say({ type: "cancel", id });
+        else run.finish({ exit: 0, stop: "cancelled", elapsed_ms: 0, skipped: [] });
+        abort.abort();
+      },
+      (deadline_ms) => {
+        moved_ms = deadline_ms;
+        if (sent) this.#say({ type: "deadline", id, deadline_ms });
+      },
+    );
+    const begin = async () => {
+      const [socket, blob] = await Promise.all([this.#connected(), image]);
+      if (cancelled) return;
+      const asked = moved_ms === null ? options : { ...options, deadline_ms: moved_ms };
+      if (!socket) return post(this.#base, blob, asked, run, abort.signal);
+      this.#open.set(id, { run, held: {}, unpacking: Promise.resolve() });
+      socket.send(JSON.stringify({ type: "predict", id, encoding: this.#encoding, ...asked }));
+      socket.send(blob);
+      sent = true;
+    };
+    begin().catch((error) => (cancelled ? run.finish({ exit: 0, stop: "cancelled", elapsed_ms: 0, skipped: [] }) : run.fail(error)));
+    return run;
+  }
+
+  /**
+   * Follow a source of frames with one request in flight: the newest frame wins, and the others are dropped.
+   * Yields every exit with its frame. `exit` is null, and `missed` says why, if nothing was ready in time.
+   * @template {{image: Blob | Promise<Blob>}} Frame
+   * @param {AsyncIterable<Frame>} source
+   * @param {Options | ((frame: Frame) => Options)} [options]
+   * @returns {AsyncGenerator<{frame: Frame, exit: Exit | null, run: Run, missed: string}>} Throws `Refused` for what no later frame mends.
+   */
+  async *frames(source, options = {}) {
+    const newest = source instanceof Newest ? source : fed(source);
+    for await (const frame of newest) {
+      const run = this.predict(frame.image, typeof options === "function" ? options(frame) : options);
+      try {
+        for await (const exit of run) yield { frame, exit, run, missed: "" };
+      } catch (error) {
+        if (![503, 504].includes(error.status)) throw error;
+        yield { frame, exit: null, run, missed: error.message };
+      }
+    }
+  }
+
+  async #get(path) {
+    const response = await fetch(new URL(path, this.#base)).catch(() => {
+      throw new Refused(CLOSED[1006]);
+    });
+    const body = await response.json().catch(() => ({ error: `The server answered ${response.status} without JSON.` }));
+    if (!response.ok) throw new Refused(body.error, body.code, response.status);
+    return body;
+  }
+
+  #say(message) {
+    if (this.#open.has(message.id) && this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
+  }
+
+  /** The open socket, or null if requests go by POST. */
+  #connected() {
+    if (this.why) return null;
+    if (this.#socket?.readyState === WebSocket.OPEN) return this.#socket;
+    this.#opening ??= this.#connect().finally(() => (this.#opening = null));
+    return this.#opening;
+  }
+
+  #connect() {
+    const url = new URL("v1/stream", this.#base);
+    url.protocol = url.protocol.replace("http", "ws");
+    return new Promise((resolve, reject) => {
+      const socket = new WebSocket(url);
+      let opened = false;
+      socket.binaryType = "arraybuffer";
+      socket.onopen = () => {
+        [opened, this.#socket] = [true, socket];
+        resolve(socket);
+      };
+      socket.onmessage = ({ data }) => (typeof data === "string" ? this.#text(JSON.parse(data)) : this.#binary(data));
+      socket.onclose = async ({ code, reason }) => {
+        const error = new Refused(reason || CLOSED[code] || `The server hung up (code ${code}).`);
+        if (opened) return this.#hungUp(error);
+        try {
+          await this.#get("v1/models"); // HTTP gets through: only the socket is kept from us
+          this.why = "No WebSocket gets through to the server (a proxy may not pass them on), so each request is a POST and has one exit.";
+          resolve(null);
+        } catch (unreachable) {
+          reject(unreachable);
+        }
+      };
+    });
+  }
+
+  #hungUp(error) {
+    for (const { run } of this.#open.values()) run.fail(error);
+    this.#open.clear();
+  }
+
+  #text(message) {
+    const request = this.#open.get(message.id);
+    if (message.type === "exit") {
+      const missing = [...(message.keypoints ? [] : ["mask"]), ...(message.extra ? ["extra"] : [])];
+      this.#header = { message, request, missing, frames: {} };
+      this.#deliver();
+    } else if (message.type === "error" && !message.open) {
+      const error = new Refused(message.error, message.code, message.status);
+      if (message.id === null) return this.#hungUp(error);
+      this.#last(message.id, ({ run }) => run.fail(error));
+    } else if (message.type === "end") this.#last(message.id, ({ run }) => run.finish(message));
+  }
+
+  #binary(buffer) {
+    this.#header.frames[this.#header.missing.shift()] = buffer;
+    this.#deliver();
+  }
+
+  /** Unpack the exit once all of it is there. Exits of one request are unpacked in turn: a delta needs the map before it. */
+  #deliver() {
+    const { message, request, missing, frames } = this.#header;
+    if (missing.length || !request) return;
+    const unpack = async () => {
+      const exit = { ...message, kind: message.extra?.kind, ...frames };
+      for (const [kind, buffer] of Object.entries(frames))
+        exit[kind] = request.held[kind] = message.encoding === "delta" ? await applyDelta(buffer, request.held[kind]) : new Uint8Array(buffer);
+      request.run.add(exit);
+    };
+    request.unpacking = request.unpacking.then(unpack).catch((error) => request.run.fail(new Refused(`The server's answer makes no sense: ${error.message}`)));
+  }
+
+  #last(id, tell) {
+    const request = this.#open.get(id);
+    this.#open.delete(id);
+    request?.unpacking.then(() => tell(request));
+  }
+}

@@ -1,0 +1,162 @@
+// Where frames come from: the drawn street, a camera, a video file. Each gives frames until it is stopped.
+import { LOOP_S, Street } from "./clip/street.js";
+
+const KEPT = 12; // pictures of the latest frames are kept; older ones are reused
+
+/** A canvas with `image`, made smaller if its longer side has more than `limit_px` pixels. */
+export function fitted(image, limit_px) {
+  const [wide, tall] = [image.videoWidth ?? image.width, image.videoHeight ?? image.height];
+  const scale = Math.min(1, limit_px / Math.max(wide, tall));
+  const size = { width: Math.max(1, Math.round(wide * scale)), height: Math.max(1, Math.round(tall * scale)) };
+  const canvas = Object.assign(document.createElement("canvas"), size);
+  const brush = canvas.getContext("2d");
+  brush.imageSmoothingQuality = "high";
+  brush.drawImage(image, 0, 0, size.width, size.height);
+  return canvas;
+}
+
+/** A canvas as a JPEG file: a promise of a Blob. */
+export const jpeg = (canvas, quality = 0.9) => new Promise((done) => canvas.toBlob(done, "image/jpeg", quality));
+
+/** A frame: its number, when it came, its picture (a canvas), and its file, which is made when it is first asked for. */
+class Frame {
+  #image = null;
+
+  /** `truth`: the classes, where they are known. `file`: a promise of the picture as a JPEG file, where there is one. */
+  constructor(number, picture, truth = null, file = null) {
+    Object.assign(this, { number, picture, truth, at_ms: performance.now() });
+    this.#image = file;
+  }
+
+  get image() {
+    return (this.#image ??= jpeg(this.picture));
+  }
+}
+
+/** Gives frames to `give`, one picture of a ring after another. */
+class Source {
+  #number = 0;
+  #ring = [];
+
+  constructor(give) {
+    this.give = give;
+  }
+
+  capture(image, width, height, truth = null, file = null) {
+    const picture = (this.#ring[this.#number % KEPT] ??= document.createElement("canvas"));
+    if (picture.width !== width || picture.height !== height) Object.assign(picture, { width, height });
+    picture.getContext("2d").drawImage(image, 0, 0, width, height);
+    this.give(new Frame(++this.#number, picture, truth, file));
+  }
+}
+
+const RATE = 15; // frames of the street a second
+
+/** The drawn street. Its frames know their true classes. Each moment is drawn once, and kept as a file for the next loop. */
+export class StreetSource extends Source {
+  interval_ms = 1000 / RATE;
+  #street = new Street();
+  #kept = []; // {file, truth} of each frame of the loop
+  #index = 0;
+  #timer = 0;
+
+  start() {
+    let due = performance.now();
+    const tick = async () => {
+      const timer = this.#timer;
+      await this.#next();
+      if (timer !== this.#timer) return; // stopped meanwhile
+      due = Math.max(due + this.interval_ms, performance.now()); // late frames do not hurry the next
+      this.#timer = setTimeout(tick, due - performance.now());
+    };
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(tick);
+  }
+
+  stop() {
+    clearTimeout(this.#timer);
+    this.#timer = 0;
+  }
+
+  async #next() {
+    const index = this.#index++ % (RATE * LOOP_S);
+    const { width, height } = this.#street.canvas;
+    const kept = this.#kept[index];
+    if (kept) return this.capture(await createImageBitmap(await kept.file), width, height, kept.truth, kept.file);
+    const canvas = this.#street.draw(index / RATE);
+    const [file, truth] = [jpeg(canvas), this.#street.truth()];
+    this.#kept[index] = { file, truth };
+    this.capture(canvas, width, height, truth, file);
+  }
+}
+
+/** What a video element shows: a frame whenever the browser has a new one. */
+class VideoSource extends Source {
+  interval_ms = 1000 / 30;
+  #limit_px;
+  #running = false;
+
+  constructor(give, limit_px) {
+    super(give);
+    this.#limit_px = limit_px;
+    this.video = Object.assign(document.createElement("video"), { muted: true, playsInline: true, loop: true });
+  }
+
+  async start() {
+    this.#running = true;
+    await this.video.play();
+    const next = () => (this.video.requestVideoFrameCallback ? this.video.requestVideoFrameCallback(take) : requestAnimationFrame(take));
+    const take = () => {
+      if (!this.#running) return;
+      const { videoWidth: wide, videoHeight: tall } = this.video;
+      const scale = Math.min(1, this.#limit_px / Math.max(wide, tall));
+      if (wide) this.capture(this.video, Math.max(1, Math.round(wide * scale)), Math.max(1, Math.round(tall * scale)));
+      next();
+    };
+    next();
+  }
+
+  stop() {
+    this.#running = false;
+    this.video.pause();
+  }
+}
+
+export class CameraSource extends VideoSource {
+  #stream = null;
+
+  async start() {
+    if (!navigator.mediaDevices) throw new Error("browsers allow it over HTTPS and on this machine only");
+    const wanted = { video: { width: { ideal: 640 }, height: { ideal: 480 }, facingMode: "environment" } };
+    this.#stream ??= await navigator.mediaDevices.getUserMedia(wanted);
+    this.video.srcObject = this.#stream;
+    const { frameRate } = this.#stream.getVideoTracks()[0].getSettings();
+    if (frameRate) this.interval_ms = 1000 / frameRate;
+    await super.start();
+  }
+
+  /** Stop for good: the camera's light goes out. */
+  close() {
+    this.stop();
+    for (const track of this.#stream?.getTracks() ?? []) track.stop();
+  }
+}
+
+export class FileSource extends VideoSource {
+  #file;
+
+  constructor(give, limit_px, file) {
+    super(give, limit_px);
+    this.#file = file;
+  }
+
+  async start() {
+    this.video.src ||= URL.createObjectURL(this.#file);
+    await super.start();
+  }
+
+  close() {
+    this.stop();
+    URL.revokeObjectURL(this.video.src);
+  }
+}

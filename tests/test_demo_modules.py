@@ -1,0 +1,136 @@
+"""The page's modules that are pure, evaluated in a browser without a server's answers."""
+
+import pytest
+from demo_page import CHROMIUM, FLAGS
+from playwright.sync_api import sync_playwright
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def run(live_url):
+    """Evaluates JavaScript, with `load(name)` to import a module of the page."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.goto(f"{live_url}/health/live")
+        yield lambda code: page.evaluate(
+            f"async () => {{ const load = (name) => import(`/static/${{name}}.js`); {code} }}"
+        )
+        browser.close()
+
+
+HELD = """
+    const { Held } = await load("held");
+    const held = new Held();
+    for (const [exit, elapsed_ms] of [[1, 20], [2, 30], [4, 50]]) held.add({ exit, elapsed_ms });
+"""
+
+
+@pytest.mark.parametrize(("ms", "number"), [(19, None), (20, 1), (29.9, 1), (45, 2), (50, 4), (900, 4)])
+def test_the_exit_at_a_moment_is_the_newest_that_was_there(run, ms, number):
+    assert run(f"{HELD} return held.at({ms})?.exit ?? null;") == number
+
+
+@pytest.mark.parametrize(("ms", "found"), [(10, None), (20, [2, 0]), (40, [4, 0.5]), (50, None)])
+def test_the_next_exit_shines_through_by_the_time_that_has_passed(run, ms, found):
+    assert run(f"{HELD} const next = held.next({ms}); return next && [next.exit.exit, next.share];") == found
+
+
+def test_a_later_run_replaces_the_exits_that_it_reached(run):
+    assert run(f"{HELD} held.add({{ exit: 1, elapsed_ms: 35 }}); return held.all.map((exit) => exit.elapsed_ms);") == [
+        35,
+        30,
+        50,
+    ]
+
+
+def test_the_newest_frame_wins(run):
+    code = """
+        const { Newest } = await load("newest");
+        const newest = new Newest();
+        const taken = [];
+        for (const frame of [1, 2, 3]) newest.put(frame);
+        for await (const frame of newest) {
+          taken.push(frame);
+          if (frame === 3) { newest.put(4); newest.put(5); newest.end(); }
+        }
+        return [taken, newest.dropped];
+    """
+    assert run(code) == [[3, 5], 3]
+
+
+def test_the_dial_begins_at_the_first_exit_and_reaches_beyond_the_last(run):
+    code = """
+        const { Scale } = await load("scale");
+        const scale = new Scale(20, 46);
+        const there = [0, 400, 1000].map((position) => [scale.ms(position), scale.position(scale.ms(position))]);
+        return [...there, [scale.position(5), scale.position(900)]];
+    """
+    (first, zero), (_, middle), (end, last), outside = run(code)
+    assert (first, zero, end, last, outside) == (20, 0, 150, 1000, [0, 1000]) and middle == pytest.approx(400, abs=8)
+
+
+def test_what_exits_take_is_what_was_learnt_at_this_size_or_scales_with_the_area(run):
+    code = """
+        const { denseGmacs, seconds } = await load("scale");
+        const exits = [{ seconds: 0.01, gmacs: 2 }, { seconds: 0.03, gmacs: 6 }];
+        const learnt = [{ shape: [384, 480], exits: [{ seconds: 0.02 }, { seconds: 0.04 }] }];
+        const model = { task: "segmentation", size: [360, 480], exits, learnt };
+        const pose = { ...model, task: "pose", size: [384, 480] };
+        return [seconds(model, 360, 480), seconds(model, 768, 480), seconds(pose, 9, 9), denseGmacs(model, 768, 960)];
+    """
+    assert run(code) == [[0.02, 0.04], [0.02, 0.06], [0.02, 0.04], 24]
+
+
+def test_the_figures_are_of_the_last_seconds(run):
+    code = """
+        const { Tally } = await load("tally");
+        const tally = new Tally();
+        tally.add({ exit: 1, gmacs: 6 }, 6, 0); // too long ago
+        for (const [exit, at] of [[2, 2000], [4, 2500], [null, 3000], [4, 3500]])
+          tally.add(exit && { exit, gmacs: exit }, 6, at);
+        return { ...tally.figures(4000), saved: tally.saved };
+    """
+    assert run(code) == {
+        "fps": 1.5,
+        "missed": 1,
+        "exits": {"2": pytest.approx(1 / 3), "4": pytest.approx(2 / 3)},
+        "computed": pytest.approx(10 / 18),
+        "right": None,
+        "saved": 8,
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "truth", "score"), [([0, 1], [0, 1], 1), ([0, 0], [0, 1], 0.25), ([3, 1], [1, 1], 0.5)]
+)
+def test_mean_iou_is_over_the_classes_that_are_there(run, found, truth, score):
+    code = f"return meanIou({{ mask: {found}, size: [1, 2] }}, {{ labels: {truth}, width: 2, height: 1 }});"
+    assert run(f"const {{ meanIou }} = await load('tally'); {code}") == score
+
+
+def test_a_delta_is_applied_to_the_map_before(run):
+    code = """
+        const { applyDelta } = await load("run");
+        const changes = new Blob([new Uint8Array([0, 3])]).stream();
+        const packed = await new Response(changes.pipeThrough(new CompressionStream("deflate"))).arrayBuffer();
+        return [...(await applyDelta(packed, null)), ...(await applyDelta(packed, new Uint8Array([5, 6])))];
+    """
+    assert run(code) == [0, 3, 5, 5]
+
+
+def test_the_street_repeats_and_knows_its_classes(run):
+    code = """
+        const { CLASSES, LOOP_S, Street } = await load("clip/street");
+        const street = new Street(120, 90);
+        const at = (time) => street.draw(time).toDataURL();
+        const [start, later, again] = [at(2), at(5), at(2 + LOOP_S)];
+        const truth = street.truth();
+        const classes = [...new Set(truth.labels)].map((label) => CLASSES[label]);
+        return [start === again, start === later, truth.labels.length, classes];
+    """
+    repeats, stands, count, classes = run(code)
+    assert repeats and not stands and count == 60 * 45
+    assert {"sky", "building", "road", "pavement", "tree", "fence", "car", "bicyclist"} <= set(classes)
+    assert None not in classes
