@@ -59,7 +59,7 @@ class Settings(BaseModel):
         description="addresses or networks of proxies whose X-Forwarded-For, X-Forwarded-Proto and X-Request-Start "
         "count: 10.0.0.7,192.168.0.0/16",
     )
-    peers: Annotated[str, AfterValidator(_address)] = Field(
+    peers: Address = Field(
         "",
         description="HOST:PORT by which all replicas of this server are found; look-ups and cancels of requests that "
         "others have are handed on to them",
