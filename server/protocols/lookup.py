@@ -11,7 +11,7 @@ from server.errors import NotFoundError
 from server.protocols.hop import Hop
 from server.protocols.http import REFUSED
 from server.protocols.replies import reply
-from server.requests.registry import RequestRecord
+from server.requests.record import RequestRecord
 from server.requests.service import Service
 
 router = APIRouter()
