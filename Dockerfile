@@ -1,21 +1,46 @@
-# The image holds the server and the shipped models. `docker run --gpus all` lets it use GPUs: its torch includes CUDA.
-FROM python:3.12-slim AS build
+# Two images: `docker build .` makes the one that computes on CPUs, `docker build --target cuda .` the one for GPUs
+# (`docker run --gpus all`). Both hold the server and the shipped models, run as a user without a name or rights, and
+# need nothing to write to but /tmp: `docker run --read-only --tmpfs /tmp`.
+FROM python:3.12.11-slim-bookworm AS build
+# The distribution mends its packages under new versions and drops the old ones.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
+RUN python -m venv /venv
 COPY pyproject.toml constraints.txt setup.py README.md LICENSE ./
 COPY server server
 COPY models models
-RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --constraint constraints.txt --editable .
 
-FROM python:3.12-slim
-# Triton compiles its launchers when the server starts, so the image needs a C compiler.
+FROM build AS build-cpu
+RUN /venv/bin/pip install --no-cache-dir --no-deps --index-url https://download.pytorch.org/whl/cpu "$(grep ^torch== constraints.txt)" \
+    && /venv/bin/pip install --no-cache-dir --constraint constraints.txt --editable . \
+    && python -m compileall -q server models
+
+FROM build AS build-cuda
+RUN /venv/bin/pip install --no-cache-dir --constraint constraints.txt --editable . \
+    && python -m compileall -q server models
+
+FROM python:3.12.11-slim-bookworm AS cuda
+# Triton compiles its launchers when the server starts.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
-COPY --from=build /venv /venv
-COPY --from=build /app /app
+COPY --from=build-cuda /venv /venv
+COPY --from=build-cuda /app /app
 COPY clients/web /app/clients/web
 WORKDIR /app
-RUN useradd --create-home anytime
-USER anytime
+ENV ANYTIME_HOST=0.0.0.0 PYTHONDONTWRITEBYTECODE=1 TRITON_CACHE_DIR=/tmp/triton
+USER 10001:10001
 EXPOSE 8000
-HEALTHCHECK --start-period=10m CMD ["/venv/bin/python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/ready', timeout=2)"]
-ENTRYPOINT ["/venv/bin/python", "-m", "server", "--host", "0.0.0.0"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10m CMD ["/venv/bin/python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/ready', timeout=2)"]
+ENTRYPOINT ["/venv/bin/python", "-m", "server"]
+
+FROM python:3.12.11-slim-bookworm AS cpu
+COPY --from=build-cpu /venv /venv
+COPY --from=build-cpu /app /app
+COPY clients/web /app/clients/web
+WORKDIR /app
+ENV ANYTIME_HOST=0.0.0.0 PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=2m CMD ["/venv/bin/python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/ready', timeout=2)"]
+ENTRYPOINT ["/venv/bin/python", "-m", "server"]

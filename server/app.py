@@ -26,8 +26,9 @@ from server.engine.messages import LoadPlan
 from server.engine.worker_process import Reserve, WorkerProcess
 from server.errors import ServerError, unexpected
 from server.logs import configure_logging
-from server.protocols import budget, http, stream
+from server.protocols import budget, http, lookup, stream
 from server.protocols.gate import make_gate
+from server.protocols.hop import Hop, named_peers
 from server.protocols.open_inference import routes as open_inference
 from server.protocols.replies import error_reply
 from server.requests.service import Service
@@ -35,7 +36,7 @@ from server.settings import ROOT, Settings, load_settings
 
 logger = logging.getLogger("anytime.app")
 
-ROUTERS = (http.router, budget.router, stream.router, open_inference.router)
+ROUTERS = (http.router, lookup.router, budget.router, stream.router, open_inference.router)
 PAGE = ROOT / "clients" / "web"
 
 CLOSE_S = 2.0
@@ -120,7 +121,7 @@ def create_app(
     service = Service(settings, catalog, unloadable or logger.critical, launch or Reserve(settings.spare_workers))
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(hosted: FastAPI) -> AsyncIterator[None]:
         service.start()
         try:
             if unloadable is None:
@@ -130,6 +131,7 @@ def create_app(
                 await drain(service)
         finally:
             service.close()
+            hosted.state.hop.close()
 
     app = Application(
         title="Anytime inference server",
@@ -140,6 +142,7 @@ def create_app(
     )
     app.prefix = settings.root_path
     app.state.service = service
+    app.state.hop = Hop(named_peers(settings.peers_address))
     app.guard = Guard(app.serve, settings, service.keys)
     app.state.gate = make_gate(settings, connection_room(settings))
     for router in ROUTERS:

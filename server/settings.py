@@ -59,6 +59,11 @@ class Settings(BaseModel):
         description="addresses or networks of proxies whose X-Forwarded-For, X-Forwarded-Proto and X-Request-Start "
         "count: 10.0.0.7,192.168.0.0/16",
     )
+    peers: Address = Field(
+        "",
+        description="HOST:PORT by which all replicas of this server are found; look-ups and cancels of requests that "
+        "others have are handed on to them",
+    )
     keys: Path | None = Field(None, description="TOML file of API keys; without one everyone may ask")
     admin: Address = Field(
         "", description="HOST:PORT of an address of its own for /metrics and /docs, which then are there alone"
@@ -188,6 +193,10 @@ class Settings(BaseModel):
     @property
     def admin_address(self) -> tuple[str, int] | None:
         return parse_address(self.admin)
+
+    @property
+    def peers_address(self) -> tuple[str, int] | None:
+        return parse_address(self.peers)
 
     @property
     def traffic_levels(self) -> tuple[tuple[int, int], ...]:

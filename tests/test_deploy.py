@@ -42,6 +42,11 @@ def test_every_query_of_the_dashboard_asks_for_metrics_that_exist(samples: set[s
     assert {name for query in queries for name in asked(query)} <= samples
 
 
+def test_kubernetes_scales_by_metrics_that_exist(samples: set[str]) -> None:
+    text = (ROOT / "deploy" / "kubernetes" / "overlays" / "keda" / "scaledobject.yaml").read_text()
+    assert asked(text) and asked(text) <= samples
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Prometheus")
 @pytest.mark.parametrize(("command", "file"), [("test", "rules_test.yml"), ("check", "rules.yml")])
 def test_alerts_fire_when_they_should(command: str, file: str) -> None:

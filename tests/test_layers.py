@@ -20,6 +20,7 @@ SERVER = [
     # the simulator of the rest
     "server.simulation.command",
     "server.simulation.report",
+    "server.simulation.fleet",
     "server.simulation.experiment",
     "server.simulation.bound",
     "server.simulation.served",
@@ -39,7 +40,9 @@ SERVER = [
     "server.protocols.open_inference.models",
     "server.protocols.open_inference.requests",
     "server.protocols.open_inference.tensors",
+    "server.protocols.lookup",
     "server.protocols.http",
+    "server.protocols.hop",
     "server.protocols.stream",
     "server.protocols.events",
     "server.protocols.gate",

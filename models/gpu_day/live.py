@@ -67,7 +67,9 @@ class Connection:
         reader, writer = self._reader, self._writer
         began_s = time.monotonic()
         method = "POST" if body else "GET"
-        writer.write(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode())
+        writer.write(
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode()
+        )
         writer.write(body)
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         found = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}

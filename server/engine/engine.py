@@ -29,7 +29,14 @@ from server.engine.place import Place
 from server.engine.pool import RESTART_S, PoolListener, WorkerPool
 from server.engine.shared_memory import Arena, Layout
 from server.engine.worker_process import WorkerProcess
-from server.errors import NoExitError, ServerError, TooLargeError, UnavailableError, WorkerLostError
+from server.errors import (
+    NoExitError,
+    ServerError,
+    TooLargeError,
+    TooManyRequestsError,
+    UnavailableError,
+    WorkerLostError,
+)
 from server.metrics import Metrics
 from server.requests.budget import GRACE_S
 from server.scheduling.backlog import Expected

@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any
@@ -19,13 +18,11 @@ from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError, NotAcceptableError
 from server.protocols.bodies import (
     REFUSED,
-    LiveBody,
     MapHeaders,
     ModelDetailsBody,
     ModelsBody,
     PredictionBody,
     ReadinessBody,
-    RequestBody,
     answers,
 )
 from server.protocols.descriptions import describe_costs, describe_model
@@ -284,21 +281,7 @@ async def model(request: Request, name: str) -> Response:
     return reply({**described, "learnt": describe_costs(service.engine.pool.learnt(name)), "without_answer": ended})
 
 
-@router.get("/v1/requests/{request_id:path}", responses=answers(RequestBody, "The request."), tags=["requests"])
-async def look_up(request: Request, request_id: str) -> Response:
-    """A request of the caller that is open, or that ended recently."""
-    service: Service = request.app.state.service
-    return reply(service.registry.find(request_id, caller_of(request.scope)).to_json(time.monotonic()))
-
-
-@router.delete("/v1/requests/{request_id:path}", responses=answers(RequestBody, "The request."), tags=["requests"])
-async def cancel(request: Request, request_id: str) -> Response:
-    """Cancel a request of the caller. A request that has ended stays as it is."""
-    service: Service = request.app.state.service
-    return reply(service.cancel_by_id(request_id, caller_of(request.scope)).to_json(time.monotonic()))
-
-
-@router.get("/health/live", responses=answers(LiveBody, "It answers."), tags=["health"])
+@router.get("/health/live", tags=["health"])
 async def live() -> Response:
     """200 while the server answers at all."""
     return reply({"live": True})

@@ -54,7 +54,8 @@ class RequestRecord:
     `region`: the part of the image that it is about, once the image is there; None: all of it.
     `place`: the right to a worker, once the request is admitted. `job`: the computation, once there is one.
     `given_up`: why nobody wants the answer any more, if so.
-    `let_in`: its caller may send it now. `seated`: it counts as one of the open requests of which there may be only so many.
+    `let_in`: its caller may send it now.
+    `seated`: it counts as one of the open requests of which there may be only so many.
     `stop`, `exit`, `elapsed_s`: how the request ended, its deepest exit, and after how long. `code`: that of its error.
     """
 

@@ -16,7 +16,8 @@ from server.requests.budget_file import read_budget_file
 from server.requests.policies import Policies, Terms
 from server.settings import ROOT
 from server.simulation.experiment import Experiment
-from server.simulation.report import plot, table
+from server.simulation.fleet import Fleet
+from server.simulation.report import fleet_row, plot, table
 from server.simulation.traffic import PROCESSES, read_trace
 from server.simulation.workload import FrontEnd, SimulatedModel, Workload, rate_1x
 
@@ -73,6 +74,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--budget", type=Path, metavar="FILE", help="budget file of this server; the simulation begins at midnight UTC"
     )
+    found.add_argument(
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="compare ways to route Poisson traffic to so many servers, with one seed, instead of disciplines",
+    )
     found.add_argument("--json", action="store_true", help="print figures as JSON")
     found.add_argument("--plot", type=Path, metavar="FILE", help="draw utility over load (needs matplotlib)")
     return found
@@ -99,6 +106,9 @@ def run(args: argparse.Namespace) -> None:
     head_s, image_s, reply_s = (milliseconds / 1000 for milliseconds in args.front_end_ms)
     front_end = FrontEnd(head_s, image_s, reply_s, speed_left=1 - 1 / args.cores if args.cores else 1.0)
     workload = Workload(models, tuple(args.deadline_ms))
+    if args.replicas is not None:
+        run_fleet(Fleet(workload, front_end, args.replicas, args.duration_s), args)
+        return
     experiment = Experiment(
         workload,
         front_end,
@@ -127,6 +137,16 @@ def run(args: argparse.Namespace) -> None:
         plot(results, args.plot)
 
 
+def run_fleet(fleet: Fleet, args: argparse.Namespace) -> None:
+    results = []
+    for result in fleet.run(args.load):
+        results.append(result)
+        if not args.json:
+            print(fleet_row(result), flush=True)
+    if args.json:
+        print(json.dumps({"replicas": fleet.replicas, "routings": [asdict(result) for result in results]}))
+
+
 def check(args: argparse.Namespace) -> None:
     low, high = args.deadline_ms
     if not 0 < low <= high:
@@ -136,6 +156,8 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is {min(values):g}; it must be above 0")
     if args.cores < 0 or args.cores == 1:
         raise ValueError(f"--cores is {args.cores}; it must be 0, or at least 2")
+    if args.replicas is not None and args.replicas < 1:
+        raise ValueError(f"--replicas is {args.replicas}; it must be at least 1")
     if min(args.front_end_ms) <= 0:
         raise ValueError(f"--front-end-ms is {min(args.front_end_ms):g}; all three must be above 0")
 

@@ -114,9 +114,10 @@ class SimulatedServer:
         job = SimulatedJob(request, SEND_S + self._front_end.reply_s)
         self._at(request.arrived_s, self._arrive, job)
 
-    def run(self) -> None:
+    def run(self, until_s: float = math.inf) -> None:
+        """Everything that happens up to a time."""
         events = self._events
-        while events:
+        while events and events[0][0] <= until_s:
             self._now_s, number, action, job = heapq.heappop(events)
             if action != self._end_slice or number == self._slice_end:
                 action(job)

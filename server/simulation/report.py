@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from server.simulation.experiment import BOUND, OURS, DisciplineResult, LoadResult
+from server.simulation.fleet import FleetResult
 
 
 def table(result: LoadResult) -> Iterator[str]:
@@ -25,6 +26,14 @@ def _row(result: DisciplineResult) -> str:
     return (
         f"{result.discipline:<33}{utility:<24}{'' if result.discipline == OURS else lead:<24}"
         f"{result.without.mean:>8.2%}   {exits}"
+    )
+
+
+def fleet_row(result: FleetResult) -> str:
+    exits = " ".join(f"{100 * share:4.1f}" for share in result.exits[1:])
+    return (
+        f"load {result.load:.2g}x  {result.routing:<26}{result.goodput:6.1f} in time a second and replica  "
+        f"utility {result.utility:.4f}  no answer {result.without:6.2%}  exits 1, 2, .. in %: {exits}"
     )
 
 

@@ -33,6 +33,11 @@ class Served:
         self._scheduled: dict[int, ScheduledJob] = {}
         self._busy = RecentSeconds(BUSY_HALF_LIFE_S)
 
+    @property
+    def open_jobs(self) -> list[SimulatedJob]:
+        """Those that were admitted and have no answer yet."""
+        return [job for job, _ in self._open.values()]
+
     def admits(self, job: SimulatedJob, now_s: float) -> bool:
         request = job.request
         budget = self._policies.budget(

@@ -1,0 +1,103 @@
+"""The hop to other replicas: a look-up or a cancel that came to a replica that does not have the request.
+
+A balancer knows nothing of ids. The replica that it chose asks all others at once, in the client's name, and passes on
+what the one that has the request says. A replica that is asked by another asks nobody.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPException
+from typing import NamedTuple
+from urllib.parse import quote
+
+from server.errors import UnavailableError
+
+HOP_HEADER = "x-request-hop"
+"""Marks what another replica asks."""
+
+PASSED_ON = ("authorization", "x-request-token")
+"""The headers by which clients prove that a request is theirs. Their address goes along as proxies tell it."""
+
+PATIENCE_S = 2.0
+"""For the answer of one replica."""
+MOST_AT_ONCE = 16
+"""Replicas that are asked at one time, so that many unknown ids are no flood."""
+
+Address = tuple[str, int]
+
+
+class PeerReply(NamedTuple):
+    """What the replica that has the request said."""
+
+    status: int
+    body: bytes
+
+
+class Hop:
+    """Asks the replicas whose addresses `find_peers` returns, which may wait; this one may be among them."""
+
+    def __init__(self, find_peers: Callable[[], Sequence[Address]]) -> None:
+        self._find_peers = find_peers
+        self._threads = ThreadPoolExecutor(MOST_AT_ONCE, "hop")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def ask(self, method: str, request_id: str, headers: Mapping[str, str], client: str) -> PeerReply | None:
+        """What the replica that has the request answers; None if none has it. Raises UnavailableError if none of
+        those that answered has it, and some did not answer."""
+        if HOP_HEADER in headers:
+            return None
+        loop = asyncio.get_running_loop()
+        passed_on = {name: headers[name] for name in PASSED_ON if name in headers}
+        passed_on |= {HOP_HEADER: "1", "x-forwarded-for": client}
+        path = f"/v1/requests/{quote(request_id, safe='')}"
+        silent = 0
+        try:
+            peers = await loop.run_in_executor(self._threads, self._find_peers)
+        except OSError:
+            peers, silent = (), 1
+        asked = [loop.run_in_executor(self._threads, _ask, peer, method, path, passed_on) for peer in peers]
+        for answer in asyncio.as_completed(asked):
+            try:
+                found = await answer
+            except ConnectionRefusedError:  # nobody is there, and nobody has the request
+                continue
+            except (OSError, HTTPException):
+                silent += 1
+                continue
+            if found.status != 404:
+                return found
+        if silent:
+            raise UnavailableError(
+                f"the request is not here, and {silent} of {len(peers) or 'the'} other replicas did not answer within "
+                f"{PATIENCE_S:g} s; ask again",
+                "replica_silent",
+                1.0,
+            )
+        return None
+
+
+def _ask(peer: Address, method: str, path: str, headers: Mapping[str, str]) -> PeerReply:
+    """Raises OSError or HTTPException if the replica does not answer."""
+    connection = HTTPConnection(*peer, timeout=PATIENCE_S)
+    try:
+        connection.request(method, path, headers=dict(headers))
+        answer = connection.getresponse()
+        return PeerReply(answer.status, answer.read())
+    finally:
+        connection.close()
+
+
+def named_peers(address: Address | None) -> Callable[[], Sequence[Address]]:
+    """Finds all addresses of one name, as the headless service of a Deployment has them. None: there are no others."""
+
+    def find() -> Sequence[Address]:
+        if address is None:
+            return ()
+        found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+        return sorted({(str(peer[0]), int(peer[1])) for *_, peer in found})
+
+    return find

@@ -1,0 +1,47 @@
+"""The routes of one request: look it up, and cancel it."""
+
+import time
+from collections.abc import Callable
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.access.identity import caller_of
+from server.errors import NotFoundError
+from server.protocols.hop import Hop
+from server.protocols.http import REFUSED
+from server.protocols.replies import reply
+from server.requests.record import RequestRecord
+from server.requests.service import Service
+
+router = APIRouter()
+
+
+@router.get("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
+async def look_up(request: Request, request_id: str) -> Response:
+    """A request of the caller that is open, or that ended recently."""
+    service: Service = request.app.state.service
+    return await _here_or_elsewhere(
+        request, request_id, lambda: service.registry.find(request_id, caller_of(request.scope))
+    )
+
+
+@router.delete("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
+async def cancel(request: Request, request_id: str) -> Response:
+    """Cancel a request of the caller. A request that has ended stays as it is."""
+    service: Service = request.app.state.service
+    return await _here_or_elsewhere(
+        request, request_id, lambda: service.cancel_by_id(request_id, caller_of(request.scope))
+    )
+
+
+async def _here_or_elsewhere(request: Request, request_id: str, here: Callable[[], RequestRecord]) -> Response:
+    """What is known of a request here, or else at another replica. Raises NotFoundError if it is known nowhere."""
+    try:
+        return reply(here().to_json(time.monotonic()))
+    except NotFoundError:
+        hop: Hop = request.app.state.hop
+        found = await hop.ask(request.method, request_id, request.headers, caller_of(request.scope).address)
+        if found is None:
+            raise
+        return Response(found.body, found.status, media_type="application/json")

@@ -1,0 +1,73 @@
+"""What Ray's proxies do beside passing requests on."""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from deploy.ray_proxy import ARRIVED, LOST, ProxyMark, arrived_s
+
+START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
+EVENTS: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+PART: Message = {"type": "http.response.body", "body": b"a", "more_body": True}
+LAST: Message = {"type": "http.response.body", "body": b"b"}
+CLOSED: Message = {"type": "websocket.close", "code": 1000}
+OPEN: Message = {"type": "websocket.accept"}
+
+
+def run(
+    kind: str, replica_says: Sequence[Message], headers: Sequence[tuple[bytes, bytes]] = ()
+) -> tuple[list[Message], Scope]:
+    """What the client is sent, and the scope that the replica gets."""
+    sent: list[Message] = []
+    scope: Scope = {"type": kind, "headers": list(headers)}
+
+    async def replica(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in replica_says:
+            await send(message)
+
+    async def receive() -> Message:
+        raise AssertionError("nobody reads")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(ProxyMark(replica)(scope, receive, send))
+    return sent, scope
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("http", [START, LAST]), ("http", [EVENTS, PART, LAST]), ("websocket", [OPEN, CLOSED]), ("lifespan", [])],
+)
+def test_whole_answers_pass_as_they_are(kind: str, said: list[Message]) -> None:
+    assert run(kind, said)[0] == said
+
+
+def test_a_replica_that_says_nothing_is_lost() -> None:
+    (start, body), _ = run("http", [])
+    assert start["status"] == 503 and dict(start["headers"])[b"retry-after"] == b"1"
+    assert json.loads(body["body"])["code"] == "replica_lost"
+
+
+def test_events_end_with_an_error_and_sockets_with_a_close() -> None:
+    sent, _ = run("http", [EVENTS, PART])
+    assert sent[-1]["body"] == b"event: error\ndata: " + LOST + b"\n\n" and not sent[-1].get("more_body")
+    sent, _ = run("websocket", [OPEN])
+    assert (sent[-1]["code"], sent[-1]["reason"]) == (1012, json.loads(LOST)["error"])
+
+
+def test_half_an_answer_stays_half() -> None:
+    assert run("http", [START, PART])[0] == [START, PART]
+
+
+def test_the_proxy_says_when_a_request_came_and_no_client_can() -> None:
+    before_s = time.time()
+    _, scope = run("http", [START, LAST], [(ARRIVED, b"1"), (b"host", b"a")])
+    assert [name for name, _ in scope["headers"]] == [b"host", ARRIVED]
+    found = arrived_s(scope["headers"])
+    assert found is not None and before_s - 0.001 <= found <= time.time()
+    assert arrived_s([]) is None and arrived_s([(ARRIVED, b"soon")]) is None
