@@ -8,8 +8,8 @@ from starlette.responses import Response
 
 from server.access.identity import caller_of
 from server.errors import NotFoundError
+from server.protocols.bodies import RequestBody, answers
 from server.protocols.hop import Hop
-from server.protocols.http import REFUSED
 from server.protocols.replies import reply
 from server.requests.record import RequestRecord
 from server.requests.service import Service
@@ -17,7 +17,7 @@ from server.requests.service import Service
 router = APIRouter()
 
 
-@router.get("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
+@router.get("/v1/requests/{request_id:path}", responses=answers(RequestBody, "The request."), tags=["requests"])
 async def look_up(request: Request, request_id: str) -> Response:
     """A request of the caller that is open, or that ended recently."""
     service: Service = request.app.state.service
@@ -26,7 +26,7 @@ async def look_up(request: Request, request_id: str) -> Response:
     )
 
 
-@router.delete("/v1/requests/{request_id:path}", responses=REFUSED, tags=["requests"])
+@router.delete("/v1/requests/{request_id:path}", responses=answers(RequestBody, "The request."), tags=["requests"])
 async def cancel(request: Request, request_id: str) -> Response:
     """Cancel a request of the caller. A request that has ended stays as it is."""
     service: Service = request.app.state.service
