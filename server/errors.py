@@ -15,7 +15,16 @@ from starlette.status import (
 
 from server.protocols.trace_context import TraceContext
 
-REFUSALS = ("client_limit", "draining", "key_budget", "key_rate", "overloaded", "starting", "too_many_errors")
+REFUSALS = (
+    "client_limit",
+    "draining",
+    "key_budget",
+    "key_rate",
+    "overloaded",
+    "replica_silent",
+    "starting",
+    "too_many_errors",
+)
 """The codes of errors with the stop `rejected`: why a request that might have been served was not."""
 
 

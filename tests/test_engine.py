@@ -80,7 +80,7 @@ class Harness:
         """A job for a square image whose compute deadline is `left_s` seconds from now."""
         place = place or self.admit(required=fields.get("required", 1))
         layout = self.catalog.get(NAME).layout(pixels, pixels, extra=False)
-        offset, now_s = self.engine.take(layout), time.monotonic()
+        offset, now_s = self.engine.take(layout, "a client"), time.monotonic()
         spec = JobSpec(place.key, NAME, offset, layout, now_s, now_s + left_s, now_s, 4, **fields)
         return self.engine.submit(spec, place)
 

@@ -717,7 +717,8 @@ def test_without_memory_for_another_image_requests_are_refused(tmp_path: Path) -
         call = Later(lambda: server.predict(photo(300, 400), model=SEGMENTATION))
         spec = worker.hear_job()
         reply = server.predict(photo(300, 400), model=SEGMENTATION)
-        assert (reply.status_code, reply.json()["code"]) == (503, "overloaded")
+        assert (reply.status_code, reply.json()["code"]) == (429, "client_limit")
+        assert "more than half of the 1,048,576 bytes for all open requests" in reply.json()["error"]
         reply = server.predict(photo(500, 600), model=SEGMENTATION)
         assert (reply.status_code, reply.json()["code"]) == (413, "image_too_large")
         assert "the limit is 1,048,576 for all open requests together" in reply.json()["error"]

@@ -7,7 +7,7 @@ from server.errors import ForbiddenError, InvalidError, MisdirectedError
 
 
 def origins(hosts: str = "", allowed: str = "", listens_on: str = "127.0.0.1") -> Origins:
-    return Origins(hosts, allowed, listens_on, own_name="Robot7.fleet.example")
+    return Origins(hosts, allowed, (listens_on,), own_name="Robot7.fleet.example")
 
 
 def takes_host(found: Origins, host: str) -> bool:

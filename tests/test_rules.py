@@ -22,8 +22,8 @@ SMALL = {"shared_memory_bytes": 2**24, "max_pixels": 2**20}
 BROKEN = {
     "--default-deadline-ms 600 and --max-deadline-ms 500: ": {"default_deadline_ms": 600, "max_deadline_ms": 500},
     "--client-burst 5 and --client-rate 0: without a rate there is no burst; ": {"client_burst": 5},
-    "--traffic-cap 8:3,65:2 and --max-open 64: 65 requests are never open; name at most 64": {
-        "traffic_cap": "8:3,65:2"
+    "--traffic-cap 8:3,129:2 and --max-open 128: 129 requests are never open; name at most 128": {
+        "traffic_cap": "8:3,129:2"
     },
     "--shared-memory-bytes 11534335 and --max-pixels 1048576: the largest image and its maps by tiny-segmentation need "
     "11,534,336 bytes; ": {"shared_memory_bytes": 11 * 2**20 - 1},
@@ -84,7 +84,7 @@ def test_a_rule_that_is_broken_names_both_settings_their_values_and_a_remedy(
         {},
         {"default_deadline_ms": 500, "max_deadline_ms": 500},
         {"client_burst": 5, "client_rate": 1},
-        {"traffic_cap": "64:2"},
+        {"traffic_cap": "128:2"},
         {"shared_memory_bytes": 11 * 2**20},
         {"threads": 16, "codec_threads": 16},
         {"threads": 2, "device": "cpu,cpu"},

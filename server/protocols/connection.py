@@ -13,11 +13,11 @@ from typing import Any
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from server.errors import HeadersTooLargeError, InvalidError, ServerError, SlowRequestError
+from server.protocols.flow import HeldFlow
 from server.protocols.gate import Gate
 from server.protocols.http import ARRIVED_S
 from server.protocols.message import Message, to_head, without_upgrades
@@ -30,16 +30,6 @@ from server.protocols.websocket import WebSocketProtocol
 
 class _OverrunError(Exception):
     """The parser has come to the next request, though the last one is not answered."""
-
-
-class _Flow(FlowControl):
-    """uvicorn's flow control. While it is `held`, nothing is read, whatever the application waits for."""
-
-    held = False
-
-    def resume_reading(self) -> None:
-        if not self.held:
-            super().resume_reading()
 
 
 class HttpProtocol(Peer, HttpToolsProtocol):
@@ -72,7 +62,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow: _Flow = _Flow(transport)
+        self.flow: HeldFlow = HeldFlow(transport)
         self.address = self.client[0] if self.client else "unknown"
         settings = self._gate.settings
         connection = transport.get_extra_info("socket")

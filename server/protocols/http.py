@@ -18,6 +18,7 @@ from server.engine.messages import Stop
 from server.errors import DisconnectedError, InvalidError, NotAcceptableError
 from server.protocols.bodies import (
     REFUSED,
+    LiveBody,
     MapHeaders,
     ModelDetailsBody,
     ModelsBody,
@@ -281,7 +282,7 @@ async def model(request: Request, name: str) -> Response:
     return reply({**described, "learnt": describe_costs(service.engine.pool.learnt(name)), "without_answer": ended})
 
 
-@router.get("/health/live", tags=["health"])
+@router.get("/health/live", responses=answers(LiveBody, "It answers."), tags=["health"])
 async def live() -> Response:
     """200 while the server answers at all."""
     return reply({"live": True})

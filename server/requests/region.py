@@ -50,3 +50,8 @@ def find_region(roi: Box, height: int, width: int) -> Region:
     rows = slice(max(0, top - CONTEXT_PX), min(height, bottom + CONTEXT_PX))
     columns = slice(max(0, left - CONTEXT_PX), min(width, right + CONTEXT_PX))
     return Region(height, width, (slice(top, bottom), slice(left, right)), (rows, columns))
+
+
+def expected_size(roi: Box | None, height: int, width: int) -> Size:
+    """Height and width of what is computed of an image that is expected to have this size."""
+    return (height, width) if roi is None else (min(height, math.ceil(roi[3])), min(width, math.ceil(roi[2])))

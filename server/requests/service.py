@@ -4,7 +4,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
-from math import ceil
 from typing import TypeVar
 
 from server.access.identity import Caller
@@ -29,7 +28,7 @@ from server.requests.budget import Asked, Forecast, Traffic
 from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage, copy_pixels
 from server.requests.record import CodecWork, RequestRecord
-from server.requests.region import find_region
+from server.requests.region import expected_size, find_region
 from server.requests.registry import RequestRegistry
 from server.requests.request_log import log_request
 from server.requests.sizes import ExpectedSizes
@@ -169,11 +168,9 @@ class Service:
 
     def _expected(self, record: RequestRecord, model: ServedModel, size: tuple[int, int]) -> Expected:
         """What a request whose image has this size (height, width) means to a worker."""
-        roi = record.options.roi
-        computed = size if roi is None else (min(size[0], ceil(roi[3])), min(size[1], ceil(roi[2])))
         return Expected(
             model=model.name,
-            shape=model.input_shape(*computed),
+            shape=model.input_shape(*expected_size(record.options.roi, *size)),
             required=record.options.required,
             deadline_s=record.compute_deadline_s,
             client=record.sharer,
