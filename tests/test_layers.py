@@ -45,6 +45,7 @@ SERVER = [
     "server.protocols.hop",
     "server.protocols.stream",
     "server.protocols.events",
+    "server.protocols.flow",
     "server.protocols.gate",
     "server.protocols.peers",
     "server.protocols.pieces",
