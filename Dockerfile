@@ -12,8 +12,10 @@ COPY server server
 COPY models models
 
 FROM build AS build-cpu
-RUN /venv/bin/pip install --no-cache-dir --no-deps --index-url https://download.pytorch.org/whl/cpu "$(grep ^torch== constraints.txt)" \
-    && /venv/bin/pip install --no-cache-dir --constraint constraints.txt --editable . \
+# PyTorch's index of CPU builds, which its installation page names. Without it the image holds CUDA, too: gigabytes.
+ARG TORCH_CPU_INDEX
+RUN /venv/bin/pip install --no-cache-dir --constraint constraints.txt \
+    ${TORCH_CPU_INDEX:+--extra-index-url "$TORCH_CPU_INDEX"} --editable . \
     && python -m compileall -q server models
 
 FROM build AS build-cuda

@@ -16,7 +16,6 @@ from server.simulation.command import main as simulate
 
 NOT_HERE = {
     "make": "sets up or tests a whole checkout",
-    "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make serve": "needs the network",
     "pip install": "needs the network",
     "adpc load": "takes a minute; tests/test_client_load_command.py runs it",
     "curl -H Authorization": "needs the key that the line before prints; tests/test_keys_live.py does that",
