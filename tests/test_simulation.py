@@ -92,11 +92,11 @@ def exits(discipline: Discipline, *requests: SimulatedRequest, front_end: FrontE
 @pytest.mark.parametrize(
     ("discipline", "reached"),
     [
-        # A 0-30; B 30-40, is answered at 44 and computed until 60; C would have exit 1 at 70, after its 65.5
+        # A 0-30; B 30-40, is answered at 44 and computed until 60; C would have exit 1 at 70, after its 63.5
         (Fifo, [2, 1, 0]),
         # as before, but B is left after its slice at 55, and C has exit 1 at 65
         (FifoCancelled, [2, 1, 1]),
-        # A 0-10, B 10-40, C 40-50, is answered at 65.5 and computed until 70; A 70-90
+        # A 0-10, B 10-40, C 40-50, is answered at 63.5 and computed until 70; A 70-90
         (Edf, [2, 2, 1]),
         # A 0-10, B 10-40; then C, which needs 30, would end at 70 and is dropped; A 40-60
         (lambda: FixedExit(2), [2, 2, 0]),
@@ -108,8 +108,8 @@ def exits(discipline: Discipline, *requests: SimulatedRequest, front_end: FrontE
     ],
 )
 def test_three_requests_by_hand(discipline: Callable[[], Discipline], reached: list[int]) -> None:
-    """Stages of 10 and 20 ms. A comes at 0 and has until 99, B comes at 1 and has until 44, C at 2, until 65.5."""
-    assert exits(discipline(), request(0, 0, 99), request(1, 1, 44), request(2, 2, 65.5)) == reached
+    """Stages of 10 and 20 ms. A comes at 0 and has until 99, B comes at 1 and has until 44, C at 2, until 63.5."""
+    assert exits(discipline(), request(0, 0, 99), request(1, 1, 44), request(2, 2, 63.5)) == reached
 
 
 def test_the_front_end_slows_the_worker_down() -> None:
@@ -133,7 +133,7 @@ def test_heads_come_between_the_parts_of_a_large_image() -> None:
 def test_a_first_exit_may_be_a_little_late_and_a_late_answer_is_worth_nothing() -> None:
     outcomes = simulate([request(0, 0, 7)], Fifo(), FREE)
     assert (outcomes[0].exit, outcomes[0].utility) == (1, 0.5)
-    assert exits(Fifo(), request(0, 0, 5.9)) == [0]
+    assert exits(Fifo(), request(0, 0, 3.9)) == [0]
     front_end = FrontEnd(head_s=0.0, image_s=0.0, reply_s=0.004, speed_left=1.0)
     together = [request(key, 0, 23 + 4 - 1e-6, (5.0,), (0.5,)) for key in range(4)]
     found = simulate(together, HoldBack(), front_end)

@@ -6,7 +6,7 @@ x is the request, t the moment. `policies.py` holds what limits a budget.
 import math
 from dataclasses import dataclass
 
-GRACE_S = 0.004
+GRACE_S = 0.006
 """A required exit may be this late and is still sent, since the alternative is a 504."""
 
 
