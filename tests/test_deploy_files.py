@@ -55,7 +55,7 @@ def test_every_setting_that_is_named_exists(path: Path) -> None:
     assert set(re.findall(rf"\b{PREFIX}[A-Z_]+", text)) <= names
     flags = {flag(name) for name in Settings.model_fields}
     others = {"--kustomize", "--profile", "--target", "--gpus", "--read-only", "--tmpfs", "--now", "--from"}
-    docker = {"--no-install-recommends", "--no-cache-dir", "--no-deps", "--index-url", "--constraint", "--editable"}
+    docker = {"--no-install-recommends", "--no-cache-dir", "--extra-index-url", "--constraint", "--editable"}
     health = {"--interval", "--timeout", "--start-period"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= flags | others | docker | health
 
