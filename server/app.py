@@ -64,14 +64,14 @@ class Application(FastAPI):
         await self.guard(scope, receive, send)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What the guard lets through."""
+        """Serve a request that the guard has admitted."""
         if scope["type"] == "http" and self._predicts(scope):
             await self._predict(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
     def _predicts(self, scope: Scope) -> bool:
-        """Whether this is a prediction."""
+        """Whether the request is `POST /v1/predict`."""
         asked = scope["method"], scope["path"]
         return bool(asked == ("POST", scope.get("root_path", "") + http.PREDICT_PATH))
 

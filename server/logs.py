@@ -12,7 +12,8 @@ SHOWN_ELSEWHERE = ("color_message", "taskName")
 
 
 def configure_logging(level: str, log_format: str, name: str | None = None) -> None:
-    """Log from `level` on what goes to the logger `name` and those below it, or to any. `log_format`: plain or json.
+    """Configure logging of records of `level` and above, for the logger `name` and its children, or for all loggers.
+    `log_format`: plain or json.
 
     Does nothing if the program around it has configured logging already.
     """

@@ -191,7 +191,7 @@ class _Family(Collector):
         self._read = read
 
     def describe(self) -> list[CounterMetricFamily | GaugeMetricFamily]:
-        """What the registry asks, so that it need not read the series to know their name."""
+        """Tells the registry the names of the families without reading their series."""
         name, text, labels = self._described
         return [self._kind(name, text, labels=labels)]
 

@@ -21,7 +21,8 @@ MODEL, TINY = "camvid-adpc-w18", "tiny-segmentation"
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """(language, text) of every fenced block of a page, and of every indented one, whose language is `sh`."""
+    """Returns (language, text) for each code block of a page. An indented block names no language and counts as
+    `sh`."""
     text = (ROOT / page).read_text()
     indented = re.findall(
         r"(?:(?<=\n\n)|(?<=\A))((?:    \S.*\n)+)", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)

@@ -209,7 +209,8 @@ def test_a_worker_counts_its_part_of_what_several_workers_are_asked_for() -> Non
 
 
 def test_what_is_asked_again_counts_once() -> None:
-    """By its head and with its image: two workers can do what is asked for once, not what is asked for twice."""
+    """A request asks by its head and again with its image, and is counted once. Two workers can serve the demand once,
+    but not twice."""
     for again, taken in ((False, False), (True, True)):
         backlog = Backlog(known_costs(), workers=2)
         for number in range(300):

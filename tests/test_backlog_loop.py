@@ -1,4 +1,5 @@
-"""Admission by the backlog in the loop with a scheduler, on a clock that only computation moves."""
+"""Tests admission together with the scheduler: requests and the worker are simulated, and the clock advances only by
+the time that computation takes."""
 
 import heapq
 import random

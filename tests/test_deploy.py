@@ -1,4 +1,4 @@
-"""What is deployed beside the server asks it for metrics that it has."""
+"""Dashboards, rules and autoscalers use only metrics that the server exports."""
 
 import json
 import re

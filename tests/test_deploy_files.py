@@ -1,4 +1,4 @@
-"""What deploys the server names settings, paths, ports and files that there are, and is safe by what it says."""
+"""Deployment files name settings, paths, ports and files that exist, and drop privileges."""
 
 import re
 import shutil

@@ -143,7 +143,7 @@ def test_a_first_exit_may_be_a_little_late_and_a_late_answer_is_worth_nothing() 
 
 
 class HoldBack(FifoCancelled):
-    """Lets go of nothing before its deadline."""
+    """Releases no job before its deadline."""
 
     def next(self, now_s: float):  # type: ignore[no-untyped-def]
         left = [job for job in self.jobs.values() if job.exit < job.request.exits]

@@ -193,7 +193,7 @@ def test_a_worker_that_is_stuck_is_replaced(step_s: float, limit_s: float, caplo
 
 
 def test_a_worker_that_hangs_while_it_loads_is_replaced_within_seconds(caplog: pytest.LogCaptureFixture) -> None:
-    """One after which the limit was too short has twice the time, until one is ready."""
+    """After a worker was killed for its silence while loading, the next one has twice the time, until one is ready."""
 
     async def check(watched: Watched) -> None:
         await watched.part("warming up m", 30.0)

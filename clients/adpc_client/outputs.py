@@ -12,7 +12,7 @@ _INDEXED = (".png", ".gif", ".bmp", ".tif", ".tiff")
 _COLOURED = (".jpg", ".jpeg", ".webp")
 """Endings of pictures that hold only the colours."""
 _NO_FOLDER = (*_INDEXED, *_COLOURED, ".avi", ".webm", ".mpg", ".m4v")
-"""Endings by which nobody means a folder."""
+"""File endings that are never taken for a folder."""
 
 
 def check_picture(path: Path) -> None:

@@ -7,14 +7,14 @@ from adpc_client.frames import ArrivedFrame
 UNKNOWN_S = 1.0
 """The deadline of a frame while nobody knows when the next one will come."""
 MARGIN = 1.25
-"""A first exit may take so many times as long as the one before it."""
+"""A first exit may take this many times as long as the one before it."""
 FIRST_EXIT_S = 0.05
 """How long the first exit of the first frame is expected to take."""
 LONGEST_S = 10.0
 """A first exit is not expected to take longer than that."""
 
 _ROUNDING = 1e-6
-"""A frame that is so little too early, in periods, is not."""
+"""A frame counts as on time if it is early by at most this share of a period."""
 
 
 class FrameDeadline:

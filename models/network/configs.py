@@ -31,9 +31,10 @@ RANKED: frozenset[Criterion] = frozenset({"top_k", "random"})
 
 Whole = Annotated[int, Field(ge=1)]
 Channels = Annotated[int, Field(ge=1, le=1024)]
-"""Of a layer; the widest published finest branch has 88. What a broken file says must not fill the memory."""
+"""The largest width of a layer. The widest published finest branch has 88; the limit keeps a broken file from filling
+the memory."""
 Repeats = Annotated[int, Field(ge=1, le=16)]
-"""Of blocks and modules; published networks have up to 4 in a row."""
+"""The largest number of blocks or modules in a row; published networks have up to 4."""
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Colour = Annotated[int, Field(ge=0, le=255)]
 Joint = Annotated[int, Field(ge=0)]

@@ -2,8 +2,8 @@
 
 
 class Bucket:
-    """Holds at most `size` tokens and gets `rate` a second; full at first. It may be overdrawn: what was taken too much
-    is missing later."""
+    """Holds at most `size` tokens, starts full, and gains `rate` tokens a second. It may be overdrawn: the balance is
+    negative until it has refilled."""
 
     def __init__(self, rate: float, size: float, now_s: float) -> None:
         self._rate = rate
@@ -16,7 +16,7 @@ class Bucket:
         self._then_s = now_s
 
     def wait_s(self, tokens: float, now_s: float) -> float:
-        """The seconds until the bucket holds so many tokens; 0: it does now."""
+        """The seconds until the bucket holds this many tokens; 0 if it does now."""
         return max(0.0, tokens - self._level(now_s)) / self._rate
 
     def _level(self, now_s: float) -> float:

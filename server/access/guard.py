@@ -86,7 +86,7 @@ class Guard:
         await self._app(scope, receive, send_marked)
 
     def _admit(self, scope: Scope, fields: Fields, origin: str | None) -> Caller:
-        """Who asks. Raises ServerError if they may not."""
+        """Identify the caller. Raises ServerError if the request is not allowed."""
         peer, _ = _peer(scope)
         address = self._address(scope, fields)
         host = self._origins.check_host(fields[b"host"], scope["http_version"])
@@ -107,7 +107,8 @@ class Guard:
         return 0.0 if start_s is None else min(self._longest_wait_s, max(0.0, time.time() - start_s))
 
     def _needs_key(self, scope: Scope) -> bool:
-        """Whether a request needs a key where there are keys. Raises NotFoundError if its path is elsewhere."""
+        """Whether a request needs an API key on a server that has keys. Raises NotFoundError if its path is served on
+        the operators' address only."""
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         if self.admin_port is not None and (path in ADMIN_PATHS or path.startswith(ADMIN_FOLDERS)):
             if (scope.get("server") or ("", None))[1] != self.admin_port:
@@ -116,7 +117,8 @@ class Guard:
         return not (path in OPEN_PATHS or path.startswith(OPEN_FOLDERS) or scope.get("method") == "OPTIONS")
 
     def _address(self, scope: Scope, fields: Fields) -> str:
-        """The client's address. Where a trusted proxy says more of the client, the scope says it afterwards."""
+        """The client's address. If a trusted proxy forwards the client's address and scheme, they replace those of the
+        ASGI scope."""
         peer, port = _peer(scope)
         if not self._proxies.trusts(peer):
             return peer

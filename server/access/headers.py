@@ -34,7 +34,7 @@ RESPONSE_FIELDS = (
     "X-Anytime-Unsure"
 )
 PREFLIGHT_S = 600
-"""For so long a browser need not ask again what a page may send."""
+"""The seconds for which a browser may reuse the response to a CORS preflight request."""
 
 
 def sharing_headers(origin: str) -> Headers:
@@ -47,7 +47,7 @@ def sharing_headers(origin: str) -> Headers:
 
 
 def preflight_headers() -> dict[str, str]:
-    """The answer to a browser that asks what a page may send."""
+    """The headers of the response to a CORS preflight request."""
     return {
         "Access-Control-Allow-Methods": METHODS,
         "Access-Control-Allow-Headers": REQUEST_FIELDS,

@@ -14,7 +14,7 @@ Owner = tuple[str, str | bytes]
 """Who may look a request up and cancel it: the kind of proof, and the proof."""
 
 ANYONE: Owner = ("id", "")
-"""Whoever knows the id, which nobody can guess."""
+"""The owner of a request whose id the server made: whoever knows the id, because it cannot be guessed."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Caller:
 
     @property
     def name(self) -> str:
-        """By what limits, budgets and shares know the caller: its key, or else its address."""
+        """The name by which limits, budgets and fair shares identify the caller: the name of its API key, or else its
+        address."""
         return self.key or self.address
 
     @property
     def network(self) -> str:
-        """As `name`, but all addresses that one IPv6 site has (its /64) are one."""
+        """The name by which limits per address count the caller: `name`, but the /64 network of an IPv6 address,
+        because one host can use every address of its network."""
         if self.key is not None or ":" not in self.address:
             return self.name
         try:
@@ -57,7 +59,7 @@ class Caller:
 
     @property
     def owners(self) -> tuple[Owner, ...]:
-        """All that this caller can prove to be, the narrowest first."""
+        """Every owner that this caller can prove to be, the most specific first."""
         if self.key is not None:
             return (("key", self.key),)
         token = () if self.token is None else (("token", self.token),)

@@ -30,7 +30,7 @@ logger = logging.getLogger("anytime.keys")
 
 SECRET_BYTES = 32
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}", re.ASCII)
-"""A key's name is no address: limits and budgets know clients by either."""
+"""The name of a key must not look like an address, because limits and budgets identify clients by either."""
 
 DEFAULT_PRIORITY = 1
 
@@ -71,7 +71,7 @@ class KeyFile:
 
 
 class KeyAccount:
-    """What one key may still spend."""
+    """The remaining allowance of one key."""
 
     def __init__(self, name: str, terms: KeyTerms, now_s: float) -> None:
         self._name = name

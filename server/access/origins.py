@@ -16,7 +16,7 @@ from server.errors import ForbiddenError, InvalidError, MisdirectedError
 
 ANY = "*"
 LOOPBACK = "localhost"
-"""With the names below it, the name that browsers never look up."""
+"""Browsers resolve this name and its subdomains to the loopback address, without DNS."""
 
 UNOWNED = ("local", "internal", "home.arpa", "svc")
 """The domains of private networks and of Kubernetes' services: nobody on the Internet can own a name in them (RFC 6762,
@@ -44,7 +44,7 @@ class Authority:
 
 @lru_cache(maxsize=256)
 def parse_authority(text: str) -> Authority | None:
-    """'Example.org:8000' -> the authority; None if the text is none."""
+    """Parse 'Example.org:8000'. Returns None if the text is not an authority."""
     found = _AUTHORITY.fullmatch(text)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Trusted proxies: whose word counts about where a request comes from. Pure."""
+"""Trusted proxies: the addresses whose X-Forwarded-* and X-Request-Start headers the server believes. Pure."""
 
 import ipaddress
 import re

@@ -8,12 +8,12 @@ import struct
 from dataclasses import dataclass
 
 MAX_SEGMENTS = 256
-"""How many segments of a JPEG are passed in search of its size. Photos have it among the first few dozen."""
+"""The number of JPEG segments that are searched for the size. Photos have it among the first few dozen."""
 COUNTED_BYTES = 4 * 2**20
-"""Of a larger file, nothing is counted: it is `MUCH` work."""
+"""A file above this size is not examined: it counts as `MUCH` work."""
 MUCH = 1 << 40
 SCANS_AS_ONE = 4
-"""So many scans of a progressive JPEG take as long as a JPEG in one scan."""
+"""This many scans of a progressive JPEG take as long to decode as a JPEG in one scan."""
 _SIZES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """The markers of JPEG segments that hold the size."""
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
@@ -48,7 +48,7 @@ def read_header(body: bytes) -> Header | None:
 
 
 def work_px(body: bytes) -> int:
-    """How much work a file will be, see `Header`."""
+    """The work of decoding a file, in the pixels of `Header.work_px`."""
     header = read_header(body)
     return MUCH if header is None else header.work_px
 

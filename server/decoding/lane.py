@@ -114,8 +114,8 @@ class Lane:
                 await asyncio.sleep(self.RETRY_S)
 
     async def _serve(self, decoder: Decoder) -> Waiting | None:
-        """Have one file decoded after the other. Returns when the process has ended, or must be: the file that it could
-        not decode, if somebody waits for that."""
+        """Hand files to the process, one after another, until it has ended or must be ended. Returns the file that it
+        failed to decode if a request still waits for it, else None."""
         while (waiting := await self._next(decoder)) is not None:
             began_s, body_bytes = time.monotonic(), len(waiting.body)
             answered = decoder.decode(waiting.body)
@@ -150,7 +150,7 @@ class Lane:
         return None
 
     def _lost(self, status: int) -> ServerError:
-        """What a client is told whose image has ended its process."""
+        """The error for the client whose image ended the decoding process."""
         if status == -signal.SIGPROF:
             return InvalidError(
                 f"the image takes over {1000 * self._plan.max_decode_s:.0f} ms of CPU to decode, which is the limit "

@@ -1,4 +1,5 @@
-"""A place: an admitted request's right to a worker, from its whole image to the end of its job."""
+"""A place reserves time on one worker for an admitted request. The request holds it from the moment its whole image has
+been received until its job ends."""
 
 import time
 from dataclasses import dataclass, replace

@@ -24,7 +24,7 @@ class Supervisor:
     """
 
     GIVE_UP = 5
-    """After so many workers that were lost while they loaded, another one would be lost, too."""
+    """After this many workers in a row were lost while they loaded, no further one is started."""
     QUICK_S = 10.0
     """A worker that dies before it has been ready for this long may do so again and again."""
     BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -151,7 +151,7 @@ class Supervisor:
         self._bury()
 
     def _consider(self, why: str) -> None:
-        """Whether it is of any use to start another worker. `why` the latest was lost."""
+        """Whether to start another worker. `why`: the reason for which the last one was lost."""
         if not self._was_ready and self._quick_deaths >= self.GIVE_UP:
             self._hopeless(f"{self._quick_deaths} workers in a row were lost before one was ready; the latest {why}")
 

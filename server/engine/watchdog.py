@@ -7,7 +7,7 @@ from server.engine.messages import Loading
 TICK_S = 0.25
 """The worker is asked for a sign of life this often."""
 STARTING = Loading("starting", 60.0)
-"""The part before the first that a worker tells of: the interpreter and the libraries are loaded."""
+"""The part of the loading until the worker's first message: the interpreter and the libraries start."""
 
 
 @dataclass
@@ -22,11 +22,11 @@ class Watchdog:
     LEAST_S = 2.0
     """No worker that is ready counts as stuck after less; a starved machine may take as long to run it at all."""
     LOADING_LEAST_S = 8.0
-    """No worker that loads counts as stuck after less; it cannot give a sign while the system reads a library."""
+    """The lowest limit on silence while a worker loads. It gives no sign of life while the system reads a library."""
     FACTOR = 3.0
     """A silence is too long if it exceeds the longest that was seen or is expected by this factor."""
     OVERDUE = 0.5
-    """After this share of the silence that is too long, a sign of life is overdue."""
+    """A sign of life is overdue after this share of the limit on silence."""
 
     load_s: float
     patience: float = 1.0
@@ -82,7 +82,7 @@ class Watchdog:
         return None
 
     def _limit_s(self, step_s: float) -> float:
-        """The longest silence that is in order."""
+        """The limit on silence."""
         seen_s = TICK_S * self._longest
         if not self.ready:
             return self.patience * max(self.LOADING_LEAST_S, self.FACTOR * seen_s)

@@ -39,7 +39,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     """The most bytes of a request's headers, and of what else may come without a byte of a body. The time to parse them
     grows with their square."""
     MAX_REST_BYTES = 64 * 1024
-    """With more bytes behind a request that is not answered yet, nothing more is read."""
+    """While more bytes than this wait behind an unanswered request, reading is paused."""
 
     _rest = b""  # what has come and is not parsed yet
     _came_s = 0.0  # when the last of it came
@@ -114,7 +114,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self._go_on()
 
     def _go_on(self) -> None:
-        """Parse what has come, as far as it may be now."""
+        """Parse the received bytes as far as the order of requests and the allowance permit."""
         if self.transport.is_closing():
             return
         while self._rest and not (self._message.complete or self._waits_for_turn or self.transport.is_closing()):
@@ -128,7 +128,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             self._gate.peers.hold(self, unfinished_bytes)
 
     def _begin(self) -> bool:
-        """Let a request begin, if there is one and the connection has not had too many."""
+        """Begin the next request if its first bytes are here and the connection is within its allowance."""
         rest = self._rest.lstrip(b"\r\n")  # RFC 9112, section 2.2
         self._message.idle_bytes += len(self._rest) - len(rest)
         self._rest = rest
@@ -142,7 +142,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         return self._message.begun
 
     def _turn(self) -> None:
-        """It is this connection's turn: one request."""
+        """Parse one request, because it is this connection's turn."""
         self._waits_for_turn = self._pipelined = False
         if self._rest and not self.transport.is_closing():
             self._start()
@@ -205,7 +205,8 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             super().on_headers_complete()
 
     def _announced_bytes(self) -> int | None:
-        """The bytes of the body; None if it is chunked. The parser has checked that both are not said at once."""
+        """The announced length of the body in bytes; None if it is chunked. The parser refuses a request that says
+        both."""
         for name, value in self.headers:
             if name == b"content-length":
                 return int(value)
@@ -302,7 +303,8 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self._refuse(InvalidError(f"{msg} Speak HTTP/1.1 (RFC 9112)", "bad_http"))
 
     def _refuse(self, error: ServerError) -> None:
-        """Close the connection, with an error unless the client would take it for an answer that it waits for."""
+        """Close the connection. Send an error first, unless the client would mistake it for the response to an earlier
+        request."""
         self._gate.complaints.note(self.address, error.code, str(error))
         cycle = self.cycle
         receiving = cycle is not None and cycle.more_body and not cycle.response_started

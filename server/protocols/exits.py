@@ -1,4 +1,5 @@
-"""The exits of a job as a client that may read slowly is sent them: always the newest, and only what is new."""
+"""Chooses which exits of a job to send: always the newest, and only if it differs from the one sent before. A client
+that reads slowly misses exits."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext

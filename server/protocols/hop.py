@@ -15,13 +15,13 @@ from urllib.parse import quote
 from server.errors import UnavailableError
 
 HOP_HEADER = "x-request-hop"
-"""Marks what another replica asks."""
+"""Marks a request that another replica sends."""
 
 PASSED_ON = ("authorization", "x-request-token")
 """The headers by which clients prove that a request is theirs. Their address goes along as proxies tell it."""
 
 PATIENCE_S = 2.0
-"""For the answer of one replica."""
+"""The seconds to wait for the answer of one replica."""
 MOST_AT_ONCE = 16
 """Replicas that are asked at one time, so that many unknown ids are no flood."""
 

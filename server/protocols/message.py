@@ -31,7 +31,7 @@ class Message:
         return len(rest) if found < 0 else found + len(END_OF_HEAD) - len(self._tail)
 
     def take(self, piece: bytes) -> None:
-        """The parser gets these bytes."""
+        """Count these bytes as handed to the parser."""
         self.idle_bytes += len(piece)
         if not self.in_body:
             self._tail = (self._tail + piece[-3:])[-3:]

@@ -14,7 +14,7 @@ from server.errors import ServerError, TooManyRequestsError, UnavailableError
 from server.protocols.turns import ADDRESS_BURST, ADDRESS_RATE, FRESH, Allowance
 
 CLOSE_S = 5.0
-"""A connection that is closed in words is cut if its client has not read them after this time."""
+"""A connection that ends with an error is cut if its client has not read the error after this time."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Peers:
         return max(self._addresses.values(), key=lambda address: len(address.peers))
 
     def _make_room(self, held: _Address, newcomer: Peer) -> bool:
-        """Close the connection of an address that waits for longest. Returns False if all of them are served."""
+        """Close the connection of an address that has waited longest for a request. Returns False if none waits."""
         others = (peer for peer in held.peers if peer is not newcomer and peer.waits_since_s < math.inf)
         oldest = min(others, key=lambda peer: peer.waits_since_s, default=None)
         if oldest is None:

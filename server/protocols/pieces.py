@@ -1,4 +1,4 @@
-"""Pieces: the frames and chunks in which messages come, and how fine they may be."""
+"""Pieces: limits on the number of frames or chunks in which one message may arrive."""
 
 import struct
 from dataclasses import dataclass

@@ -85,7 +85,7 @@ class StreamSession:
     PAST_IDS = 256
     """Ids of ended requests that are remembered: a cancel that crosses the end of its request is no error."""
     ERRORS, ERROR_RATE = 100.0, 10.0
-    """The errors at once, and in a second, after which the socket is closed: its client does not read them."""
+    """The burst and the rate of errors; a socket that exceeds them is closed, since its client ignores them."""
 
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self._socket = socket

@@ -11,13 +11,13 @@ RATE, BURST = 400.0, 100.0
 ADDRESS_RATE, ADDRESS_BURST = 1000.0, 200.0
 """The same for all connections of an address together."""
 LARGE_BYTES = 64 * 1024
-"""After so many bytes from one connection, others are read before it is read again."""
+"""After this many bytes from one connection, other connections are read before it is read again."""
 STEP_BYTES = 256 * 1024
-"""So many bytes count as a step."""
+"""This many bytes count as one step."""
 TEXT_BYTES = 1024
-"""So many bytes of a text count as a step: JSON takes long to parse."""
+"""This many bytes of text count as one step, because JSON takes longer to parse."""
 FRESH = 20.0
-"""A connection that has used fewer steps of its own lately does not wait because of others of its address."""
+"""A connection that has used fewer steps than this recently is not held back by the allowance of its address."""
 
 
 class Allowance:
@@ -42,7 +42,8 @@ class Allowance:
         return True
 
     def spend(self, tokens: float, now_s: float) -> bool:
-        """Take tokens for a step that cost much. They may be owed, up to a burst. Returns False if some are."""
+        """Take several tokens for an expensive step. The balance may fall below zero by up to `burst`. Returns False if
+        it is below zero."""
         self._fill(now_s)
         self._tokens = max(-self._burst, self._tokens - tokens)
         return self._tokens >= 0
@@ -80,7 +81,7 @@ class Turns:
             self._rest(self._clock())
 
     def run(self) -> None:
-        """One round."""
+        """Run one round of turns."""
         began_s = self._clock()
         try:
             for _ in range(min(self.STEPS, len(self._waiting))):

@@ -35,9 +35,9 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
 
     FRAMES_PER_TURN = 16
     MAX_REST_BYTES = 64 * 1024
-    """With more bytes that wait to be parsed, nothing more is read."""
+    """While more bytes than this wait to be parsed, reading is paused."""
     CONTROL_RATE, CONTROL_BURST = 10.0, 100.0
-    """Control frames a second, and at once, after which the connection is closed."""
+    """The rate and the burst of control frames; a connection that exceeds them is closed."""
 
     _rest = b""  # what has come and is not parsed yet
     _lets_others_read = False
@@ -148,7 +148,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
         self._go_on(self.FRAMES_PER_TURN)
 
     def _begin(self, header: FrameHeader, now_s: float) -> None:
-        """A frame begins. Closes the connection if it is one too many."""
+        """Begin a frame. Closes the connection if the limit on frames is exceeded."""
         self._frame, self._left = header, header.size_bytes
         if header.is_control:
             if not self._control.take(now_s):
@@ -225,7 +225,8 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
     # --- refusals ---
 
     def _refuse_handshake(self) -> None:
-        """Answer a handshake that cannot be read. The reader has written an answer for some of what may be wrong."""
+        """Refuse a malformed handshake and close the connection. The websockets library has written a response for some
+        errors; for the others this method writes one."""
         self._gate.complaints.note(self.address, "bad_handshake", str(self.conn.handshake_exc))
         answer = b"".join(self.conn.data_to_send())
         if not answer:

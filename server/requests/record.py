@@ -91,7 +91,7 @@ class RequestRecord:
 
     @property
     def client(self) -> str:
-        """By what limits and budgets know the caller."""
+        """The name by which limits and budgets identify the caller."""
         return self.caller.name
 
     @property

@@ -86,7 +86,7 @@ class Service:
         self.tracer.close()
 
     def _ended(self, record: RequestRecord) -> None:
-        """Tell of a request that has ended."""
+        """Count, trace and log a request that has ended."""
         if record.model in self.statistics:
             self.statistics[record.model].count(record)
         self.tracer.end(record)
@@ -299,8 +299,8 @@ class Service:
             self.engine.finish(record.job, stop)
 
     def cancel_by_id(self, request_id: str, caller: Caller) -> RequestRecord:
-        """Cancel the open requests of `caller` with that id. Returns the newest one of that id, open or ended. Raises
-        NotFoundError if there is none."""
+        """Cancel every open request of `caller` that has this id. Returns the record of the caller's newest request
+        with this id, which may have ended before. Raises NotFoundError if the caller has none."""
         newest = self.registry.find(request_id, caller)
         for record in self.registry.open_records(request_id, caller):
             self.cancel(record)

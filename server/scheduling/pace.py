@@ -16,13 +16,13 @@ class Pace:
     FIRST = 1.3
     """The ratio to the typical seconds that is assumed where nothing is known."""
     FIRST_DEVIATION_S = 0.0012
-    """The deviation that is assumed there, and the least one."""
+    """The deviation that is assumed there, and the lower limit of the measured one."""
     FIRST_WEIGHT = 6.0
-    """The assumptions weigh as much as so many stages."""
+    """The weight of the assumptions, in stages."""
     OUTLIER = 5.0
-    """A stage counts as this many times as long as it typically is, at most."""
+    """The ratio of one stage is clipped to this."""
     SURE = 2.6
-    """So many standard deviations above the mean lie 99.5 % of sums, if they are normal."""
+    """The 99.5 % quantile of the normal distribution, in standard deviations."""
 
     def __init__(self) -> None:
         self._weight = self._ratios = self._squares_s2 = 0.0
@@ -34,8 +34,8 @@ class Pace:
         return (self._ratios + self.FIRST * self.FIRST_WEIGHT) / (self._weight + self.FIRST_WEIGHT)
 
     def noise_s(self, now_s: float) -> float:
-        """What a stage may take beyond the mean. It is reckoned from the longer ones alone, since shorter ones make
-        nobody late."""
+        """The upper semideviation of the ratio: only stages above the mean count, because shorter ones make no request
+        late."""
         self._forget(now_s)
         squares_s2 = self._squares_s2 + self.FIRST_DEVIATION_S**2 * self.FIRST_WEIGHT
         deviation_s = math.sqrt(squares_s2 / (self._weight + self.FIRST_WEIGHT))

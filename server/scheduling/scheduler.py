@@ -46,7 +46,7 @@ class Scheduler:
     HALF_LIFE_S = 20.0
     """How fast it is forgotten what a client had of the device."""
     AMPLE = 2.0
-    """If so many times the work of all jobs fits their deadlines, no gain need be weighed against another one."""
+    """If this multiple of all remaining work fits the deadlines, jobs run by deadline and gains are not compared."""
     SIMILAR = 0.7
     """Gains for each second above this share of the largest count as equal, and the deadline decides. A strict order
     would spend time on what can wait, and let earlier deadlines pass."""

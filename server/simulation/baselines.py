@@ -124,7 +124,7 @@ class StabilityScore(Baseline):
     WEIGHT = 2.0
     """Of 1, 2, 3, 4, 6 and 10 the best on this simulator at loads 1x, 2x and 4x together."""
     NEAR = 0.01
-    """A smaller share of time that is left counts as this one."""
+    """The lower limit on the share of time that is left."""
 
     def __init__(self) -> None:
         super().__init__()

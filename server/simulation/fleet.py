@@ -70,7 +70,7 @@ class FleetResult:
 
 @dataclass(frozen=True)
 class Fleet:
-    """A number of replicas with the same models, and Poisson traffic for all of them together."""
+    """Replicas that serve the same models, and one stream of Poisson arrivals that is routed among them."""
 
     workload: Workload
     front_end: FrontEnd

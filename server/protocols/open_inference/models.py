@@ -9,7 +9,7 @@ from server.requests.statistics import Duration, ModelStatistics
 
 PLATFORM = "anytime"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics")
-"""Of the extensions that Triton names, those that are served. Of `model_repository`, the index alone."""
+"""The extensions of Triton's protocol that this server implements; of `model_repository`, only the index."""
 
 Tensor = tuple[str, str, list[int]]
 """Name, datatype and shape, where -1 is any size."""

@@ -60,7 +60,7 @@ def parse_request(body: bytes, json_bytes: str | None, model: ServedModel) -> In
 
 
 def check_version(version: str | None) -> None:
-    """Raises NotFoundError unless a version is the one that there is."""
+    """Raises NotFoundError unless `version` is None or the only version."""
     if version not in (None, VERSION):
         raise NotFoundError(f"there is no version {version[:80]!r}; every model has version {VERSION}", "unknown_model")
 

@@ -119,7 +119,7 @@ def _tensor(name: str, field: Mapping[str, Any], data: Any) -> InputTensor:
 
 
 def _elements(name: str, data: memoryview) -> list[bytes]:
-    """The elements of a binary tensor of BYTES, up to the second."""
+    """The elements of a binary tensor of BYTES. Stops after the second, because a request has one image."""
     elements: list[bytes] = []
     while data and len(elements) < 2:
         size = struct.unpack_from("<I", data)[0] if len(data) >= 4 else -1
@@ -226,7 +226,7 @@ def write_body(head: Mapping[str, Any], outputs: Sequence[OutputTensor]) -> tupl
 
 
 def _with_data(field: bytes, data: NDArray[Any]) -> bytes:
-    """The JSON of an output, whose `data` is empty and its last field, with its numbers."""
+    """Insert the numbers of `data` into `field`, the JSON of an output that ends with an empty list `data`."""
     flat = data.ravel()
     slices = (pydantic_core.to_json(flat[low : low + SLICE].tolist())[1:-1] for low in range(0, flat.size, SLICE))
     return field.removesuffix(b"]}") + b",".join(slices) + b"]}"
