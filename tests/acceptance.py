@@ -283,6 +283,12 @@ async def exits(args: argparse.Namespace) -> bool:
     return last_ms["sparse"] < last_ms["reference"]
 
 
+def verdict(passed: bool) -> int:
+    """Print whether a check has passed, and return the exit status of its program."""
+    print("PASSED" if passed else "FAILED")
+    return 0 if passed else 1
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("check", choices=("deadlines", "cancels", "kill", "exits"))
@@ -297,8 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.count = args.count or {"deadlines": 300, "cancels": 1000, "kill": 0, "exits": 20}[args.check]
     check = {"deadlines": deadlines, "cancels": cancels, "kill": kill, "exits": exits}[args.check]
     passed = asyncio.run(check(args))
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from acceptance import ROOT, Client, Server, photo
+from acceptance import ROOT, Client, Server, photo, verdict
 from acceptance_load import GRACE_MS, PNG
 
 PATIENCE_S = 30.0
@@ -284,8 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="of a soak")
     args = parser.parse_args(argv)
     passed = asyncio.run(CHECKS[args.check](args))
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

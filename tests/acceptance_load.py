@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from acceptance import ROOT, Answer, Client, Server, photo
+from acceptance import ROOT, Answer, Client, Server, photo, verdict
 from websockets.asyncio.client import connect
 
 GRACE_MS = 5.0
@@ -259,8 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--users", type=int, default=8, help="requests at once")
     args = parser.parse_args(argv)
     passed = asyncio.run(CHECKS[args.check](args))
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

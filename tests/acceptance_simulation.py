@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from acceptance import ROOT, Server
+from acceptance import ROOT, Server, verdict
 
 UTILITY = 0.03
 """By so much of it the mean utility may differ; the next two are differences of shares."""
@@ -72,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--deadline-ms", type=float, nargs=2, default=(50.0, 300.0))
     parser.add_argument("--front-end-ms", type=float, nargs=3, default=(0.25, 2.2, 1.4), help="see server simulate")
     passed = asyncio.run(compare(parser.parse_args(argv)))
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,37 @@ def live_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with live.serving(live.settings(folder, default_model="tiny-segmentation", shared_memory_bytes=2**28)) as server:
         server.wait_for(lambda: server.http.get("/health/ready").is_success)
         yield server.url
+
+
+@pytest.fixture(scope="module")
+def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+    """A live server, and its worker, which the tests of a module play. `SETTINGS` of the module are the server's."""
+    import live  # noqa: PLC0415 - see `live_url`
+
+    settings = {"default_model": "tiny-segmentation", **getattr(request.module, "SETTINGS", {})}
+    with live.scripted(live.write_configs(tmp_path_factory.mktemp("models")), **settings) as (server, next_worker):
+        worker = next_worker()
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").is_success)
+        yield server, worker
+
+
+@pytest.fixture
+def server(started: tuple[Any, Any]) -> Iterator[Any]:
+    """The server of `started`. A test leaves nothing behind: no socket, request, memory or unheard command."""
+    found, worker = started
+    yield found
+    found.wait_for(lambda: found.metric("anytime_shared_memory_bytes") == 0)
+    found.wait_for(lambda: found.metric("anytime_websocket_connections") == 0)
+    assert found.metric("anytime_inflight_requests") == 0
+    assert found.metric("anytime_queue_depth") == 0
+    assert worker.hears_nothing()
+
+
+@pytest.fixture
+def worker(started: tuple[Any, Any]) -> Any:
+    """The worker of `started`."""
+    return started[1]
 
 
 @pytest.fixture

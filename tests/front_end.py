@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from acceptance import ROOT, Client, Server, photo
+from acceptance import ROOT, Client, Server, photo, verdict
 
 SERVICE_MS = 4.0
 REFUSAL_MS = 0.4
@@ -81,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.count = args.count or {"service": 200, "refusals": 2000}[args.check]
     passed = asyncio.run({"service": service, "refusals": refusals}[args.check](args))
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

@@ -104,3 +104,10 @@ class Watched(Server):
         answer = await client.send("/health/live")
         client.hang_up()
         return 1000 * answer.seconds
+
+
+def log_is_clean(server: Watched) -> bool:
+    """Print how long the log of a server is that has ended. Returns whether it ended well and logged no traceback."""
+    clean = "Traceback" not in server.log and server.status == 0
+    print(f"{'ok   ' if clean else 'FAULT'} the log has {len(server.log.splitlines())} lines and no traceback")
+    return clean

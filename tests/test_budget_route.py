@@ -39,19 +39,6 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, Sc
         yield server, worker
 
 
-@pytest.fixture
-def server(started: tuple[Live, ScriptedWorker]) -> Iterator[Live]:
-    found, worker = started
-    yield found
-    found.wait_for(lambda: found.metric("anytime_shared_memory_bytes") == 0)
-    assert worker.hears_nothing()
-
-
-@pytest.fixture
-def worker(started: tuple[Live, ScriptedWorker]) -> ScriptedWorker:
-    return started[1]
-
-
 def test_every_source_explains_itself(server: Live) -> None:
     body = server.http.get("/v1/budget", params={"deadline_ms": 700, "width": 200, "height": 100}).json()
     assert (body["deadline_ms"], body["max_exit"]) == (700, 1)

@@ -6,7 +6,6 @@ import json
 import socket
 import time
 import zlib
-from collections.abc import Iterator
 
 import live
 import numpy as np
@@ -21,30 +20,6 @@ from server.engine.messages import Stop
 SEGMENTATION = tiny.SEGMENTATION.name
 POSE = tiny.POSE.name
 EVENTS = "text/event-stream"
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, ScriptedWorker]]:
-    folder = live.write_configs(tmp_path_factory.mktemp("models"))
-    with live.scripted(folder, default_model=SEGMENTATION) as (server, next_worker):
-        worker = next_worker()
-        worker.say_ready()
-        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
-        yield server, worker
-
-
-@pytest.fixture
-def server(started: tuple[Live, ScriptedWorker]) -> Iterator[Live]:
-    found, worker = started
-    yield found
-    found.wait_for(lambda: found.metric("anytime_shared_memory_bytes") == 0)
-    assert found.metric("anytime_inflight_requests") == 0
-    assert worker.hears_nothing()
-
-
-@pytest.fixture
-def worker(started: tuple[Live, ScriptedWorker]) -> ScriptedWorker:
-    return started[1]
 
 
 def events(text: str) -> list[dict[str, object]]:
@@ -189,7 +164,7 @@ def test_other_classes_are_left_out(server: Live, worker: ScriptedWorker, classe
             assert (np.frombuffer(content, np.uint8).reshape(60, 90) == expected).all()
 
 
-def test_deltas_of_some_classes_give_their_map(server: Live, worker: ScriptedWorker) -> None:
+def test_a_stream_leaves_other_classes_out(server: Live, worker: ScriptedWorker) -> None:
     with server.connect() as connection:
         header = {"type": "predict", "id": "a", "encoding": "raw", "classes": "road"}
         connection.send(json.dumps(header))

@@ -9,7 +9,6 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from http.client import HTTPResponse
 from pathlib import Path
@@ -32,33 +31,7 @@ from server.protocols.options import QueryOptions
 
 SEGMENTATION = tiny.SEGMENTATION.name
 POSE = tiny.POSE.name
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, ScriptedWorker]]:
-    folder = live.write_configs(tmp_path_factory.mktemp("models"))
-    limits = {"max_open": 4, "max_body_bytes": 200_000, "max_pixels": 512 * 512}
-    with live.scripted(folder, default_model=SEGMENTATION, **limits) as (server, next_worker):
-        worker = next_worker()
-        worker.say_ready(calibrated=False)
-        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
-        yield server, worker
-
-
-@pytest.fixture
-def server(started: tuple[Live, ScriptedWorker]) -> Iterator[Live]:
-    """Every test leaves nothing behind: no request, no memory, no command unheard."""
-    found, worker = started
-    yield found
-    found.wait_for(lambda: found.metric("anytime_shared_memory_bytes") == 0)
-    assert found.metric("anytime_inflight_requests") == 0
-    assert found.metric("anytime_queue_depth") == 0
-    assert worker.hears_nothing()
-
-
-@pytest.fixture
-def worker(started: tuple[Live, ScriptedWorker]) -> ScriptedWorker:
-    return started[1]
+SETTINGS = {"max_open": 4, "max_body_bytes": 200_000, "max_pixels": 512 * 512}
 
 
 def test_a_prediction_in_json(server: Live, worker: ScriptedWorker) -> None:

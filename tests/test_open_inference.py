@@ -24,31 +24,8 @@ from server.protocols.open_inference.tensors import MAX_JSON_BYTES, split_body
 
 SEGMENTATION = tiny.SEGMENTATION.name
 POSE = tiny.POSE.name
+SETTINGS = {"max_body_bytes": 200_000}
 PIXELS = tiny.image()
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, ScriptedWorker]]:
-    folder = live.write_configs(tmp_path_factory.mktemp("models"))
-    with live.scripted(folder, default_model=SEGMENTATION, max_body_bytes=200_000) as (server, next_worker):
-        worker = next_worker()
-        worker.say_ready()
-        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
-        yield server, worker
-
-
-@pytest.fixture
-def server(started: tuple[Live, ScriptedWorker]) -> Iterator[Live]:
-    found, worker = started
-    yield found
-    found.wait_for(lambda: found.metric("anytime_shared_memory_bytes") == 0)
-    assert found.metric("anytime_inflight_requests") == 0
-    assert worker.hears_nothing()
-
-
-@pytest.fixture
-def worker(started: tuple[Live, ScriptedWorker]) -> ScriptedWorker:
-    return started[1]
 
 
 @pytest.fixture

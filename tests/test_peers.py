@@ -27,6 +27,9 @@ class FakePeer(Peer):
         self.waits_since_s = waits_since_s
         self.reason: str | None = None
 
+    def expire(self) -> None:
+        self.reason = "expired"
+
     def give_way(self, error: ServerError) -> None:
         self.reason = error.code
 

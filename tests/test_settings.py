@@ -1,10 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from server.setting_text import parse_traffic_cap
-from server.settings import ROOT, load_settings
+from server.settings import ROOT, Settings, load_settings
 from server.settings_table import HEAD, main, settings_table, updated
 
 
@@ -55,6 +56,16 @@ def test_the_documented_table_is_that_of_the_settings() -> None:
     document = (ROOT / "docs" / "operations.md").read_text()
     assert updated(document) == document, "run `python -m server settings --update docs/operations.md`"
     assert document.count(settings_table()) == 1
+
+
+def test_the_limits_of_the_documentation_are_the_defaults() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    told = re.findall(r"`--([a-z-]+)` (?:\(([\d,]+)\)|([\d,]+)( MiB)?)", text)
+    defaults = Settings().model_dump()
+    assert len(told) >= 13
+    for name, in_brackets, number, unit in told:
+        value = int((in_brackets or number).replace(",", "")) * (2**20 if unit else 1)
+        assert value == defaults[name.replace("-", "_")], name
 
 
 def test_the_table_in_a_document_is_replaced(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -31,33 +30,7 @@ from server.settings import Settings
 
 SEGMENTATION = tiny.SEGMENTATION.name
 POSE = tiny.POSE.name
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, ScriptedWorker]]:
-    folder = live.write_configs(tmp_path_factory.mktemp("models"))
-    limits = {"max_open": 4, "max_body_bytes": 200_000, "max_message_bytes": 10_000}
-    with live.scripted(folder, default_model=SEGMENTATION, **limits) as (server, next_worker):
-        worker = next_worker()
-        worker.say_ready()
-        server.wait_for(lambda: server.http.get("/health/ready").status_code == 200)
-        yield server, worker
-
-
-@pytest.fixture
-def server(started: tuple[Live, ScriptedWorker]) -> Iterator[Live]:
-    """Every test leaves nothing behind: no socket, no request, no memory, no command unheard."""
-    found, worker = started
-    yield found
-    found.wait_for(lambda: found.metric("anytime_shared_memory_bytes") == 0)
-    found.wait_for(lambda: found.metric("anytime_websocket_connections") == 0)
-    assert found.metric("anytime_inflight_requests") == 0
-    assert worker.hears_nothing()
-
-
-@pytest.fixture
-def worker(started: tuple[Live, ScriptedWorker]) -> ScriptedWorker:
-    return started[1]
+SETTINGS = {"max_open": 4, "max_body_bytes": 200_000, "max_message_bytes": 10_000}
 
 
 def predict(connection: ClientConnection, request_id: str, body: bytes | None = None, **fields: Any) -> None:

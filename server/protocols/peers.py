@@ -7,6 +7,7 @@ nothing with it loses it to those that come, whoever they are.
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ class PeerLimits:
     unfinished_bytes_per_address: int
 
 
-class Peer(asyncio.Protocol):
+class Peer(asyncio.Protocol, ABC):
     """One connection, whichever protocol it speaks.
 
     `allowance`: the steps that it may take without waiting for a turn. `due_s`: when it is closed unless something
@@ -47,13 +48,13 @@ class Peer(asyncio.Protocol):
         super().__init__(*args)
         self.allowance = Allowance()
 
+    @abstractmethod
     def expire(self) -> None:
         """Close the connection: what it waits for has not come in time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def give_way(self, error: ServerError) -> None:
         """Close the connection, since others need the room; `error` tells the client, if it can be told."""
-        raise NotImplementedError
 
     def check_time(self, now_s: float) -> None:
         """Close the connection if it is overdue, and cut it if it was closed a while ago."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from acceptance import ROOT
+from acceptance import ROOT, verdict
 
 from models.directory import CONFIG_FILE, WEIGHTS_FILE
 
@@ -151,8 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--output",
                 str(folder / "o.safetensors"),
             )
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

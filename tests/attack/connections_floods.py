@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from acceptance import ROOT
+from acceptance import ROOT, verdict
 from probe import chosen, probe_during, report
-from raw import Watched, connect, connect_socket, in_another_process
+from raw import Watched, connect, connect_socket, in_another_process, log_is_clean
 from wire import frame
 
 CONNECTIONS = 4
@@ -107,8 +107,7 @@ async def run(args: argparse.Namespace) -> bool:
         passed = [
             await attack(server, name, args.seconds, args.model) for name in chosen([*FRAMES, *REQUESTS], args.words)
         ]
-    clean = "Traceback" not in server.log and server.status == 0
-    print(f"{'ok   ' if clean else 'FAULT'} the log has {len(server.log.splitlines())} lines and no traceback")
+    clean = log_is_clean(server)
     return all(passed) and clean
 
 
@@ -125,8 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asyncio.run(attackers(int(port), name, float(seconds)))
         return 0
     passed = asyncio.run(run(args))
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from acceptance import ROOT
+from acceptance import ROOT, verdict
 from probe import chosen, probe_during, report
-from raw import Raw, Watched, connect, connect_socket, in_another_process
+from raw import Raw, Watched, connect, connect_socket, in_another_process, log_is_clean
 from wire import frame
 
 SECONDS = 8.0
@@ -112,8 +112,7 @@ async def attack(server: Watched, name: str, model: str) -> bool:
 async def run(args: argparse.Namespace) -> bool:
     async with Watched(args.models) as server:
         passed = [await attack(server, name, args.model) for name in chosen(list(KINDS), args.words)]
-    clean = "Traceback" not in server.log and server.status == 0
-    print(f"{'ok   ' if clean else 'FAULT'} the log has {len(server.log.splitlines())} lines and no traceback")
+    clean = log_is_clean(server)
     return all(passed) and clean
 
 
@@ -128,8 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asyncio.run(attackers(int(args.attack[1]), args.attack[0]))
         return 0
     passed = asyncio.run(run(args))
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from acceptance import ROOT, photo
+from acceptance import ROOT, photo, verdict
 from probe import Probe, chosen, probe_during, report
-from raw import Raw, Watched, connect, connect_socket
+from raw import Raw, Watched, connect, connect_socket, log_is_clean
 from wire import HANDSHAKE, frame
 
 TIMES = {
@@ -132,8 +132,7 @@ async def few_descriptors(models: Path, model: str) -> bool:
 async def run(args: argparse.Namespace) -> bool:
     async with Watched(args.models, *FLAGS) as server:
         passed = [await attack(server, name, args.model) for name in chosen(list(KINDS), args.words)]
-    clean = "Traceback" not in server.log and server.status == 0
-    print(f"{'ok   ' if clean else 'FAULT'} the log has {len(server.log.splitlines())} lines and no traceback")
+    clean = log_is_clean(server)
     if not args.words:
         passed.append(await few_descriptors(args.models, args.model))
     return all(passed) and clean
@@ -145,8 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, default=ROOT / "models" / "zoo")
     parser.add_argument("--model", default="camvid-adpc-w18")
     passed = asyncio.run(run(parser.parse_args(argv)))
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import connections_memory
 import connections_slow
-from acceptance import ROOT
+from acceptance import ROOT, verdict
 from connections_floods import FRAMES, REQUESTS
 from connections_slow import FLAGS, LATEST_S
 from probe import probe_during, report
-from raw import Raw, Watched, connect, connect_socket, in_another_process
+from raw import Raw, Watched, connect, connect_socket, in_another_process, log_is_clean
 from wire import HANDSHAKE, frame
 
 WRONG = {
@@ -105,9 +105,7 @@ async def run(args: argparse.Namespace) -> bool:
         await asyncio.sleep(SETTLED_S)
         left = server.descriptors() - before
         print(f"{'ok   ' if left < 10 else 'FAULT'} {left} descriptors more than before are left")
-    lines = server.log.splitlines()
-    clean = "Traceback" not in server.log and server.status == 0
-    print(f"{'ok   ' if clean else 'FAULT'} the log has {len(lines)} lines and no traceback")
+    clean = log_is_clean(server)
     if args.log:
         print(server.log)
     bounded = most <= before + args.count + 20 and most_mib - before_mib < connections_memory.GROWTH_MIB
@@ -126,8 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asyncio.run(crowd(int(args.attack[1]), int(args.attack[0])))
         return 0
     passed = asyncio.run(run(args))
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

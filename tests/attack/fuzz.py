@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from acceptance import verdict
+
 try:
     import atheris
 except ImportError:
@@ -160,8 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(f"{'FAULT' if status else 'ok   '} {name}, {args.seconds} s", flush=True)
         passed &= not status
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from acceptance import ROOT, Client, Server
+from acceptance import ROOT, Client, Server, verdict
 
 LOADING_S, READY_S = 8.0, 4.0
 """The longest time until a worker that hangs is replaced."""
@@ -85,8 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=ROOT / "models" / "zoo")
     passed = asyncio.run(run(parser.parse_args(argv).models))
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

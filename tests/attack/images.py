@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from acceptance import ROOT, Answer, Client, Server, photo
+from acceptance import ROOT, Answer, Client, Server, photo, verdict
 from crafted import FILES
 from probe import WANTED_SHARE, chosen, probe_during, repeat_for, report
 
@@ -117,8 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="camvid-adpc-w18")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each file is sent")
     passed = asyncio.run(run(parser.parse_args(argv)))
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

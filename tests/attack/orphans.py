@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from acceptance import ROOT, Client, photo
+from acceptance import ROOT, Client, photo, verdict
 from hangs import Starting, seconds_until
 
 LEFT_S = 1.0
@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=ROOT / "models" / "zoo")
     passed = asyncio.run(run(parser.parse_args(argv).models))
-    print("PASSED" if passed else "FAILED")
-    return 0 if passed else 1
+    return verdict(passed)
 
 
 if __name__ == "__main__":

@@ -166,6 +166,9 @@ class _PostedRequest(OpenRequest):
         self.end("hung_up")
         self._connection.hang_up()
 
+    def give_way(self) -> None:
+        """Does nothing: an answer over HTTP shows no exit before it is complete."""
+
     def answer(self, status: int, fields: Mapping[str, str], body: bytes) -> None:
         """Take the answer. The map in it stays unread: its exit is in `fields`, or beside it in the JSON."""
         if status != 200:

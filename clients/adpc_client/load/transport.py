@@ -7,6 +7,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
@@ -69,7 +70,7 @@ class LoadRequest:
         return {name: value for name, value in named.items() if value is not None}
 
 
-class OpenRequest:
+class OpenRequest(ABC):
     """A request that was sent. `exits`: those that have come. `reply` is set once it has ended."""
 
     def __init__(self, clock: Clock) -> None:
@@ -77,14 +78,15 @@ class OpenRequest:
         self.reply: asyncio.Future[LoadReply] = asyncio.get_running_loop().create_future()
         self._clock = clock
 
+    @abstractmethod
     def cancel(self) -> None:
         """Ask the server to stop."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hang_up(self) -> None:
         """Close the connection."""
-        raise NotImplementedError
 
+    @abstractmethod
     def give_way(self) -> None:
         """Cancel the request as soon as it has an exit, where the protocol shows that."""
 
