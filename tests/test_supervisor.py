@@ -197,22 +197,22 @@ def test_a_worker_that_hangs_while_it_loads_is_replaced_within_seconds(caplog: p
 
     async def check(watched: Watched) -> None:
         await watched.part("warming up m", 30.0)
-        watched.wait(8.0)
+        watched.wait(6.0)
         assert not watched.workers[0].killed and not watched.workers[0].other.poll()  # it is not asked yet
         watched.wait(TICK_S)
         assert watched.workers[0].killed and watched.told[0] == "lost"
         await until(lambda: len(watched.workers) == 2)
-        watched.wait(16.0 + TICK_S)
+        watched.wait(12.0 + TICK_S)
         await until(lambda: len(watched.workers) == 3)
         await watched.ready()
         watched.workers[2].other.close()
         await until(lambda: len(watched.workers) == 4)
-        watched.wait(8.0 + TICK_S)
+        watched.wait(6.0 + TICK_S)
         await until(lambda: len(watched.workers) == 5)
 
     run(check)
     limits = re.findall(r"has said nothing for (\S+) s while (.+); the limit is (\S+) s", caplog.text)
-    assert limits == [("8.2", "warming up m", "8.0"), ("16.2", "starting", "16.0"), ("8.2", "starting", "8.0")]
+    assert limits == [("6.2", "warming up m", "6.0"), ("12.2", "starting", "12.0"), ("6.2", "starting", "6.0")]
 
 
 def test_readiness_is_lost_as_soon_as_a_sign_of_life_is_overdue() -> None:

@@ -32,7 +32,7 @@ def test_the_limit_follows_the_longest_silence_seen_and_the_longest_step_expecte
 
 
 @pytest.mark.parametrize(
-    ("patience", "seen_s", "limit_s"), [(1.0, 0.0, 8.0), (1.0, 2.0, 8.0), (1.0, 3.0, 9.0), (2.0, 0.0, 16.0)]
+    ("patience", "seen_s", "limit_s"), [(1.0, 0.0, 6.0), (1.0, 2.0, 6.0), (1.0, 3.0, 9.0), (2.0, 0.0, 12.0)]
 )
 def test_a_worker_that_gives_no_sign_of_life_while_it_loads_is_stuck(
     patience: float, seen_s: float, limit_s: float

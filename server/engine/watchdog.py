@@ -21,7 +21,7 @@ class Watchdog:
 
     LEAST_S = 2.0
     """No worker that is ready counts as stuck after less; a starved machine may take as long to run it at all."""
-    LOADING_LEAST_S = 8.0
+    LOADING_LEAST_S = 6.0
     """The lowest limit on silence while a worker loads. It gives no sign of life while the system reads a library."""
     FACTOR = 3.0
     """A silence is too long if it exceeds the longest that was seen or is expected by this factor."""
