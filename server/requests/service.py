@@ -273,9 +273,9 @@ class Service:
         self, name: str | None, client: str, deadline_ms: float | None, size: tuple[int, int] | None
     ) -> Forecast:
         """What a request for the model `name` would get now. `size`: the height and width of its image; None stands for
-        the last size. Raises NotFoundError."""
+        the last size that this client sent. Raises NotFoundError."""
         model = self.catalog.get(name)
-        size = size or self._sizes.expected(model.name, client, model.config.size)
+        size = size or self._sizes.last(model.name, client, model.config.size)
         pixels, exits, now_s = size[0] * size[1], model.config.exits, time.monotonic()
         deadline_s = None if deadline_ms is None else deadline_ms / 1000
         asked = Asked(model.name, exits, client, deadline_s, pixels=pixels)
