@@ -178,7 +178,7 @@ def test_who_had_more_leaves_room_when_more_is_asked_than_can_be_done() -> None:
     backlog = Backlog(known_costs())
     for number in range(300):
         now_s, client = 0.01 * (number - 200), "little" if number % 10 == 0 else "much"
-        backlog.refusal(expected(now_s + 1.0, client=client), now_s)  # twice what the device can do
+        backlog.ask(expected(now_s + 1.0, client=client), now_s)  # twice what the device can do
         backlog.add(number, expected(now_s + 1.0, client=client), now_s)
         backlog.remove(number, now_s)
     for key in range(4):
@@ -199,26 +199,9 @@ def test_a_worker_counts_its_part_of_what_several_workers_are_asked_for() -> Non
         backlog = Backlog(known_costs(), workers)
         for number in range(300):
             now_s, client = 0.015 * (number - 300), "much" if number % 2 else "refused"
-            backlog.refusal(expected(now_s + 1.0, client=client), now_s)
+            backlog.ask(expected(now_s + 1.0, client=client), now_s)
             if client == "much":
                 backlog.add(number, expected(now_s + 1.0, client=client), now_s)
-                backlog.remove(number, now_s)
-        backlog.add(0, expected(0.05), 0.0)
-        backlog.add(1, expected(0.06), 0.0)
-        assert (backlog.refusal(expected(0.09, client="much"), 0.0) is None) == taken
-
-
-def test_what_is_asked_again_counts_once() -> None:
-    """A request asks by its head and again with its image, and is counted once. Two workers can serve the demand once,
-    but not twice."""
-    for again, taken in ((False, False), (True, True)):
-        backlog = Backlog(known_costs(), workers=2)
-        for number in range(300):
-            now_s = 0.015 * (number - 300)
-            backlog.refusal(expected(now_s + 1.0, client="refused" if number % 2 else "much"), now_s)
-            backlog.refusal(expected(now_s + 1.0, client="refused" if number % 2 else "much"), now_s, again=again)
-            if number % 2 == 0:
-                backlog.add(number, expected(now_s + 1.0, client="much"), now_s)
                 backlog.remove(number, now_s)
         backlog.add(0, expected(0.05), 0.0)
         backlog.add(1, expected(0.06), 0.0)

@@ -165,9 +165,16 @@ class Backlog:
         """Predicted seconds until the request, if it is admitted now, has its required exit."""
         return self._ready(_Owed(_NEWCOMER, expected, self.costs), now_s)[0]
 
-    def refusal(self, expected: Expected, now_s: float, *, again: bool = False) -> Refusal | None:
+    def ask(self, expected: Expected, now_s: float) -> None:
+        """Count a request as asked for, if it is not hopeless even alone. The caller does so once for each request, as
+        soon as it was refused or its image is there: a head whose image never comes asks for nothing."""
+        newcomer = _Owed(_NEWCOMER, expected, self.costs)
+        if self._alone_s(newcomer) <= expected.deadline_s - now_s:
+            self._asked.add(expected.client, self._own_s(newcomer) / self._workers, now_s)
+
+    def refusal(self, expected: Expected, now_s: float) -> Refusal | None:
         """None: take the request. Otherwise it would be late, would make an admitted one late, or would take the room
-        of clients that had less. In either case it counts as asked for, unless it did `again`.
+        of clients that had less.
 
         An idle worker never refuses: the attempt costs nobody, and it teaches more than an estimate. Nor does a worker
         that owes no required exit, unless the request would be late even alone. Requests that end within a slice do not
@@ -178,8 +185,6 @@ class Backlog:
         room = 1.0
         if alone_s <= left_s:
             room = self._room(expected.client, alone_s / left_s, alone_s, now_s)
-            if not again:
-                self._asked.add(expected.client, self._own_s(newcomer) / self._workers, now_s)
         others = [owed for owed in self._owed.values() if owed.expected.deadline_s > now_s + SLICE_S]
         if not others or (self._own_s(newcomer) <= left_s and not any(owed.work for owed in others)):
             return None
