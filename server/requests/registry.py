@@ -122,6 +122,10 @@ class RequestRegistry:
         record.seated = True
         self._seated[record.caller.network] += 1
 
+    def is_alone(self, record: RequestRecord) -> bool:
+        """Whether no other request is seated."""
+        return self._seated.total() == record.seated
+
     def _leave_seat(self, record: RequestRecord) -> None:
         record.seated = False
         self._seated[record.caller.network] -= 1

@@ -157,7 +157,7 @@ class Service:
         self._set_budget(record)
         check_fresh(record.age_s + record.caller.waited_s, record.budget_s + record.age_s)
         height, width = self._sizes.expected(model.name, record.sharer, model.config.size)
-        record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
+        record.reserve_s = self._reserve_s(record, height * width)
         expected = self._expected(record, model, (height, width))
         self.engine.check(expected, time.monotonic())
         return expected
@@ -209,7 +209,7 @@ class Service:
         try:
             await copy_pixels(pixels, layout.image(self.engine.arena.view[offset:]))
             record.check_wanted()
-            record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
+            record.reserve_s = self._reserve_s(record, height * width)
             record.check_time(time.monotonic())
             return self.engine.submit(
                 JobSpec(
@@ -238,9 +238,14 @@ class Service:
     async def encode(self, record: RequestRecord, job: Job, function: Callable[[], T]) -> T:
         """Call `function`, which encodes a map of `job` for its client, on an encoding thread."""
         began_s = time.monotonic()
-        encoded = await self.codec.encode(record.encoding, record.asked.pixels or 0, function)
+        alone, pixels = self.registry.is_alone(record), record.asked.pixels or 0
+        encoded = await self.codec.encode(record.encoding, pixels, function, alone=alone)
         self._spent(record, "encode", began_s)
         return encoded
+
+    def _reserve_s(self, record: RequestRecord, pixels: int) -> float:
+        """The part of the time before the deadline that a map of `pixels` needs to be encoded and sent."""
+        return self.codec.reserve_s(record.encoding, pixels, alone=self.registry.is_alone(record))
 
     def _spent(self, record: RequestRecord, name: str, began_s: float) -> None:
         """Note a part of a request's time that ends now: `decode` or `encode`."""
@@ -280,7 +285,10 @@ class Service:
         deadline_s = None if deadline_ms is None else deadline_ms / 1000
         asked = Asked(model.name, exits, client, deadline_s, pixels=pixels)
         budget = self.policies.budget(asked, self._traffic(more=True))
-        reserve_s, prepare_s = self.codec.reserve_s("application/json", pixels), self.codec.usual_decode_s(pixels)
+        reserve_s, prepare_s = (
+            self.codec.reserve_s("application/json", pixels, alone=not self.engine.open_requests),
+            self.codec.usual_decode_s(pixels),
+        )
         due_s, shape = now_s + budget.seconds - reserve_s, model.input_shape(*size)
         predicted_s = {}
         for exit_index in range(1, exits + 1):

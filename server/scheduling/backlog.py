@@ -45,7 +45,8 @@ class _Owed:
 
     `arrived`: its image is with the worker. `work`: what it still requires, `usual_s` seconds at the usual pace from
     its latest exit on. `done_s`: seconds of that which the worker has probably computed. `disturbed`: it is not known
-    from when on, because it took the turn of another one, or of slack, or lost its own.
+    from when on, because it took the turn of another one, or of slack, or lost its own. `promised`: it was admitted
+    because its required exit was expected in time.
     """
 
     def __init__(self, key: int, expected: Expected, costs: CostModel) -> None:
@@ -58,6 +59,7 @@ class _Owed:
         self.usual_s = 0.0
         self.done_s = 0.0
         self.disturbed = False
+        self.promised = False
         self.estimate(costs)
 
     def estimate(self, costs: CostModel) -> None:
@@ -123,6 +125,7 @@ class Backlog:
         """A request was admitted. Its image may still be on the way."""
         owed = self._owed[key] = _Owed(key, expected, self.costs)
         self._reckon(owed)
+        owed.promised = self._alone_s(owed) <= expected.deadline_s - now_s
         self._had.add(expected.client, self._alone_s(owed) * self._scarcity(now_s), now_s)
 
     def update(self, key: int, expected: Expected, now_s: float) -> None:
@@ -153,11 +156,16 @@ class Backlog:
             if (self._work or self._scarcity(now_s)) and not owed.disturbed:
                 self._pace.add(self.costs.slow_down * (required_s - owed.usual_s), owed.done_s, now_s)
             owed.done_s, owed.disturbed = 0.0, False
+            if owed.promised and not owed.work:
+                owed.promised = False
+                self._pace.promised(kept=now_s <= owed.expected.deadline_s)
 
     def remove(self, key: int, now_s: float) -> None:
         """A request has ended, or was given up. Does nothing if it had ended before."""
         if owed := self._owed.get(key):
             self._count_done(now_s)
+            if owed.promised and owed.arrived and self._own_s(owed) - owed.done_s > owed.expected.deadline_s - now_s:
+                self._pace.promised(kept=False)
             self._drop(owed)
             del self._owed[key]
 
