@@ -106,8 +106,8 @@ class Codec:
         return result
 
     def reserve_s(self, encoding: str, pixels: int, *, alone: bool) -> float:
-        """The part of the time before a deadline that encoding and sending a map of `pixels` need. What was not measured
-        beside others takes as long as alone."""
+        """The part of the time before a deadline that encoding and sending a map of `pixels` need. Beside others, until
+        that was measured, as much as alone."""
         kinds = (alone, True)
         measured = (self._encode_s.get((kind, encoding, pixels.bit_length())) for kind in kinds)
         slow = next(filter(None, measured), None)

@@ -25,7 +25,7 @@ class Pace:
     """The weight of the assumptions, in stages."""
     OUTLIER = 5.0
     """The ratio of one stage is clipped to this."""
-    BROKEN_SHARE = 0.004
+    BROKEN_SHARE = 0.002
     """The share of promises that may be broken."""
     DEVIATIONS = 4.0
     """How many deviations are left at first: many, since a promise that is kept early costs little."""
