@@ -27,10 +27,10 @@ with atheris.instrument_imports(include=["server", "models.imaging", "PIL", "pyt
     from PIL import Image
     from starlette.requests import Request
 
+    from server.decoding.decode import decode
     from server.errors import ServerError
     from server.protocols.http import _body
     from server.protocols.options import parse_json, parse_message
-    from server.requests.admission import decode
 
     Image.init()  # imports the readers of all formats, which are watched too
 
