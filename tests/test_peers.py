@@ -78,6 +78,8 @@ def test_what_is_removed_holds_nothing() -> None:
         ([("a", 35), ("a", 26)], [0]),
         ([("a", 35), ("b", 35), ("c", 31)], [0]),
         ([("a", 20), ("a", 21), ("b", 30), ("c", 31)], [1]),
+        ([("2001:db8::1", 31), ("2001:db8::2", 30)], [0]),
+        ([("2001:db8::1", 31), ("2001:db8:0:1::1", 30)], []),
     ],
 )
 def test_the_largest_of_the_heaviest_address_is_dropped(held: list[tuple[str, int]], dropped: list[int]) -> None:
@@ -219,7 +221,7 @@ def test_a_complaint_is_logged_once_in_a_while(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.WARNING):
         for now_s in (0.0, 1.0, 59.0, 61.0):
             complaints.note("a", "bad", "wrong", now_s)
-        for address in "bcb":
+        for address in ("b::1", "c::1", "b::2"):
             complaints.note(address, "bad", "wrong", 62.0)
         complaints.note("a", "bad", "wrong", 63.0)  # was forgotten
     lines = [record.getMessage() for record in caplog.records]

@@ -124,7 +124,7 @@ def opened(request: Request, protocol: str, model: str | None) -> Iterator[Reque
     arrived_s = request.scope[ARRIVED_S] - caller.waited_s
     with service.registry.open(protocol, arrived_s, headers.get("x-request-id"), caller, served) as record:
         record.trace = service.tracer.begin(record, parse_traceparent(headers.get("traceparent")))
-        record.sharer = caller.name
+        record.sharer = caller.network
         yield record
 
 

@@ -275,15 +275,15 @@ class Service:
         return Traffic(self.engine.open_requests + more, self.engine.busy(time.monotonic()), time.time())
 
     def forecast(
-        self, name: str | None, client: str, deadline_ms: float | None, size: tuple[int, int] | None
+        self, name: str | None, caller: Caller, deadline_ms: float | None, size: tuple[int, int] | None
     ) -> Forecast:
-        """What a request for the model `name` would get now. `size`: the height and width of its image; None stands for
-        the last size that this client sent. Raises NotFoundError."""
+        """What a request of `caller` for the model `name` would get now. `size`: the height and width of its image;
+        None stands for the last size that this client sent. Raises NotFoundError."""
         model = self.catalog.get(name)
-        size = size or self._sizes.last(model.name, client, model.config.size)
+        size = size or self._sizes.last(model.name, caller.network, model.config.size)
         pixels, exits, now_s = size[0] * size[1], model.config.exits, time.monotonic()
         deadline_s = None if deadline_ms is None else deadline_ms / 1000
-        asked = Asked(model.name, exits, client, deadline_s, pixels=pixels)
+        asked = Asked(model.name, exits, caller.name, deadline_s, pixels=pixels)
         budget = self.policies.budget(asked, self._traffic(more=True))
         reserve_s, prepare_s = (
             self.codec.reserve_s("application/json", pixels, alone=not self.engine.open_requests),
