@@ -17,13 +17,13 @@ from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.metrics import Metrics
 from server.requests.admission import (
     ClientLimit,
-    check_body,
     check_fresh,
     check_options,
     check_person,
     image_age_s,
     lasting_exit,
 )
+from server.requests.body import check_body
 from server.requests.budget import Asked, Forecast, Traffic
 from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage, copy_pixels
@@ -39,7 +39,7 @@ from server.scheduling.backlog import Expected
 from server.settings import Settings
 
 T = TypeVar("T")
-Read = Callable[[], Awaitable[bytes]]
+Read = Callable[[], Awaitable[bytes | memoryview]]
 """Receives the whole image file of a request. Raises ServerError."""
 
 
@@ -113,7 +113,7 @@ class Service:
         expected = self._check(record, model)
         with ExitStack() as until_ended:
 
-            async def receive() -> bytes:
+            async def receive() -> bytes | memoryview:
                 body = await self._received(read)
                 self.registry.seat(record)
                 record.place = until_ended.enter_context(self._admit(record, expected))
@@ -186,7 +186,7 @@ class Service:
             record.job = job = await self._submit(record, model, record.place, image)
         return job
 
-    async def _received(self, read: Read) -> bytes:
+    async def _received(self, read: Read) -> bytes | memoryview:
         """The image file. Nobody else holds it, so that its memory is free once it is decoded."""
         body = await read()
         check_body(body, self.settings.max_body_bytes)
