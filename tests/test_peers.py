@@ -191,20 +191,22 @@ def test_who_waits_again_has_its_turn_in_the_next_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "expected"),
+    ("data", "header"),
     [
         (b"", None),
         (b"\x82", None),
-        (b"\x82\x05", FrameHeader(2, True, 7)),
-        (b"\x02\x85", FrameHeader(2, False, 11)),
+        (b"\x82\x05", (2, True, 7, 2)),
+        (b"\x02\x85mas", None),
+        (b"\x02\x85mask", (2, False, 11, 6)),
         (b"\x89\xfe\x01", None),
-        (b"\x89\xfe\x01\x00", FrameHeader(9, True, 2 + 2 + 4 + 256)),
+        (b"\x89\xfe\x01\x00mask", (9, True, 2 + 2 + 4 + 256, 8)),
         (b"\x82\xff" + bytes(7), None),
-        (b"\x82\xff" + bytes(5) + b"\x01\x00\x00", FrameHeader(2, True, 2 + 8 + 4 + 65536)),
+        (b"\x82\xff" + bytes(5) + b"\x01\x00\x00mask", (2, True, 2 + 8 + 4 + 65536, 14)),
     ],
 )
-def test_the_header_of_a_frame(data: bytes, expected: FrameHeader | None) -> None:
-    assert parse_frame_header(data) == expected
+def test_the_header_of_a_frame(data: bytes, header: tuple[int, bool, int, int] | None) -> None:
+    expected = None if header is None else FrameHeader(*header[:3], data[: header[3]])
+    assert parse_frame_header(data + b"payload" * (header is not None)) == expected
     assert expected is None or expected.is_control == (expected.opcode >= 8)
 
 
