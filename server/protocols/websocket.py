@@ -1,6 +1,6 @@
 """WebSocket connections: uvicorn's protocol, with limits on what a client may cost.
 
-Frames are handed on one by one, and large ones in fragments, each of which takes little time. What a client sends beyond
+Frames are handed on one by one, large ones in fragments, each of which takes little time. What a client sends beyond
 its allowance waits for turns. What no honest client sends closes the connection: many control frames, or messages in
 tiny fragments. A handshake that cannot be read is answered.
 """
