@@ -47,6 +47,7 @@ SERVER = [
     "server.protocols.stream",
     "server.protocols.events",
     "server.protocols.flow",
+    "server.protocols.head",
     "server.protocols.gate",
     "server.protocols.peers",
     "server.protocols.pieces",
