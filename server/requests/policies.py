@@ -58,8 +58,8 @@ class Policies:
 # --- policies of the request ---
 
 
-class Wish:
-    """What the client asks for, and what the model has."""
+class RequestedLimits:
+    """The limits that the client asks for, and the number of exits that the model has."""
 
     def limits(self, asked: Asked) -> Iterator[Limit]:
         if asked.deadline_s is not None:

@@ -15,9 +15,9 @@ from server.engine.place import Place
 from server.errors import DisconnectedError, NoExitError, RequestCancelledError
 from server.metrics import UNKNOWN
 from server.protocols.options import NO_OPTIONS, RequestOptions
-from server.protocols.trace_context import TraceContext
 from server.requests.budget import Asked
 from server.requests.region import Region
+from server.trace_context import TraceContext
 
 NOTHING_ASKED = Asked(UNKNOWN, exits=0)
 

@@ -25,8 +25,8 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import Attributes
 
 from server.engine.messages import Stop
-from server.protocols.trace_context import TraceContext
 from server.requests.record import RequestRecord
+from server.trace_context import TraceContext
 
 FAILED = (Stop.NO_EXIT, Stop.REJECTED, Stop.ERROR)
 """The ends of a request that are the server's failure."""

@@ -2,8 +2,8 @@
 
 from typing import Protocol
 
-from server.protocols.trace_context import TraceContext
 from server.requests.record import RequestRecord
+from server.trace_context import TraceContext
 
 
 class Tracer(Protocol):
