@@ -127,7 +127,7 @@ SERVER = [
     "server.access.origins",
     "server.access.proxies",
     "server.errors",
-    "server.protocols.trace_context",
+    "server.trace_context",
     "server.logs",
 ]
 

@@ -1,4 +1,4 @@
-"""The parts of a server, and the path that the requests of all protocols take through them."""
+"""The service: the parts of a server, and the path that requests of every protocol take through them."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -129,14 +129,14 @@ class Service:
 
     def check_caller(self, record: RequestRecord) -> None:
         """Raises TooManyRequestsError if the caller sends too many requests, and UnavailableError if the server takes
-        none. Protocols whose options come with the image call this before they read it."""
+        no requests now. Protocols whose options come with the image call this before they read the image."""
         self.limit.check(record.caller.network)
         self.engine.check_open()
         record.let_in = True
 
     def _check(self, record: RequestRecord, model: ServedModel) -> Expected:
-        """Check what can be checked before the image is read, and set the budget. Returns what the request means to a
-        worker. Raises ServerError, also if the request would get no place now."""
+        """Check what can be checked before the image is read, and set the budget. Returns what a worker would have to
+        compute. Raises ServerError, also if the request would get no place now."""
         if not record.let_in:
             self.check_caller(record)
         if self.keys is not None and record.caller.key is not None:
@@ -167,7 +167,7 @@ class Service:
         return self.engine.admit(replace(expected, deadline_s=record.compute_deadline_s), time.monotonic())
 
     def _expected(self, record: RequestRecord, model: ServedModel, size: tuple[int, int]) -> Expected:
-        """What a request whose image has this size (height, width) means to a worker."""
+        """What a worker would have to compute for a request whose image has this size (height, width)."""
         return Expected(
             model=model.name,
             shape=model.input_shape(*expected_size(record.options.roi, *size)),
@@ -187,7 +187,7 @@ class Service:
         return job
 
     async def _received(self, read: Read) -> bytes:
-        """The image file. Nobody else holds it, so that its memory is free once it is decoded."""
+        """Receive and check the image file. Only the caller holds it, so that its memory is free once it is decoded."""
         body = await read()
         check_body(body, self.settings.max_body_bytes)
         return body
@@ -269,7 +269,7 @@ class Service:
         return None if traffic is None else self.policies.deepest(traffic)
 
     def _traffic(self, *, more: bool = False) -> Traffic | None:
-        """What budgets depend on of the moment; None if they do not. `more`: one more request is counted as open."""
+        """The present traffic; None if no policy depends on it. `more`: one more request is counted as open."""
         if not self.policies.of_moment:
             return None
         return Traffic(self.engine.open_requests + more, self.engine.busy(time.monotonic()), time.time())
