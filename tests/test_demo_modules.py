@@ -60,6 +60,72 @@ def test_the_newest_frame_wins(run):
     assert run(code) == [[3, 5], 3]
 
 
+@pytest.mark.parametrize(
+    ("answers", "told", "waits_ms"),
+    [
+        (["exit", 0, "exit"], ["exit", "missed", "exit"], []),  # opened again at once
+        (["exit", 0, 0, 502, "exit"], ["exit", "missed", "missed", "missed", "exit"], [2000, 2000]),
+        ([504, 503, "exit"], ["missed", "missed", "exit"], []),
+        ([503, 0], ["missed", "thrown"], []),  # it never answered
+        (["exit", 400], ["exit", "thrown"], []),  # no later frame mends that
+    ],
+)
+def test_frames_go_on_where_a_connection_broke(run, answers, told, waits_ms):
+    code = f"""
+        const {{ Anytime, Newest, Refused }} = await load("anytime");
+        const [server, source, answers, told, waits_ms] = [new Anytime(location.href), new Newest(), {answers}, [], []];
+        server.predict = async function* () {{
+          const answer = answers.shift();
+          if (answer !== "exit") throw new Refused("no", "", answer);
+          yield answer;
+        }};
+        source[Symbol.asyncIterator] = async function* () {{ while (answers.length) yield {{}}; }};
+        const real = window.setTimeout;
+        window.setTimeout = (act, ms) => {{ waits_ms.push(ms); queueMicrotask(act); }};
+        try {{
+          for await (const {{ exit, missed }} of server.frames(source)) told.push(exit ?? (missed && "missed"));
+        }} catch {{ told.push("thrown"); }}
+        window.setTimeout = real;
+        return [told, waits_ms];
+    """
+    assert run(code) == [told, waits_ms]
+
+
+def test_a_video_that_paused_is_read_once_and_tells_its_pace(run):
+    code = """
+        const { FileSource } = await load("sources");
+        const [given, due] = [[], []];
+        const source = new FileSource((frame) => given.push(frame.number), 480, new Blob());
+        Object.assign(source.video, { play: async () => {}, pause() {}, requestVideoFrameCallback: (take) => due.push(take) });
+        Object.defineProperties(source.video, { videoWidth: { value: 8 }, videoHeight: { value: 6 } });
+        await source.start();
+        source.stop();
+        await source.start();
+        for (let frame = 0; frame < 100; frame += 2) // every other frame does not come here
+          for (const take of due.splice(0)) take(0, { mediaTime: 0.04 * frame, presentedFrames: frame });
+        return [given.length, due.length, source.interval_ms];
+    """
+    assert run(code) == [50, 1, pytest.approx(40, abs=0.1)]
+
+
+def test_a_class_that_is_picked_or_in_focus_keeps_its_row(run):
+    code = """
+        const { Legend } = await load("legend");
+        document.body.innerHTML = `<h2 id="legend-title"></h2><ul id="legend"></ul>
+          <template id="row"><li><button><i></i><span></span><small></small></button></li></template>`;
+        const [legend, labels] = [new Legend(() => {}), { names: ["a", "b", "c", "d"], palette: [] }];
+        const draw = (only, ...mask) => legend.draw({ mask }, labels, { view: "mask", only, sorted: true });
+        const text = () => [...document.querySelectorAll("#legend button")].map((button) => button.textContent);
+        draw(null, 0, 1, 1, 2);
+        const before = text();
+        const row = document.querySelector("[data-label='2']");
+        row.focus();
+        draw(0, 1, 3, 3, 3);
+        return [before, text(), document.activeElement === row];
+    """
+    assert run(code) == [["b50.0 %", "a25.0 %", "c25.0 %"], ["d75.0 %", "b25.0 %", "a0.0 %", "c0.0 %"], True]
+
+
 def test_the_dial_begins_at_the_first_exit_and_reaches_beyond_the_last(run):
     code = """
         const { Scale } = await load("scale");

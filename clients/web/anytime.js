@@ -45,6 +45,9 @@ export { Newest, Refused, Run };
 
 const CLOSED = { 1001: "The server is stopping.", 1006: "The server cannot be reached. Is it running?", 1013: "The server is overloaded; try again soon." };
 
+const LOST = [0, 502]; // statuses: no connection, and what a proxy says when it has none
+const RETRY_MS = 2000;
+
 /** The newest of what a source gives; it drains the source. */
 function fed(source) {
   const newest = new Newest();
@@ -124,7 +127,8 @@ export class Anytime {
 
   /**
    * Follow a source of frames with one request in flight: the newest frame wins, and the others are dropped.
-   * Yields every exit with its frame. `exit` is null, and `missed` says why, if nothing was ready in time.
+   * Yields every exit with its frame. `exit` is null, and `missed` says why, if nothing was ready in time, or if the
+   * connection broke after some frame had an exit: it is then opened again, at first at once and later every two seconds.
    * @template {{image: Blob | Promise<Blob>}} Frame
    * @param {AsyncIterable<Frame>} source
    * @param {Options | ((frame: Frame) => Options)} [options]
@@ -132,13 +136,19 @@ export class Anytime {
    */
   async *frames(source, options = {}) {
     const newest = source instanceof Newest ? source : fed(source);
+    let [reached, breaks] = [false, 0]; // whether any frame had an exit; how many frames in a row found no connection
     for await (const frame of newest) {
       const run = this.predict(frame.image, typeof options === "function" ? options(frame) : options);
       try {
-        for await (const exit of run) yield { frame, exit, run, missed: "" };
+        for await (const exit of run) {
+          [reached, breaks] = [true, 0];
+          yield { frame, exit, run, missed: "" };
+        }
       } catch (error) {
-        if (![503, 504].includes(error.status)) throw error;
+        const broken = reached && LOST.includes(error.status);
+        if (!broken && ![503, 504].includes(error.status)) throw error;
         yield { frame, exit: null, run, missed: error.message };
+        if (broken && breaks++) await new Promise((done) => setTimeout(done, RETRY_MS));
       }
     }
   }

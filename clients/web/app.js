@@ -112,10 +112,11 @@ function leave(name, credit = "") {
   complain("");
 }
 
-function counted({ exits }) {
+function counted({ exits, fps }) {
   cards.count(exits);
   if (stage.exit) legend.draw(stage.exit, models.labels, { view: view(), only, sorted: false });
-  $("status").textContent = server.why;
+  const { failure } = live.players[0];
+  $("status").textContent = server.why || (failure && fps === 0 ? complaint(failure, dial.ms) : "");
 }
 
 /** Hold the frame that is on the stage, and play its exits slowly. */

@@ -18,7 +18,7 @@ export class Live {
   constructor(server, stages, ask, on) {
     this.#on = on;
     this.players = stages.map((stage, index) => new Player(server, stage, () => ask(index), (error) => (error ? on.failed(error) : this.#count(index))));
-    document.addEventListener("visibilitychange", () => this.#source && (document.hidden ? this.#source.stop() : this.#source.start()));
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.#source?.stop() : this.#source?.start().catch(on.failed)));
   }
 
   get open() {
@@ -35,7 +35,7 @@ export class Live {
     this.players[0].start();
     this.beside(this.#beside);
     try {
-      await source.start();
+      if (!document.hidden) await source.start(); // else once somebody sees it
     } catch (error) {
       if (source !== this.#source) return false;
       this.close();

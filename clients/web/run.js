@@ -11,8 +11,8 @@ export class Refused extends Error {
 /** A request that was sent. Iterate over it to get its exits as they come; then `end` is there. */
 export class Run {
   /** @type {import("./anytime.js").End | null} */ end = null;
+  /** Why no further exit comes, if that is a fault. @type {Error | null} */ failure = null;
   #exits = [];
-  #failure = null;
   #wake = () => {};
   #cancel;
   #move;
@@ -42,7 +42,7 @@ export class Run {
   }
 
   fail(error) {
-    this.#failure ??= error;
+    this.failure ??= error;
     this.#wake();
   }
 
@@ -50,7 +50,7 @@ export class Run {
   async *[Symbol.asyncIterator]() {
     for (;;) {
       while (this.#exits.length) yield this.#exits.shift();
-      if (this.#failure) throw this.#failure;
+      if (this.failure) throw this.failure;
       if (this.end) return;
       await new Promise((wake) => (this.#wake = wake));
     }
