@@ -1,7 +1,14 @@
 """The page's modules that are pure, evaluated in a browser without a server's answers."""
 
+import base64
+import json
+import re
+import shlex
+import shutil
+import subprocess
+
 import pytest
-from demo_page import CHROMIUM, FLAGS
+from demo_page import CHROMIUM, FLAGS, photo
 from playwright.sync_api import sync_playwright
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
@@ -200,3 +207,61 @@ def test_the_street_repeats_and_knows_its_classes(run):
     assert repeats and not stands and count == 60 * 45
     assert {"sky", "building", "road", "pavement", "tree", "fence", "car", "bicyclist"} <= set(classes)
     assert None not in classes
+
+
+EXIT, END = {"type": "exit", "exit": 1, "keypoints": []}, {"type": "end", "exit": 1}
+ERROR = {"type": "error", "error": "too late", "code": "no_exit", "status": 504}
+BROKE = ["The connection broke before the last exit.", 0]
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        ([{"type": "accepted"}, EXIT, {**EXIT, "exit": 2}, END], ["exit 1", "exit 2", "end"]),
+        ([{"type": "accepted"}, EXIT, ERROR], ["exit 1", ["too late", 504]]),
+        ([{"type": "accepted"}, EXIT], ["exit 1", BROKE]),
+        ([], [BROKE]),
+    ],
+)
+def test_exits_come_as_events_where_there_is_no_socket(run, messages, told):
+    text = "".join(f"event: {message['type']}\ndata: {json.dumps(message)}\n\n" for message in messages)
+    code = f"""
+        const {{ post }} = await load("post");
+        const [told, text, real] = [[], {json.dumps(text)}, window.fetch];
+        const parts = text.match(/[^]{{1,7}}/g) ?? []; // events come cut into pieces
+        const body = new ReadableStream({{ start(flow) {{ for (const part of parts) flow.enqueue(new TextEncoder().encode(part)); flow.close(); }} }});
+        window.fetch = async () => new Response(body);
+        const run = {{ add: (exit) => told.push(`exit ${{exit.exit}}`), finish: (end) => told.push(end.type) }};
+        await post(location.href, new Blob(), {{}}, run).catch((error) => told.push([error.message, error.status]));
+        window.fetch = real;
+        return told;
+    """
+    assert run(code) == told
+
+
+@pytest.mark.parametrize("clip", [None, "*.png"])
+@pytest.mark.parametrize(
+    ("model", "options"), [("tiny-segmentation", {"map": "unsure"}), ("tiny-pose", {"box": [8, 8, 40, 40.4]})]
+)
+def test_the_code_of_what_is_seen_runs(run, live_url, tmp_path, monkeypatch, capsys, model, options, clip):
+    asked = {"base": f"{live_url}/", "model": model, "deadline_ms": 20_000, "clip": clip, **options}
+    code = run(f"const {{ snippets }} = await load('snippets'); return snippets({json.dumps(asked)});")
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.jpg", "frame.png"):
+        (tmp_path / name).write_bytes(photo())
+    exec(compile(code["python"], "snippet", "exec"), {})
+    assert re.search("^0 4 .* s old$" if clip else "^4 .* ", capsys.readouterr().out, re.MULTILINE)
+    data = base64.b64encode(photo()).decode()
+    javascript = re.sub("^import (.*) from (.*);", r"const \1 = await import(\2);", code["javascript"])
+    javascript = re.sub("new Newest.*", "new Newest(); clip.put({ image: photo }); clip.end();", javascript)
+    exits = run(f"""
+        const photo = await (await fetch("data:image/png;base64,{data}")).blob();
+        const said = [];
+        const console = {{ log: (exit) => said.push(exit) }};
+        {javascript}
+        return said;
+    """)
+    assert exits[-1] == 4
+    if shutil.which("curl"):
+        command = [*shlex.split(code["curl"].replace("\\\n", " ")), "--silent", "--fail"]
+        assert json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["exit"] == 4

@@ -25,6 +25,11 @@ export class Live {
     return this.#source !== null;
   }
 
+  /** What a program would follow instead of this clip, or null. */
+  get path() {
+    return this.#source?.path ?? null;
+  }
+
   /** What the frames of this clip are offered to. */
   offer = (frame) => this.players.forEach((player) => player.offer(frame));
 

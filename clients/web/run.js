@@ -1,5 +1,8 @@
 // A request under way, the error of one that failed, and how its maps are unpacked.
 
+/** What is said where there is no connection. */
+export const UNREACHABLE = "The server cannot be reached. Is it running?";
+
 /** An error of the server. `status` is that of HTTP: 504 if nothing was ready in time, 503 if the server is too busy. */
 export class Refused extends Error {
   constructor(sentence, code = "", status = 0) {

@@ -33,7 +33,7 @@ class Frame {
   }
 }
 
-/** Gives frames to `give`, one picture of a ring after another. */
+/** Gives frames to `give`, one picture of a ring after another. `path`: what a program would open to get the like. */
 class Source {
   #number = 0;
   #ring = [];
@@ -54,6 +54,7 @@ const RATE = 15; // frames of the street a second
 
 /** The drawn street. Its frames know their true classes. Each moment is drawn once, and kept as a file for the next loop. */
 export class StreetSource extends Source {
+  path = "street.mp4";
   interval_ms = 1000 / RATE;
   #street = new Street();
   #kept = []; // {file, truth} of each frame of the loop
@@ -137,6 +138,7 @@ class VideoSource extends Source {
 }
 
 export class CameraSource extends VideoSource {
+  path = "camera:0";
   #stream = null;
 
   async start() {
@@ -162,6 +164,7 @@ export class FileSource extends VideoSource {
   constructor(give, limit_px, file) {
     super(give, limit_px);
     this.#file = file;
+    this.path = file.name;
   }
 
   async start() {
