@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 from demo_page import CHROMIUM, FLAGS, photo
+from pages import adapted, blocks
 from playwright.sync_api import sync_playwright
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
@@ -239,6 +240,20 @@ def test_exits_come_as_events_where_there_is_no_socket(run, messages, told):
     assert run(code) == told
 
 
+def said(run, program, *, lines=None):
+    """What a program logs, which has `photo` to ask for; it is ended after so many `lines`."""
+    imported = re.sub("^import (.*) from (.*);", r"const \1 = await import(\2);", program, flags=re.MULTILINE)
+    return run(f"""
+        const photo = await (await fetch("data:image/png;base64,{base64.b64encode(photo()).decode()}")).blob();
+        const told = [];
+        const console = {{ log(...words) {{ if (told.push(words) === {lines or "Infinity"}) throw console; }} }};
+        try {{
+          {imported}
+        }} catch (error) {{ if (error !== console) throw error; }}
+        return told;
+    """)
+
+
 @pytest.mark.parametrize("clip", [None, "*.png"])
 @pytest.mark.parametrize(
     ("model", "options"), [("tiny-segmentation", {"map": "unsure"}), ("tiny-pose", {"box": [8, 8, 40, 40.4]})]
@@ -251,17 +266,14 @@ def test_the_code_of_what_is_seen_runs(run, live_url, tmp_path, monkeypatch, cap
         (tmp_path / name).write_bytes(photo())
     exec(compile(code["python"], "snippet", "exec"), {})
     assert re.search("^0 4 .* s old$" if clip else "^4 .* ", capsys.readouterr().out, re.MULTILINE)
-    data = base64.b64encode(photo()).decode()
-    javascript = re.sub("^import (.*) from (.*);", r"const \1 = await import(\2);", code["javascript"])
-    javascript = re.sub("new Newest.*", "new Newest(); clip.put({ image: photo }); clip.end();", javascript)
-    exits = run(f"""
-        const photo = await (await fetch("data:image/png;base64,{data}")).blob();
-        const said = [];
-        const console = {{ log: (exit) => said.push(exit) }};
-        {javascript}
-        return said;
-    """)
-    assert exits[-1] == 4
+    javascript = re.sub("new Newest.*", "new Newest(); clip.put({ image: photo }); clip.end();", code["javascript"])
+    assert said(run, javascript)[-1][0] == 4
     if shutil.which("curl"):
         command = [*shlex.split(code["curl"].replace("\\\n", " ")), "--silent", "--fail"]
         assert json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["exit"] == 4
+
+
+def test_the_programs_of_the_page_s_manual_run(run, live_url):
+    asking, following = [adapted(text, live_url) for language, text in blocks("docs/page.md") if language == "js"]
+    assert said(run, asking)[-1][::2] == [4, [120, 160]]
+    assert {number for [number] in said(run, following, lines=5)} <= {1, 2, 3, 4}
