@@ -71,7 +71,7 @@ async def opened(browser: Browser, url: str) -> tuple[Page, Traffic]:
     traffic.watch(page)
     await page.add_init_script(WATCH)
     await page.goto(url)
-    await page.wait_for_function("watched.masks_ms.length > 1 && watched.masks_ms.every(Boolean)")
+    await page.wait_for_function("() => watched.masks_ms.length > 1 && watched.masks_ms.every(Boolean)")
     return page, traffic
 
 

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 from demo_page import CHROMIUM, FLAGS, photo
-from pages import adapted, blocks
+from pages import ROOT, adapted, blocks
 from playwright.sync_api import sync_playwright
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
@@ -26,6 +26,23 @@ def run(live_url):
             f"async () => {{ const load = (name) => import(`/static/${{name}}.js`); {code} }}"
         )
         browser.close()
+
+
+def imports(path):
+    return {(path.parent / name).resolve() for name in re.findall(r'from "(\.[^"]+)"', path.read_text())}
+
+
+def test_what_modules_of_the_page_import_is_loaded_beside_them():
+    """Else the browser would hear of each only when it has the one that imports it."""
+    app = ROOT / "clients" / "web" / "app.js"
+    found, heard = set(), imports(app)
+    while heard:
+        module = heard.pop()
+        heard |= imports(module) - found
+        found.add(module)
+    page = (app.parent / "index.html").read_text()
+    preloaded = re.findall('rel="modulepreload" href="static/(.*)"', page)
+    assert {app.parent / name for name in preloaded} == found - imports(app)
 
 
 HELD = """

@@ -16,8 +16,10 @@ export async function post(base, blob, { box, ...options }, run, signal) {
     const body = await response.json().catch(() => ({ error: `The server answered ${response.status} without JSON.` }));
     throw new Refused(body.error, body.code, response.status);
   }
+  let palette = [];
   for await (const message of events(response.body)) {
-    if (message.type === "exit") run.add(await unpacked(message));
+    if (message.type === "accepted") ({ palette } = message);
+    else if (message.type === "exit") run.add(await unpacked(message, palette));
     else if (message.type === "error") throw new Refused(message.error, message.code, message.status);
     else if (message.type === "end") return run.finish(message);
   }
@@ -38,16 +40,16 @@ async function* events(body) {
 }
 
 /** The exit of a message, with its maps as bytes. */
-async function unpacked({ mask, extra, ...message }) {
+async function unpacked({ mask, extra, ...message }, palette) {
   return {
     ...message,
-    ...(mask && { mask: await classes(mask) }),
+    ...(mask && { mask: await classes(mask, palette) }),
     ...(extra && { kind: extra.kind, extra: await channel(extra) }),
   };
 }
 
 /** The class of each pixel: the number of its colour in the palette. */
-async function classes({ data, palette }) {
+async function classes({ data }, palette) {
   const numbers = new Map(palette.map(([red, green, blue], label) => [(red << 16) | (green << 8) | blue, label]));
   const pixels = await decoded(data);
   return Uint8Array.from({ length: pixels.length / 4 }, (_, at) => numbers.get((pixels[4 * at] << 16) | (pixels[4 * at + 1] << 8) | pixels[4 * at + 2]));
