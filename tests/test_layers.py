@@ -76,6 +76,7 @@ SERVER = [
     "server.requests.admission",
     "server.requests.body",
     "server.requests.sizes",
+    "server.requests.present_budgets",
     "server.requests.budget_file",
     "server.requests.policies",
     "server.access.keys",
@@ -130,7 +131,7 @@ SERVER = [
     "server.access.origins",
     "server.access.proxies",
     "server.errors",
-    "server.protocols.trace_context",
+    "server.trace_context",
     "server.logs",
 ]
 

@@ -1,7 +1,6 @@
 """A form: the request body of a browser, with the image as one of its fields (RFC 7578)."""
 
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -17,7 +16,7 @@ PIECE_BYTES = 64 * 1024
 async def read_form(headers: Headers, pieces: AsyncGenerator[bytes, None]) -> bytes:
     """The file in field `image` of the form that comes in `pieces`. Raises InvalidError."""
     try:
-        parser = FormParser(headers, pieces, max_files=1, max_fields=16)
+        parser = FormParser(headers, pieces)
         fields = await parser.parse()
     except (MultiPartException, KeyError) as error:
         raise InvalidError(f"the form cannot be read: {error}; send field `image` as a file", "bad_form") from error
@@ -32,8 +31,8 @@ async def read_form(headers: Headers, pieces: AsyncGenerator[bytes, None]) -> by
 class FormParser(MultiPartParser):
     """Parses a form as it comes, and keeps its only file in memory, never on disk."""
 
-    def __init__(self, *args: Any, **limits: int) -> None:
-        super().__init__(*args, **limits)
+    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers, stream, max_files=1, max_fields=16)
         self._pieces: list[bytes] = []
         self._last = bytearray()
 

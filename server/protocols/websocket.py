@@ -1,8 +1,8 @@
-"""WebSocket connections: uvicorn's protocol, with limits on what a client may cost.
+"""WebSocket connections: uvicorn's protocol, with limits on what one client can cost the server.
 
-Frames are handed on one by one, large ones in fragments, each of which takes little time. What a client sends beyond
-its allowance waits for turns. What no honest client sends closes the connection: many control frames, or messages in
-tiny fragments. A handshake that cannot be read is answered.
+Frames are handed to uvicorn one by one, large ones in fragments, so that none takes long to unmask. Frames beyond the
+allowance of a connection wait for turns. Too many control frames, and messages in tiny fragments, close the connection.
+A malformed handshake is answered with an error.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from server.protocols.turns import LARGE_BYTES, STEP_BYTES, TEXT_BYTES, Allowanc
 from server.requests.body import join
 
 logger = logging.getLogger("anytime.websocket")
-logger.setLevel(logging.WARNING)  # without the access log, nothing is said of sockets that come and go
+logger.setLevel(logging.WARNING)  # without the access log, opened and closed sockets are not logged
 
 
 class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
@@ -41,11 +41,11 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
     CONTROL_RATE, CONTROL_BURST = 10.0, 100.0
     """The rate and the burst of control frames; a connection that exceeds them is closed."""
 
-    _rest = b""  # what has come and is not parsed yet
+    _rest = b""  # received bytes that are not parsed yet
     _lets_others_read = False
     _waits_for_turn = False
     _frame: FrameHeader | None = None  # the frame that is being read
-    _left = 0  # bytes of it
+    _left = 0  # bytes of it that are still to come
     _message_bytes = 0  # of the unfinished message
     _fragments = 0
 
@@ -80,7 +80,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
         self.unread_due_s = math.inf
 
     def shutdown(self) -> None:
-        """As uvicorn's, which fails if the connection is closed already."""
+        """Shut down as uvicorn does, which alone would raise InvalidState if the connection is closed already."""
         with suppress(InvalidState):
             super().shutdown()
         self.transport.close()
@@ -219,7 +219,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
     async def receive(self) -> ASGIReceiveEvent:
         message = await self.queue.get()
         if self._parts and message["type"] == "websocket.receive":
-            message["bytes"] = await join(self._parts)
+            message["bytes"] = await join(self._parts)  # type: ignore[arg-type]
             self._parts = []
         if self.read_paused and self.queue.empty():
             self.read_paused = False
