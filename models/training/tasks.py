@@ -15,7 +15,7 @@ from torch import Tensor
 from models.data import datasets
 from models.data.files import in_parallel
 from models.data.people import Skeleton, crop
-from models.data.street import VOID, Scene
+from models.data.scenes import VOID, Scene
 from models.evaluation import scores
 from models.imaging.geometry import MULTIPLE, STRIDE
 from models.imaging.postprocess import peaks
