@@ -73,6 +73,7 @@ SERVER = [
     "server.requests.codec",
     "server.requests.admission",
     "server.requests.sizes",
+    "server.requests.present_budgets",
     "server.requests.budget_file",
     "server.requests.policies",
     "server.access.keys",

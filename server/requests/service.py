@@ -27,6 +27,7 @@ from server.requests.admission import (
 from server.requests.budget import Asked, Forecast, Traffic
 from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage, copy_pixels
+from server.requests.present_budgets import PresentBudgets
 from server.requests.record import CodecWork, RequestRecord
 from server.requests.region import expected_size, find_region
 from server.requests.registry import RequestRegistry
@@ -44,7 +45,7 @@ Read = Callable[[], Awaitable[bytes]]
 
 
 class Service:
-    """The models, policies, registry, limits, codec and engine of one server.
+    """The models, budgets, registry, limits, codec and engine of one server.
 
     `unloadable` and `launch` are handed to the engine.
     """
@@ -59,9 +60,10 @@ class Service:
         self.settings = settings
         self.catalog = catalog
         self.keys = None if settings.keys is None else KeyRing(settings.keys, time.monotonic())
-        self.policies = read_policies(settings, [model.name for model in catalog])
+        policies = read_policies(settings, [model.name for model in catalog])
         if self.keys is not None:
-            self.policies = replace(self.policies, of_request=(*self.policies.of_request, self.keys))
+            policies = replace(policies, of_request=(*policies.of_request, self.keys))
+        self._budgets = PresentBudgets(policies, self._traffic)
         self.metrics = Metrics({model.name: model.config.exits for model in catalog})
         self.metrics.show_limits(settings)
         self.tracer: Tracer = collector_tracer() if settings.traces else TraceRelay()
@@ -71,7 +73,7 @@ class Service:
         )
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.codec = Codec(settings)
-        self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._deepest)
+        self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._budgets.deepest)
         self._sizes = ExpectedSizes()
         self.sockets = OpenSockets(settings.max_sockets, settings.max_sockets_per_address, self.limit)
         self.metrics.watch(self.metrics.websockets, lambda: len(self.sockets))
@@ -259,20 +261,12 @@ class Service:
     def _set_budget(self, record: RequestRecord) -> None:
         """Set what the request may spend, by what it asks for and by the traffic now. Raises InvalidError if it
         requires more."""
-        budget = self.policies.budget(record.asked, self._traffic(more=record.place is None))
+        budget = self._budgets.budget(record.asked, more=record.place is None)
         record.move_deadline(record.arrived_s - record.age_s + budget.seconds)
         record.max_exit = lasting_exit(budget, record.options)
 
-    def _deepest(self) -> int | None:
-        """The deepest exit that the traffic allows now; None: any."""
-        traffic = self._traffic()
-        return None if traffic is None else self.policies.deepest(traffic)
-
-    def _traffic(self, *, more: bool = False) -> Traffic | None:
-        """The present traffic; None if no policy depends on it. `more`: one more request is counted as open."""
-        if not self.policies.of_moment:
-            return None
-        return Traffic(self.engine.open_requests + more, self.engine.busy(time.monotonic()), time.time())
+    def _traffic(self) -> Traffic:
+        return Traffic(self.engine.open_requests, self.engine.busy(time.monotonic()), time.time())
 
     def forecast(
         self, name: str | None, client: str, deadline_ms: float | None, size: tuple[int, int] | None
@@ -284,11 +278,9 @@ class Service:
         pixels, exits, now_s = size[0] * size[1], model.config.exits, time.monotonic()
         deadline_s = None if deadline_ms is None else deadline_ms / 1000
         asked = Asked(model.name, exits, client, deadline_s, pixels=pixels)
-        budget = self.policies.budget(asked, self._traffic(more=True))
-        reserve_s, prepare_s = (
-            self.codec.reserve_s("application/json", pixels, alone=not self.engine.open_requests),
-            self.codec.usual_decode_s(pixels),
-        )
+        budget = self._budgets.budget(asked, more=True)
+        reserve_s = self.codec.reserve_s("application/json", pixels, alone=not self.engine.open_requests)
+        prepare_s = self.codec.usual_decode_s(pixels)
         due_s, shape = now_s + budget.seconds - reserve_s, model.input_shape(*size)
         predicted_s = {}
         for exit_index in range(1, exits + 1):
