@@ -1,4 +1,4 @@
-"""What segmentation and pose do differently in training: batches, losses, scores.
+"""The tasks of training, segmentation and pose: their batches, losses and scores.
 
 A task holds its whole data set on the device, so that no step waits for loading: 25 GB for Cityscapes, 8 GB for MPII.
 """
