@@ -23,7 +23,8 @@ _SHOWN = 8  # names in an error message
 
 
 class _Beside:
-    """Replaces numpy scalars and their dtypes, which training runs save beside the weights, for example for a score.
+    """A stand-in for numpy scalars and dtypes while a checkpoint is unpickled. Training runs save these beside the
+    weights, for example as a score.
 
     The values are dropped, so that numpy's own unpickling, which could run code, never sees them.
     """
@@ -49,7 +50,8 @@ def load_network(
 ) -> tuple[Network, tuple[str, ...]]:
     """A network of a configuration, with the weights of a file; see `load_weights`, whose results and errors it has.
 
-    The shapes of both are compared before memory is taken for the network, of which `width` may ask for any amount.
+    The shapes of both are compared before memory is taken for the network, because a configuration may ask for a
+    network of any size.
     """
     with torch.device("meta"):
         outline = build_network(config)
@@ -159,7 +161,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _check_begin(path: Path) -> None:
-    """Raises ValueError if a file begins as what is often taken for weights."""
+    """Raises ValueError if a file is empty, a pointer of Git LFS or a web page, which downloads often leave instead of
+    weights."""
     with path.open("rb") as file:
         begin = file.read(64).lstrip().lower()
     if not begin:
@@ -182,7 +185,8 @@ def _read_pth(path: Path) -> Mapping[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file is not read, in a sentence. torch's own advises to load it in a way that runs code of the file."""
+    """The reason why a file cannot be read, as a sentence. It replaces torch's message, which advises to load the file
+    in a way that runs its code."""
     if isinstance(error, pickle.UnpicklingError):
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:

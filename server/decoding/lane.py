@@ -29,7 +29,7 @@ logger = logging.getLogger("anytime.lane")
 class Waiting:
     """A file that waits for a decoder, or is with one.
 
-    `image`: its pixels, and how long they took. `left`: done once nobody needs the image any more.
+    `image`: its pixels, and the seconds that decoding took. `left`: done once no request needs the image any more.
     """
 
     body: bytes | memoryview
@@ -139,7 +139,7 @@ class Lane:
         return None
 
     async def _next(self, decoder: Decoder) -> Waiting | None:
-        """The next file that somebody waits for; None once the process has ended."""
+        """The next file that a request still waits for; None once the process has ended."""
         while not decoder.ended:
             while self._waiting:
                 *_, waiting = heappop(self._waiting)

@@ -18,7 +18,7 @@ VERSION = "1"
 """The version of every model."""
 INPUT = "image"
 IGNORED = ("binary_data_output", "content_type", "sequence_start", "sequence_end")
-"""Parameters that clients send by themselves, and that ask for nothing here."""
+"""Parameters that client libraries send on their own and that have no effect here."""
 
 
 @dataclass(frozen=True)
