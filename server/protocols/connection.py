@@ -204,15 +204,13 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self._message.begin_body(self._announced_bytes())
         self.waits_since_s = math.inf
         self.due_s = time.monotonic() + self._gate.settings.body_timeout_s
-        if self._wants_unknown_protocol():
-            return
-        super().on_headers_complete()
-        if self.cycle is not None:  # it is None before a WebSocket
-            self.cycle.transport = HeldHead(self.transport, self.loop)  # type: ignore[assignment]
+        if not self._wants_unknown_protocol():
+            super().on_headers_complete()
+            if self.cycle is not None:  # it is None before a WebSocket
+                self.cycle.transport = HeldHead(self.transport, self.loop)  # type: ignore[assignment]
 
     def _announced_bytes(self) -> int | None:
-        """The announced length of the body in bytes; None if it is chunked. The parser refuses a request that says
-        both."""
+        """The announced length of the body; None if it is chunked. The parser refuses a request that says both."""
         for name, value in self.headers:
             if name == b"content-length":
                 return int(value)
