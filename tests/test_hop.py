@@ -26,9 +26,10 @@ def test_a_request_is_found_and_cancelled_from_another_replica(tmp_path: Path) -
         owner.wait_for(lambda: owner.http.get("/health/ready").is_success)
         with live.scripted(folder, default_model=model, peers=f"127.0.0.1:{owner.port}") as (other, next_other):
             next_other()
-            headers = {"X-Request-Id": "a/b", **SECRET}
+            headers = {"X-Request-Id": "a/b", "X-Forwarded-For": "2001:db8::7", **SECRET}
             asked = live.Later(lambda: owner.http.post("/v1/predict", content=live.photo(), headers=headers))
             owner.wait_for(lambda: owner.http.get("/v1/requests/a%2Fb", headers=SECRET).is_success)
+            assert worker.hear_job().client == "2001:db8::/64"  # whose addresses share what one client may have
             assert other.http.get("/v1/requests/a%2Fb", headers=SECRET).json()["state"] == "open"
             assert other.http.get("/v1/requests/nobody", headers=SECRET).json()["code"] == "unknown_request"
             stranger = {"X-Request-Token": "another of some length"}

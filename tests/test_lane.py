@@ -14,6 +14,7 @@ from scripted_decoder import ScriptedDecoder
 
 from server.decoding.lane import Lane
 from server.decoding.messages import DecoderAnswer, DecoderPlan
+from server.decoding.process import Decoder
 from server.errors import DecoderLostError, InvalidError, NotAnImageError, ServerError
 
 PLAN = DecoderPlan(max_body_bytes=100_000, max_pixels=64, max_decode_s=2.0, nice=0)
@@ -210,5 +211,21 @@ def test_a_client_gets_the_error_of_its_file() -> None:
             await task
         assert caught.value.code == "not_an_image"
         started.lane.close()
+
+    played(scenario)
+
+
+def test_a_large_file_is_handed_over_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.decoding.process.COPIED_BYTES", 4)
+
+    async def scenario() -> None:
+        process = ScriptedDecoder(PLAN)
+        decoder, turns = Decoder(process, PLAN, lambda: None), 0
+        handed_over = asyncio.create_task(decoder.decode(memoryview(b"0123456789")))
+        while not handed_over.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns == 3 and await process.hear() == b"0123456789"
+        decoder.close()
 
     played(scenario)
