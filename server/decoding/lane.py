@@ -32,7 +32,7 @@ class Waiting:
     `image`: its pixels, and the seconds that decoding took. `left`: done once no request needs the image any more.
     """
 
-    body: bytes
+    body: bytes | memoryview
     image: asyncio.Future[tuple[NDArray[np.uint8], float]]
     left: asyncio.Future[None]
 
@@ -69,7 +69,7 @@ class Lane:
             decoder.process.wait()
 
     @asynccontextmanager
-    async def decoded(self, body: bytes, work_px: int) -> AsyncIterator[tuple[NDArray[np.uint8], float]]:
+    async def decoded(self, body: bytes | memoryview, work_px: int) -> AsyncIterator[tuple[NDArray[np.uint8], float]]:
         """The image in a file, which is valid in the `async with` block: uint8 (H, W, 3) RGB, and the seconds that it
         took, without waiting for a decoder. `work_px`: see `header.Header`. Raises ServerError, see `decode.decode`.
         """
@@ -118,7 +118,7 @@ class Lane:
         failed to decode if a request still waits for it, else None."""
         while (waiting := await self._next(decoder)) is not None:
             began_s, body_bytes = time.monotonic(), len(waiting.body)
-            answered = decoder.decode(waiting.body)
+            answered = await decoder.decode(waiting.body)
             waiting.body = b""
             either: set[asyncio.Future[Any]] = {answered, waiting.left}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

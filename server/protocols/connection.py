@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 from server.errors import HeadersTooLargeError, InvalidError, ServerError, SlowRequestError
 from server.protocols.flow import HeldFlow
 from server.protocols.gate import Gate
+from server.protocols.head import HeldHead
 from server.protocols.http import ARRIVED_S
 from server.protocols.message import Message, to_head, without_upgrades
 from server.protocols.peers import Peer
@@ -203,8 +204,11 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self._message.begin_body(self._announced_bytes())
         self.waits_since_s = math.inf
         self.due_s = time.monotonic() + self._gate.settings.body_timeout_s
-        if not self._wants_unknown_protocol():
-            super().on_headers_complete()
+        if self._wants_unknown_protocol():
+            return
+        super().on_headers_complete()
+        if self.cycle is not None:  # it is None before a WebSocket
+            self.cycle.transport = HeldHead(self.transport, self.loop)  # type: ignore[assignment]
 
     def _announced_bytes(self) -> int | None:
         """The announced length of the body in bytes; None if it is chunked. The parser refuses a request that says
