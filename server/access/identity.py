@@ -10,6 +10,19 @@ from server.errors import InvalidError
 
 MIN_TOKEN, MAX_TOKEN = 16, 256
 
+
+def network_of(address: str) -> str:
+    """The /64 network of an IPv6 address, because one host can use every address of its network; an IPv4 address, and
+    what is no address, as it is."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(found.ipv4_mapped or ipaddress.IPv6Network((found, 64), strict=False))
+
+
 Owner = tuple[str, str | bytes]
 """Who may look a request up and cancel it: the kind of proof, and the proof."""
 
@@ -39,15 +52,8 @@ class Caller:
 
     @property
     def network(self) -> str:
-        """The name by which limits per address count the caller: `name`, but the /64 network of an IPv6 address,
-        because one host can use every address of its network."""
-        if self.key is not None or ":" not in self.address:
-            return self.name
-        try:
-            address = ipaddress.IPv6Address(self.address.partition("%")[0])
-        except ValueError:
-            return self.address
-        return str(ipaddress.IPv6Network((address, 64), strict=False))
+        """The name by which limits per address count the caller: its key, or else `network_of` its address."""
+        return self.key or network_of(self.address)
 
     def owner(self, *, made_id: bool) -> Owner:
         """Who may look up a request that this caller sends. `made_id`: the server makes up its id."""

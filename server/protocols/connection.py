@@ -16,6 +16,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from server.access.identity import network_of
 from server.errors import HeadersTooLargeError, InvalidError, ServerError, SlowRequestError
 from server.protocols.flow import HeldFlow
 from server.protocols.gate import Gate
@@ -63,15 +64,14 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow: HeldFlow = HeldFlow(transport)
-        self.address = self.client[0] if self.client else "unknown"
+        self.address = network_of(self.client[0]) if self.client else "unknown"
         settings = self._gate.settings
         connection = transport.get_extra_info("socket")
         if connection is not None and connection.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * settings.unread_timeout_s))
         self.waits_since_s = time.monotonic()
         self.due_s = self.waits_since_s + settings.header_timeout_s
-        refusal = self._gate.peers.add(self)
-        if refusal:
+        if refusal := self._gate.peers.add(self):
             self._refuse(refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -195,6 +195,10 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         # The first byte's: headers may come slowly. The standard allows further keys.
         self.scope.update({ARRIVED_S: self._message.arrived_s})  # type: ignore[misc]
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._message.in_body:  # what follows a body is a trailer, and no header (RFC 9110, section 6.5)
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> Any:
         if self.parser.get_method() == b"CONNECT":
             raise InvalidError("CONNECT is for proxies, and this is none; send GET or POST", "bad_http")
@@ -295,7 +299,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         """Answer a request that asks for another protocol as if it had not (RFC 9110, section 7.8): a new parser
         gets its headers without the fields that ask."""
         head = to_head(self.parser.get_method(), self.url, without_upgrades(self.headers))
-        self.parser = httptools.HttpRequestParser(self)
+        self.parser, self._message.in_body = httptools.HttpRequestParser(self), False
         self._feed(head)
 
     def send_400_response(self, msg: str) -> None:

@@ -187,9 +187,16 @@ async def read_request(request: Request, limit_bytes: int) -> bytes:
 
 
 class FormParser(MultiPartParser):
-    """Keeps the file of a form in memory, never on disk. It is part of a body, whose size is limited."""
+    """Keeps the file of a form in memory, never on disk. It is part of a body, whose size is limited.
+
+    Texts are UTF-8, whatever `charset` the form names: some take time that grows with the square of the text.
+    """
 
     spool_max_size = sys.maxsize
+
+    def on_part_begin(self) -> None:
+        super().on_part_begin()
+        self._charset = "utf-8"
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:

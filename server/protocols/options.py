@@ -165,6 +165,8 @@ Message = PredictMessage | CancelMessage | DeadlineMessage
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 _POSITIVE: TypeAdapter[float] = TypeAdapter(Positive)
 _HEADERS = tuple(field.alias or name for name, field in RequestHeaders.model_fields.items())
+MAX_PARAMETERS = 100
+"""The most parameters that are looked at: each unknown one costs as much time as a known one."""
 _MISSING = {"id": ID_REMEDY, "deadline_ms": "say how many milliseconds from now"}
 
 
@@ -209,6 +211,11 @@ def _parsed(
     validate: Callable[[dict[str, Any]], T], fields: Mapping[str, Any], model: type[BaseModel] = RequestOptions
 ) -> T:
     """`model`: what an unknown parameter may have been meant for."""
+    if len(fields) > MAX_PARAMETERS:
+        sentence = (
+            f"there are {len(fields):,} parameters, and the limit is {MAX_PARAMETERS}; give documented ones alone"
+        )
+        raise InvalidError(sentence, "bad_parameter")
     try:
         return validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:

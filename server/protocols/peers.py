@@ -31,9 +31,10 @@ class PeerLimits:
 class Peer(asyncio.Protocol, ABC):
     """One connection, whichever protocol it speaks.
 
-    `allowance`: the steps that it may take without waiting for a turn. `due_s`: when it is closed unless something
-    happens; infinite: never. `waits_since_s`: since when it waits for a request; infinite while one is served.
-    `unread_due_s`: when it is cut off unless its client reads. `held_bytes`: of its unfinished message.
+    `address`: the client's, or the network of an IPv6 client, see `identity.network_of`. `allowance`: the steps that it
+    may take without waiting for a turn. `due_s`: when it is closed unless something happens; infinite: never.
+    `waits_since_s`: since when it waits for a request; infinite while one is served. `unread_due_s`: when it is cut off
+    unless its client reads. `held_bytes`: of its unfinished message.
     """
 
     transport: asyncio.Transport
