@@ -39,7 +39,7 @@ HttpEncoding = Literal["png", "rle"]
 
 
 class RequestOptions(BaseModel):
-    """What a request asks for over every protocol, besides its image. None leaves it to the server."""
+    """The options of a request, the same over every protocol. None leaves an option to the server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -210,11 +210,10 @@ def parse_message(fields: Mapping[str, Any]) -> Message:
 def _parsed(
     validate: Callable[[dict[str, Any]], T], fields: Mapping[str, Any], model: type[BaseModel] = RequestOptions
 ) -> T:
-    """`model`: what an unknown parameter may have been meant for."""
+    """The value that `validate` makes of the fields. Raises InvalidError; it lists the fields of `model` if a field is
+    unknown."""
     if len(fields) > MAX_PARAMETERS:
-        sentence = (
-            f"there are {len(fields):,} parameters, and the limit is {MAX_PARAMETERS}; give documented ones alone"
-        )
+        sentence = f"there are {len(fields):,} parameters, and the limit is {MAX_PARAMETERS}; give documented ones only"
         raise InvalidError(sentence, "bad_parameter")
     try:
         return validate({name: value for name, value in fields.items() if value is not None})
