@@ -45,8 +45,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
 
     _rest = b""  # received bytes that are not parsed yet
     _received_s = 0.0  # when the last of them arrived
-    _lets_others_read = False
-    _waits_for_turn = False
+    _lets_others_read = _waits_for_turn = False
     _pipelined = False  # `_rest` arrived before the last request was answered
 
     def __init__(
@@ -231,8 +230,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self._message.complete = True
-        self.due_s = math.inf
+        self._message.complete, self.due_s = True, math.inf
         super().on_message_complete()
         if self.cycle.response_complete:
             self._next()
