@@ -1,7 +1,6 @@
 """A form: the request body of a browser, with the image as one of its fields (RFC 7578)."""
 
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -30,12 +29,21 @@ async def read_form(headers: Headers, pieces: AsyncGenerator[bytes, None]) -> by
 
 
 class FormParser(MultiPartParser):
-    """Parses a form as it comes, and keeps its only file in memory, never on disk."""
+    """Parses a form as it comes, and keeps its only file in memory, never on disk.
 
-    def __init__(self, *args: Any, **limits: int) -> None:
-        super().__init__(*args, **limits)
+    Texts are UTF-8, whatever `charset` the form names: some take time that grows with the square of the text.
+    """
+
+    def __init__(
+        self, headers: Headers, pieces: AsyncGenerator[bytes, None], *, max_files: int, max_fields: int
+    ) -> None:
+        super().__init__(headers, pieces, max_files=max_files, max_fields=max_fields)
         self._pieces: list[bytes] = []
         self._last = bytearray()
+
+    def on_part_begin(self) -> None:
+        super().on_part_begin()
+        self._charset = "utf-8"
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._current_part.file is None:
