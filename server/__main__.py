@@ -102,7 +102,7 @@ def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] 
             loop="uvloop",
             http=HttpProtocol,
             ws=WebSocketProtocol,
-            # A longer frame is not read, and closes the socket. Up to this, too large an image is refused in words.
+            # A longer frame closes the socket unread. An image below this that is too large is answered with an error.
             ws_max_size=2 * settings.max_body_bytes,
             ws_per_message_deflate=False,  # PNG and delta are compressed already, and this would run on the event loop
             log_level=settings.log_level,

@@ -1,4 +1,4 @@
-"""The settings, from the command line, the environment and a file, which no other module reads.
+"""The settings. Only this module reads the command line, the environment and the file that give them.
 
 Every setting is a flag (`--max-open 64`), a variable (`ANYTIME_MAX_OPEN=64`) and a line of the file that `--config` or
 `ANYTIME_CONFIG` names (`max_open = 64`). The flag wins over the variable, and the variable over the file.

@@ -4,12 +4,14 @@
 what was sent in `python -m server simulate`, prints both, and ends with status 1 if they differ by more than they may.
 No other program should run: the simulated costs are those of the whole machine.
 
-The generator shares the cores, so that what it takes for a request is added to what the front end takes for a head.
+What the front end takes is measured in the live run: the CPU time of its process and of those that decode. The
+generator shares the cores, so that what it takes for a request is added to what the front end takes for a head.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +20,8 @@ from typing import Any
 
 from acceptance import ROOT, Server, verdict
 
+HEAD_MS = 0.28
+"""The front end's CPU for a request that is refused by its head, see `front_end.py refusals`."""
 UTILITY = 0.03
 """By so much of it the mean utility may differ; the next two are differences of shares."""
 WITHOUT = 0.02
@@ -29,6 +33,32 @@ async def output(*command: str) -> Any:
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     printed, _ = await process.communicate()
     return json.loads(printed)
+
+
+def cpu_ms(process: str) -> float:
+    """The CPU time of a process, its threads included (proc(5), fields 14 and 15)."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class FrontEndTime:
+    """The CPU time that a server's front end takes from now on."""
+
+    def __init__(self, server: Server) -> None:
+        self._front_end = str(server.pid)
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        self._decoders = [pid for pid in children if b"server.decoding" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        self._before_ms = self._now_ms()
+
+    def _now_ms(self) -> tuple[float, float]:
+        return cpu_ms(self._front_end), sum(map(cpu_ms, self._decoders))
+
+    def parts_ms(self, requests: int, answers: int, generator_ms: float) -> tuple[float, float, float]:
+        """Milliseconds for a head, an image and a reply, for so many requests and answers. What the front end's own
+        process takes beyond the heads is split evenly between images and replies."""
+        process_ms, decoding_ms = (now - before for now, before in zip(self._now_ms(), self._before_ms, strict=True))
+        half_ms = max(0.0, process_ms - HEAD_MS * requests) / answers / 2
+        return HEAD_MS + generator_ms, decoding_ms / answers + half_ms, half_ms
 
 
 async def compare(args: argparse.Namespace) -> bool:
@@ -43,9 +73,12 @@ async def compare(args: argparse.Namespace) -> bool:
             load = [f"http://127.0.0.1:{server.port}", *(f"--image={path}" for path in images), "--save-trace", trace]
             load += ["--rate", str(args.rate), "--seconds", str(args.seconds), "--deadline-ms", f"{low:g}-{high:g}"]
             load += ["--utility", str(gains), "--max-open", "2000", "--seed", "0", "--json"]
+            taken = FrontEndTime(server)
             live = await output(sys.executable, "-m", "adpc_client", "load", "--url", *load)
-        head_ms, image_ms, reply_ms = args.front_end_ms
-        front_end = [str(head_ms + live["generator"]["cpu_ms_per_request"]), str(image_ms), str(reply_ms)]
+            answers = live["requests"] - live["exits"].get("0", 0)
+            parts_ms = taken.parts_ms(live["requests"], answers, live["generator"]["cpu_ms_per_request"])
+        front_end = [f"{part_ms:.3f}" for part_ms in parts_ms]
+        print(f"milliseconds of the front end for a head, an image and a reply: {', '.join(front_end)}")
         replay = ["--models", str(models), "--precision", args.precision, "--trace", trace, "--json"]
         simulated = await output(
             sys.executable, "-m", "server", "simulate", *replay, "--front-end-ms", *front_end, "--seeds", "5"
@@ -70,7 +103,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=40.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--deadline-ms", type=float, nargs=2, default=(50.0, 300.0))
-    parser.add_argument("--front-end-ms", type=float, nargs=3, default=(0.25, 2.2, 1.4), help="see server simulate")
     passed = asyncio.run(compare(parser.parse_args(argv)))
     return verdict(passed)
 

@@ -14,6 +14,12 @@ SAFE_S = Pace.FIRST * STAGE_S
 SPARE_S = Pace().noise_s(0.0)
 
 
+@pytest.fixture(autouse=True)
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promises teach nothing, so that predictions can be told beforehand."""
+    monkeypatch.setattr(Pace, "STEP", 0.0)
+
+
 def known_costs(stage_s: float = STAGE_S) -> CostModel:
     """Every stage takes `stage_s`, so reliably that the safe estimate is the least one: 5 % and 3 ms more."""
     costs = CostModel()
@@ -138,7 +144,7 @@ def test_what_others_would_make_late_is_refused_with_the_wait() -> None:
 
 
 def test_what_would_make_others_late_is_refused_until_they_have_what_they_require() -> None:
-    backlog = owing(*[expected(4.3 * STAGE_S)] * 3)
+    backlog = owing(*[expected(4.5 * STAGE_S)] * 3)
     found = backlog.refusal(expected(2.3 * STAGE_S), 0.0)
     assert found is not None and found.wait_s == pytest.approx(3 * SAFE_S)
     assert found.needs_s < found.left_s
@@ -178,7 +184,7 @@ def test_who_had_more_leaves_room_when_more_is_asked_than_can_be_done() -> None:
     backlog = Backlog(known_costs())
     for number in range(300):
         now_s, client = 0.01 * (number - 200), "little" if number % 10 == 0 else "much"
-        backlog.refusal(expected(now_s + 1.0, client=client), now_s)  # twice what the device can do
+        backlog.ask(expected(now_s + 1.0, client=client), now_s)  # twice what the device can do
         backlog.add(number, expected(now_s + 1.0, client=client), now_s)
         backlog.remove(number, now_s)
     for key in range(4):
@@ -199,7 +205,7 @@ def test_a_worker_counts_its_part_of_what_several_workers_are_asked_for() -> Non
         backlog = Backlog(known_costs(), workers)
         for number in range(300):
             now_s, client = 0.015 * (number - 300), "much" if number % 2 else "refused"
-            backlog.refusal(expected(now_s + 1.0, client=client), now_s)
+            backlog.ask(expected(now_s + 1.0, client=client), now_s)
             if client == "much":
                 backlog.add(number, expected(now_s + 1.0, client=client), now_s)
                 backlog.remove(number, now_s)
@@ -208,18 +214,25 @@ def test_a_worker_counts_its_part_of_what_several_workers_are_asked_for() -> Non
         assert (backlog.refusal(expected(0.09, client="much"), 0.0) is None) == taken
 
 
-def test_what_is_asked_again_counts_once() -> None:
-    """A request asks by its head and again with its image, and is counted once. Two workers can serve the demand once,
-    but not twice."""
-    for again, taken in ((False, False), (True, True)):
-        backlog = Backlog(known_costs(), workers=2)
-        for number in range(300):
-            now_s = 0.015 * (number - 300)
-            backlog.refusal(expected(now_s + 1.0, client="refused" if number % 2 else "much"), now_s)
-            backlog.refusal(expected(now_s + 1.0, client="refused" if number % 2 else "much"), now_s, again=again)
-            if number % 2 == 0:
-                backlog.add(number, expected(now_s + 1.0, client="much"), now_s)
-                backlog.remove(number, now_s)
-        backlog.add(0, expected(0.05), 0.0)
-        backlog.add(1, expected(0.06), 0.0)
-        assert (backlog.refusal(expected(0.09, client="much"), 0.0) is None) == taken
+def test_promises_that_are_broken_leave_more_time_to_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A promise is broken by an exit that comes late and by a request that ends when its exit would have been late. One
+    that is cancelled in time tells nothing, and so does one whose image never came or that could not be kept alone."""
+    told: list[bool] = []
+    monkeypatch.setattr(Pace, "promised", lambda pace, *, kept: told.append(kept))
+    backlog = owing(*[expected(0.5)] * 4, expected(0.5, required=2), expected(0.9 * STAGE_S))
+    backlog.add(6, expected(0.5), 0.0)
+    backlog.reached(0, 1, 0.49)
+    backlog.reached(0, 2, 0.6)  # beyond what was promised
+    assert told == [True]
+    backlog.remove(1, 0.2)
+    assert told == [True]
+    backlog.remove(2, 0.49)
+    backlog.remove(6, 0.49)
+    backlog.reached(4, 1, 0.49)
+    assert told == [True, False]
+    backlog.reached(3, 1, 0.51)
+    backlog.reached(4, 2, 0.52)
+    backlog.reached(5, 1, 0.53)
+    for key in range(6):
+        backlog.remove(key, 0.6)
+    assert told == [True, False, False, False]

@@ -81,6 +81,7 @@ class Loop:
             deadline_s, now_s = request.arrival_s + request.left_s, request.arrival_s
             asked = Expected("model", SHAPE, request.required, deadline_s, client=request.client)
             request.refused = self.backlog.refusal(asked, now_s) is not None
+            self.backlog.ask(asked, now_s)
             if not request.refused:
                 self.backlog.add(key, asked, now_s)
                 heapq.heappush(self.coming, (now_s + self.PREPARE_S, key))

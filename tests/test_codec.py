@@ -81,3 +81,30 @@ def test_what_waits_for_a_decoder_is_not_usual(monkeypatch: pytest.MonkeyPatch) 
         played.codec.close()
 
     asyncio.run(scenario())
+
+
+def test_answers_beside_others_do_not_lengthen_the_reserve_of_one_that_is_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
+        monkeypatch.setattr("server.requests.codec.time", clock)
+        codec = Codec(Settings(codec_threads=1), ScriptedDecoder)
+
+        async def encode(seconds: float, *, alone: bool) -> None:
+            def take() -> None:
+                clock.now_s += seconds
+
+            await codec.encode("image/png", 100, take, alone=alone)
+
+        guessed_s = codec.reserve_s("image/png", 100, alone=True)
+        assert guessed_s == codec.reserve_s("image/png", 100, alone=False)
+        await encode(0.002, alone=True)
+        assert codec.reserve_s("image/png", 100, alone=False) == pytest.approx(Codec.SEND_S + 0.002)
+        await encode(0.02, alone=False)
+        assert codec.reserve_s("image/png", 100, alone=True) == pytest.approx(Codec.SEND_S + 0.002)
+        assert codec.reserve_s("image/png", 100, alone=False) == pytest.approx(Codec.SEND_S + 0.02)
+        assert codec.reserve_s("image/png", 10_000, alone=True) > guessed_s
+        codec.close()
+
+    asyncio.run(scenario())

@@ -30,7 +30,7 @@ from server.engine.messages import (
 from server.engine.place import Place
 from server.errors import UnavailableError
 from server.metrics import Metrics
-from server.scheduling.backlog import Expected
+from server.scheduling.backlog import Backlog, Expected
 from server.scheduling.costs import StageCost
 
 NAME = tiny.SEGMENTATION.name
@@ -252,6 +252,30 @@ def test_a_request_that_fits_nowhere_is_refused_with_the_time_to_wait(run: Any) 
         assert harness.admit(left_s=0.15).device is second.device and first.device is not second.device
 
     run(check, "cpu,cpu")
+
+
+def test_a_request_counts_as_asked_for_once_it_is_refused_or_its_image_is_there(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads whose images never come would otherwise look like load."""
+    asked: list[str] = []
+    monkeypatch.setattr(Backlog, "ask", lambda backlog, expected, now_s: asked.append(expected.client))
+
+    async def check(harness: Harness) -> None:
+        now_s = time.monotonic()
+        taken = Expected(NAME, SHAPE, 1, now_s + 0.15, client="taken")
+        harness.engine.check(taken, now_s)
+        assert asked == []
+        harness.engine.admit(taken, now_s)
+        assert asked == ["taken"]
+        late = replace(taken, client="late")
+        with pytest.raises(UnavailableError):
+            harness.engine.check(late, now_s)
+        with pytest.raises(UnavailableError):
+            harness.engine.admit(replace(late, client="later"), now_s)
+        assert asked == ["taken", "late", "later"]
+
+    run(check)
 
 
 @pytest.mark.parametrize(("pixels", "label"), [(64, "cpu:0"), (128, "cpu:1")])

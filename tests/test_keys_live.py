@@ -3,6 +3,7 @@
 import shutil
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +110,15 @@ def test_what_waited_too_long_at_a_proxy_is_stale(access: Access) -> None:
     headers = {"Authorization": f"Bearer {KEYS['robot']}", "X-Request-Start": "t=1"}
     refused = access.http.post(f"{access.public}/v1/predict", content=photo(), headers=headers)
     assert (refused.status_code, refused.json()["code"]) == (504, "stale")
+
+
+def test_a_request_counts_from_when_it_came_to_a_proxy(access: Access) -> None:
+    headers = {"Authorization": f"Bearer {KEYS['robot']}", "X-Request-Start": f"t={time.time() - 5}"}
+    call = Later(lambda: access.http.post(f"{access.public}/v1/predict", content=photo(), headers=headers))
+    spec = access.worker.hear_job()
+    assert spec.arrived_s <= time.monotonic() - 5
+    access.worker.finish(spec)
+    assert call.result().json()["elapsed_ms"] >= 5000
 
 
 def test_what_was_computed_is_spent(access: Access) -> None:

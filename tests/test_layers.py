@@ -73,6 +73,7 @@ SERVER = [
     "server.requests.codec",
     "server.requests.admission",
     "server.requests.sizes",
+    "server.requests.present_budgets",
     "server.requests.budget_file",
     "server.requests.policies",
     "server.access.keys",
@@ -127,7 +128,7 @@ SERVER = [
     "server.access.origins",
     "server.access.proxies",
     "server.errors",
-    "server.protocols.trace_context",
+    "server.trace_context",
     "server.logs",
 ]
 

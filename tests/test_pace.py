@@ -50,4 +50,28 @@ def test_at_first_something_is_assumed_and_what_is_unknown_tells_nothing() -> No
     pace = Pace()
     pace.add(0.0, 1.0, 0.0)
     assert pace.factor(0.0) == pytest.approx(Pace.FIRST)
-    assert pace.noise_s(0.0) == pytest.approx(Pace.SURE * Pace.FIRST_DEVIATION_S)
+    assert pace.noise_s(0.0) == pytest.approx(Pace.DEVIATIONS * Pace.FIRST_DEVIATION_S)
+
+
+def test_few_promises_are_broken_whatever_the_noise_is() -> None:
+    """Stages that are correlated and heavy-tailed, and sums that exceed what is left for them only rarely."""
+    chance = random.Random(0)
+    for tail in (0.2, 1.0):
+        pace, level, broken = Pace(), 0.0, 0
+        count = 20_000
+        for _ in range(count):
+            level = 0.99 * level + tail * chance.gauss(0.0, 0.0004)
+            needs_s = level + tail * chance.expovariate(1 / 0.0004)
+            kept = needs_s <= pace.noise_s(0.0)
+            broken += not kept
+            pace.promised(kept=kept)
+        assert broken / count <= 1.5 * Pace.BROKEN_SHARE
+
+
+def test_how_much_is_left_has_limits() -> None:
+    least, most = Pace.DEVIATIONS_LIMITS
+    for kept, count, limit in ((False, 100, most), (True, 100_000, least)):
+        pace = Pace()
+        for _ in range(count):
+            pace.promised(kept=kept)
+        assert pace.noise_s(0.0) == pytest.approx(limit * Pace.FIRST_DEVIATION_S)

@@ -172,6 +172,23 @@ def test_turns_are_fair_and_leave_the_loop_to_others() -> None:
     assert rests_s == pytest.approx([Turns.MIN_REST_S, 4 * 0.003, 4 * 0.103])
 
 
+def test_a_step_that_takes_the_time_of_a_round_ends_it() -> None:
+    async def check() -> None:
+        now_s = 0.0
+        turns = Turns(lambda: now_s)
+
+        def step() -> None:
+            nonlocal now_s
+            now_s += Turns.WORK_S
+
+        for _ in range(Turns.STEPS):
+            turns.wait(step)
+        turns.run()
+        assert len(turns) == Turns.STEPS - 1
+
+    asyncio.run(check())
+
+
 def test_who_waits_again_has_its_turn_in_the_next_round() -> None:
     async def check() -> None:
         turns, calls = Turns(lambda: 0.0), []

@@ -106,8 +106,20 @@ def test_the_sizes_to_expect() -> None:
     assert sizes.expected("m", "a", (9, 9)) == (9, 9)
     sizes.saw("m", "a", (1, 2))
     sizes.saw("m", "b", (3, 4))
-    assert [sizes.expected("m", client, (9, 9)) for client in "abc"] == [(1, 2), (3, 4), (3, 4)]
+    assert [sizes.expected("m", client, (9, 9)) for client in "abc"] == [(1, 2), (3, 4), (1, 2)]
     assert sizes.expected("other", "a", (9, 9)) == (9, 9)
     sizes.saw("m", "a", (5, 6))
     sizes.saw("m", "c", (7, 8))
-    assert [sizes.expected("m", client, (9, 9)) for client in "abc"] == [(5, 6), (7, 8), (7, 8)]  # b is forgotten
+    assert [sizes.expected("m", client, (9, 9)) for client in "abc"] == [(1, 2), (1, 2), (7, 8)]  # b is forgotten
+
+
+def test_a_client_that_sends_large_images_is_still_expected_to_send_small_ones() -> None:
+    sizes = ExpectedSizes()
+    for size in [(10, 20), *[(3000, 4000)] * 100, (500, 1), (600, 1), (10, 20)]:
+        sizes.saw("m", "a", size)
+    assert sizes.expected("m", "a", (9, 9)) == sizes.expected("m", "b", (9, 9)) == (10, 20)
+    sizes.saw("m", "a", (3000, 4000))
+    assert sizes.last("m", "a", (9, 9)) == sizes.last("m", "b", (9, 9)) == (3000, 4000)
+    for width in range(2, 2 + ExpectedSizes.SIZES):
+        sizes.saw("m", "a", (500, width))
+    assert sizes.expected("m", "a", (9, 9)) == (500, 2)

@@ -1,7 +1,7 @@
 """The guard: what is checked of every request and every WebSocket before the application sees it.
 
-It finds out who asks, refuses names of this server that are not its own, pages of other sites and missing keys, and
-adds the headers that keep browsers in check. It reads the head of a request alone.
+It identifies the caller and adds the security headers for browsers. It refuses requests that call the server by a
+foreign name, that come from pages of other sites, or that lack an API key. It reads only the head of a request.
 """
 
 import socket
@@ -32,11 +32,11 @@ the server chooses, and the second with the key behind it."""
 
 OPEN_PATHS = ("/", "/health/live", "/health/ready", "/docs", "/openapi.json")
 OPEN_FOLDERS = ("/static/", "/docs/")
-"""What needs no key: pages, their files, and the health that load balancers ask for."""
+"""Paths that need no key: the pages, their files, and the health checks of load balancers."""
 
 ADMIN_PATHS = ("/metrics", "/docs", "/openapi.json")
 ADMIN_FOLDERS = ("/docs/",)
-"""What is for operators: if they have an address of their own, it is there alone, and needs no key."""
+"""Paths for operators. With `--admin` they are served on that address only, without a key."""
 
 Fields = defaultdict[bytes, list[str]]
 """The headers of a request: each name in small letters, with its values."""

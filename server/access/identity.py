@@ -1,4 +1,4 @@
-"""Who asks: the caller of a request, and who may look the request up. Pure."""
+"""The caller, who sent a request, and the owner, who may look it up and cancel it. Pure."""
 
 import hashlib
 import ipaddress
@@ -22,8 +22,8 @@ class Caller:
     """Who sent a request.
 
     `address`: the client's IP address. `key`: the name of its API key, or None. `token`: the digest of the secret that
-    the request carries in `X-Request-Token`, or None. A digest, since finding it in a table says nothing of the secret,
-    however long it takes. `waited_s`: the seconds that the request had waited at a trusted proxy when it came.
+    the request carries in `X-Request-Token`, or None. Only digests are compared, so that the time of a look-up reveals
+    nothing about the secret. `waited_s`: the seconds that the request had waited at a trusted proxy when it came.
     """
 
     address: str = "unknown"
@@ -68,7 +68,7 @@ class Caller:
 
 SOMEBODY = Caller()
 CALLER = "anytime.caller"
-"""The key of the ASGI scope that says who asks."""
+"""The key of the ASGI scope that holds the `Caller`."""
 
 
 def caller_of(scope: Mapping[str, Any]) -> Caller:

@@ -172,7 +172,7 @@ class KeyRing:
             logger.info("%s was read again; keys: %d", self._path, len(self._accounts))
 
     def _take(self, file: KeyFile, now_s: float) -> None:
-        """Make these the keys. What a key has spent counts on while its terms stay."""
+        """Replace the keys by those of `file`. A key whose terms are unchanged keeps its balance."""
         before, self._accounts = self._accounts, {}
         for name, terms in file.keys.items():
             known = before.get(name)
@@ -181,7 +181,7 @@ class KeyRing:
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes with the file; None if it cannot be looked at."""
+    """A value that differs once the file has been changed; None if its metadata cannot be read."""
     try:
         found = path.stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""The header of an image file: the size that it declares, and the work that it will be to decode it.
+"""The header of an image file: the size that it declares, and an estimate of the work of decoding it.
 
-It is read on the event loop, so it costs microseconds whatever the file holds, and never raises. What it says decides
-who decodes the file and in which order; whether the file is fit is for the decoder to say.
+It is read on the event loop, so it costs microseconds whatever the file holds, and never raises. It decides which
+process decodes the file, and in which order. Only the decoder decides whether the file is valid.
 """
 
 import struct

@@ -1,7 +1,7 @@
 """A lane: decoding processes for one kind of image, and the files that wait for them.
 
-What is the least work goes first, by powers of two, and in the order of arrival among equals. So an ordinary photo
-waits for what is being decoded, but for no larger image that waits as well.
+The file with the least work goes first. Works within the same power of two count as equal and go in the order of
+arrival. So an ordinary photo waits for files that are being decoded, and never for a larger image in the queue.
 """
 
 import asyncio
@@ -41,8 +41,8 @@ class Lane:
     """Keeps `processes` decoding processes running, which `launch` starts."""
 
     GRACE_S = 0.25
-    """Nobody waits for an image after its deadline. Then its process is ended, but not before it has worked for so
-    long: another one takes about as long to start, so images with short deadlines cannot keep the lane restarting."""
+    """After the deadline of an image, its decoding process is ended, but not before it has worked for this long. A new
+    process takes about as long to start, so images with short deadlines cannot keep the lane restarting."""
     RETRY_S = 1.0
     """The pause after a process that ended before it was ready."""
 

@@ -26,7 +26,7 @@ ADDED_VARIABLES = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
 }
 KEPT_BYTES = 4 * 2**20
-"""Memory beyond this goes back to the system after each image."""
+"""Memory of a file or an image beyond this size is returned to the system after each image."""
 MAX_LINE_BYTES = 4096
 
 
@@ -136,7 +136,7 @@ class Decoder:
     def _hear(self, line: bytes) -> None:
         try:
             answer = DecoderAnswer.from_line(line, self._plan.max_pixels)
-        except (KeyError, TypeError, ValueError):  # whoever says that is no decoder any more
+        except (KeyError, TypeError, ValueError):  # such a process is no longer trusted
             self._end()
             return
         if not self.answer.done():

@@ -1,8 +1,8 @@
-"""The structure of an image file: what of it decides the pixels, and how much there may be of it.
+"""The structure of an image file: the parts of it that decide the pixels, and limits on their number.
 
-Decoders handle a segment, a chunk or a scan at a time, so a file of nothing but those keeps one busy for seconds. Here
-a file is passed over once, its parts are counted, and comments, profiles, previews and what follows the image are left
-out. What is left is shorter, and the decoder reads nothing that the image does not need.
+Decoders handle a segment, a chunk or a scan at a time, so a file of nothing but those keeps one busy for seconds. This
+module scans a file once, counts its parts, and leaves out comments, profiles, previews and anything behind the image.
+The decoder reads only the rest.
 """
 
 import re

@@ -159,12 +159,17 @@ class WorkerPool:
 
     def check(self, expected: Expected, now_s: float) -> None:
         """Raises UnavailableError if a request, of which this is the first that is known, would get no place now."""
-        self._route(expected, now_s)
+        try:
+            self._route(expected, now_s)
+        except UnavailableError:
+            self._ask(expected, now_s)
+            raise
 
     def admit(self, expected: Expected, now_s: float) -> Place:
         """A place at the worker that will finish the required exit first, for a request that was checked before. Raises
         UnavailableError if there is none."""
-        device = self._route(expected, now_s, again=True)
+        self._ask(expected, now_s)
+        device = self._route(expected, now_s)
         place = Place(next(self._keys), device, device.backlog, expected)
         place.backlog.add(place.key, expected, now_s)
         return place
@@ -178,15 +183,20 @@ class WorkerPool:
         worker is lost. Raises UnavailableError if there is no such worker."""
         if place.lost or self._alone_s(place.device, expected) > self._alone_s(place.device, place.expected):
             place.release(now_s)  # it must not wait for itself
-            place.device = self._route(expected, now_s, again=True)
+            place.device = self._route(expected, now_s)
             place.backlog = place.device.backlog
             place.backlog.add(place.key, expected, now_s)
         place.expected = expected
         place.backlog.update(place.key, expected, now_s)
 
-    def _route(self, expected: Expected, now_s: float, *, again: bool = False) -> Device:
+    def _ask(self, expected: Expected, now_s: float) -> None:
+        """Count a request as asked for, see `Backlog.ask`."""
+        for device in self.answering or self.ready:
+            device.backlog.ask(expected, now_s)
+
+    def _route(self, expected: Expected, now_s: float) -> Device:
         self.check_ready()
-        found = route([device.backlog for device in self.answering or self.ready], expected, now_s, again=again)
+        found = route([device.backlog for device in self.answering or self.ready], expected, now_s)
         if isinstance(found, Refusal):
             takes_s = min(self._alone_s(device, expected) for device in self.ready)
             raise _overloaded(expected, found, takes_s)

@@ -9,12 +9,11 @@ TIE_S = 0.002
 """Workers that would be ready within this share, and this time, of the first count as equally fast."""
 
 
-def route(backlogs: Sequence[Backlog], expected: Expected, now_s: float, *, again: bool = False) -> Backlog | Refusal:
+def route(backlogs: Sequence[Backlog], expected: Expected, now_s: float) -> Backlog | Refusal:
     """The backlog of the worker that will finish the required exit first, of those that can take the request; of
     equally fast ones, that with the fewest requests, which leaves most time for further exits. If none can take it, the
-    refusal with the shortest wait. `backlogs` must not be empty. `again`: the request was
-    counted as asked for already."""
-    refusals = [(backlog, backlog.refusal(expected, now_s, again=again)) for backlog in backlogs]
+    refusal with the shortest wait. `backlogs` must not be empty."""
+    refusals = [(backlog, backlog.refusal(expected, now_s)) for backlog in backlogs]
     willing = [(backlog.ready_s(expected, now_s), backlog) for backlog, refusal in refusals if refusal is None]
     if not willing:
         return min((refusal for _, refusal in refusals if refusal is not None), key=lambda refusal: refusal.wait_s)

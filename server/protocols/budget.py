@@ -21,7 +21,7 @@ router = APIRouter()
 
 
 class BudgetQuery(BaseModel):
-    """The request that is asked about."""
+    """The request whose budget is asked for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +48,8 @@ class PredictedBody(TypedDict):
 
 
 class BudgetBody(TypedDict):
-    """The smallest limits, all limits, and when each exit would be answered; nothing while the models are loaded."""
+    """The smallest limits, all limits by source, and the predicted time of each exit; `predicted` is empty while the
+    models are loading."""
 
     deadline_ms: float
     max_exit: int

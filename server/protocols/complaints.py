@@ -1,4 +1,5 @@
-"""Complaints: what clients did wrong, one line each in the log. A client that goes on with it gets no further lines."""
+"""Complaints: the log of clients' protocol errors. An error that a client repeats is counted, and not logged each
+time."""
 
 import logging
 import time

@@ -39,7 +39,7 @@ HttpEncoding = Literal["png", "rle"]
 
 
 class RequestOptions(BaseModel):
-    """What a request asks for over every protocol, besides its image. None leaves it to the server."""
+    """The options of a request, the same over every protocol. None leaves an option to the server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -208,7 +208,8 @@ def parse_message(fields: Mapping[str, Any]) -> Message:
 def _parsed(
     validate: Callable[[dict[str, Any]], T], fields: Mapping[str, Any], model: type[BaseModel] = RequestOptions
 ) -> T:
-    """`model`: what an unknown parameter may have been meant for."""
+    """The value that `validate` makes of the fields. Raises InvalidError; it lists the fields of `model` if a field is
+    unknown."""
     try:
         return validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:

@@ -1,8 +1,8 @@
 """Peers: the open connections of a server, and what all of them and each address may hold. Time is passed in.
 
 When there is no room for one more connection, the one that has waited longest for a request gives way. When unfinished
-messages take too much memory, the largest of the heaviest address is dropped. So a client that holds much and does
-nothing with it loses it to those that come, whoever they are.
+messages take too much memory, the largest of the heaviest address is dropped. So connections and memory that a client
+holds without using them go to newcomers.
 """
 
 import asyncio
@@ -31,9 +31,10 @@ class PeerLimits:
 class Peer(asyncio.Protocol, ABC):
     """One connection, whichever protocol it speaks.
 
-    `allowance`: the steps that it may take without waiting for a turn. `due_s`: when it is closed unless something
-    happens; infinite: never. `waits_since_s`: since when it waits for a request; infinite while one is served.
-    `unread_due_s`: when it is cut off unless its client reads. `held_bytes`: of its unfinished message.
+    `allowance`: the steps that it may take without waiting for a turn. `held_bytes`: the size of its unfinished
+    message. Times are in seconds of `time.monotonic()`, and infinite where they do not apply. `due_s`: when it is
+    closed unless the bytes that it waits for arrive. `waits_since_s`: when it began to wait for a request.
+    `unread_due_s`: when it is aborted unless its client reads.
     """
 
     transport: asyncio.Transport
@@ -50,14 +51,14 @@ class Peer(asyncio.Protocol, ABC):
 
     @abstractmethod
     def expire(self) -> None:
-        """Close the connection: what it waits for has not come in time."""
+        """Close the connection, because the bytes that it waits for have not arrived by `due_s`."""
 
     @abstractmethod
     def give_way(self, error: ServerError) -> None:
-        """Close the connection, since others need the room; `error` tells the client, if it can be told."""
+        """Close the connection to make room for others. Send `error` first, if the protocol allows one now."""
 
     def check_time(self, now_s: float) -> None:
-        """Close the connection if it is overdue, and cut it if it was closed a while ago."""
+        """Close the connection if it is overdue, and abort it if the close takes longer than `CLOSE_S`."""
         if self.transport.is_closing():
             self._cut_s = min(self._cut_s, now_s + CLOSE_S)
             if now_s >= self._cut_s:
@@ -78,7 +79,7 @@ class _Address:
 
 
 class Peers:
-    """All connections. They report to it what they hold."""
+    """All connections. Each reports here what it holds."""
 
     def __init__(self, limits: PeerLimits) -> None:
         self._limits = limits
@@ -90,7 +91,8 @@ class Peers:
         return self._count
 
     def add(self, peer: Peer) -> ServerError | None:
-        """Count a connection. Returns why it must be closed at once, if nobody can give way to it."""
+        """Count a connection. Returns the error to close it with if no other connection can give way to it, else
+        None."""
         limits = self._limits
         held = self._addresses.setdefault(peer.address, _Address())
         held.peers[peer] = None
@@ -122,7 +124,7 @@ class Peers:
             del self._addresses[peer.address]
 
     def replace(self, old: Peer, new: Peer) -> None:
-        """The same connection speaks another protocol now."""
+        """Put `new` in the place of `old`: the same connection now speaks another protocol."""
         new.address = old.address
         self.remove(old)
         self._addresses.setdefault(new.address, _Address()).peers[new] = None
@@ -136,7 +138,8 @@ class Peers:
         return held is None or peer.allowance.used <= FRESH or held.allowance.take(now_s)
 
     def spend(self, peer: Peer, steps: float, now_s: float) -> bool:
-        """Count what `peer` did as so many steps more. Returns False if it has to wait for its turn with the next."""
+        """Take this many further steps from the allowance of `peer`. Returns False if its next step has to wait for a
+        turn."""
         may_go_on = peer.allowance.spend(steps, now_s)
         held = self._addresses.get(peer.address)
         if held is not None and peer.allowance.used > FRESH:
@@ -144,7 +147,8 @@ class Peers:
         return may_go_on
 
     def hold(self, peer: Peer, held_bytes: int) -> None:
-        """The unfinished message of `peer` has so many bytes now. The largest is dropped if that is too much."""
+        """Note the present size of the unfinished message of `peer`. Beyond a limit, the connection with the largest
+        unfinished message gives way."""
         held = self._addresses.get(peer.address)
         if held is None or peer not in held.peers:
             return

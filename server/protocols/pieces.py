@@ -7,7 +7,7 @@ from server.errors import InvalidError
 
 FREE_PIECES = 1000
 PIECE_BYTES = 256
-"""Beyond `FREE_PIECES`, the pieces of a message must have so many bytes on average, since each of them costs time."""
+"""The least mean size of a message's pieces beyond the first `FREE_PIECES`, because each piece costs CPU time."""
 
 MAX_HEADER_BYTES = 14
 """The longest header of a WebSocket frame (RFC 6455, section 5.2)."""

@@ -1,7 +1,7 @@
-"""WebSocket connections: uvicorn's protocol, with limits on what a client may cost.
+"""WebSocket connections: uvicorn's protocol, with limits on what one client can cost the server.
 
-Frames are handed on one by one. What a client sends beyond its allowance waits for turns. What no honest client sends
-closes the connection: many control frames, or messages in tiny fragments. A handshake that cannot be read is answered.
+Frames are handed to uvicorn one by one. Frames beyond the allowance of a connection wait for turns. Too many control
+frames, and messages in tiny fragments, close the connection. A malformed handshake is answered with an error.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from server.protocols.pieces import MAX_HEADER_BYTES, TEXT, FrameHeader, check_p
 from server.protocols.turns import LARGE_BYTES, STEP_BYTES, TEXT_BYTES, Allowance
 
 logger = logging.getLogger("anytime.websocket")
-logger.setLevel(logging.WARNING)  # without the access log, nothing is said of sockets that come and go
+logger.setLevel(logging.WARNING)  # without the access log, opened and closed sockets are not logged
 
 
 class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
@@ -39,11 +39,11 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
     CONTROL_RATE, CONTROL_BURST = 10.0, 100.0
     """The rate and the burst of control frames; a connection that exceeds them is closed."""
 
-    _rest = b""  # what has come and is not parsed yet
+    _rest = b""  # received bytes that are not parsed yet
     _lets_others_read = False
     _waits_for_turn = False
     _frame: FrameHeader | None = None  # the frame that is being read
-    _left = 0  # bytes of it
+    _left = 0  # bytes of it that are still to come
     _message_bytes = 0  # of the unfinished message
     _fragments = 0
 
@@ -77,7 +77,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
         self.unread_due_s = math.inf
 
     def shutdown(self) -> None:
-        """As uvicorn's, which fails if the connection is closed already."""
+        """Shut down as uvicorn does, which alone would raise InvalidState if the connection is closed already."""
         with suppress(InvalidState):
             super().shutdown()
         self.transport.close()

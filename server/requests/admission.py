@@ -1,4 +1,4 @@
-"""Admission: what must hold before the image of a request is decoded, from the client's rate to the body's size."""
+"""Admission: the checks of a request before its image is decoded, from the client's rate to the size of the body."""
 
 import time
 from collections import OrderedDict
@@ -15,7 +15,7 @@ class ClientLimit:
     """A bucket of tokens for each client address: `rate` requests a second, `burst` at once. Rate 0: no limit."""
 
     CLIENTS = 10_000
-    """Addresses that are remembered; the ones that were not seen for longest are forgotten first."""
+    """The number of addresses that are remembered; the least recently seen ones are forgotten first."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self._rate = rate

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image, and how long it took.
+    """A decoded image, and the time that decoding took.
 
     `pixels`: uint8 (H, W, 3) RGB. `decode_s`: seconds from the whole body to the pixels. `usual_end_s`: when the image
     would have been decoded if it had taken as long as images of its size usually do.
@@ -35,19 +35,23 @@ class DecodedImage:
 
 
 class Codec:
-    """`settings.codec_threads` processes decode images of usual sizes, one more decodes large ones, and as many threads
-    encode, so that no answer that is due waits behind a large image. `launch` starts the processes.
+    """Decodes images in processes and encodes maps on threads, `settings.codec_threads` of each. One more process
+    decodes large images, so that no small image waits behind them. `launch` starts a process.
 
-    Images and maps of a similar size, by powers of two, count as equally fast.
+    Images and maps of a similar size, by powers of two, count as equally fast. How long an answer takes to encode and
+    to hand over is learnt apart for requests that are alone and for those beside others: after a burst, one that is
+    alone needs no more time than before.
     """
 
     SEND_S = 0.001
     """Reserved before each deadline, besides encoding: to hear of an exit and to hand over the answer."""
     ENCODE_S_PER_PX = 10e-9
     """Reserved for encoding until it has been measured."""
-    ENCODED_SHARE = 0.9
-    """The share of recent maps whose encoding fits the reserve. A larger share would follow single hiccups, and an exit
-    could then fall although the deadline grew."""
+    ENCODED_SHARE_ALONE = 0.9
+    """The share of recent maps, of requests that were alone, whose encoding fits the reserve. A larger share would
+    follow single hiccups, and an exit could then fall although the deadline grew."""
+    ENCODED_SHARE_BESIDE = 0.98
+    """The same of requests beside others."""
     LARGE_PX = 4 * 2**20
     """An image of more work than this is large: it takes more than about 40 ms to decode."""
     LARGE_NICE = 5
@@ -60,7 +64,7 @@ class Codec:
         self._large = Lane(replace(usual, nice=self.LARGE_NICE), 1, launch)
         self._encoders = ThreadPoolExecutor(settings.codec_threads, "encode")
         self._decode_s: dict[int, Quantile] = {}
-        self._encode_s: dict[tuple[str, int], RecentQuantile] = {}
+        self._encode_s: dict[tuple[bool, str, int], RecentQuantile] = {}
 
     def start(self) -> None:
         self._usual.start()
@@ -90,19 +94,24 @@ class Codec:
         measured = self._decode_s.get(pixels.bit_length())
         return 0.0 if measured is None else measured.value
 
-    async def encode(self, encoding: str, pixels: int, function: Callable[[], T]) -> T:
+    async def encode(self, encoding: str, pixels: int, function: Callable[[], T], *, alone: bool) -> T:
         """Call `function`, which encodes a map of `pixels`, on a thread. What is learnt is the time until the event
-        loop has the result: an answer that is due waits for both, also while the cores are busy."""
+        loop has the result: an answer that is due waits for both, also while the cores are busy. `alone`: no other
+        request is open."""
         began_s = time.monotonic()
         result = await asyncio.get_running_loop().run_in_executor(self._encoders, function)
-        slow = self._encode_s.setdefault((encoding, pixels.bit_length()), RecentQuantile(self.ENCODED_SHARE))
+        share = self.ENCODED_SHARE_ALONE if alone else self.ENCODED_SHARE_BESIDE
+        slow = self._encode_s.setdefault((alone, encoding, pixels.bit_length()), RecentQuantile(share))
         slow.add(time.monotonic() - began_s)
         return result
 
-    def reserve_s(self, encoding: str, pixels: int) -> float:
-        """The part of the time before a deadline that encoding and sending a map of `pixels` need."""
-        measured = self._encode_s.get((encoding, pixels.bit_length()))
-        return self.SEND_S + (self.ENCODE_S_PER_PX * pixels if measured is None else measured.value)
+    def reserve_s(self, encoding: str, pixels: int, *, alone: bool) -> float:
+        """The part of the time before a deadline that encoding and sending a map of `pixels` need. Beside others, until
+        that was measured, as much as alone."""
+        kinds = (alone, True)
+        measured = (self._encode_s.get((kind, encoding, pixels.bit_length())) for kind in kinds)
+        slow = next(filter(None, measured), None)
+        return self.SEND_S + (self.ENCODE_S_PER_PX * pixels if slow is None else slow.value)
 
 
 async def copy_pixels(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:

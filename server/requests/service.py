@@ -1,4 +1,4 @@
-"""The parts of a server, and the path that the requests of all protocols take through them."""
+"""The service: the parts of a server, and the path that requests of every protocol take through them."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,6 +27,7 @@ from server.requests.admission import (
 from server.requests.budget import Asked, Forecast, Traffic
 from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage, copy_pixels
+from server.requests.present_budgets import PresentBudgets
 from server.requests.record import CodecWork, RequestRecord
 from server.requests.region import expected_size, find_region
 from server.requests.registry import RequestRegistry
@@ -44,7 +45,7 @@ Read = Callable[[], Awaitable[bytes]]
 
 
 class Service:
-    """The models, policies, registry, limits, codec and engine of one server.
+    """The models, budgets, registry, limits, codec and engine of one server.
 
     `unloadable` and `launch` are handed to the engine.
     """
@@ -59,9 +60,10 @@ class Service:
         self.settings = settings
         self.catalog = catalog
         self.keys = None if settings.keys is None else KeyRing(settings.keys, time.monotonic())
-        self.policies = read_policies(settings, [model.name for model in catalog])
+        policies = read_policies(settings, [model.name for model in catalog])
         if self.keys is not None:
-            self.policies = replace(self.policies, of_request=(*self.policies.of_request, self.keys))
+            policies = replace(policies, of_request=(*policies.of_request, self.keys))
+        self._budgets = PresentBudgets(policies, self._traffic)
         self.metrics = Metrics({model.name: model.config.exits for model in catalog})
         self.metrics.show_limits(settings)
         self.tracer: Tracer = collector_tracer() if settings.traces else TraceRelay()
@@ -71,7 +73,7 @@ class Service:
         )
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.codec = Codec(settings)
-        self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._deepest)
+        self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._budgets.deepest)
         self._sizes = ExpectedSizes()
         self.sockets = OpenSockets(settings.max_sockets, settings.max_sockets_per_address, self.limit)
         self.metrics.watch(self.metrics.websockets, lambda: len(self.sockets))
@@ -129,14 +131,14 @@ class Service:
 
     def check_caller(self, record: RequestRecord) -> None:
         """Raises TooManyRequestsError if the caller sends too many requests, and UnavailableError if the server takes
-        none. Protocols whose options come with the image call this before they read it."""
+        no requests now. Protocols whose options come with the image call this before they read the image."""
         self.limit.check(record.caller.network)
         self.engine.check_open()
         record.let_in = True
 
     def _check(self, record: RequestRecord, model: ServedModel) -> Expected:
-        """Check what can be checked before the image is read, and set the budget. Returns what the request means to a
-        worker. Raises ServerError, also if the request would get no place now."""
+        """Check what can be checked before the image is read, and set the budget. Returns what a worker would have to
+        compute. Raises ServerError, also if the request would get no place now."""
         if not record.let_in:
             self.check_caller(record)
         if self.keys is not None and record.caller.key is not None:
@@ -157,7 +159,7 @@ class Service:
         self._set_budget(record)
         check_fresh(record.age_s + record.caller.waited_s, record.budget_s + record.age_s)
         height, width = self._sizes.expected(model.name, record.sharer, model.config.size)
-        record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
+        record.reserve_s = self._reserve_s(record, height * width)
         expected = self._expected(record, model, (height, width))
         self.engine.check(expected, time.monotonic())
         return expected
@@ -167,7 +169,7 @@ class Service:
         return self.engine.admit(replace(expected, deadline_s=record.compute_deadline_s), time.monotonic())
 
     def _expected(self, record: RequestRecord, model: ServedModel, size: tuple[int, int]) -> Expected:
-        """What a request whose image has this size (height, width) means to a worker."""
+        """What a worker would have to compute for a request whose image has this size (height, width)."""
         return Expected(
             model=model.name,
             shape=model.input_shape(*expected_size(record.options.roi, *size)),
@@ -187,7 +189,7 @@ class Service:
         return job
 
     async def _received(self, read: Read) -> bytes:
-        """The image file. Nobody else holds it, so that its memory is free once it is decoded."""
+        """Receive and check the image file. Only the caller holds it, so that its memory is free once it is decoded."""
         body = await read()
         check_body(body, self.settings.max_body_bytes)
         return body
@@ -209,7 +211,7 @@ class Service:
         try:
             await copy_pixels(pixels, layout.image(self.engine.arena.view[offset:]))
             record.check_wanted()
-            record.reserve_s = self.codec.reserve_s(record.encoding, height * width)
+            record.reserve_s = self._reserve_s(record, height * width)
             record.check_time(time.monotonic())
             return self.engine.submit(
                 JobSpec(
@@ -238,9 +240,14 @@ class Service:
     async def encode(self, record: RequestRecord, job: Job, function: Callable[[], T]) -> T:
         """Call `function`, which encodes a map of `job` for its client, on an encoding thread."""
         began_s = time.monotonic()
-        encoded = await self.codec.encode(record.encoding, record.asked.pixels or 0, function)
+        alone, pixels = self.registry.is_alone(record), record.asked.pixels or 0
+        encoded = await self.codec.encode(record.encoding, pixels, function, alone=alone)
         self._spent(record, "encode", began_s)
         return encoded
+
+    def _reserve_s(self, record: RequestRecord, pixels: int) -> float:
+        """The part of the time before the deadline that a map of `pixels` needs to be encoded and sent."""
+        return self.codec.reserve_s(record.encoding, pixels, alone=self.registry.is_alone(record))
 
     def _spent(self, record: RequestRecord, name: str, began_s: float) -> None:
         """Note a part of a request's time that ends now: `decode` or `encode`."""
@@ -254,33 +261,26 @@ class Service:
     def _set_budget(self, record: RequestRecord) -> None:
         """Set what the request may spend, by what it asks for and by the traffic now. Raises InvalidError if it
         requires more."""
-        budget = self.policies.budget(record.asked, self._traffic(more=record.place is None))
+        budget = self._budgets.budget(record.asked, more=record.place is None)
         record.move_deadline(record.arrived_s - record.age_s + budget.seconds)
         record.max_exit = lasting_exit(budget, record.options)
 
-    def _deepest(self) -> int | None:
-        """The deepest exit that the traffic allows now; None: any."""
-        traffic = self._traffic()
-        return None if traffic is None else self.policies.deepest(traffic)
-
-    def _traffic(self, *, more: bool = False) -> Traffic | None:
-        """What budgets depend on of the moment; None if they do not. `more`: one more request is counted as open."""
-        if not self.policies.of_moment:
-            return None
-        return Traffic(self.engine.open_requests + more, self.engine.busy(time.monotonic()), time.time())
+    def _traffic(self) -> Traffic:
+        return Traffic(self.engine.open_requests, self.engine.busy(time.monotonic()), time.time())
 
     def forecast(
         self, name: str | None, client: str, deadline_ms: float | None, size: tuple[int, int] | None
     ) -> Forecast:
         """What a request for the model `name` would get now. `size`: the height and width of its image; None stands for
-        the last size. Raises NotFoundError."""
+        the last size that this client sent. Raises NotFoundError."""
         model = self.catalog.get(name)
-        size = size or self._sizes.expected(model.name, client, model.config.size)
+        size = size or self._sizes.last(model.name, client, model.config.size)
         pixels, exits, now_s = size[0] * size[1], model.config.exits, time.monotonic()
         deadline_s = None if deadline_ms is None else deadline_ms / 1000
         asked = Asked(model.name, exits, client, deadline_s, pixels=pixels)
-        budget = self.policies.budget(asked, self._traffic(more=True))
-        reserve_s, prepare_s = self.codec.reserve_s("application/json", pixels), self.codec.usual_decode_s(pixels)
+        budget = self._budgets.budget(asked, more=True)
+        reserve_s = self.codec.reserve_s("application/json", pixels, alone=not self.engine.open_requests)
+        prepare_s = self.codec.usual_decode_s(pixels)
         due_s, shape = now_s + budget.seconds - reserve_s, model.input_shape(*size)
         predicted_s = {}
         for exit_index in range(1, exits + 1):

@@ -45,7 +45,8 @@ class _Owed:
 
     `arrived`: its image is with the worker. `work`: what it still requires, `usual_s` seconds at the usual pace from
     its latest exit on. `done_s`: seconds of that which the worker has probably computed. `disturbed`: it is not known
-    from when on, because it took the turn of another one, or of slack, or lost its own.
+    from when on, because it took the turn of another one, or of slack, or lost its own. `promised`: it was admitted
+    because its required exit was expected in time.
     """
 
     def __init__(self, key: int, expected: Expected, costs: CostModel) -> None:
@@ -58,6 +59,7 @@ class _Owed:
         self.usual_s = 0.0
         self.done_s = 0.0
         self.disturbed = False
+        self.promised = False
         self.estimate(costs)
 
     def estimate(self, costs: CostModel) -> None:
@@ -123,6 +125,7 @@ class Backlog:
         """A request was admitted. Its image may still be on the way."""
         owed = self._owed[key] = _Owed(key, expected, self.costs)
         self._reckon(owed)
+        owed.promised = self._alone_s(owed) <= expected.deadline_s - now_s
         self._had.add(expected.client, self._alone_s(owed) * self._scarcity(now_s), now_s)
 
     def update(self, key: int, expected: Expected, now_s: float) -> None:
@@ -153,11 +156,16 @@ class Backlog:
             if (self._work or self._scarcity(now_s)) and not owed.disturbed:
                 self._pace.add(self.costs.slow_down * (required_s - owed.usual_s), owed.done_s, now_s)
             owed.done_s, owed.disturbed = 0.0, False
+            if owed.promised and not owed.work:
+                owed.promised = False
+                self._pace.promised(kept=now_s <= owed.expected.deadline_s)
 
     def remove(self, key: int, now_s: float) -> None:
         """A request has ended, or was given up. Does nothing if it had ended before."""
         if owed := self._owed.get(key):
             self._count_done(now_s)
+            if owed.promised and owed.arrived and self._own_s(owed) - owed.done_s > owed.expected.deadline_s - now_s:
+                self._pace.promised(kept=False)
             self._drop(owed)
             del self._owed[key]
 
@@ -165,9 +173,16 @@ class Backlog:
         """Predicted seconds until the request, if it is admitted now, has its required exit."""
         return self._ready(_Owed(_NEWCOMER, expected, self.costs), now_s)[0]
 
-    def refusal(self, expected: Expected, now_s: float, *, again: bool = False) -> Refusal | None:
+    def ask(self, expected: Expected, now_s: float) -> None:
+        """Count a request as asked for, if it is not hopeless even alone. The caller does so once for each request, as
+        soon as it was refused or its image is there: a head whose image never comes asks for nothing."""
+        newcomer = _Owed(_NEWCOMER, expected, self.costs)
+        if self._alone_s(newcomer) <= expected.deadline_s - now_s:
+            self._asked.add(expected.client, self._own_s(newcomer) / self._workers, now_s)
+
+    def refusal(self, expected: Expected, now_s: float) -> Refusal | None:
         """None: take the request. Otherwise it would be late, would make an admitted one late, or would take the room
-        of clients that had less. In either case it counts as asked for, unless it did `again`.
+        of clients that had less.
 
         An idle worker never refuses: the attempt costs nobody, and it teaches more than an estimate. Nor does a worker
         that owes no required exit, unless the request would be late even alone. Requests that end within a slice do not
@@ -178,8 +193,6 @@ class Backlog:
         room = 1.0
         if alone_s <= left_s:
             room = self._room(expected.client, alone_s / left_s, alone_s, now_s)
-            if not again:
-                self._asked.add(expected.client, self._own_s(newcomer) / self._workers, now_s)
         others = [owed for owed in self._owed.values() if owed.expected.deadline_s > now_s + SLICE_S]
         if not others or (self._own_s(newcomer) <= left_s and not any(owed.work for owed in others)):
             return None

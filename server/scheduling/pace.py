@@ -9,6 +9,10 @@ class Pace:
     They take longer: the front end needs the cores, too, for images and answers, and the worker hears and tells between
     two stages. Over many stages the mean counts, which hiccups raise and a median does not see. What `n` stages take
     exceeds `n` times the mean by a deviation that grows with the root of `n`.
+
+    How many deviations a promise must leave is learnt from the promises, as in adaptive conformal inference (Gibbs and
+    Candes, 2021): each one that was broken adds to their number, each one that was kept takes a little from it, so that
+    in the long run the share `BROKEN_SHARE` is broken, however stages are distributed and correlated.
     """
 
     HALF_LIFE_S = 0.7
@@ -21,12 +25,18 @@ class Pace:
     """The weight of the assumptions, in stages."""
     OUTLIER = 5.0
     """The ratio of one stage is clipped to this."""
-    SURE = 2.6
-    """The 99.5 % quantile of the normal distribution, in standard deviations."""
+    BROKEN_SHARE = 0.002
+    """The share of promises that may be broken."""
+    DEVIATIONS = 4.0
+    """How many deviations are left at first: many, since a promise that is kept early costs little."""
+    DEVIATIONS_LIMITS = 1.5, 10.0
+    STEP = 0.4
+    """What a broken promise adds to their number."""
 
     def __init__(self) -> None:
         self._weight = self._ratios = self._squares_s2 = 0.0
         self._since_s = -math.inf
+        self._deviations = self.DEVIATIONS
 
     def factor(self, now_s: float) -> float:
         """The mean ratio of the seconds that stages take to their typical ones."""
@@ -34,12 +44,12 @@ class Pace:
         return (self._ratios + self.FIRST * self.FIRST_WEIGHT) / (self._weight + self.FIRST_WEIGHT)
 
     def noise_s(self, now_s: float) -> float:
-        """The upper semideviation of the ratio: only stages above the mean count, because shorter ones make no request
-        late."""
+        """The seconds to leave for the noise of one stage: so many upper semideviations. Only stages above the mean
+        count, because shorter ones make no request late."""
         self._forget(now_s)
         squares_s2 = self._squares_s2 + self.FIRST_DEVIATION_S**2 * self.FIRST_WEIGHT
         deviation_s = math.sqrt(squares_s2 / (self._weight + self.FIRST_WEIGHT))
-        return self.SURE * max(self.FIRST_DEVIATION_S, deviation_s)
+        return self._deviations * max(self.FIRST_DEVIATION_S, deviation_s)
 
     def add(self, typical_s: float, took_s: float, now_s: float) -> None:
         """A stage that typically takes `typical_s` was there after `took_s`."""
@@ -50,6 +60,12 @@ class Pace:
         self._squares_s2 += longer_s**2
         self._ratios += ratio
         self._weight += 1
+
+    def promised(self, *, kept: bool) -> None:
+        """A request that was admitted had its required exit in time, or not."""
+        least, most = self.DEVIATIONS_LIMITS
+        change = self.STEP * ((0.0 if kept else 1.0) - self.BROKEN_SHARE)
+        self._deviations = min(most, max(least, self._deviations + change))
 
     def _forget(self, now_s: float) -> None:
         kept = math.exp2(min(0.0, self._since_s - now_s) / self.HALF_LIFE_S)

@@ -53,7 +53,9 @@ class Served:
         reserve_s = request.deadline_s - job.compute_deadline_s
         job.compute_deadline_s = min(job.compute_deadline_s, request.arrived_s + budget.seconds - reserve_s)
         expected = self._expected(job)
-        if self._backlog.refusal(expected, now_s):
+        refusal = self._backlog.refusal(expected, now_s)
+        self._backlog.ask(expected, now_s)
+        if refusal:
             return False
         self._backlog.add(request.key, expected, now_s)
         lasting = budget.lasting

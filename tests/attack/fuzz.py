@@ -27,10 +27,10 @@ with atheris.instrument_imports(include=["server", "models.imaging", "PIL", "pyt
     from PIL import Image
     from starlette.requests import Request
 
+    from server.decoding.decode import decode
     from server.errors import ServerError
     from server.protocols.http import _body
     from server.protocols.options import parse_json, parse_message
-    from server.requests.admission import decode
 
     Image.init()  # imports the readers of all formats, which are watched too
 
@@ -132,6 +132,7 @@ def fuzz(name: str, seconds: int, seed: int, findings: Path) -> None:
             assert str(error), "a refusal without a sentence"
         assert (took_s := time.process_time() - began_s) < SLOW_S, f"it took {took_s:.1f} s"
 
+    findings.mkdir(parents=True, exist_ok=True)  # the fuzzer does not
     with tempfile.TemporaryDirectory() as corpus:
         for number, example in enumerate(examples()):
             (Path(corpus) / str(number)).write_bytes(example)

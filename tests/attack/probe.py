@@ -36,7 +36,9 @@ class Probe:
         return self.share >= WANTED_SHARE
 
     def __str__(self) -> str:
-        return f"{100 * self.share:5.1f} % of {self.statuses.total()} in time, longest wait {self.slowest_ms:6.0f} ms"
+        others = {status: count for status, count in self.statuses.items() if status != 200}
+        share = f"{100 * self.share:5.1f} % of {self.statuses.total()} in time, longest wait {self.slowest_ms:6.0f} ms"
+        return f"{share}, refused {others}" if others else share
 
 
 async def probe_during(
