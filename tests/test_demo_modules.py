@@ -91,7 +91,8 @@ def test_the_newest_frame_wins(run):
         (["exit", 0, "exit"], ["exit", "missed", "exit"], []),  # opened again at once
         (["exit", 0, 0, 502, "exit"], ["exit", "missed", "missed", "missed", "exit"], [2000, 2000]),
         ([504, 503, "exit"], ["missed", "missed", "exit"], []),
-        ([503, 0], ["missed", "thrown"], []),  # it never answered
+        ([503, 0, "exit"], ["missed", "missed", "exit"], []),
+        ([0], ["thrown"], []),  # it never answered
         (["exit", 400], ["exit", "thrown"], []),  # no later frame mends that
     ],
 )
