@@ -1,7 +1,7 @@
 """The server behind a real nginx, with the site of deploy/nginx: what a proxy can spoil.
 
-pytest does not collect it. `python tests/acceptance_nginx.py` needs nginx and Chromium; the models are tiny. A second site
-passes no WebSocket on.
+pytest does not collect it. `python tests/acceptance_nginx.py` needs nginx and Chromium; the models are tiny. A second
+site passes no WebSocket on.
 """
 
 import asyncio
