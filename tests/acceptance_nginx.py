@@ -6,7 +6,6 @@ pytest does not collect it. `python tests/acceptance_nginx.py` needs nginx; the 
 import asyncio
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import httpx
 import live
 from acceptance import ROOT
 from adpc_client import AsyncClient
+from hosts import free_port
 
 PREFIX = "/anytime"
 ELSEWHERE = "127.0.0.2"
@@ -33,13 +33,6 @@ http {{
     include {folder}/anytime.conf;
 }}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 @contextmanager
