@@ -7,7 +7,6 @@ site passes no WebSocket on.
 import asyncio
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from acceptance import ROOT
 from adpc_client import AsyncClient
 from demo_page import CHROMIUM, FLAGS
 from playwright.async_api import async_playwright, expect
+from hosts import free_port
 
 PREFIX = "/anytime"
 ELSEWHERE = "127.0.0.2"
@@ -36,13 +36,6 @@ http {{
     include {folder}/anytime.conf;
 }}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 @contextmanager
