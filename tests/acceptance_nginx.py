@@ -20,8 +20,8 @@ import live
 from acceptance import ROOT
 from adpc_client import AsyncClient
 from demo_page import CHROMIUM, FLAGS
-from playwright.async_api import async_playwright, expect
 from hosts import free_port
+from playwright.async_api import async_playwright, expect
 
 PREFIX = "/anytime"
 ELSEWHERE = "127.0.0.2"
