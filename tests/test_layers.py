@@ -31,6 +31,7 @@ SERVER = [
     # what faces clients
     "server.access.guard",
     "server.access.headers",
+    "server.protocols.tls",
     "server.protocols.connection",
     "server.protocols.websocket",
     "server.protocols.message",

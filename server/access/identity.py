@@ -10,6 +10,7 @@ from server.errors import InvalidError
 
 MIN_TOKEN, MAX_TOKEN = 16, 256
 
+
 Owner = tuple[str, str | bytes]
 """Who may look a request up and cancel it: the kind of proof, and the proof."""
 

@@ -28,7 +28,7 @@ ADDED_VARIABLES = {
 KEPT_BYTES = 4 * 2**20
 """Memory of a file or an image beyond this size is returned to the system after each image."""
 COPIED_BYTES = 2**20
-"""Bytes of a file that are copied at once, between which the event loop runs."""
+"""Bytes of a file that are copied at once."""
 MAX_LINE_BYTES = 4096
 
 

@@ -22,7 +22,7 @@ from server.protocols.flow import HeldFlow
 from server.protocols.gate import Gate
 from server.protocols.head import HeldHead
 from server.protocols.http import ARRIVED_S
-from server.protocols.message import Message, to_head, without_upgrades
+from server.protocols.message import Message, announced_bytes, to_head, without_upgrades
 from server.protocols.peers import Peer
 from server.protocols.pieces import check_pieces
 from server.protocols.replies import error_body, to_json
@@ -45,8 +45,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
 
     _rest = b""  # received bytes that are not parsed yet
     _received_s = 0.0  # when the last of them arrived
-    _lets_others_read = False
-    _waits_for_turn = False
+    _lets_others_read = _waits_for_turn = False
     _pipelined = False  # `_rest` arrived before the last request was answered
 
     def __init__(
@@ -72,8 +71,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * settings.unread_timeout_s))
         self.waits_since_s = time.monotonic()
         self.due_s = self.waits_since_s + settings.header_timeout_s
-        refusal = self._gate.peers.add(self)
-        if refusal:
+        if refusal := self._gate.peers.add(self):
             self._refuse(refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -198,25 +196,21 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         # The time of the first byte, since headers may come slowly. ASGI allows further keys.
         self.scope.update({ARRIVED_S: self._message.arrived_s})  # type: ignore[misc]
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._message.in_body:  # what follows a body is a trailer, and no header (RFC 9110, section 6.5)
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> Any:
         if self.parser.get_method() == b"CONNECT":
             raise InvalidError("CONNECT is for proxies, and this is none; send GET or POST", "bad_http")
-        self._message.begin_body(self._announced_bytes())
+        self._message.begin_body(announced_bytes(self.headers))
         self.waits_since_s = math.inf
         self.due_s = time.monotonic() + self._gate.settings.body_timeout_s
-        if not self._wants_unknown_protocol():
-            super().on_headers_complete()
-            if self.cycle is not None:  # it is None before a WebSocket
-                self.cycle.transport = HeldHead(self.transport, self.loop)  # type: ignore[assignment]
-
-    def _announced_bytes(self) -> int | None:
-        """The announced length of the body; None if it is chunked. The parser refuses a request that says both."""
-        for name, value in self.headers:
-            if name == b"content-length":
-                return int(value)
-            if name == b"transfer-encoding":
-                return None
-        return 0
+        if self._wants_unknown_protocol():
+            return
+        super().on_headers_complete()
+        if self.cycle is not None:  # it is None before a WebSocket
+            self.cycle.transport = HeldHead(self.transport, self.loop)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._message.take_body(len(body))
@@ -229,8 +223,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self._message.complete = True
-        self.due_s = math.inf
+        self._message.complete, self.due_s = True, math.inf
         super().on_message_complete()
         if self.cycle.response_complete:
             self._next()
@@ -299,7 +292,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         """Ignore the request's wish to upgrade (RFC 9110, section 7.8): parse its head again without the fields that
         ask for another protocol."""
         head = to_head(self.parser.get_method(), self.url, without_upgrades(self.headers))
-        self.parser = httptools.HttpRequestParser(self)
+        self.parser, self._message.in_body = httptools.HttpRequestParser(self), False
         self._feed(head)
 
     def send_400_response(self, msg: str) -> None:

@@ -165,6 +165,8 @@ Message = PredictMessage | CancelMessage | DeadlineMessage
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 _POSITIVE: TypeAdapter[float] = TypeAdapter(Positive)
 _HEADERS = tuple(field.alias or name for name, field in RequestHeaders.model_fields.items())
+MAX_PARAMETERS = 100
+"""The most parameters that are looked at: each unknown one costs as much time as a known one."""
 _MISSING = {"id": ID_REMEDY, "deadline_ms": "say how many milliseconds from now"}
 
 
@@ -210,6 +212,9 @@ def _parsed(
 ) -> T:
     """The value that `validate` makes of the fields. Raises InvalidError; it lists the fields of `model` if a field is
     unknown."""
+    if len(fields) > MAX_PARAMETERS:
+        sentence = f"there are {len(fields):,} parameters, and the limit is {MAX_PARAMETERS}; give documented ones only"
+        raise InvalidError(sentence, "bad_parameter")
     try:
         return validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:

@@ -33,6 +33,7 @@ class PeerLimits:
 class Peer(asyncio.Protocol, ABC):
     """One connection, whichever protocol it speaks.
 
+    `address`: the client's IP address. `network`: what limits per address count it under, see `network_of`.
     `allowance`: the steps that it may take without waiting for a turn. `held_bytes`: the size of its unfinished
     message. Times are in seconds of `time.monotonic()`, and infinite where they do not apply. `due_s`: when it is
     closed unless the bytes that it waits for arrive. `waits_since_s`: when it began to wait for a request.

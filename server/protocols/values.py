@@ -34,7 +34,8 @@ def _number(value: Any) -> float:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
+    spelt = not isinstance(value, str) or (value.isascii() and "_" not in value)  # Python reads more than JSON has
+    if not (spelt and math.isfinite(number)):
         raise refuse(shown(value), "it must be a finite number")
     return number
 

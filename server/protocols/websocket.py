@@ -1,6 +1,6 @@
 """WebSocket connections: uvicorn's protocol, with limits on what one client can cost the server.
 
-Frames are handed to uvicorn one by one, large ones in fragments, so that none takes long to unmask. Frames beyond the
+Frames are handed to uvicorn one by one, large ones in fragments, each of which takes little time. Frames beyond the
 allowance of a connection wait for turns. Too many control frames, and messages in tiny fragments, close the connection.
 A malformed handshake is answered with an error.
 """
@@ -219,7 +219,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
     async def receive(self) -> ASGIReceiveEvent:
         message = await self.queue.get()
         if self._parts and message["type"] == "websocket.receive":
-            message["bytes"] = await join(self._parts)  # type: ignore[arg-type]
+            message = {"type": "websocket.receive", "bytes": await join(self._parts), "text": None}
             self._parts = []
         if self.read_paused and self.queue.empty():
             self.read_paused = False

@@ -19,6 +19,9 @@ from server.protocols.values import shown
 
 MAX_JSON_BYTES = 3 * 2**20
 """The longest JSON: parsing it takes some hundredths of a second, in which nothing else runs."""
+MAX_LISTS = 2**18
+"""The most lists, objects and fields of a JSON, which take longer than numbers: pixels of 512 x 511 as lists of three.
+"""
 SLICE = 2**16
 """Numbers that are converted at once, in about a millisecond. Other threads run between slices."""
 CODE = "bad_tensor"
@@ -63,8 +66,13 @@ def split_body(body: bytes, json_bytes: str | None) -> tuple[dict[str, Any], mem
         sentence = f"the JSON has {length:,} bytes; the limit is {MAX_JSON_BYTES:,}: send tensors as binary data"
         raise InvalidError(sentence, "bad_json")
     view = memoryview(body)
+    text = bytes(view[:length])
+    lists = sum(map(text.count, (b"[", b"{", b":")))
+    if lists > MAX_LISTS:
+        sentence = f"the JSON has {lists:,} lists and fields; the limit is {MAX_LISTS:,}: send tensors as binary data"
+        raise InvalidError(sentence, "bad_json")
     try:
-        found = pydantic_core.from_json(bytes(view[:length]), allow_inf_nan=False)
+        found = pydantic_core.from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidError(f"the request is not JSON: {error}", "bad_json") from None
     if not isinstance(found, dict):
