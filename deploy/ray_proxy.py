@@ -1,4 +1,5 @@
-"""What Ray's proxies do beside passing requests on: they note the arrival, and word the loss of a replica."""
+"""What Ray's proxies do beside passing requests on: they note the arrival, word the loss of a replica, and say the id
+of a request once."""
 
 import json
 import time
@@ -9,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ARRIVED = b"x-ray-arrived"
+REQUEST_ID = b"x-request-id"
 
 SENTENCE = "the replica that had this request is gone; send it again"
 LOST = json.dumps({"error": SENTENCE, "code": "replica_lost"}).encode()
@@ -28,6 +30,7 @@ class PassedAnswer:
         if message["type"] == "http.response.start":
             headers = {name.lower(): value for name, value in message.get("headers", ())}
             self._events = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+            message = {**message, "headers": _one_id(message.get("headers", ()))}
         self._begun = True
         last = message["type"] == "http.response.body" and not message.get("more_body")
         self._ended = last or message["type"] == "websocket.close"
@@ -65,6 +68,15 @@ class ProxyMark:
         answer = PassedAnswer(scope, send)
         await self._app(scope, receive, answer.pass_on)
         await answer.end()
+
+
+def _one_id(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Headers of an answer without the id that Ray adds behind the replica's own."""
+    kept: list[tuple[bytes, bytes]] = []
+    for name, value in headers:
+        if name.lower() != REQUEST_ID or all(other.lower() != REQUEST_ID for other, _ in kept):
+            kept.append((name, value))
+    return kept
 
 
 def arrived_s(headers: Iterable[tuple[bytes, bytes]]) -> float | None:

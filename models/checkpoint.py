@@ -26,7 +26,8 @@ the largest shipped model has 0.2 MB."""
 
 
 class _Beside:
-    """Replaces numpy scalars and their dtypes, which training runs save beside the weights, for example for a score.
+    """A stand-in for numpy scalars and dtypes while a checkpoint is unpickled. Training runs save these beside the
+    weights, for example as a score.
 
     The values are dropped, so that numpy's own unpickling, which could run code, never sees them.
     """
@@ -52,7 +53,8 @@ def load_network(
 ) -> tuple[Network, tuple[str, ...]]:
     """A network of a configuration, with the weights of a file; see `load_weights`, whose results and errors it has.
 
-    The shapes of both are compared before memory is taken for the network, of which `width` may ask for any amount.
+    The shapes of both are compared before memory is taken for the network, because a configuration may ask for a
+    network of any size.
     """
     with torch.device("meta"):
         outline = build_network(config)
@@ -169,7 +171,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _check_begin(path: Path) -> None:
-    """Raises ValueError if a file begins as what is often taken for weights, or with too long a header."""
+    """Raises ValueError if a file is empty, a pointer of Git LFS or a web page, which downloads often leave instead of
+    weights, or if its header is too long."""
     with path.open("rb") as file:
         whole = file.read(64)
     begin = whole.lstrip().lower()
@@ -196,7 +199,8 @@ def _read_pth(path: Path) -> Mapping[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file is not read, in a sentence. torch's own advises to load it in a way that runs code of the file."""
+    """The reason why a file cannot be read, as a sentence. It replaces torch's message, which advises to load the file
+    in a way that runs its code."""
     if isinstance(error, pickle.UnpicklingError):
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:

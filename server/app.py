@@ -11,14 +11,16 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit, urlunsplit
 
 from fastapi import FastAPI, Request
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
-from starlette.status import WS_1001_GOING_AWAY
-from starlette.types import Receive, Scope, Send
+from starlette.status import HTTP_307_TEMPORARY_REDIRECT, WS_1001_GOING_AWAY
+from starlette.types import Message, Receive, Scope, Send
 
 from server.access.guard import Guard
 from server.catalog import read_catalog
@@ -60,7 +62,7 @@ class Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.prefix and scope["type"] != "lifespan":
             scope["root_path"] = self.prefix
-            if not scope["path"].startswith(f"{self.prefix}/"):  # the proxy stripped it; ASGI wants it
+            if not f"{scope['path']}/".startswith(f"{self.prefix}/"):  # the proxy stripped it; ASGI wants it
                 scope["path"] = self.prefix + scope["path"]
         if scope["type"] == "http":
             scope.setdefault(http.ARRIVED_S, time.monotonic())  # unless `HttpProtocol` noted the first byte
@@ -71,7 +73,7 @@ class Application(FastAPI):
         if scope["type"] == "http" and self._predicts(scope):
             await self._predict(scope, receive, send)
         else:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, _with_own_redirects(send))
 
     def _predicts(self, scope: Scope) -> bool:
         """Whether the request is `POST /v1/predict`."""
@@ -160,6 +162,21 @@ def create_app(
         app.add_api_route("/docs", page.docs, include_in_schema=False)
         app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))
     return app
+
+
+def _with_own_redirects(send: Send) -> Send:
+    """The framework redirects between a path with and without a slash at its end, to a URL with the scheme and the host
+    that it sees. Behind a proxy these may be other ones, so the browser gets the path alone."""
+
+    async def send_path(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == HTTP_307_TEMPORARY_REDIRECT:
+            headers = MutableHeaders(scope=message)
+            parts = urlsplit(headers["location"])
+            path = "/" + parts.path.lstrip("/")  # two slashes would begin the name of a host
+            headers["location"] = urlunsplit(("", "", path, parts.query, ""))
+        await send(message)
+
+    return send_path
 
 
 async def drain(service: Service) -> None:

@@ -1,13 +1,12 @@
 """The server behind a real nginx, with the site of deploy/nginx: what a proxy can spoil.
 
-pytest does not collect it. `python tests/acceptance_nginx.py` needs nginx and Chromium; the models are tiny. A second site
-passes no WebSocket on.
+pytest does not collect it. `python tests/acceptance_nginx.py` needs nginx and Chromium; the models are tiny. A second
+site passes no WebSocket on.
 """
 
 import asyncio
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import live
 from acceptance import ROOT
 from adpc_client import AsyncClient
 from demo_page import CHROMIUM, FLAGS
+from hosts import free_port
 from playwright.async_api import async_playwright, expect
 
 PREFIX = "/anytime"
@@ -36,13 +36,6 @@ http {{
     include {folder}/anytime.conf;
 }}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -22,11 +22,12 @@ import ray
 from acceptance import ROOT
 from adpc_client import AsyncClient
 from adpc_client.errors import AdpcError, ConnectionFailedError
+from hosts import free_port
 from ray import serve
 
 from deploy.ray_serve import Cluster, build
 
-PORT = 8123
+PORT = free_port()
 PROXY = f"http://127.0.0.1:{PORT}"
 MODEL = "tiny-segmentation"
 REQUESTS, AT_ONCE, CANCELS = 500, 8, 50

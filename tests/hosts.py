@@ -1,6 +1,7 @@
-"""The servers that host the application in tests: our own, plain uvicorn, and hypercorn.
+"""The servers that host the application in tests: our own, plain uvicorn, hypercorn, and Ray Serve.
 
-`ASGI_HOST=uvicorn` or `ASGI_HOST=hypercorn` runs every test of HTTP and WebSocket on that host in place of our own.
+`ASGI_HOST=uvicorn`, `hypercorn` or `ray` runs every test of HTTP and WebSocket on that host in place of our own;
+`tests/acceptance_hosts.py` does so for all of them.
 """
 
 import asyncio
@@ -26,6 +27,16 @@ from server.settings import Settings
 HOST = os.environ.get("ASGI_HOST", "own")
 
 own_host_only = pytest.mark.skipif(HOST != "own", reason="needs what our own command adds to an ASGI host")
+IN_PROCESS = "looks into the server or changes it, which Ray runs in another process"
+same_process_only = pytest.mark.skipif(HOST == "ray", reason=IN_PROCESS)
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
 
 
 class Host(Protocol):
@@ -113,4 +124,10 @@ def hypercorn_host(settings: Settings, launch: Callable[[LoadPlan], WorkerProces
     return HypercornHost(create_app(settings, print, launch), 2 * settings.max_body_bytes)
 
 
-HOSTS = {"own": own, "uvicorn": plain_uvicorn, "hypercorn": hypercorn_host}
+def on_ray(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess]) -> Host:
+    from ray_host import RayHost  # noqa: PLC0415 - Ray is there for who asks for it
+
+    return RayHost(settings, launch)
+
+
+HOSTS = {"own": own, "uvicorn": plain_uvicorn, "hypercorn": hypercorn_host, "ray": on_ray}

@@ -91,7 +91,8 @@ def test_the_newest_frame_wins(run):
         (["exit", 0, "exit"], ["exit", "missed", "exit"], []),  # opened again at once
         (["exit", 0, 0, 502, "exit"], ["exit", "missed", "missed", "missed", "exit"], [2000, 2000]),
         ([504, 503, "exit"], ["missed", "missed", "exit"], []),
-        ([503, 0], ["missed", "thrown"], []),  # it never answered
+        ([503, 0, "exit"], ["missed", "missed", "exit"], []),
+        ([0], ["thrown"], []),  # it never answered
         (["exit", 400], ["exit", "thrown"], []),  # no later frame mends that
     ],
 )
@@ -121,7 +122,8 @@ def test_a_video_that_paused_is_read_once_and_tells_its_pace(run):
         const { FileSource } = await load("sources");
         const [given, due] = [[], []];
         const source = new FileSource((frame) => given.push(frame.number), 480, new Blob());
-        Object.assign(source.video, { play: async () => {}, pause() {}, requestVideoFrameCallback: (take) => due.push(take) });
+        const [play, pause, requestVideoFrameCallback] = [async () => {}, () => {}, (take) => due.push(take)];
+        Object.assign(source.video, { play, pause, requestVideoFrameCallback });
         Object.defineProperties(source.video, { videoWidth: { value: 8 }, videoHeight: { value: 6 } });
         await source.start();
         source.stop();
@@ -247,7 +249,12 @@ def test_exits_come_as_events_where_there_is_no_socket(run, messages, told):
         const {{ post }} = await load("post");
         const [told, text, real] = [[], {json.dumps(text)}, window.fetch];
         const parts = text.match(/[^]{{1,7}}/g) ?? []; // events come cut into pieces
-        const body = new ReadableStream({{ start(flow) {{ for (const part of parts) flow.enqueue(new TextEncoder().encode(part)); flow.close(); }} }});
+        const body = new ReadableStream({{
+          start(flow) {{
+            for (const part of parts) flow.enqueue(new TextEncoder().encode(part));
+            flow.close();
+          }},
+        }});
         window.fetch = async () => new Response(body);
         const run = {{ add: (exit) => told.push(`exit ${{exit.exit}}`), finish: (end) => told.push(end.type) }};
         await post(location.href, new Blob(), {{}}, run).catch((error) => told.push([error.message, error.status]));
@@ -272,23 +279,38 @@ def said(run, program, *, lines=None):
     """)
 
 
-@pytest.mark.parametrize("clip", [None, "*.png"])
-@pytest.mark.parametrize(
-    ("model", "options"), [("tiny-segmentation", {"map": "unsure"}), ("tiny-pose", {"box": [8, 8, 40, 40.4]})]
+SEEN = pytest.mark.parametrize(
+    "seen",
+    [
+        {"model": model, "clip": clip, **options}
+        for model, options in (("tiny-segmentation", {"map": "unsure"}), ("tiny-pose", {"box": [8, 8, 40, 40.4]}))
+        for clip in (None, "drive/*.jpg")
+    ],
+    ids=str,
 )
-def test_the_code_of_what_is_seen_runs(run, live_url, tmp_path, monkeypatch, capsys, model, options, clip):
-    asked = {"base": f"{live_url}/", "model": model, "deadline_ms": 20_000, "clip": clip, **options}
-    code = run(f"const {{ snippets }} = await load('snippets'); return snippets({json.dumps(asked)});")
-    monkeypatch.chdir(tmp_path)
-    for name in ("photo.jpg", "frame.png"):
-        (tmp_path / name).write_bytes(photo())
+
+
+def code_of(run, url, seen):
+    asked = {"base": f"{url}/", "deadline_ms": 20_000, **seen}
+    return run(f"const {{ snippets }} = await load('snippets'); return snippets({json.dumps(asked)});")
+
+
+@SEEN
+@pytest.mark.usefixtures("place")
+def test_the_python_and_curl_of_what_is_seen_run(run, live_url, capsys, seen):
+    code = code_of(run, live_url, seen)
     exec(compile(code["python"], "snippet", "exec"), {})
-    assert re.search("^0 4 .* s old$" if clip else "^4 .* ", capsys.readouterr().out, re.MULTILINE)
-    javascript = re.sub("new Newest.*", "new Newest(); clip.put({ image: photo }); clip.end();", code["javascript"])
-    assert said(run, javascript)[-1][0] == 4
+    assert re.search("^0 4 .* s old$" if seen["clip"] else "^4 .* ", capsys.readouterr().out, re.MULTILINE)
     if shutil.which("curl"):
         command = [*shlex.split(code["curl"].replace("\\\n", " ")), "--silent", "--fail"]
         assert json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["exit"] == 4
+
+
+@SEEN
+def test_the_javascript_of_what_is_seen_runs(run, live_url, seen):
+    program = code_of(run, live_url, seen)["javascript"]
+    program = re.sub("new Newest.*", "new Newest(); clip.put({ image: photo }); clip.end();", program)
+    assert said(run, program)[-1][0] == 4
 
 
 def test_the_programs_of_the_page_s_manual_run(run, live_url):

@@ -39,6 +39,7 @@ NOT_HERE = {
     "python -m models compare": "takes days; tests/test_compare.py runs it on tiny networks",
     "python -m models export": "takes half a minute; tests/test_onnx.py runs it on a tiny network",
     "python tests/acceptance_follow.py": "takes minutes on idle cores",
+    "python tests/acceptance_capacity.py": "takes minutes on idle cores",
 }
 """The beginnings of commands that the pages name and this file does not run, with the reason."""
 RUNS = ("adpc", "curl", "python -m models list", "python -m models show")

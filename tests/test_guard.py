@@ -208,7 +208,7 @@ def test_without_its_key_nobody_is_served(key_file: Path, kind: str, header: dic
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/static/app.js", "/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["", "/", "/health/live", "/health/ready", "/static/app.js", "/docs", "/openapi.json"])
 def test_pages_and_health_need_no_key(key_file: Path, path: str) -> None:
     assert ask(path=path, method="GET", keys=key_file).caller.key is None
     assert ask(path=f"/below{path}", below="/below", method="GET", keys=key_file).caller.key is None

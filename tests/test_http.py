@@ -21,7 +21,7 @@ import live
 import numpy as np
 import pytest
 import tiny
-from hosts import own_host_only
+from hosts import own_host_only, same_process_only
 from live import Later, Live, ScriptedWorker, photo
 from PIL import Image
 from starlette.datastructures import Headers
@@ -250,6 +250,7 @@ def test_hanging_up_while_the_image_is_decoded(server: Live, decoding: threading
     server.wait_for(lambda: server.metric("anytime_requests_total", stop="disconnected") == before + 1)
 
 
+@same_process_only
 def test_a_cancel_in_the_last_moment_before_the_job_is_not_lost(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     service = server.service
 
@@ -273,6 +274,7 @@ def test_any_printable_id_can_be_looked_up_and_cancelled(server: Live, worker: S
     worker.end(spec, Stop.CANCELLED)
 
 
+@same_process_only
 def test_a_fault_of_the_server_is_a_500_with_the_id(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.decoding.__main__.decode", lambda *_: 1 / 0)
     reply = server.http.post("/v1/predict", content=photo(), headers={"X-Request-Id": "unlucky"})
@@ -464,6 +466,7 @@ def test_a_body_without_length_is_limited_while_it_is_read(server: Live) -> None
     assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
 
 
+@same_process_only
 def test_forms_stay_in_memory(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -47,6 +47,14 @@ def test_whole_answers_pass_as_they_are(kind: str, said: list[Message]) -> None:
     assert run(kind, said)[0] == said
 
 
+def test_an_answer_says_its_id_once() -> None:
+    """Ray adds the id of the proxy behind the replica's, and to answers that have none."""
+    own, rays = (b"X-Request-Id", b"a"), (b"x-request-id", b"b")
+    for said, passed in (([own, rays], [own]), ([rays], [rays])):
+        sent, _ = run("http", [{**START, "headers": [*START["headers"], *said]}, LAST])
+        assert sent[0]["headers"] == [*START["headers"], *passed]
+
+
 def test_a_replica_that_says_nothing_is_lost() -> None:
     (start, body), _ = run("http", [])
     assert start["status"] == 503 and dict(start["headers"])[b"retry-after"] == b"1"

@@ -129,7 +129,7 @@ export class Anytime {
   /**
    * Follow a source of frames with one request in flight: the newest frame wins, and the others are dropped.
    * Yields every exit with its frame. `exit` is null, and `missed` says why, if nothing was ready in time, or if the
-   * connection broke after some frame had an exit: it is then opened again, at first at once and later every two seconds.
+   * connection broke after the server had answered: it is then opened again, at first at once and later every two seconds.
    * @template {{image: Blob | Promise<Blob>}} Frame
    * @param {AsyncIterable<Frame>} source
    * @param {Options | ((frame: Frame) => Options)} [options]
@@ -137,17 +137,19 @@ export class Anytime {
    */
   async *frames(source, options = {}) {
     const newest = source instanceof Newest ? source : fed(source);
-    let [reached, breaks] = [false, 0]; // whether any frame had an exit; how many frames in a row found no connection
+    let [answered, breaks] = [false, 0]; // whether the server has answered any frame; how many in a row found no connection
     for await (const frame of newest) {
       const run = this.predict(frame.image, typeof options === "function" ? options(frame) : options);
       try {
         for await (const exit of run) {
-          [reached, breaks] = [true, 0];
+          [answered, breaks] = [true, 0];
           yield { frame, exit, run, missed: "" };
         }
       } catch (error) {
-        const broken = reached && LOST.includes(error.status);
-        if (!broken && ![503, 504].includes(error.status)) throw error;
+        const busy = [503, 504].includes(error.status);
+        const broken = answered && LOST.includes(error.status);
+        if (!busy && !broken) throw error;
+        if (busy) [answered, breaks] = [true, 0];
         yield { frame, exit: null, run, missed: error.message };
         if (broken && breaks++) await new Promise((done) => setTimeout(done, RETRY_MS));
       }

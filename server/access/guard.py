@@ -114,7 +114,7 @@ class Guard:
     def _needs_key(self, scope: Scope) -> bool:
         """Whether a request needs an API key on a server that has keys. Raises NotFoundError if its path is served on
         the operators' address only."""
-        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         if self.admin_port is not None and (path in ADMIN_PATHS or path.startswith(ADMIN_FOLDERS)):
             if (scope.get("server") or ("", None))[1] != self.admin_port:
                 raise NotFoundError(f"there is nothing at {path} here; operators have an address for it", "not_found")

@@ -11,18 +11,6 @@ from server.errors import InvalidError
 MIN_TOKEN, MAX_TOKEN = 16, 256
 
 
-def network_of(address: str) -> str:
-    """The /64 network of an IPv6 address, because one host can use every address of its network; an IPv4 address, and
-    what is no address, as it is."""
-    if ":" not in address:
-        return address
-    try:
-        found = ipaddress.IPv6Address(address.partition("%")[0])
-    except ValueError:
-        return address
-    return str(found.ipv4_mapped or ipaddress.IPv6Network((found, 64), strict=False))
-
-
 Owner = tuple[str, str | bytes]
 """Who may look a request up and cancel it: the kind of proof, and the proof."""
 
@@ -46,13 +34,12 @@ class Caller:
 
     @property
     def name(self) -> str:
-        """The name by which limits, budgets and fair shares identify the caller: the name of its API key, or else its
-        address."""
+        """The name by which budgets and logs identify the caller: the name of its API key, or else its address."""
         return self.key or self.address
 
     @property
     def network(self) -> str:
-        """The name by which limits per address count the caller: its key, or else `network_of` its address."""
+        """The name by which limits per address and fair shares count the caller: its key, or else its `network_of`."""
         return self.key or network_of(self.address)
 
     def owner(self, *, made_id: bool) -> Owner:
@@ -81,6 +68,18 @@ def caller_of(scope: Mapping[str, Any]) -> Caller:
     """Who sent the request of an ASGI scope; the guard has found that out."""
     found: Caller = scope.get(CALLER, SOMEBODY)
     return found
+
+
+def network_of(address: str) -> str:
+    """The name by which limits per address count `address`: the /64 network of an IPv6 address, because one host can
+    use every address of its network; else the address. IPv4 addresses that are written as IPv6 ones are IPv4."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(found.ipv4_mapped or ipaddress.IPv6Network((found, 64), strict=False))
 
 
 def token_digest(token: str) -> bytes:

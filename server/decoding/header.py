@@ -53,9 +53,9 @@ def read_header(body: bytes) -> Header | None:
     return None
 
 
-def work_px(body: bytes) -> int:
+def work_px(body: bytes | memoryview) -> int:
     """The work of decoding a file, in the pixels of `Header.work_px`."""
-    header = read_header(body)
+    header = None if len(body) > COUNTED_BYTES else read_header(bytes(body))
     return MUCH if header is None else header.work_px
 
 

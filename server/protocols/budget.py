@@ -69,8 +69,8 @@ async def budget(request: Request) -> Response:
         given, missing = ("width", "height") if query.height is None else ("height", "width")
         raise InvalidError(f"{given} is given and {missing} is missing; give both or neither", "bad_parameter")
     size = None if query.height is None or query.width is None else (query.height, query.width)
-    client = caller_of(request.scope).name
-    return reply(describe_budget(service.forecast(query.model, client, query.deadline_ms, size)))
+    caller = caller_of(request.scope)
+    return reply(describe_budget(service.forecast(query.model, caller, query.deadline_ms, size)))
 
 
 def describe_budget(forecast: Forecast) -> BudgetBody:

@@ -17,12 +17,12 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from server.access.identity import network_of
 from server.errors import HeadersTooLargeError, InvalidError, ServerError, SlowRequestError
 from server.protocols.flow import HeldFlow
 from server.protocols.gate import Gate
+from server.protocols.head import HeldHead
 from server.protocols.http import ARRIVED_S
-from server.protocols.message import Message, to_head, without_upgrades
+from server.protocols.message import Message, announced_bytes, to_head, without_upgrades
 from server.protocols.peers import Peer
 from server.protocols.pieces import check_pieces
 from server.protocols.replies import error_body, to_json
@@ -64,7 +64,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow: HeldFlow = HeldFlow(transport)
-        self.address = network_of(self.client[0]) if self.client else "unknown"
+        self.address = self.client[0] if self.client else "unknown"
         settings = self._gate.settings
         connection = transport.get_extra_info("socket")
         if connection is not None and connection.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -203,21 +203,14 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     def on_headers_complete(self) -> Any:
         if self.parser.get_method() == b"CONNECT":
             raise InvalidError("CONNECT is for proxies, and this is none; send GET or POST", "bad_http")
-        self._message.begin_body(self._announced_bytes())
+        self._message.begin_body(announced_bytes(self.headers))
         self.waits_since_s = math.inf
         self.due_s = time.monotonic() + self._gate.settings.body_timeout_s
-        if not self._wants_unknown_protocol():
-            super().on_headers_complete()
-
-    def _announced_bytes(self) -> int | None:
-        """The announced length of the body in bytes; None if it is chunked. The parser refuses a request that says
-        both."""
-        for name, value in self.headers:
-            if name == b"content-length":
-                return int(value)
-            if name == b"transfer-encoding":
-                return None
-        return 0
+        if self._wants_unknown_protocol():
+            return
+        super().on_headers_complete()
+        if self.cycle is not None:  # it is None before a WebSocket
+            self.cycle.transport = HeldHead(self.transport, self.loop)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._message.take_body(len(body))

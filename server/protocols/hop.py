@@ -1,7 +1,7 @@
 """The hop to other replicas: a look-up or a cancel that came to a replica that does not have the request.
 
 A balancer knows nothing of ids. The replica that it chose asks all others at once, in the client's name, and passes on
-what the one that has the request says. A replica that is asked by another asks nobody.
+what the one that has the request says. A replica that was asked by another one asks no further replica.
 """
 
 import asyncio

@@ -1,21 +1,18 @@
 """The HTTP routes: predictions, models, requests, health and metrics."""
 
 import asyncio
-import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import TypeAdapter
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server.access.identity import caller_of
 from server.engine.messages import Stop
-from server.errors import DisconnectedError, InvalidError, NotAcceptableError
+from server.errors import DisconnectedError, NotAcceptableError
 from server.protocols.bodies import (
     REFUSED,
     LiveBody,
@@ -28,10 +25,11 @@ from server.protocols.bodies import (
 )
 from server.protocols.descriptions import describe_costs, describe_model
 from server.protocols.events import EVENTS, EventStream, served_events
+from server.protocols.form import FORM, read_form
 from server.protocols.options import TIMEOUT_HEADER, QueryOptions, RequestHeaders, parse_headers, parse_options
 from server.protocols.replies import http_reply, reply
 from server.protocols.values import shown
-from server.requests.admission import read_body
+from server.requests.body import join, limited
 from server.requests.record import RequestRecord
 from server.requests.service import Read, Service
 from server.trace_context import parse_traceparent
@@ -67,7 +65,7 @@ PREDICT: dict[str, Any] = {
         "required": True,
         "content": {
             **{f"image/{kind}": _FILE for kind in ("jpeg", "png", "webp", "bmp")},
-            "multipart/form-data": {"schema": {"type": "object", "properties": {"image": _FILE["schema"]}}},
+            FORM: {"schema": {"type": "object", "properties": {"image": _FILE["schema"]}}},
         },
     },
 }
@@ -125,7 +123,7 @@ def opened(request: Request, protocol: str, model: str | None) -> Iterator[Reque
     arrived_s = request.scope[ARRIVED_S] - caller.waited_s
     with service.registry.open(protocol, arrived_s, headers.get("x-request-id"), caller, served) as record:
         record.trace = service.tracer.begin(record, parse_traceparent(headers.get("traceparent")))
-        record.sharer = caller.name
+        record.sharer = caller.network
         yield record
 
 
@@ -181,24 +179,17 @@ def _encoding(accept: str, task: str, options: QueryOptions) -> str:
 
 async def read_request(request: Request, limit_bytes: int) -> bytes:
     """The whole body. Raises TooLargeError, or DisconnectedError if the client hangs up meanwhile."""
+    return await join([piece async for piece in _pieces(request, limit_bytes)])
+
+
+async def _pieces(request: Request, limit_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body as it comes. Raises as `read_request`."""
     length = request.headers.get("content-length", "")
     try:
-        return await read_body(request.stream(), int(length) if length.isdigit() else None, limit_bytes)
+        async for piece in limited(request.stream(), int(length) if length.isdigit() else None, limit_bytes):
+            yield piece
     except ClientDisconnect:
         raise DisconnectedError("the client hung up", "disconnected") from None
-
-
-class FormParser(MultiPartParser):
-    """Keeps the file of a form in memory, never on disk. It is part of a body, whose size is limited.
-
-    Texts are UTF-8, whatever `charset` the form names: some take time that grows with the square of the text.
-    """
-
-    spool_max_size = sys.maxsize
-
-    def on_part_begin(self) -> None:
-        super().on_part_begin()
-        self._charset = "utf-8"
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
@@ -206,24 +197,9 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
 
     Raises InvalidError, TooLargeError, or DisconnectedError if the client hangs up meanwhile.
     """
-    body = await read_request(request, limit_bytes)
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return body
-
-    async def whole() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    try:
-        fields = await FormParser(request.headers, whole(), max_files=1, max_fields=16).parse()
-    except (MultiPartException, KeyError) as error:
-        raise InvalidError(f"the form cannot be read: {error}; send field `image` as a file", "bad_form") from error
-    try:
-        image = fields.get("image")
-        if not isinstance(image, UploadFile):
-            raise InvalidError("the form has no file in field `image`; send the image there", "bad_form")
-        return await image.read()
-    finally:
-        await fields.close()
+    if request.headers.get("content-type", "").lower().startswith(FORM):
+        return await read_form(request.headers, _pieces(request, limit_bytes))
+    return await read_request(request, limit_bytes)
 
 
 @contextmanager

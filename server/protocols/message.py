@@ -65,3 +65,14 @@ def without_upgrades(headers: Headers) -> Headers:
         elif name not in UPGRADES:
             found.append((name, value))
     return found
+
+
+def announced_bytes(headers: Headers) -> int | None:
+    """The announced length of a body in bytes, by the headers before it; None if it is chunked. The parser refuses a
+    request that says both."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+        if name == b"transfer-encoding":
+            return None
+    return 0

@@ -66,7 +66,7 @@ class RequestOptions(BaseModel):
     )
     priority: Priority = Field(
         default=1,
-        description="0, 1 or 2: who gets further exits first, from 2 down; never before the first exit of anybody",
+        description="0, 1 or 2, the highest: decides who gets further exits first; it never delays a first exit",
     )
     classes: ClassList | None = Field(
         default=None,

@@ -166,7 +166,8 @@ class StreamSession:
             await self._send_error(error, fields.get("id"))
 
     async def _hear_bytes(self, data: bytes) -> None:
-        """Hand an image to its request. If that has failed meanwhile, nobody reads the queue, and both are dropped."""
+        """Hand an image to its request. If the request has failed meanwhile, nothing reads the queue, and both are
+        dropped."""
         if self._image is None:
             sentence = f"{len(data):,} bytes came without a header; send a predict message first"
             await self._send_error(InvalidError(sentence, "unexpected_binary"), None)

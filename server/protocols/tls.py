@@ -12,7 +12,6 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from server.access.identity import network_of
 from server.errors import ServerError
 from server.protocols.connection import HttpProtocol
 from server.protocols.gate import Gate
@@ -39,7 +38,7 @@ class TlsHandshake(Peer):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
         peer = transport.get_extra_info("peername")
-        self.address = network_of(peer[0]) if peer else "unknown"
+        self.address = peer[0] if peer else "unknown"
         self.waits_since_s = time.monotonic()
         self.due_s = self.waits_since_s + self._gate.settings.header_timeout_s
         self._state.connections.add(self)  # type: ignore[arg-type]

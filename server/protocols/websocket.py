@@ -1,7 +1,8 @@
 """WebSocket connections: uvicorn's protocol, with limits on what one client can cost the server.
 
-Frames are handed to uvicorn one by one. Frames beyond the allowance of a connection wait for turns. Too many control
-frames, and messages in tiny fragments, close the connection. A malformed handshake is answered with an error.
+Frames are handed to uvicorn one by one, large ones in fragments, each of which takes little time. Frames beyond the
+allowance of a connection wait for turns. Too many control frames, and messages in tiny fragments, close the connection.
+A malformed handshake is answered with an error.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from server.protocols.gate import Gate
 from server.protocols.peers import Peer
 from server.protocols.pieces import MAX_HEADER_BYTES, TEXT, FrameHeader, check_pieces, parse_frame_header
 from server.protocols.turns import LARGE_BYTES, STEP_BYTES, TEXT_BYTES, Allowance
+from server.requests.body import join
 
 logger = logging.getLogger("anytime.websocket")
 logger.setLevel(logging.WARNING)  # without the access log, opened and closed sockets are not logged
@@ -56,6 +58,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._gate: Gate = config.app.state.gate  # type: ignore[union-attr]
+        self._parts: list[bytes] = []  # of the message that the application takes next, if there are several
         self._control = Allowance(self.CONTROL_RATE, self.CONTROL_BURST)
         self.due_s = time.monotonic() + self._gate.settings.header_timeout_s
         if not config.access_log:
@@ -170,9 +173,12 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
         frame = self._frame
         if frame is None or self.transport.is_closing():
             return
+        at = frame.size_bytes - self._left
         self._left -= len(piece)
         self._message_bytes += len(piece)
-        self.conn.receive_data(piece)
+        is_large = frame.is_large(self.config.ws_max_size)
+        for part in frame.fragments(at, piece) if is_large else (piece,):
+            self.conn.receive_data(part)
         if self.conn.parser_exc is not None:
             self._gate.complaints.note(self.address, "bad_frame", str(self.conn.parser_exc))
             self.handle_parser_exception()
@@ -204,12 +210,17 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
                 reason = f"a text is not UTF-8 at byte {error.start}"
                 self._fail(WS_1007_INVALID_FRAME_PAYLOAD_DATA, "not_utf8", reason)
                 return
+        elif len(self.frames) > 1 and not self.close_sent:
+            self._parts, self.frames = self.frames, [b""]
         super().send_receive_event_to_app()
 
     # --- the application ---
 
     async def receive(self) -> ASGIReceiveEvent:
         message = await self.queue.get()
+        if self._parts and message["type"] == "websocket.receive":
+            message = {"type": "websocket.receive", "bytes": await join(self._parts), "text": None}
+            self._parts = []
         if self.read_paused and self.queue.empty():
             self.read_paused = False
             self._go_on()

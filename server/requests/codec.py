@@ -76,7 +76,7 @@ class Codec:
         self._encoders.shutdown(wait=False, cancel_futures=True)
 
     @asynccontextmanager
-    async def decoded(self, body: bytes) -> AsyncIterator[DecodedImage]:
+    async def decoded(self, body: bytes | memoryview) -> AsyncIterator[DecodedImage]:
         """The image in a file, whose pixels are valid in the `async with` block. Raises ServerError, see
         `decoding.decode`. A request that is given up while it waits for a decoder is not decoded."""
         began_s = time.monotonic()

@@ -36,9 +36,9 @@ class RequestRecord:
 
     The protocol fills in what the client asks for:
     `id`: the client's name for the request, or a made one; `caller`: who sent it.
-    `owner`: who may look the request up and cancel it by its id; None: nobody.
+    `owner`: who may look the request up and cancel it by its id; None: this is not possible.
     `model`: the name of the served model that is asked for, or `UNKNOWN`; metrics count the request under it.
-    `sharer`: who gets a fair share of a device: an API key; without keys, the address of an HTTP client, which may use
+    `sharer`: who gets a fair share of a device: an API key; without keys, the network of an HTTP client, which may use
     many connections, and the address and port of a WebSocket.
     `options`: the request options; `timeout_s`: a second deadline, from a header.
     `encoding`: how maps are encoded, a media type or an encoding of the WebSocket.

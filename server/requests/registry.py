@@ -34,8 +34,8 @@ class RequestRegistry:
     which one client may hold `max_open_per_address`.
 
     A request is looked up and cancelled by who sent it: with the same API key; or else with the token that it carried;
-    or else by its id, from anywhere if the server made the id, since nobody guesses it, and from the client's address
-    if the client chose it. Others are told that there is none.
+    or else by its id: from anywhere if the server made the id, because such an id cannot be guessed, and from the
+    client's address if the client chose it. All others get NotFoundError.
 
     `ended`: is told of each request that has ended, while its job is still there.
     """

@@ -17,13 +17,13 @@ from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.metrics import Metrics
 from server.requests.admission import (
     ClientLimit,
-    check_body,
     check_fresh,
     check_options,
     check_person,
     image_age_s,
     lasting_exit,
 )
+from server.requests.body import check_body
 from server.requests.budget import Asked, Forecast, Traffic
 from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage, copy_pixels
@@ -40,7 +40,7 @@ from server.scheduling.backlog import Expected
 from server.settings import Settings
 
 T = TypeVar("T")
-Read = Callable[[], Awaitable[bytes]]
+Read = Callable[[], Awaitable[bytes | memoryview]]
 """Receives the whole image file of a request. Raises ServerError."""
 
 
@@ -115,7 +115,7 @@ class Service:
         expected = self._check(record, model)
         with ExitStack() as until_ended:
 
-            async def receive() -> bytes:
+            async def receive() -> bytes | memoryview:
                 body = await self._received(read)
                 self.registry.seat(record)
                 record.place = until_ended.enter_context(self._admit(record, expected))
@@ -188,7 +188,7 @@ class Service:
             record.job = job = await self._submit(record, model, record.place, image)
         return job
 
-    async def _received(self, read: Read) -> bytes:
+    async def _received(self, read: Read) -> bytes | memoryview:
         """Receive and check the image file. Only the caller holds it, so that its memory is free once it is decoded."""
         body = await read()
         check_body(body, self.settings.max_body_bytes)
@@ -269,15 +269,15 @@ class Service:
         return Traffic(self.engine.open_requests, self.engine.busy(time.monotonic()), time.time())
 
     def forecast(
-        self, name: str | None, client: str, deadline_ms: float | None, size: tuple[int, int] | None
+        self, name: str | None, caller: Caller, deadline_ms: float | None, size: tuple[int, int] | None
     ) -> Forecast:
-        """What a request for the model `name` would get now. `size`: the height and width of its image; None stands for
-        the last size that this client sent. Raises NotFoundError."""
+        """What a request of `caller` for the model `name` would get now. `size`: the height and width of its image;
+        None stands for the last size that this client sent. Raises NotFoundError."""
         model = self.catalog.get(name)
-        size = size or self._sizes.last(model.name, client, model.config.size)
+        size = size or self._sizes.last(model.name, caller.network, model.config.size)
         pixels, exits, now_s = size[0] * size[1], model.config.exits, time.monotonic()
         deadline_s = None if deadline_ms is None else deadline_ms / 1000
-        asked = Asked(model.name, exits, client, deadline_s, pixels=pixels)
+        asked = Asked(model.name, exits, caller.name, deadline_s, pixels=pixels)
         budget = self._budgets.budget(asked, more=True)
         reserve_s = self.codec.reserve_s("application/json", pixels, alone=not self.engine.open_requests)
         prepare_s = self.codec.usual_decode_s(pixels)

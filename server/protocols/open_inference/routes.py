@@ -174,7 +174,7 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
             given_s = (timeout_s, asked.timeout_s)
             record.timeout_s = min((seconds for seconds in given_s if seconds is not None), default=None)
 
-            async def read() -> bytes:
+            async def read() -> bytes | memoryview:
                 return asked.file
 
             return await service.predict(record, read, partial(_answer, asked, headers.get("accept-encoding", "")))
