@@ -25,9 +25,20 @@ def configure_logging(level: str, log_format: str, name: str | None = None) -> N
         logger.setLevel(level.upper())
 
 
+class PlainFormatter(logging.Formatter):
+    """Writes a message as one line. What is not printable, such as the line ends and colours that a name may hold, is
+    escaped; a traceback follows in lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is the library's
+        if not record.message.isprintable():
+            characters = (text if text.isprintable() else ascii(text)[1:-1] for text in record.message)
+            record.message = "".join(characters)
+        return super().formatMessage(record)
+
+
 def formatter(log_format: str) -> logging.Formatter:
     """Writes times in UTC (RFC 3339), to the millisecond. JSON also has the fields of a request (`request_log.py`)."""
-    made = logging.Formatter(FIELDS)
+    made: logging.Formatter = PlainFormatter(FIELDS)
     if log_format == "json":
         reserved = [*vars(logging.makeLogRecord({})), *SHOWN_ELSEWHERE]
         made = JsonFormatter(FIELDS, rename_fields=JSON_NAMES, reserved_attrs=reserved)

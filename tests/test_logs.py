@@ -30,6 +30,14 @@ def test_a_plain_line_has_its_time() -> None:
     assert line("plain") == "1970-01-01T00:00:00.250Z INFO anytime.x hello you"
 
 
+def test_a_message_is_one_line_whatever_names_it_holds() -> None:
+    names = "a\n2026 INFO forged \x1b[2J\x9b"
+    written = r"1970-01-01T00:00:00.250Z INFO anytime.x hello a\n2026 INFO forged \x1b[2J\x9b"
+    assert line("plain", args=(names,)) == written
+    error = KeyError("x")
+    assert line("plain", exc_info=(KeyError, error, None)).splitlines()[1:] == ["KeyError: 'x'"]
+
+
 def test_a_json_line_has_the_fields_of_a_request_and_nothing_twice() -> None:
     found = json.loads(line("json", color_message="HELLO", request_id="a", exit=3))
     known = {"time": "1970-01-01T00:00:00.250Z", "level": "INFO", "logger": "anytime.x", "message": "hello you"}
