@@ -169,19 +169,12 @@ class Live:
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self.loop = host.loop
+        self.service: Service = host.app.state.service
         self.port = host.port
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
         self.socket_url = f"ws://127.0.0.1:{self.port}/v1/stream"
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        return self.host.loop
-
-    @property
-    def service(self) -> Service:
-        found: Service = self.host.app.state.service
-        return found
 
     def predict(self, body: bytes | None = None, **query: object) -> httpx.Response:
         headers = {name: str(query.pop(name)) for name in ("Accept",) if name in query}

@@ -9,12 +9,15 @@ from http.client import HTTPResponse
 import live
 import pytest
 import tiny
+from hosts import same_process_only
 from live import Later, Live, ScriptedWorker, photo
 
 from server.engine.messages import Stop
 from server.engine.pool import _overloaded
 from server.requests.sizes import ExpectedSizes
 from server.scheduling.backlog import Expected, Refusal
+
+pytestmark = same_process_only
 
 SEGMENTATION = tiny.SEGMENTATION.name
 HEAD = b"POST /v1/predict?deadline_ms=60 HTTP/1.1\r\nHost: [::1]\r\nX-Request-Id: mine\r\nContent-Length: %d\r\n\r\n"
