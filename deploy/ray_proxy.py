@@ -1,5 +1,5 @@
-"""What Ray's proxies do beside passing requests on: they note the arrival, word the loss of a replica, and say an id
-once."""
+"""What Ray's proxies do beside passing requests on: they note the arrival, word the loss of a replica, and say the id
+of a request once."""
 
 import json
 import time

@@ -1,8 +1,8 @@
-"""The seam between networks and those who run them: steps, states, exits and their maps.
+"""The interface between networks and the code that runs them: steps, states, exits and their maps.
 
-Whoever serves several requests must hear of new ones soon, however large an image is. So three kinds of work can pause:
-a step (`AnytimeModel.advance`, by a time), a rendering (`AnytimeModel.rendering`, after each piece), and the reading of
-an image, which belongs to the first step (`AnytimeModel.begin` takes no time).
+A server must notice new requests soon, even while it computes a large image. So three kinds of work can pause: a step
+(`AnytimeModel.advance`, by a time), a rendering (`AnytimeModel.rendering`, after each piece), and the reading of an
+image, which belongs to the first step (`AnytimeModel.begin` takes no time).
 """
 
 from abc import ABC, abstractmethod
@@ -62,7 +62,7 @@ class Exit:
 
 @dataclass(frozen=True)
 class ExitMap:
-    """An exit's answer on the host. Nothing else of an exit leaves the process.
+    """An exit's answer on the host: the only part of an exit that leaves the process.
 
     `array`: uint8 (H, W) class labels at the image's size, or float32 (J, 3) keypoints: x, y in pixels of the
     image (pixel centres at integers) and the height of the heatmap's peak.

@@ -19,11 +19,15 @@ from models.reading import check_readable
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 8  # names in an error message
+_SHOWN, _SHOWN_LENGTH = 8, 200  # names in an error message, and characters of each
+MAX_HEADER_BYTES = 16 * 2**20
+"""The longest header of a safetensors file, which names its tensors and takes many times its size in memory. That of
+the largest shipped model has 0.2 MB."""
 
 
 class _Beside:
-    """Replaces numpy scalars and their dtypes, which training runs save beside the weights, for example for a score.
+    """A stand-in for numpy scalars and dtypes while a checkpoint is unpickled. Training runs save these beside the
+    weights, for example as a score.
 
     The values are dropped, so that numpy's own unpickling, which could run code, never sees them.
     """
@@ -49,7 +53,8 @@ def load_network(
 ) -> tuple[Network, tuple[str, ...]]:
     """A network of a configuration, with the weights of a file; see `load_weights`, whose results and errors it has.
 
-    The shapes of both are compared before memory is taken for the network, of which `width` may ask for any amount.
+    The shapes of both are compared before memory is taken for the network, because a configuration may ask for a
+    network of any size.
     """
     with torch.device("meta"):
         outline = build_network(config)
@@ -130,7 +135,13 @@ def _fitting(
             for n in wanted
             if n in tensors and tensors[n].shape != wanted[n].shape
         ],
-        "not finite": [n for n in wanted if n in tensors and not tensors[n].to(wanted[n].dtype).isfinite().all()],
+        "not finite": [
+            n
+            for n in wanted
+            if n in tensors
+            and tensors[n].shape == wanted[n].shape  # of others, nobody knows how much memory it takes to look
+            and not tensors[n].to(wanted[n].dtype).isfinite().all()
+        ],
     }
     found = [f"{len(names)} tensors are {what}: {_some(names)}" for what, names in problems.items() if names]
     if found:
@@ -139,7 +150,8 @@ def _fitting(
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    shown = (name if len(name) <= _SHOWN_LENGTH else f"{name[:_SHOWN_LENGTH]}..." for name in names[:_SHOWN])
+    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
@@ -159,15 +171,20 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _check_begin(path: Path) -> None:
-    """Raises ValueError if a file begins as what is often taken for weights."""
+    """Raises ValueError if a file is empty, a pointer of Git LFS or a web page, which downloads often leave instead of
+    weights, or if its header is too long."""
     with path.open("rb") as file:
-        begin = file.read(64).lstrip().lower()
+        whole = file.read(64)
+    begin = whole.lstrip().lower()
     if not begin:
         raise ValueError("it is empty; download it again")
     if begin.startswith(b"version https://git-lfs"):
         raise ValueError("it is a pointer of Git LFS to the file; fetch the file with git lfs pull")
     if begin.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise ValueError("it is a web page, as a refused download leaves it; download the file again")
+    header_bytes = int.from_bytes(whole[:8], "little")
+    if path.suffix == ".safetensors" and header_bytes > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {header_bytes:,} bytes, and the limit is {MAX_HEADER_BYTES:,}; save it anew")
 
 
 def _read_pth(path: Path) -> Mapping[str, Tensor]:
@@ -182,7 +199,8 @@ def _read_pth(path: Path) -> Mapping[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file is not read, in a sentence. torch's own advises to load it in a way that runs code of the file."""
+    """The reason why a file cannot be read, as a sentence. It replaces torch's message, which advises to load the file
+    in a way that runs its code."""
     if isinstance(error, pickle.UnpicklingError):
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:

@@ -28,7 +28,8 @@ DESCRIBES = ("name", "labels", "palette", "skeleton", "flip_pairs", "licence")
 
 
 class Derived(Protocol):
-    """What was found out about one model. `fingerprint`: of the model that it is about, see `fingerprint`."""
+    """A file that was derived from one model, for example a calibration. `fingerprint`: that of the model; see the
+    function `fingerprint`."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -57,7 +58,8 @@ def resolve(model: str) -> Path:
 
 
 def _is_model(directory: Path) -> bool:
-    """Whether there is a configuration, even one that cannot be read: a model is refused, but never passed over."""
+    """Whether the folder holds a configuration, even an unreadable one: a broken model is refused with an error, never
+    skipped."""
     return os.path.lexists(directory / CONFIG_FILE)
 
 

@@ -23,7 +23,8 @@ def memory_bytes(root: Path = Path("/")) -> int:
 
 
 def _least(controller: str, allowed: Callable[[Path], float], root: Path) -> float:
-    """The least that one of this process's groups allows of what a controller limits; inf without a limit."""
+    """The smallest limit that `allowed` reads in the control groups of this process under a controller; inf if none
+    sets one."""
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""Reading: small documents and large files of which nothing is known but their path.
+"""Reading small documents and large files at paths that may hold anything.
 
 A path may lead to a named pipe that never ends, a device, a folder, a loop of links, or a document that is endless or
-nested without end. Errors are FileNotFoundError, and ValueError with a sentence that goes on after the path, which the
-caller names. Needs no torch.
+nested without end. The errors are FileNotFoundError, and ValueError with a sentence that the caller begins with the
+path. Needs no torch.
 """
 
 import json

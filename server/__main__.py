@@ -12,7 +12,8 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -26,6 +27,7 @@ from server.engine.worker_process import WorkerProcess
 from server.errors import ServerError
 from server.logs import configure_logging
 from server.protocols.connection import HttpProtocol
+from server.protocols.tls import TlsHandshake
 from server.protocols.websocket import WebSocketProtocol
 from server.rules import contradictions, this_machine
 from server.settings import Settings, load_settings
@@ -73,7 +75,7 @@ class Server(uvicorn.Server):
 
         loop = asyncio.get_running_loop()
         try:
-            server = await loop.create_server(protocol, *address, ssl=config.ssl, backlog=config.backlog)
+            server = await loop.create_server(protocol, *address, backlog=config.backlog)
         except OSError as error:
             logger.critical("--admin cannot listen: %s", error)
             self.failed = self.should_exit = True
@@ -81,6 +83,12 @@ class Server(uvicorn.Server):
         self.servers.append(server)
         app.guard.admin_port = server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
         logger.info("/metrics and /docs are at %s:%d", *server.sockets[0].getsockname()[:2])
+
+    def _log_started_message(self, listeners: Sequence[socket.SocketType]) -> None:
+        """uvicorn's, which names another scheme if it does not know of TLS."""
+        scheme = "https" if self.config.app.state.service.settings.tls_key else "http"  # type: ignore[union-attr]
+        host, port = listeners[0].getsockname()[:2]
+        logger.info("running on %s://%s:%d", scheme, f"[{host}]" if ":" in host else host, port)
 
     async def _finish(self) -> None:
         try:
@@ -92,7 +100,7 @@ class Server(uvicorn.Server):
 def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] | None = None) -> Server:
     """A server that does not run yet. `launch` starts its workers. Raises what `create_app` raises, and ValueError if
     the files of TLS do not belong together."""
-    check_certificate(settings.tls_certificate, settings.tls_key)
+    context = tls_context(settings.tls_certificate, settings.tls_key)
     app = create_app(settings, lambda reason: server.fail(reason), launch)  # noqa: PLW0108 - `server` is made below
     server = Server(
         uvicorn.Config(
@@ -100,17 +108,15 @@ def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] 
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http=HttpProtocol,
+            http=HttpProtocol if context is None else partial(TlsHandshake, context),  # type: ignore[arg-type]
             ws=WebSocketProtocol,
-            # A longer frame is not read, and closes the socket. Up to this, too large an image is refused in words.
+            # A longer frame closes the socket unread. An image below this that is too large is answered with an error.
             ws_max_size=2 * settings.max_body_bytes,
             ws_per_message_deflate=False,  # PNG and delta are compressed already, and this would run on the event loop
             log_level=settings.log_level,
             log_config=None,  # `configure_logging` gives all loggers one format
             access_log=False,  # the request log knows more
             server_header=False,
-            ssl_certfile=settings.tls_certificate,
-            ssl_keyfile=settings.tls_key,
             proxy_headers=False,  # the guard knows which proxies to trust; uvicorn would trust every local client
             timeout_graceful_shutdown=2,  # `drain` has waited for the requests before
         )
@@ -118,16 +124,18 @@ def make_server(settings: Settings, launch: Callable[[LoadPlan], WorkerProcess] 
     return server
 
 
-def check_certificate(certificate: Path | None, key: Path | None) -> None:
-    """Raises ValueError unless HTTPS can be served with these files, or there are none."""
+def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """What HTTPS is served with; None if there are no files. Raises ValueError if they do not belong together."""
     if certificate is None and key is None:
-        return
+        return None
     if certificate is None or key is None:
         raise ValueError("--tls-certificate and --tls-key belong together; give both or neither")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key)
     except OSError as error:  # SSLError is one
         raise ValueError(f"--tls-certificate {certificate} and --tls-key {key}: {error}") from error
+    return context
 
 
 def keep_freed_memory() -> None:

@@ -1,7 +1,8 @@
 """The ASGI application: the routes, the lifetime of the service, the boundary for errors, and the demo page.
 
-Any ASGI server can host it, for example `uvicorn --factory server.app:create_app`. `python -m server` hosts it with the
-protocols of `server/protocols/connection.py`, which are an improvement and no need.
+Any ASGI server can host it, for example `uvicorn --factory server.app:create_app`. `python -m server` hosts it with
+uvicorn and the protocol classes of `server/protocols/connection.py` and `websocket.py`, whose limits the ASGI standard
+leaves to the host.
 """
 
 import asyncio
@@ -10,14 +11,16 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit, urlunsplit
 
 from fastapi import FastAPI, Request
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
-from starlette.status import WS_1001_GOING_AWAY
-from starlette.types import Receive, Scope, Send
+from starlette.status import HTTP_307_TEMPORARY_REDIRECT, WS_1001_GOING_AWAY
+from starlette.types import Message, Receive, Scope, Send
 
 from server.access.guard import Guard
 from server.catalog import read_catalog
@@ -44,23 +47,25 @@ CLOSE_S = 2.0
 
 
 class Application(FastAPI):
-    """The framework's application behind a guard. It notes when a request arrived, and predictions have a shorter way.
+    """FastAPI's application behind the guard. It notes when each request arrived, and calls the route of predictions
+    directly.
 
-    The framework's way to the route of a request takes as much CPU as all else that it costs to refuse one. FastAPI
-    still documents the route, and answers wrong methods.
+    FastAPI's routing takes as much CPU as everything else that refusing a request costs. FastAPI still documents the
+    route and refuses other methods on its path.
     """
 
     guard: Guard
     prefix = ""
-    """The path under which a proxy serves the application, if the settings say one; the proxy may strip it or not."""
+    """The path prefix under which a proxy serves the application (`--root-path`); empty: none. The proxy may strip or
+    keep it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.prefix and scope["type"] != "lifespan":
             scope["root_path"] = self.prefix
-            if not scope["path"].startswith(f"{self.prefix}/"):  # the proxy has stripped it, the standard has it
+            if not f"{scope['path']}/".startswith(f"{self.prefix}/"):  # the proxy stripped it; ASGI wants it
                 scope["path"] = self.prefix + scope["path"]
         if scope["type"] == "http":
-            scope.setdefault(http.ARRIVED_S, time.monotonic())  # unless the protocol has seen the first byte
+            scope.setdefault(http.ARRIVED_S, time.monotonic())  # unless `HttpProtocol` noted the first byte
         await self.guard(scope, receive, send)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +73,7 @@ class Application(FastAPI):
         if scope["type"] == "http" and self._predicts(scope):
             await self._predict(scope, receive, send)
         else:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, _with_own_redirects(send))
 
     def _predicts(self, scope: Scope) -> bool:
         """Whether the request is `POST /v1/predict`."""
@@ -80,13 +85,13 @@ class Application(FastAPI):
         request = Request(scope, receive, send)
         try:
             response = await http.predict(request)
-        except ServerError as error:  # the registry words every other error as one
+        except ServerError as error:  # the registry turns other exceptions into one
             response = await _server_error(request, error)
         await response(scope, receive, send)
 
 
 class Page(StaticFiles):
-    """The files of the demo page. Browsers keep them, and ask each time whether they have changed."""
+    """The files of the demo page. Browsers cache them, and ask before each use whether they have changed."""
 
     def file_response(
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
@@ -107,16 +112,16 @@ def create_app(
     unloadable: Callable[[str], None] | None = None,
     launch: Callable[[LoadPlan], WorkerProcess] | None = None,
 ) -> FastAPI:
-    """The application. Without `settings` it reads them from the environment, and sets up logging.
+    """Make the application. Without `settings` this reads them from the environment and sets up logging.
 
-    Its start-up waits until a worker can serve, and fails if the models cannot be loaded. With `unloadable` it does not
-    wait: requests are answered with 503 until then, and `unloadable` is called with a sentence if the models cannot be
-    loaded. `launch` starts workers. Raises ValueError or NotFoundError if the folder of models or the default model is
-    wrong.
+    Without `unloadable`, the start-up of the application waits until a worker can serve, and fails if the models cannot
+    be loaded. With `unloadable`, it does not wait: requests are answered with 503 until a worker can serve, and
+    `unloadable` is called with the reason if none ever can. `launch` starts a worker process. Raises ValueError or
+    NotFoundError if the folder of models or the default model is wrong.
     """
     if settings is None:
         settings = load_settings([])
-        configure_logging(settings.log_level, settings.log_format, "anytime")  # the rest is the host's
+        configure_logging(settings.log_level, settings.log_format, "anytime")  # the host owns the other loggers
     catalog = read_catalog(settings.models, settings.default_model)
     service = Service(settings, catalog, unloadable or logger.critical, launch or Reserve(settings.spare_workers))
 
@@ -137,7 +142,7 @@ def create_app(
         title="Anytime inference server",
         description="Dense prediction by a deadline: each request gets the best map that its time allows.",
         lifespan=lifespan,
-        docs_url=None,  # the framework's page asks other sites
+        docs_url=None,  # FastAPI's own page loads scripts from another site
         redoc_url=None,
     )
     app.prefix = settings.root_path
@@ -159,6 +164,21 @@ def create_app(
     return app
 
 
+def _with_own_redirects(send: Send) -> Send:
+    """The framework redirects between a path with and without a slash at its end, to a URL with the scheme and the host
+    that it sees. Behind a proxy these may be other ones, so the browser gets the path alone."""
+
+    async def send_path(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == HTTP_307_TEMPORARY_REDIRECT:
+            headers = MutableHeaders(scope=message)
+            parts = urlsplit(headers["location"])
+            path = "/" + parts.path.lstrip("/")  # two slashes would begin the name of a host
+            headers["location"] = urlunsplit(("", "", path, parts.query, ""))
+        await send(message)
+
+    return send_path
+
+
 async def drain(service: Service) -> None:
     """Refuse new requests, wait for the open ones as long as the settings allow, and close the sockets."""
     service.engine.draining = True
@@ -178,11 +198,11 @@ async def _server_error(request: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Answer the errors that the framework raises: no such path, wrong method."""
+    """Answer the errors that FastAPI raises: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
     headers = dict(error.headers or {})
-    if error.status_code == 405:  # the framework names the methods of the path's first route only
+    if error.status_code == 405:  # FastAPI names the methods of the path's first route only
         headers["Allow"] = ", ".join(sorted(_methods(request))) or headers.get("Allow", "")
     sentence = {
         404: f"there is nothing at {request.url.path[:200]}; GET /docs lists what there is",

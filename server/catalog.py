@@ -41,7 +41,7 @@ class ServedModel:
         return [numbers[name] for name in classes]
 
     def layout(self, height: int, width: int, *, extra: bool) -> Layout:
-        """Where the image and maps of a job lie. `extra`: every exit has a further map."""
+        """The layout of a job's image and maps in shared memory. `extra`: every exit has a further map."""
         joints = self.config.outputs if self.config.task == "pose" else 0
         return Layout(height, width, self.config.exits, joints, extra)
 
@@ -104,7 +104,8 @@ def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
 
 
 def palette_bytes(palette: Sequence[tuple[int, int, int]], classes: int) -> bytes:
-    """RGB of every class: 3 * `classes` bytes. Classes without a colour get PASCAL VOC's, which differ well."""
+    """RGB of every class: 3 * `classes` bytes. Classes without a colour get one of PASCAL VOC's, which are easy to tell
+    apart."""
     colours = [*palette, *(_voc_colour(index) for index in range(len(palette), classes))]
     return bytes(value for colour in colours[:classes] for value in colour)
 

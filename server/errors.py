@@ -13,7 +13,7 @@ from starlette.status import (
     WS_1013_TRY_AGAIN_LATER,
 )
 
-from server.protocols.trace_context import TraceContext
+from server.trace_context import TraceContext
 
 REFUSALS = (
     "client_limit",

@@ -123,7 +123,7 @@ class Metrics:
             self._gauge(name, text).set(limit)
 
     def ended(self, model: str, stop: Stop) -> int:
-        """How many requests for a model ended so."""
+        """How many requests for a model ended with `stop`."""
         found = (
             self.registry.get_sample_value(
                 "anytime_requests_total", {"model": model, "protocol": protocol, "stop": stop.value}
@@ -210,6 +210,6 @@ def _version() -> str:
 
 
 def _remembering(metric: Series) -> Series:
-    """`metric`, which looks each of its series up once. They are never removed, and a request looks up some thirty."""
+    """Make `metric` cache its series by their labels. Each request looks up about thirty, and none is ever removed."""
     metric.labels = cache(metric.labels)  # type: ignore[method-assign]
     return metric

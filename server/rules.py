@@ -1,6 +1,6 @@
-"""Rules: which settings contradict each other, the models or the machine. They are checked before anything is started.
+"""Rules: checks that the settings fit each other, the models and the machine. They run before anything is started.
 
-What one setting alone may be is said in `server/settings.py`.
+`server/settings.py` checks each setting by itself.
 """
 
 import math
@@ -20,9 +20,9 @@ from server.settings import Settings
 THREADS_PER_CORE = 8
 """More threads than this for each core only wait for each other."""
 SPARE_BYTES = 150 * 10**6
-"""What a process in reserve takes."""
+"""The memory that a process in reserve takes."""
 RECORD_BYTES = 2048
-"""What an ended request that can be looked up takes."""
+"""The memory that an ended request takes while it can be looked up."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class StartUp:
-    """All that is known before a server starts."""
+    """What the rules are checked against: all that is known before a server starts."""
 
     settings: Settings
     catalog: Catalog
@@ -48,7 +48,8 @@ class StartUp:
 class SettingsRule:
     """`names`: the settings that it is about. `problem`: what is wrong and the remedy; None if the rule is kept.
 
-    `of_given`: it holds for settings that were all given. A default gives way: requests are told of the tighter limit.
+    `of_given`: the rule is checked only if all its settings were given. If one has its default value, the tighter limit
+    simply holds, and requests are told of it.
     """
 
     names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The text of settings: what fits, and what it means. Pure."""
+"""Settings that are texts: parses and checks them. Pure."""
 
 import re
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def _root_path(path: str) -> str:
 
 
 def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
-    """Leaves a text as it is, once it can be parsed."""
+    """A validator that returns the text unchanged, and refuses a text that `parse` cannot read."""
 
     def check(text: str) -> str:
         parse(text)

@@ -1,4 +1,4 @@
-"""The settings, from the command line, the environment and a file, which no other module reads.
+"""The settings. Only this module reads the command line, the environment and the file that give them.
 
 Every setting is a flag (`--max-open 64`), a variable (`ANYTIME_MAX_OPEN=64`) and a line of the file that `--config` or
 `ANYTIME_CONFIG` names (`max_open = 64`). The flag wins over the variable, and the variable over the file.
@@ -14,9 +14,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from models.executors.registry import AUTO
+from models.reading import read_text, shallow
 from server.setting_text import (
     EITHER,
     Address,
@@ -181,6 +182,14 @@ class Settings(BaseModel):
         "OpenTelemetry describe",
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses true and false where pydantic would take them for 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("it is not true or false; give what `--help` says")
+        return value
+
     @property
     def devices(self) -> tuple[str, ...]:
         return parse_devices(self.device)
@@ -261,8 +270,8 @@ def _variables(environ: Mapping[str, str]) -> dict[str, str]:
 def _lines(path: Path) -> dict[str, Any]:
     """The settings of a TOML file. Folders and files in it are relative to its own folder."""
     try:
-        lines = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        lines: dict[str, Any] = shallow(lambda: tomllib.loads(read_text(path)))
+    except (OSError, ValueError) as error:
         _fail(f"{path} cannot be read as TOML: {error}")
     for name in sorted(lines.keys() - Settings.model_fields.keys()):
         _fail(f"{path}: {name} is no setting{_nearest(name, Settings.model_fields)}")

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def updated(document: str) -> str:
-    """`document` with the table of now."""
+    """`document` with its table renewed."""
     return re.sub(rf"{re.escape(HEAD)}\n(\|.*\n)*", lambda _: settings_table() + "\n", document)
 
 
@@ -38,6 +38,6 @@ def _rows() -> Iterator[str]:
 
 
 def _shown(default: object) -> str:
-    """A default as one writes it; paths from the checkout on."""
+    """A default value as a user would write it; paths are relative to the checkout."""
     text = str("" if default in (None, False) else default).removeprefix(f"{ROOT}/")
     return f"`{text}`" if text else ""

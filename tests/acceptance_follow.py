@@ -32,7 +32,7 @@ from adpc_client.sources import open_source
 from adpc_client.transport import Endpoint
 
 from models.data import camvid
-from models.data.street import VOID, Scene
+from models.data.scenes import VOID, Scene
 from models.evaluation.scores import confusion, iou
 
 LONG_MS = 5000.0

@@ -191,10 +191,6 @@ class Live:
         """A WebSocket; use it in a `with` block."""
         return connect(self.socket_url, max_size=None, **options)
 
-    def send_signal(self) -> None:
-        """Do what SIGTERM does."""
-        self.host.interrupt()
-
     def wait_for(self, condition: Callable[[], bool]) -> None:
         wait_for(condition)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from demo_page import CHROMIUM, FLAGS, finished, opened, turn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+QUALITY = 80  # of JPEG, so that a picture has less than 200 kB
 WARM_MS = 4000
 """How long a clip runs before its picture is taken: its numbers are means over three seconds."""
 
@@ -75,14 +76,14 @@ LOOKS = {
 
 
 def take(browser: Browser, url: str, folder: Path, names: list[str]) -> None:
-    """Pictures `SCENE-LOOK.png` of each scene, or of those named `SCENE` or `SCENE-LOOK`."""
+    """Pictures `SCENE-LOOK.jpg` of each scene, or of those named `SCENE` or `SCENE-LOOK`."""
     for scene, act in SCENES.items():
         for look, options in LOOKS.items():
             if names and not {scene, f"{scene}-{look}"} & set(names):
                 continue
             with opened(browser, url, **options) as page:
                 act(page)
-                page.screenshot(path=folder / f"{scene}-{look}.png")
+                page.screenshot(path=folder / f"{scene}-{look}.jpg", quality=QUALITY)
 
 
 if __name__ == "__main__":

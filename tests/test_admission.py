@@ -1,23 +1,7 @@
-import asyncio
-from collections.abc import AsyncIterator
-
 import pytest
 
-from server.errors import TooLargeError, TooManyRequestsError
-from server.requests.admission import ClientLimit, read_body
-
-
-async def chunks(*sizes: int) -> AsyncIterator[bytes]:
-    for size in sizes:
-        yield b"x" * size
-
-
-def test_a_body_is_refused_as_soon_as_it_is_too_large() -> None:
-    assert asyncio.run(read_body(chunks(3, 4), None, 7)) == b"x" * 7
-    with pytest.raises(TooLargeError, match="8 bytes"):
-        asyncio.run(read_body(chunks(3, 5, 1000), None, 7))
-    with pytest.raises(TooLargeError, match="1,000 bytes"):
-        asyncio.run(read_body(chunks(), 1000, 7))
+from server.errors import TooManyRequestsError
+from server.requests.admission import ClientLimit
 
 
 def test_a_client_has_a_burst_and_a_rate() -> None:

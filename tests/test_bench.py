@@ -12,13 +12,12 @@ from PIL import Image
 
 from models.__main__ import main
 from models.anytime import largest, score_difference
-from models.bench import report, workload
+from models.bench import report, street_masks, workload
 from models.bench.accuracy import Accuracy
 from models.bench.cases import RUNTIMES, BenchCase, cases, in_precision
 from models.bench.profile import PhaseProfile, StepProfile
 from models.bench.side_by_side import BenchResult
 from models.commands import bench
-from models.data import scenes
 
 
 def tiles(mask: np.ndarray, side: int) -> float:
@@ -29,7 +28,7 @@ def tiles(mask: np.ndarray, side: int) -> float:
 
 def test_drawn_scenes_have_camvids_statistics() -> None:
     shares = (0.807, 0.616, 0.370)
-    found = [scenes.masks(scenes.draw(256, 512, seed), 256, 512, shares) for seed in range(2)]
+    found = [street_masks.masks(street_masks.draw(256, 512, seed), 256, 512, shares) for seed in range(2)]
     for index, (share, expected) in enumerate(zip(shares, (0.837, 0.667, 0.455), strict=True)):
         assert all(masks[index].mean() == pytest.approx(share, abs=1e-4) for masks in found)
         assert np.mean([tiles(masks[index], 8) for masks in found]) == pytest.approx(expected, abs=0.03)
@@ -39,7 +38,7 @@ def test_drawn_scenes_have_camvids_statistics() -> None:
 
 @pytest.mark.parametrize("share, expected", [(0, 0), (1, 1)])
 def test_masks_at_the_ends(share: float, expected: float) -> None:
-    assert scenes.masks(scenes.draw(32, 32, 0), 8, 8, [share])[0].mean() == expected
+    assert street_masks.masks(street_masks.draw(32, 32, 0), 8, 8, [share])[0].mean() == expected
 
 
 def arguments(**changes: object) -> argparse.Namespace:

@@ -206,6 +206,21 @@ def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
             load_weights(tiny.network(), tmp_path / "a.safetensors")
 
 
+def test_a_long_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes((2**24 + 1).to_bytes(8, "little") + b"{" * 100)
+    with pytest.raises(ValueError, match="its header has 16,777,217 bytes, and the limit is 16,777,216; save it anew"):
+        load_weights(tiny.network(), tmp_path / "a.safetensors")
+
+
+def test_weights_of_another_shape_are_not_looked_at(tmp_path: Path) -> None:
+    """They may have any size, and cost no more than the room of their file on the disk."""
+    weights = tiny.network().state_dict()
+    torch.save(weights | {"conv1.weight": torch.full((7,), torch.nan)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="1 tensors are of another shape") as caught:
+        load_weights(tiny.network(), tmp_path / "a.pth")
+    assert "not finite" not in str(caught.value)
+
+
 def test_weights_are_compared_with_the_configuration_before_memory_is_taken_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

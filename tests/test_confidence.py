@@ -36,6 +36,20 @@ def test_margin_makes_positions_inactive_where_one_class_leads() -> None:
     assert 0 < mask.float().mean() < 1
 
 
+@pytest.mark.parametrize(
+    "masking",
+    [
+        Masking("max_probability", 0.5),
+        Masking("max_score", 0.0),
+        Masking("margin", 0.0),
+        Masking("entropy", float(torch.tensor(2.0).log())),
+    ],
+)
+def test_a_position_at_the_threshold_stays_active(masking: Masking) -> None:
+    undecided = torch.zeros(1, 2, 1, 1)  # two classes, each of probability 1/2
+    assert make_mask(undecided, masking, 1).all()
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_top_k_makes_the_most_confident_share_of_each_image_inactive(share: float) -> None:
     mask = make_mask(SCORES, Masking("top_k", share), 1)

@@ -90,6 +90,20 @@ def test_behind_a_chunked_body_nothing_is_parsed() -> None:
     on_a_wire(check)
 
 
+def test_trailers_are_no_headers() -> None:
+    """Whoever checks the headers of a request before it is passed on does not see its trailers."""
+
+    async def check(wire: Wire) -> None:
+        transport = wire.connect()
+        await wire.send(transport, CHUNKED + b"1\r\nx\r\n0\r\nX-Forwarded-For: 198.51.100.7\r\n\r\n")
+        wire.application.answer.set()
+        await wire.settle()
+        assert wire.application.bodies == [b"x"] and statuses(transport.written) == [200]
+        assert wire.application.headers == [[(b"host", b"[::1]"), (b"transfer-encoding", b"chunked")]]
+
+    on_a_wire(check)
+
+
 def test_a_head_may_come_byte_by_byte() -> None:
     async def check(wire: Wire) -> None:
         wire.application.answer.set()
@@ -224,6 +238,16 @@ def test_a_new_connection_takes_the_place_of_one_that_waits() -> None:
         assert not served.closed and not newcomer.closed and not stranger.closed
 
     on_a_wire(check, connections=6)
+
+
+def test_the_addresses_of_an_ipv6_network_are_one() -> None:
+    async def check(wire: Wire) -> None:
+        first, other = wire.connect("2001:db8::1"), wire.connect("2001:db8:0:1::1")
+        mapped, another = wire.connect("::ffff:192.0.2.1"), wire.connect("::ffff:192.0.2.2")
+        assert not any(transport.closed for transport in (first, other, mapped, another))
+        assert not wire.connect("2001:db8::2").closed and first.closed
+
+    on_a_wire(check, connections=10, max_connections_per_address=1)
 
 
 def test_without_one_that_waits_a_new_connection_is_refused() -> None:

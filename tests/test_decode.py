@@ -171,6 +171,17 @@ CRAFTED = {
 }
 
 
+CRAFTED |= {
+    "tables": (lambda: behind_start(jpeg(), segment(0xDB, bytes(65) * 1000) * 5), "325,627 bytes of tables, Exif and"),
+    "pieces of Exif": (
+        lambda: behind_start(jpeg(), segment(0xE1, b"Exif\0\0" + bytes(50_000)) * 6),
+        "300,.* of tables",
+    ),
+    "two headers": (lambda: png()[:33] + png()[8:], "IHDR is not its first chunk alone; save it anew"),
+    "a chunk before the header": (lambda: png()[:8] + chunk(b"tEXt", bytes(13)) + png()[8:], "IHDR is not its first"),
+}
+
+
 def runs(data: bytes) -> bytes:
     head = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 8, 1, len(data), 0, 0, 256, 0)
     return b"BM" + struct.pack("<IHHI", 54 + 1024 + len(data), 0, 0, 54 + 1024) + head + bytes(range(256)) * 4 + data
@@ -194,6 +205,18 @@ def test_a_decoder_gets_only_what_decides_the_pixels() -> None:
     turned = PngImagePlugin.PngInfo()
     turned.add_itxt("XML:com.adobe.xmp", xmp, zip=True)
     assert (decode(png(pnginfo=turned), MANY) == np.rot90(tiny.image(), -1)).all()
+
+
+@pytest.mark.parametrize(("at", "turned"), [(8, True), (2**16 + 8, False)])
+def test_the_first_64_kib_of_exif_are_read(at: int, turned: bool) -> None:
+    """More of it would be read again for each of its entries."""
+    entry = struct.pack("<HHHII", 1, 0x0112, 3, 1, 6) + bytes(4)
+    exif = b"II*\0" + struct.pack("<I", at) + bytes(at - 8) + entry + bytes(2**16)
+    found = decode(behind_header(png(), chunk(b"eXIf", exif)), MANY)
+    assert (found == (np.rot90(tiny.image(), -1) if turned else tiny.image())).all()
+    text = b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n1\n" + exif.hex().encode())
+    found = decode(behind_header(png(), chunk(b"zTXt", text)), MANY)
+    assert (found == (np.rot90(tiny.image(), -1) if turned else tiny.image())).all()
 
 
 def test_sizes_are_refused_as_declared() -> None:
@@ -221,4 +244,16 @@ def test_what_looks_dear_is_much_work() -> None:
     assert work_px(b"hello") == work_px(jpeg() + bytes(2**22)) == MUCH
     assert work_px(behind_start(jpeg(), segment(0xE9) * 1000)) == MUCH
     assert work_px(jpeg()) == 5400 < work_px(jpeg(progressive=True)) < work_px(repeated_scan(60)) < MUCH
-    assert work_px(runs(b"")) == 16 * 16
+    whole, small = jpeg(), segment(0xC0, struct.pack(">BHHBBBB", 8, 8, 8, 1, 1, 17, 0)) + segment(0xDA, b"\1\1\0\0\0\0")
+    for hides in (b"\xff\x01", b"\xff\xd0", b"\xff\xff", b"\xff\x02"):  # a decoder passes over two bytes, not six
+        assert work_px(behind_start(whole, hides + b"\0\6" + segment(0xFE, small))) == MUCH
+    assert work_px(png()[:8] + chunk(b"tEXt", struct.pack(">II", 1, 1) + bytes(5)) + png()[8:]) == MUCH
+    assert work_px(behind_start(whole, segment(0xDA, b"\1\1\0\0\0\0"))) == MUCH
+    scan = whole.index(b"\xff\xda")
+    single = whole[:scan] + segment(0xDA, b"\1\1\0\0\x3f\0") * 8 + whole[scan:]
+    assert work_px(single) == 9 * 5400 // 4  # a baseline JPEG whose scans hold one colour each may have many
+    assert work_px(whole + b"\xff\xda" * 100) == 5400
+    assert work_px(runs(b"")) == 16 * len(runs(b""))
+    bitmap = bytearray(runs(b""))
+    bitmap[18:26] = struct.pack("<ii", 500, 500)
+    assert work_px(bytes(bitmap)) == 16 * 500 * 500

@@ -1,7 +1,15 @@
 """The page's modules that are pure, evaluated in a browser without a server's answers."""
 
+import base64
+import json
+import re
+import shlex
+import shutil
+import subprocess
+
 import pytest
-from demo_page import CHROMIUM, FLAGS
+from demo_page import CHROMIUM, FLAGS, photo
+from pages import ROOT, adapted, blocks
 from playwright.sync_api import sync_playwright
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
@@ -18,6 +26,23 @@ def run(live_url):
             f"async () => {{ const load = (name) => import(`/static/${{name}}.js`); {code} }}"
         )
         browser.close()
+
+
+def imports(path):
+    return {(path.parent / name).resolve() for name in re.findall(r'from "(\.[^"]+)"', path.read_text())}
+
+
+def test_what_modules_of_the_page_import_is_loaded_beside_them():
+    """Else the browser would hear of each only when it has the one that imports it."""
+    app = ROOT / "clients" / "web" / "app.js"
+    found, heard = set(), imports(app)
+    while heard:
+        module = heard.pop()
+        heard |= imports(module) - found
+        found.add(module)
+    page = (app.parent / "index.html").read_text()
+    preloaded = re.findall('rel="modulepreload" href="static/(.*)"', page)
+    assert {app.parent / name for name in preloaded} == found - imports(app)
 
 
 HELD = """
@@ -58,6 +83,74 @@ def test_the_newest_frame_wins(run):
         return [taken, newest.dropped];
     """
     assert run(code) == [[3, 5], 3]
+
+
+@pytest.mark.parametrize(
+    ("answers", "told", "waits_ms"),
+    [
+        (["exit", 0, "exit"], ["exit", "missed", "exit"], []),  # opened again at once
+        (["exit", 0, 0, 502, "exit"], ["exit", "missed", "missed", "missed", "exit"], [2000, 2000]),
+        ([504, 503, "exit"], ["missed", "missed", "exit"], []),
+        ([503, 0, "exit"], ["missed", "missed", "exit"], []),
+        ([0], ["thrown"], []),  # it never answered
+        (["exit", 400], ["exit", "thrown"], []),  # no later frame mends that
+    ],
+)
+def test_frames_go_on_where_a_connection_broke(run, answers, told, waits_ms):
+    code = f"""
+        const {{ Anytime, Newest, Refused }} = await load("anytime");
+        const [server, source, answers, told, waits_ms] = [new Anytime(location.href), new Newest(), {answers}, [], []];
+        server.predict = async function* () {{
+          const answer = answers.shift();
+          if (answer !== "exit") throw new Refused("no", "", answer);
+          yield answer;
+        }};
+        source[Symbol.asyncIterator] = async function* () {{ while (answers.length) yield {{}}; }};
+        const real = window.setTimeout;
+        window.setTimeout = (act, ms) => {{ waits_ms.push(ms); queueMicrotask(act); }};
+        try {{
+          for await (const {{ exit, missed }} of server.frames(source)) told.push(exit ?? (missed && "missed"));
+        }} catch {{ told.push("thrown"); }}
+        window.setTimeout = real;
+        return [told, waits_ms];
+    """
+    assert run(code) == [told, waits_ms]
+
+
+def test_a_video_that_paused_is_read_once_and_tells_its_pace(run):
+    code = """
+        const { FileSource } = await load("sources");
+        const [given, due] = [[], []];
+        const source = new FileSource((frame) => given.push(frame.number), 480, new Blob());
+        const [play, pause, requestVideoFrameCallback] = [async () => {}, () => {}, (take) => due.push(take)];
+        Object.assign(source.video, { play, pause, requestVideoFrameCallback });
+        Object.defineProperties(source.video, { videoWidth: { value: 8 }, videoHeight: { value: 6 } });
+        await source.start();
+        source.stop();
+        await source.start();
+        for (let frame = 0; frame < 100; frame += 2) // every other frame does not come here
+          for (const take of due.splice(0)) take(0, { mediaTime: 0.04 * frame, presentedFrames: frame });
+        return [given.length, due.length, source.interval_ms];
+    """
+    assert run(code) == [50, 1, pytest.approx(40, abs=0.1)]
+
+
+def test_a_class_that_is_picked_or_in_focus_keeps_its_row(run):
+    code = """
+        const { Legend } = await load("legend");
+        document.body.innerHTML = `<h2 id="legend-title"></h2><ul id="legend"></ul>
+          <template id="row"><li><button><i></i><span></span><small></small></button></li></template>`;
+        const [legend, labels] = [new Legend(() => {}), { names: ["a", "b", "c", "d"], palette: [] }];
+        const draw = (only, ...mask) => legend.draw({ mask }, labels, { view: "mask", only, sorted: true });
+        const text = () => [...document.querySelectorAll("#legend button")].map((button) => button.textContent);
+        draw(null, 0, 1, 1, 2);
+        const before = text();
+        const row = document.querySelector("[data-label='2']");
+        row.focus();
+        draw(0, 1, 3, 3, 3);
+        return [before, text(), document.activeElement === row];
+    """
+    assert run(code) == [["b50.0 %", "a25.0 %", "c25.0 %"], ["d75.0 %", "b25.0 %", "a0.0 %", "c0.0 %"], True]
 
 
 def test_the_dial_begins_at_the_first_exit_and_reaches_beyond_the_last(run):
@@ -134,3 +227,93 @@ def test_the_street_repeats_and_knows_its_classes(run):
     assert repeats and not stands and count == 60 * 45
     assert {"sky", "building", "road", "pavement", "tree", "fence", "car", "bicyclist"} <= set(classes)
     assert None not in classes
+
+
+EXIT, END = {"type": "exit", "exit": 1, "keypoints": []}, {"type": "end", "exit": 1}
+ERROR = {"type": "error", "error": "too late", "code": "no_exit", "status": 504}
+BROKE = ["The connection broke before the last exit.", 0]
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        ([{"type": "accepted"}, EXIT, {**EXIT, "exit": 2}, END], ["exit 1", "exit 2", "end"]),
+        ([{"type": "accepted"}, EXIT, ERROR], ["exit 1", ["too late", 504]]),
+        ([{"type": "accepted"}, EXIT], ["exit 1", BROKE]),
+        ([], [BROKE]),
+    ],
+)
+def test_exits_come_as_events_where_there_is_no_socket(run, messages, told):
+    text = "".join(f"event: {message['type']}\ndata: {json.dumps(message)}\n\n" for message in messages)
+    code = f"""
+        const {{ post }} = await load("post");
+        const [told, text, real] = [[], {json.dumps(text)}, window.fetch];
+        const parts = text.match(/[^]{{1,7}}/g) ?? []; // events come cut into pieces
+        const body = new ReadableStream({{
+          start(flow) {{
+            for (const part of parts) flow.enqueue(new TextEncoder().encode(part));
+            flow.close();
+          }},
+        }});
+        window.fetch = async () => new Response(body);
+        const run = {{ add: (exit) => told.push(`exit ${{exit.exit}}`), finish: (end) => told.push(end.type) }};
+        await post(location.href, new Blob(), {{}}, run).catch((error) => told.push([error.message, error.status]));
+        window.fetch = real;
+        return told;
+    """
+    assert run(code) == told
+
+
+def said(run, program, *, lines=None):
+    """What a program logs, which has `photo` to ask for; it is ended after so many `lines`."""
+    imported = re.sub("^import (.*) from (.*);", r"const \1 = await import(\2);", program, flags=re.MULTILINE)
+    return run(f"""
+        const file = atob("{base64.b64encode(photo()).decode()}");
+        const photo = new Blob([Uint8Array.from(file, (letter) => letter.charCodeAt(0))]);
+        const told = [];
+        const console = {{ log(...words) {{ if (told.push(words) === {lines or "Infinity"}) throw console; }} }};
+        try {{
+          {imported}
+        }} catch (error) {{ if (error !== console) throw error; }}
+        return told;
+    """)
+
+
+SEEN = pytest.mark.parametrize(
+    "seen",
+    [
+        {"model": model, "clip": clip, **options}
+        for model, options in (("tiny-segmentation", {"map": "unsure"}), ("tiny-pose", {"box": [8, 8, 40, 40.4]}))
+        for clip in (None, "drive/*.jpg")
+    ],
+    ids=str,
+)
+
+
+def code_of(run, url, seen):
+    asked = {"base": f"{url}/", "deadline_ms": 20_000, **seen}
+    return run(f"const {{ snippets }} = await load('snippets'); return snippets({json.dumps(asked)});")
+
+
+@SEEN
+@pytest.mark.usefixtures("place")
+def test_the_python_and_curl_of_what_is_seen_run(run, live_url, capsys, seen):
+    code = code_of(run, live_url, seen)
+    exec(compile(code["python"], "snippet", "exec"), {})
+    assert re.search("^0 4 .* s old$" if seen["clip"] else "^4 .* ", capsys.readouterr().out, re.MULTILINE)
+    if shutil.which("curl"):
+        command = [*shlex.split(code["curl"].replace("\\\n", " ")), "--silent", "--fail"]
+        assert json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["exit"] == 4
+
+
+@SEEN
+def test_the_javascript_of_what_is_seen_runs(run, live_url, seen):
+    program = code_of(run, live_url, seen)["javascript"]
+    program = re.sub("new Newest.*", "new Newest(); clip.put({ image: photo }); clip.end();", program)
+    assert said(run, program)[-1][0] == 4
+
+
+def test_the_programs_of_the_page_s_manual_run(run, live_url):
+    asking, following = [adapted(text, live_url) for language, text in blocks("docs/page.md") if language == "js"]
+    assert said(run, asking)[-1][::2] == [4, [120, 160]]
+    assert {number for [number] in said(run, following, lines=5)} <= {1, 2, 3, 4}

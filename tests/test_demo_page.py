@@ -173,6 +173,11 @@ def test_without_websockets_it_posts_and_says_why(browser, live_url):
         plays(page)
         expect(page.locator("#status")).to_contain_text("No WebSocket gets through")
         assert colours(pixels(page, "#anytime .mask")) <= PALETTE
+        choose(page, "#look", "exit")
+        upload(page, photo())
+        finished(page)
+        assert page.locator("#timeline [aria-disabled=false]").count() >= 2  # every exit comes this way, too
+        expect(page.locator("#legend-title")).to_have_text("Decided by")
 
 
 def test_it_works_under_a_path(browser, live_url):

@@ -15,7 +15,7 @@ from models.__main__ import main
 from models.checkpoint import save_directory
 from models.data import camvid, cityscapes, datasets, lsp
 from models.data.people import Person, Skeleton, crop, joints_box
-from models.data.street import VOID
+from models.data.scenes import VOID
 from models.evaluation import evaluate
 from models.imaging.geometry import Box, person_square
 from models.network.labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE

@@ -17,7 +17,7 @@ from models.checkpoint import save_directory
 from models.commands.evaluate import table
 from models.data import mpii
 from models.data.people import Person, Skeleton
-from models.data.street import Scene, class_table
+from models.data.scenes import Scene, class_table
 from models.evaluation import evaluate
 
 

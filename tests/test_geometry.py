@@ -18,6 +18,8 @@ def test_sides_are_padded_to_multiples_of_32(size: tuple[int, int], padded: tupl
         ((0, 0, float("nan"), 5), "box is 0,0,nan,5; width and height must be at least 1"),
         ((300, 0, 10, 10), "box is 300,0,10,10, outside of the 200x100 image"),
         ((-20, 0, 10, 10), "outside of the 200x100 image"),
+        ((-10, 0, 10, 10), "outside of the 200x100 image"),  # it only touches the edge
+        ((200, 0, 10, 10), "outside of the 200x100 image"),
         ((0, float("nan"), 10, 10), "outside of the 200x100 image"),
     ],
 )

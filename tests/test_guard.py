@@ -112,6 +112,8 @@ def ask(
             "bad_origin",
         ),
         ({"X-Request-Token": "short"}, 400, "bad_token"),
+        ({"Accept": "," * 8193}, 431, "headers_too_large"),
+        ([("Host", "localhost"), *[("X", "y")] * 128], 431, "headers_too_large"),
     ],
 )
 def test_what_is_refused(kind: str, headers: Any, status: int, code: str) -> None:
@@ -132,6 +134,14 @@ def test_what_is_refused(kind: str, headers: Any, status: int, code: str) -> Non
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 def test_what_is_served(kind: str, headers: dict[str, str]) -> None:
     assert ask(headers, kind).caller == Caller("192.0.2.1")
+
+
+def test_a_target_has_so_many_bytes_and_cookies_may_have_more() -> None:
+    for target in ({"raw_path": b"/" * 8193}, {"raw_path": b"/" * 4000, "query_string": b"a" * 4193}):
+        answer = ask(**target)
+        assert (answer.status, answer.code) == (431, "headers_too_large")
+    at_most = {"raw_path": b"/" * 4000, "query_string": b"a" * 4192}
+    assert ask({"Cookie": "a" * 20_000, "Accept": "," * 8192}, **at_most).status == 200
 
 
 def test_a_refusal_echoes_the_id_of_the_request() -> None:
@@ -198,7 +208,7 @@ def test_without_its_key_nobody_is_served(key_file: Path, kind: str, header: dic
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/static/app.js", "/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["", "/", "/health/live", "/health/ready", "/static/app.js", "/docs", "/openapi.json"])
 def test_pages_and_health_need_no_key(key_file: Path, path: str) -> None:
     assert ask(path=path, method="GET", keys=key_file).caller.key is None
     assert ask(path=f"/below{path}", below="/below", method="GET", keys=key_file).caller.key is None

@@ -124,6 +124,21 @@ def test_a_proxy_may_strip_the_root_path_or_not(tmp_path: Path, stripped: bool) 
         assert ask(app, "GET", f"{prefix}{path}").is_success
 
 
+@pytest.mark.parametrize(
+    ("asked", "location"),
+    [
+        ("/anytime", "/anytime/"),
+        ("/anytime?a=b", "/anytime/?a=b"),
+        ("/anytime/v1/models/", "/anytime/v1/models"),
+        ("/v1/models/", "/anytime/v1/models"),
+    ],
+)
+def test_redirects_name_no_host_and_keep_the_root_path(tmp_path: Path, asked: str, location: str) -> None:
+    app = create_app(live.settings(live.write_configs(tmp_path), root_path="/anytime"))
+    answer = ask(app, "GET", asked)
+    assert (answer.status_code, answer.headers["location"]) == (307, location)
+
+
 @pytest.mark.parametrize("path", ["/", "/static/index.html"])
 def test_the_page_is_kept_and_asked_for_again(tmp_path: Path, path: str) -> None:
     app = create_app(live.settings(live.write_configs(tmp_path)))

@@ -52,6 +52,7 @@ def test_a_token_is_long_enough_not_to_be_guessed(length: int) -> None:
     [
         (Caller("192.0.2.1"), "192.0.2.1", "192.0.2.1"),
         (Caller("2001:db8:1:2:3::4"), "2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        (Caller("::ffff:192.0.2.1"), "::ffff:192.0.2.1", "192.0.2.1"),
         (Caller("fe80::1%eth0"), "fe80::1%eth0", "fe80::/64"),
         (Caller("2001:db8::4", "robot"), "robot", "robot"),
         (Caller("not:an:address"), "not:an:address", "not:an:address"),

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_sparse import CONFIGS, SIZES, executors, masks, network
+from test_sparse import CONFIGS, SIZES, check_changing_batches, executors, masks, network
 from torch import Tensor
 
-from models.anytime import run, score_difference
+from models.anytime import score_difference
 from models.executors.cpu.executor import SparseExecutor, SparseState
 from models.executors.cpu.library import library
 from models.executors.cpu.lowering import LoweredStep, Lowering
@@ -193,21 +193,7 @@ def test_scales_that_name_nothing_leave_the_network_in_float() -> None:
 
 def test_requests_interleave_and_batches_change() -> None:
     sparse, _ = pair("segmentation")
-    alone = [[found.array for _, found in run(sparse, tiny.image(seed=seed))] for seed in range(3)]
-    states = [sparse.begin(tiny.image(seed=seed)) for seed in range(3)]
-    maps: list[list[np.ndarray]] = [[] for _ in states]
-    random = np.random.default_rng(0)
-    while waiting := [row for row, state in enumerate(states) if state.next_step < len(sparse.steps)]:
-        step = states[random.choice(waiting)].next_step
-        group = [row for row in waiting if states[row].next_step == step and random.random() < 0.7]
-        if not group:
-            continue
-        sparse.advance([states[row] for row in group])
-        if sparse.steps[step].exit is not None:
-            for row in group:
-                maps[row].append(sparse.render(states[row]).array)
-    for found, expected in zip(maps, alone, strict=True):
-        assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+    check_changing_batches(sparse)
 
 
 def test_threads_do_not_change_a_bit() -> None:

@@ -169,6 +169,8 @@ def test_what_was_spent_counts_on_while_the_terms_stay(tmp_path: Path) -> None:
         ('[keys.robot]\nsha256 = "{digest}"\nmax_priority = 3', "at most 2"),
         ('[keys.robot]\nsha256 = "{digest}"\nrequests_per_second = 0', "above 0"),
         ("[keys", "keys.toml"),
+        ("", "there is no key in it"),
+        ("a = " + "[" * 5000, "nested deeper"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_name(tmp_path: Path, text: str, words: str) -> None:
@@ -177,6 +179,15 @@ def test_a_wrong_file_is_refused_with_its_name(tmp_path: Path, text: str, words:
     with pytest.raises(ValueError, match=r"keys\.toml") as caught:
         read_keys(path)
     assert words in str(caught.value)
+
+
+def test_a_pipe_is_no_file_of_keys(tmp_path: Path) -> None:
+    keys = ring(tmp_path)
+    (tmp_path / "keys.toml").unlink()
+    os.mkfifo(tmp_path / "keys.toml")
+    assert keys.identify(ROBOT, KeyRing.LOOK_S) == "robot"
+    with pytest.raises(ValueError, match="it is a named pipe; put a regular file there"):
+        read_keys(tmp_path / "keys.toml")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

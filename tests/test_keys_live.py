@@ -1,9 +1,12 @@
 """A live server with API keys, HTTPS and an address for operators, against a worker that the tests play."""
 
 import shutil
+import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -14,8 +17,9 @@ from live import Later, Live, ScriptedWorker, photo
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from server.__main__ import check_certificate
+from server.__main__ import tls_context
 from server.access.keys import key_digest
+from server.protocols.tls import TlsHandshake
 
 OPENSSL = shutil.which("openssl")
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="no openssl is installed, which makes the certificate")
@@ -46,7 +50,7 @@ class Access:
     """A server, its worker, and clients of the public address and of the operators' one."""
 
     def __init__(self, server: Live, worker: ScriptedWorker, certificate: Path) -> None:
-        self.worker = worker
+        self.server, self.worker = server, worker
         self.tls = ssl.create_default_context(cafile=certificate)
         listeners = server.host.server.servers  # type: ignore[attr-defined]
         _, port = (found.sockets[0].getsockname()[1] for found in listeners)
@@ -111,6 +115,15 @@ def test_what_waited_too_long_at_a_proxy_is_stale(access: Access) -> None:
     assert (refused.status_code, refused.json()["code"]) == (504, "stale")
 
 
+def test_a_request_counts_from_when_it_came_to_a_proxy(access: Access) -> None:
+    headers = {"Authorization": f"Bearer {KEYS['robot']}", "X-Request-Start": f"t={time.time() - 5}"}
+    call = Later(lambda: access.http.post(f"{access.public}/v1/predict", content=photo(), headers=headers))
+    spec = access.worker.hear_job()
+    assert spec.arrived_s <= time.monotonic() - 5
+    access.worker.finish(spec)
+    assert call.result().json()["elapsed_ms"] >= 5000
+
+
 def test_what_was_computed_is_spent(access: Access) -> None:
     assert access.served("spender").status_code == 200
     refused = access.predict("spender")
@@ -133,13 +146,36 @@ def test_a_key_opens_a_socket_as_a_subprotocol(access: Access) -> None:
     assert caught.value.response.status_code == 401
 
 
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02", b"GET / HTTP/1.1\r\n\r\n"])
+def test_a_handshake_has_its_time_and_is_tls(access: Access, sent: bytes) -> None:
+    host = access.server.host
+    connections = host.server.server_state.connections  # type: ignore[attr-defined]
+
+    def handshakes() -> int:
+        return sum(isinstance(connection, TlsHandshake) for connection in list(connections))
+
+    with socket.create_connection(("127.0.0.1", access.server.port), timeout=live.PATIENCE_S) as client:
+        client.sendall(sent)
+        if not sent.startswith(b"GET"):
+            access.server.wait_for(lambda: handshakes() == 1)
+            sweep = host.app.state.gate.peers.sweep
+            host.loop.call_soon_threadsafe(sweep, time.monotonic() + 9.0)
+            assert access.http.get(f"{access.public}/health/live").status_code == 200  # the sweep is over
+            assert handshakes() == 1
+            host.loop.call_soon_threadsafe(sweep, time.monotonic() + 10.1)
+        with suppress(ConnectionResetError):
+            while client.recv(1024):
+                pass
+    access.server.wait_for(lambda: handshakes() == 0)
+
+
 def test_the_files_of_tls_belong_together(folder: Path) -> None:
     certificate, key = folder / "certificate.pem", folder / "key.pem"
-    check_certificate(None, None)
-    check_certificate(certificate, key)
+    assert tls_context(None, None) is None
+    tls_context(certificate, key)
     for wrong in ((certificate, None), (None, key)):
         with pytest.raises(ValueError, match="give both or neither"):
-            check_certificate(*wrong)
+            tls_context(*wrong)
     for files in ((key, certificate), (certificate, folder / "none.pem"), (certificate, folder / "keys.toml")):
         with pytest.raises(ValueError, match=r"--tls-certificate .* and --tls-key"):
-            check_certificate(*files)
+            tls_context(*files)

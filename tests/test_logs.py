@@ -9,9 +9,9 @@ from server.engine.messages import Stop
 from server.errors import UnavailableError
 from server.logs import configure_logging, formatter
 from server.metrics import Metrics
-from server.protocols.trace_context import TraceContext
 from server.requests.registry import RequestRegistry
 from server.requests.request_log import log_request
+from server.trace_context import TraceContext
 
 
 def line(log_format: str, **fields: Any) -> str:

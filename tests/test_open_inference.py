@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 from server.engine.messages import Stop
 from server.errors import InvalidError
 from server.protocols.open_inference.requests import bitmap
-from server.protocols.open_inference.tensors import MAX_JSON_BYTES, split_body
+from server.protocols.open_inference.tensors import MAX_JSON_BYTES, MAX_LISTS, split_body
 
 SEGMENTATION = tiny.SEGMENTATION.name
 POSE = tiny.POSE.name
@@ -301,6 +301,10 @@ def test_a_compressed_body_that_is_too_large_or_broken(server: Live) -> None:
 def test_long_json_is_refused_before_it_is_parsed() -> None:
     with pytest.raises(InvalidError, match="the limit is 3,145,728: send tensors as binary data"):
         split_body(b"[" * (MAX_JSON_BYTES + 1), None)
+    for field in (b"[],", b"{},", b'"a":1,'):
+        with pytest.raises(InvalidError, match="lists and fields; the limit is 262,144: send tensors as binary"):
+            split_body(b"{" + field * MAX_LISTS, None)
+    split_body(b'{"a":[' + b",".join([b"[1,2,3]"] * 1000) + b"]}", None)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (5, 4), (2, 7)])

@@ -42,7 +42,9 @@ def test_strings_and_json_values_mean_the_same() -> None:
     assert parse_options({}) == parse_options({"deadline_ms": None}) == QueryOptions()
 
 
-@pytest.mark.parametrize("value", ["nan", "-inf", "1e400", "", "ten", True, [], {}, math.nan, 10**400, -3, 0])
+@pytest.mark.parametrize(
+    "value", ["nan", "-inf", "1e400", "", "ten", True, [], {}, math.nan, 10**400, -3, 0, "0x10", "1_0", "\u0661\u0660"]
+)
 def test_a_deadline_is_a_number_above_zero(value: object) -> None:
     with pytest.raises(InvalidError, match="deadline_ms"):
         parse_options({"deadline_ms": value})
@@ -112,6 +114,11 @@ def test_errors_say_name_value_and_remedy(fields: dict[str, object], sentence: s
             parse(fields)
         assert str(caught.value).startswith(sentence)
         assert caught.value.code == ("bad_box" if sentence.startswith("box is '1") else caught.value.code)
+
+
+def test_many_parameters_are_not_looked_at() -> None:
+    with pytest.raises(InvalidError, match="there are 101 parameters, and the limit is 100; give documented ones only"):
+        parse_options({f"a{number}": 1 for number in range(101)})
 
 
 def test_a_name_that_is_not_unicode_is_refused() -> None:

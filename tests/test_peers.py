@@ -78,6 +78,8 @@ def test_what_is_removed_holds_nothing() -> None:
         ([("a", 35), ("a", 26)], [0]),
         ([("a", 35), ("b", 35), ("c", 31)], [0]),
         ([("a", 20), ("a", 21), ("b", 30), ("c", 31)], [1]),
+        ([("2001:db8::1", 31), ("2001:db8::2", 30)], [0]),
+        ([("2001:db8::1", 31), ("2001:db8:0:1::1", 30)], []),
     ],
 )
 def test_the_largest_of_the_heaviest_address_is_dropped(held: list[tuple[str, int]], dropped: list[int]) -> None:
@@ -172,6 +174,23 @@ def test_turns_are_fair_and_leave_the_loop_to_others() -> None:
     assert rests_s == pytest.approx([Turns.MIN_REST_S, 4 * 0.003, 4 * 0.103])
 
 
+def test_a_step_that_takes_the_time_of_a_round_ends_it() -> None:
+    async def check() -> None:
+        now_s = 0.0
+        turns = Turns(lambda: now_s)
+
+        def step() -> None:
+            nonlocal now_s
+            now_s += Turns.WORK_S
+
+        for _ in range(Turns.STEPS):
+            turns.wait(step)
+        turns.run()
+        assert len(turns) == Turns.STEPS - 1
+
+    asyncio.run(check())
+
+
 def test_who_waits_again_has_its_turn_in_the_next_round() -> None:
     async def check() -> None:
         turns, calls = Turns(lambda: 0.0), []
@@ -189,20 +208,22 @@ def test_who_waits_again_has_its_turn_in_the_next_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "expected"),
+    ("data", "header"),
     [
         (b"", None),
         (b"\x82", None),
-        (b"\x82\x05", FrameHeader(2, True, 7)),
-        (b"\x02\x85", FrameHeader(2, False, 11)),
+        (b"\x82\x05", (2, True, 7, 2)),
+        (b"\x02\x85mas", None),
+        (b"\x02\x85mask", (2, False, 11, 6)),
         (b"\x89\xfe\x01", None),
-        (b"\x89\xfe\x01\x00", FrameHeader(9, True, 2 + 2 + 4 + 256)),
+        (b"\x89\xfe\x01\x00mask", (9, True, 2 + 2 + 4 + 256, 8)),
         (b"\x82\xff" + bytes(7), None),
-        (b"\x82\xff" + bytes(5) + b"\x01\x00\x00", FrameHeader(2, True, 2 + 8 + 4 + 65536)),
+        (b"\x82\xff" + bytes(5) + b"\x01\x00\x00mask", (2, True, 2 + 8 + 4 + 65536, 14)),
     ],
 )
-def test_the_header_of_a_frame(data: bytes, expected: FrameHeader | None) -> None:
-    assert parse_frame_header(data) == expected
+def test_the_header_of_a_frame(data: bytes, header: tuple[int, bool, int, int] | None) -> None:
+    expected = None if header is None else FrameHeader(*header[:3], data[: header[3]])
+    assert parse_frame_header(data + b"payload" * (header is not None)) == expected
     assert expected is None or expected.is_control == (expected.opcode >= 8)
 
 
@@ -219,7 +240,7 @@ def test_a_complaint_is_logged_once_in_a_while(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.WARNING):
         for now_s in (0.0, 1.0, 59.0, 61.0):
             complaints.note("a", "bad", "wrong", now_s)
-        for address in "bcb":
+        for address in ("b::1", "c::1", "b::2"):
             complaints.note(address, "bad", "wrong", 62.0)
         complaints.note("a", "bad", "wrong", 63.0)  # was forgotten
     lines = [record.getMessage() for record in caplog.records]

@@ -16,26 +16,21 @@ from models.anytime import run
 from models.checkpoint import save_directory
 from models.executors.cpu.executor import SparseExecutor
 from models.executors.selection import load
+from models.network.adpc_configs import AdpcConfig
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
 
 
+def image_command(folder: Path, config: AdpcConfig = tiny.SEGMENTATION) -> list[str]:
+    """Saves a tiny model and an image of 50x70 in `folder`; the command that runs one on the other."""
+    save_directory(folder / "m", tiny.network(config))
+    Image.fromarray(tiny.image(50, 70)).save(folder / "in.png")
+    return ["run", str(folder / "m"), "--input", str(folder / "in.png")]
+
+
 def test_image_in_logits_and_maps_out(tmp_path: Path) -> None:
-    save_directory(tmp_path / "m", tiny.network())
-    Image.fromarray(tiny.image(50, 70)).save(tmp_path / "in.png")
-    assert (
-        main(
-            [
-                "run",
-                str(tmp_path / "m"),
-                "--input",
-                str(tmp_path / "in.png"),
-                "--output",
-                str(tmp_path / "out.safetensors"),
-            ]
-        )
-        == 0
-    )
+    command = image_command(tmp_path)
+    assert main([*command, "--output", str(tmp_path / "out.safetensors")]) == 0
     found = load_file(tmp_path / "out.safetensors")
     for index, (state, exit_map) in enumerate(run(load(tmp_path / "m"), tiny.image(50, 70)), 1):
         assert np.array_equal(found[f"map{index}"].numpy(), exit_map.array)
@@ -45,29 +40,14 @@ def test_image_in_logits_and_maps_out(tmp_path: Path) -> None:
 
 def test_an_image_is_begun_as_the_server_begins_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The executor normalises the image itself; `start` takes inputs that are normalised already."""
-    save_directory(tmp_path / "m", tiny.network())
-    Image.fromarray(tiny.image(50, 70)).save(tmp_path / "in.png")
+    command = image_command(tmp_path)
     monkeypatch.delattr(SparseExecutor, "start")
-    command = ["run", str(tmp_path / "m"), "--executor", "sparse", "--input", str(tmp_path / "in.png")]
-    assert main([*command, "--output", str(tmp_path / "o")]) == 0
+    assert main([*command, "--executor", "sparse", "--output", str(tmp_path / "o")]) == 0
 
 
 def test_pose_gives_keypoints(tmp_path: Path) -> None:
-    save_directory(tmp_path / "m", tiny.network(tiny.POSE))
-    Image.fromarray(tiny.image(50, 70)).save(tmp_path / "in.png")
-    assert (
-        main(
-            [
-                "run",
-                str(tmp_path / "m"),
-                "--input",
-                str(tmp_path / "in.png"),
-                "--output",
-                str(tmp_path / "o.safetensors"),
-            ]
-        )
-        == 0
-    )
+    command = image_command(tmp_path, tiny.POSE)
+    assert main([*command, "--output", str(tmp_path / "o.safetensors")]) == 0
     found = load_file(tmp_path / "o.safetensors")
     assert found["map4"].shape == (16, 3)
     assert found["map4"].dtype == torch.float32

@@ -9,7 +9,7 @@ from PIL import Image
 
 from models.data import camvid
 from models.data.cityscapes import CLASSES
-from models.data.street import Scene
+from models.data.scenes import Scene
 
 
 @pytest.fixture

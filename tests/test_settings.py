@@ -33,6 +33,8 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
         ("[server]\nport = 1", "server is no setting"),
         ("max_open = 0", "max_open 0: Input should be greater than or equal to 1"),
         ("port = ", "cannot be read as TOML"),
+        ("port = " + "[" * 5000, "nested deeper than Python reads"),
+        ("max_open = true", "max_open True: Value error, it is not true or false"),
     ],
 )
 def test_a_wrong_line_of_the_file_is_named_and_ends_with_status_2(

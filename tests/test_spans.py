@@ -14,10 +14,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from server.engine.messages import Exited, Stop
 from server.errors import NoExitError
 from server.metrics import Metrics
-from server.protocols.trace_context import TraceContext
 from server.requests.record import CodecWork, RequestRecord
 from server.requests.registry import RequestRegistry
 from server.requests.spans import SpanTracer
+from server.trace_context import TraceContext
 
 CLIENT = TraceContext("1" * 32, "2" * 16, "01")
 

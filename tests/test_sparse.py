@@ -221,9 +221,8 @@ def follow(sparse: SparseExecutor, reference: ReferenceExecutor) -> None:
             assert state.progress.mask is None
 
 
-def test_requests_interleave_and_batches_change() -> None:
+def check_changing_batches(sparse: SparseExecutor) -> None:
     """Three requests in changing batches each give what they give alone."""
-    sparse = SparseExecutor(network("segmentation"), threads=2)
     alone = [[found.array for _, found in run(sparse, tiny.image(seed=seed))] for seed in range(3)]
     states = [sparse.begin(tiny.image(seed=seed)) for seed in range(3)]
     maps: list[list[NDArray[np.generic]]] = [[] for _ in states]
@@ -239,6 +238,10 @@ def test_requests_interleave_and_batches_change() -> None:
                 maps[row].append(sparse.render(states[row]).array)
     for found, expected in zip(maps, alone, strict=True):
         assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_requests_interleave_and_batches_change() -> None:
+    check_changing_batches(SparseExecutor(network("segmentation"), threads=2))
 
 
 def test_memory_that_was_never_written_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from server.protocols.trace_context import TraceContext, parse_traceparent
+from server.trace_context import TraceContext, parse_traceparent
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

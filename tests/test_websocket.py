@@ -3,8 +3,10 @@
 import logging
 
 import pytest
+from websockets.frames import Frame, Opcode
 from wire import Wire, close_code, frame, on_a_wire
 
+from server.protocols.pieces import FRAGMENT_BYTES
 from server.protocols.turns import BURST
 from server.protocols.websocket import WebSocketProtocol
 
@@ -126,5 +128,38 @@ def test_who_does_not_read_is_cut_off() -> None:
         assert not transport.aborted
         wire.after(0.2)
         assert transport.aborted
+
+    on_a_wire(check)
+
+
+@pytest.mark.parametrize("segment_bytes", [1001, FRAGMENT_BYTES + 1, 10 * FRAGMENT_BYTES])
+@pytest.mark.parametrize("rest_bytes", [0, 1, 200])
+def test_a_large_frame_is_unmasked_in_fragments(segment_bytes: int, rest_bytes: int) -> None:
+    image = bytes(range(251)) * (3 * FRAGMENT_BYTES // 251 + 1)
+    image = image[: 3 * FRAGMENT_BYTES + rest_bytes]
+    halves = image[: len(image) // 2], image[len(image) // 2 :]
+    messages = [
+        Frame(Opcode.BINARY, image).serialize(mask=True),
+        Frame(Opcode.BINARY, halves[0], fin=False).serialize(mask=True)
+        + Frame(Opcode.CONT, halves[1]).serialize(mask=True),
+    ]
+
+    async def check(wire: Wire) -> None:
+        wire.application.hears.set()
+        transport = await wire.open_socket()
+        parser, parsed_bytes = transport.protocol.conn, []
+
+        def spied(data: bytes) -> None:
+            parsed_bytes.append(len(data))
+            type(parser).receive_data(parser, data)
+
+        parser.receive_data = spied
+        data = b"".join(messages) + frame(TEXT, b"the next")
+        for start in range(0, len(data), segment_bytes):
+            transport.protocol.data_received(data[start : start + segment_bytes])
+            await wire.settle(10)
+        await wire.take_turns()
+        assert wire.application.messages == [image, image, "the next"]
+        assert max(parsed_bytes) <= FRAGMENT_BYTES
 
     on_a_wire(check)

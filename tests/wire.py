@@ -63,12 +63,14 @@ class Application:
         self.state = SimpleNamespace(gate=gate)
         self.paths: list[str] = []
         self.bodies: list[bytes] = []
+        self.headers: list[list[tuple[bytes, bytes]]] = []
         self.messages: list[Any] = []
         self.answer = asyncio.Event()
         self.hears = asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.paths.append(scope["path"])
+        self.headers.append(list(scope["headers"]))
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.accept"})

@@ -1,4 +1,4 @@
-"""Frames on their way from a source to a request: all of them one by one, or always the newest."""
+"""Frames between a source and the requests: every frame in turn, or always the newest one."""
 
 import statistics
 import threading

@@ -1,4 +1,4 @@
-"""When a frame's answer is due, and when a lost server is asked again. Both are pure: callers pass the time."""
+"""The deadline of a frame, and the time of the next try after a lost connection. Pure: callers pass the time."""
 
 import math
 

@@ -1,6 +1,7 @@
 """Pools of open WebSockets. A stream takes a connection for itself and returns it when it ends."""
 
 import threading
+from typing import Any
 
 from websockets.asyncio.client import ClientConnection as AsyncConnection
 from websockets.asyncio.client import connect as connect_async
@@ -37,17 +38,8 @@ class Pool:
                 if connection.state is State.OPEN:
                     return connection
         with self.endpoint.connect_errors():
-            connecting = connect(
-                self.endpoint.stream_url,
-                additional_headers=self.endpoint.headers,
-                open_timeout=self.endpoint.timeout.connect_s,
-                close_timeout=_CLOSE_S,
-                compression=None,  # images and maps are compressed already
-                max_size=MAX_FRAME_BYTES,
-                proxy=self.endpoint.proxy,
-                ssl=self.endpoint.stream_tls,
-            )
-            return connecting.__enter__()  # the connection stays open until someone calls its `close`
+            opened: Connection = connect(self.endpoint.stream_url, **_options(self.endpoint))
+            return opened.__enter__()  # the connection stays open until someone calls its `close`
 
     def release(self, connection: Connection, reusable: bool) -> None:
         """Keep `connection` for the next stream if it is `reusable` and the pool is open; else close it."""
@@ -85,16 +77,7 @@ class AsyncPool:
             if connection.state is State.OPEN:
                 return connection
         with self.endpoint.connect_errors():
-            return await connect_async(
-                self.endpoint.stream_url,
-                additional_headers=self.endpoint.headers,
-                open_timeout=self.endpoint.timeout.connect_s,
-                close_timeout=_CLOSE_S,
-                compression=None,  # images and maps are compressed already
-                max_size=MAX_FRAME_BYTES,
-                proxy=self.endpoint.proxy,
-                ssl=self.endpoint.stream_tls,
-            )
+            return await connect_async(self.endpoint.stream_url, **_options(self.endpoint))
 
     async def release(self, connection: AsyncConnection, reusable: bool) -> None:
         """Keep `connection` for the next stream if it is `reusable` and the pool is open; else close it."""
@@ -109,3 +92,16 @@ class AsyncPool:
         idle, self._idle = self._idle, []
         for connection in idle:
             await connection.close()
+
+
+def _options(endpoint: Endpoint) -> dict[str, Any]:
+    """The arguments of `connect` besides the URL, the same for threads and for asyncio."""
+    return {
+        "additional_headers": endpoint.headers,
+        "open_timeout": endpoint.timeout.connect_s,
+        "close_timeout": _CLOSE_S,
+        "compression": None,  # images and maps are compressed already
+        "max_size": MAX_FRAME_BYTES,
+        "proxy": endpoint.proxy,
+        "ssl": endpoint.stream_tls,
+    }

@@ -1,4 +1,4 @@
-"""How a server is reached: through which proxy, and which certificates vouch for it. The environment says both."""
+"""The proxy through which a server is reached, and the certificates to trust. The environment names both."""
 
 import ipaddress
 import os

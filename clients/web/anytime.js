@@ -8,7 +8,8 @@
  *     const camera = new Newest(); // put({ image: blob }) whenever there is a frame
  *     for await (const { frame, exit } of server.frames(camera, { deadline_ms: 60 })) if (exit) paint(exit.mask, exit.size);
  *
- * Where no WebSocket gets through, each request is a POST and has one exit, the newest by its deadline; `server.why` says so.
+ * Where no WebSocket gets through, each request is a POST, whose exits come as events; `server.why` says so. Its deadline
+ * cannot be moved then.
  *
  * @typedef {object} Options What a request asks for; see /docs of the server.
  * @property {string} [model]
@@ -39,11 +40,14 @@
  */
 import { Newest } from "./newest.js";
 import { post } from "./post.js";
-import { Refused, Run, applyDelta } from "./run.js";
+import { Refused, Run, UNREACHABLE, applyDelta } from "./run.js";
 
 export { Newest, Refused, Run };
 
-const CLOSED = { 1001: "The server is stopping.", 1006: "The server cannot be reached. Is it running?", 1013: "The server is overloaded; try again soon." };
+const CLOSED = { 1001: "The server is stopping.", 1006: UNREACHABLE, 1013: "The server is overloaded; try again soon." };
+
+const LOST = [0, 502]; // statuses: no connection, and what a proxy says when it has none
+const RETRY_MS = 2000;
 
 /** The newest of what a source gives; it drains the source. */
 function fed(source) {
@@ -124,7 +128,8 @@ export class Anytime {
 
   /**
    * Follow a source of frames with one request in flight: the newest frame wins, and the others are dropped.
-   * Yields every exit with its frame. `exit` is null, and `missed` says why, if nothing was ready in time.
+   * Yields every exit with its frame. `exit` is null, and `missed` says why, if nothing was ready in time, or if the
+   * connection broke after the server had answered: it is then opened again, at first at once and later every two seconds.
    * @template {{image: Blob | Promise<Blob>}} Frame
    * @param {AsyncIterable<Frame>} source
    * @param {Options | ((frame: Frame) => Options)} [options]
@@ -132,20 +137,28 @@ export class Anytime {
    */
   async *frames(source, options = {}) {
     const newest = source instanceof Newest ? source : fed(source);
+    let [answered, breaks] = [false, 0]; // whether the server has answered any frame; how many in a row found no connection
     for await (const frame of newest) {
       const run = this.predict(frame.image, typeof options === "function" ? options(frame) : options);
       try {
-        for await (const exit of run) yield { frame, exit, run, missed: "" };
+        for await (const exit of run) {
+          [answered, breaks] = [true, 0];
+          yield { frame, exit, run, missed: "" };
+        }
       } catch (error) {
-        if (![503, 504].includes(error.status)) throw error;
+        const busy = [503, 504].includes(error.status);
+        const broken = answered && LOST.includes(error.status);
+        if (!busy && !broken) throw error;
+        if (busy) [answered, breaks] = [true, 0];
         yield { frame, exit: null, run, missed: error.message };
+        if (broken && breaks++) await new Promise((done) => setTimeout(done, RETRY_MS));
       }
     }
   }
 
   async #get(path) {
     const response = await fetch(new URL(path, this.#base)).catch(() => {
-      throw new Refused(CLOSED[1006]);
+      throw new Refused(UNREACHABLE);
     });
     const body = await response.json().catch(() => ({ error: `The server answered ${response.status} without JSON.` }));
     if (!response.ok) throw new Refused(body.error, body.code, response.status);
@@ -181,7 +194,7 @@ export class Anytime {
         if (opened) return this.#hungUp(error);
         try {
           await this.#get("v1/models"); // HTTP gets through: only the socket is kept from us
-          this.why = "No WebSocket gets through to the server (a proxy may not pass them on), so each request is a POST and has one exit.";
+          this.why = "No WebSocket gets through to the server (a proxy may not pass them on), so each picture is sent by POST.";
           resolve(null);
         } catch (unreachable) {
           reject(unreachable);

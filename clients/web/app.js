@@ -31,7 +31,7 @@ const legend = new Legend(pick);
 const person = new Person(() => rerun(true));
 const still = new Still(server, { begun, exit: arrived, ended, failed, played });
 const live = new Live(server, [stage, new Stage($("whole"))], asked, { answered: (exits) => dial.mark(exits), counted, failed });
-const panel = new Panel(() => ({ base: document.baseURI, ...options(), box: box() }), (kind) => stage.copy(kind));
+const panel = new Panel(() => ({ base: document.baseURI, ...options(), box: still.photo && person.box(still.photo), clip: live.path }), (kind) => stage.copy(kind));
 let street = null;
 let pinned = null; // the number of the exit whose card was pressed
 let only = null; // the class or joint that is picked in the legend
@@ -112,10 +112,11 @@ function leave(name, credit = "") {
   complain("");
 }
 
-function counted({ exits }) {
+function counted({ exits, fps }) {
   cards.count(exits);
   if (stage.exit) legend.draw(stage.exit, models.labels, { view: view(), only, sorted: false });
-  $("status").textContent = server.why;
+  const { failure } = live.players[0];
+  $("status").textContent = server.why || (failure && fps === 0 ? complaint(failure, dial.ms) : "");
 }
 
 /** Hold the frame that is on the stage, and play its exits slowly. */
@@ -233,7 +234,7 @@ function dialMoved(ms) {
 }
 
 function dialReleased(ms) {
-  if (still.running) still.deadline(ms);
+  if (still.running && !server.why) still.deadline(ms);
   else rerun(false);
 }
 

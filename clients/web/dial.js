@@ -42,6 +42,7 @@ export class Dial {
     this.#input.value = this.#scale.position(this.#ms);
     const ticks = seconds.map((second, index) => this.#tick(1000 * second, index + 1, seconds.length));
     this.#ticks.replaceChildren(...ticks, ...this.#ticks.querySelectorAll("i"));
+    this.#thin(ticks);
     this.#write();
   }
 
@@ -53,6 +54,17 @@ export class Dial {
       dot.style.setProperty("--at", this.#scale.position(elapsed_ms) / 1000);
     });
     for (const dot of dots.slice(exits.length)) dot.remove();
+  }
+
+  /** Leave out the words that would cover others; the first tick keeps its own, and then the last. */
+  #thin([first, ...others]) {
+    const taken = [first.getBoundingClientRect()];
+    for (const tick of [...others.slice(-1), ...others.slice(0, -1)]) {
+      const place = tick.getBoundingClientRect();
+      const crowded = taken.some(({ left, right }) => place.left < right && place.right > left);
+      tick.classList.toggle("bare", crowded);
+      if (!crowded) taken.push(place);
+    }
   }
 
   #tick(ms, number, count) {

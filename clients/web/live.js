@@ -18,11 +18,16 @@ export class Live {
   constructor(server, stages, ask, on) {
     this.#on = on;
     this.players = stages.map((stage, index) => new Player(server, stage, () => ask(index), (error) => (error ? on.failed(error) : this.#count(index))));
-    document.addEventListener("visibilitychange", () => this.#source && (document.hidden ? this.#source.stop() : this.#source.start()));
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.#source?.stop() : this.#source?.start().catch(on.failed)));
   }
 
   get open() {
     return this.#source !== null;
+  }
+
+  /** What a program would follow instead of this clip, or null. */
+  get path() {
+    return this.#source?.path ?? null;
   }
 
   /** What the frames of this clip are offered to. */
@@ -35,7 +40,7 @@ export class Live {
     this.players[0].start();
     this.beside(this.#beside);
     try {
-      await source.start();
+      if (!document.hidden) await source.start(); // else once somebody sees it
     } catch (error) {
       if (source !== this.#source) return false;
       this.close();

@@ -10,6 +10,7 @@ export class Player {
   frame = null; // the frame on the stage
   held = new Held(); // its exits
   dropped = 0;
+  failure = null; // why the last frame had no exit
   #server;
   #stage;
   #ask;
@@ -37,6 +38,7 @@ export class Player {
     this.frame = this.#mask = this.#next = null;
     this.held = new Held();
     this.dropped = 0;
+    this.failure = null;
     this.#stage.clear();
     this.#follow((this.#newest = new Newest()));
   }
@@ -75,6 +77,7 @@ export class Player {
       let last = null; // of the frame that is being answered
       for await (const { frame, exit, run } of this.#server.frames(newest, () => this.#ask().options)) {
         if (newest !== this.#newest) return run.cancel();
+        this.failure = exit ? null : run.failure;
         if (exit) this.#arrived(frame, exit);
         if (last && last.frame !== frame) this.#count(last);
         last = { frame, exit };

@@ -1,28 +1,61 @@
-// A request by POST, for where no WebSocket gets through: one answer, in JSON, with its maps as PNG files.
-import { Refused } from "./run.js";
+// A request by POST, for where no WebSocket gets through: its exits come as server-sent events, with their maps as PNG files.
+import { Refused, UNREACHABLE } from "./run.js";
 
-/** Send the request, and add its exit to `run`. */
+const lost = () => {
+  throw new Refused(UNREACHABLE);
+};
+
+/** Send the request, and add its exits to `run` as they come. Throws `Refused`. */
 export async function post(base, blob, { box, ...options }, run, signal) {
   const url = new URL("v1/predict", base);
   for (const [name, value] of Object.entries({ ...options, ...(box && { box: box.join(",") }) }))
     if (value !== undefined) url.searchParams.set(name, value);
-  const response = await fetch(url, { method: "POST", body: blob, headers: { "Content-Type": blob.type }, signal });
-  const body = await response.json();
-  if (!response.ok) throw new Refused(body.error, body.code, response.status);
-  const exit = { ...body, kind: body.map?.kind, extra: body.map && (await channel(body.map.data)) };
-  if (body.mask) exit.mask = await classes(body.mask);
-  run.add(exit);
-  run.finish({ exit: body.exit, stop: body.stop, elapsed_ms: body.elapsed_ms, skipped: [] });
+  const headers = { "Content-Type": blob.type, Accept: "text/event-stream" };
+  const response = await fetch(url, { method: "POST", body: blob, headers, signal }).catch(lost);
+  if (!response.ok) {
+    const body = await response.json().catch(() => ({ error: `The server answered ${response.status} without JSON.` }));
+    throw new Refused(body.error, body.code, response.status);
+  }
+  let palette = [];
+  for await (const message of events(response.body)) {
+    if (message.type === "accepted") ({ palette } = message);
+    else if (message.type === "exit") run.add(await unpacked(message, palette));
+    else if (message.type === "error") throw new Refused(message.error, message.code, message.status);
+    else if (message.type === "end") return run.finish(message);
+  }
+  throw new Refused("The connection broke before the last exit.");
+}
+
+/** The messages of a stream of events: each is a line of JSON behind `data: `, and an empty line ends it. */
+async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read().catch(lost);
+    if (done) return;
+    const whole = (text + value).split("\n\n");
+    text = whole.pop();
+    for (const event of whole) yield JSON.parse(event.slice(event.indexOf("data: ") + 6));
+  }
+}
+
+/** The exit of a message, with its maps as bytes. */
+async function unpacked({ mask, extra, ...message }, palette) {
+  return {
+    ...message,
+    ...(mask && { mask: await classes(mask, palette) }),
+    ...(extra && { kind: extra.kind, extra: await channel(extra) }),
+  };
 }
 
 /** The class of each pixel: the number of its colour in the palette. */
-async function classes({ data, palette }) {
+async function classes({ data }, palette) {
   const numbers = new Map(palette.map(([red, green, blue], label) => [(red << 16) | (green << 8) | blue, label]));
   const pixels = await decoded(data);
   return Uint8Array.from({ length: pixels.length / 4 }, (_, at) => numbers.get((pixels[4 * at] << 16) | (pixels[4 * at + 1] << 8) | pixels[4 * at + 2]));
 }
 
-async function channel(data) {
+async function channel({ data }) {
   const pixels = await decoded(data);
   return Uint8Array.from({ length: pixels.length / 4 }, (_, at) => pixels[4 * at]);
 }

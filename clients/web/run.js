@@ -1,5 +1,8 @@
 // A request under way, the error of one that failed, and how its maps are unpacked.
 
+/** What is said where there is no connection. */
+export const UNREACHABLE = "The server cannot be reached. Is it running?";
+
 /** An error of the server. `status` is that of HTTP: 504 if nothing was ready in time, 503 if the server is too busy. */
 export class Refused extends Error {
   constructor(sentence, code = "", status = 0) {
@@ -11,8 +14,8 @@ export class Refused extends Error {
 /** A request that was sent. Iterate over it to get its exits as they come; then `end` is there. */
 export class Run {
   /** @type {import("./anytime.js").End | null} */ end = null;
+  /** Why no further exit comes, if that is a fault. @type {Error | null} */ failure = null;
   #exits = [];
-  #failure = null;
   #wake = () => {};
   #cancel;
   #move;
@@ -42,7 +45,7 @@ export class Run {
   }
 
   fail(error) {
-    this.#failure ??= error;
+    this.failure ??= error;
     this.#wake();
   }
 
@@ -50,7 +53,7 @@ export class Run {
   async *[Symbol.asyncIterator]() {
     for (;;) {
       while (this.#exits.length) yield this.#exits.shift();
-      if (this.#failure) throw this.#failure;
+      if (this.failure) throw this.failure;
       if (this.end) return;
       await new Promise((wake) => (this.#wake = wake));
     }

@@ -33,7 +33,7 @@ class Frame {
   }
 }
 
-/** Gives frames to `give`, one picture of a ring after another. */
+/** Gives frames to `give`, one picture of a ring after another. `path`: what a program would open to get the like. */
 class Source {
   #number = 0;
   #ring = [];
@@ -54,13 +54,14 @@ const RATE = 15; // frames of the street a second
 
 /** The drawn street. Its frames know their true classes. Each moment is drawn once, and kept as a file for the next loop. */
 export class StreetSource extends Source {
+  path = "street.mp4";
   interval_ms = 1000 / RATE;
   #street = new Street();
   #kept = []; // {file, truth} of each frame of the loop
   #index = 0;
   #timer = 0;
 
-  start() {
+  async start() {
     let due = performance.now();
     const tick = async () => {
       const timer = this.#timer;
@@ -92,9 +93,10 @@ export class StreetSource extends Source {
 
 /** What a video element shows: a frame whenever the browser has a new one. */
 class VideoSource extends Source {
-  interval_ms = 1000 / 30;
+  interval_ms = 1000 / 30; // until its frames tell
   #limit_px;
-  #running = false;
+  #run = null; // stands for the time from a start to the next stop
+  #last = null; // what the browser said of the last frame
 
   constructor(give, limit_px) {
     super(give);
@@ -103,26 +105,40 @@ class VideoSource extends Source {
   }
 
   async start() {
-    this.#running = true;
-    await this.video.play();
+    const run = (this.#run = {});
+    this.#last = null;
+    try {
+      await this.video.play();
+    } catch (error) {
+      if (run === this.#run) throw error; // else it was stopped before it played
+    }
     const next = () => (this.video.requestVideoFrameCallback ? this.video.requestVideoFrameCallback(take) : requestAnimationFrame(take));
-    const take = () => {
-      if (!this.#running) return;
+    const take = (_, seen) => {
+      if (run !== this.#run) return;
       const { videoWidth: wide, videoHeight: tall } = this.video;
       const scale = Math.min(1, this.#limit_px / Math.max(wide, tall));
       if (wide) this.capture(this.video, Math.max(1, Math.round(wide * scale)), Math.max(1, Math.round(tall * scale)));
+      if (seen) this.#pace(seen);
       next();
     };
     next();
   }
 
   stop() {
-    this.#running = false;
+    this.#run = null;
     this.video.pause();
+  }
+
+  /** Learn how far the frames are apart, some of which may not have come here. */
+  #pace(seen) {
+    const found_ms = (1000 * (seen.mediaTime - this.#last?.mediaTime)) / (seen.presentedFrames - this.#last?.presentedFrames);
+    if (found_ms > 0 && found_ms < 1000) this.interval_ms += (found_ms - this.interval_ms) / 8;
+    this.#last = seen;
   }
 }
 
 export class CameraSource extends VideoSource {
+  path = "camera:0";
   #stream = null;
 
   async start() {
@@ -148,6 +164,7 @@ export class FileSource extends VideoSource {
   constructor(give, limit_px, file) {
     super(give, limit_px);
     this.#file = file;
+    this.path = file.name;
   }
 
   async start() {

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.bench import workload
 from models.bench.cases import BenchCase
 from models.bench.runtimes import TimedRun
-from models.data.street import VOID
+from models.data.scenes import VOID
 from models.evaluation import scores
 from models.evaluation.scores import percent
 from models.imaging.geometry import Frame

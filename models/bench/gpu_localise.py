@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.anytime import score_difference
+from models.bench import street_masks
 from models.commands.options import parse_shares, parse_size
-from models.data import scenes
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE, Frame, Size
@@ -113,7 +113,9 @@ def _masks(size: Size, shares: Sequence[float] | Sequence[Tensor], seed: int) ->
     if given or not shares:
         return given
     height, width = size[0] // STRIDE, size[1] // STRIDE
-    drawn = scenes.masks(scenes.draw(2 * height, 2 * width, seed), height, width, [float(share) for share in shares])
+    drawn = street_masks.masks(
+        street_masks.draw(2 * height, 2 * width, seed), height, width, [float(share) for share in shares]
+    )
     return [torch.from_numpy(mask) for mask in drawn]
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from models.anytime import exits_in_turns, exits_of, largest, score_difference
+from models.bench import street_masks
 from models.bench.gpu import GpuCase, GpuTiming
-from models.data import scenes
 from models.executors.gpu.executor import TritonExecutor
 from models.executors.gpu.graphs import capture
 from models.executors.gpu.tuning import TUNED, write
@@ -32,7 +32,7 @@ from models.network.network import build_network
 def positions(size: Size, shares: Sequence[float], seed: int) -> dict[int, Tensor]:
     """Masks by exit, bool (1, 1, h, w), on the GPU: those of a drawn scene."""
     height, width = size[0] // STRIDE, size[1] // STRIDE
-    masks = scenes.masks(scenes.draw(2 * height, 2 * width, seed), height, width, shares)
+    masks = street_masks.masks(street_masks.draw(2 * height, 2 * width, seed), height, width, shares)
     return {index: torch.from_numpy(mask).cuda()[None, None] for index, mask in enumerate(masks, 1)}
 
 

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.anytime import exits_of
+from models.bench import street_masks
 from models.bench.cases import BenchCase
 from models.checkpoint import load_directory
-from models.data import camvid, datasets, scenes
-from models.data.street import Scene
+from models.data import camvid, datasets
+from models.data.scenes import Scene
 from models.evaluation.ranges import RangeObserver
 from models.executors.reference import ReferenceExecutor
 from models.imaging.geometry import STRIDE, Frame
@@ -87,11 +88,11 @@ def masks(case: BenchCase) -> list[Tensor]:
         return []
     height, width = (side // STRIDE for side in inputs(case).shape[-2:])
     if case.data is None:
-        labels = scenes.draw(2 * height, 2 * width, case.seed)
+        labels = street_masks.draw(2 * height, 2 * width, case.seed)
     else:
         found = camvid.read(Path(case.data), "val")
         labels = found[case.seed % len(found)].labels()
-    return [torch.from_numpy(mask) for mask in scenes.masks(labels, height, width, case.active)]
+    return [torch.from_numpy(mask) for mask in street_masks.masks(labels, height, width, case.active)]
 
 
 def calibration(case: BenchCase) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ Label 11 is void. A file's name begins with the drive it was taken on, for examp
 from pathlib import Path
 
 from models.data.files import images_in
-from models.data.street import Scene, class_table
+from models.data.scenes import Scene, class_table
 
 CLASSES = class_table(range(11))
 

@@ -6,7 +6,7 @@ The reader takes the data set as it is published: `DIR/leftImg8bit/SPLIT/CITY/*_
 
 from pathlib import Path
 
-from models.data.street import Scene, class_table
+from models.data.scenes import Scene, class_table
 
 CLASSES = class_table((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33))
 """The ids in label files that are evaluated, in the order of the classes: road, sidewalk, ... bicycle."""

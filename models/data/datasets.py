@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from models.data import camvid, cityscapes, lsp, mpii
 from models.data.people import Person
-from models.data.street import Scene
+from models.data.scenes import Scene
 
 Example = TypeVar("Example")
 

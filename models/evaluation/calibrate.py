@@ -1,5 +1,5 @@
-"""Calibrates the quality stop: finds where a model may stop early, and shows on images kept aside that the promise
-holds.
+"""Calibrates the quality stop: finds the thresholds at which a model may stop early, and checks the promise on held-out
+images.
 
 `models/quality.py` says what is promised, and how the thresholds follow.
 """

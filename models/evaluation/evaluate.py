@@ -15,7 +15,7 @@ from tqdm import tqdm
 from models.anytime import AnytimeModel, Exit, State, exits_of
 from models.data import datasets
 from models.data.people import Person
-from models.data.street import VOID, Scene
+from models.data.scenes import VOID, Scene
 from models.evaluation import scores
 from models.evaluation.scores import percent
 from models.imaging.geometry import BOX_MARGIN, Box, person_square

@@ -16,7 +16,7 @@ from models.anytime import AnytimeModel, Exit, exits_of
 from models.data import datasets
 from models.data.files import images_in
 from models.data.people import Person
-from models.data.street import VOID, Scene
+from models.data.scenes import VOID, Scene
 from models.evaluation import scores
 from models.imaging.geometry import Box
 from models.imaging.images import read_image

@@ -14,7 +14,7 @@ from models.anytime import AnytimeModel, exits_of
 from models.data import datasets
 from models.data.files import SUFFIXES, images_in
 from models.data.people import Person
-from models.data.street import Scene
+from models.data.scenes import Scene
 from models.evaluation.evaluate import ExitCosts, pose, segmentation
 from models.evaluation.observations import BoxedImage
 from models.evaluation.ranges import RangeObserver

@@ -14,7 +14,7 @@ from models.network.network import Progress
 from models.quantisation import LARGEST
 
 PERCENTILE = 99.99
-"""The share of a feature's values that its scale covers, in percent; larger values are saturated."""
+"""The percentage of a feature's values that its scale covers; larger values saturate."""
 DROPPED_BITS = 15
 """A histogram tells values apart by the first 17 bits of their float32: sign, exponent and 8 bits, 0.4 % of a value."""
 BINS = 1 << (31 - DROPPED_BITS)

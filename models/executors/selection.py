@@ -47,8 +47,8 @@ def build_fastest(
     directory: Path | None,
     timer: Timer | None = None,
 ) -> tuple[AnytimeModel, str]:
-    """The network that `make` gives, run by `executor` in `precision`, and why in that one; empty if there was no
-    choice. See `build`.
+    """The network that `make` returns, run by `executor` in `precision`, and the reason for the precision; empty if
+    there was no choice. See `build`.
 
     `precision`: fp32; int8; or auto, which takes int8 if `directory`, the model's, holds scales and int8 is faster by
     `timer` (None: by measurement). Scales of other weights are not used by auto, and the log says so.

@@ -1,5 +1,5 @@
-"""Decides whether a faster executor may replace the reference: both run side by side at the served size, and the faster
-one must be right at every exit and take less time.
+"""Verification: decides whether a faster executor may replace the reference. Both run side by side at the model's size;
+the faster one must be correct at every exit and take less time.
 
 Verification runs in a process of its own (`python -m models.executors`), because a broken kernel may end its process.
 """

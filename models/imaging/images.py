@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,11 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """The transposition that turns an image upright, by its EXIF orientation."""
+_EXIF_BYTES = 64 * 2**10
+"""What is read of EXIF, in which the orientation comes first; JPEG has room for no more. Each of its entries may be as
+long as all of it."""
+_EXIF_TEXT = "Raw profile type exif"
+"""Where a PNG may have EXIF as text, in hexadecimal digits."""
 
 
 def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -30,10 +36,7 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     SyntaxError or ValueError on a broken file; which of them depends on the format.
     """
     image.load()
-    try:
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:
-        turn = None
+    turn = _UPRIGHT.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":  # Pillow would cut 16 bits off at 255
@@ -41,6 +44,18 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
         np.divide(scaled, 257, out=scaled)
         image = Image.fromarray(np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8))
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> Any:
+    """The EXIF orientation of an image; 1, which is upright, if it cannot be read."""
+    if len(image.info.get("exif", b"")) > _EXIF_BYTES:
+        image.info["exif"] = image.info["exif"][:_EXIF_BYTES]
+    if len(image.info.get(_EXIF_TEXT, "")) > 3 * _EXIF_BYTES:
+        del image.info[_EXIF_TEXT]
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

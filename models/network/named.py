@@ -1,4 +1,4 @@
-"""HRNet with exits, computed feature by feature, so that each feature can be looked at, or rounded, where it is made.
+"""HRNet with exits, computed feature by feature, so that a derived class can observe or quantise each feature.
 
 The arithmetic is that of the executors: batch norms are folded into the weights before them, and a 1x1 convolution runs
 before the upsampling that precedes it in the network, because the two commute. `NamedNetwork` gives the network's own

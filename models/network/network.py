@@ -21,7 +21,8 @@ from models.network.families import FAMILIES, imported
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a batch of N inputs has come; a value, so that nothing of a request is kept on a module.
+    """The progress of a batch of N inputs through a network. It is an immutable value: modules keep nothing of a
+    request.
 
     `features`: what the next step reads; before the first one, the images (N, 3, H, W). `masks`: those of the latest
     exit, under which the next stage is computed; None means everywhere. `scores`: of the latest exit, after carry-over

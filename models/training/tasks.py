@@ -1,4 +1,4 @@
-"""What segmentation and pose do differently in training: batches, losses, scores.
+"""The tasks of training, segmentation and pose: their batches, losses and scores.
 
 A task holds its whole data set on the device, so that no step waits for loading: 25 GB for Cityscapes, 8 GB for MPII.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from models.data import datasets
 from models.data.files import in_parallel
 from models.data.people import Skeleton, crop
-from models.data.street import VOID, Scene
+from models.data.scenes import VOID, Scene
 from models.evaluation import scores
 from models.imaging.geometry import MULTIPLE, STRIDE
 from models.imaging.postprocess import peaks

@@ -1,7 +1,7 @@
 """The guard: what is checked of every request and every WebSocket before the application sees it.
 
-It finds out who asks, refuses names of this server that are not its own, pages of other sites and missing keys, and
-adds the headers that keep browsers in check. It reads the head of a request alone.
+It identifies the caller and adds the security headers for browsers. It refuses requests that call the server by a
+foreign name, that come from pages of other sites, or that lack an API key. It reads only the head of a request.
 """
 
 import socket
@@ -21,7 +21,7 @@ from server.access.identity import CALLER, SOMEBODY, Caller, token_digest
 from server.access.keys import KeyRing
 from server.access.origins import Origins
 from server.access.proxies import TrustedProxies, parse_client_address, request_start_s
-from server.errors import InvalidError, NotFoundError, ServerError
+from server.errors import HeadersTooLargeError, InvalidError, NotFoundError, ServerError
 from server.protocols.replies import error_reply
 from server.settings import Settings
 
@@ -32,11 +32,15 @@ the server chooses, and the second with the key behind it."""
 
 OPEN_PATHS = ("/", "/health/live", "/health/ready", "/docs", "/openapi.json")
 OPEN_FOLDERS = ("/static/", "/docs/")
-"""What needs no key: pages, their files, and the health that load balancers ask for."""
+"""Paths that need no key: the pages, their files, and the health checks of load balancers."""
 
 ADMIN_PATHS = ("/metrics", "/docs", "/openapi.json")
 ADMIN_FOLDERS = ("/docs/",)
-"""What is for operators: if they have an address of their own, it is there alone, and needs no key."""
+"""Paths for operators. With `--admin` they are served on that address only, without a key."""
+
+MAX_FIELDS, MAX_FIELD_BYTES = 128, 8192
+"""The most header fields of a request, and the longest one or target: what a WebSocket's handshake may have, too. To
+read some takes time that grows with the square of their length. Cookies are not read, and may be longer."""
 
 Fields = defaultdict[bytes, list[str]]
 """The headers of a request: each name in small letters, with its values."""
@@ -76,6 +80,7 @@ class Guard:
             await send(message)
 
         try:
+            _check_head(scope)
             scope[CALLER] = self._admit(scope, fields, origin)
         except ServerError as error:
             await _refuse(error, fields, scope, receive, send_marked)
@@ -109,7 +114,7 @@ class Guard:
     def _needs_key(self, scope: Scope) -> bool:
         """Whether a request needs an API key on a server that has keys. Raises NotFoundError if its path is served on
         the operators' address only."""
-        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         if self.admin_port is not None and (path in ADMIN_PATHS or path.startswith(ADMIN_FOLDERS)):
             if (scope.get("server") or ("", None))[1] != self.admin_port:
                 raise NotFoundError(f"there is nothing at {path} here; operators have an address for it", "not_found")
@@ -141,6 +146,20 @@ def _fields(scope: Scope) -> Fields:
     for name, value in scope["headers"]:
         fields[name].append(value.decode("latin-1"))
     return fields
+
+
+def _check_head(scope: Scope) -> None:
+    """Raises HeadersTooLargeError if reading the head would take long."""
+    fields = scope["headers"]
+    if len(fields) > MAX_FIELDS:
+        sentence = f"the request has {len(fields):,} header fields, and the limit is {MAX_FIELDS}; send fewer"
+        raise HeadersTooLargeError(sentence, "headers_too_large")
+    sizes = {"a header field": max((len(value) for name, value in fields if name != b"cookie"), default=0)}
+    sizes["the target"] = len(scope.get("raw_path") or b"") + len(scope.get("query_string", b""))
+    for what, size_bytes in sizes.items():
+        if size_bytes > MAX_FIELD_BYTES:
+            sentence = f"{what} has {size_bytes:,} bytes, and the limit is {MAX_FIELD_BYTES:,}; send a shorter one"
+            raise HeadersTooLargeError(sentence, "headers_too_large")
 
 
 def _key(scope: Scope, fields: Fields) -> str | None:

@@ -12,8 +12,8 @@ POLICY = (
     "connect-src 'self'; worker-src 'self' blob:; font-src 'self'; manifest-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""What a page of this server may load: what it has from this server alone, and pictures that it made itself. No page of
-any site may frame it."""
+"""The Content-Security-Policy: a page of this server may load resources of this server only, and pictures that it made
+itself. No page may show it in a frame."""
 
 SECURITY: Headers = [
     (b"x-content-type-options", b"nosniff"),
@@ -22,8 +22,8 @@ SECURITY: Headers = [
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"content-security-policy", POLICY.encode()),
 ]
-"""Sent with every answer: it is what its type says, in no frame, tells no other site where it came from, no page of
-another origin may embed it, and it may load what `POLICY` says."""
+"""The security headers of every answer. A browser does not guess the type of the answer, does not show it in a frame,
+sends no Referer from it, does not let pages of another origin embed it, and loads for it what `POLICY` allows."""
 
 METHODS = "GET, POST, DELETE"
 REQUEST_FIELDS = (
@@ -38,8 +38,8 @@ PREFLIGHT_S = 600
 
 
 def sharing_headers(origin: str) -> Headers:
-    """What lets pages of `origin` read an answer (CORS). Credentials that a browser has of itself are never asked for:
-    keys are sent by the page."""
+    """The CORS headers that let pages of `origin` read an answer. They allow no cookies or other credentials that the
+    browser holds; a page sends its API key itself."""
     return [
         (b"access-control-allow-origin", origin.encode()),
         (b"access-control-expose-headers", RESPONSE_FIELDS.encode()),

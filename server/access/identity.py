@@ -1,4 +1,4 @@
-"""Who asks: the caller of a request, and who may look the request up. Pure."""
+"""The caller, who sent a request, and the owner, who may look it up and cancel it. Pure."""
 
 import hashlib
 import ipaddress
@@ -9,6 +9,7 @@ from typing import Any
 from server.errors import InvalidError
 
 MIN_TOKEN, MAX_TOKEN = 16, 256
+
 
 Owner = tuple[str, str | bytes]
 """Who may look a request up and cancel it: the kind of proof, and the proof."""
@@ -22,8 +23,8 @@ class Caller:
     """Who sent a request.
 
     `address`: the client's IP address. `key`: the name of its API key, or None. `token`: the digest of the secret that
-    the request carries in `X-Request-Token`, or None. A digest, since finding it in a table says nothing of the secret,
-    however long it takes. `waited_s`: the seconds that the request had waited at a trusted proxy when it came.
+    the request carries in `X-Request-Token`, or None. Only digests are compared, so that the time of a look-up reveals
+    nothing about the secret. `waited_s`: the seconds that the request had waited at a trusted proxy when it came.
     """
 
     address: str = "unknown"
@@ -33,21 +34,13 @@ class Caller:
 
     @property
     def name(self) -> str:
-        """The name by which limits, budgets and fair shares identify the caller: the name of its API key, or else its
-        address."""
+        """The name by which budgets and logs identify the caller: the name of its API key, or else its address."""
         return self.key or self.address
 
     @property
     def network(self) -> str:
-        """The name by which limits per address count the caller: `name`, but the /64 network of an IPv6 address,
-        because one host can use every address of its network."""
-        if self.key is not None or ":" not in self.address:
-            return self.name
-        try:
-            address = ipaddress.IPv6Address(self.address.partition("%")[0])
-        except ValueError:
-            return self.address
-        return str(ipaddress.IPv6Network((address, 64), strict=False))
+        """The name by which limits per address and fair shares count the caller: its key, or else its `network_of`."""
+        return self.key or network_of(self.address)
 
     def owner(self, *, made_id: bool) -> Owner:
         """Who may look up a request that this caller sends. `made_id`: the server makes up its id."""
@@ -68,13 +61,25 @@ class Caller:
 
 SOMEBODY = Caller()
 CALLER = "anytime.caller"
-"""The key of the ASGI scope that says who asks."""
+"""The key of the ASGI scope that holds the `Caller`."""
 
 
 def caller_of(scope: Mapping[str, Any]) -> Caller:
     """Who sent the request of an ASGI scope; the guard has found that out."""
     found: Caller = scope.get(CALLER, SOMEBODY)
     return found
+
+
+def network_of(address: str) -> str:
+    """The name by which limits per address count `address`: the /64 network of an IPv6 address, because one host can
+    use every address of its network; else the address. IPv4 addresses that are written as IPv6 ones are IPv4."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(found.ipv4_mapped or ipaddress.IPv6Network((found, 64), strict=False))
 
 
 def token_digest(token: str) -> bytes:

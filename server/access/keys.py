@@ -21,6 +21,7 @@ from pydantic import Field
 from pydantic_core import PydanticCustomError
 
 from models.network.configs import GIGA
+from models.reading import read_text, shallow
 from models.validation import from_json, value
 from server.access.bucket import Bucket
 from server.errors import ForbiddenError, TooManyRequestsError, UnauthorizedError
@@ -68,6 +69,12 @@ class KeyFile:
     """What a file of keys holds."""
 
     keys: dict[str, KeyTerms] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.keys:  # as it is while somebody writes it
+            raise ValueError(
+                "there is no key in it, so that nobody could ask; make one: python -m server keys new NAME"
+            )
 
 
 class KeyAccount:
@@ -172,7 +179,7 @@ class KeyRing:
             logger.info("%s was read again; keys: %d", self._path, len(self._accounts))
 
     def _take(self, file: KeyFile, now_s: float) -> None:
-        """Make these the keys. What a key has spent counts on while its terms stay."""
+        """Replace the keys by those of `file`. A key whose terms are unchanged keeps its balance."""
         before, self._accounts = self._accounts, {}
         for name, terms in file.keys.items():
             known = before.get(name)
@@ -181,7 +188,7 @@ class KeyRing:
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes with the file; None if it cannot be looked at."""
+    """A value that differs once the file has been changed; None if its metadata cannot be read."""
     try:
         found = path.stat()
     except OSError:
@@ -192,7 +199,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 def read_keys(path: Path) -> KeyFile:
     """Raises ValueError, which names the file and the key."""
     try:
-        data = json.loads(json.dumps(tomllib.loads(path.read_text()), default=str))
+        data = json.loads(json.dumps(shallow(lambda: tomllib.loads(read_text(path))), default=str))
         found = from_json(KeyFile, data, "a file of keys")
         for name in found.keys:
             checked_name(name)

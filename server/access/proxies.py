@@ -19,10 +19,11 @@ class TrustedProxies:
         return bool(self._networks) and self._trusts(address)
 
     def client(self, peer: str, forwarded: Sequence[str]) -> str:
-        """The client's address, by the `X-Forwarded-For` headers: the last one that no trusted proxy has.
+        """The client's address: the last one in the `X-Forwarded-For` headers that is not a trusted proxy's.
 
-        Each proxy appends the address that it was asked from, so that only what trusted proxies appended is true. What
-        is no address ends the search. `peer`: the address at the other end of the connection.
+        Each proxy appends the address that the request came from, so only the entries that trusted proxies appended are
+        reliable. The search ends at an entry that is not an address. `peer`: the address at the other end of the
+        connection.
         """
         client = peer
         for text in reversed(",".join(forwarded).split(",")):

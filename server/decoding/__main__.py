@@ -24,8 +24,8 @@ from server.errors import ServerError, unexpected
 from server.worker.lifeline import end_with
 
 EXPENDABLE = 700
-"""Added to the share of memory, in thousandths, by which the system chooses whom to kill when memory runs out: rather
-this process than a worker or the front end."""
+"""The process's oom_score_adj (proc(5)): when memory runs out, the kernel kills this process before a worker or the
+front end."""
 BYTES_PER_PX = 24
 """Memory for each pixel of the largest image: what a WebP takes, with its canvas, its frame and its copies."""
 SPARE_BYTES = 64 * 2**20

@@ -23,7 +23,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 # Pillow's own limit only warns, and holds for the whole process; `decode` has a limit that refuses.
 Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 16 * 2**20
-"""Of texts, `pixels_only` leaves only those that may say which side is up; programs keep an image's history there."""
+"""The limit on a PNG's texts, in bytes. `pixels_only` leaves only the texts that may hold the orientation; some
+programs store an image's editing history in them, too."""
 
 
 def decode(body: bytes, max_pixels: int) -> NDArray[np.uint8]:

@@ -1,22 +1,28 @@
-"""The header of an image file: the size that it declares, and the work that it will be to decode it.
+"""The header of an image file: the size that it declares, and an estimate of the work of decoding it.
 
-It is read on the event loop, so it costs microseconds whatever the file holds, and never raises. What it says decides
-who decodes the file and in which order; whether the file is fit is for the decoder to say.
+It is read on the event loop, so it costs microseconds whatever the file holds, and never raises. It decides which
+process decodes the file, and in which order. Only the decoder decides whether the file is valid.
 """
 
 import struct
 from dataclasses import dataclass
 
 MAX_SEGMENTS = 256
-"""The number of JPEG segments that are searched for the size. Photos have it among the first few dozen."""
+"""The number of JPEG segments before the pixels that are looked at. Most photos have a few dozen."""
 COUNTED_BYTES = 4 * 2**20
 """A file above this size is not examined: it counts as `MUCH` work."""
 MUCH = 1 << 40
 SCANS_AS_ONE = 4
-"""This many scans of a progressive JPEG take as long to decode as a JPEG in one scan."""
+"""This many scans of a JPEG take as long to decode as a JPEG in one scan."""
+PACKED_AS_ONE = 16
+"""A pixel of a BMP in run lengths takes as long to decode as this many, because Pillow reads them in Python."""
 _SIZES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """The markers of JPEG segments that hold the size."""
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_START_OF_SCAN = 0xDA
+_SEGMENTS = frozenset({*range(0xC0, 0xFF)} - {*range(0xD0, 0xDA)})
+"""The markers of JPEG segments that have a length. A decoder finds others between segments, where they hide what
+follows them from whoever takes them for segments."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ def read_header(body: bytes) -> Header | None:
     try:
         if body.startswith(b"\xff\xd8\xff"):
             return _jpeg(body)
-        if body.startswith(b"\x89PNG\r\n\x1a\n"):
+        if body.startswith(b"\x89PNG\r\n\x1a\n") and body[12:16] == b"IHDR":
             return _header(body, *struct.unpack_from(">II", body, 16))
         if body.startswith(b"RIFF") and body[8:12] == b"WEBP":
             return _webp(body)
@@ -47,9 +53,9 @@ def read_header(body: bytes) -> Header | None:
     return None
 
 
-def work_px(body: bytes) -> int:
+def work_px(body: bytes | memoryview) -> int:
     """The work of decoding a file, in the pixels of `Header.work_px`."""
-    header = read_header(body)
+    header = None if len(body) > COUNTED_BYTES else read_header(bytes(body))
     return MUCH if header is None else header.work_px
 
 
@@ -58,15 +64,21 @@ def _header(body: bytes, width: int, height: int, times: float = 1.0) -> Header:
 
 
 def _jpeg(body: bytes) -> Header | None:
-    at = 2
+    at, frame = 2, None
     for _ in range(MAX_SEGMENTS):
         mark, marker, length = struct.unpack_from(">BBH", body, at)
-        if mark != 0xFF:
+        if mark != 0xFF or marker not in _SEGMENTS or length < 2:
             return None
         if marker in _SIZES:
-            height, width = struct.unpack_from(">HH", body, at + 5)
+            frame = (*struct.unpack_from(">HHB", body, at + 5), marker in _PROGRESSIVE)
+        elif marker == _START_OF_SCAN:
+            if frame is None:
+                return None
+            height, width, components, progressive = frame
+            (scanned,) = struct.unpack_from("B", body, at + 4)
+            several = progressive or scanned < components  # else a decoder stops after the first scan
             times = 1.0
-            if marker in _PROGRESSIVE and len(body) <= COUNTED_BYTES:
+            if several and len(body) <= COUNTED_BYTES:
                 # Data that looks like the beginning of a scan is counted, too; that only makes the file look dearer.
                 times = max(1.0, body.count(b"\xff\xda") / SCANS_AS_ONE)
             return _header(body, width, height, times)
@@ -91,5 +103,7 @@ def _bmp(body: bytes) -> Header | None:
     if size == 12:
         return _header(body, *struct.unpack_from("<HH", body, 18))
     width, height, compression = struct.unpack_from("<Ii4xI", body, 18)
-    packed = compression in (1, 2)  # in run lengths, which Pillow reads in Python
-    return _header(body, width, abs(height), 16.0 if packed else 1.0)
+    if compression not in (1, 2):
+        return _header(body, width, abs(height))
+    work = PACKED_AS_ONE * max(width * abs(height), len(body))  # runs may be empty, so that they fill no pixel
+    return Header(width, abs(height), work)

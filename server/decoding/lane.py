@@ -1,7 +1,7 @@
 """A lane: decoding processes for one kind of image, and the files that wait for them.
 
-What is the least work goes first, by powers of two, and in the order of arrival among equals. So an ordinary photo
-waits for what is being decoded, but for no larger image that waits as well.
+The file with the least work goes first. Works within the same power of two count as equal and go in the order of
+arrival. So an ordinary photo waits for files that are being decoded, and never for a larger image in the queue.
 """
 
 import asyncio
@@ -29,10 +29,10 @@ logger = logging.getLogger("anytime.lane")
 class Waiting:
     """A file that waits for a decoder, or is with one.
 
-    `image`: its pixels, and how long they took. `left`: done once nobody needs the image any more.
+    `image`: its pixels, and the seconds that decoding took. `left`: done once no request needs the image any more.
     """
 
-    body: bytes
+    body: bytes | memoryview
     image: asyncio.Future[tuple[NDArray[np.uint8], float]]
     left: asyncio.Future[None]
 
@@ -41,8 +41,8 @@ class Lane:
     """Keeps `processes` decoding processes running, which `launch` starts."""
 
     GRACE_S = 0.25
-    """Nobody waits for an image after its deadline. Then its process is ended, but not before it has worked for so
-    long: another one takes about as long to start, so images with short deadlines cannot keep the lane restarting."""
+    """After the deadline of an image, its decoding process is ended, but not before it has worked for this long. A new
+    process takes about as long to start, so images with short deadlines cannot keep the lane restarting."""
     RETRY_S = 1.0
     """The pause after a process that ended before it was ready."""
 
@@ -69,7 +69,7 @@ class Lane:
             decoder.process.wait()
 
     @asynccontextmanager
-    async def decoded(self, body: bytes, work_px: int) -> AsyncIterator[tuple[NDArray[np.uint8], float]]:
+    async def decoded(self, body: bytes | memoryview, work_px: int) -> AsyncIterator[tuple[NDArray[np.uint8], float]]:
         """The image in a file, which is valid in the `async with` block: uint8 (H, W, 3) RGB, and the seconds that it
         took, without waiting for a decoder. `work_px`: see `header.Header`. Raises ServerError, see `decode.decode`.
         """
@@ -118,7 +118,7 @@ class Lane:
         failed to decode if a request still waits for it, else None."""
         while (waiting := await self._next(decoder)) is not None:
             began_s, body_bytes = time.monotonic(), len(waiting.body)
-            answered = decoder.decode(waiting.body)
+            answered = await decoder.decode(waiting.body)
             waiting.body = b""
             either: set[asyncio.Future[Any]] = {answered, waiting.left}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -139,7 +139,7 @@ class Lane:
         return None
 
     async def _next(self, decoder: Decoder) -> Waiting | None:
-        """The next file that somebody waits for; None once the process has ended."""
+        """The next file that a request still waits for; None once the process has ended."""
         while not decoder.ended:
             while self._waiting:
                 *_, waiting = heappop(self._waiting)

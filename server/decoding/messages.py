@@ -1,6 +1,6 @@
 """What the front end and a decoding process say to each other: one line each, in JSON.
 
-A decoding process reads files that strangers made. So what it says is text, checked as such, and never a pickle, which
+A decoding process reads files that strangers made. So its messages are text that is checked, and never a pickle, which
 could run code.
 """
 
@@ -19,7 +19,7 @@ class DecoderPlan:
     """What a decoding process is told at its start, as its argument.
 
     `max_body_bytes`, `max_pixels`: the largest file and image; its memory holds the one, then the other.
-    `max_decode_s`: seconds of CPU that one image may take. `nice`: how much it steps back behind the front end.
+    `max_decode_s`: seconds of CPU that one image may take. `nice`: its niceness, relative to the front end's.
     """
 
     max_body_bytes: int

@@ -26,7 +26,9 @@ ADDED_VARIABLES = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
 }
 KEPT_BYTES = 4 * 2**20
-"""Memory beyond this goes back to the system after each image."""
+"""Memory of a file or an image beyond this size is returned to the system after each image."""
+COPIED_BYTES = 2**20
+"""Bytes of a file that are copied at once."""
 MAX_LINE_BYTES = 4096
 
 
@@ -91,15 +93,20 @@ class Decoder:
         self._loop.add_reader(process.connection.fileno(), self._readable)
         self.answer: asyncio.Future[DecoderAnswer | None] = self._loop.create_future()
 
-    def decode(self, body: bytes) -> asyncio.Future[DecoderAnswer | None]:
-        """Have a file decoded, which may be as large as the plan says. Returns the `answer`."""
-        self.answer = self._loop.create_future()
-        self.process.memory[: len(body)] = body
+    async def decode(self, body: bytes | memoryview) -> asyncio.Future[DecoderAnswer | None]:
+        """Hand over a file, which may be as large as the plan says, and yield to the event loop after each megabyte.
+        Returns the `answer`."""
+        self.answer = answer = self._loop.create_future()
+        for start in range(0, len(body), COPIED_BYTES):
+            if start:
+                await asyncio.sleep(0)
+            piece = body[start : start + COPIED_BYTES]
+            self.process.memory[start : start + len(piece)] = piece
         try:
             self.process.connection.send(b"%d\n" % len(body))
         except OSError:
             self._end()
-        return self.answer
+        return answer
 
     def pixels(self, answer: DecoderAnswer) -> NDArray[np.uint8]:
         """A view of the image that was decoded last: uint8 (H, W, 3) RGB. Valid until the next file, or `clear`."""
@@ -136,7 +143,7 @@ class Decoder:
     def _hear(self, line: bytes) -> None:
         try:
             answer = DecoderAnswer.from_line(line, self._plan.max_pixels)
-        except (KeyError, TypeError, ValueError):  # whoever says that is no decoder any more
+        except (KeyError, TypeError, ValueError):  # such a process is no longer trusted
             self._end()
             return
         if not self.answer.done():

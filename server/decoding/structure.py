@@ -1,8 +1,8 @@
-"""The structure of an image file: what of it decides the pixels, and how much there may be of it.
+"""The structure of an image file: the parts of it that decide the pixels, and limits on their number.
 
-Decoders handle a segment, a chunk or a scan at a time, so a file of nothing but those keeps one busy for seconds. Here
-a file is passed over once, its parts are counted, and comments, profiles, previews and what follows the image are left
-out. What is left is shorter, and the decoder reads nothing that the image does not need.
+Decoders handle a segment, a chunk or a scan at a time, so a file of nothing but those keeps one busy for seconds. This
+module scans a file once, counts its parts, and leaves out comments, profiles, previews and anything behind the image.
+The decoder reads only the rest.
 """
 
 import re
@@ -15,6 +15,9 @@ MAX_PARTS = 32_768
 MAX_SCANS = 64
 """A JPEG may have this many scans; encoders write about ten. Decoding one scan takes as long as the whole image, so a
 small file with many scans would take any time."""
+MAX_HEAD_BYTES = 256 * 2**10
+"""Before its first scan, a JPEG may have this many bytes of tables, Exif and XMP, which Pillow reads in Python. Each
+table comes once, in 3 KB all together; Exif and XMP have 64 KB each."""
 MAX_RUNS_BYTES = 4 * 2**20
 """A BMP may have this many bytes of run lengths, which are decoded one by one."""
 
@@ -55,7 +58,7 @@ def _check_parts(parts: int, what: str) -> None:
 
 def _jpeg(body: bytes) -> bytes:
     """The tables and the scans, up to the end of the image. A phone may append a clip, a camera a second image."""
-    kept, at, parts, scans, first_scan = [body[:2]], 2, 0, 0, 0
+    kept, at, parts, scans, first_scan, head_bytes = [body[:2]], 2, 0, 0, 0, 0
     while found := _SEGMENT.search(body, at):
         start, marker = found.start(), body[found.start() + 1]
         parts += 1
@@ -71,6 +74,13 @@ def _jpeg(body: bytes) -> bytes:
             first_scan = first_scan or start
         elif not first_scan and (marker in _TABLES or body.startswith(_APPLICATION.get(marker, ()), start + 4)):
             kept.append(body[start:at])
+            head_bytes += at - start
+    if head_bytes > MAX_HEAD_BYTES:
+        raise InvalidError(
+            f"the image has {head_bytes:,} bytes of tables, Exif and XMP; the limit is {MAX_HEAD_BYTES:,}: save it "
+            "anew",
+            "too_many_parts",
+        )
     if scans > MAX_SCANS:
         raise InvalidError(
             f"the image comes in {scans:,} scans, each of which takes as long as the whole; the limit is {MAX_SCANS}: "
@@ -90,6 +100,8 @@ def _png(body: bytes) -> bytes:
         length, kind = struct.unpack_from(">I4s", body, at)
         parts += 1
         _check_parts(parts, "chunks")
+        if (kind == b"IHDR") != (parts == 1):
+            raise InvalidError("the image is broken: IHDR is not its first chunk alone; save it anew", "broken_image")
         if kind in _CHUNKS or (kind in (b"iTXt", b"zTXt", b"tEXt") and body.startswith(_UPRIGHT_TEXT, at + 8)):
             kept.append(body[at : at + 12 + length])
         if kind == b"IEND":

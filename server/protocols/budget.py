@@ -21,7 +21,7 @@ router = APIRouter()
 
 
 class BudgetQuery(BaseModel):
-    """The request that is asked about."""
+    """The request whose budget is asked for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +48,8 @@ class PredictedBody(TypedDict):
 
 
 class BudgetBody(TypedDict):
-    """The smallest limits, all limits, and when each exit would be answered; nothing while the models are loaded."""
+    """The smallest limits, all limits by source, and the predicted time of each exit; `predicted` is empty while the
+    models are loading."""
 
     deadline_ms: float
     max_exit: int
@@ -68,8 +69,8 @@ async def budget(request: Request) -> Response:
         given, missing = ("width", "height") if query.height is None else ("height", "width")
         raise InvalidError(f"{given} is given and {missing} is missing; give both or neither", "bad_parameter")
     size = None if query.height is None or query.width is None else (query.height, query.width)
-    client = caller_of(request.scope).name
-    return reply(describe_budget(service.forecast(query.model, client, query.deadline_ms, size)))
+    caller = caller_of(request.scope)
+    return reply(describe_budget(service.forecast(query.model, caller, query.deadline_ms, size)))
 
 
 def describe_budget(forecast: Forecast) -> BudgetBody:

@@ -1,8 +1,9 @@
-"""HTTP connections: uvicorn's protocol, with limits on what a client may cost.
+"""HTTP connections: uvicorn's protocol, with limits on what one client can cost the server.
 
-- One request at a time: the bytes behind a request are parsed once its answer is out, and has been read.
-- Headers, trailers and chunks are bounded, and so is the time that they may take.
-- Requests that ask for another protocol than WebSocket are answered, and the time of each first byte is noted.
+- One request at a time: the next request is parsed once the answer to the one before has been sent and read.
+- Headers, trailers and chunks are limited in size, in number and in the time that they may take to arrive.
+- Requests to upgrade to another protocol than WebSocket are answered as plain HTTP requests.
+- The time of each request's first byte is noted.
 """
 
 import asyncio
@@ -19,8 +20,9 @@ from uvicorn.server import ServerState
 from server.errors import HeadersTooLargeError, InvalidError, ServerError, SlowRequestError
 from server.protocols.flow import HeldFlow
 from server.protocols.gate import Gate
+from server.protocols.head import HeldHead
 from server.protocols.http import ARRIVED_S
-from server.protocols.message import Message, to_head, without_upgrades
+from server.protocols.message import Message, announced_bytes, to_head, without_upgrades
 from server.protocols.peers import Peer
 from server.protocols.pieces import check_pieces
 from server.protocols.replies import error_body, to_json
@@ -29,23 +31,22 @@ from server.protocols.websocket import WebSocketProtocol
 
 
 class _OverrunError(Exception):
-    """The parser has come to the next request, though the last one is not answered."""
+    """The parser has reached the next request before the present one was answered."""
 
 
 class HttpProtocol(Peer, HttpToolsProtocol):
-    """uvicorn's HTTP, one request after the other."""
+    """uvicorn's HTTP protocol, one request at a time."""
 
     MAX_HEAD_BYTES = 64 * 1024
-    """The most bytes of a request's headers, and of what else may come without a byte of a body. The time to parse them
-    grows with their square."""
+    """The most bytes of a request's headers, and of anything else that brings no byte of a body, such as empty lines,
+    chunk extensions and trailers. The parser takes time that grows with the square of their number."""
     MAX_REST_BYTES = 64 * 1024
     """While more bytes than this wait behind an unanswered request, reading is paused."""
 
-    _rest = b""  # what has come and is not parsed yet
-    _came_s = 0.0  # when the last of it came
-    _lets_others_read = False
-    _waits_for_turn = False
-    _pipelined = False  # the rest came before the answer to the last request was out
+    _rest = b""  # received bytes that are not parsed yet
+    _received_s = 0.0  # when the last of them arrived
+    _lets_others_read = _waits_for_turn = False
+    _pipelined = False  # `_rest` arrived before the last request was answered
 
     def __init__(
         self,
@@ -70,8 +71,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * settings.unread_timeout_s))
         self.waits_since_s = time.monotonic()
         self.due_s = self.waits_since_s + settings.header_timeout_s
-        refusal = self._gate.peers.add(self)
-        if refusal:
+        if refusal := self._gate.peers.add(self):
             self._refuse(refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -94,18 +94,18 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             self._refuse(error)
         else:
             self.transport.close()
-        if self.cycle is not None and self.cycle.more_body:  # the application holds what has come of the body
+        if self.cycle is not None and self.cycle.more_body:  # the application holds the body so far
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
     # --- from bytes to requests ---
 
     def data_received(self, data: bytes) -> None:
-        self._came_s = time.monotonic()
+        self._received_s = time.monotonic()
         self._rest += data
         if len(data) >= LARGE_BYTES and not self._lets_others_read:
             self._lets_others_read = True
-            may_go_on = self._gate.peers.spend(self, len(data) / STEP_BYTES, self._came_s)
+            may_go_on = self._gate.peers.spend(self, len(data) / STEP_BYTES, self._received_s)
             (self.loop.call_soon if may_go_on else self._gate.turns.wait)(self._read_on)
         self._go_on()
 
@@ -149,18 +149,19 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             self._go_on()
 
     def _start(self) -> None:
-        self._message.begun, self._message.arrived_s = True, self._came_s
+        self._message.begun, self._message.arrived_s = True, self._received_s
         self.waits_since_s = time.monotonic()
         self.due_s = self.waits_since_s + self._gate.settings.header_timeout_s
 
     def _hold(self, hold: bool) -> None:
-        """Read no more, or go on."""
+        """Pause reading from the connection (`hold` is True), or resume it."""
         if hold != self.flow.held and not self.transport.is_closing():
             self.flow.held = hold
             (self.flow.pause_reading if hold else self.flow.resume_reading)()
 
     def _parse(self) -> None:
-        """Parse what belongs to the part of the message that is being read."""
+        """Parse received bytes, at most to the end of the message's present part: its head, its body, or a portion of a
+        chunked body."""
         end = self._message.end(self._rest)
         piece, self._rest = self._rest[:end], self._rest[end:]
         self._message.take(piece)
@@ -192,27 +193,24 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         if self._message.complete:
             raise _OverrunError
         super().on_message_begin()
-        # The first byte's: headers may come slowly. The standard allows further keys.
+        # The time of the first byte, since headers may come slowly. ASGI allows further keys.
         self.scope.update({ARRIVED_S: self._message.arrived_s})  # type: ignore[misc]
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._message.in_body:  # what follows a body is a trailer, and no header (RFC 9110, section 6.5)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> Any:
         if self.parser.get_method() == b"CONNECT":
             raise InvalidError("CONNECT is for proxies, and this is none; send GET or POST", "bad_http")
-        self._message.begin_body(self._announced_bytes())
+        self._message.begin_body(announced_bytes(self.headers))
         self.waits_since_s = math.inf
         self.due_s = time.monotonic() + self._gate.settings.body_timeout_s
-        if not self._asks_in_vain():
-            super().on_headers_complete()
-
-    def _announced_bytes(self) -> int | None:
-        """The announced length of the body in bytes; None if it is chunked. The parser refuses a request that says
-        both."""
-        for name, value in self.headers:
-            if name == b"content-length":
-                return int(value)
-            if name == b"transfer-encoding":
-                return None
-        return 0
+        if self._wants_unknown_protocol():
+            return
+        super().on_headers_complete()
+        if self.cycle is not None:  # it is None before a WebSocket
+            self.cycle.transport = HeldHead(self.transport, self.loop)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._message.take_body(len(body))
@@ -225,8 +223,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self._message.complete = True
-        self.due_s = math.inf
+        self._message.complete, self.due_s = True, math.inf
         super().on_message_complete()
         if self.cycle.response_complete:
             self._next()
@@ -236,7 +233,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         if not self.transport.is_closing():
             self.flow.resume_reading()
             if self.cycle is not None and self.cycle.waiting_for_100_continue:
-                self.transport.close()  # the client need not send the body now, which would be read (RFC 9110, 10.1.1)
+                self.transport.close()  # whether the body still comes is unknown (RFC 9110, 10.1.1)
             elif self._message.complete:
                 self._next()
 
@@ -255,7 +252,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         if self.flow.write_paused or self.transport.is_closing():
             return
         self.waits_since_s = time.monotonic()
-        if self.scope["method"] != "POST":  # others wait for nothing: a millisecond more is a step more
+        if self.scope["method"] != "POST":  # these run on the event loop alone: each further millisecond is a step
             more = 1000 * (self.waits_since_s - self._message.arrived_s) - 1
             self._gate.peers.spend(self, max(0.0, more), self.waits_since_s)
         self._pipelined = bool(self._rest)
@@ -287,15 +284,15 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         if rest:
             protocol.data_received(rest)
 
-    def _asks_in_vain(self) -> bool:
-        """Whether the request asks for a protocol that this server does not speak, as `curl --http2` does."""
+    def _wants_unknown_protocol(self) -> bool:
+        """Whether the request asks to upgrade to a protocol that this server does not speak, as `curl --http2` does."""
         return self.parser.should_upgrade() and not self._should_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Answer a request that asks for another protocol as if it had not (RFC 9110, section 7.8): a new parser
-        gets its headers without the fields that ask."""
+        """Ignore the request's wish to upgrade (RFC 9110, section 7.8): parse its head again without the fields that
+        ask for another protocol."""
         head = to_head(self.parser.get_method(), self.url, without_upgrades(self.headers))
-        self.parser = httptools.HttpRequestParser(self)
+        self.parser, self._message.in_body = httptools.HttpRequestParser(self), False
         self._feed(head)
 
     def send_400_response(self, msg: str) -> None:

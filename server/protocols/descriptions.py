@@ -1,4 +1,4 @@
-"""What clients are told of a model: its labels, what its exits cost, and what is served."""
+"""Descriptions of models for clients: their labels, and what their exits cost."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -13,7 +13,8 @@ from server.engine.messages import ModelFacts
 
 
 class LabelsBody(TypedDict, total=False):
-    """What the numbers of a map or of keypoints mean: of classes for segmentation, of joints for pose."""
+    """The labels of a model: the names and colours of its classes (segmentation) or joints (pose), in the order of
+    their numbers."""
 
     classes: list[str]
     joints: list[str]

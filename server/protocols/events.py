@@ -27,11 +27,12 @@ from server.requests.record import RequestRecord
 from server.requests.service import Read, Service
 
 EVENTS = "text/event-stream"
-"""The media type."""
+"""The media type of server-sent events."""
 
 
 class EventStream(Response):
-    """An answer of events, the first of which is there already. A client that reads slowly is sent the newest exits."""
+    """A response of server-sent events. `first` is the first event, `others` yields the rest, and `named` are the
+    headers that identify the request."""
 
     def __init__(self, first: bytes, others: AsyncGenerator[bytes, None], named: Mapping[str, str]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **named}

@@ -16,20 +16,21 @@ class NewExit:
     held: int | None
 
 
-async def new_exits(job: Job, turn: AbstractAsyncContextManager[object] | None = None) -> AsyncGenerator[NewExit, None]:
-    """The newest exit from the required one on, whenever there is one that differs from the one before, until the job
-    ends. `turn` is held while an exit is chosen and sent.
+async def new_exits(job: Job, lock: AbstractAsyncContextManager[object] | None = None) -> AsyncGenerator[NewExit, None]:
+    """Yield the newest exit whenever it differs from the exit sent before, from the required exit on, until the job
+    ends. `lock` is held while an exit is chosen and sent; None: no lock.
 
-    A job that was cancelled sends no more. Close the iterator (`contextlib.aclosing`) if it is not read to its end.
+    Nothing is yielded after the job was cancelled. Close the iterator (`contextlib.aclosing`) if it is not read to its
+    end.
     """
-    turn = nullcontext() if turn is None else turn
+    lock = nullcontext() if lock is None else lock
     last, held = job.spec.required - 1, None
     while True:
         newest = await job.newer(last)
         if newest <= last or job.cancelled:
             return
-        async with turn:
-            last = job.latest  # more exits may have come while it waited for its turn
+        async with lock:
+            last = job.latest  # more exits may have come while the lock was awaited
             if job.cancelled:
                 return
             if held is None or job.changed_since(held):

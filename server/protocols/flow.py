@@ -1,10 +1,10 @@
-"""Flow control: whether a connection is read."""
+"""Flow control: when reading from a connection is paused."""
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
 
 class HeldFlow(FlowControl):
-    """uvicorn's flow control. While it is `held`, nothing is read, whatever the application waits for."""
+    """uvicorn's flow control. While `held` is True, reading stays paused even if the application waits for a body."""
 
     held = False
 

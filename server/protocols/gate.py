@@ -10,7 +10,7 @@ from server.settings import Settings
 
 @dataclass(frozen=True)
 class Gate:
-    """The connections, whose turn it is, what to log of them, and the settings with their time limits."""
+    """The open connections, their turns, the log of their errors, and the settings with their time limits."""
 
     settings: Settings
     peers: Peers
@@ -19,10 +19,10 @@ class Gate:
 
 
 def make_gate(settings: Settings, connections: int) -> Gate:
-    """`connections`: how many may be open at once."""
+    """Make the gate of a server. `connections`: how many may be open at once."""
     limits = PeerLimits(
         connections=connections,
-        # Were it all of them, one address could keep everybody else out.
+        # At most half, so that one address cannot keep all others out.
         connections_per_address=min(settings.max_connections_per_address, max(1, connections // 2)),
         unfinished_bytes=settings.max_unfinished_bytes,
         unfinished_bytes_per_address=settings.max_unfinished_bytes_per_address,

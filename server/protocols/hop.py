@@ -1,7 +1,7 @@
 """The hop to other replicas: a look-up or a cancel that came to a replica that does not have the request.
 
 A balancer knows nothing of ids. The replica that it chose asks all others at once, in the client's name, and passes on
-what the one that has the request says. A replica that is asked by another asks nobody.
+what the one that has the request says. A replica that was asked by another one asks no further replica.
 """
 
 import asyncio
@@ -18,12 +18,13 @@ HOP_HEADER = "x-request-hop"
 """Marks a request that another replica sends."""
 
 PASSED_ON = ("authorization", "x-request-token")
-"""The headers by which clients prove that a request is theirs. Their address goes along as proxies tell it."""
+"""The headers by which clients prove that a request is theirs. `X-Forwarded-For` passes on the client's address."""
 
 PATIENCE_S = 2.0
 """The seconds to wait for the answer of one replica."""
 MOST_AT_ONCE = 16
-"""Replicas that are asked at one time, so that many unknown ids are no flood."""
+"""The number of replicas that are asked at the same time. The limit keeps look-ups of unknown ids from flooding
+them."""
 
 Address = tuple[str, int]
 
@@ -46,8 +47,8 @@ class Hop:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def ask(self, method: str, request_id: str, headers: Mapping[str, str], client: str) -> PeerReply | None:
-        """What the replica that has the request answers; None if none has it. Raises UnavailableError if none of
-        those that answered has it, and some did not answer."""
+        """Ask all other replicas about a request. Returns the reply of the replica that has it, or None if all answered
+        that they do not have it. Raises UnavailableError if no replica has it and some did not answer."""
         if HOP_HEADER in headers:
             return None
         loop = asyncio.get_running_loop()
@@ -63,7 +64,7 @@ class Hop:
         for answer in asyncio.as_completed(asked):
             try:
                 found = await answer
-            except ConnectionRefusedError:  # nobody is there, and nobody has the request
+            except ConnectionRefusedError:  # no server runs at this address
                 continue
             except (OSError, HTTPException):
                 silent += 1
@@ -92,7 +93,8 @@ def _ask(peer: Address, method: str, path: str, headers: Mapping[str, str]) -> P
 
 
 def named_peers(address: Address | None) -> Callable[[], Sequence[Address]]:
-    """Finds all addresses of one name, as the headless service of a Deployment has them. None: there are no others."""
+    """A function that resolves the name in `address` to the addresses of all replicas, for example a headless Service
+    of Kubernetes. If `address` is None, there are no other replicas."""
 
     def find() -> Sequence[Address]:
         if address is None:

@@ -1,21 +1,18 @@
 """The HTTP routes: predictions, models, requests, health and metrics."""
 
 import asyncio
-import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import TypeAdapter
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server.access.identity import caller_of
 from server.engine.messages import Stop
-from server.errors import DisconnectedError, InvalidError, NotAcceptableError
+from server.errors import DisconnectedError, NotAcceptableError
 from server.protocols.bodies import (
     REFUSED,
     LiveBody,
@@ -28,19 +25,21 @@ from server.protocols.bodies import (
 )
 from server.protocols.descriptions import describe_costs, describe_model
 from server.protocols.events import EVENTS, EventStream, served_events
+from server.protocols.form import FORM, read_form
 from server.protocols.options import TIMEOUT_HEADER, QueryOptions, RequestHeaders, parse_headers, parse_options
 from server.protocols.replies import http_reply, reply
-from server.protocols.trace_context import parse_traceparent
 from server.protocols.values import shown
-from server.requests.admission import read_body
+from server.requests.body import join, limited
 from server.requests.record import RequestRecord
 from server.requests.service import Read, Service
+from server.trace_context import parse_traceparent
 
 router = APIRouter()
 
 PREDICT_PATH = "/v1/predict"
 ARRIVED_S = "anytime.arrived_s"
-"""The key of the ASGI scope that says when the request arrived: its first byte, if the host's protocol notes that."""
+"""The key of the ASGI scope that holds the time of arrival, in seconds of `time.monotonic()`: that of the request's
+first byte if `HttpProtocol` serves it, that of its complete headers on another ASGI host."""
 MEDIA_TYPES = ("application/json", "image/png", "application/octet-stream", EVENTS)
 """The media types of an answer; the first is the default. The second and third hold a map alone."""
 
@@ -66,7 +65,7 @@ PREDICT: dict[str, Any] = {
         "required": True,
         "content": {
             **{f"image/{kind}": _FILE for kind in ("jpeg", "png", "webp", "bmp")},
-            "multipart/form-data": {"schema": {"type": "object", "properties": {"image": _FILE["schema"]}}},
+            FORM: {"schema": {"type": "object", "properties": {"image": _FILE["schema"]}}},
         },
     },
 }
@@ -87,7 +86,7 @@ async def predict(request: Request) -> Response:
     """The best map that fits the deadline, in one answer; or every exit as it comes, as server-sent events."""
     if _wants_events(request.headers.getlist("accept")):
         events = _events(request)
-        first = await anext(events)  # errors before the first event are those of HTTP
+        first = await anext(events)  # an error before the first event is answered over HTTP
         return EventStream(first, events, _named(request.state.record))
     with _opened(request) as record, ExitStack() as until_answered:
         response = await _service(request).predict(record, _reader(request, record, until_answered), http_reply)
@@ -96,7 +95,7 @@ async def predict(request: Request) -> Response:
 
 
 def _named(record: RequestRecord) -> dict[str, str]:
-    """The headers that name a request."""
+    """The headers of a response that identify its request."""
     trace = {} if record.trace is None else {"traceresponse": str(record.trace)}
     return {"X-Request-Id": record.id, **trace}
 
@@ -117,20 +116,20 @@ def _service(request: Request) -> Service:
 
 @contextmanager
 def opened(request: Request, protocol: str, model: str | None) -> Iterator[RequestRecord]:
-    """The record of a request, with who asks and when. `model`: the name that it asks for, or None. Raises
-    ServerError."""
+    """Open the record of a request, with its caller and its time of arrival. `model`: the name of the requested model;
+    None: the default model. Raises ServerError."""
     service, headers = _service(request), request.headers
     caller, served = caller_of(request.scope), service.catalog.served(model)
     arrived_s = request.scope[ARRIVED_S] - caller.waited_s
     with service.registry.open(protocol, arrived_s, headers.get("x-request-id"), caller, served) as record:
         record.trace = service.tracer.begin(record, parse_traceparent(headers.get("traceparent")))
-        record.sharer = caller.name
+        record.sharer = caller.network
         yield record
 
 
 @contextmanager
 def _opened(request: Request) -> Iterator[RequestRecord]:
-    """The record of a request, with what it asks for. Raises ServerError."""
+    """Open the record of a request to `POST /v1/predict`, with its options. Raises ServerError."""
     service = _service(request)
     headers, query = request.headers, request.query_params
     with opened(request, "http", query.get("model")) as record:
@@ -143,7 +142,8 @@ def _opened(request: Request) -> Iterator[RequestRecord]:
 
 
 def _reader(request: Request, record: RequestRecord, until_answered: ExitStack) -> Read:
-    """Receives the image, and then cancels the request if the client hangs up before `until_answered` is closed."""
+    """A function that receives the image. From then on, until `until_answered` is closed, the request is cancelled if
+    the client hangs up."""
     service = _service(request)
 
     async def read() -> bytes:
@@ -179,17 +179,17 @@ def _encoding(accept: str, task: str, options: QueryOptions) -> str:
 
 async def read_request(request: Request, limit_bytes: int) -> bytes:
     """The whole body. Raises TooLargeError, or DisconnectedError if the client hangs up meanwhile."""
+    return await join([piece async for piece in _pieces(request, limit_bytes)])
+
+
+async def _pieces(request: Request, limit_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body as it comes. Raises as `read_request`."""
     length = request.headers.get("content-length", "")
     try:
-        return await read_body(request.stream(), int(length) if length.isdigit() else None, limit_bytes)
+        async for piece in limited(request.stream(), int(length) if length.isdigit() else None, limit_bytes):
+            yield piece
     except ClientDisconnect:
         raise DisconnectedError("the client hung up", "disconnected") from None
-
-
-class FormParser(MultiPartParser):
-    """Keeps the file of a form in memory, never on disk. It is part of a body, whose size is limited."""
-
-    spool_max_size = sys.maxsize
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
@@ -197,24 +197,9 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
 
     Raises InvalidError, TooLargeError, or DisconnectedError if the client hangs up meanwhile.
     """
-    body = await read_request(request, limit_bytes)
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return body
-
-    async def whole() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    try:
-        fields = await FormParser(request.headers, whole(), max_files=1, max_fields=16).parse()
-    except (MultiPartException, KeyError) as error:
-        raise InvalidError(f"the form cannot be read: {error}; send field `image` as a file", "bad_form") from error
-    try:
-        image = fields.get("image")
-        if not isinstance(image, UploadFile):
-            raise InvalidError("the form has no file in field `image`; send the image there", "bad_form")
-        return await image.read()
-    finally:
-        await fields.close()
+    if request.headers.get("content-type", "").lower().startswith(FORM):
+        return await read_form(request.headers, _pieces(request, limit_bytes))
+    return await read_request(request, limit_bytes)
 
 
 @contextmanager
@@ -290,8 +275,8 @@ async def live() -> Response:
 
 @router.get("/health/ready", responses=answers(ReadinessBody, "The state.", 503), tags=["health"])
 async def ready(request: Request) -> Response:
-    """200 while a worker is there and every exit of every model is warm on it; 503 before, while the only worker
-    restarts or owes a sign of life, and while draining."""
+    """200 while a worker can serve: it has run every exit of every model. 503 while the models load, while the only
+    worker restarts or does not respond, and while the server drains."""
     service: Service = request.app.state.service
     body = service.engine.readiness()
     return reply(body, 200 if body["ready"] else 503)
@@ -304,5 +289,5 @@ async def metrics(request: Request) -> Response:
     text = bytearray()
     for part in service.metrics.parts():
         text += part
-        await asyncio.sleep(0)  # a scrape must not hold up the answers of others
+        await asyncio.sleep(0)  # lets other requests be answered meanwhile
     return Response(bytes(text), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -36,7 +36,8 @@ async def cancel(request: Request, request_id: str) -> Response:
 
 
 async def _here_or_elsewhere(request: Request, request_id: str, here: Callable[[], RequestRecord]) -> Response:
-    """What is known of a request here, or else at another replica. Raises NotFoundError if it is known nowhere."""
+    """The state of a request as `here` finds it, or else as another replica does. Raises NotFoundError if no replica
+    knows it."""
     try:
         return reply(here().to_json(time.monotonic()))
     except NotFoundError:

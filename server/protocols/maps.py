@@ -1,4 +1,5 @@
-"""What a client is sent of a job's maps: the whole image's, less the classes and pixels that it did not ask for."""
+"""The maps of a job as a client receives them: as large as the image, and empty outside the classes and the region that
+the client asked for."""
 
 import numpy as np
 

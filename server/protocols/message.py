@@ -1,4 +1,4 @@
-"""How far the bytes of one HTTP request have been parsed, and which of those that came belong to it. Pure."""
+"""The progress of parsing one HTTP request, and which of the received bytes belong to it. Pure."""
 
 Headers = list[tuple[bytes, bytes]]
 END_OF_HEAD = b"\r\n\r\n"
@@ -9,19 +9,20 @@ UPGRADES = b"upgrade", b"http2-settings"
 class Message:
     """One request.
 
-    `begun`: some of it has been parsed. `complete`: all of it has. `arrived_s`: when its first byte came.
-    `idle_bytes`: parsed since its headers, or a byte of its body, were complete. `body_bytes`, `chunks`: of its body.
+    `begun`: its first byte is being parsed or was. `complete`: its last byte was parsed. `arrived_s`: when its first
+    byte arrived. `idle_bytes`: the bytes parsed since its headers were complete or the latest byte of its body was
+    found. `body_bytes`, `chunks`: the size of its body so far, and the chunks in which it came.
     """
 
     CHUNKED_BYTES = 16 * 1024
-    """A chunked body is parsed in parts of so many bytes: where it ends, only the parser knows."""
+    """A chunked body is parsed in parts of this many bytes, because only the parser finds its end."""
 
     def __init__(self) -> None:
         self.begun = self.in_body = self.complete = False
         self.arrived_s = 0.0
         self.idle_bytes = self.body_bytes = self.chunks = 0
         self._left: int | None = 0
-        self._tail = b""  # the last bytes of the head as far as it is parsed
+        self._tail = b""  # the last bytes of the head that were parsed
 
     def end(self, rest: bytes) -> int:
         """How many bytes of `rest` to parse next: the head with its blank line, the body, or a part of these."""
@@ -39,17 +40,17 @@ class Message:
             self._left -= len(piece)
 
     def begin_body(self, size_bytes: int | None) -> None:
-        """The headers are complete, and announce so many bytes. None: the body is chunked."""
+        """Note that the headers are complete. `size_bytes`: the announced length of the body; None: it is chunked."""
         self.in_body, self._left, self.idle_bytes = True, size_bytes, 0
 
     def take_body(self, size_bytes: int) -> None:
-        """The parser found bytes of the body."""
+        """Count bytes of the body that the parser found."""
         self.body_bytes += size_bytes
         self.idle_bytes = 0
 
 
 def to_head(method: bytes, url: bytes, headers: Headers) -> bytes:
-    """The head of a request, as it is sent."""
+    """The bytes of a request's head: the request line, the headers and the blank line."""
     lines = [b"%b %b HTTP/1.1" % (method, url), *(name + b": " + value for name, value in headers)]
     return b"\r\n".join(lines) + END_OF_HEAD
 
@@ -64,3 +65,14 @@ def without_upgrades(headers: Headers) -> Headers:
         elif name not in UPGRADES:
             found.append((name, value))
     return found
+
+
+def announced_bytes(headers: Headers) -> int | None:
+    """The announced length of a body in bytes, by the headers before it; None if it is chunked. The parser refuses a
+    request that says both."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+        if name == b"transfer-encoding":
+            return None
+    return 0

@@ -39,7 +39,7 @@ HttpEncoding = Literal["png", "rle"]
 
 
 class RequestOptions(BaseModel):
-    """What a request asks for over every protocol, besides its image. None leaves it to the server."""
+    """The options of a request, the same over every protocol. None leaves an option to the server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,7 +66,7 @@ class RequestOptions(BaseModel):
     )
     priority: Priority = Field(
         default=1,
-        description="0, 1 or 2: who gets further exits first, from 2 down; never before the first exit of anybody",
+        description="0, 1 or 2, the highest: decides who gets further exits first; it never delays a first exit",
     )
     classes: ClassList | None = Field(
         default=None,
@@ -165,6 +165,8 @@ Message = PredictMessage | CancelMessage | DeadlineMessage
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 _POSITIVE: TypeAdapter[float] = TypeAdapter(Positive)
 _HEADERS = tuple(field.alias or name for name, field in RequestHeaders.model_fields.items())
+MAX_PARAMETERS = 100
+"""The most parameters that are looked at: each unknown one costs as much time as a known one."""
 _MISSING = {"id": ID_REMEDY, "deadline_ms": "say how many milliseconds from now"}
 
 
@@ -208,7 +210,11 @@ def parse_message(fields: Mapping[str, Any]) -> Message:
 def _parsed(
     validate: Callable[[dict[str, Any]], T], fields: Mapping[str, Any], model: type[BaseModel] = RequestOptions
 ) -> T:
-    """`model`: what an unknown parameter may have been meant for."""
+    """The value that `validate` makes of the fields. Raises InvalidError; it lists the fields of `model` if a field is
+    unknown."""
+    if len(fields) > MAX_PARAMETERS:
+        sentence = f"there are {len(fields):,} parameters, and the limit is {MAX_PARAMETERS}; give documented ones only"
+        raise InvalidError(sentence, "bad_parameter")
     try:
         return validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:

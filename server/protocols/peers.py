@@ -1,16 +1,18 @@
 """Peers: the open connections of a server, and what all of them and each address may hold. Time is passed in.
 
 When there is no room for one more connection, the one that has waited longest for a request gives way. When unfinished
-messages take too much memory, the largest of the heaviest address is dropped. So a client that holds much and does
-nothing with it loses it to those that come, whoever they are.
+messages take too much memory, the largest of the heaviest address is dropped. So connections and memory that a client
+holds without using them go to newcomers.
 """
 
 import asyncio
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from server.access.identity import network_of
 from server.errors import ServerError, TooManyRequestsError, UnavailableError
 from server.protocols.turns import ADDRESS_BURST, ADDRESS_RATE, FRESH, Allowance
 
@@ -31,9 +33,11 @@ class PeerLimits:
 class Peer(asyncio.Protocol, ABC):
     """One connection, whichever protocol it speaks.
 
-    `allowance`: the steps that it may take without waiting for a turn. `due_s`: when it is closed unless something
-    happens; infinite: never. `waits_since_s`: since when it waits for a request; infinite while one is served.
-    `unread_due_s`: when it is cut off unless its client reads. `held_bytes`: of its unfinished message.
+    `address`: the client's IP address. `network`: what limits per address count it under, see `network_of`.
+    `allowance`: the steps that it may take without waiting for a turn. `held_bytes`: the size of its unfinished
+    message. Times are in seconds of `time.monotonic()`, and infinite where they do not apply. `due_s`: when it is
+    closed unless the bytes that it waits for arrive. `waits_since_s`: when it began to wait for a request.
+    `unread_due_s`: when it is aborted unless its client reads.
     """
 
     transport: asyncio.Transport
@@ -48,16 +52,21 @@ class Peer(asyncio.Protocol, ABC):
         super().__init__(*args)
         self.allowance = Allowance()
 
+    @cached_property
+    def network(self) -> str:
+        """What limits per address count the connection under. The address is known before anybody asks."""
+        return network_of(self.address)
+
     @abstractmethod
     def expire(self) -> None:
-        """Close the connection: what it waits for has not come in time."""
+        """Close the connection, because the bytes that it waits for have not arrived by `due_s`."""
 
     @abstractmethod
     def give_way(self, error: ServerError) -> None:
-        """Close the connection, since others need the room; `error` tells the client, if it can be told."""
+        """Close the connection to make room for others. Send `error` first, if the protocol allows one now."""
 
     def check_time(self, now_s: float) -> None:
-        """Close the connection if it is overdue, and cut it if it was closed a while ago."""
+        """Close the connection if it is overdue, and abort it if the close takes longer than `CLOSE_S`."""
         if self.transport.is_closing():
             self._cut_s = min(self._cut_s, now_s + CLOSE_S)
             if now_s >= self._cut_s:
@@ -69,8 +78,8 @@ class Peer(asyncio.Protocol, ABC):
 
 
 @dataclass
-class _Address:
-    """What one address holds."""
+class _Network:
+    """What the connections of one address hold, or of one /64 network of IPv6 addresses (see `network_of`)."""
 
     peers: dict[Peer, None] = field(default_factory=dict)
     held_bytes: int = 0
@@ -78,11 +87,11 @@ class _Address:
 
 
 class Peers:
-    """All connections. They report to it what they hold."""
+    """All connections. Each reports here what it holds."""
 
     def __init__(self, limits: PeerLimits) -> None:
         self._limits = limits
-        self._addresses: dict[str, _Address] = {}
+        self._networks: dict[str, _Network] = {}
         self._count = 0
         self.held_bytes = 0
 
@@ -90,14 +99,15 @@ class Peers:
         return self._count
 
     def add(self, peer: Peer) -> ServerError | None:
-        """Count a connection. Returns why it must be closed at once, if nobody can give way to it."""
+        """Count a connection. Returns the error to close it with if no other connection can give way to it, else
+        None."""
         limits = self._limits
-        held = self._addresses.setdefault(peer.address, _Address())
+        held = self._networks.setdefault(peer.network, _Network())
         held.peers[peer] = None
         self._count += 1
         if len(held.peers) > limits.connections_per_address and not self._make_room(held, peer):
             return TooManyRequestsError(
-                f"{peer.address} has {limits.connections_per_address} connections, which is the limit "
+                f"{peer.network} has {limits.connections_per_address} connections, which is the limit "
                 "(--max-connections-per-address); close some",
                 "client_limit",
                 1.0,
@@ -112,40 +122,42 @@ class Peers:
 
     def remove(self, peer: Peer) -> None:
         """Forget a connection. Does nothing if it was forgotten before."""
-        held = self._addresses.get(peer.address)
+        held = self._networks.get(peer.network)
         if held is None or peer not in held.peers:
             return
         self.hold(peer, 0)
         del held.peers[peer]
         self._count -= 1
         if not held.peers:
-            del self._addresses[peer.address]
+            del self._networks[peer.network]
 
     def replace(self, old: Peer, new: Peer) -> None:
-        """The same connection speaks another protocol now."""
+        """Put `new` in the place of `old`: the same connection now speaks another protocol."""
         new.address = old.address
         self.remove(old)
-        self._addresses.setdefault(new.address, _Address()).peers[new] = None
+        self._networks.setdefault(new.network, _Network()).peers[new] = None
         self._count += 1
 
     def allows(self, peer: Peer, now_s: float) -> bool:
         """Whether `peer` may take a step now; if not, it has to wait for its turn."""
         if not peer.allowance.take(now_s):
             return False
-        held = self._addresses.get(peer.address)
+        held = self._networks.get(peer.network)
         return held is None or peer.allowance.used <= FRESH or held.allowance.take(now_s)
 
     def spend(self, peer: Peer, steps: float, now_s: float) -> bool:
-        """Count what `peer` did as so many steps more. Returns False if it has to wait for its turn with the next."""
+        """Take this many further steps from the allowance of `peer`. Returns False if its next step has to wait for a
+        turn."""
         may_go_on = peer.allowance.spend(steps, now_s)
-        held = self._addresses.get(peer.address)
+        held = self._networks.get(peer.network)
         if held is not None and peer.allowance.used > FRESH:
             may_go_on &= held.allowance.spend(steps, now_s)
         return may_go_on
 
     def hold(self, peer: Peer, held_bytes: int) -> None:
-        """The unfinished message of `peer` has so many bytes now. The largest is dropped if that is too much."""
-        held = self._addresses.get(peer.address)
+        """Note the present size of the unfinished message of `peer`. Beyond a limit, the connection with the largest
+        unfinished message gives way."""
+        held = self._networks.get(peer.network)
         if held is None or peer not in held.peers:
             return
         more = held_bytes - peer.held_bytes
@@ -158,25 +170,25 @@ class Peers:
         if held.held_bytes > limits.unfinished_bytes_per_address:
             self._drop_largest(held, limits.unfinished_bytes_per_address, "--max-unfinished-bytes-per-address")
         elif self.held_bytes > limits.unfinished_bytes:
-            heaviest = max(self._addresses.values(), key=lambda address: address.held_bytes)
+            heaviest = max(self._networks.values(), key=lambda network: network.held_bytes)
             self._drop_largest(heaviest, limits.unfinished_bytes, "--max-unfinished-bytes")
 
     def sweep(self, now_s: float) -> None:
         """Close what is overdue. Call it a few times a second."""
-        for held in list(self._addresses.values()):
+        for held in list(self._networks.values()):
             for peer in list(held.peers):
                 peer.check_time(now_s)
 
-    def _drop_largest(self, held: _Address, limit_bytes: int, flag: str) -> None:
+    def _drop_largest(self, held: _Network, limit_bytes: int, flag: str) -> None:
         largest = max(held.peers, key=lambda peer: peer.held_bytes)
         sentence = f"unfinished messages have {limit_bytes:,} bytes, which is the limit ({flag}); send this one later"
         self.hold(largest, 0)
         largest.give_way(UnavailableError(sentence, "overloaded", 1.0))
 
-    def _largest(self) -> _Address:
-        return max(self._addresses.values(), key=lambda address: len(address.peers))
+    def _largest(self) -> _Network:
+        return max(self._networks.values(), key=lambda network: len(network.peers))
 
-    def _make_room(self, held: _Address, newcomer: Peer) -> bool:
+    def _make_room(self, held: _Network, newcomer: Peer) -> bool:
         """Close the connection of an address that has waited longest for a request. Returns False if none waits."""
         others = (peer for peer in held.peers if peer is not newcomer and peer.waits_since_s < math.inf)
         oldest = min(others, key=lambda peer: peer.waits_since_s, default=None)

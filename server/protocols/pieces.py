@@ -1,31 +1,64 @@
-"""Pieces: limits on the number of frames or chunks in which one message may arrive."""
+"""Pieces: the frames or chunks in which one message may arrive. Many small ones are refused, and large ones are cut."""
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from server.errors import InvalidError
 
 FREE_PIECES = 1000
 PIECE_BYTES = 256
-"""Beyond `FREE_PIECES`, the pieces of a message must have so many bytes on average, since each of them costs time."""
+"""The least mean size of a message's pieces beyond the first `FREE_PIECES`, because each piece costs CPU time."""
 
+FINAL, MASKED = 0x80, 0x80
+"""Bits of the first and of the second byte of a frame."""
 MAX_HEADER_BYTES = 14
 """The longest header of a WebSocket frame (RFC 6455, section 5.2)."""
-TEXT, CLOSE = 1, 8
+FRAGMENT_BYTES = 128 * 1024
+"""The bytes of a frame that are unmasked at once; a multiple of the mask's four."""
+CONTINUATION, TEXT, CLOSE = 0, 1, 8
 """Opcodes (RFC 6455, section 11.8); those from `CLOSE` on are of control frames."""
 
 
 @dataclass(frozen=True)
 class FrameHeader:
-    """The first bytes of a WebSocket frame. `size_bytes`: of the whole frame, this header included."""
+    """The first bytes of a WebSocket frame. `size_bytes`: of the whole frame, this header included.
+
+    `header`: this header, as it came.
+    """
 
     opcode: int
     final: bool
     size_bytes: int
+    header: bytes
 
     @property
     def is_control(self) -> bool:
         return self.opcode >= CLOSE
+
+    def is_large(self, limit_bytes: int) -> bool:
+        """Whether `fragments` must cut the frame. Above `limit_bytes` it is refused, by its header alone."""
+        return not self.is_control and FRAGMENT_BYTES < self.size_bytes <= limit_bytes
+
+    def fragments(self, at: int, data: bytes) -> Iterator[bytes]:
+        """The same message in fragments of `FRAGMENT_BYTES`: what becomes of `data`, which begins at byte `at` of the
+        frame. The mask stays the same, because every fragment begins at a multiple of its length."""
+        payload, at = data[max(0, len(self.header) - at) :], max(0, at - len(self.header))
+        while payload:
+            if at % FRAGMENT_BYTES == 0:
+                yield self._fragment_header(at)
+            piece = payload[: FRAGMENT_BYTES - at % FRAGMENT_BYTES]
+            yield piece
+            at, payload = at + len(piece), payload[len(piece) :]
+
+    def _fragment_header(self, at: int) -> bytes:
+        left_bytes = self.size_bytes - len(self.header) - at
+        first = self.header[0] & 0x7F if at == 0 else CONTINUATION
+        if self.final and left_bytes <= FRAGMENT_BYTES:
+            first |= FINAL
+        masked = self.header[1] & MASKED
+        mask = self.header[-4:] if masked else b""
+        return struct.pack(">BBQ", first, masked | 127, min(left_bytes, FRAGMENT_BYTES)) + mask
 
 
 def parse_frame_header(data: bytes) -> FrameHeader | None:
@@ -39,8 +72,10 @@ def parse_frame_header(data: bytes) -> FrameHeader | None:
         if len(data) < 2 + extended:
             return None
         (length,) = struct.unpack_from(form, data, 2)
-    mask = 4 if second & 0x80 else 0
-    return FrameHeader(first & 0x0F, bool(first & 0x80), 2 + extended + mask + length)
+    size = 2 + extended + (4 if second & MASKED else 0)
+    if len(data) < size:
+        return None
+    return FrameHeader(first & 0x0F, bool(first & FINAL), size + length, data[:size])
 
 
 def check_pieces(pieces: int, size_bytes: int) -> None:

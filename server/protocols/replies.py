@@ -1,4 +1,4 @@
-"""What goes to the client: answers, exits and errors, over every protocol.
+"""Replies: the answers, exits and errors that clients are sent, over every protocol.
 
 Times on the wire are in milliseconds. Functions that encode a map may run on any thread.
 """
@@ -55,7 +55,7 @@ def error_body(error: ServerError, request_id: str | None) -> ErrorBody:
 def error_reply(
     error: ServerError, status: int, given_id: str | None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """The answer that says what was wrong. `given_id`: the id that the client gave the request."""
+    """The HTTP response for an error. `given_id`: the id that the client gave the request."""
     headers = dict(headers or {})
     request_id = error.request_id or given_id
     if request_id and request_id.isascii() and request_id.isprintable():
@@ -85,7 +85,7 @@ def http_reply(record: RequestRecord, job: Job) -> Response:
 
 
 def _facts(record: RequestRecord, job: Job, began_s: float) -> PredictionBody:
-    """All that a JSON answer says besides its maps. `began_s`: when they began to be encoded."""
+    """The fields of a JSON answer besides its maps. `began_s`: when the encoding of the maps began."""
     model, found = job.model, job.exits[-1]
     now_s = time.monotonic()
     return {
@@ -145,7 +145,7 @@ def _png(record: RequestRecord, job: Job, labels: Map) -> bytes:
 
 
 def _meta(record: RequestRecord) -> dict[str, str]:
-    """The client's own text, which comes back to it with every message about the request."""
+    """The option `meta`, which is sent back with every message about the request."""
     return {} if record.options.meta is None else {"meta": record.options.meta}
 
 

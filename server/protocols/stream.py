@@ -59,11 +59,11 @@ from server.protocols.options import (
     parse_message,
 )
 from server.protocols.replies import accepted_message, end_message, error_message, exit_message, milliseconds, to_json
-from server.protocols.trace_context import parse_traceparent
 from server.protocols.turns import Allowance
 from server.protocols.values import MAX_ID
 from server.requests.record import RequestRecord
 from server.requests.service import Service
+from server.trace_context import parse_traceparent
 
 logger = logging.getLogger("anytime.stream")
 router = APIRouter()
@@ -76,14 +76,15 @@ async def stream(socket: WebSocket) -> None:
 
 
 ImageQueue = asyncio.Queue[bytes | ServerError]
-"""Holds one item: the image that follows a `predict` message, or why none does."""
+"""Holds one item: the image that follows a `predict` message, or the error if something else follows it."""
 
 
 class StreamSession:
     """One socket. It reads messages, and runs each request in a task of its own."""
 
     PAST_IDS = 256
-    """Ids of ended requests that are remembered: a cancel that crosses the end of its request is no error."""
+    """The number of ended requests whose ids are remembered, so that a cancel that crosses the end of its request is
+    not answered with an error."""
     ERRORS, ERROR_RATE = 100.0, 10.0
     """The burst and the rate of errors; a socket that exceeds them is closed, since its client ignores them."""
 
@@ -165,7 +166,8 @@ class StreamSession:
             await self._send_error(error, fields.get("id"))
 
     async def _hear_bytes(self, data: bytes) -> None:
-        """Hand an image to its request. If that has failed meanwhile, nobody reads the queue, and both are dropped."""
+        """Hand an image to its request. If the request has failed meanwhile, nothing reads the queue, and both are
+        dropped."""
         if self._image is None:
             sentence = f"{len(data):,} bytes came without a header; send a predict message first"
             await self._send_error(InvalidError(sentence, "unexpected_binary"), None)
@@ -176,7 +178,7 @@ class StreamSession:
     def _obey(self, message: Message) -> None:
         found = self._open.get(message.id)
         if found is None:
-            if message.id not in self._past:  # else it has just ended, and the client will read that
+            if message.id not in self._past:  # else it has just ended, as the client will read
                 raise NotFoundError(f"no request {message.id!r} is open on this socket", "unknown_request")
         elif isinstance(message, CancelMessage):
             self._service.cancel(found)

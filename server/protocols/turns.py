@@ -1,5 +1,5 @@
-"""Turns: how connections share the event loop. Each may do a little at once. The work of those that send more waits
-here, and gets a fifth of the loop's time, in fair turns."""
+"""Turns: how connections share the event loop. Each connection has an allowance of steps that are done at once. Steps
+beyond it wait here for their turn; all turns together take a fifth of the loop's time."""
 
 import asyncio
 import time
@@ -54,10 +54,11 @@ class Allowance:
 
 
 class Turns:
-    """Those who wait for a turn, first come, first served. A step that is called may put itself in the queue again.
+    """The queue of steps that wait for a turn, first come, first served. A step may queue itself again.
 
-    A round of turns takes `WORK_S`, or `STEPS`. What a step starts is done by tasks in the next iterations of the loop;
-    the rest after a round is `REST_SHARE` times the round and these iterations, so that it belongs to everybody else.
+    A round of turns ends after `WORK_S` seconds or `STEPS` steps. The tasks that its steps start run in the next
+    `ITERATIONS` iterations of the event loop. The pause after a round is `REST_SHARE` times as long as the round and
+    these iterations, so that turns take at most 1 / (1 + `REST_SHARE`) of the loop's time.
     """
 
     WORK_S = 0.002
@@ -94,7 +95,7 @@ class Turns:
                 self._iterate(began_s, self.ITERATIONS)
 
     def _iterate(self, began_s: float, left: int) -> None:
-        """Let the loop do what the round has started, and then rest."""
+        """Let the event loop run `left` more iterations, with the tasks that the round started, and then pause."""
         if left:
             asyncio.get_running_loop().call_soon(self._iterate, began_s, left - 1)
         else:

@@ -1,4 +1,4 @@
-"""Values of options: types that refuse what does not fit, with a remedy.
+"""Values of options: types that refuse wrong values with a sentence that names the remedy.
 
 Numbers in strings and JSON numbers mean the same.
 """
@@ -19,13 +19,13 @@ PRIORITIES = (0, 1, 2)
 MAX_COORDINATE = 1e6
 """The largest number in a person's box, in pixels."""
 MAX_CLASSES = 255
-"""Classes of a model at most: the value 255 of a map is no class."""
+"""The most classes of a model: the value 255 of a map stands for no class."""
 MAX_META_BYTES = 256
 """The longest `meta` of a request, in bytes of UTF-8."""
 
 
 def refuse(value: str, remedy: str, code: str = "bad_parameter") -> PydanticCustomError:
-    """The error of a value that does not fit: what follows its name in the sentence."""
+    """The error for a wrong value. Its text follows the name of the option in the sentence."""
     return PydanticCustomError(code, f"is {value}; {remedy}")
 
 
@@ -34,7 +34,8 @@ def _number(value: Any) -> float:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
+    spelt = not isinstance(value, str) or (value.isascii() and "_" not in value)  # Python reads more than JSON has
+    if not (spelt and math.isfinite(number)):
         raise refuse(shown(value), "it must be a finite number")
     return number
 

@@ -1,7 +1,8 @@
-"""WebSocket connections: uvicorn's protocol, with limits on what a client may cost.
+"""WebSocket connections: uvicorn's protocol, with limits on what one client can cost the server.
 
-Frames are handed on one by one. What a client sends beyond its allowance waits for turns. What no honest client sends
-closes the connection: many control frames, or messages in tiny fragments. A handshake that cannot be read is answered.
+Frames are handed to uvicorn one by one, large ones in fragments, each of which takes little time. Frames beyond the
+allowance of a connection wait for turns. Too many control frames, and messages in tiny fragments, close the connection.
+A malformed handshake is answered with an error.
 """
 
 import asyncio
@@ -25,9 +26,10 @@ from server.protocols.gate import Gate
 from server.protocols.peers import Peer
 from server.protocols.pieces import MAX_HEADER_BYTES, TEXT, FrameHeader, check_pieces, parse_frame_header
 from server.protocols.turns import LARGE_BYTES, STEP_BYTES, TEXT_BYTES, Allowance
+from server.requests.body import join
 
 logger = logging.getLogger("anytime.websocket")
-logger.setLevel(logging.WARNING)  # without the access log, nothing is said of sockets that come and go
+logger.setLevel(logging.WARNING)  # without the access log, opened and closed sockets are not logged
 
 
 class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
@@ -39,11 +41,11 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
     CONTROL_RATE, CONTROL_BURST = 10.0, 100.0
     """The rate and the burst of control frames; a connection that exceeds them is closed."""
 
-    _rest = b""  # what has come and is not parsed yet
+    _rest = b""  # received bytes that are not parsed yet
     _lets_others_read = False
     _waits_for_turn = False
     _frame: FrameHeader | None = None  # the frame that is being read
-    _left = 0  # bytes of it
+    _left = 0  # bytes of it that are still to come
     _message_bytes = 0  # of the unfinished message
     _fragments = 0
 
@@ -56,6 +58,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._gate: Gate = config.app.state.gate  # type: ignore[union-attr]
+        self._parts: list[bytes] = []  # of the message that the application takes next, if there are several
         self._control = Allowance(self.CONTROL_RATE, self.CONTROL_BURST)
         self.due_s = time.monotonic() + self._gate.settings.header_timeout_s
         if not config.access_log:
@@ -77,7 +80,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
         self.unread_due_s = math.inf
 
     def shutdown(self) -> None:
-        """As uvicorn's, which fails if the connection is closed already."""
+        """Shut down as uvicorn does, which alone would raise InvalidState if the connection is closed already."""
         with suppress(InvalidState):
             super().shutdown()
         self.transport.close()
@@ -170,9 +173,12 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
         frame = self._frame
         if frame is None or self.transport.is_closing():
             return
+        at = frame.size_bytes - self._left
         self._left -= len(piece)
         self._message_bytes += len(piece)
-        self.conn.receive_data(piece)
+        is_large = frame.is_large(self.config.ws_max_size)
+        for part in frame.fragments(at, piece) if is_large else (piece,):
+            self.conn.receive_data(part)
         if self.conn.parser_exc is not None:
             self._gate.complaints.note(self.address, "bad_frame", str(self.conn.parser_exc))
             self.handle_parser_exception()
@@ -204,12 +210,17 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
                 reason = f"a text is not UTF-8 at byte {error.start}"
                 self._fail(WS_1007_INVALID_FRAME_PAYLOAD_DATA, "not_utf8", reason)
                 return
+        elif len(self.frames) > 1 and not self.close_sent:
+            self._parts, self.frames = self.frames, [b""]
         super().send_receive_event_to_app()
 
     # --- the application ---
 
     async def receive(self) -> ASGIReceiveEvent:
         message = await self.queue.get()
+        if self._parts and message["type"] == "websocket.receive":
+            message = {"type": "websocket.receive", "bytes": await join(self._parts), "text": None}
+            self._parts = []
         if self.read_paused and self.queue.empty():
             self.read_paused = False
             self._go_on()

@@ -1,12 +1,11 @@
-"""Admission: what must hold before the image of a request is decoded, from the client's rate to the body's size."""
+"""Admission: the checks of a request before its image is decoded, from the client's rate to the image's age."""
 
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterable
 
 from models.imaging.geometry import Box, check_box
 from server.catalog import ServedModel
-from server.errors import InvalidError, NoExitError, TooLargeError, TooManyRequestsError
+from server.errors import InvalidError, NoExitError, TooManyRequestsError
 from server.protocols.options import RequestOptions
 from server.requests.budget import Budget
 
@@ -15,7 +14,7 @@ class ClientLimit:
     """A bucket of tokens for each client address: `rate` requests a second, `burst` at once. Rate 0: no limit."""
 
     CLIENTS = 10_000
-    """Addresses that are remembered; the ones that were not seen for longest are forgotten first."""
+    """The number of addresses that are remembered; the least recently seen ones are forgotten first."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self._rate = rate
@@ -109,30 +108,3 @@ def check_person(box: Box, height: int, width: int) -> None:
         check_box(box, height, width)
     except ValueError as error:
         raise InvalidError(str(error), "bad_box") from error
-
-
-async def read_body(chunks: AsyncIterable[bytes], announced_bytes: int | None, limit_bytes: int) -> bytes:
-    """The whole body. Raises TooLargeError as soon as it has, or announces, more than `limit_bytes`."""
-    if announced_bytes is not None and announced_bytes > limit_bytes:
-        raise _too_large(announced_bytes, limit_bytes)
-    body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        if len(body) > limit_bytes:
-            raise _too_large(len(body), limit_bytes)
-    return bytes(body)
-
-
-def check_body(body: bytes, limit_bytes: int) -> None:
-    """Raises InvalidError if the body is empty, and TooLargeError if it is above the limit."""
-    if not body:
-        raise InvalidError("the body is empty; send the bytes of a JPEG, PNG, WebP or BMP image", "empty_body")
-    if len(body) > limit_bytes:
-        raise _too_large(len(body), limit_bytes)
-
-
-def _too_large(size_bytes: int, limit_bytes: int) -> TooLargeError:
-    return TooLargeError(
-        f"the body has {size_bytes:,} bytes or more; the limit is {limit_bytes:,} (--max-body-bytes): send fewer",
-        "body_too_large",
-    )

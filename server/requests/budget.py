@@ -1,18 +1,18 @@
 """The budget B(x, t) of a request: how long it may take and how deep it may go. Pure: no clock, torch or asyncio.
 
-x is the request, t the moment. `policies.py` holds what limits a budget.
+x is the request, t the moment. `policies.py` holds the sources of limits.
 """
 
 import math
 from dataclasses import dataclass
 
 GRACE_S = 0.006
-"""A required exit may be this late and is still sent, since the alternative is a 504."""
+"""A required exit is still sent if it is this late, because the alternative is a 504."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a budget depends on of the request: x.
+    """The request x of the budget B(x, t): the properties that its budget depends on.
 
     `model`, `exits`: the served model's name and how many exits it has. `client`: who asks. `deadline_s`: seconds from
     the arrival that the client grants; `timeout_s`: those of its header. `max_exit`: the last exit that it wants.
@@ -30,7 +30,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a budget depends on of the moment: t.
+    """The moment t of the budget B(x, t): the state of the server that a budget depends on.
 
     `open_requests`: admitted requests that have not ended. `busy`: the share of the latest seconds in which the devices
     computed. `unix_s`: seconds since 1970, for the time of day.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.reading import read_text, shallow
 from models.validation import from_json, value
-from server.requests.policies import HoursRule, InputRule, Policies, Terms, TermsPolicy, TrafficRule, Wish
+from server.requests.policies import HoursRule, InputRule, Policies, RequestedLimits, Terms, TermsPolicy, TrafficRule
 from server.settings import Settings
 
 
@@ -25,7 +25,7 @@ class BudgetFile:
     def policies(self, server: Terms, traffic: Iterable[TrafficRule] = ()) -> Policies:
         """The policies of a server. `server`, `traffic`: the terms and rules that its flags set."""
         terms = TermsPolicy(server, self.models, self.clients)
-        return Policies((Wish(), terms, *self.input), (*traffic, *self.traffic, *self.hours))
+        return Policies((RequestedLimits(), terms, *self.input), (*traffic, *self.traffic, *self.hours))
 
 
 def read_policies(settings: Settings, served: Collection[str]) -> Policies:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image, and how long it took.
+    """A decoded image, and the time that decoding took.
 
     `pixels`: uint8 (H, W, 3) RGB. `decode_s`: seconds from the whole body to the pixels. `usual_end_s`: when the image
     would have been decoded if it had taken as long as images of its size usually do.
@@ -35,8 +35,8 @@ class DecodedImage:
 
 
 class Codec:
-    """`settings.codec_threads` processes decode images of usual sizes, one more decodes large ones, and as many threads
-    encode, so that no answer that is due waits behind a large image. `launch` starts the processes.
+    """Decodes images in processes and encodes maps on threads, `settings.codec_threads` of each. One more process
+    decodes large images, so that no small image waits behind them. `launch` starts a process.
 
     Images and maps of a similar size, by powers of two, count as equally fast. How long an answer takes to encode and
     to hand over is learnt apart for requests that are alone and for those beside others: after a burst, one that is
@@ -76,7 +76,7 @@ class Codec:
         self._encoders.shutdown(wait=False, cancel_futures=True)
 
     @asynccontextmanager
-    async def decoded(self, body: bytes) -> AsyncIterator[DecodedImage]:
+    async def decoded(self, body: bytes | memoryview) -> AsyncIterator[DecodedImage]:
         """The image in a file, whose pixels are valid in the `async with` block. Raises ServerError, see
         `decoding.decode`. A request that is given up while it waits for a decoder is not decoded."""
         began_s = time.monotonic()

@@ -10,8 +10,8 @@ Name = tuple[Owner, str]
 
 
 class History(Generic[Record]):
-    """The last `size` records. When there is one more, the client with the most loses its oldest, so that nobody drives
-    out the records of a client that has fewer."""
+    """The last `size` records. When one more is added, the client with the most records loses its oldest, so that no
+    client displaces the records of a client that has fewer."""
 
     def __init__(self, size: int) -> None:
         self._size = size

@@ -24,13 +24,13 @@ Whole = Annotated[int, Field(ge=1)]
 
 
 class RequestPolicy(Protocol):
-    """Limits by what is asked."""
+    """A source of limits that depend on the request only."""
 
     def limits(self, asked: Asked) -> Iterator[Limit]: ...
 
 
 class MomentPolicy(Protocol):
-    """Limits by the traffic."""
+    """A source of limits that depend on the traffic."""
 
     def limits(self, traffic: Traffic) -> Iterator[Limit]: ...
 
@@ -43,7 +43,7 @@ class Policies:
     of_moment: tuple[MomentPolicy, ...] = ()
 
     def budget(self, asked: Asked, traffic: Traffic | None = None) -> Budget:
-        """The budget that a request gets in this traffic. None: no policy asks for it."""
+        """The budget that a request gets in this traffic. `traffic` may be None if no policy depends on it."""
         of_request = tuple(limit for policy in self.of_request for limit in policy.limits(asked))
         return Budget(of_request, () if traffic is None else self._now(traffic))
 
@@ -58,8 +58,8 @@ class Policies:
 # --- policies of the request ---
 
 
-class Wish:
-    """What the client asks for, and what the model has."""
+class RequestedLimits:
+    """The limits that the client asks for, and the number of exits that the model has."""
 
     def limits(self, asked: Asked) -> Iterator[Limit]:
         if asked.deadline_s is not None:
@@ -73,7 +73,8 @@ class Wish:
 
 @value(kw_only=True)
 class Terms:
-    """What a model or a client gets: the deadline of requests that name none, the longest one, and the deepest exit."""
+    """The terms of the server, a model or a client: the default deadline, the longest deadline, and the deepest
+    exit."""
 
     default_deadline_ms: Milliseconds | None = None
     max_deadline_ms: Milliseconds | None = None
@@ -85,8 +86,8 @@ NO_TERMS = Terms()
 
 @dataclass(frozen=True)
 class TermsPolicy:
-    """The terms of the server, of each model and of each client. A default of a client comes before one of a model, and
-    that before the server's."""
+    """The terms of the server, of each model and of each client. The default deadline of the client wins over that of
+    the model, and that over the server's."""
 
     server: Terms
     models: Mapping[str, Terms] = field(default_factory=dict)

@@ -15,9 +15,9 @@ from server.engine.place import Place
 from server.errors import DisconnectedError, NoExitError, RequestCancelledError
 from server.metrics import UNKNOWN
 from server.protocols.options import NO_OPTIONS, RequestOptions
-from server.protocols.trace_context import TraceContext
 from server.requests.budget import Asked
 from server.requests.region import Region
+from server.trace_context import TraceContext
 
 NOTHING_ASKED = Asked(UNKNOWN, exits=0)
 
@@ -36,9 +36,9 @@ class RequestRecord:
 
     The protocol fills in what the client asks for:
     `id`: the client's name for the request, or a made one; `caller`: who sent it.
-    `owner`: who may look the request up and cancel it by its id; None: nobody.
+    `owner`: who may look the request up and cancel it by its id; None: this is not possible.
     `model`: the name of the served model that is asked for, or `UNKNOWN`; metrics count the request under it.
-    `sharer`: who gets a fair share of a device: an API key; without keys, the address of an HTTP client, which may use
+    `sharer`: who gets a fair share of a device: an API key; without keys, the network of an HTTP client, which may use
     many connections, and the address and port of a WebSocket.
     `options`: the request options; `timeout_s`: a second deadline, from a header.
     `encoding`: how maps are encoded, a media type or an encoding of the WebSocket.
@@ -47,15 +47,16 @@ class RequestRecord:
     The service fills in how the request is served:
     `asked`: what the budget depends on of the request.
     `age_s`: the age of the image on arrival, by which the budget is shorter; 0 if the client does not tell.
-    `deadline_s`: when the last byte of the answer is due, infinite until it is known. The front end has no other copy.
+    `deadline_s`: when the last byte of the answer is due, infinite until it is known. The front end keeps it nowhere
+    else.
     `reserve_s`: the part of the time before the deadline that is kept for encoding and sending the answer.
     `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
     `codec_work`: what the front end has spent on the image and its maps so far.
-    `region`: the part of the image that it is about, once the image is there; None: all of it.
+    `region`: the part of the image to compute and to answer, once the image is there; None: all of it.
     `place`: the right to a worker, once the request is admitted. `job`: the computation, once there is one.
-    `given_up`: why nobody wants the answer any more, if so.
-    `let_in`: its caller may send it now.
-    `seated`: it counts as one of the open requests of which there may be only so many.
+    `given_up`: why the client no longer wants the answer (cancelled or disconnected); None while it does.
+    `let_in`: the checks of its caller have passed.
+    `seated`: it counts as one of the at most `--max-open` open requests.
     `stop`, `exit`, `elapsed_s`: how the request ended, its deepest exit, and after how long. `code`: that of its error.
     """
 
@@ -105,7 +106,7 @@ class RequestRecord:
         return self.deadline_s - self.reserve_s
 
     def give_up(self, stop: Stop) -> None:
-        """Note that nobody wants the answer any more, and end `preparing`. `stop`: cancelled or disconnected."""
+        """Note that the client no longer wants the answer, and end `preparing`. `stop`: cancelled or disconnected."""
         self.given_up = self.given_up or stop
         self._reschedule()
 

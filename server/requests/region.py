@@ -1,4 +1,4 @@
-"""The part of an image that a request with `roi` is about. Pure."""
+"""The part of an image that is computed and answered for a request with `roi`. Pure."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from models.imaging.geometry import Box, Size
 from server.errors import InvalidError
 
 CONTEXT_PX = 32
-"""Pixels around the region that are computed, too: a class is hard to tell at the edge of what one sees."""
+"""Pixels around the region that are computed, too, because the network needs context to tell classes apart."""
 
 
 @dataclass(frozen=True)

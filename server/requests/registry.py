@@ -30,12 +30,12 @@ logger = logging.getLogger("anytime.registry")
 class RequestRegistry:
     """The records of the open requests, and of the last `history` that ended.
 
-    A request is seated once its image is there: what a client only announces takes no room. At most `max_open` are, and
-    at most `max_open_per_address` of one client.
+    A request is seated once its whole image has arrived; before that, it takes no seat. There are `max_open` seats, of
+    which one client may hold `max_open_per_address`.
 
     A request is looked up and cancelled by who sent it: with the same API key; or else with the token that it carried;
-    or else by its id, from anywhere if the server made the id, since nobody guesses it, and from the client's address
-    if the client chose it. Others are told that there is none.
+    or else by its id: from anywhere if the server made the id, because such an id cannot be guessed, and from the
+    client's address if the client chose it. All others get NotFoundError.
 
     `ended`: is told of each request that has ended, while its job is still there.
     """
@@ -116,8 +116,8 @@ class RequestRegistry:
             self._count(record)
 
     def seat(self, record: RequestRecord) -> None:
-        """The image of a request is there. Raises UnavailableError if too many requests are open, and
-        TooManyRequestsError if too many of its client are."""
+        """Give a seat to a request whose image has arrived. Raises UnavailableError if all seats are taken, and
+        TooManyRequestsError if its client holds too many."""
         self._check_room(record)
         record.seated = True
         self._seated[record.caller.network] += 1
@@ -176,7 +176,7 @@ class RequestRegistry:
             metrics.asked_deadline.labels(model).observe(record.options.deadline_ms / 1000)
         if math.isfinite(record.deadline_s) and record.stop is not Stop.INVALID:
             metrics.overrun.labels(model).observe(max(0.0, now_s - record.deadline_s))
-        if record.owner is not None and record.stop is not Stop.INVALID:  # what never was a request displaces none
+        if record.owner is not None and record.stop is not Stop.INVALID:  # invalid ones displace none
             self._ended.add(record.caller.network, (record.owner, record.id), record)
 
 

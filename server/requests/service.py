@@ -1,4 +1,4 @@
-"""The parts of a server, and the path that the requests of all protocols take through them."""
+"""The service: the parts of a server, and the path that requests of every protocol take through them."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,16 +17,17 @@ from server.engine.worker_process import ChildProcess, WorkerProcess
 from server.metrics import Metrics
 from server.requests.admission import (
     ClientLimit,
-    check_body,
     check_fresh,
     check_options,
     check_person,
     image_age_s,
     lasting_exit,
 )
+from server.requests.body import check_body
 from server.requests.budget import Asked, Forecast, Traffic
 from server.requests.budget_file import read_policies
 from server.requests.codec import Codec, DecodedImage, copy_pixels
+from server.requests.present_budgets import PresentBudgets
 from server.requests.record import CodecWork, RequestRecord
 from server.requests.region import expected_size, find_region
 from server.requests.registry import RequestRegistry
@@ -39,12 +40,12 @@ from server.scheduling.backlog import Expected
 from server.settings import Settings
 
 T = TypeVar("T")
-Read = Callable[[], Awaitable[bytes]]
+Read = Callable[[], Awaitable[bytes | memoryview]]
 """Receives the whole image file of a request. Raises ServerError."""
 
 
 class Service:
-    """The models, policies, registry, limits, codec and engine of one server.
+    """The models, budgets, registry, limits, codec and engine of one server.
 
     `unloadable` and `launch` are handed to the engine.
     """
@@ -59,9 +60,10 @@ class Service:
         self.settings = settings
         self.catalog = catalog
         self.keys = None if settings.keys is None else KeyRing(settings.keys, time.monotonic())
-        self.policies = read_policies(settings, [model.name for model in catalog])
+        policies = read_policies(settings, [model.name for model in catalog])
         if self.keys is not None:
-            self.policies = replace(self.policies, of_request=(*self.policies.of_request, self.keys))
+            policies = replace(policies, of_request=(*policies.of_request, self.keys))
+        self._budgets = PresentBudgets(policies, self._traffic)
         self.metrics = Metrics({model.name: model.config.exits for model in catalog})
         self.metrics.show_limits(settings)
         self.tracer: Tracer = collector_tracer() if settings.traces else TraceRelay()
@@ -71,7 +73,7 @@ class Service:
         )
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.codec = Codec(settings)
-        self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._deepest)
+        self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._budgets.deepest)
         self._sizes = ExpectedSizes()
         self.sockets = OpenSockets(settings.max_sockets, settings.max_sockets_per_address, self.limit)
         self.metrics.watch(self.metrics.websockets, lambda: len(self.sockets))
@@ -113,7 +115,7 @@ class Service:
         expected = self._check(record, model)
         with ExitStack() as until_ended:
 
-            async def receive() -> bytes:
+            async def receive() -> bytes | memoryview:
                 body = await self._received(read)
                 self.registry.seat(record)
                 record.place = until_ended.enter_context(self._admit(record, expected))
@@ -129,14 +131,14 @@ class Service:
 
     def check_caller(self, record: RequestRecord) -> None:
         """Raises TooManyRequestsError if the caller sends too many requests, and UnavailableError if the server takes
-        none. Protocols whose options come with the image call this before they read it."""
+        no requests now. Protocols whose options come with the image call this before they read the image."""
         self.limit.check(record.caller.network)
         self.engine.check_open()
         record.let_in = True
 
     def _check(self, record: RequestRecord, model: ServedModel) -> Expected:
-        """Check what can be checked before the image is read, and set the budget. Returns what the request means to a
-        worker. Raises ServerError, also if the request would get no place now."""
+        """Check what can be checked before the image is read, and set the budget. Returns what a worker would have to
+        compute. Raises ServerError, also if the request would get no place now."""
         if not record.let_in:
             self.check_caller(record)
         if self.keys is not None and record.caller.key is not None:
@@ -167,7 +169,7 @@ class Service:
         return self.engine.admit(replace(expected, deadline_s=record.compute_deadline_s), time.monotonic())
 
     def _expected(self, record: RequestRecord, model: ServedModel, size: tuple[int, int]) -> Expected:
-        """What a request whose image has this size (height, width) means to a worker."""
+        """What a worker would have to compute for a request whose image has this size (height, width)."""
         return Expected(
             model=model.name,
             shape=model.input_shape(*expected_size(record.options.roi, *size)),
@@ -186,8 +188,8 @@ class Service:
             record.job = job = await self._submit(record, model, record.place, image)
         return job
 
-    async def _received(self, read: Read) -> bytes:
-        """The image file. Nobody else holds it, so that its memory is free once it is decoded."""
+    async def _received(self, read: Read) -> bytes | memoryview:
+        """Receive and check the image file. Only the caller holds it, so that its memory is free once it is decoded."""
         body = await read()
         check_body(body, self.settings.max_body_bytes)
         return body
@@ -259,36 +261,26 @@ class Service:
     def _set_budget(self, record: RequestRecord) -> None:
         """Set what the request may spend, by what it asks for and by the traffic now. Raises InvalidError if it
         requires more."""
-        budget = self.policies.budget(record.asked, self._traffic(more=record.place is None))
+        budget = self._budgets.budget(record.asked, more=record.place is None)
         record.move_deadline(record.arrived_s - record.age_s + budget.seconds)
         record.max_exit = lasting_exit(budget, record.options)
 
-    def _deepest(self) -> int | None:
-        """The deepest exit that the traffic allows now; None: any."""
-        traffic = self._traffic()
-        return None if traffic is None else self.policies.deepest(traffic)
-
-    def _traffic(self, *, more: bool = False) -> Traffic | None:
-        """What budgets depend on of the moment; None if they do not. `more`: one more request is counted as open."""
-        if not self.policies.of_moment:
-            return None
-        return Traffic(self.engine.open_requests + more, self.engine.busy(time.monotonic()), time.time())
+    def _traffic(self) -> Traffic:
+        return Traffic(self.engine.open_requests, self.engine.busy(time.monotonic()), time.time())
 
     def forecast(
-        self, name: str | None, client: str, deadline_ms: float | None, size: tuple[int, int] | None
+        self, name: str | None, caller: Caller, deadline_ms: float | None, size: tuple[int, int] | None
     ) -> Forecast:
-        """What a request for the model `name` would get now. `size`: the height and width of its image; None stands for
-        the last size that this client sent. Raises NotFoundError."""
+        """What a request of `caller` for the model `name` would get now. `size`: the height and width of its image;
+        None stands for the last size that this client sent. Raises NotFoundError."""
         model = self.catalog.get(name)
-        size = size or self._sizes.last(model.name, client, model.config.size)
+        size = size or self._sizes.last(model.name, caller.network, model.config.size)
         pixels, exits, now_s = size[0] * size[1], model.config.exits, time.monotonic()
         deadline_s = None if deadline_ms is None else deadline_ms / 1000
-        asked = Asked(model.name, exits, client, deadline_s, pixels=pixels)
-        budget = self.policies.budget(asked, self._traffic(more=True))
-        reserve_s, prepare_s = (
-            self.codec.reserve_s("application/json", pixels, alone=not self.engine.open_requests),
-            self.codec.usual_decode_s(pixels),
-        )
+        asked = Asked(model.name, exits, caller.name, deadline_s, pixels=pixels)
+        budget = self._budgets.budget(asked, more=True)
+        reserve_s = self.codec.reserve_s("application/json", pixels, alone=not self.engine.open_requests)
+        prepare_s = self.codec.usual_decode_s(pixels)
         due_s, shape = now_s + budget.seconds - reserve_s, model.input_shape(*size)
         predicted_s = {}
         for exit_index in range(1, exits + 1):

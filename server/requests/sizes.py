@@ -1,4 +1,4 @@
-"""Sizes: what size of image to expect of a request whose head alone is known."""
+"""Sizes: the size of image to expect of a request of which only the head is known."""
 
 from collections import OrderedDict
 
@@ -13,16 +13,16 @@ class ExpectedSizes:
     """
 
     CLIENTS = 10_000
-    """Pairs of a model and a client that are remembered; those that were not seen for longest are forgotten first."""
+    """The number of pairs of a model and a client that are remembered; the least recently seen are forgotten first."""
     SIZES = 4
-    """Different sizes that are remembered of each; the one that was not seen for longest is forgotten first."""
+    """The number of different sizes that are remembered for each pair; the least recently seen is forgotten first."""
 
     def __init__(self) -> None:
         self._of_client: OrderedDict[tuple[str, str], tuple[Size, ...]] = OrderedDict()
         self._of_model: dict[str, tuple[Size, ...]] = {}
 
     def saw(self, model: str, client: str, size: Size) -> None:
-        """A client has sent an image of this size."""
+        """Note that a client has sent an image of this size."""
         self._of_model[model] = self._with(size, self._of_model.get(model, ()))
         self._of_client[model, client] = self._with(size, self._of_client.pop((model, client), ()))
         if len(self._of_client) > self.CLIENTS:

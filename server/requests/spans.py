@@ -25,16 +25,16 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import Attributes
 
 from server.engine.messages import Stop
-from server.protocols.trace_context import TraceContext
 from server.requests.record import RequestRecord
+from server.trace_context import TraceContext
 
 FAILED = (Stop.NO_EXIT, Stop.REJECTED, Stop.ERROR)
-"""The ends of a request that are the server's failure."""
+"""The stops of a request that count as the server's failure."""
 
 
 class SpanTracer:
-    """Makes the spans of requests. What happened inside of a request is told when it has ended, from the times that its
-    record has anyway."""
+    """Makes the spans of requests. The spans inside of a request are made when it has ended, from the times in its
+    record."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider

@@ -7,7 +7,7 @@ from server.engine.messages import Stop
 from server.requests.record import RequestRecord
 
 ANSWERED = (Stop.COMPLETE, Stop.QUALITY, Stop.DEADLINE, Stop.MAX_EXIT)
-"""The ends of requests that got an answer."""
+"""The stops of requests that got an answer."""
 
 
 @dataclass

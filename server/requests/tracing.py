@@ -1,9 +1,9 @@
-"""Tracing: which span of a distributed trace a request is, and who is told of it."""
+"""Tracing: gives each request its span of a distributed trace, and reports the spans."""
 
 from typing import Protocol
 
-from server.protocols.trace_context import TraceContext
 from server.requests.record import RequestRecord
+from server.trace_context import TraceContext
 
 
 class Tracer(Protocol):
@@ -13,14 +13,14 @@ class Tracer(Protocol):
         """The span of a request that has arrived; None: it is in no trace. `parent`: the span that sent it, or None."""
 
     def end(self, record: RequestRecord) -> None:
-        """A request has ended; its job is still there. It may have been refused before it began."""
+        """Report a request that has ended; its job, if it got one, is still there."""
 
     def close(self) -> None:
-        """The server ends."""
+        """Send what was not sent yet: the server ends."""
 
 
 class TraceRelay:
-    """Takes a place in the trace of the client, if there is one, and tells nobody."""
+    """Continues the client's trace, if the client sends one, and reports no spans."""
 
     def begin(self, _: RequestRecord, parent: TraceContext | None) -> TraceContext | None:
         return parent and parent.child()

@@ -1,9 +1,9 @@
 """The simulated server: a front end and one worker, which share a device, as a simulation of discrete events.
 
 The front end does one thing at a time, answers before images, and slows the worker down meanwhile. A discipline admits
-requests, and says whose next stage the worker computes. The worker asks it again after every slice and every exit. A
-request is answered when its discipline lets go of it, but at the latest when its deadline, less what the reply needs,
-comes, with the newest exit that is finished then. This holds for every discipline.
+requests, and says whose next stage the worker computes. The worker asks it again after every slice and every exit.
+Under every discipline, a request is answered with its newest finished exit when the discipline releases it, and at the
+latest at its compute deadline: its deadline less the seconds that the reply needs.
 """
 
 import heapq
@@ -47,7 +47,7 @@ class SimulatedJob:
 
 
 class Discipline(Protocol):
-    """What decides in a simulated server."""
+    """The decisions of a simulated server: which requests it admits, and whose stage it computes next."""
 
     def admits(self, job: SimulatedJob, now_s: float) -> bool:
         """Whether to take a request, of which the head is there."""

@@ -21,7 +21,7 @@ BLOCK_S = 2.0
 """The bootstrap draws blocks of so many seconds of arrivals: requests that are close in time share a queue."""
 RESAMPLES = 1000
 SHARE = 0.95
-"""What the intervals cover."""
+"""The share of the distribution that an interval covers."""
 
 OURS, BOUND = "this server", "bound"
 BASELINES: dict[str, Callable[[], Discipline]] = {

@@ -66,5 +66,5 @@ def plot(results: Sequence[LoadResult], path: Path) -> None:
 
 
 def _curve(name: str) -> str:
-    """The best fixed exit is another one at each load."""
+    """The name of a curve. It leaves out the number of the best fixed exit, which differs between loads."""
     return name.partition(" (")[0]

@@ -24,8 +24,8 @@ NICE = 5
 IDLE_NICE = 10
 """The niceness of a process in reserve while it imports: for seconds, it would take a core from the worker."""
 EXPENDABLE = 500
-"""Added to the share of memory, in thousandths, by which the system chooses whom to kill when memory runs out: rather a
-worker than the front end, which starts another one."""
+"""The process's oom_score_adj (proc(5)): when memory runs out, the kernel kills a worker before the front end, which
+starts another one."""
 
 
 def main(fd: int) -> int:

@@ -63,7 +63,8 @@ class Loaded:
         return self.quality.stops(uncertainty(state.exit, self.model.config.task, state.frame), epsilon)
 
     def shown(self, state: State) -> dict[Predictor, float]:
-        """What the latest exit of `state` shows, of the predictors that its next gain needs and that cost little."""
+        """The predictors of the next gain, as the latest exit of `state` shows them. Only predictors that are cheap to
+        compute are included."""
         found = state.latest()
         if self.gains is None or found.index == len(self.gains.exits):
             return {}
@@ -78,8 +79,8 @@ class Loaded:
 def warm_up(name: str, model: AnytimeModel, costs: CostModel, progress: LoadingProgress) -> None:
     """Run every exit, so that the first request finds all in place, and learn the seconds at the configured size.
 
-    The image is noise, for which a network's own masks would be empty or full, so masks of the usual active shares are
-    put in their place. If the costs are known from the worker before, one run on the smallest image is enough.
+    The image is noise, for which the network's own masks would be empty or full. Masks with the usual active shares
+    replace them. If the costs are known from the worker before, one run on the smallest image is enough.
     """
     shape = input_shape(model.config, *model.config.size)
     doing = f"warming up {name}"

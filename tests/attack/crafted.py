@@ -132,6 +132,25 @@ def declared_jpeg() -> bytes:
     return bytes(whole)
 
 
+def large_exif(entries: int = 65_000, size_bytes: int = 700_000) -> bytes:
+    """Exif whose entries each have most of it as their value."""
+    head = b"II*\0" + struct.pack("<IH", 8, entries)
+    tags = (struct.pack("<HHII", 0x9000 + number % 0x5000, 7, size_bytes, 8) for number in range(entries))
+    return head + b"".join(tags) + bytes(4)
+
+
+def hidden_size() -> bytes:
+    """A JPEG of 60 scans whose size hides behind two bytes that a careless reader takes for a segment."""
+    whole = scans(48, 3900)
+    small = segment(0xC0, struct.pack(">BHHBBBB", 8, 8, 8, 1, 1, 17, 0)) + segment(0xDA, b"\1\1\0\0\0\0")
+    return whole[:2] + b"\xff\x01\0\6" + segment(0xFE, small) + whole[2:]
+
+
+def many_tables() -> bytes:
+    whole = photo(480, 360)
+    return whole[:2] + segment(0xDB, (b"\0" + b"\1" * 64) * 1000) * 60 + whole[2:]
+
+
 FILES: dict[str, Callable[[], bytes]] = {
     "JPEG of fill bytes": lambda: within_jpeg(b"\xff"),
     "JPEG of escaped fill bytes": lambda: within_jpeg(b"\xff\x00"),
@@ -172,6 +191,10 @@ FILES: dict[str, Callable[[], bytes]] = {
     "WebP that declares 16383x16383": lambda: webp(canvas(16_383, 16_383), webp_chunk(b"VP8 ", bytes(10))),
     "WebP, lossless": lambda: large("WEBP", lossless=True, method=0),
     "WebP of frames": animation,
+    "JPEG of full DQT, 4 MiB": many_tables,
+    "JPEG with a hidden size": hidden_size,
+    "PNG with large Exif": lambda: within_png(chunk(b"eXIf", large_exif()), repeats=1),
+    "BMP of nothing but line ends": lambda: bmp(bytes(2) * (2**21 - 2000), 1, 8),
     "GIF": lambda: encoded(Image.new("L", (480, 360)), "GIF") + bytes(2**20),
     "TIFF": lambda: encoded(Image.new("L", (480, 360)), "TIFF") + bytes(2**20),
 }

@@ -132,6 +132,7 @@ def fuzz(name: str, seconds: int, seed: int, findings: Path) -> None:
             assert str(error), "a refusal without a sentence"
         assert (took_s := time.process_time() - began_s) < SLOW_S, f"it took {took_s:.1f} s"
 
+    findings.mkdir(parents=True, exist_ok=True)  # the fuzzer does not
     with tempfile.TemporaryDirectory() as corpus:
         for number, example in enumerate(examples()):
             (Path(corpus) / str(number)).write_bytes(example)

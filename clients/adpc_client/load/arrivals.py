@@ -1,4 +1,4 @@
-"""When requests are due: processes that draw moments, in seconds from the start, without an end."""
+"""Arrival processes: endless sequences of the times at which requests are due, in seconds from the start."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ class Arrivals(Protocol):
     """A process of arrivals."""
 
     def moments(self, chance: random.Random) -> Iterator[float]:
-        """The moments, in order."""
+        """The times of arrival in ascending order. `chance` draws them."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class PoissonArrivals:
 
 @dataclass(frozen=True)
 class GammaArrivals:
-    """Gamma gaps, independent of each other. `variation` is their standard deviation over their mean: below 1 they are
-    more regular than Poisson's, above 1 they come in clumps."""
+    """Independent gaps with a gamma distribution. `variation` is their coefficient of variation (standard deviation /
+    mean): below 1 arrivals are more regular than Poisson arrivals, above 1 they cluster."""
 
     rate_per_s: float
     variation: float

@@ -1,4 +1,4 @@
-"""What became of requests, by the generator's clock."""
+"""The outcomes of requests, timed by the clock of the load generator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from adpc_client.load.transport import LoadReply
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of `request`. Times are in seconds from the start, also those of `reply`.
+    """The outcome of `request`. All times, also those of `reply`, are in seconds from the start of the run.
 
     `held_s`: how long a frame waited for its camera's earlier one; its deadline went on meanwhile. `lag_s`: how late
     the generator was to send it beyond that. `sent`: False if it was due and not sent: `reply.stop` says why.

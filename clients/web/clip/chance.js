@@ -11,12 +11,13 @@ export function chance(seed) {
   };
 }
 
-/** Add grain to a drawing: each opaque pixel gets lighter or darker by up to `strength` of 255. */
+/** Add grain to a drawing: each pixel that is not clear gets lighter or darker by up to `strength` of 255. */
 export function grain(brush, strength, seed) {
   const { width, height } = brush.canvas;
   const drawn = brush.getImageData(0, 0, width, height);
   const random = chance(seed);
   for (let at = 0; at < drawn.data.length; at += 4) {
+    if (drawn.data[at + 3] === 0) continue;
     const change = (random() + random() - 1) * strength;
     for (let channel = at; channel < at + 3; channel++) drawn.data[channel] += change;
   }

@@ -5,21 +5,27 @@ import { CLASS, labelled } from "./view.js";
 
 /** A drawing of so many metres, in the sizes that it is needed in, and its outline in the colour of its class. */
 class Sprite {
+  #make;
+  #made = null; // {colours, labels}, each a list of canvases
+
   constructor(name, wide_m, tall_m, density, seed, draw) {
     Object.assign(this, { wide_m, tall_m });
-    const brush = sheet(Math.ceil(wide_m * density), Math.ceil(tall_m * density));
-    brush.scale(density, density);
-    brush.lineCap = brush.lineJoin = "round";
-    draw(brush, chance(seed));
-    brush.resetTransform();
-    grain(brush, 14, seed);
-    this.colours = halves(brush.canvas);
-    this.labels = this.colours.map((level) => outline(level, CLASS[name]));
+    this.#make = () => {
+      const brush = sheet(Math.ceil(wide_m * density), Math.ceil(tall_m * density));
+      brush.scale(density, density);
+      brush.lineCap = brush.lineJoin = "round";
+      draw(brush, chance(seed));
+      brush.resetTransform();
+      grain(brush, 14, seed);
+      const colours = halves(brush.canvas);
+      return { colours, labels: colours.map((level) => outline(level, CLASS[name])) };
+    };
   }
 
-  /** Draw it in its colours or as its class, from the copy that is the next larger. */
+  /** Draw it in its colours or as its class, from the copy that is the next larger. It is made when it is first seen. */
   draw(brush, skin, [left, top, width, height]) {
-    const levels = this[skin];
+    this.#made ??= this.#make();
+    const levels = this.#made[skin];
     const level = levels.findLast((canvas) => canvas.width >= width) ?? levels[0];
     brush.drawImage(level, left, top, width, height);
   }

@@ -6,12 +6,18 @@ export { CLASSES } from "./view.js";
 export const LOOP_S = 12;
 const SPEED = LENGTH_M / LOOP_S; // metres a second
 const NEAR_M = 2.2;
-const STEPS = [-1, -0.4, 0.4, 1, 0.4, -0.4]; // the phases of a walk, or of pedalling; `pace` makes whole walks of a loop
+const STEPS = [-1, -0.4, 0.4, 1]; // how far the legs are apart
+const PHASES = [0, 1, 2, 3, 2, 1]; // the steps of a walk, or of pedalling; `pace` makes whole walks of a loop
 const DARK = [34, 32, 38];
 
 const standing = (sprite, x, ...places) => places.map((away) => ({ poses: [sprite], x, away, speed: SPEED }));
-const moving = (draw, x, away, speed, pace = 2) => ({ poses: STEPS.map(draw), x, away, speed, pace });
-const riding = (draw, x, away, sway) => ({ poses: STEPS.map(draw), x, away, speed: 0, sway, pace: 1.5 });
+const moving = (draw, x, away, speed, pace = 2) => ({ poses: walk(draw), x, away, speed, pace });
+const riding = (draw, x, away, sway) => ({ poses: walk(draw), x, away, speed: 0, sway, pace: 1.5 });
+
+function walk(draw) {
+  const drawn = STEPS.map(draw);
+  return PHASES.map((step) => drawn[step]);
+}
 
 /** All that stands or moves. `speed` is towards the camera, in metres a second. */
 function cast() {

@@ -1,4 +1,4 @@
-"""Buffers that are used again by the next request: touching fresh pages takes as long as a convolution."""
+"""Buffers that later requests reuse, because the first use of fresh pages takes as long as a convolution."""
 
 import weakref
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""A network lowered to native programs: how a step turns what the steps before have left of a request into more.
+"""A network lowered to native programs, which advance the progress of requests step by step.
 
-All that may take long is a generator. It yields where the step can pause; whoever drops it ends the step.
+Work that may take long is a generator. It yields where the step can pause; dropping the generator ends the step.
 """
 
 import math
@@ -44,7 +44,7 @@ MAX_WINDOW = 21
 
 @dataclass(frozen=True)
 class SparseProgress:
-    """What the steps so far have left of one request.
+    """The progress of one request: what its steps so far have computed.
 
     `unread`: the image, uint8 (H, W, 3), and where to write it, see `SparseNetwork.begin`; None once the first step has
     read it. `features`: what the latest step left, each with room for (1 + rows, row bytes), the first row zeros.

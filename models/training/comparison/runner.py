@@ -11,7 +11,7 @@ import torch
 from models.anytime import AnytimeModel
 from models.checkpoint import load_directory, load_weights
 from models.data import datasets
-from models.data.street import Scene
+from models.data.scenes import Scene
 from models.directory import WEIGHTS_FILE
 from models.evaluation import evaluate
 from models.executors.processor import processor

@@ -18,7 +18,7 @@ VERSION = "1"
 """The version of every model."""
 INPUT = "image"
 IGNORED = ("binary_data_output", "content_type", "sequence_start", "sequence_end")
-"""Parameters that clients send by themselves, and that ask for nothing here."""
+"""Parameters that client libraries send on their own and that have no effect here."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class InferRequest:
     `outputs`: the names of the outputs, and whether each is wanted as binary data."""
 
     id: str | None
-    file: bytes
+    file: bytes | memoryview
     options: RequestOptions
     timeout_s: float | None
     outputs: dict[str, bool]
@@ -100,7 +100,7 @@ def _timeout_s(value: Any) -> float | None:
     return float(value / 1e6)
 
 
-def _file(tensor: InputTensor) -> bytes:
+def _file(tensor: InputTensor) -> bytes | memoryview:
     """The image file of an input. Raw pixels become an uncompressed BMP, so that all images go one way."""
     if isinstance(tensor.data, list):
         return tensor.data[0]
@@ -113,12 +113,14 @@ def _file(tensor: InputTensor) -> bytes:
     return bitmap(tensor.data[0])
 
 
-def bitmap(pixels: NDArray[np.uint8]) -> bytes:
+def bitmap(pixels: NDArray[np.uint8]) -> memoryview:
     """An uncompressed BMP of RGB pixels, uint8 (H, W, 3): rows from the top, BGR, each of a multiple of 4 bytes."""
     height, width = pixels.shape[:2]
     row_bytes = -(-3 * width // 4) * 4
-    rows = np.zeros((height, row_bytes), np.uint8)
+    offset, size = 54, 54 + height * row_bytes
+    file = np.zeros(size, np.uint8)
+    rows = file[offset:].reshape(height, row_bytes)
     rows[:, : 3 * width].reshape(height, width, 3)[:] = pixels[..., ::-1]
-    offset, size = 54, 54 + rows.size
     header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", size, 0, 0, offset, 40, width, -height, 1, 24, 0, 0, 0, 0, 0, 0)
-    return header + rows.tobytes()
+    file[:offset] = np.frombuffer(header, np.uint8)
+    return file.data

@@ -5,6 +5,7 @@ import asyncio
 import time
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -42,6 +43,8 @@ from server.requests.service import Service
 router = APIRouter(prefix="/v2", tags=["open inference protocol"], responses=REFUSED)
 
 JSON_LENGTH = "Inference-Header-Content-Length"
+_PARSER = ThreadPoolExecutor(1, "parse")
+"""Requests are parsed one at a time: nothing else runs while the JSON of one is."""
 WINDOW_BITS = {"gzip": 31, "deflate": 15}
 """Content encodings, and zlib's argument `wbits` for each."""
 
@@ -162,7 +165,8 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
         async with record.preparing():
             coded = await read_request(request, limit)
         with hang_up_cancels(request, service, record):
-            asked = await asyncio.to_thread(_parse, coded, headers, model, limit)
+            loop = asyncio.get_running_loop()
+            asked = await loop.run_in_executor(_PARSER, _parse, coded, headers, model, limit)
             record.options = asked.options
             record.encoding = "v2 binary" if all(asked.outputs.values()) else "v2 json"
             if asked.id is not None:
@@ -170,7 +174,7 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
             given_s = (timeout_s, asked.timeout_s)
             record.timeout_s = min((seconds for seconds in given_s if seconds is not None), default=None)
 
-            async def read() -> bytes:
+            async def read() -> bytes | memoryview:
                 return asked.file
 
             return await service.predict(record, read, partial(_answer, asked, headers.get("accept-encoding", "")))

@@ -19,6 +19,9 @@ from server.protocols.values import shown
 
 MAX_JSON_BYTES = 3 * 2**20
 """The longest JSON: parsing it takes some hundredths of a second, in which nothing else runs."""
+MAX_LISTS = 2**18
+"""The most lists, objects and fields of a JSON, which take longer than numbers: pixels of 512 x 511 as lists of three.
+"""
 SLICE = 2**16
 """Numbers that are converted at once, in about a millisecond. Other threads run between slices."""
 CODE = "bad_tensor"
@@ -26,12 +29,12 @@ CODE = "bad_tensor"
 
 @dataclass(frozen=True)
 class InputTensor:
-    """An input: `data` is a list of bytes for BYTES, else an array of the shape."""
+    """An input: `data` is a list of files for BYTES, which may be parts of the body, else an array of the shape."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: NDArray[np.uint8] | list[bytes]
+    data: NDArray[np.uint8] | list[bytes | memoryview]
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,13 @@ def split_body(body: bytes, json_bytes: str | None) -> tuple[dict[str, Any], mem
         sentence = f"the JSON has {length:,} bytes; the limit is {MAX_JSON_BYTES:,}: send tensors as binary data"
         raise InvalidError(sentence, "bad_json")
     view = memoryview(body)
+    text = bytes(view[:length])
+    lists = sum(map(text.count, (b"[", b"{", b":")))
+    if lists > MAX_LISTS:
+        sentence = f"the JSON has {lists:,} lists and fields; the limit is {MAX_LISTS:,}: send tensors as binary data"
+        raise InvalidError(sentence, "bad_json")
     try:
-        found = pydantic_core.from_json(bytes(view[:length]), allow_inf_nan=False)
+        found = pydantic_core.from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidError(f"the request is not JSON: {error}", "bad_json") from None
     if not isinstance(found, dict):
@@ -118,19 +126,19 @@ def _tensor(name: str, field: Mapping[str, Any], data: Any) -> InputTensor:
     return InputTensor(name, datatype, tuple(shape), values.reshape(shape))
 
 
-def _elements(name: str, data: memoryview) -> list[bytes]:
+def _elements(name: str, data: memoryview) -> list[bytes | memoryview]:
     """The elements of a binary tensor of BYTES. Stops after the second, because a request has one image."""
-    elements: list[bytes] = []
+    elements: list[bytes | memoryview] = []
     while data and len(elements) < 2:
         size = struct.unpack_from("<I", data)[0] if len(data) >= 4 else -1
         if not 0 <= size <= len(data) - 4:
             raise InvalidError(f"element {len(elements)} of {name} is cut off; send its length, then its bytes", CODE)
-        elements.append(bytes(data[4 : 4 + size]))
+        elements.append(data[4 : 4 + size])
         data = data[4 + size :]
     return elements
 
 
-def _texts(name: str, data: Any) -> list[bytes]:
+def _texts(name: str, data: Any) -> list[bytes | memoryview]:
     """The elements of a tensor of BYTES in JSON, where each is a string."""
     if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
         raise InvalidError(f"data of {name} is {shown(data)}; give a list of strings", CODE)

@@ -1,0 +1,69 @@
+"""How the head of a response is written."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from wire import Transport, Wire, on_a_wire
+
+from server.protocols.head import JOINED_BYTES, HeldHead
+
+SMALL, LARGE = b"x" * JOINED_BYTES, b"x" * (JOINED_BYTES + 1)
+
+
+class Counted(Transport):
+    """Remembers each call, in `written`'s order."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.calls: list[Any] = []
+
+    def write(self, data: Any) -> None:
+        self.calls.append(data)
+
+    def close(self) -> None:
+        super().close()
+        self.calls.append("close")
+
+
+@pytest.mark.parametrize(
+    ("steps", "calls"),
+    [
+        (["head", b"body"], [b"headbody"]),
+        (["head", SMALL, b"more"], [b"head" + SMALL, b"more"]),
+        (["head", LARGE, b"more"], [b"head", LARGE, b"more"]),
+        (["head", "turn", b"body", "turn"], [b"head", b"body"]),
+        (["head", "turn", "turn"], [b"head"]),
+        (["head", "close", "turn"], [b"head", "close"]),
+        (["head", b"body", "close"], [b"headbody", "close"]),
+        (["head", "lost", "turn"], ["close"]),
+    ],
+)
+def test_the_head_is_written_with_the_body_that_follows_at_once(steps: list[Any], calls: list[Any]) -> None:
+    async def check() -> None:
+        transport = Counted("192.0.2.1")
+        held = HeldHead(transport, asyncio.get_running_loop())
+        for step in steps:
+            if step == "turn":
+                await asyncio.sleep(0)
+            elif step == "close":
+                held.close()
+            elif step == "lost":
+                transport.close()
+            else:
+                held.write(step.encode() if isinstance(step, str) else step)
+        assert transport.calls == calls and held.is_closing() is transport.closed
+
+    asyncio.run(check())
+
+
+def test_an_answer_is_one_write() -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        transport, calls = wire.connect(), list[bytes]()
+        transport.write = calls.append  # type: ignore[method-assign]
+        for number in range(2):
+            await wire.send(transport, b"GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n")
+            assert len(calls) == number + 1 and calls[-1].startswith(b"HTTP/1.1 200") and calls[-1].endswith(b"ok")
+
+    on_a_wire(check)
