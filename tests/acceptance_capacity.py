@@ -16,6 +16,7 @@ from pathlib import Path
 from acceptance import ROOT, Answer, Client, Server, photo, verdict
 
 EXITS = (1, 2, 3, 4)
+PNG = "Accept: image/png\r\n"
 WARM_UP = 20
 """Requests before the measurement."""
 
@@ -26,7 +27,7 @@ async def closed_loop(port: int, path: str, image: bytes, users: int, until_s: f
     async def user() -> None:
         client = Client(port)
         while time.monotonic() < until_s:
-            answers.append(await client.send(path, image))
+            answers.append(await client.send(path, image, headers=PNG))
 
     await asyncio.gather(*(user() for _ in range(users)))
     return answers

@@ -29,6 +29,8 @@ HOST = os.environ.get("ASGI_HOST", "own")
 own_host_only = pytest.mark.skipif(HOST != "own", reason="needs what our own command adds to an ASGI host")
 IN_PROCESS = "looks into the server or changes it, which Ray runs in another process"
 same_process_only = pytest.mark.skipif(HOST == "ray", reason=IN_PROCESS)
+host_limits_frames = pytest.mark.skipif(HOST == "ray", reason="needs a host whose limit of a frame can be set")
+host_waits_for_readers = pytest.mark.skipif(HOST == "ray", reason="needs a host that takes no more than clients read")
 
 
 def free_port() -> int:

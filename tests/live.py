@@ -169,19 +169,12 @@ class Live:
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self.loop = host.loop
+        self.service: Service = host.app.state.service
         self.port = host.port
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
         self.socket_url = f"ws://127.0.0.1:{self.port}/v1/stream"
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        return self.host.loop
-
-    @property
-    def service(self) -> Service:
-        found: Service = self.host.app.state.service
-        return found
 
     def predict(self, body: bytes | None = None, **query: object) -> httpx.Response:
         headers = {name: str(query.pop(name)) for name in ("Accept",) if name in query}
@@ -197,10 +190,6 @@ class Live:
     def connect(self, **options: Any) -> ClientConnection:
         """A WebSocket; use it in a `with` block."""
         return connect(self.socket_url, max_size=None, **options)
-
-    def send_signal(self) -> None:
-        """Do what SIGTERM does."""
-        self.host.interrupt()
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         wait_for(condition)

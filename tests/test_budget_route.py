@@ -7,6 +7,7 @@ from pathlib import Path
 import live
 import pytest
 import tiny
+from hosts import same_process_only
 from live import Later, Live, ScriptedWorker, photo
 
 SEGMENTATION = tiny.SEGMENTATION.name
@@ -124,6 +125,7 @@ def test_min_exit_beyond_what_lasts_is_refused(server: Live, worker: ScriptedWor
     assert call.result().status_code == 200
 
 
+@same_process_only
 def test_a_wrong_budget_file_is_named(tmp_path: Path) -> None:
     folder = live.write_configs(tmp_path)
     path = tmp_path / "wrong.toml"
