@@ -119,7 +119,7 @@ def test_a_file_is_forgotten_when_it_is_given_up_while_it_waits() -> None:
 
 def test_a_process_may_finish_soon_what_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(Lane, "GRACE_S", 3600.0)
+        monkeypatch.setattr(Lane, "MIN_WORK_S", 3600.0)
         started = Started()
         decoder = await started.decoder()
         first = started.decode(b"first")
@@ -137,7 +137,7 @@ def test_a_process_may_finish_soon_what_nobody_waits_for(monkeypatch: pytest.Mon
 
 def test_a_process_is_replaced_that_works_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(Lane, "GRACE_S", 0.0)
+        monkeypatch.setattr(Lane, "MIN_WORK_S", 0.0)
         started = Started()
         decoder = await started.decoder()
         first = started.decode(b"first")

@@ -85,7 +85,7 @@ def test_over_the_websocket_too(server: Live) -> None:
             0.072,
             Refusal(wait_s=0.3, needs_s=0.372, left_s=0.06),
             "exit 2 takes 72 ms here, and 60 ms are left; give a later deadline_ms, or ask again in 300 ms, "
-            "once nobody waits",
+            "when the waiting requests have been served",
         ),
         (
             0.02,

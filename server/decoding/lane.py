@@ -40,7 +40,7 @@ class Waiting:
 class Lane:
     """Keeps `processes` decoding processes running, which `launch` starts."""
 
-    GRACE_S = 0.25
+    MIN_WORK_S = 0.25
     """After the deadline of an image, its decoding process is ended, but not before it has worked for this long. A new
     process takes about as long to start, so images with short deadlines cannot keep the lane restarting."""
     RETRY_S = 1.0
@@ -123,7 +123,7 @@ class Lane:
             either: set[asyncio.Future[Any]] = {answered, waiting.left}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not answered.done():
-                await asyncio.wait({answered}, timeout=max(0.0, began_s + self.GRACE_S - time.monotonic()))
+                await asyncio.wait({answered}, timeout=max(0.0, began_s + self.MIN_WORK_S - time.monotonic()))
             if not answered.done():
                 return None
             answer = answered.result()

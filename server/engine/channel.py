@@ -45,7 +45,7 @@ class Channel:
             self._send()
 
     def close(self) -> None:
-        """Neither say nor hear anything more."""
+        """Stop sending commands and receiving events."""
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         self._connection.close()

@@ -16,7 +16,7 @@ from server.scheduling.fairness import RecentSeconds
 logger = logging.getLogger("anytime.device")
 
 BUSY_HALF_LIFE_S = 2.0
-"""How fast it is forgotten that the device was busy."""
+"""The half-life, in seconds, of what is known about how busy the device was."""
 
 PREPARE_S = 20.0
 """An executor that compiles or measures at a size that is new to it may take this long."""
@@ -79,8 +79,8 @@ class Device:
                 self.costs.restore(found.costs)
 
     def broken(self, reason: str) -> None:
-        """Let the next worker run the reference executor in place of those that may have broken the device, and measure
-        it."""
+        """After a failure of the device: let the next worker run the reference executor in place of those that may have
+        caused it, and measure it."""
         logger.error("%s failed: %s", self.label, reason)
         self.costs = CostModel()
         self.facts = {

@@ -30,11 +30,11 @@ RESTART_S = 5.0
 
 @dataclass(frozen=True)
 class PoolListener:
-    """Who hears of the workers. Each function is called with the device that it is about.
+    """Callbacks about the workers. Each gets the device that it is about, `unloadable` a reason instead.
 
-    `hear`: an event that concerns a job. `lost`: the worker is lost, but may still touch the shared memory.
-    `buried`: now it does not any more. `step_s`: see `Supervisor`. `unloadable`: no worker can serve, since the models
-    cannot be loaded for the reason that is given, or the settings name a device on which they never could.
+    `hear`: a worker has told an event that concerns a job. `lost`: the worker is gone, but may still touch the shared
+    memory. `buried`: its process has ended, and the shared memory is safe. `step_s`: see `Supervisor`. `unloadable`: no
+    worker can serve, because the models cannot be loaded or the settings name a device that cannot load them.
     """
 
     hear: Callable[[Device, Event], None]
@@ -290,9 +290,8 @@ def _overloaded(expected: Expected, refusal: Refusal, takes_s: float) -> Unavail
     required = f"not begun: exit {expected.required}"
     if takes_ms > left_ms:
         why = f"{required} takes {takes_ms:.0f} ms here, and {left_ms:.0f} ms are left; give a later deadline_ms"
-        return UnavailableError(
-            f"{why}, or ask again in {wait_ms:.0f} ms, once nobody waits", "overloaded", refusal.wait_s
-        )
+        why = f"{why}, or ask again in {wait_ms:.0f} ms, when the waiting requests have been served"
+        return UnavailableError(why, "overloaded", refusal.wait_s)
     if needs_ms > left_ms:
         why = f"{required} would be there in {needs_ms:.0f} ms, and {left_ms:.0f} ms are left"
     else:

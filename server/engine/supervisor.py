@@ -26,7 +26,7 @@ class Supervisor:
     GIVE_UP = 5
     """After this many workers in a row were lost while they loaded, no further one is started."""
     QUICK_S = 10.0
-    """A worker that dies before it has been ready for this long may do so again and again."""
+    """A worker that dies before it was ready for so many seconds counts as a quick death, see `BACKOFF_S`."""
     BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
     """The n-th value is the wait after n workers in a row could not be started or died so soon; the last value is also
     the wait after more."""

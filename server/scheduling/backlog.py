@@ -88,24 +88,23 @@ class Backlog:
     the time until a request has its required exit is the work that comes before it and its own, at the pace that such
     work has lately (see `Pace`).
 
-    Clients are treated fairly by trunk reservation, as telephone exchanges do it. While clients ask for more than the
-    device can do, one that lately had more than an equal share of what was admitted must leave room: its request has to
-    be ready within an equal part of the time until its deadline, and so have the requests that it delays. Those who had
-    less use the rest. What is admitted while nobody asks for more is taken from nobody and does not count. The part is
-    no smaller than `KEEP_BUSY` times the time of the request alone, so that the device does not idle. The rule sets in
-    gradually: with the load between the two of `LOADS`, and with the surplus that the client had, up to one standard
-    deviation of what comes by chance.
+    Clients are treated fairly by trunk reservation, as in telephone exchanges. While demand exceeds capacity (`LOADS`),
+    a client that lately had more than an equal share of what was admitted is admitted only if its request, and those
+    that it delays, would be ready within an equal part of the time until their deadlines. The other clients use the
+    rest. Three exceptions: what was admitted below capacity does not count; the part is at least `KEEP_BUSY` times the
+    time of the request alone, so that the device does not idle; and the rule sets in gradually, with the load between
+    the two `LOADS` and with the client's surplus, up to one standard deviation of what comes by chance.
     """
 
     HAD_HALF_LIFE_S = 10.0
-    """How fast it is forgotten what a client had."""
+    """The half-life, in seconds, of what was admitted of a client."""
     ASKED_HALF_LIFE_S = 0.5
-    """How fast it is forgotten what a client asked for."""
+    """The half-life, in seconds, of what a client asked for."""
     LOADS = 0.9, 1.1
     """Seconds of computation that clients ask for in a second. Up to the first load nobody must leave room; from the
     second on, the rule is in force."""
     KEEP_BUSY = 1.25
-    """With less, a request could only be admitted once the one before it is done."""
+    """Below this factor a request could only be admitted after the one before it is done, and the device would idle."""
 
     def __init__(self, costs: CostModel, workers: int = 1) -> None:
         """`workers`: how many workers each request is offered to, of which this one has to do a part."""
@@ -184,9 +183,9 @@ class Backlog:
         """None: take the request. Otherwise it would be late, would make an admitted one late, or would take the room
         of clients that had less.
 
-        An idle worker never refuses: the attempt costs nobody, and it teaches more than an estimate. Nor does a worker
-        that owes no required exit, unless the request would be late even alone. Requests that end within a slice do not
-        count.
+        An idle worker never refuses: the attempt delays no other, and it teaches more than an estimate. Nor does a
+        worker that owes no required exit, unless the request would be late even alone. Requests that end within a slice
+        do not count.
         """
         newcomer, left_s = _Owed(_NEWCOMER, expected, self.costs), expected.deadline_s - now_s
         alone_s = self._alone_s(newcomer)

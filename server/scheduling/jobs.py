@@ -67,7 +67,8 @@ class ScheduledJob:
     gains: tuple[float, ...] = ()
     outlook: Outlook = field(init=False)
     order: tuple[int, float, int] = field(init=False)
-    """The smallest runs first; jobs of rank 2, which have what they require, share the slack."""
+    """Jobs run in ascending order: rank, compute deadline, key. Those of rank 2 have their required exit, and compete
+    for slack."""
 
     def __post_init__(self) -> None:
         self.compute_deadline_s = self.spec.compute_deadline_s

@@ -16,7 +16,7 @@ class Pace:
     """
 
     HALF_LIFE_S = 0.7
-    """How fast it is forgotten what stages took."""
+    """The half-life, in seconds, of what stages took."""
     FIRST = 1.3
     """The ratio to the typical seconds that is assumed where nothing is known."""
     FIRST_DEVIATION_S = 0.0012

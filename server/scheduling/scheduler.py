@@ -44,7 +44,7 @@ class Scheduler:
     FAIR_S = 0.3
     """A client that had this much more of the device than another one still competes with it by gain."""
     HALF_LIFE_S = 20.0
-    """How fast it is forgotten what a client had of the device."""
+    """The half-life, in seconds, of what a client had of the device."""
     AMPLE = 2.0
     """If this multiple of all remaining work fits the deadlines, jobs run by deadline and gains are not compared."""
     SIMILAR = 0.7
@@ -85,7 +85,7 @@ class Scheduler:
         """Remove and return the jobs for which nothing more is to be done.
 
         A job whose required exit would be late is given up only if others would be in time, and one that is late only
-        if others are not; others that end within a slice do not count. Otherwise the attempt costs nobody, and it
+        if others are not; others that end within a slice do not count. Otherwise the attempt delays no other, and it
         teaches what the exit takes.
         """
         found: list[Finished] = []
