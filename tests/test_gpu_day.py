@@ -359,12 +359,15 @@ def test_a_server_is_visited(tmp_path: Path) -> None:
 
 def test_the_worker_of_a_server_is_killed() -> None:
     code = "import subprocess, sys, threading; {}; threading.Event().wait()"
-    start = f"subprocess.Popen([sys.executable, '-c', {code.format('0')!r}, 'server.worker']); print(flush=True)"
+    worker = code.format("print(flush=True)")
+    start = f"subprocess.Popen([sys.executable, '-c', {worker!r}, 'server.worker'])"
     with subprocess.Popen([sys.executable, "-c", code.format(start)], stdout=subprocess.PIPE) as server:
-        assert server.stdout is not None
-        server.stdout.readline()
-        served.kill_worker(server.pid)
-        server.kill()
+        try:
+            assert server.stdout is not None
+            server.stdout.readline()  # of the worker, which therefore runs
+            served.kill_worker(server.pid)
+        finally:
+            server.kill()
     with pytest.raises(RuntimeError, match=f"the server, process {server.pid}, has no worker to kill"):
         served.kill_worker(server.pid)
 
