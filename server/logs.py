@@ -12,8 +12,10 @@ SHOWN_ELSEWHERE = ("color_message", "taskName")
 
 
 def configure_logging(level: str, log_format: str, name: str | None = None) -> None:
-    """Configure logging of records of `level` and above, for the logger `name` and its children, or for all loggers.
-    `log_format`: plain or json.
+    """Write log records to stderr.
+
+    `level`: the lowest level that is written. `log_format`: plain or json. `name`: the logger whose records are written,
+    with those of its children; None means all loggers.
 
     Does nothing if the program around it has configured logging already.
     """

@@ -123,7 +123,7 @@ class Metrics:
             self._gauge(name, text).set(limit)
 
     def ended(self, model: str, stop: Stop) -> int:
-        """How many requests for a model ended with `stop`."""
+        """The number of requests for a model that ended with `stop`."""
         found = (
             self.registry.get_sample_value(
                 "anytime_requests_total", {"model": model, "protocol": protocol, "stop": stop.value}

@@ -1,5 +1,5 @@
-"""How many requests a second one server answers to each exit, and what that is for a core: the figures of
-docs/scaling.md. pytest does not collect it.
+"""The capacity of one server: the requests that it answers in a second to each exit, in all and for each core. The
+figures are those of docs/scaling.md. pytest does not collect this program.
 
 `python tests/acceptance_capacity.py --threads 2` starts a server, keeps `--users` requests open for `--seconds` to each
 exit in turn, prints a table, and ends with status 1 if one of them was refused or ended before its exit. The clients
@@ -52,7 +52,7 @@ async def measure(args: argparse.Namespace, image: bytes) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="How many requests a second one server answers to each exit.")
+    parser = argparse.ArgumentParser(description="The capacity of one server, in requests a second to each exit.")
     parser.add_argument("--models", type=Path, default=ROOT / "models" / "zoo")
     parser.add_argument("--model", default="camvid-adpc-w18")
     parser.add_argument("--precision", choices=("auto", "int8", "fp32"), default="auto")

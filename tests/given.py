@@ -45,7 +45,7 @@ class Given:
         return state
 
     def start(self, inputs: Tensor, frame: Frame) -> State:
-        raise NotImplementedError
+        raise AssertionError("states begin with images here; call begin")
 
     def advance(self, states: Sequence[State], slice_s: float | None = None) -> bool:
         self.clock_s += 0.5

@@ -91,7 +91,7 @@ def test_behind_a_chunked_body_nothing_is_parsed() -> None:
 
 
 def test_trailers_are_no_headers() -> None:
-    """Whoever checks the headers of a request before it is passed on does not see its trailers."""
+    """Trailers never become headers, because a proxy that checks headers does not check trailers."""
 
     async def check(wire: Wire) -> None:
         transport = wire.connect()

@@ -378,7 +378,7 @@ assert torch.equal(answer(), before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and forks are Linux's here")
+@pytest.mark.skipif(sys.platform != "linux", reason="the test limits memory and forks, as Linux can")
 def test_a_fork_has_threads_of_its_own_and_what_the_system_refuses_is_said() -> None:
     code = [sys.executable, "-c", IN_A_PROCESS]
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])

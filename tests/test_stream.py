@@ -537,7 +537,7 @@ def test_a_client_that_does_not_read_holds_up_nothing_but_itself(
 
 
 @own_host_only
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel's word, and Linux's alone")
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="TCP_USER_TIMEOUT exists on Linux only")
 def test_a_client_that_reads_nothing_for_long_frees_what_it_holds(tmp_path: Path) -> None:
     folder = live.write_configs(tmp_path, (tiny.SEGMENTATION,))
     limits = {"shared_memory_bytes": 2**28, "max_body_bytes": 2**24, "unread_timeout_s": 0.2}

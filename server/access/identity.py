@@ -65,7 +65,7 @@ CALLER = "anytime.caller"
 
 
 def caller_of(scope: Mapping[str, Any]) -> Caller:
-    """Who sent the request of an ASGI scope; the guard has found that out."""
+    """The sender of the request of an ASGI scope, which the guard has put there."""
     found: Caller = scope.get(CALLER, SOMEBODY)
     return found
 

@@ -73,7 +73,7 @@ class KeyFile:
     def __post_init__(self) -> None:
         if not self.keys:  # as it is while somebody writes it
             raise ValueError(
-                "there is no key in it, so that nobody could ask; make one: python -m server keys new NAME"
+                "it holds no key, so that no client could send a request; make one: python -m server keys new NAME"
             )
 
 

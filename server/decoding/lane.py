@@ -84,7 +84,7 @@ class Lane:
             waiting.body = b""
             waiting.left.set_result(None)
             if waiting.image.done() and not waiting.image.cancelled():
-                waiting.image.exception()  # if the request was given up in the same moment, nobody else looks
+                waiting.image.exception()  # if the request was given up in the same moment, no other code looks
 
     async def _keep_one(self) -> None:
         """Keep one process running."""

@@ -134,7 +134,7 @@ class LearntBody(TypedDict):
 
 
 class UnansweredBody(TypedDict):
-    """How many requests got no answer since the start."""
+    """The number of requests that got no answer since the start."""
 
     rejected: float
     no_exit: float

@@ -132,7 +132,7 @@ class Peers:
             del self._networks[peer.network]
 
     def replace(self, old: Peer, new: Peer) -> None:
-        """Put `new` in the place of `old`: the same connection now speaks another protocol."""
+        """Count the connection as `new` instead of `old`, because its protocol changed from HTTP to WebSocket."""
         new.address = old.address
         self.remove(old)
         self._networks.setdefault(new.network, _Network()).peers[new] = None
@@ -189,7 +189,7 @@ class Peers:
         return max(self._networks.values(), key=lambda network: len(network.peers))
 
     def _make_room(self, held: _Network, newcomer: Peer) -> bool:
-        """Close the connection of an address that has waited longest for a request. Returns False if none waits."""
+        """Close the connection of the network `held` that has been idle longest. Returns False if none is idle."""
         others = (peer for peer in held.peers if peer is not newcomer and peer.waits_since_s < math.inf)
         oldest = min(others, key=lambda peer: peer.waits_since_s, default=None)
         if oldest is None:

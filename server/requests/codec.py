@@ -108,9 +108,8 @@ class Codec:
     def reserve_s(self, encoding: str, pixels: int, *, alone: bool) -> float:
         """The part of the time before a deadline that encoding and sending a map of `pixels` need. Beside others, until
         that was measured, as much as alone."""
-        kinds = (alone, True)
-        measured = (self._encode_s.get((kind, encoding, pixels.bit_length())) for kind in kinds)
-        slow = next(filter(None, measured), None)
+        kind = encoding, pixels.bit_length()
+        slow = self._encode_s.get((alone, *kind)) or self._encode_s.get((True, *kind))
         return self.SEND_S + (self.ENCODE_S_PER_PX * pixels if slow is None else slow.value)
 
 

@@ -43,7 +43,7 @@ class Policies:
     of_moment: tuple[MomentPolicy, ...] = ()
 
     def budget(self, asked: Asked, traffic: Traffic | None = None) -> Budget:
-        """The budget that a request gets in this traffic. `traffic` may be None if no policy depends on it."""
+        """Returns the budget of a request under the present `traffic`, which may be None if no policy depends on it."""
         of_request = tuple(limit for policy in self.of_request for limit in policy.limits(asked))
         return Budget(of_request, () if traffic is None else self._now(traffic))
 

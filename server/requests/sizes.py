@@ -41,5 +41,5 @@ class ExpectedSizes:
         return self._of_client.get((model, client)) or self._of_model.get(model) or (configured,)
 
     def _with(self, size: Size, sizes: tuple[Size, ...]) -> tuple[Size, ...]:
-        """The latest sizes once one more was seen."""
+        """Returns `sizes` with `size` moved or added to the front, and the last one dropped if there are too many."""
         return (size, *(other for other in sizes if other != size))[: self.SIZES]

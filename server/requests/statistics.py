@@ -1,4 +1,4 @@
-"""How many requests each model has answered, and where their time went, since the start."""
+"""Statistics of each model since the start: the number of requests, and the time that each part of them took."""
 
 import time
 from dataclasses import dataclass, field

@@ -101,7 +101,7 @@ class Backlog:
     ASKED_HALF_LIFE_S = 0.5
     """The half-life, in seconds, of what a client asked for."""
     LOADS = 0.9, 1.1
-    """Seconds of computation that clients ask for in a second. Up to the first load nobody must leave room; from the
+    """Seconds of computation that clients ask for in a second. Up to the first load no client must leave room; from the
     second on, the rule is in force."""
     KEEP_BUSY = 1.25
     """Below this factor a request could only be admitted after the one before it is done, and the device would idle."""

@@ -1,4 +1,4 @@
-"""How much of something clients had in the last seconds. Pure: the caller passes the time in."""
+"""Recent seconds: the computing time that each client had or asked for lately. Pure: the caller passes the time in."""
 
 import math
 

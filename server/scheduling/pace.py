@@ -28,7 +28,7 @@ class Pace:
     BROKEN_SHARE = 0.002
     """The share of promises that may be broken."""
     DEVIATIONS = 4.0
-    """How many deviations are left at first: many, since a promise that is kept early costs little."""
+    """The number of deviations at first. It is large, because leaving too much room at the start costs little."""
     DEVIATIONS_LIMITS = 1.5, 10.0
     STEP = 0.4
     """What a broken promise adds to their number."""

@@ -120,7 +120,7 @@ class Scheduler:
 
     @staticmethod
     def slice_s(job: ScheduledJob, now_s: float) -> float:
-        """How long the job may run before `ended` and `next` are asked again."""
+        """The seconds that the job may run before the worker calls `ended` and `next` again."""
         return min(SLICE_S, max(SHORT_SLICE_S, job.compute_deadline_s - now_s))
 
     def ran(

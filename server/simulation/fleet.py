@@ -28,7 +28,7 @@ class SimulatedReplica:
         self.server.run(request.arrived_s)
 
     def open_requests(self, request: SimulatedRequest) -> float:
-        """How many requests are open when this one comes."""
+        """The number of requests that are open when this one arrives."""
         self.server.run(request.arrived_s)
         return len(self.discipline.open_jobs)
 
@@ -48,7 +48,7 @@ ROUTINGS: dict[str, tuple[int, Look]] = {
     "least due before of two": (2, SimulatedReplica.due_before),
     "least due before of four": (4, SimulatedReplica.due_before),
 }
-"""How many replicas are drawn for each request, and by what one of them is chosen."""
+"""The number of replicas that are drawn for each request, and what one of them is chosen by."""
 
 
 @dataclass(frozen=True)
