@@ -14,8 +14,8 @@ SHOWN_ELSEWHERE = ("color_message", "taskName")
 def configure_logging(level: str, log_format: str, name: str | None = None) -> None:
     """Write log records to stderr.
 
-    `level`: the lowest level that is written. `log_format`: plain or json. `name`: the logger whose records are written,
-    with those of its children; None means all loggers.
+    `level`: the lowest level that is written. `log_format`: plain or json. `name`: the logger that is configured, with
+    its children; None means all loggers.
 
     Does nothing if the program around it has configured logging already.
     """

@@ -169,7 +169,7 @@ def test_what_was_spent_counts_on_while_the_terms_stay(tmp_path: Path) -> None:
         ('[keys.robot]\nsha256 = "{digest}"\nmax_priority = 3', "at most 2"),
         ('[keys.robot]\nsha256 = "{digest}"\nrequests_per_second = 0', "above 0"),
         ("[keys", "keys.toml"),
-        ("", "there is no key in it"),
+        ("", "it holds no key"),
         ("a = " + "[" * 5000, "nested deeper"),
     ],
 )
