@@ -8,8 +8,8 @@ from typing import Any
 
 from live import until
 
-from server.engine.channel import Channel, framed
-from server.engine.messages import Beat, Cancel, Ended, Event, MoveDeadline, Stop
+from server.engine.channel import Channel
+from server.engine.messages import Beat, Cancel, Ended, Event, MoveDeadline, Stop, framed
 
 
 class Line:

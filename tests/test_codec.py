@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -105,6 +106,34 @@ def test_answers_beside_others_do_not_lengthen_the_reserve_of_one_that_is_alone(
         assert codec.reserve_s("image/png", 100, alone=True) == pytest.approx(Codec.SEND_S + 0.002)
         assert codec.reserve_s("image/png", 100, alone=False) == pytest.approx(Codec.SEND_S + 0.02)
         assert codec.reserve_s("image/png", 10_000, alone=True) > guessed_s
+        codec.close()
+
+    asyncio.run(scenario())
+
+
+def test_small_maps_are_encoded_on_the_event_loop_and_others_on_threads() -> None:
+    async def scenario() -> None:
+        codec = Codec(Settings(codec_threads=1), ScriptedDecoder)
+
+        async def on_the_loop(encoding: str, pixels: int) -> bool:
+            thread = await codec.encode(encoding, pixels, threading.current_thread, alone=True)
+            return thread is threading.current_thread()
+
+        assert await on_the_loop("image/png", Codec.INLINE_PX) and await on_the_loop("json", 1)
+        assert not await on_the_loop("image/png", Codec.INLINE_PX + 1)
+        assert not await on_the_loop("rle", 1)
+        codec.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_reserve_covers_the_time_until_a_due_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        clock = SimpleNamespace(now_s=5.0, monotonic=lambda: clock.now_s)
+        monkeypatch.setattr("server.requests.codec.time", clock)
+        codec = Codec(Settings(codec_threads=1), ScriptedDecoder)
+        await codec.encode("image/png", 100, lambda: None, alone=True, due_s=4.996)
+        assert codec.reserve_s("image/png", 100, alone=True) == pytest.approx(Codec.SEND_S + 0.004)
         codec.close()
 
     asyncio.run(scenario())

@@ -316,6 +316,24 @@ def test_requests_on_a_stuck_worker_are_answered_at_their_own_deadlines(run: Any
     run(check)
 
 
+def test_an_answer_is_due_at_its_deadline_however_late_the_front_end_notices(run: Any) -> None:
+    async def check(harness: Harness) -> None:
+        overdue, complete = harness.submit(), harness.submit()
+        for job in (overdue, complete):
+            harness.workers[0].reach(job.spec, 1)
+        await until(lambda: overdue.exits and complete.exits)
+        finished_s = overdue.exits[-1].finished_s
+        harness.engine.move_deadline(overdue, finished_s + 0.25)
+        await until(lambda: overdue.stop is Stop.DEADLINE)
+        harness.engine.finish(complete, Stop.COMPLETE)
+        assert overdue.answerable_s == finished_s + 0.25 < overdue.stopped_s
+        assert complete.answerable_s == complete.stopped_s
+        for job in (overdue, complete):
+            harness.engine.release(job)
+
+    run(check)
+
+
 def test_a_worker_that_is_lost_costs_only_its_own_jobs(run: Any) -> None:
     async def check(harness: Harness) -> None:
         lost, kept = harness.workers

@@ -187,14 +187,28 @@ class ByHand(Harness):
         )
 
     def turn(self, count: int = 1) -> list[int]:
-        """Turn the loop; returns the exits that were reached."""
+        """Turn the loop; returns the exits that were told. The last turn's are told in the next."""
         for _ in range(count):
             self.worker.turn()
-        exits = []
+        return [event.exit for event in self.told() if isinstance(event, Exited)]
+
+    def told(self) -> list[Event]:
+        """What the worker has told since."""
+        events = []
         while self.connection.poll(0):
-            event = self.connection.recv()
-            exits += [event.exit] if isinstance(event, Exited) else []
-        return exits
+            events.append(self.connection.recv())
+        return events
+
+
+def test_the_last_exit_and_the_end_of_a_job_are_told_together() -> None:
+    """They wake the front end once."""
+    by_hand = ByHand(FakeModel())
+    by_hand.submit(1, 50, max_exit=1)
+    told: list[Event] = []
+    while not told:
+        by_hand.worker.turn()
+        told = by_hand.told()
+    assert [type(event) for event in told] == [Exited, Ended]
 
 
 def test_a_step_pauses_for_a_newcomer_and_goes_on_later() -> None:
@@ -213,7 +227,7 @@ def test_a_rendering_pauses_too() -> None:
     spec = by_hand.submit(1, 50)
     assert by_hand.turn(2) == []
     by_hand.connection.send(MoveDeadline(1, 1e11))  # heard between the pieces
-    assert by_hand.turn() == [1] and by_hand.worker.jobs[1].scheduled.compute_deadline_s == 1e11
+    assert by_hand.turn(2) == [1] and by_hand.worker.jobs[1].scheduled.compute_deadline_s == 1e11
     assert (by_hand.labels(spec, 1) == 51).all()
     assert by_hand.costs.typical_s("fake", (32, 32), 1) == pytest.approx(0.04)  # the rendering included
 

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from server.engine.messages import Command, Event
+from server.engine.messages import Command, Event, framed
 
 logger = logging.getLogger("anytime.channel")
 
@@ -80,12 +80,6 @@ class Channel:
         self._incoming += data
         while not self._connection.closed and (event := _unframed(self._incoming)) is not None:
             self._hear(event)
-
-
-def framed(message: Command | Event) -> bytes:
-    """A message as `multiprocessing.Connection.send` writes it: the length in 4 bytes, then the pickled object."""
-    data = pickle.dumps(message)
-    return struct.pack("!i", len(data)) + data
 
 
 def _unframed(received: bytearray) -> Event | None:

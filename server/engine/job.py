@@ -52,6 +52,14 @@ class Job:
         return self.place.device.costs.typical_s(expected.model, expected.shape, expected.required)
 
     @property
+    def answerable_s(self) -> float:
+        """When the answer of a job that has ended could have been encoded at the earliest. If its deadline ended it,
+        the front end may have noticed that late."""
+        if self.stop is not Stop.DEADLINE:
+            return self.stopped_s
+        return min(self.stopped_s, max(self.exits[-1].finished_s, self.place.expected.deadline_s))
+
+    @property
     def cancelled(self) -> bool:
         return self.stop is Stop.CANCELLED
 

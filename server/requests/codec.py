@@ -1,4 +1,4 @@
-"""The codec: has images decoded by processes and maps encoded by threads, and learns how long that takes."""
+"""The codec: has images decoded by processes, encodes maps, and learns how long that takes."""
 
 import asyncio
 import time
@@ -35,7 +35,7 @@ class DecodedImage:
 
 
 class Codec:
-    """Decodes images in processes and encodes maps on threads, `settings.codec_threads` of each. One more process
+    """Decodes images in processes and encodes large maps on threads, `settings.codec_threads` of each. One more process
     decodes large images, so that no small image waits behind them. `launch` starts a process.
 
     Images and maps of a similar size, by powers of two, count as equally fast. How long an answer takes to encode and
@@ -52,6 +52,9 @@ class Codec:
     follow single hiccups, and an exit could then fall although the deadline grew."""
     ENCODED_SHARE_BESIDE = 0.98
     """The same of requests beside others."""
+    INLINE_PX = 2**18
+    """A map of at most so many pixels is encoded on the event loop itself. It takes about 0.4 ms, which is as long as
+    to wake a thread and to be woken by it. Run lengths may take ten times as long, and are always left to a thread."""
     LARGE_PX = 4 * 2**20
     """An image of more work than this is large: it takes more than about 40 ms to decode."""
     LARGE_NICE = 5
@@ -94,15 +97,20 @@ class Codec:
         measured = self._decode_s.get(pixels.bit_length())
         return 0.0 if measured is None else measured.value
 
-    async def encode(self, encoding: str, pixels: int, function: Callable[[], T], *, alone: bool) -> T:
-        """Call `function`, which encodes a map of `pixels`, on a thread. What is learnt is the time until the event
-        loop has the result: an answer that is due waits for both, also while the cores are busy. `alone`: no other
-        request is open."""
-        began_s = time.monotonic()
-        result = await asyncio.get_running_loop().run_in_executor(self._encoders, function)
+    async def encode(
+        self, encoding: str, pixels: int, function: Callable[[], T], *, alone: bool, due_s: float | None = None
+    ) -> T:
+        """Call `function`, which encodes a map of `pixels`. What is learnt is the time from `due_s`, when the map could
+        have been encoded (None: now), until the event loop has the result: an answer waits for both, also while the
+        cores are busy. `alone`: no other request is open."""
+        due_s = time.monotonic() if due_s is None else due_s
+        if pixels <= self.INLINE_PX and encoding != "rle":
+            result = function()
+        else:
+            result = await asyncio.get_running_loop().run_in_executor(self._encoders, function)
         share = self.ENCODED_SHARE_ALONE if alone else self.ENCODED_SHARE_BESIDE
         slow = self._encode_s.setdefault((alone, encoding, pixels.bit_length()), RecentQuantile(share))
-        slow.add(time.monotonic() - began_s)
+        slow.add(time.monotonic() - due_s)
         return result
 
     def reserve_s(self, encoding: str, pixels: int, *, alone: bool) -> float:

@@ -98,12 +98,11 @@ class Service:
     # --- the way of a request ---
 
     async def predict(self, record: RequestRecord, read: Read, reply: Callable[[RequestRecord, Job], T]) -> T:
-        """Answer a request once: run its job to the end, and let `reply` encode the newest exit on an encoding thread.
-        Raises ServerError."""
+        """Answer a request once: run its job to the end, and let `reply` encode the newest exit. Raises ServerError."""
         async with self.job(record, read) as job:
             record.stop = await job.ended()
             record.check_answer(job)
-            return await self.encode(record, job, lambda: reply(record, job))
+            return await self.encode(record, job, lambda: reply(record, job), due_s=job.answerable_s)
 
     @asynccontextmanager
     async def job(self, record: RequestRecord, read: Read) -> AsyncIterator[Job]:
@@ -237,11 +236,13 @@ class Service:
             self.engine.arena.give(offset, layout.total_bytes)
             raise
 
-    async def encode(self, record: RequestRecord, job: Job, function: Callable[[], T]) -> T:
-        """Call `function`, which encodes a map of `job` for its client, on an encoding thread."""
+    async def encode(
+        self, record: RequestRecord, job: Job, function: Callable[[], T], *, due_s: float | None = None
+    ) -> T:
+        """Call `function`, which encodes a map of `job` for its client. `due_s`: see `Codec.encode`."""
         began_s = time.monotonic()
         alone, pixels = self.registry.is_alone(record), record.asked.pixels or 0
-        encoded = await self.codec.encode(record.encoding, pixels, function, alone=alone)
+        encoded = await self.codec.encode(record.encoding, pixels, function, alone=alone, due_s=due_s)
         self._spent(record, "encode", began_s)
         return encoded
 

@@ -1,6 +1,7 @@
 """The worker's loop: it runs one job for a slice of time, reads its mail, and runs the next slice."""
 
 import logging
+import os
 import select
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from server.engine.messages import (
     Ping,
     Stop,
     TrafficCap,
+    framed,
 )
 from server.scheduling.jobs import ScheduledJob
 from server.scheduling.scheduler import Scheduler
@@ -64,6 +66,7 @@ class Worker:
         self._models = models
         self._scheduler = scheduler
         self._clock = clock
+        self._unsent: list[Event] = []
         self.jobs: dict[int, RunningJob] = {}
 
     def run(self) -> None:
@@ -77,6 +80,7 @@ class Worker:
             self._obey(command)
         for ended in self._scheduler.ended(self._clock()):
             self._end(ended.job.spec.key, ended.stop, needs_s=ended.needs_s, left_s=ended.left_s)
+        self._send()
         job = self._scheduler.next(self._clock())
         if job is not None:
             self._run_slice(self.jobs[job.spec.key])
@@ -84,12 +88,21 @@ class Worker:
     def _mail_read(self) -> Iterator[Command]:
         """The commands that have come; waits for one if there is no job."""
         if not len(self._scheduler):
+            self._send()
             yield self._connection.recv()
         while self._mail.poll(0):
             yield self._connection.recv()
 
     def _say(self, event: Event) -> None:
-        self._connection.send(event)
+        """Tell the front end an event, once it is decided whose turn is next: the last exit and the end of a job wake
+        the front end once."""
+        self._unsent.append(event)
+
+    def _send(self) -> None:
+        data = b"".join(map(framed, self._unsent))
+        self._unsent.clear()
+        while data:
+            data = data[os.write(self._connection.fileno(), data) :]
 
     def _obey(self, command: Command) -> None:
         match command:
@@ -125,6 +138,7 @@ class Worker:
             exited = self._advance(running)
         except torch.AcceleratorError as error:  # a device that has failed once does not work any more
             self._say(Broken(str(error).splitlines()[0]))
+            self._send()
             raise
         except Exception as error:  # the boundary: an image that a model fails on ends its job, not the worker
             logger.exception("job %d of %s failed", spec.key, spec.model)
