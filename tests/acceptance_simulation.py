@@ -4,21 +4,25 @@
 what was sent in `python -m server simulate`, prints both, and ends with status 1 if they differ by more than they may.
 No other program should run: the simulated costs are those of the whole machine.
 
-What the front end takes is measured in the live run: the CPU time of its process and of those that decode. The
-generator shares the cores, so that what it takes for a request is added to what the front end takes for a head.
+What things take is measured in the live run. The stages of the model's gains are scaled to the mean times of the run,
+which include what the front end takes away from the worker; therefore the simulated worker has a device of its own. The
+front end's time is the CPU time of its process and of those that decode. The generator shares the cores, so that what it
+takes for a request is added to what the front end takes for a head.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import shutil
+import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from acceptance import ROOT, Server, verdict
+from acceptance import ROOT, Client, Server, verdict
 
 HEAD_MS = 0.28
 """The front end's CPU for a request that is refused by its head, see `front_end.py refusals`."""
@@ -26,6 +30,8 @@ UTILITY = 0.03
 """By so much of it the mean utility may differ; the next two are differences of shares."""
 WITHOUT = 0.02
 EXITS = 0.07
+OFTEN = 30
+"""So often must an exit be reached that its means count."""
 
 
 async def output(*command: str) -> Any:
@@ -61,25 +67,69 @@ class FrontEndTime:
         return HEAD_MS + generator_ms, decoding_ms / answers + half_ms, half_ms
 
 
+Totals = list[tuple[float, float]]
+
+
+async def totals(server: Server, name: str) -> Totals:
+    """For each exit, the milliseconds that a histogram has counted so far, and how often."""
+    sums, counts = [await server.metrics(f"{name}_{part}") for part in ("sum", "count")]
+    return [(1000 * sums[key], counts[key.replace("_sum{", "_count{")]) for key in sorted(sums)]
+
+
+def means(before: Totals, after: Totals) -> list[float | None]:
+    """The means between two totals; None for an exit that was reached fewer than `OFTEN` times."""
+    changes = [(now_ms - then_ms, now - then) for (now_ms, now), (then_ms, then) in zip(after, before, strict=True)]
+    return [taken_ms / ran if ran >= OFTEN else None for taken_ms, ran in changes]
+
+
+async def turn_ms(server: Server, image: bytes, model: str) -> float:
+    """The milliseconds between two stages of a request that is alone: the worker tells an exit and chooses the next
+    stage."""
+    names, client = ("anytime_stage_seconds", "anytime_time_to_exit_seconds"), Client(server.port)
+    before = [await totals(server, name) for name in names]
+    for _ in range(OFTEN):
+        await client.send(f"/v1/predict?model={model}&deadline_ms=30000", image)
+    after = [await totals(server, name) for name in names]
+    stage_ms, reached_ms = ([mean or 0.0 for mean in means(*each)] for each in zip(before, after, strict=True))
+    return (reached_ms[-1] - reached_ms[0] - sum(stage_ms[1:])) / (len(stage_ms) - 1)
+
+
+def rescale(gains: Path, mean_ms: Sequence[float | None], turn: float) -> None:
+    """Scale each stage of measured gains to a mean, and add a turn of the worker. A stage whose mean is not known is
+    scaled as the first one."""
+    measured = json.loads(gains.read_text())
+    profiles = measured["profiles"]
+    factors: list[float] = []
+    for index, now_ms in enumerate(mean_ms):
+        before_ms = statistics.fmean(found["stage_ms"][index] for found in profiles)
+        factors.append(factors[0] if now_ms is None else now_ms / before_ms)
+    told = ", ".join(f"{factor:.2f}" for factor in factors)
+    print(f"stages took {told} times what {gains.name} says, and {turn:.2f} ms between two")
+    for found in profiles:
+        found["stage_ms"] = [factor * ms + turn for factor, ms in zip(factors, found["stage_ms"], strict=True)]
+    gains.write_text(json.dumps(measured))
+
+
 async def compare(args: argparse.Namespace) -> bool:
     images = sorted(args.images.iterdir())[: args.count] if args.images else [args.model / "street.jpg"]
-    gains = args.model / ("gains-int8.json" if args.precision == "int8" else "gains.json")
     low, high = args.deadline_ms
     with tempfile.TemporaryDirectory() as folder:
         trace, models = str(Path(folder) / "trace.jsonl"), Path(folder) / "models"
-        models.mkdir()
-        (models / args.model.name).symlink_to(args.model.resolve())
+        shutil.copytree(args.model, models / args.model.name)
+        gains = models / args.model.name / ("gains-int8.json" if args.precision == "int8" else "gains.json")
         async with Server(models, "--precision", args.precision, "--max-open", "2000") as server:
             load = [f"http://127.0.0.1:{server.port}", *(f"--image={path}" for path in images), "--save-trace", trace]
             load += ["--rate", str(args.rate), "--seconds", str(args.seconds), "--deadline-ms", f"{low:g}-{high:g}"]
             load += ["--utility", str(gains), "--max-open", "2000", "--seed", "0", "--json"]
-            taken = FrontEndTime(server)
+            turn = await turn_ms(server, images[0].read_bytes(), args.model.name)
+            taken, before = FrontEndTime(server), await totals(server, "anytime_stage_seconds")
             live = await output(sys.executable, "-m", "adpc_client", "load", "--url", *load)
+            rescale(gains, means(before, await totals(server, "anytime_stage_seconds")), turn)
             answers = live["requests"] - live["exits"].get("0", 0)
             parts_ms = taken.parts_ms(live["requests"], answers, live["generator"]["cpu_ms_per_request"])
         front_end = [f"{part_ms:.3f}" for part_ms in parts_ms]
         print(f"milliseconds of the front end for a head, an image and a reply: {', '.join(front_end)}")
-        replay = ["--models", str(models), "--precision", args.precision, "--trace", trace, "--json"]
+        replay = ["--models", str(models), "--precision", args.precision, "--trace", trace, "--cores", "0", "--json"]
         simulated = await output(
             sys.executable, "-m", "server", "simulate", *replay, "--front-end-ms", *front_end, "--seeds", "5"
         )

@@ -11,6 +11,7 @@ from scripted_decoder import ScriptedDecoder
 
 from server.decoding.messages import DecoderAnswer, DecoderPlan
 from server.requests.codec import Codec
+from server.requests.reserve import AnswerReserve
 from server.settings import Settings
 
 PNG_HEADER = b"\x89PNG\r\n\x1a\n" + bytes(8)
@@ -101,10 +102,10 @@ def test_answers_beside_others_do_not_lengthen_the_reserve_of_one_that_is_alone(
         guessed_s = codec.reserve_s("image/png", 100, alone=True)
         assert guessed_s == codec.reserve_s("image/png", 100, alone=False)
         await encode(0.002, alone=True)
-        assert codec.reserve_s("image/png", 100, alone=False) == pytest.approx(Codec.SEND_S + 0.002)
+        assert codec.reserve_s("image/png", 100, alone=False) == pytest.approx(AnswerReserve.SEND_S + 0.002)
         await encode(0.02, alone=False)
-        assert codec.reserve_s("image/png", 100, alone=True) == pytest.approx(Codec.SEND_S + 0.002)
-        assert codec.reserve_s("image/png", 100, alone=False) == pytest.approx(Codec.SEND_S + 0.02)
+        assert codec.reserve_s("image/png", 100, alone=True) == pytest.approx(AnswerReserve.SEND_S + 0.002)
+        assert codec.reserve_s("image/png", 100, alone=False) == pytest.approx(AnswerReserve.SEND_S + 0.02)
         assert codec.reserve_s("image/png", 10_000, alone=True) > guessed_s
         codec.close()
 
@@ -133,7 +134,7 @@ def test_the_reserve_covers_the_time_until_a_due_answer_is_noticed(monkeypatch: 
         monkeypatch.setattr("server.requests.codec.time", clock)
         codec = Codec(Settings(codec_threads=1), ScriptedDecoder)
         await codec.encode("image/png", 100, lambda: None, alone=True, due_s=4.996)
-        assert codec.reserve_s("image/png", 100, alone=True) == pytest.approx(Codec.SEND_S + 0.004)
+        assert codec.reserve_s("image/png", 100, alone=True) == pytest.approx(AnswerReserve.SEND_S + 0.004)
         codec.close()
 
     asyncio.run(scenario())

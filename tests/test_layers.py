@@ -74,6 +74,7 @@ SERVER = [
     "server.requests.region",
     "server.requests.sockets",
     "server.requests.codec",
+    "server.requests.reserve",
     "server.requests.admission",
     "server.requests.body",
     "server.requests.sizes",

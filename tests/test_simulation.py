@@ -20,7 +20,8 @@ from server.simulation.baselines import (
     StabilityScore,
 )
 from server.simulation.bound import Market, bound
-from server.simulation.device import LATE_S, SEND_S, Discipline, RequestOutcome, SimulatedServer, simulate
+from server.requests.reserve import AnswerReserve
+from server.simulation.device import LATE_S, Discipline, RequestOutcome, SimulatedServer, simulate
 from server.simulation.served import Served
 from server.simulation.traffic import PROCESSES
 from server.simulation.workload import FrontEnd, SimulatedModel, SimulatedRequest, Workload, rate_1x
@@ -58,7 +59,7 @@ def request(
         key=key,
         model=MODEL,
         arrived_s=arrived_ms / 1000,
-        deadline_s=due_ms / 1000 + SEND_S,
+        deadline_s=due_ms / 1000 + AnswerReserve.SEND_S,
         height=64,
         width=96,
         shape=(64, 96),
@@ -249,7 +250,7 @@ def test_the_bound_is_the_utility_of_what_there_is_time_for() -> None:
     alone = [request(key, 1000 * key, 1000 * key + 100) for key in range(3)]
     assert bound(alone, FREE) == pytest.approx(3 * 0.7)
     # Ten at once, for each of which one exit fills the time: there is time for one.
-    crowd = [request(key, 0, 100 - 1000 * (LATE_S + SEND_S), (100.0,), (0.5,)) for key in range(10)]
+    crowd = [request(key, 0, 100 - 1000 * (LATE_S + AnswerReserve.SEND_S), (100.0,), (0.5,)) for key in range(10)]
     assert bound(crowd, FREE) == pytest.approx(0.5)
     assert bound(crowd, FrontEnd(0.02, 0.02, 0.02, 0.5)) < bound(crowd, FREE)
     late = [request(0, 0, 50, (100.0,), (0.5,)), request(1, 0, 99, (50.0,), (0.5,), give_up_s=0.04)]

@@ -15,7 +15,8 @@ from server.decoding.header import work_px
 from server.decoding.lane import Lane
 from server.decoding.messages import DecoderPlan
 from server.decoding.process import ChildDecoder, DecoderProcess
-from server.scheduling.quantile import Quantile, RecentQuantile
+from server.requests.reserve import AnswerReserve
+from server.scheduling.quantile import Quantile
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -38,20 +39,9 @@ class Codec:
     """Decodes images in processes and encodes large maps on threads, `settings.codec_threads` of each. One more process
     decodes large images, so that no small image waits behind them. `launch` starts a process.
 
-    Images and maps of a similar size, by powers of two, count as equally fast. How long an answer takes to encode and
-    to hand over is learnt apart for requests that are alone and for those beside others: after a burst, one that is
-    alone needs no more time than before.
+    Images of a similar size, by powers of two, count as equally fast to decode.
     """
 
-    SEND_S = 0.001
-    """Reserved before each deadline, besides encoding: to hear of an exit and to hand over the answer."""
-    ENCODE_S_PER_PX = 10e-9
-    """Reserved for encoding until it has been measured."""
-    ENCODED_SHARE_ALONE = 0.9
-    """The share of recent maps, of requests that were alone, whose encoding fits the reserve. A larger share would
-    follow single hiccups, and an exit could then fall although the deadline grew."""
-    ENCODED_SHARE_BESIDE = 0.98
-    """The same of requests beside others."""
     INLINE_PX = 2**18
     """A map of at most so many pixels is encoded on the event loop itself. It takes about 0.4 ms, which is as long as
     to wake a thread and to be woken by it. Run lengths may take ten times as long, and are always left to a thread."""
@@ -67,7 +57,7 @@ class Codec:
         self._large = Lane(replace(usual, nice=self.LARGE_NICE), 1, launch)
         self._encoders = ThreadPoolExecutor(settings.codec_threads, "encode")
         self._decode_s: dict[int, Quantile] = {}
-        self._encode_s: dict[tuple[bool, str, int], RecentQuantile] = {}
+        self._reserve = AnswerReserve()
 
     def start(self) -> None:
         self._usual.start()
@@ -108,17 +98,12 @@ class Codec:
             result = function()
         else:
             result = await asyncio.get_running_loop().run_in_executor(self._encoders, function)
-        share = self.ENCODED_SHARE_ALONE if alone else self.ENCODED_SHARE_BESIDE
-        slow = self._encode_s.setdefault((alone, encoding, pixels.bit_length()), RecentQuantile(share))
-        slow.add(time.monotonic() - due_s)
+        self._reserve.learn(time.monotonic() - due_s, encoding, pixels, alone=alone)
         return result
 
     def reserve_s(self, encoding: str, pixels: int, *, alone: bool) -> float:
-        """The part of the time before a deadline that encoding and sending a map of `pixels` need. Beside others, until
-        that was measured, as much as alone."""
-        kind = encoding, pixels.bit_length()
-        slow = self._encode_s.get((alone, *kind)) or self._encode_s.get((True, *kind))
-        return self.SEND_S + (self.ENCODE_S_PER_PX * pixels if slow is None else slow.value)
+        """The part of the time before a deadline that encoding and sending a map of `pixels` need."""
+        return self._reserve.seconds(encoding, pixels, alone=alone)
 
 
 async def copy_pixels(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:

@@ -15,10 +15,11 @@ from itertools import count
 from typing import Protocol
 
 from server.requests.budget import GRACE_S
+from server.requests.reserve import AnswerReserve
 from server.simulation.workload import FrontEnd, SimulatedRequest
 
-SEND_S = 0.001
-"""Kept before a deadline, besides the reply's own seconds."""
+REPLY = ("reply", 0)
+"""All replies count as one kind for the reserve: they take equally long."""
 LATE_S = 0.005
 """An answer that is later than this has missed its deadline, and is worth nothing."""
 
@@ -26,14 +27,27 @@ LATE_S = 0.005
 class SimulatedJob:
     """The computation of a request. `exit`: the newest exit, 0 for none. `spent_s`: seconds that the worker has given
     to the stage after it. `left_s`: those that the stage still needs, which no discipline knows. `answered`: the exit
-    of the answer; None while the request waits for one. `image_parts`: what is left of the image to receive and decode.
+    of the answer; None while the request waits for one. `answerable_s`: when the answer was due. `image_parts`: what is
+    left of the image to receive and decode. `seated`: the request was admitted and has not ended.
     """
 
-    __slots__ = ("answered", "compute_deadline_s", "exit", "image_parts", "left_s", "request", "spent_s")
+    __slots__ = (
+        "answerable_s",
+        "answered",
+        "compute_deadline_s",
+        "exit",
+        "image_parts",
+        "left_s",
+        "request",
+        "seated",
+        "spent_s",
+    )
 
-    def __init__(self, request: SimulatedRequest, reserve_s: float) -> None:
+    def __init__(self, request: SimulatedRequest) -> None:
         self.request = request
-        self.compute_deadline_s = request.deadline_s - reserve_s
+        self.compute_deadline_s = request.deadline_s
+        self.answerable_s = math.inf
+        self.seated = False
         self.exit = 0
         self.spent_s = 0.0
         self.left_s = request.stage_s[0]
@@ -98,6 +112,9 @@ class SimulatedServer:
         self.outcomes: dict[int, RequestOutcome] = {}
         self._discipline = discipline
         self._front_end = front_end
+        self._reserve = AnswerReserve()
+        self._reserve.learn(front_end.reply_s, *REPLY, alone=True)
+        self._seated = 0
         self._now_s = 0.0
         self._number = count()
         self._events: list[tuple[float, int, Callable[[SimulatedJob], None], SimulatedJob]] = []
@@ -111,8 +128,7 @@ class SimulatedServer:
         self._slice_end = 0  # the number of the event that ends the slice
 
     def expect(self, request: SimulatedRequest) -> None:
-        job = SimulatedJob(request, SEND_S + self._front_end.reply_s)
-        self._at(request.arrived_s, self._arrive, job)
+        self._at(request.arrived_s, self._arrive, SimulatedJob(request))
 
     def run(self, until_s: float = math.inf) -> None:
         """Everything that happens up to a time."""
@@ -158,7 +174,10 @@ class SimulatedServer:
 
     def _read_head(self, job: SimulatedJob) -> None:
         if job.answered is None:
+            job.compute_deadline_s -= self._reserve.seconds(*REPLY, alone=not self._seated)
             if self._discipline.admits(job, self._now_s):
+                job.seated = True
+                self._seated += 1
                 self._images.append(job)
                 self._at(job.compute_deadline_s, self._due, job)
             else:
@@ -178,6 +197,7 @@ class SimulatedServer:
         self._worked()
 
     def _replied(self, job: SimulatedJob) -> None:
+        self._reserve.learn(self._now_s - job.answerable_s, *REPLY, alone=self._seated == job.seated)
         if job.request.key not in self.outcomes:  # the client has not given up meanwhile
             self._record(job)
         self._worked()
@@ -201,11 +221,12 @@ class SimulatedServer:
             if job.answered is None:
                 job.answered = 0
                 self._discipline.remove(job, self._now_s)
+            self._leave_seat(job)
             self.outcomes[job.request.key] = RequestOutcome(job.request, job.answered, 0.0, self._now_s, given_up=True)
 
     def _answer(self, job: SimulatedJob) -> None:
         """Reply with the newest exit, though the worker may be within a slice of the next one."""
-        job.answered = job.exit
+        job.answered, job.answerable_s = job.exit, self._now_s
         self._discipline.remove(job, self._now_s)
         if job.answered:
             self._replies.append(job)
@@ -214,10 +235,15 @@ class SimulatedServer:
             self._record(job)
 
     def _record(self, job: SimulatedJob) -> None:
+        self._leave_seat(job)
         exit_index = job.answered or 0
         in_time = self._now_s <= job.request.deadline_s + LATE_S
         utility = job.request.utility(exit_index) if in_time else 0.0
         self.outcomes[job.request.key] = RequestOutcome(job.request, exit_index, utility, self._now_s)
+
+    def _leave_seat(self, job: SimulatedJob) -> None:
+        self._seated -= job.seated
+        job.seated = False
 
     # --- the worker ---
 
