@@ -5,9 +5,9 @@ what was sent in `python -m server simulate`, prints both, and ends with status 
 No other program should run: the simulated costs are those of the whole machine.
 
 What things take is measured in the live run. The stages of the model's gains are scaled to the mean times of the run,
-which include what the front end takes away from the worker; therefore the simulated worker has a device of its own. The
-front end's time is the CPU time of its process and of those that decode. The generator shares the cores, so that what it
-takes for a request is added to what the front end takes for a head.
+less what the front end took away from the worker. The front end's time is the CPU time of its process and of those that
+decode. The generator shares the cores, so that what it takes for a request is added to what the front end takes for a
+head.
 """
 
 import argparse
@@ -124,12 +124,15 @@ async def compare(args: argparse.Namespace) -> bool:
             turn = await turn_ms(server, images[0].read_bytes(), args.model.name)
             taken, before = FrontEndTime(server), await totals(server, "anytime_stage_seconds")
             live = await output(sys.executable, "-m", "adpc_client", "load", "--url", *load)
-            rescale(gains, means(before, await totals(server, "anytime_stage_seconds")), turn)
+            mean_ms = means(before, await totals(server, "anytime_stage_seconds"))
             answers = live["requests"] - live["exits"].get("0", 0)
             parts_ms = taken.parts_ms(live["requests"], answers, live["generator"]["cpu_ms_per_request"])
+        # The front end takes one of the two cores while it works, at whatever moment of a stage that is.
+        busy = (live["requests"] * parts_ms[0] + answers * sum(parts_ms[1:])) / 1000 / live["seconds"]
+        rescale(gains, [mean and mean * (1 - busy / 2) for mean in mean_ms], turn)
         front_end = [f"{part_ms:.3f}" for part_ms in parts_ms]
         print(f"milliseconds of the front end for a head, an image and a reply: {', '.join(front_end)}")
-        replay = ["--models", str(models), "--precision", args.precision, "--trace", trace, "--cores", "0", "--json"]
+        replay = ["--models", str(models), "--precision", args.precision, "--trace", trace, "--json"]
         simulated = await output(
             sys.executable, "-m", "server", "simulate", *replay, "--front-end-ms", *front_end, "--seeds", "5"
         )
