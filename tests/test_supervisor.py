@@ -11,7 +11,7 @@ from live import until
 
 from server.engine.messages import Beat, Cancel, Event, Loading, Ping, Ready
 from server.engine.supervisor import Supervisor
-from server.engine.watchdog import TICK_S
+from server.engine.watchdog import TICK_S, Watchdog
 from server.engine.worker_process import WorkerProcess
 
 READY = Ready("cpu", "scripted", {})
@@ -176,7 +176,7 @@ def test_a_worker_that_answers_is_asked_again_and_not_replaced() -> None:
     run(check)
 
 
-@pytest.mark.parametrize(("step_s", "limit_s"), [(0.0, 2.0), (1.5, 4.5)])
+@pytest.mark.parametrize(("step_s", "limit_s"), [(0.0, 1.5), (1.5, 4.5)])
 def test_a_worker_that_is_stuck_is_replaced(step_s: float, limit_s: float, caplog: pytest.LogCaptureFixture) -> None:
     async def check(watched: Watched) -> None:
         await watched.ready()
@@ -219,7 +219,7 @@ def test_readiness_is_lost_as_soon_as_a_sign_of_life_is_overdue() -> None:
     async def check(watched: Watched) -> None:
         assert not watched.supervisor.answers
         await watched.ready()
-        watched.wait(1.0)
+        watched.wait(Watchdog.LEAST_S / 2)
         assert watched.supervisor.answers
         watched.wait(TICK_S)
         assert not watched.supervisor.answers and not watched.workers[0].killed

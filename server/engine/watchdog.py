@@ -19,7 +19,7 @@ class Watchdog:
     longer than usual a worker that loads may be silent, since the one before it was found stuck.
     """
 
-    LEAST_S = 2.0
+    LEAST_S = 1.5
     """No worker that is ready counts as stuck after less; a starved machine may take as long to run it at all."""
     LOADING_LEAST_S = 6.0
     """The lowest limit on silence while a worker loads. It gives no sign of life while the system reads a library."""

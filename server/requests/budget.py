@@ -6,7 +6,7 @@ x is the request, t the moment. `policies.py` holds the sources of limits.
 import math
 from dataclasses import dataclass
 
-GRACE_S = 0.006
+GRACE_S = 0.004
 """A required exit is still sent if it is this late, because the alternative is a 504."""
 
 
