@@ -11,6 +11,7 @@ import tiny
 from models.gains import Gains, NextGain, Profile
 from server.catalog import ServedModel
 from server.requests.policies import InputRule, Policies, Terms, TermsPolicy, TrafficRule
+from server.requests.reserve import AnswerReserve
 from server.simulation.baselines import (
     Edf,
     Fifo,
@@ -20,7 +21,6 @@ from server.simulation.baselines import (
     StabilityScore,
 )
 from server.simulation.bound import Market, bound
-from server.requests.reserve import AnswerReserve
 from server.simulation.device import LATE_S, Discipline, RequestOutcome, SimulatedServer, simulate
 from server.simulation.served import Served
 from server.simulation.traffic import PROCESSES

@@ -1,4 +1,4 @@
-"""The reserve: the time before a deadline that encoding and sending an answer need. Pure: the caller passes times in."""
+"""The reserve: the time before a deadline that encoding and sending an answer need. Pure: the caller passes times."""
 
 from server.scheduling.quantile import RecentQuantile
 
