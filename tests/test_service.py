@@ -1,5 +1,6 @@
 """Cancels and new deadlines. test_http.py and test_stream.py test whole requests."""
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,6 +69,29 @@ def test_a_job_hears_of_a_new_deadline_less_what_is_reserved(service: Service, m
         service.move_deadline(record, 1e6)
     assert record.deadline_s == 15.0  # at most 5 s after the arrival
     assert service.engine.moved == [(job, 12.75), (job, 14.75)]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("began_alone", "ends_alone"), [(True, True), (True, False), (False, True)])
+def test_the_last_answer_of_a_crowd_is_learnt_from_as_one_of_the_crowd(
+    service: Service, monkeypatch: pytest.MonkeyPatch, began_alone: bool, ends_alone: bool
+) -> None:
+    kinds = []
+
+    async def encode(*_: Any, alone: bool, due_s: float) -> None:
+        kinds.append(alone)
+
+    monkeypatch.setattr(service.codec, "encode", encode)
+    with service.registry.open("http", 0.0) as record, service.registry.open("http", 0.0) as other:
+        service.registry.seat(record)
+        if not began_alone:
+            service.registry.seat(other)
+        service._set_reserve(record, 100)
+        if not ends_alone:
+            service.registry.seat(other)
+        elif other.seated:
+            service.registry._leave_seat(other)
+        asyncio.run(service.encode(record, SimpleNamespace(), lambda: None, due_s=0.0))  # type: ignore[arg-type]
+    assert kinds == [began_alone and ends_alone]
 
 
 def test_a_deadline_is_moved_before_there_is_a_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from server.simulation.baselines import (
     StabilityScore,
 )
 from server.simulation.bound import Market, bound
-from server.simulation.device import LATE_S, Discipline, RequestOutcome, SimulatedServer, simulate
+from server.simulation.device import LATE_S, REPLY, Discipline, RequestOutcome, SimulatedServer, simulate
 from server.simulation.served import Served
 from server.simulation.traffic import PROCESSES
 from server.simulation.workload import FrontEnd, SimulatedModel, SimulatedRequest, Workload, rate_1x
@@ -244,6 +244,22 @@ def test_no_discipline_exceeds_the_bound(seed: int) -> None:
     market = Market(requests, front_end, 0.05)
     for _ in range(5):  # whatever the prices, it is a bound
         assert market.value(random.uniform(0, 20, market.cells_in_all))[0] >= limit - 0.05 * limit
+
+
+def test_the_reserve_is_learnt_from_replies_that_wait_for_each_other() -> None:
+    """Five answers are due almost at once and take 2 ms each. The next crowd reserves as much as the last one waited."""
+    server = SimulatedServer(served(), FrontEnd(1e-9, 1e-9, 0.002, 1.0))
+    for key in range(5):
+        server.expect(request(key, 0, 90, (1.0, 500.0)))
+    server.expect(request(5, 1000, 1090, (1.0, 500.0)))
+    server.run(0.5)
+    crowd = [server.outcomes[key].end_s for key in range(5)]
+    server.run()
+    sent_s = AnswerReserve.SEND_S
+    assert max(crowd) - min(crowd) == pytest.approx(0.008)
+    assert sent_s + 0.006 < server._reserve.seconds(*REPLY, alone=False) <= sent_s + 0.010
+    assert server._reserve.seconds(*REPLY, alone=True) == pytest.approx(sent_s + 0.002)
+    assert server._seated == 0
 
 
 def test_the_bound_is_the_utility_of_what_there_is_time_for() -> None:

@@ -49,7 +49,8 @@ class RequestRecord:
     `age_s`: the age of the image on arrival, by which the budget is shorter; 0 if the client does not tell.
     `deadline_s`: when the last byte of the answer is due, infinite until it is known. The front end keeps it nowhere
     else.
-    `reserve_s`: the part of the time before the deadline that is kept for encoding and sending the answer.
+    `reserve_s`: the part of the time before the deadline that is kept for encoding and sending the answer. `alone`: no
+    other request was seated when that was decided.
     `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
     `codec_work`: what the front end has spent on the image and its maps so far.
     `region`: the part of the image to compute and to answer, once the image is there; None: all of it.
@@ -75,6 +76,7 @@ class RequestRecord:
     age_s: float = 0.0
     deadline_s: float = math.inf
     reserve_s: float = 0.0
+    alone: bool = True
     max_exit: int = 0
     decode_s: float = 0.0
     codec_work: list[CodecWork] = field(default_factory=list)

@@ -158,7 +158,7 @@ class Service:
         self._set_budget(record)
         check_fresh(record.age_s + record.caller.waited_s, record.budget_s + record.age_s)
         height, width = self._sizes.expected(model.name, record.sharer, model.config.size)
-        record.reserve_s = self._reserve_s(record, height * width)
+        self._set_reserve(record, height * width)
         expected = self._expected(record, model, (height, width))
         self.engine.check(expected, time.monotonic())
         return expected
@@ -210,7 +210,7 @@ class Service:
         try:
             await copy_pixels(pixels, layout.image(self.engine.arena.view[offset:]))
             record.check_wanted()
-            record.reserve_s = self._reserve_s(record, height * width)
+            self._set_reserve(record, height * width)
             record.check_time(time.monotonic())
             return self.engine.submit(
                 JobSpec(
@@ -241,14 +241,15 @@ class Service:
     ) -> T:
         """Call `function`, which encodes a map of `job` for its client. `due_s`: see `Codec.encode`."""
         began_s = time.monotonic()
-        alone, pixels = self.registry.is_alone(record), record.asked.pixels or 0
+        alone, pixels = record.alone and self.registry.is_alone(record), record.asked.pixels or 0
         encoded = await self.codec.encode(record.encoding, pixels, function, alone=alone, due_s=due_s)
         self._spent(record, "encode", began_s)
         return encoded
 
-    def _reserve_s(self, record: RequestRecord, pixels: int) -> float:
-        """The part of the time before the deadline that a map of `pixels` needs to be encoded and sent."""
-        return self.codec.reserve_s(record.encoding, pixels, alone=self.registry.is_alone(record))
+    def _set_reserve(self, record: RequestRecord, pixels: int) -> None:
+        """Set the part of the time before the deadline that a map of `pixels` needs to be encoded and sent."""
+        record.alone = self.registry.is_alone(record)
+        record.reserve_s = self.codec.reserve_s(record.encoding, pixels, alone=record.alone)
 
     def _spent(self, record: RequestRecord, name: str, began_s: float) -> None:
         """Note a part of a request's time that ends now: `decode` or `encode`."""

@@ -28,10 +28,12 @@ class SimulatedJob:
     """The computation of a request. `exit`: the newest exit, 0 for none. `spent_s`: seconds that the worker has given
     to the stage after it. `left_s`: those that the stage still needs, which no discipline knows. `answered`: the exit
     of the answer; None while the request waits for one. `answerable_s`: when the answer was due. `image_parts`: what is
-    left of the image to receive and decode. `seated`: the request was admitted and has not ended.
+    left of the image to receive and decode. `seated`: the request was admitted and has not ended. `alone`: no other one
+    was seated when it came.
     """
 
     __slots__ = (
+        "alone",
         "answerable_s",
         "answered",
         "compute_deadline_s",
@@ -47,6 +49,7 @@ class SimulatedJob:
         self.request = request
         self.compute_deadline_s = request.deadline_s
         self.answerable_s = math.inf
+        self.alone = True
         self.seated = False
         self.exit = 0
         self.spent_s = 0.0
@@ -174,7 +177,8 @@ class SimulatedServer:
 
     def _read_head(self, job: SimulatedJob) -> None:
         if job.answered is None:
-            job.compute_deadline_s -= self._reserve.seconds(*REPLY, alone=not self._seated)
+            job.alone = not self._seated
+            job.compute_deadline_s -= self._reserve.seconds(*REPLY, alone=job.alone)
             if self._discipline.admits(job, self._now_s):
                 job.seated = True
                 self._seated += 1
@@ -197,7 +201,7 @@ class SimulatedServer:
         self._worked()
 
     def _replied(self, job: SimulatedJob) -> None:
-        self._reserve.learn(self._now_s - job.answerable_s, *REPLY, alone=self._seated == job.seated)
+        self._reserve.learn(self._now_s - job.answerable_s, *REPLY, alone=job.alone and self._seated == job.seated)
         if job.request.key not in self.outcomes:  # the client has not given up meanwhile
             self._record(job)
         self._worked()
