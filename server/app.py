@@ -112,7 +112,7 @@ def create_app(
     unloadable: Callable[[str], None] | None = None,
     launch: Callable[[LoadPlan], WorkerProcess] | None = None,
 ) -> FastAPI:
-    """Create the ASGI application. Without `settings`, read the settings from the environment and configure logging.
+    """Create the ASGI application. If `settings` is None, read them from the environment, and configure logging.
 
     Without `unloadable`, the start-up of the application waits until a worker can serve, and fails if the models cannot
     be loaded. With `unloadable`, it does not wait: requests are answered with 503 until a worker can serve, and

@@ -127,9 +127,9 @@ async def compare(args: argparse.Namespace) -> bool:
             mean_ms = means(before, await totals(server, "anytime_stage_seconds"))
             answers = live["requests"] - live["exits"].get("0", 0)
             parts_ms = taken.parts_ms(live["requests"], answers, live["generator"]["cpu_ms_per_request"])
-        # The front end takes one of the two cores while it works, at whatever moment of a stage that is.
-        busy = (live["requests"] * parts_ms[0] + answers * sum(parts_ms[1:])) / 1000 / live["seconds"]
-        rescale(gains, [mean and mean * (1 - busy / 2) for mean in mean_ms], turn)
+        # The simulated front end takes one of two cores while it works, so the stages must not contain that time.
+        busy_share = (live["requests"] * parts_ms[0] + answers * sum(parts_ms[1:])) / 1000 / live["seconds"]
+        rescale(gains, [None if mean is None else mean * (1 - busy_share / 2) for mean in mean_ms], turn)
         front_end = [f"{part_ms:.3f}" for part_ms in parts_ms]
         print(f"milliseconds of the front end for a head, an image and a reply: {', '.join(front_end)}")
         replay = ["--models", str(models), "--precision", args.precision, "--trace", trace, "--json"]

@@ -187,21 +187,21 @@ class ByHand(Harness):
         )
 
     def turn(self, count: int = 1) -> list[int]:
-        """Turn the loop; returns the exits that were told. The last turn's are told in the next."""
+        """Turn the loop, and return the exits that the worker has sent. An exit is sent a turn later."""
         for _ in range(count):
             self.worker.turn()
         return [event.exit for event in self.told() if isinstance(event, Exited)]
 
     def told(self) -> list[Event]:
-        """What the worker has told since."""
+        """The events that the worker has sent since the last call."""
         events = []
         while self.connection.poll(0):
             events.append(self.connection.recv())
         return events
 
 
-def test_the_last_exit_and_the_end_of_a_job_are_told_together() -> None:
-    """They wake the front end once."""
+def test_the_last_exit_and_the_end_of_a_job_are_sent_together() -> None:
+    """One write wakes the front end once."""
     by_hand = ByHand(FakeModel())
     by_hand.submit(1, 50, max_exit=1)
     told: list[Event] = []

@@ -16,7 +16,7 @@ from server.scheduling.fairness import RecentSeconds
 logger = logging.getLogger("anytime.device")
 
 BUSY_HALF_LIFE_S = 2.0
-"""The half-life, in seconds, of what is known about how busy the device was."""
+"""After so many seconds, past computation counts half in how busy the device is."""
 
 PREPARE_S = 20.0
 """An executor that compiles or measures at a size that is new to it may take this long."""
@@ -79,8 +79,8 @@ class Device:
                 self.costs.restore(found.costs)
 
     def broken(self, reason: str) -> None:
-        """After a failure of the device: let the next worker run the reference executor in place of those that may have
-        caused it, and measure it."""
+        """The device has failed, for `reason`. The next worker runs the reference executor instead of every executor
+        that may have caused the failure, and measures the costs anew."""
         logger.error("%s failed: %s", self.label, reason)
         self.costs = CostModel()
         self.facts = {

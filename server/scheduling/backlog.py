@@ -97,12 +97,12 @@ class Backlog:
     """
 
     HAD_HALF_LIFE_S = 10.0
-    """The half-life, in seconds, of what was admitted of a client."""
+    """After so many seconds, an admitted request counts half in what its client had."""
     ASKED_HALF_LIFE_S = 0.5
-    """The half-life, in seconds, of what a client asked for."""
+    """After so many seconds, a request counts half in the demand of its client."""
     LOADS = 0.9, 1.1
-    """Seconds of computation that clients ask for in a second. Up to the first load no client must leave room; from the
-    second on, the rule is in force."""
+    """Demand divided by capacity: the seconds of computation that clients ask for in a second. Up to the first value,
+    no client must leave room for others. From the second value on, the rule above applies in full."""
     KEEP_BUSY = 1.25
     """Below this factor a request could only be admitted after the one before it is done, and the device would idle."""
 

@@ -16,7 +16,7 @@ class Pace:
     """
 
     HALF_LIFE_S = 0.7
-    """The half-life, in seconds, of what stages took."""
+    """After so many seconds, the time of a stage counts half in the pace."""
     FIRST = 1.3
     """The ratio to the typical seconds that is assumed where nothing is known."""
     FIRST_DEVIATION_S = 0.0012

@@ -19,7 +19,7 @@ from server.requests.reserve import AnswerReserve
 from server.simulation.workload import FrontEnd, SimulatedRequest
 
 REPLY = ("reply", 0)
-"""All replies count as one kind for the reserve: they take equally long."""
+"""The encoding and the pixels of every reply, as `AnswerReserve` asks for them: all replies take equally long."""
 LATE_S = 0.005
 """An answer that is later than this has missed its deadline, and is worth nothing."""
 

@@ -94,8 +94,8 @@ class Worker:
             yield self._connection.recv()
 
     def _say(self, event: Event) -> None:
-        """Tell the front end an event, once it is decided whose turn is next: the last exit and the end of a job wake
-        the front end once."""
+        """Send an event to the front end with the next `_send`. So the last exit and the end of a job go out in one
+        write, which wakes the front end once."""
         self._unsent.append(event)
 
     def _send(self) -> None:
