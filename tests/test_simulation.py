@@ -248,8 +248,8 @@ def test_no_discipline_exceeds_the_bound(seed: int) -> None:
 
 def test_the_reserve_is_learnt_from_replies_that_wait_for_each_other() -> None:
     """The worker completes five jobs, one every millisecond, and the front end takes 2 ms for each reply. The fifth
-    reply is sent 6 ms after its job. No other request is open by then, but others were when its request came, so the reserve
-    of requests that are alone stays at 2 ms."""
+    reply is sent 6 ms after its job. No other request is open by then, but others were when its request came, so
+    the reserve of requests that are alone stays at 2 ms."""
     server = SimulatedServer(served(), FrontEnd(1e-9, 1e-9, 0.002, 1.0))
     for key in range(5):
         server.expect(request(key, 0, 90, (1.0,), (0.5,)))
