@@ -9,7 +9,8 @@ from typing import Any
 from live import until
 
 from server.engine.channel import Channel
-from server.engine.messages import Beat, Cancel, Ended, Event, MoveDeadline, Stop, framed
+from server.engine.framing import framed
+from server.engine.messages import Beat, Cancel, Ended, Event, MoveDeadline, Stop
 
 
 class Line:

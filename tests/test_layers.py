@@ -125,6 +125,7 @@ SERVER = [
     "server.metrics",
     "server.settings",
     "server.setting_text",
+    "server.engine.framing",
     "server.engine.messages",
     "server.engine.shared_memory",
     "server.scheduling.costs",

@@ -3,13 +3,12 @@
 import asyncio
 import logging
 import os
-import pickle
-import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from server.engine.messages import Command, Event, framed
+from server.engine.framing import framed, unframed
+from server.engine.messages import Command, Event
 
 logger = logging.getLogger("anytime.channel")
 
@@ -78,17 +77,5 @@ class Channel:
             self._hung_up()
             return
         self._incoming += data
-        while not self._connection.closed and (event := _unframed(self._incoming)) is not None:
+        while not self._connection.closed and (event := unframed(self._incoming)) is not None:
             self._hear(event)
-
-
-def _unframed(received: bytearray) -> Event | None:
-    """Take the first event off the bytes that a Connection has sent; None while it is incomplete."""
-    if len(received) < 4:
-        return None
-    end = 4 + struct.unpack_from("!i", received)[0]
-    if len(received) < end:
-        return None
-    event: Event = pickle.loads(received[4:end])
-    del received[:end]
-    return event

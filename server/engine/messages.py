@@ -5,8 +5,6 @@ one clock for all processes of a machine.
 """
 
 import enum
-import pickle
-import struct
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -247,9 +245,3 @@ class Broken:
 
 
 Event = Loading | Ready | Exited | Ended | Beat | Unloadable | Broken
-
-
-def framed(message: Command | Event) -> bytes:
-    """A message as `multiprocessing.Connection.send` writes it: the length in 4 bytes, then the pickled object."""
-    data = pickle.dumps(message)
-    return struct.pack("!i", len(data)) + data

@@ -12,6 +12,7 @@ import torch
 
 from models.anytime import AnytimeModel, ExitMap, State
 from server.catalog import input_shape
+from server.engine.framing import framed
 from server.engine.messages import (
     Beat,
     Broken,
@@ -25,7 +26,6 @@ from server.engine.messages import (
     Ping,
     Stop,
     TrafficCap,
-    framed,
 )
 from server.scheduling.jobs import ScheduledJob
 from server.scheduling.scheduler import Scheduler
@@ -93,9 +93,8 @@ class Worker:
         while self._mail.poll(0):
             yield self._connection.recv()
 
-    def _say(self, event: Event) -> None:
-        """Send an event to the front end with the next `_send`. So the last exit and the end of a job go out in one
-        write, which wakes the front end once."""
+    def _queue(self, event: Event) -> None:
+        """Queue an event for the next `_send`, so that the last exit and the end of a job go out in one write."""
         self._unsent.append(event)
 
     def _send(self) -> None:
@@ -116,7 +115,7 @@ class Worker:
             case TrafficCap(max_exit):
                 self._scheduler.deepest = max_exit
             case Ping():
-                self._say(Beat())
+                self._queue(Beat())
 
     def _add(self, spec: JobSpec) -> None:
         model = self._models[spec.model].model
@@ -130,14 +129,14 @@ class Worker:
     ) -> None:
         """Drop a job that the scheduler has let go of."""
         stage_s = self.jobs.pop(key).scheduled.stage_s
-        self._say(Ended(key, stop, error, needs_s, left_s, stage_s))
+        self._queue(Ended(key, stop, error, needs_s, left_s, stage_s))
 
     def _run_slice(self, running: RunningJob) -> None:
         spec = running.scheduled.spec
         try:
             exited = self._advance(running)
         except torch.AcceleratorError as error:  # a device that has failed once does not work any more
-            self._say(Broken(str(error).splitlines()[0]))
+            self._queue(Broken(str(error).splitlines()[0]))
             self._send()
             raise
         except Exception as error:  # the boundary: an image that a model fails on ends its job, not the worker
@@ -146,7 +145,7 @@ class Worker:
             self._end(spec.key, Stop.ERROR, f"{type(error).__name__}: {error}")
         else:
             if exited is not None:
-                self._say(exited)
+                self._queue(exited)
 
     def _advance(self, running: RunningJob) -> Exited | None:
         """Go on with a job for about one slice: with its next step, and once that completes an exit, with rendering it
