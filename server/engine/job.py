@@ -53,8 +53,8 @@ class Job:
 
     @property
     def answerable_s(self) -> float:
-        """The earliest time at which the answer of a job that has ended could have been encoded. For a job that its
-        deadline ended, this is the compute deadline, even if the timer of the front end fired late."""
+        """When encoding could have begun. If the deadline ended the job: its compute deadline, or the time of its exit
+        if that came later, even if the timer fired late. Otherwise: when the job ended."""
         if self.stop is not Stop.DEADLINE:
             return self.stopped_s
         return min(self.stopped_s, max(self.exits[-1].finished_s, self.place.expected.deadline_s))
