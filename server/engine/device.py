@@ -16,7 +16,7 @@ from server.scheduling.fairness import RecentSeconds
 logger = logging.getLogger("anytime.device")
 
 BUSY_HALF_LIFE_S = 2.0
-"""After so many seconds, past computation counts half in how busy the device is."""
+"""Half-life, in seconds, of past computation in how busy the device is."""
 
 PREPARE_S = 20.0
 """An executor that compiles or measures at a size that is new to it may take this long."""

@@ -97,9 +97,9 @@ class Backlog:
     """
 
     HAD_HALF_LIFE_S = 10.0
-    """After so many seconds, an admitted request counts half in what its client had."""
+    """Half-life, in seconds, of an admitted request in what its client had."""
     ASKED_HALF_LIFE_S = 0.5
-    """After so many seconds, a request counts half in the demand of its client."""
+    """Half-life, in seconds, of a request in the demand of its client."""
     LOADS = 0.9, 1.1
     """Demand divided by capacity: the seconds of computation that clients ask for in a second. Up to the first value,
     no client must leave room for others. From the second value on, the rule above applies in full."""

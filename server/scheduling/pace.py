@@ -16,7 +16,7 @@ class Pace:
     """
 
     HALF_LIFE_S = 0.7
-    """After so many seconds, the time of a stage counts half in the pace."""
+    """Half-life, in seconds, of the weight of a stage in the pace."""
     FIRST = 1.3
     """The ratio to the typical seconds that is assumed where nothing is known."""
     FIRST_DEVIATION_S = 0.0012

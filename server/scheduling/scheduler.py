@@ -44,7 +44,7 @@ class Scheduler:
     FAIR_S = 0.3
     """A client that had this much more of the device than another one still competes with it by gain."""
     HALF_LIFE_S = 20.0
-    """After so many seconds, the device time of a client counts half in what it had."""
+    """Half-life, in seconds, of the device time that a client had."""
     AMPLE = 2.0
     """If this multiple of all remaining work fits the deadlines, jobs run by deadline and gains are not compared."""
     SIMILAR = 0.7
