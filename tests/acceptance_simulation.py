@@ -4,10 +4,10 @@
 what was sent in `python -m server simulate`, prints both, and ends with status 1 if they differ by more than they may.
 No other program should run: the simulated costs are those of the whole machine.
 
-What things take is measured in the live run. The stages of the model's gains are scaled to the mean times of the run,
-less what the front end took away from the worker. The front end's time is the CPU time of its process and of those that
-decode. The generator shares the cores, so that what it takes for a request is added to what the front end takes for a
-head.
+All times come from the live run. Each stage of the gains is scaled to its mean there, without the share of time in
+which the front end held one of the cores that this program and the server may use. The front end's time is the CPU time
+of its process and of those that decode. The generator shares the cores, so that what it takes for a request is added to
+what the front end takes for a head.
 """
 
 import argparse
@@ -31,7 +31,9 @@ UTILITY = 0.03
 WITHOUT = 0.02
 EXITS = 0.07
 OFTEN = 30
-"""So often must an exit be reached that its means count."""
+"""An exit's mean counts only if the exit was reached at least this often."""
+ALONE = OFTEN + 10
+"""So many requests measure the time between two stages."""
 
 
 async def output(*command: str) -> Any:
@@ -82,21 +84,36 @@ def means(before: Totals, after: Totals) -> list[float | None]:
     return [taken_ms / ran if ran >= OFTEN else None for taken_ms, ran in changes]
 
 
+def known(mean_ms: Sequence[float | None]) -> list[float]:
+    """The means, if there is one for each exit. Ends the program otherwise."""
+    found = [mean for mean in mean_ms if mean is not None]
+    if len(found) < len(mean_ms):
+        missing = mean_ms.index(None) + 1
+        sys.exit(f"exit {missing} was reached fewer than {OFTEN} times by {ALONE} requests that were alone")
+    return found
+
+
 async def turn_ms(server: Server, image: bytes, model: str) -> float:
     """The milliseconds between two stages of a request that is alone: the worker tells an exit and chooses the next
     stage."""
     names, client = ("anytime_stage_seconds", "anytime_time_to_exit_seconds"), Client(server.port)
     before = [await totals(server, name) for name in names]
-    for _ in range(OFTEN):
-        await client.send(f"/v1/predict?model={model}&deadline_ms=30000", image)
+    for _ in range(ALONE):
+        answer = await client.send(f"/v1/predict?model={model}&deadline_ms=30000", image)
+        if answer.status != 200:
+            sys.exit(f"a request that was alone got status {answer.status}: {answer.body.decode(errors='replace')}")
     after = [await totals(server, name) for name in names]
-    stage_ms, reached_ms = ([mean or 0.0 for mean in means(*each)] for each in zip(before, after, strict=True))
+    stage_ms, reached_ms = (known(means(*each)) for each in zip(before, after, strict=True))
     return (reached_ms[-1] - reached_ms[0] - sum(stage_ms[1:])) / (len(stage_ms) - 1)
 
 
 def rescale(gains: Path, mean_ms: Sequence[float | None], turn: float) -> None:
     """Scale each stage of measured gains to a mean, and add a turn of the worker. A stage whose mean is not known is
     scaled as the first one."""
+    if mean_ms[0] is None:
+        sys.exit(
+            f"exit 1 was reached fewer than {OFTEN} times; load the server for more --seconds, or at a lower --rate"
+        )
     measured = json.loads(gains.read_text())
     profiles = measured["profiles"]
     factors: list[float] = []
@@ -127,15 +144,15 @@ async def compare(args: argparse.Namespace) -> bool:
             mean_ms = means(before, await totals(server, "anytime_stage_seconds"))
             answers = live["requests"] - live["exits"].get("0", 0)
             parts_ms = taken.parts_ms(live["requests"], answers, live["generator"]["cpu_ms_per_request"])
-        # The simulated front end takes one of two cores while it works, so the stages must not contain that time.
+        # The simulated front end takes one of the cores while it works, so the stages must not contain that time.
+        cores = len(os.sched_getaffinity(0))
         busy_share = (live["requests"] * parts_ms[0] + answers * sum(parts_ms[1:])) / 1000 / live["seconds"]
-        rescale(gains, [None if mean is None else mean * (1 - busy_share / 2) for mean in mean_ms], turn)
+        rescale(gains, [None if mean is None else mean * (1 - busy_share / cores) for mean in mean_ms], turn)
         front_end = [f"{part_ms:.3f}" for part_ms in parts_ms]
-        print(f"milliseconds of the front end for a head, an image and a reply: {', '.join(front_end)}")
+        print(f"milliseconds of the front end for a head, an image and a reply: {', '.join(front_end)}; {cores} cores")
         replay = ["--models", str(models), "--precision", args.precision, "--trace", trace, "--json"]
-        simulated = await output(
-            sys.executable, "-m", "server", "simulate", *replay, "--front-end-ms", *front_end, "--seeds", "5"
-        )
+        replay += ["--front-end-ms", *front_end, "--cores", str(cores), "--seeds", "5"]
+        simulated = await output(sys.executable, "-m", "server", "simulate", *replay)
     ours = simulated["loads"][0]["disciplines"][0]
     shares = [live["exits"].get(str(index), 0) / live["requests"] for index in range(len(ours["exits"]))]
     distance = sum(abs(one - other) for one, other in zip(shares, ours["exits"], strict=True)) / 2
