@@ -67,7 +67,9 @@ class Metrics:
         self.request = self._histogram("request_seconds", "From arrival to the last byte", "model", "protocol")
         self.queue = self._histogram("queue_seconds", "From submission to the first step", "model")
         self.decode = self._histogram("decode_seconds", "From the whole body to the pixels", "model")
-        self.encode = self._histogram("encode_seconds", "Encoding of a map, waiting included", "model")
+        self.encode = self._histogram(
+            "encode_seconds", "Encoding of a map, with the wait for its thread if any", "model"
+        )
         self.asked_deadline = self._histogram("asked_deadline_seconds", "Deadlines that clients asked for", "model")
         self.overrun = self._histogram(
             "deadline_overrun_seconds", "How late answers were; 0 for those in time", "model", buckets=OVERRUN

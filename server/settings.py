@@ -155,7 +155,8 @@ class Settings(BaseModel):
         2,
         ge=1,
         le=64,
-        description="processes that decode images, besides one for large images, and threads that encode maps",
+        description="processes that decode images, besides one for large images, and threads that encode large maps "
+        "and costly encodings",
     )
     max_decode_ms: float = Field(
         2000, ge=10, allow_inf_nan=False, description="CPU time that the decoding of one image may take"

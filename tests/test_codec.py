@@ -11,7 +11,6 @@ from scripted_decoder import ScriptedDecoder
 
 from server.decoding.messages import DecoderAnswer, DecoderPlan
 from server.requests.codec import Codec
-from server.requests.reserve import AnswerReserve
 from server.settings import Settings
 
 PNG_HEADER = b"\x89PNG\r\n\x1a\n" + bytes(8)
@@ -85,56 +84,22 @@ def test_what_waits_for_a_decoder_is_not_usual(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(scenario())
 
 
-def test_answers_beside_others_do_not_lengthen_the_reserve_of_one_that_is_alone(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("encoding", "pixels", "extra", "on_the_loop"),
+    [
+        *((cheap, Codec.INLINE_PX, False, True) for cheap in sorted(Codec.INLINE)),
+        ("image/png", Codec.INLINE_PX + 1, False, False),
+        ("image/png", 1, True, False),
+        *((costly, 1, False, False) for costly in ("rle", "v2 json", "v2 binary gzip")),
+    ],
+)
+def test_only_what_is_cheap_is_encoded_on_the_event_loop(
+    encoding: str, pixels: int, extra: bool, on_the_loop: bool
 ) -> None:
     async def scenario() -> None:
-        clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
-        monkeypatch.setattr("server.requests.codec.time", clock)
         codec = Codec(Settings(codec_threads=1), ScriptedDecoder)
-
-        async def encode(seconds: float, *, alone: bool) -> None:
-            def take() -> None:
-                clock.now_s += seconds
-
-            await codec.encode("image/png", 100, take, alone=alone)
-
-        guessed_s = codec.reserve_s("image/png", 100, alone=True)
-        assert guessed_s == codec.reserve_s("image/png", 100, alone=False)
-        await encode(0.002, alone=True)
-        assert codec.reserve_s("image/png", 100, alone=False) == pytest.approx(AnswerReserve.SEND_S + 0.002)
-        await encode(0.02, alone=False)
-        assert codec.reserve_s("image/png", 100, alone=True) == pytest.approx(AnswerReserve.SEND_S + 0.002)
-        assert codec.reserve_s("image/png", 100, alone=False) == pytest.approx(AnswerReserve.SEND_S + 0.02)
-        assert codec.reserve_s("image/png", 10_000, alone=True) > guessed_s
-        codec.close()
-
-    asyncio.run(scenario())
-
-
-def test_small_maps_are_encoded_on_the_event_loop_and_others_on_threads() -> None:
-    async def scenario() -> None:
-        codec = Codec(Settings(codec_threads=1), ScriptedDecoder)
-
-        async def on_the_loop(encoding: str, pixels: int) -> bool:
-            thread = await codec.encode(encoding, pixels, threading.current_thread, alone=True)
-            return thread is threading.current_thread()
-
-        assert await on_the_loop("image/png", Codec.INLINE_PX) and await on_the_loop("json", 1)
-        assert not await on_the_loop("image/png", Codec.INLINE_PX + 1)
-        assert not await on_the_loop("rle", 1)
-        codec.close()
-
-    asyncio.run(scenario())
-
-
-def test_the_reserve_covers_the_time_until_a_due_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scenario() -> None:
-        clock = SimpleNamespace(now_s=5.0, monotonic=lambda: clock.now_s)
-        monkeypatch.setattr("server.requests.codec.time", clock)
-        codec = Codec(Settings(codec_threads=1), ScriptedDecoder)
-        await codec.encode("image/png", 100, lambda: None, alone=True, due_s=4.996)
-        assert codec.reserve_s("image/png", 100, alone=True) == pytest.approx(AnswerReserve.SEND_S + 0.004)
+        thread = await codec.encode(encoding, pixels, threading.current_thread, extra=extra)
+        assert (thread is threading.current_thread()) == on_the_loop
         codec.close()
 
     asyncio.run(scenario())

@@ -181,6 +181,27 @@ def test_a_busy_client_drives_out_its_own_records_alone(registry: RequestRegistr
         registry.find("a", busy[0])
 
 
+def test_a_request_is_alone_if_no_other_was_seated_since_it_was(registry: RequestRegistry) -> None:
+    with registry.open("http", 0.0) as first:
+        assert registry.is_alone(first)
+        registry.seat(first)
+        assert registry.is_alone(first)
+        with registry.open("http", 0.0) as second:
+            assert first.alone and not registry.is_alone(second)
+            registry.seat(second)
+            assert not first.alone and not second.alone
+        with registry.open("http", 0.0) as third:
+            registry.seat(third)
+            assert not third.alone
+        assert not registry.is_alone(first)
+    with registry.open("http", 0.0) as fourth:
+        registry.seat(fourth)
+        assert fourth.alone
+    with registry.open("http", 0.0) as fifth:
+        registry.seat(fifth)
+        assert fifth.alone and fourth.alone
+
+
 def test_only_who_asked_finds_a_request(registry: RequestRegistry) -> None:
     first, second = Caller("192.0.2.1"), Caller("192.0.2.2")
     with registry.open("http", 0.0, "a", first) as chosen, registry.open("http", 0.0, None, first) as made:
@@ -219,7 +240,7 @@ def test_only_an_answer_that_was_due_can_be_late(registry: RequestRegistry, metr
 
 def test_without_time_to_compute_a_request_is_refused_with_where_its_time_went(registry: RequestRegistry) -> None:
     with registry.open("http", 10.0) as record:
-        record.deadline_s, record.reserve_s = 10.07, 0.02
+        record.deadline_s, record.answer_s = 10.07, 0.02
         record.check_time(10.049)
         with pytest.raises(NoExitError, match=r"took 51 ms, encoding needs 20 ms, and the deadline is 70\.0 ms; "):
             record.check_time(10.051)

@@ -1,22 +1,34 @@
-"""Cancels and new deadlines. test_http.py and test_stream.py test whole requests."""
+"""Cancels, new deadlines, and the reserve before a deadline. test_http.py and test_stream.py test whole requests."""
 
 import asyncio
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import live
+import numpy as np
 import pytest
 
 from server.access.identity import SOMEBODY
 from server.catalog import read_catalog
-from server.engine.messages import Stop
+from server.engine.messages import JobSpec, Stop
+from server.engine.shared_memory import Layout
 from server.errors import NotFoundError
+from server.protocols.options import RequestOptions
 from server.requests.budget import Asked
+from server.requests.codec import DecodedImage
+from server.requests.record import RequestRecord
+from server.requests.reserve import AnswerReserve
 from server.requests.service import Service
+from server.scheduling.backlog import Expected
 
 CLOCK = SimpleNamespace(monotonic=lambda: 12.0, time=lambda: 0.0)
 ASKED = Asked("model", exits=4)
+LONG = RequestOptions(deadline_ms=1000)
 
 
 class FakeEngine:
@@ -64,34 +76,168 @@ def test_a_job_hears_of_a_new_deadline_less_what_is_reserved(service: Service, m
     with service.registry.open("http", 10.0) as record:
         record.asked = ASKED
         record.job = job = SimpleNamespace(latest=0, stop=None)  # type: ignore[assignment]
-        record.reserve_s = 0.25
+        record.answer_s = 0.25
         service.move_deadline(record, 1.0)
         service.move_deadline(record, 1e6)
     assert record.deadline_s == 15.0  # at most 5 s after the arrival
     assert service.engine.moved == [(job, 12.75), (job, 14.75)]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("began_alone", "ends_alone"), [(True, True), (True, False), (False, True)])
-def test_the_last_answer_of_a_crowd_is_learnt_from_as_one_of_the_crowd(
-    service: Service, monkeypatch: pytest.MonkeyPatch, began_alone: bool, ends_alone: bool
+class Clock:
+    """The time of the service and of the test, which moves it."""
+
+    now_s = 12.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def time(self) -> float:
+        return 0.0
+
+
+class AtOnceEngine(FakeEngine):
+    """Runs every job to its end at once. `specs`: those that were submitted."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self.facts = defaultdict(lambda: SimpleNamespace(calibrated=False))
+        self.specs: list[JobSpec] = []
+        self.arena: Any = SimpleNamespace(view=memoryview(bytearray(1 << 20)), give=lambda *_: None)
+
+    def check_open(self) -> None:
+        pass
+
+    def check(self, expected: Expected, now_s: float) -> None:
+        pass
+
+    def admit(self, expected: Expected, now_s: float) -> Any:
+        return nullcontext(SimpleNamespace(key=1))
+
+    def take(self, layout: Layout, client: str) -> int:
+        return 0
+
+    def submit(self, spec: JobSpec, place: Any) -> Any:
+        self.specs.append(spec)
+
+        async def ended() -> Stop:
+            return Stop.COMPLETE
+
+        return SimpleNamespace(
+            spec=spec, ended=ended, stop=Stop.COMPLETE, latest=4, macs=0, answerable_s=self._clock.now_s
+        )
+
+    def release(self, job: Any) -> None:
+        pass
+
+
+class Answering:
+    """A service whose images are decoded and whose jobs end at once; encoding takes as long as the test wants."""
+
+    def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = Clock()
+        self.service = service
+        self.threads: list[threading.Thread] = []
+        """Which thread encoded each answer."""
+        self.engine = AtOnceEngine(self.clock)
+        service.engine = self.engine  # type: ignore[assignment]
+        for name in ("service", "record"):
+            monkeypatch.setattr(f"server.requests.{name}.time", self.clock)
+        monkeypatch.setattr(service.codec, "decoded", self._decoded)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Another request is seated in the `with` block."""
+        with self.service.registry.open("http", self.clock.now_s) as record:
+            self.service.registry.seat(record)
+            yield
+
+    @asynccontextmanager
+    async def _decoded(self, body: bytes) -> AsyncIterator[DecodedImage]:
+        yield DecodedImage(np.zeros((64, 96, 3), np.uint8), 0.0, self.clock.now_s)
+
+    async def answer(self, encode_s: float, options: RequestOptions = LONG, *, company: bool = False) -> float:
+        """Serve a request whose encoding takes that long. Returns the reserve that it had, in seconds. `company`:
+        another request comes and ends meanwhile."""
+
+        async def read() -> bytes:
+            return b"an image"
+
+        def reply(*_: Any) -> None:
+            if company:
+                with self.beside():
+                    pass
+            self.threads.append(threading.current_thread())
+            self.clock.now_s += encode_s
+
+        with self.service.registry.open("http", self.clock.now_s) as record:
+            record.encoding = "image/png"
+            record.options = options
+            await self.service.predict(record, read, reply)
+            return record.reserve_s
+
+
+def test_a_request_is_attempted_although_an_answer_before_took_longer_than_its_deadline(
+    service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kinds = []
+    """Its reserve is half of its budget until the answers have shown that less is enough."""
+    answering = Answering(service, monkeypatch)
 
-    async def encode(*_: Any, alone: bool, due_s: float) -> None:
-        kinds.append(alone)
+    async def scenario() -> list[float]:
+        await answering.answer(0.06)
+        return [await answering.answer(0.002, RequestOptions(deadline_ms=50)) for _ in range(11)]
 
-    monkeypatch.setattr(service.codec, "encode", encode)
-    with service.registry.open("http", 0.0) as record, service.registry.open("http", 0.0) as other:
-        service.registry.seat(record)
-        if not began_alone:
-            service.registry.seat(other)
-        service._set_reserve(record, 100)
-        if not ends_alone:
-            service.registry.seat(other)
-        elif other.seated:
-            service.registry._leave_seat(other)
-        asyncio.run(service.encode(record, SimpleNamespace(), lambda: None, due_s=0.0))  # type: ignore[arg-type]
-    assert kinds == [began_alone and ends_alone]
+    reserves_s = asyncio.run(scenario())
+    assert reserves_s[0] == pytest.approx(0.025)
+    assert reserves_s[-1] == pytest.approx(AnswerReserve.SEND_S + 0.002)
+    first = answering.engine.specs[1]
+    assert first.compute_deadline_s - first.arrived_s == pytest.approx(0.025)
+
+
+def test_the_reserve_is_learnt_from_the_time_when_an_answer_could_have_been_encoded(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The front end notices the end of the job 4 ms late."""
+    answering = Answering(service, monkeypatch)
+
+    def notice_late(record: RequestRecord, job: Any) -> None:
+        answering.clock.now_s += 0.004
+
+    async def scenario() -> float:
+        with monkeypatch.context() as late:
+            late.setattr(RequestRecord, "check_answer", notice_late)
+            await answering.answer(0.002)
+        return await answering.answer(0.002)
+
+    assert asyncio.run(scenario()) == pytest.approx(AnswerReserve.SEND_S + 0.006)
+
+
+def test_a_further_map_is_encoded_on_a_thread(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering = Answering(service, monkeypatch)
+
+    async def scenario() -> None:
+        await answering.answer(0.002)
+        await answering.answer(0.002, RequestOptions(map="confidence"))
+
+    asyncio.run(scenario())
+    assert [thread is threading.current_thread() for thread in answering.threads] == [True, False]
+
+
+def test_the_last_answer_of_a_crowd_is_learnt_from_as_one_of_the_crowd(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering = Answering(service, monkeypatch)
+
+    async def scenario() -> tuple[float, float]:
+        await answering.answer(0.002)
+        await answering.answer(0.02, company=True)
+        with answering.beside():
+            beside_s = await answering.answer(0.002)
+        return await answering.answer(0.002), beside_s
+
+    alone_s, beside_s = asyncio.run(scenario())
+    assert alone_s == pytest.approx(AnswerReserve.SEND_S + 0.002)
+    assert beside_s == pytest.approx(AnswerReserve.SEND_S + 0.02)
 
 
 def test_a_deadline_is_moved_before_there_is_a_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The codec: has images decoded by processes, encodes maps, and learns how long that takes."""
+"""The codec: has images decoded by processes, learns how long that takes, and has maps encoded."""
 
 import asyncio
 import time
@@ -15,7 +15,6 @@ from server.decoding.header import work_px
 from server.decoding.lane import Lane
 from server.decoding.messages import DecoderPlan
 from server.decoding.process import ChildDecoder, DecoderProcess
-from server.requests.reserve import AnswerReserve
 from server.scheduling.quantile import Quantile
 from server.settings import Settings
 
@@ -36,16 +35,20 @@ class DecodedImage:
 
 
 class Codec:
-    """Decodes images in processes and encodes large maps on threads, `settings.codec_threads` of each. One more process
-    decodes large images, so that no small image waits behind them. `launch` starts a process.
+    """Decodes images in processes, and encodes maps on threads where that takes long, `settings.codec_threads` of each.
+    One more process decodes large images, so that no small image waits behind them. `launch` starts a process.
 
     Images of a similar size, by powers of two, count as equally fast to decode.
     """
 
     INLINE_PX = 2**18
-    """A map of at most so many pixels is encoded on the event loop, which takes about 0.4 ms at 480x360. A thread would
-    add 0.25 ms until it is woken and the event loop has its result. Run lengths may take 9 ms, so they are encoded on a
-    thread at every size."""
+    """A label map of at most so many pixels is encoded on the event loop, in one of the encodings `INLINE`. A thread
+    would add 0.25 ms until it is woken and the event loop has its result."""
+    INLINE = frozenset(
+        ("image/png", "png", "raw", "delta", "application/octet-stream", "application/json", "json", "v2 binary")
+    )
+    """The encodings that take at most about 0.4 ms at 480x360. Run lengths may take 9 ms there, tensors in JSON 5 ms,
+    and the PNG of a noisy further map 1.5 ms."""
     LARGE_PX = 4 * 2**20
     """An image of more work than this is large: it takes more than about 40 ms to decode."""
     LARGE_NICE = 5
@@ -58,7 +61,6 @@ class Codec:
         self._large = Lane(replace(usual, nice=self.LARGE_NICE), 1, launch)
         self._encoders = ThreadPoolExecutor(settings.codec_threads, "encode")
         self._decode_s: dict[int, Quantile] = {}
-        self._reserve = AnswerReserve()
 
     def start(self) -> None:
         self._usual.start()
@@ -88,23 +90,12 @@ class Codec:
         measured = self._decode_s.get(pixels.bit_length())
         return 0.0 if measured is None else measured.value
 
-    async def encode(
-        self, encoding: str, pixels: int, function: Callable[[], T], *, alone: bool, due_s: float | None = None
-    ) -> T:
-        """Call `function`, which encodes a map of `pixels`, and return its result. The reserve learns from the time
-        between `due_s` and the result. `due_s`: the earliest time at which the map could have been encoded; None: now.
-        `alone`: no other request is open."""
-        due_s = time.monotonic() if due_s is None else due_s
-        if pixels <= self.INLINE_PX and encoding != "rle":
-            result = function()
-        else:
-            result = await asyncio.get_running_loop().run_in_executor(self._encoders, function)
-        self._reserve.learn(time.monotonic() - due_s, encoding, pixels, alone=alone)
-        return result
-
-    def reserve_s(self, encoding: str, pixels: int, *, alone: bool) -> float:
-        """The part of the time before a deadline that encoding and sending a map of `pixels` need."""
-        return self._reserve.seconds(encoding, pixels, alone=alone)
+    async def encode(self, encoding: str, pixels: int, function: Callable[[], T], *, extra: bool) -> T:
+        """Call `function`, which encodes a label map of `pixels`, and return its result. `extra`: it encodes a further
+        map, too."""
+        if encoding in self.INLINE and pixels <= self.INLINE_PX and not extra:
+            return function()
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, function)
 
 
 async def copy_pixels(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:

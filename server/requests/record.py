@@ -17,6 +17,7 @@ from server.metrics import UNKNOWN
 from server.protocols.options import NO_OPTIONS, RequestOptions
 from server.requests.budget import Asked
 from server.requests.region import Region
+from server.requests.reserve import AnswerReserve
 from server.trace_context import TraceContext
 
 NOTHING_ASKED = Asked(UNKNOWN, exits=0)
@@ -49,8 +50,8 @@ class RequestRecord:
     `age_s`: the age of the image on arrival, by which the budget is shorter; 0 if the client does not tell.
     `deadline_s`: when the last byte of the answer is due, infinite until it is known. The front end keeps it nowhere
     else.
-    `reserve_s`: the part of the time before the deadline that is kept for encoding and sending the answer. `alone`: no
-    other request was seated when that was decided.
+    `answer_s`: the seconds that encoding and sending the answer are expected to need.
+    `alone`: no other request was seated since this one was.
     `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
     `codec_work`: what the front end has spent on the image and its maps so far.
     `region`: the part of the image to compute and to answer, once the image is there; None: all of it.
@@ -75,8 +76,8 @@ class RequestRecord:
     asked: Asked = NOTHING_ASKED
     age_s: float = 0.0
     deadline_s: float = math.inf
-    reserve_s: float = 0.0
-    alone: bool = True
+    answer_s: float = 0.0
+    alone: bool = False
     max_exit: int = 0
     decode_s: float = 0.0
     codec_work: list[CodecWork] = field(default_factory=list)
@@ -103,8 +104,13 @@ class RequestRecord:
         return self.deadline_s - self.arrived_s
 
     @property
+    def reserve_s(self) -> float:
+        """The part of the time before the deadline that is kept for encoding and sending the answer."""
+        return AnswerReserve.kept_s(self.answer_s, self.budget_s)
+
+    @property
     def compute_deadline_s(self) -> float:
-        """When maps must be on the host: the deadline less what encoding and sending need."""
+        """When maps must be on the host: the deadline less the reserve."""
         return self.deadline_s - self.reserve_s
 
     def give_up(self, stop: Stop) -> None:

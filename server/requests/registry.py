@@ -54,6 +54,8 @@ class RequestRegistry:
         self._max_open_per_address = max_open_per_address or max_open
         self._history = history
         self._seated: Counter[str] = Counter()
+        self._alone: RequestRecord | None = None
+        """The seated record that is `alone`; there is at most one."""
         self._open: dict[int, RequestRecord] = {}
         self._ended: History[RequestRecord] = History(history)
         self.idle = asyncio.Event()
@@ -120,14 +122,20 @@ class RequestRegistry:
         TooManyRequestsError if its client holds too many."""
         self._check_room(record)
         record.seated = True
+        record.alone = not self._seated
+        if self._alone is not None:
+            self._alone.alone = False
+        self._alone = record if record.alone else None
         self._seated[record.caller.network] += 1
 
     def is_alone(self, record: RequestRecord) -> bool:
-        """Whether no other request is seated."""
-        return self._seated.total() == record.seated
+        """`record.alone`; before the request is seated, what that would be now."""
+        return record.alone if record.seated else not self._seated
 
     def _leave_seat(self, record: RequestRecord) -> None:
         record.seated = False
+        if self._alone is record:
+            self._alone = None
         self._seated[record.caller.network] -= 1
         if not self._seated[record.caller.network]:
             del self._seated[record.caller.network]

@@ -32,6 +32,7 @@ from server.requests.record import CodecWork, RequestRecord
 from server.requests.region import expected_size, find_region
 from server.requests.registry import RequestRegistry
 from server.requests.request_log import log_request
+from server.requests.reserve import AnswerReserve
 from server.requests.sizes import ExpectedSizes
 from server.requests.sockets import OpenSockets
 from server.requests.statistics import ModelStatistics
@@ -73,6 +74,7 @@ class Service:
         )
         self.limit = ClientLimit(settings.client_rate, settings.client_burst)
         self.codec = Codec(settings)
+        self._reserve = AnswerReserve()
         self.engine = Engine(settings, catalog, self.metrics, unloadable, launch, deepest=self._budgets.deepest)
         self._sizes = ExpectedSizes()
         self.sockets = OpenSockets(settings.max_sockets, settings.max_sockets_per_address, self.limit)
@@ -102,7 +104,7 @@ class Service:
         async with self.job(record, read) as job:
             record.stop = await job.ended()
             record.check_answer(job)
-            return await self.encode(record, job, lambda: reply(record, job), due_s=job.answerable_s)
+            return await self.encode(record, job, lambda: reply(record, job), answerable_s=job.answerable_s)
 
     @asynccontextmanager
     async def job(self, record: RequestRecord, read: Read) -> AsyncIterator[Job]:
@@ -237,19 +239,23 @@ class Service:
             raise
 
     async def encode(
-        self, record: RequestRecord, job: Job, function: Callable[[], T], *, due_s: float | None = None
+        self, record: RequestRecord, job: Job, function: Callable[[], T], *, answerable_s: float | None = None
     ) -> T:
-        """Call `function`, which encodes a map of `job` for its client. `due_s`: see `Codec.encode`."""
+        """Call `function`, which encodes a map of `job` for its client, and learn how long that took.
+
+        `answerable_s`: when encoding could have begun, see `Job.answerable_s`; None: now.
+        """
         began_s = time.monotonic()
-        alone, pixels = record.alone and self.registry.is_alone(record), record.asked.pixels or 0
-        encoded = await self.codec.encode(record.encoding, pixels, function, alone=alone, due_s=due_s)
+        encoding, pixels = record.encoding, record.asked.pixels or 0
+        encoded = await self.codec.encode(encoding, pixels, function, extra=record.options.map is not None)
         self._spent(record, "encode", began_s)
+        since_s = began_s if answerable_s is None else answerable_s
+        self._reserve.learn(record.codec_work[-1].ended_s - since_s, encoding, pixels, alone=record.alone)
         return encoded
 
     def _set_reserve(self, record: RequestRecord, pixels: int) -> None:
-        """Set the part of the time before the deadline that a map of `pixels` needs to be encoded and sent."""
-        record.alone = self.registry.is_alone(record)
-        record.reserve_s = self.codec.reserve_s(record.encoding, pixels, alone=record.alone)
+        """Set how long a map of `pixels` is expected to be encoded and sent, from which its reserve follows."""
+        record.answer_s = self._reserve.seconds(record.encoding, pixels, alone=self.registry.is_alone(record))
 
     def _spent(self, record: RequestRecord, name: str, began_s: float) -> None:
         """Note a part of a request's time that ends now: `decode` or `encode`."""
@@ -281,15 +287,16 @@ class Service:
         deadline_s = None if deadline_ms is None else deadline_ms / 1000
         asked = Asked(model.name, exits, caller.name, deadline_s, pixels=pixels)
         budget = self._budgets.budget(asked, more=True)
-        reserve_s = self.codec.reserve_s("application/json", pixels, alone=not self.engine.open_requests)
+        answer_s = self._reserve.seconds("application/json", pixels, alone=not self.engine.open_requests)
         prepare_s = self.codec.usual_decode_s(pixels)
-        due_s, shape = now_s + budget.seconds - reserve_s, model.input_shape(*size)
+        compute_deadline_s = now_s + budget.seconds - AnswerReserve.kept_s(answer_s, budget.seconds)
+        shape = model.input_shape(*size)
         predicted_s = {}
         for exit_index in range(1, exits + 1):
-            expected = Expected(model.name, shape, exit_index, due_s, prepare_s=prepare_s)
+            expected = Expected(model.name, shape, exit_index, compute_deadline_s, prepare_s=prepare_s)
             ready_s = self.engine.ready_s(expected, now_s)
             if ready_s is not None:
-                predicted_s[exit_index] = ready_s + reserve_s
+                predicted_s[exit_index] = ready_s + answer_s
         return Forecast(budget, predicted_s)
 
     # --- cancels and new deadlines ---

@@ -168,7 +168,9 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
             loop = asyncio.get_running_loop()
             asked = await loop.run_in_executor(_PARSER, _parse, coded, headers, model, limit)
             record.options = asked.options
-            record.encoding = "v2 binary" if all(asked.outputs.values()) else "v2 json"
+            content_encoding = _content_encoding(headers.get("accept-encoding", ""))
+            tensors = "v2 binary" if all(asked.outputs.values()) else "v2 json"
+            record.encoding = tensors if content_encoding is None else f"{tensors} {content_encoding}"
             if asked.id is not None:
                 record.id, record.owner = checked_id(asked.id), record.caller.owner(made_id=False)
             given_s = (timeout_s, asked.timeout_s)
@@ -177,7 +179,7 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
             async def read() -> bytes | memoryview:
                 return asked.file
 
-            return await service.predict(record, read, partial(_answer, asked, headers.get("accept-encoding", "")))
+            return await service.predict(record, read, partial(_answer, asked, content_encoding))
 
 
 def _parse(coded: bytes, headers: Mapping[str, str], model: ServedModel, limit_bytes: int) -> InferRequest:
@@ -204,8 +206,13 @@ def _decompressed(body: bytes, encoding: str, limit_bytes: int) -> bytes:
     return found
 
 
-def _answer(asked: InferRequest, accepted: str, record: RequestRecord, job: Job) -> Response:
-    """The newest exit as tensors, compressed if the client accepts that."""
+def _content_encoding(accepted: str) -> str | None:
+    """How the answer is compressed, by the header `Accept-Encoding`; None: not at all."""
+    return next((name for name in WINDOW_BITS if name in accepted), None)
+
+
+def _answer(asked: InferRequest, content_encoding: str | None, record: RequestRecord, job: Job) -> Response:
+    """The newest exit as tensors."""
     found = job.exits[-1]
     facts: dict[str, Any] = {
         "exit": found.exit,
@@ -223,11 +230,10 @@ def _answer(asked: InferRequest, accepted: str, record: RequestRecord, job: Job)
     headers = {"X-Request-Id": record.id}
     if json_bytes is not None:
         headers[JSON_LENGTH] = str(json_bytes)
-    encoding = next((name for name in WINDOW_BITS if name in accepted), None)
-    if encoding is not None:
-        compressor = zlib.compressobj(1, wbits=WINDOW_BITS[encoding])
+    if content_encoding is not None:
+        compressor = zlib.compressobj(1, wbits=WINDOW_BITS[content_encoding])
         body = compressor.compress(body) + compressor.flush()
-        headers["Content-Encoding"] = encoding
+        headers["Content-Encoding"] = content_encoding
     media_type = "application/json" if json_bytes is None else "application/octet-stream"
     return Response(body, 200, headers, media_type)
 
