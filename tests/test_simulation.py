@@ -10,6 +10,7 @@ import tiny
 
 from models.gains import Gains, NextGain, Profile
 from server.catalog import ServedModel
+from server.requests.budget import GRACE_S
 from server.requests.policies import InputRule, Policies, Terms, TermsPolicy, TrafficRule
 from server.requests.reserve import AnswerReserve
 from server.simulation.baselines import (
@@ -21,7 +22,7 @@ from server.simulation.baselines import (
     StabilityScore,
 )
 from server.simulation.bound import Market, bound
-from server.simulation.device import LATE_S, REPLY, Discipline, RequestOutcome, SimulatedServer, simulate
+from server.simulation.device import LATE_S, Discipline, RequestOutcome, SimulatedServer, simulate
 from server.simulation.served import Served
 from server.simulation.traffic import PROCESSES
 from server.simulation.workload import FrontEnd, SimulatedModel, SimulatedRequest, Workload, rate_1x
@@ -256,8 +257,55 @@ def test_the_reserve_is_learnt_from_replies_that_wait_for_each_other() -> None:
     server.expect(request(5, 1000, 1090, (1.0,), (0.5,)))
     server.run()
     sent_s = AnswerReserve.SEND_S
-    assert server._reserve.seconds(*REPLY, alone=False) == pytest.approx(sent_s + 0.006, abs=1e-6)
-    assert server._reserve.seconds(*REPLY, alone=True) == pytest.approx(sent_s + 0.002, abs=1e-6)
+    assert server._reserve.seconds(alone=False) == pytest.approx(sent_s + 0.006, abs=1e-6)
+    assert server._reserve.seconds(alone=True) == pytest.approx(sent_s + 0.002, abs=1e-6)
+    assert server._seated == 0
+
+
+@pytest.mark.parametrize(("at_first_s", "later_s", "end_ms"), [(0.001, [0.02], 80), (0.02, [0.001] * 10, 99)])
+def test_the_reserve_is_decided_again_when_the_image_is_there(
+    at_first_s: float, later_s: list[float], end_ms: float
+) -> None:
+    server = SimulatedServer(Fifo(), FrontEnd(head_s=0.001, image_s=0.01, reply_s=at_first_s, speed_left=1.0))
+    answered: list[float] = []
+    server._replied = lambda job: answered.append(job.answerable_s)  # type: ignore[method-assign]
+    server.expect(request(0, 0, 100, (10.0, 900.0)))
+    server.run(until_s=0.002)  # the head was read
+    for seconds in later_s:
+        server._reserve.learn(seconds, alone=True)
+    server.run()
+    assert answered == [pytest.approx(end_ms / 1000)]
+
+
+def test_who_had_company_is_not_learnt_from_as_alone() -> None:
+    """The first request begins alone. The reply to the second one, which is due just before, delays its own."""
+    server = SimulatedServer(Edf(), FrontEnd(1e-9, 1e-9, 0.002, 1.0))
+    server.expect(request(0, 0, 100, (1.0, 900.0)))
+    server.expect(request(1, 5, 99.9, (1.0, 900.0)))
+    server.run()
+    assert server._reserve.seconds(alone=True) == pytest.approx(AnswerReserve.SEND_S + 0.002, abs=1e-6)
+    assert server._reserve.seconds(alone=False) == pytest.approx(AnswerReserve.SEND_S + 0.0039, abs=1e-6)
+
+
+def test_the_reserve_is_at_most_half_of_the_budget() -> None:
+    server = SimulatedServer(Fifo(), FREE)
+    server._reserve.learn(0.06, alone=True)
+    server.expect(request(0, 0, 50, (10.0, 900.0)))
+    server.run()
+    assert server.outcomes[0].exit == 1
+
+
+def test_a_head_that_is_read_after_its_deadline_does_not_turn_back_the_time() -> None:
+    outcome = simulate([request(0, 0, 50)], Fifo(), FrontEnd(head_s=0.1, image_s=0.0, reply_s=0.0, speed_left=1.0))[0]
+    assert outcome.exit == 0 and outcome.end_s == pytest.approx(0.1 + GRACE_S)
+
+
+def test_who_gives_up_leaves_its_seat() -> None:
+    server = SimulatedServer(Fifo(), FREE)
+    server.expect(request(0, 0, 99, (50.0, 50.0), give_up_s=0.012))
+    server.run(until_s=0.011)
+    assert server._seated == 1
+    server.run(until_s=0.012)
     assert server._seated == 0
 
 

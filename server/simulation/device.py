@@ -3,7 +3,7 @@
 The front end does one thing at a time, answers before images, and slows the worker down meanwhile. A discipline admits
 requests, and says whose next stage the worker computes. The worker asks it again after every slice and every exit.
 Under every discipline, a request is answered with its newest finished exit when the discipline releases it, and at the
-latest at its compute deadline: its deadline less the seconds that the reply needs.
+latest at its compute deadline: its deadline less the reserve, see `AnswerReserve`.
 """
 
 import heapq
@@ -18,8 +18,6 @@ from server.requests.budget import GRACE_S
 from server.requests.reserve import AnswerReserve
 from server.simulation.workload import FrontEnd, SimulatedRequest
 
-REPLY = ("reply", 0)
-"""The encoding and the pixels of every reply, as `AnswerReserve` asks for them: all replies take equally long."""
 LATE_S = 0.005
 """An answer that is later than this has missed its deadline, and is worth nothing."""
 
@@ -27,16 +25,19 @@ LATE_S = 0.005
 class SimulatedJob:
     """The computation of a request. `exit`: the newest exit, 0 for none. `spent_s`: seconds that the worker has given
     to the stage after it. `left_s`: those that the stage still needs, which no discipline knows. `answered`: the exit
-    of the answer; None while the request waits for one. `answerable_s`: when the answer was due. `image_parts`: what is
-    left of the image to receive and decode. `seated`: the request was admitted and has not ended. `alone`: no other one
-    was seated when it came.
+    of the answer; None while the request waits for one. `answerable_s`: when its reply could have begun. `deadline_s`:
+    when the reply is due, by the request and by its budget. `answer_s`: the seconds that the reply is expected to
+    need. `image_parts`: what is left of the image to receive and decode. `seated`: the request was admitted
+    and has not ended. `alone`: no other request was seated since this one was.
     """
 
     __slots__ = (
         "alone",
+        "answer_s",
         "answerable_s",
         "answered",
-        "compute_deadline_s",
+        "deadline_s",
+        "due",
         "exit",
         "image_parts",
         "left_s",
@@ -47,15 +48,23 @@ class SimulatedJob:
 
     def __init__(self, request: SimulatedRequest) -> None:
         self.request = request
-        self.compute_deadline_s = request.deadline_s
+        self.deadline_s = request.deadline_s
+        self.answer_s = 0.0
+        self.due = 0  # the number of the event at its compute deadline
         self.answerable_s = math.inf
-        self.alone = True
+        self.alone = False
         self.seated = False
         self.exit = 0
         self.spent_s = 0.0
         self.left_s = request.stage_s[0]
         self.answered: int | None = None
         self.image_parts = request.image_parts
+
+    @property
+    def compute_deadline_s(self) -> float:
+        """The deadline less the reserve."""
+        budget_s = self.deadline_s - self.request.arrived_s
+        return self.deadline_s - AnswerReserve.kept_s(self.answer_s, budget_s)
 
     def usual_s(self, exit_index: int) -> float:
         """Seconds that it usually takes from here to an exit."""
@@ -116,8 +125,9 @@ class SimulatedServer:
         self._discipline = discipline
         self._front_end = front_end
         self._reserve = AnswerReserve()
-        self._reserve.learn(front_end.reply_s, *REPLY, alone=True)
+        self._reserve.learn(front_end.reply_s, alone=True)
         self._seated = 0
+        self._alone: SimulatedJob | None = None  # the seated job that is alone
         self._now_s = 0.0
         self._number = count()
         self._events: list[tuple[float, int, Callable[[SimulatedJob], None], SimulatedJob]] = []
@@ -129,6 +139,7 @@ class SimulatedServer:
         self._began_s = self._since_s = self._slice_s = self._slice_left_s = 0.0
         self._speed = 1.0
         self._slice_end = 0  # the number of the event that ends the slice
+        self._cancelled: set[int] = set()  # the numbers of events that do not happen
 
     def expect(self, request: SimulatedRequest) -> None:
         self._at(request.arrived_s, self._arrive, SimulatedJob(request))
@@ -138,7 +149,9 @@ class SimulatedServer:
         events = self._events
         while events and events[0][0] <= until_s:
             self._now_s, number, action, job = heapq.heappop(events)
-            if action != self._end_slice or number == self._slice_end:
+            if number in self._cancelled:
+                self._cancelled.remove(number)
+            else:
                 action(job)
 
     def _at(self, when_s: float, action: Callable[[SimulatedJob], None], job: SimulatedJob) -> int:
@@ -177,13 +190,11 @@ class SimulatedServer:
 
     def _read_head(self, job: SimulatedJob) -> None:
         if job.answered is None:
-            job.alone = not self._seated
-            job.compute_deadline_s -= self._reserve.seconds(*REPLY, alone=job.alone)
+            job.answer_s = self._reserve.seconds(alone=not self._seated)
             if self._discipline.admits(job, self._now_s):
-                job.seated = True
-                self._seated += 1
+                self._seat(job)
                 self._images.append(job)
-                self._at(job.compute_deadline_s, self._due, job)
+                self._set_due(job)
             else:
                 job.answered = 0
                 self._record(job)
@@ -195,16 +206,38 @@ class SimulatedServer:
             if job.image_parts:
                 self._images.append(job)
             else:
+                if job.compute_deadline_s > self._now_s:  # the event at the compute deadline is still to come
+                    self._cancelled.add(job.due)
+                    job.answer_s = self._reserve.seconds(alone=job.alone)
+                    self._set_due(job)
                 self._discipline.submit(job, self._now_s)
                 if self._running is None:
                     self._turn()
         self._worked()
 
     def _replied(self, job: SimulatedJob) -> None:
-        self._reserve.learn(self._now_s - job.answerable_s, *REPLY, alone=job.alone and self._seated == job.seated)
+        self._reserve.learn(self._now_s - job.answerable_s, alone=job.alone)
         if job.request.key not in self.outcomes:  # the client has not given up meanwhile
             self._record(job)
         self._worked()
+
+    # --- deadlines and seats ---
+
+    def _set_due(self, job: SimulatedJob) -> None:
+        job.due = self._at(max(self._now_s, job.compute_deadline_s), self._due, job)
+
+    def _seat(self, job: SimulatedJob) -> None:
+        job.seated, job.alone = True, not self._seated
+        if self._alone is not None:
+            self._alone.alone = False
+        self._alone = job if job.alone else None
+        self._seated += 1
+
+    def _leave_seat(self, job: SimulatedJob) -> None:
+        self._seated -= job.seated
+        job.seated = False
+        if self._alone is job:
+            self._alone = None
 
     # --- ends ---
 
@@ -245,10 +278,6 @@ class SimulatedServer:
         utility = job.request.utility(exit_index) if in_time else 0.0
         self.outcomes[job.request.key] = RequestOutcome(job.request, exit_index, utility, self._now_s)
 
-    def _leave_seat(self, job: SimulatedJob) -> None:
-        self._seated -= job.seated
-        job.seated = False
-
     # --- the worker ---
 
     def _turn(self) -> None:
@@ -270,6 +299,7 @@ class SimulatedServer:
         if self._running is not None:
             self._slice_left_s = max(0.0, self._slice_left_s - self._speed * (self._now_s - self._since_s))
             self._since_s = self._now_s
+            self._cancelled.add(self._slice_end)
             self._slice_end = self._at(self._now_s + self._slice_left_s / speed, self._end_slice, self._running)
         self._speed = speed
 

@@ -50,8 +50,7 @@ class Served:
             ),
             self._traffic(now_s, more=1),
         )
-        reserve_s = request.deadline_s - job.compute_deadline_s
-        job.compute_deadline_s = min(job.compute_deadline_s, request.arrived_s + budget.seconds - reserve_s)
+        job.deadline_s = min(job.deadline_s, request.arrived_s + budget.seconds)
         expected = self._expected(job)
         refusal = self._backlog.refusal(expected, now_s)
         self._backlog.ask(expected, now_s)
