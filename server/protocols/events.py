@@ -60,7 +60,6 @@ async def served_events(service: Service, record: RequestRecord, read: Read) -> 
                 async for new in exits:
                     message, _ = await service.encode(
                         record,
-                        job,
                         lambda: exit_message(record, job, new.exit, new.held),  # noqa: B023 - awaited at once
                     )
                     message["elapsed_ms"] = milliseconds(time.monotonic() - record.arrived_s)

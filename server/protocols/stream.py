@@ -253,7 +253,6 @@ class StreamSession:
             async for new in exits:
                 message, frames = await self._service.encode(
                     record,
-                    job,
                     lambda: exit_message(record, job, new.exit, new.held),  # noqa: B023 - awaited before the next turn
                 )
                 message["elapsed_ms"] = milliseconds(time.monotonic() - record.arrived_s)

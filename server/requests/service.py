@@ -104,7 +104,7 @@ class Service:
         async with self.job(record, read) as job:
             record.stop = await job.ended()
             record.check_answer(job)
-            return await self.encode(record, job, lambda: reply(record, job), answerable_s=job.answerable_s)
+            return await self.encode(record, lambda: reply(record, job), job.answerable_s)
 
     @asynccontextmanager
     async def job(self, record: RequestRecord, read: Read) -> AsyncIterator[Job]:
@@ -238,19 +238,14 @@ class Service:
             self.engine.arena.give(offset, layout.total_bytes)
             raise
 
-    async def encode(
-        self, record: RequestRecord, job: Job, function: Callable[[], T], *, answerable_s: float | None = None
-    ) -> T:
-        """Call `function`, which encodes a map of `job` for its client, and learn how long that took.
-
-        `answerable_s`: when encoding could have begun, see `Job.answerable_s`; None: now.
-        """
-        began_s = time.monotonic()
-        encoding, pixels = record.encoding, record.asked.pixels or 0
-        encoded = await self.codec.encode(encoding, pixels, function, extra=record.options.map is not None)
+    async def encode(self, record: RequestRecord, function: Callable[[], T], answerable_s: float | None = None) -> T:
+        """Call `function`, which encodes a map for a client, and learn how long that takes from `answerable_s` on, when
+        encoding could have begun; None: from now on."""
+        began_s, pixels = time.monotonic(), record.asked.pixels or 0
+        encoded = await self.codec.encode(record.encoding, pixels, function, extra=record.options.map is not None)
         self._spent(record, "encode", began_s)
-        since_s = began_s if answerable_s is None else answerable_s
-        self._reserve.learn(record.codec_work[-1].ended_s - since_s, encoding, pixels, alone=record.alone)
+        answer_s = record.codec_work[-1].ended_s - (began_s if answerable_s is None else answerable_s)
+        self._reserve.learn(answer_s, record.encoding, pixels, alone=record.alone)
         return encoded
 
     def _set_reserve(self, record: RequestRecord, pixels: int) -> None:
@@ -290,12 +285,10 @@ class Service:
         answer_s = self._reserve.seconds("application/json", pixels, alone=not self.engine.open_requests)
         prepare_s = self.codec.usual_decode_s(pixels)
         compute_deadline_s = now_s + budget.seconds - AnswerReserve.kept_s(answer_s, budget.seconds)
-        shape = model.input_shape(*size)
-        predicted_s = {}
+        shape, predicted_s = model.input_shape(*size), {}
         for exit_index in range(1, exits + 1):
             expected = Expected(model.name, shape, exit_index, compute_deadline_s, prepare_s=prepare_s)
-            ready_s = self.engine.ready_s(expected, now_s)
-            if ready_s is not None:
+            if (ready_s := self.engine.ready_s(expected, now_s)) is not None:
                 predicted_s[exit_index] = ready_s + answer_s
         return Forecast(budget, predicted_s)
 
