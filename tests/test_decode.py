@@ -48,6 +48,45 @@ def test_sixteen_bits_are_scaled() -> None:
     assert np.abs(found[0, :, 0] - grey[0] / 257).max() <= 0.5
 
 
+JPEGS: dict[str, tuple[str, dict[str, object]]] = {
+    "plain": ("RGB", {}),
+    "all colours": ("RGB", {"subsampling": "4:4:4"}),
+    "fewer colours": ("RGB", {"subsampling": "4:2:0"}),
+    "progressive": ("RGB", {"progressive": True}),
+    "restarts": ("RGB", {"restart_marker_blocks": 3}),
+    "grey": ("L", {}),
+}
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_an_upright_jpeg_has_the_pixels_that_pillow_finds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mode, options = JPEGS[name]
+    file = encoded(Image.fromarray(tiny.image()).convert(mode), "JPEG", **options)
+    with Image.open(io.BytesIO(file)) as image:
+        expected = np.asarray(image.convert("RGB"))
+    monkeypatch.delattr("server.decoding.decode.upright_rgb")  # Pillow's way, which takes longer
+    assert (decode(file, MANY) == expected).all()
+
+
+def test_pillow_decides_about_a_jpeg_with_a_fault() -> None:
+    whole = jpeg()
+    marked = whole[:-2] + b"\xff\xd0" + whole[-2:]  # one restart marker too many
+    assert (decode(marked, MANY) == decode(whole, MANY)).all()
+    with pytest.raises(InvalidError, match="broken or cut off: image file is truncated"):
+        decode(whole[: len(whole) // 2], MANY)
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_the_pixels_are_put_where_they_are_wanted(kind: str, turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    file, memory = encoded(Image.fromarray(tiny.image()), kind, exif=exif), np.zeros(MANY // 10**4, np.uint8)
+    found = decode(file, MANY, memory)
+    assert np.shares_memory(found, memory) and found.shape == ((60, 90, 3) if turn == 1 else (90, 60, 3))
+    assert (found == decode(file, MANY)).all() and (memory[: found.size].reshape(found.shape) == found).all()
+
+
 def test_photos_are_turned_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees

@@ -36,7 +36,7 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     SyntaxError or ValueError on a broken file; which of them depends on the format.
     """
     image.load()
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = _UPRIGHT.get(orientation(image))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":  # Pillow would cut 16 bits off at 255
@@ -46,7 +46,7 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _orientation(image: Image.Image) -> Any:
+def orientation(image: Image.Image) -> Any:
     """The EXIF orientation of an image; 1, which is upright, if it cannot be read."""
     if len(image.info.get("exif", b"")) > _EXIF_BYTES:
         image.info["exif"] = image.info["exif"][:_EXIF_BYTES]

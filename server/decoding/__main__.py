@@ -86,13 +86,12 @@ def serve(
 def answered(body: bytes, memory: mmap, plan: DecoderPlan) -> DecoderAnswer:
     """Decode a file, put its pixels into the memory, and say what became of it."""
     try:
-        pixels = decode(body, plan.max_pixels)
+        pixels = decode(body, plan.max_pixels, np.frombuffer(memory, np.uint8, offset=plan.pixels_at))
     except ServerError as error:
         return DecoderAnswer(error=error)
     except Exception as error:  # a fault: the log has the details, and the next file is not to blame
         traceback.print_exc()
         return DecoderAnswer(error=unexpected(error))
-    np.copyto(np.frombuffer(memory, np.uint8, pixels.size, plan.pixels_at).reshape(pixels.shape), pixels)
     return DecoderAnswer(*pixels.shape[:2])
 
 

@@ -5,11 +5,12 @@ import struct
 import zlib
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImagePalette, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from models.imaging.geometry import MAX_SIDE, padded_px
-from models.imaging.images import upright_rgb
+from models.imaging.images import orientation, upright_rgb
 from server.decoding.header import read_header
 from server.decoding.structure import pixels_only
 from server.errors import InvalidError, NotAnImageError, TooLargeError
@@ -27,8 +28,10 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 16 * 2**20
 programs store an image's editing history in them, too."""
 
 
-def decode(body: bytes, max_pixels: int) -> NDArray[np.uint8]:
+def decode(body: bytes, max_pixels: int, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Decode an image file: uint8 (H, W, 3) RGB, upright (see `upright_rgb`); the first frame of an animation.
+
+    `memory`: uint8 (at least 3 * H * W,), where the pixels are put; None: new memory.
 
     Raises NotAnImageError on other formats, TooLargeError before an image of too many pixels is decoded, and
     InvalidError on a file that is broken or cut off, or that no encoder writes.
@@ -37,9 +40,12 @@ def decode(body: bytes, max_pixels: int) -> NDArray[np.uint8]:
     if header is not None:  # some decoders take memory for the whole image when they are opened
         _check_size(header.width, header.height, max_pixels)
     try:
-        with Image.open(io.BytesIO(pixels_only(body)), formats=FORMATS) as image:
+        data = pixels_only(body)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels)
-            return upright_rgb(image)
+            if (pixels := _upright_jpeg(data, image, memory)) is None:
+                pixels = _put(upright_rgb(image), memory)
+            return pixels
     except UnidentifiedImageError:
         raise NotAnImageError(
             f"the body's {len(body):,} bytes are not an image; send a JPEG, PNG, WebP or BMP file", "not_an_image"
@@ -51,6 +57,30 @@ def decode(body: bytes, max_pixels: int) -> NDArray[np.uint8]:
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error) as error:
         # Pillow raises different errors for the formats.
         raise InvalidError(f"the image is broken or cut off: {error}; send the whole file", "broken_image") from error
+
+
+def _upright_jpeg(data: bytes, image: Image.Image, memory: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+    """The pixels of a JPEG that need not be turned, in half of the time that Pillow takes: the same library decodes
+    them straight into `memory`. None if they are CMYK, and if the library finds fault with the file, which Pillow may
+    overlook or has words for."""
+    if image.format != "JPEG" or orientation(image) != 1:
+        return None
+    width, height = image.size
+    pixels = np.empty(3 * height * width, np.uint8) if memory is None else memory[: 3 * height * width]
+    try:
+        found: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
+    except ValueError:
+        return None
+    return found
+
+
+def _put(pixels: NDArray[np.uint8], memory: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """The pixels in `memory`, if there is one."""
+    if memory is None:
+        return pixels
+    target = memory[: pixels.size].reshape(pixels.shape)
+    np.copyto(target, pixels)
+    return target
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
