@@ -4,6 +4,7 @@ import hashlib
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from server.errors import InvalidError
@@ -70,6 +71,7 @@ def caller_of(scope: Mapping[str, Any]) -> Caller:
     return found
 
 
+@lru_cache(4096)
 def network_of(address: str) -> str:
     """The name by which limits per address count `address`: the /64 network of an IPv6 address, because one host can
     use every address of its network; else the address. IPv4 addresses that are written as IPv6 ones are IPv4."""
