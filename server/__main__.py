@@ -13,6 +13,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -35,6 +36,11 @@ from server.settings_table import main as tabulate
 from server.simulation.command import main as simulate
 
 logger = logging.getLogger("anytime")
+
+
+LINGER_S = 0.3
+"""After the open requests have ended, what still comes over open connections is refused in words for so long. The
+clients learn to leave, and fewer of them send a request while their connection is closed."""
 
 
 class Server(uvicorn.Server):
@@ -93,6 +99,12 @@ class Server(uvicorn.Server):
     async def _finish(self) -> None:
         try:
             await drain(self.config.app.state.service)  # type: ignore[union-attr]
+            for server in self.servers:
+                server.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    while self.server_state.connections:  # noqa: ASYNC110 - uvicorn tells nobody when one has ended
+                        await asyncio.sleep(LINGER_S / 10)
         finally:
             self.should_exit = True
 

@@ -70,7 +70,7 @@ class Client:
             self._streams = None
 
     async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self._streams is None:
+        if self._streams is None or self._streams[0].at_eof():  # the server has closed the connection meanwhile
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         return self._streams
 

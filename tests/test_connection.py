@@ -90,6 +90,55 @@ def test_behind_a_chunked_body_nothing_is_parsed() -> None:
     on_a_wire(check)
 
 
+LAST = {
+    "HTTP/1.0": b"POST / HTTP/1.0\r\nContent-Length: 9\r\n\r\n",
+    "close": b"POST / HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\nContent-Length: 9\r\n\r\n",
+    "expect": b"POST / HTTP/1.1\r\nHost: [::1]\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", LAST)
+def test_a_connection_ends_once_the_body_of_a_refused_request_is_here(kind: str) -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        wire.application.refuses = True
+        transport = wire.connect()
+        await wire.send(transport, LAST[kind] + b"12345")
+        assert statuses(transport.written) == [200] and b"connection: close" in transport.written
+        assert not transport.closed  # to close now would reset the connection, and the client might lose the response
+        await wire.send(transport, b"6789" + GET % 1)
+        assert transport.closed and wire.application.paths == ["/"] and statuses(transport.written) == [200]
+
+    on_a_wire(check)
+
+
+def test_a_body_that_the_server_asked_for_leaves_the_connection_open() -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        transport = wire.connect()
+        await wire.send(transport, LAST["expect"])
+        assert transport.written == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await wire.send(transport, b"123456789" + GET % 1)
+        await wire.take_turns()
+        assert statuses(transport.written) == [100, 200, 200] and wire.application.bodies == [b"123456789", b""]
+        assert b"connection: close" not in transport.written and not transport.closed
+
+    on_a_wire(check)
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_an_overdue_body_is_complained_of_only_before_the_response(refuses: bool) -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        wire.application.refuses = refuses
+        transport = wire.connect()
+        await wire.send(transport, POST % 9 + b"1")
+        wire.after(31.0)
+        assert statuses(transport.written) == [200 if refuses else 408] and transport.closed
+
+    on_a_wire(check)
+
+
 def test_trailers_are_no_headers() -> None:
     """Trailers never become headers, because a proxy that checks headers does not check trailers."""
 

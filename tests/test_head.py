@@ -1,12 +1,13 @@
 """How the head of a response is written."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
 from wire import Transport, Wire, on_a_wire
 
-from server.protocols.head import JOINED_BYTES, HeldHead
+from server.protocols.head import CONTINUE, JOINED_BYTES, HeldHead
 
 SMALL, LARGE = b"x" * JOINED_BYTES, b"x" * (JOINED_BYTES + 1)
 
@@ -37,12 +38,14 @@ class Counted(Transport):
         (["head", "close", "turn"], [b"head", "close"]),
         (["head", b"body", "close"], [b"headbody", "close"]),
         (["head", "lost", "turn"], ["close"]),
+        ([CONTINUE, "head", b"body"], [CONTINUE, "continued", b"headbody"]),
     ],
 )
 def test_the_head_is_written_with_the_body_that_follows_at_once(steps: list[Any], calls: list[Any]) -> None:
     async def check() -> None:
         transport = Counted("192.0.2.1")
-        held = HeldHead(transport, asyncio.get_running_loop())
+        continued = partial(transport.calls.append, "continued")
+        held = HeldHead(transport, asyncio.get_running_loop(), continued, transport.close)
         for step in steps:
             if step == "turn":
                 await asyncio.sleep(0)

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -572,7 +573,30 @@ def test_a_server_that_drains_finishes_what_is_open(tmp_path: Path) -> None:
             assert server.http.get("/health/ready").json()["state"] == "draining"
             reply = server.predict()
             assert (reply.status_code, reply.json()["code"]) == (503, "draining")
+            assert reply.headers["connection"] == "close"
             worker.finish(spec, 1, Stop.MAX_EXIT)
             hear_bytes(connection, hear(connection)["bytes"])
             assert hear(connection)["type"] == "end"
             expect_close(connection, 1001)
+
+
+@own_host_only
+def test_a_server_that_ends_refuses_in_words_what_still_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.__main__.LINGER_S", live.PATIENCE_S)
+
+    def listens() -> bool:
+        with suppress(ConnectionError), socket.create_connection(address):
+            return True
+        return False
+
+    with live.scripted(live.write_configs(tmp_path)) as (server, next_worker):
+        address = "127.0.0.1", server.port
+        with socket.create_connection(address) as open_before:
+            next_worker().say_ready()
+            server.wait_for(lambda: server.http.get("/health/ready").is_success)
+            server.http.close()
+            server.host.interrupt()
+            live.wait_for(lambda: not listens())
+            open_before.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+            reply = b"".join(iter(lambda: open_before.recv(4096), b""))
+        assert reply.startswith(b"HTTP/1.1 503") and b'"draining"' in reply

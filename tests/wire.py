@@ -56,8 +56,8 @@ class Transport(asyncio.Transport):
 
 
 class Application:
-    """Answers each HTTP request once `answer` is set, after it has read its body. Takes a WebSocket's messages while
-    `hears` is set."""
+    """Answers each HTTP request once `answer` is set, after it has read its body, or before if it `refuses`. Takes a
+    WebSocket's messages while `hears` is set."""
 
     def __init__(self, gate: Gate) -> None:
         self.state = SimpleNamespace(gate=gate)
@@ -67,6 +67,7 @@ class Application:
         self.messages: list[Any] = []
         self.answer = asyncio.Event()
         self.hears = asyncio.Event()
+        self.refuses = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.paths.append(scope["path"])
@@ -80,7 +81,7 @@ class Application:
                 if message["type"] == "websocket.disconnect":
                     return
                 self.messages.append(message.get("text") or message.get("bytes"))
-        body, more = b"", True
+        body, more = b"", not self.refuses
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":

@@ -210,7 +210,14 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             return
         super().on_headers_complete()
         if self.cycle is not None:  # it is None before a WebSocket
-            self.cycle.transport = HeldHead(self.transport, self.loop)  # type: ignore[assignment]
+            keeps_alive = self.cycle.keep_alive
+
+            def continued() -> None:
+                self.cycle.keep_alive = keeps_alive
+
+            self.cycle.transport = HeldHead(self.transport, self.loop, continued, self._end)  # type: ignore[assignment]
+            if self.expect_100_continue:  # if it is refused before, whether the body still comes is unknown
+                self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._message.take_body(len(body))
@@ -232,9 +239,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self.server_state.total_requests += 1
         if not self.transport.is_closing():
             self.flow.resume_reading()
-            if self.cycle is not None and self.cycle.waiting_for_100_continue:
-                self.transport.close()  # whether the body still comes is unknown (RFC 9110, 10.1.1)
-            elif self._message.complete:
+            if self._message.complete:
                 self._next()
 
     def pause_writing(self) -> None:
@@ -247,9 +252,18 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         if self._message.complete and self.cycle.response_complete:
             self._next()
 
+    def _end(self) -> None:
+        """Close the connection after its last response. The rest of the request is read before: if bytes were left, the
+        system would reset the connection, and the client could lose the response (RFC 9112, section 9.6)."""
+        if self._message.complete:
+            self.transport.close()
+
     def _next(self) -> None:
-        """Wait for the next request, if the client reads its answers."""
+        """Wait for the next request, if the client reads its answers and the response was not the last one."""
         if self.flow.write_paused or self.transport.is_closing():
+            return
+        if not self.cycle.keep_alive:
+            self.transport.close()
             return
         self.waits_since_s = time.monotonic()
         if self.scope["method"] != "POST":  # these run on the event loop alone: each further millisecond is a step
@@ -300,12 +314,13 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self._refuse(InvalidError(f"{msg} Speak HTTP/1.1 (RFC 9112)", "bad_http"))
 
     def _refuse(self, error: ServerError) -> None:
-        """Close the connection. Send an error first, unless the client would mistake it for the response to an earlier
-        request."""
+        """Close the connection. Send an error first, unless the request has a response, or the client would mistake the
+        error for the response to an earlier request."""
         self._gate.complaints.note(self.address, error.code, str(error))
         cycle = self.cycle
         receiving = cycle is not None and cycle.more_body and not cycle.response_started
-        if not self.transport.is_closing() and (cycle is None or cycle.response_complete or receiving):
+        answered = cycle is not None and cycle.response_complete and not self._message.in_body
+        if not self.transport.is_closing() and (cycle is None or answered or receiving):
             body = to_json(error_body(error, None))
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[error.status] + head % len(body) + body)

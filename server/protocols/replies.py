@@ -64,6 +64,8 @@ def error_reply(
         headers["traceresponse"] = str(error.trace)
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.code == "draining":
+        headers["Connection"] = "close"  # the client sends its next request to another server
     if isinstance(error, UnauthorizedError):
         headers["WWW-Authenticate"] = "Bearer"
     return reply(error_body(error, request_id), status, headers)
