@@ -43,8 +43,8 @@ class Watched:
             launch=self._launch,
             hear=self.heard.append,
             lost=lambda: self.told.append("lost"),
-            buried=lambda: self.told.append("buried"),
-            hopeless=self.told.append,
+            ended=lambda: self.told.append("ended"),
+            unloadable=self.told.append,
             step_s=lambda: self.step_s,
             load_s=100.0,
         )
@@ -107,7 +107,7 @@ def test_a_worker_that_died_is_replaced_again_and_again() -> None:
         for deaths in range(1, 5):
             watched.workers[-1].other.close()
             await until(lambda deaths=deaths: len(watched.workers) == deaths + 1)
-            assert watched.told == ["lost", "buried"] * deaths
+            assert watched.told == ["lost", "ended"] * deaths
         assert watched.supervisor.starts == 5
 
     run(check)
@@ -135,7 +135,7 @@ def test_deaths_in_a_row_make_the_wait_longer_and_a_worker_that_has_served_makes
             await watched.ready()
             now_s += lives_s
             watched.workers[-1].other.close()
-            await until(lambda: watched.told[-1:] == ["buried"])
+            await until(lambda: watched.told[-1:] == ["ended"])
             watched.told.clear()
             watched.heard.clear()
             supervisor.start()
@@ -157,7 +157,7 @@ def test_a_worker_is_replaced_only_once_it_has_ended() -> None:
         assert watched.told == ["lost"] and watched.supervisor.starts == 1
         worker.lingers = False
         await until(lambda: len(watched.workers) == 2)
-        assert watched.told == ["lost", "buried"]
+        assert watched.told == ["lost", "ended"]
 
     run(check)
 
@@ -232,7 +232,7 @@ def test_readiness_is_lost_as_soon_as_a_sign_of_life_is_overdue() -> None:
 
 
 @pytest.mark.parametrize("failures", [0, 2])
-def test_workers_that_are_lost_again_and_again_before_one_is_ready_are_hopeless(failures: int) -> None:
+def test_workers_that_are_lost_again_and_again_before_one_is_ready_are_given_up(failures: int) -> None:
     async def check(watched: Watched) -> None:
         for number in range(failures + 1, Supervisor.GIVE_UP + 1):
             assert not [told for told in watched.told if "in a row" in told]
@@ -246,13 +246,13 @@ def test_workers_that_are_lost_again_and_again_before_one_is_ready_are_hopeless(
     run(check, failures)
 
 
-def test_a_worker_that_has_served_is_never_hopeless() -> None:
+def test_a_worker_that_has_served_is_never_given_up() -> None:
     async def check(watched: Watched) -> None:
         await watched.ready()
         for deaths in range(1, 2 * Supervisor.GIVE_UP):
             watched.workers[-1].other.close()
             await until(lambda deaths=deaths: len(watched.workers) == deaths + 1)
-        assert set(watched.told) == {"lost", "buried"}
+        assert set(watched.told) == {"lost", "ended"}
 
     run(check)
 

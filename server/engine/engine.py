@@ -64,7 +64,7 @@ class Engine:
         self.arena = Arena(settings.shared_memory_bytes)
         self.draining = False
         self.jobs: dict[int, Job] = {}
-        listener = PoolListener(self._hear, self._lost, self._buried, self._longest_step_s, unloadable)
+        listener = PoolListener(self._hear, self._lost, self._worker_ended, self._longest_step_s, unloadable)
         self.pool = WorkerPool(settings, catalog, metrics, self.arena, launch=launch, listener=listener)
         self._catalog = catalog
         self._metrics = metrics
@@ -292,7 +292,7 @@ class Engine:
                 sentence = f"the worker was lost before exit {job.spec.required}; ask the next one in {wait_s:g} s"
                 self.finish(job, Stop.ERROR, WorkerLostError(sentence, "worker_lost", wait_s))
 
-    def _buried(self, device: Device) -> None:
+    def _worker_ended(self, device: Device) -> None:
         """Free the memory of the jobs of a worker that has ended."""
         for job in self._held(device):
             job.with_worker = False

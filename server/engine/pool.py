@@ -33,13 +33,13 @@ class PoolListener:
     """Callbacks about the workers. Each gets the device that it is about, `unloadable` a reason instead.
 
     `hear`: a worker has told an event that concerns a job. `lost`: the worker is gone, but may still touch the shared
-    memory. `buried`: its process has ended, and the shared memory is safe. `step_s`: see `Supervisor`. `unloadable`: no
+    memory. `ended`: its process has ended, and the shared memory is safe. `step_s`: see `Supervisor`. `unloadable`: no
     worker can serve, because the models cannot be loaded or the settings name a device that cannot load them.
     """
 
     hear: Callable[[Device, Event], None]
     lost: Callable[[Device], None]
-    buried: Callable[[Device], None]
+    ended: Callable[[Device], None]
     step_s: Callable[[Device], float]
     unloadable: Callable[[str], None]
 
@@ -213,8 +213,8 @@ class WorkerPool:
             launch=lambda: self._start(device),
             hear=lambda event: self._hear(device, event),
             lost=lambda: self._lost(device),
-            buried=lambda: listener.buried(device),
-            hopeless=listener.unloadable,
+            ended=lambda: listener.ended(device),
+            unloadable=listener.unloadable,
             step_s=lambda: listener.step_s(device),
             load_s=self._settings.load_timeout_s,
         )

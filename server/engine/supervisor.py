@@ -17,8 +17,8 @@ logger = logging.getLogger("anytime.supervisor")
 class Supervisor:
     """Keeps one worker running.
 
-    `launch` starts a worker. `hear` is called with each of its events, `lost` once it is lost, `buried` once it has
-    ended, and so no longer touches the shared memory, and `hopeless` with the reason when `GIVE_UP` workers in a row
+    `launch` starts a worker. `hear` is called with each of its events, `lost` once it is lost, `ended` once it has
+    ended, and so no longer touches the shared memory, and `unloadable` with the reason when `GIVE_UP` workers in a row
     were lost before any was ready. `step_s` tells the longest time that it is expected to compute without a look at its
     mailbox. `load_s`: the longest time that a worker may take until it is ready.
     """
@@ -42,8 +42,8 @@ class Supervisor:
         launch: Callable[[], WorkerProcess],
         hear: Callable[[Event], None],
         lost: Callable[[], None],
-        buried: Callable[[], None],
-        hopeless: Callable[[str], None],
+        ended: Callable[[], None],
+        unloadable: Callable[[str], None],
         step_s: Callable[[], float],
         load_s: float,
     ) -> None:
@@ -51,8 +51,8 @@ class Supervisor:
         self._launch = launch
         self._tell = hear
         self._lost = lost
-        self._buried = buried
-        self._hopeless = hopeless
+        self._ended = ended
+        self._unloadable = unloadable
         self._step_s = step_s
         self._load_s = load_s
         self._worker: WorkerProcess | None = None
@@ -153,7 +153,7 @@ class Supervisor:
     def _consider(self, why: str) -> None:
         """Whether to start another worker. `why`: the reason for which the last one was lost."""
         if not self._was_ready and self._quick_deaths >= self.GIVE_UP:
-            self._hopeless(f"{self._quick_deaths} workers in a row were lost before one was ready; the latest {why}")
+            self._unloadable(f"{self._quick_deaths} workers in a row were lost before one was ready; the latest {why}")
 
     def _drop(self) -> None:
         assert self._worker is not None and self._channel is not None
@@ -167,7 +167,7 @@ class Supervisor:
         assert self._worker is not None
         if self._worker.gone():
             self._worker = None
-            self._buried()
+            self._ended()
             self._start_later()
         else:
             self._later(self.BURY_S, self._bury)
