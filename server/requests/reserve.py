@@ -21,7 +21,7 @@ class AnswerReserve:
     """The reserve of a request that is alone is long enough for this share of the latest answers to such requests. If
     it were long enough for all of them, one slow answer would lengthen it, and the next request could get an earlier
     exit although its deadline is longer."""
-    SHARE_BESIDE = 0.98
+    SHARE_BESIDE = 0.99
     """The same share for requests beside others."""
     SHARE_OF_BUDGET = 0.5
     """A request keeps at most this share of its budget as its reserve, so that it is attempted even if answers were
