@@ -14,18 +14,17 @@ from typing import Any
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from server.errors import HeadersTooLargeError, InvalidError, ServerError, SlowRequestError
 from server.protocols.flow import HeldFlow
 from server.protocols.gate import Gate
-from server.protocols.head import HeldHead
+from server.protocols.head import HeldHead, last_response
 from server.protocols.http import ARRIVED_S
 from server.protocols.message import Message, announced_bytes, to_head, without_upgrades
 from server.protocols.peers import Peer
 from server.protocols.pieces import check_pieces
-from server.protocols.replies import error_body, to_json
 from server.protocols.turns import LARGE_BYTES, STEP_BYTES
 from server.protocols.websocket import WebSocketProtocol
 
@@ -210,14 +209,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             return
         super().on_headers_complete()
         if self.cycle is not None:  # it is None before a WebSocket
-            keeps_alive = self.cycle.keep_alive
-
-            def continued() -> None:
-                self.cycle.keep_alive = keeps_alive
-
-            self.cycle.transport = HeldHead(self.transport, self.loop, continued, self._end)  # type: ignore[assignment]
-            if self.expect_100_continue:  # if it is refused before, whether the body still comes is unknown
-                self.cycle.keep_alive = False
+            self.cycle.transport = HeldHead(self.cycle, self.loop, self._end)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._message.take_body(len(body))
@@ -321,7 +313,5 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         receiving = cycle is not None and cycle.more_body and not cycle.response_started
         answered = cycle is not None and cycle.response_complete and not self._message.in_body
         if not self.transport.is_closing() and (cycle is None or answered or receiving):
-            body = to_json(error_body(error, None))
-            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-            self.transport.write(STATUS_LINE[error.status] + head % len(body) + body)
+            self.transport.write(last_response(error))
         self.transport.close()

@@ -1,8 +1,13 @@
-"""The head of a response, and how it is written."""
+"""Responses as bytes: when a head is written, and what the last response of a connection is."""
 
 import asyncio
 from collections.abc import Callable
 from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+from server.errors import ServerError
+from server.protocols.replies import error_body, to_json
 
 JOINED_BYTES = 16 * 1024
 """A body of more bytes is written by itself: to copy it would cost more than the call that is saved."""
@@ -16,28 +21,24 @@ class HeldHead:
     """The transport of one response. It writes the head together with the body that follows it in the same turn of the
     event loop, in one call of the system instead of two, since a refusal consists of little else.
 
-    `continued` is called when the client has been told to send its body, and `end` when the response is the last one of
-    the connection.
+    `end` is called after the last response of the connection. A response is the last one, too, if the client was to be
+    told before it sends its body, and never was: whether the body still comes is unknown.
     """
 
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        loop: asyncio.AbstractEventLoop,
-        continued: Callable[[], None],
-        end: Callable[[], None],
-    ) -> None:
-        self._transport = transport
+    def __init__(self, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:
+        self._cycle = cycle
+        self._transport = cycle.transport
         self._loop = loop
-        self._continued = continued
         self._end = end
+        self._keeps_alive = cycle.keep_alive
+        cycle.keep_alive = cycle.keep_alive and not cycle.waiting_for_100_continue
         self._head: bytes | None = None
         self._begun = False
 
     def write(self, data: bytes) -> None:
         if data == CONTINUE:
             self._transport.write(data)
-            self._continued()
+            self._cycle.keep_alive = self._keeps_alive
         elif not self._begun:
             self._begun, self._head = True, data
             self._loop.call_soon(self._flush)
@@ -60,3 +61,10 @@ class HeldHead:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+
+def last_response(error: ServerError) -> bytes:
+    """A response that says an error and ends the connection."""
+    body = to_json(error_body(error, None))
+    head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    return STATUS_LINE[error.status] + head % len(body) + body
