@@ -28,11 +28,23 @@ class InBatches(ByHand):
     def __init__(self, batch: int = 8, *, slices: int = 1) -> None:
         super().__init__(FakeModel(config=CONFIG, slices=slices, seconds=seconds), batch=batch)
 
+    def exits(self, count: int) -> list[Exited]:
+        """Turn until so many exits are told."""
+        told: list[Exited] = []
+        for _ in range(1000):
+            self.worker.turn()
+            told += [event for event in self.told() if isinstance(event, Exited)]
+            if len(told) >= count:
+                return told
+        raise AssertionError(told)
+
     def finish(self) -> list[Exited | Ended]:
         """Turn until there is no job any more."""
         self.worker.turn()
-        while self.worker.jobs:
+        turns = 1000
+        while self.worker.jobs and (turns := turns - 1):
             self.worker.turn()
+        assert turns, "it goes on without end"
         return [event for event in self.told() if isinstance(event, Exited | Ended)]
 
 
@@ -79,10 +91,7 @@ def test_each_job_is_charged_an_equal_part_and_its_own_map() -> None:
     jobs = [by_hand.worker.jobs[key].scheduled for key in (1, 2)]
     # two steps of 15 ms; then one piece of the first map, with which the slice is over
     assert [job.used_s for job in jobs] == pytest.approx([0.025, 0.015])
-    told: list[Exited] = []
-    while len(told) < 2:
-        by_hand.worker.turn()
-        told += [event for event in by_hand.told() if isinstance(event, Exited)]
+    told = by_hand.exits(2)
     assert [event.stage_s for event in told] == pytest.approx([0.035, 0.035])
     assert [event.more for event in told] == [1, 0]
     assert [event.started_s for event in told] == [0.0, 0.0]
@@ -106,10 +115,7 @@ def test_a_map_that_is_not_wanted_any_more_is_not_waited_for() -> None:
         by_hand.submit(key, 10 * key)
     by_hand.turn(2)
     by_hand.connection.send(Cancel(3))
-    told: list[Exited] = []
-    while len(told) < 3:
-        by_hand.worker.turn()
-        told += [event for event in by_hand.told() if isinstance(event, Exited)]
+    told = by_hand.exits(3)
     assert [(event.key, event.exit, event.more) for event in told] == [(1, 1, 2), (2, 1, 1), (4, 1, 0)]
 
 
@@ -138,7 +144,7 @@ def test_of_a_batch_that_pauses_those_go_on_that_are_left() -> None:
     )
 
 
-def test_a_slice_ends_at_the_earliest_deadline_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slice_of_a_batch_ends_at_the_deadline_that_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     by_hand, given_s = InBatches(slices=3), []
     advance = by_hand.model.advance
 

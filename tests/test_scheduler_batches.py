@@ -109,6 +109,14 @@ def test_what_a_job_requires_beyond_the_step_counts() -> None:
         assert companions(scheduler(job(1, deadline_s, required=3), job(2))) == batch
 
 
+def test_what_one_of_the_batch_requires_limits_those_after_it() -> None:
+    """The second one requires exit 3, two stages later."""
+    for stages, further, batch in ((3.9, [], [1]), (4.9, [3, 4], [1, 2]), (6.1, [3, 4], [1, 2, 3, 4])):
+        second = job(2, stages * SAFE_S + SPARE_S, required=3)
+        made = scheduler(job(1, stages * SAFE_S), second, *(job(key) for key in further))
+        assert companions(made) == batch
+
+
 def test_what_was_computed_of_the_stage_counts() -> None:
     first = job(1, 2 * SAFE_S + SPARE_S)
     second = job(2)

@@ -139,7 +139,7 @@ class Worker:
         once that completes an exit, with rendering it into the slot of each."""
         began_s = self._clock()
         batch = self._batch(chosen.scheduled, began_s)
-        slice_s = min(self._scheduler.slice_s(each.scheduled, began_s) for each in batch)
+        slice_s = self._scheduler.slice_s(chosen.scheduled, began_s)
         if chosen.rendering is None:
             self._attempt(batch, partial(self._advance, batch, slice_s))
         for each in batch:
