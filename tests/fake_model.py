@@ -43,8 +43,8 @@ class FakeModel:
     """A model with two steps for each exit. The map of exit k is the image's red channel + k.
 
     `slices`: the slices that each step takes. `clock_s`: a clock that every slice moves by `seconds` of so many images,
-    and every piece of a rendering by 10 ms. `advanced`, `batches`: the red channels of what has advanced, one by one
-    and call by call. `unlucky`: a red channel with which no step runs.
+    and every piece of a rendering by `piece_s`. `advanced`, `batches`: the red channels of what has advanced, one by
+    one and call by call. `unlucky`: a red channel with which no step runs.
     """
 
     config: Any = tiny.SEGMENTATION
@@ -61,6 +61,7 @@ class FakeModel:
     slices: int = 1
     clock_s: float = 0.0
     seconds: Callable[[int], float] = lambda images: 0.01
+    piece_s: float = 0.01
 
     def begin(self, image: NDArray[np.uint8], box: object = None) -> FakeState:
         if (image == 13).all():
@@ -108,7 +109,7 @@ class FakeModel:
     ) -> Iterator[ExitMap | None]:
         found = self.render(state, extra)
         for _ in range(2):
-            self.clock_s += 0.01
+            self.clock_s += self.piece_s
             yield None
         if out is not None:
             np.copyto(out[0], found.array)

@@ -99,6 +99,18 @@ def test_each_job_is_charged_an_equal_part_and_its_own_map() -> None:
     assert by_hand.costs.typical_s("fake", SHAPE, 1) == pytest.approx(0.035)
 
 
+def test_a_map_is_sent_before_the_next_one_of_its_batch_is_rendered() -> None:
+    by_hand = InBatches()
+    by_hand.model.seconds, by_hand.model.piece_s = (lambda images: 0.001), 0.001
+    for key in (1, 2, 3, 4):
+        by_hand.submit(key, 10 * key)
+    assert by_hand.turn(1) == []
+    by_hand.worker.turn()  # the second step and all maps fit one slice
+    assert [event.key for event in by_hand.told() if isinstance(event, Exited)] == [1, 2, 3]
+    by_hand.worker.turn()
+    assert [event.key for event in by_hand.told() if isinstance(event, Exited)] == [4]
+
+
 def test_a_newcomer_comes_between_the_maps_of_a_batch() -> None:
     by_hand = InBatches()
     for key in (1, 2):

@@ -142,9 +142,14 @@ class Worker:
         slice_s = self._scheduler.slice_s(chosen.scheduled, began_s)
         if chosen.rendering is None:
             self._attempt(batch, partial(self._advance, batch, slice_s))
+        if chosen.rendering is None:
+            return
         for each in batch:
-            if each.rendering is not None and (each is batch[0] or self._clock() - began_s < slice_s):
-                self._attempt([each], partial(self._render, each, began_s + slice_s))
+            if each is not batch[0]:
+                if self._clock() - began_s >= slice_s:
+                    return
+                self._send()  # the map before does not wait for this one
+            self._attempt([each], partial(self._render, each, began_s + slice_s))
 
     def _batch(self, job: ScheduledJob, now_s: float) -> list[RunningJob]:
         """A job and those that take its next step with it: if the step has begun, those that are left."""
