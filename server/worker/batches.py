@@ -18,7 +18,7 @@ LARGEST = 8
 GAIN = 0.1
 """A batch pays if each image takes less time by this share than in a batch of half the size."""
 ROUNDS = 3
-"""How often both batches are timed. They take turns, and the fastest run of each counts."""
+"""How often each batch is timed. It takes turns with that of half the size, and the fastest run of each counts."""
 LONGEST_S = 0.1
 """A batch that takes longer to exit 1 is not tried: not every executor can pause it for a newcomer."""
 RUN_S = 60.0
@@ -35,7 +35,8 @@ def measure_batch(
     """
     image = _noise(model)
     progress.part(f"timing {name} alone", RUN_S)
-    size, each_s, lacking = 1, {1: _seconds(model, image, 1, clock)}, ""
+    size, lacking = 1, ""
+    each_s = {1: min(_seconds(model, image, 1, clock) for _ in range(ROUNDS))}
     while size < LARGEST and 2 * size * each_s[size] <= LONGEST_S:
         double = 2 * size
         progress.part(f"timing {name} in batches of {double}", RUN_S)
