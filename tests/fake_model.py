@@ -1,7 +1,7 @@
 """A model whose steps a test releases one by one."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -42,8 +42,9 @@ class FakeState:
 class FakeModel:
     """A model with two steps for each exit. The map of exit k is the image's red channel + k.
 
-    `slices`: the slices that each step takes. `clock_s`: a clock that every slice and every piece of a rendering moves
-    by 10 ms.
+    `slices`: the slices that each step takes. `clock_s`: a clock that every slice moves by `seconds` of so many images,
+    and every piece of a rendering by `piece_s`. `advanced`, `batches`: the red channels of what has advanced, one by
+    one and call by call. `unlucky`: a red channel with which no step runs.
     """
 
     config: Any = tiny.SEGMENTATION
@@ -53,10 +54,14 @@ class FakeModel:
     steps: tuple[Step, ...] = STEPS
     released: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     advanced: list[int] = field(default_factory=list)
+    batches: list[list[int]] = field(default_factory=list)
+    unlucky: int = -1
     final_exit: int = 0
     """The exit after which no other differs; 0 for none."""
     slices: int = 1
     clock_s: float = 0.0
+    seconds: Callable[[int], float] = lambda images: 0.01
+    piece_s: float = 0.01
 
     def begin(self, image: NDArray[np.uint8], box: object = None) -> FakeState:
         if (image == 13).all():
@@ -65,13 +70,21 @@ class FakeModel:
 
     def advance(self, states: Sequence[FakeState], slice_s: float | None = None) -> bool:
         assert self.released.acquire(timeout=live.PATIENCE_S)
-        (state,) = states
-        self.advanced.append(int(state.image[0, 0, 0]))
-        self.clock_s += 0.01
-        state.slices += 1
-        if state.slices < self.slices:
-            return False
-        state.slices = 0
+        assert len({(state.next_step, state.slices, state.shape) for state in states}) == 1
+        values = [int(state.image[0, 0, 0]) for state in states]
+        if self.unlucky in values:
+            raise ValueError("an unlucky step")
+        self.advanced += values
+        self.batches.append(values)
+        self.clock_s += self.seconds(len(states))
+        for state in states:
+            self._advance(state)
+        return states[0].slices == 0
+
+    def _advance(self, state: FakeState) -> None:
+        state.slices = (state.slices + 1) % self.slices
+        if state.slices:
+            return
         index = self.steps[state.next_step].exit
         state.next_step += 1
         if index is not None:
@@ -85,7 +98,6 @@ class FakeModel:
                 changed=True,
                 final=index == self.final_exit,
             )  # type: ignore[assignment]
-        return True
 
     def render(self, state: FakeState, extra: str | None = None) -> ExitMap:
         found = state.latest()
@@ -97,7 +109,7 @@ class FakeModel:
     ) -> Iterator[ExitMap | None]:
         found = self.render(state, extra)
         for _ in range(2):
-            self.clock_s += 0.01
+            self.clock_s += self.piece_s
             yield None
         if out is not None:
             np.copyto(out[0], found.array)

@@ -110,6 +110,58 @@ def test_stages_are_expected_to_take_what_they_took_from_one_to_the_next() -> No
     assert backlog.ready_s(expected(9999.0), now_s) > SAFE_S + SPARE_S + 0.2 * STAGE_S
 
 
+def under_load(batch: int, *, cancelled: bool = False, disturbed: bool = False) -> Backlog:
+    """A backlog that never empties, after stages that took what they typically take, in batches: the first exit of each
+    comes when all are computed, the others directly after it. `cancelled`: the last one of each batch has ended
+    meanwhile. `disturbed`: what is more urgent comes when each batch has begun."""
+    backlog, now_s = owing(*[expected(9999.0)] * (batch + 3)), 0.0
+    for first in range(0, 800, batch):
+        for key in range(first + batch + 3, first + 2 * batch + 3):
+            backlog.add(key, expected(9999.0 + key), now_s)
+            backlog.update(key, expected(9999.0 + key), now_s)
+        if disturbed:
+            backlog.add(-1, expected(1.0), now_s)
+            backlog.update(-1, expected(1.0), now_s + STAGE_S)
+            backlog.remove(-1, now_s + STAGE_S)
+        now_s += batch * STAGE_S
+        for key in range(first, first + batch):
+            if cancelled and key == first + batch - 1:
+                backlog.remove(key, now_s)
+            backlog.reached(key, 1, now_s, more=first + batch - 1 - key)
+            backlog.remove(key, now_s)
+    return backlog
+
+
+LOADED_S = 800 * STAGE_S
+"""When `under_load` ends."""
+
+
+@pytest.mark.parametrize("batch", [2, 4, 8])
+def test_exits_of_one_batch_share_its_time(batch: int) -> None:
+    """The first of them has not been slow, and the others have not taken no time."""
+    alone, together = under_load(1)._pace, under_load(batch)._pace
+    assert together.factor(LOADED_S) == pytest.approx(alone.factor(LOADED_S), abs=0.02)
+    assert together.noise_s(LOADED_S) == pytest.approx(alone.noise_s(LOADED_S))
+
+
+def test_a_batch_counts_when_its_last_request_has_ended_meanwhile() -> None:
+    assert under_load(2, cancelled=True)._pace.factor(LOADED_S) == pytest.approx(2.0, abs=0.2)
+
+
+def test_of_a_batch_that_was_disturbed_nothing_is_learnt() -> None:
+    """Though only the first of it is known to be."""
+    assert under_load(4, disturbed=True)._pace.factor(LOADED_S) == pytest.approx(Pace.FIRST)
+
+
+def test_a_batch_that_leaves_nothing_to_do_was_not_alone() -> None:
+    backlog = owing(*[expected(9.0)] * 3)
+    backlog.reached(0, 1, STAGE_S)  # which began when nothing was owed, so it tells nothing
+    assert backlog._pace.factor(STAGE_S) == pytest.approx(Pace.FIRST)
+    for key in (1, 2):
+        backlog.reached(key, 1, 9 * STAGE_S, more=2 - key)
+    assert backlog._pace.factor(9 * STAGE_S) > Pace.FIRST + 0.1
+
+
 def test_an_image_that_is_larger_than_expected_counts_as_what_it_is() -> None:
     backlog = owing(expected(0.5))
     backlog.update(0, Expected("model", (128, 96), 1, 0.5), 0.0)

@@ -36,7 +36,7 @@ from server.scheduling.costs import StageCost
 NAME = tiny.SEGMENTATION.name
 SHAPE = tiny.SEGMENTATION.size
 COSTS = tuple(StageCost(NAME, exit_index, SHAPE, half_s=0.1, slope=0.0, active_share=1.0) for exit_index in range(1, 5))
-FACTS = ModelFacts(live.MACS, (0.1, 0.2, 0.3, 0.4), False, Chosen("triton", "the fastest", "fp16"), COSTS)
+FACTS = ModelFacts(live.MACS, (0.1, 0.2, 0.3, 0.4), False, Chosen("triton", "the fastest", "fp16"), COSTS, 4)
 UP = ("cpu:0", "cpu:1")
 Check = Callable[["Harness"], Coroutine[Any, Any, None]]
 
@@ -229,7 +229,8 @@ def test_requests_go_where_their_required_exit_is_there_first(run: Any) -> None:
 
     async def check(harness: Harness) -> None:
         first, second = harness.plans
-        assert (first.sharing, first.known) == (2, ()) and second.known == COSTS
+        assert (first.sharing, first.known, first.batches) == (2, (), {})
+        assert (second.known, second.batches) == (COSTS, {NAME: 4})
         assert [device.label for device in harness.engine.pool.devices] == ["cpu:0", "cpu:1"]
         jobs = [harness.submit() for _ in range(3)]
         assert [job.place.device.label for job in jobs] == ["cpu:0", "cpu:1", "cpu:0"]
@@ -381,6 +382,21 @@ def test_a_stage_that_was_cut_is_learnt_from(run: Any) -> None:
             harness.engine.release(job)
         assert [costs.stage_s(NAME, (64, 64), index) for index in (1, 2)] == pytest.approx([0.05, 0.05])
         assert costs.stage_s(NAME, (64, 64), 3) == pytest.approx(0.4, rel=0.01)
+
+    run(check)
+
+
+def test_the_backlog_hears_how_many_more_exits_a_step_has_brought(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, ...]] = []
+    monkeypatch.setattr(Backlog, "reached", lambda backlog, key, exit_index, now_s, more: told.append((key, more)))
+
+    async def check(harness: Harness) -> None:
+        jobs = [harness.submit(), harness.submit()]
+        specs = [harness.workers[0].hear_job() for _ in jobs]
+        for spec, more in zip(specs, (1, 0), strict=True):
+            harness.workers[0].say(Exited(spec.key, 1, 0.5, 10, 0.2, 0.0, 0.2, more=more))
+        await until(lambda: all(job.exits for job in jobs))
+        assert told == [(specs[0].key, 1), (specs[1].key, 0)]
 
     run(check)
 

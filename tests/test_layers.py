@@ -111,6 +111,7 @@ SERVER = [
     "server.worker.lifeline",
     "server.worker.process",
     "server.worker.loading",
+    "server.worker.batches",
     "server.worker.progress",
     "server.catalog",
     # who gets the device when: pure

@@ -18,8 +18,8 @@ from models.quality import Quality
 from server.catalog import input_shape
 from server.engine.messages import Broken, Event, Loading, LoadPlan, Unloadable
 from server.scheduling.costs import CostModel, StageCost
+from server.worker.batches import RUN_S
 from server.worker.loading import (
-    RUN_S,
     STAGE_LEAST_S,
     WARM_UP_RUNS,
     WARM_UP_SHARES,
@@ -61,7 +61,8 @@ def test_every_stage_of_warming_up_is_told_with_the_time_that_the_next_may_take(
     model, told = FakeModel(), list[Event]()
     model.released.release(1000)
     warm_up("fake", model, CostModel(), LoadingProgress(told.append))  # type: ignore[arg-type]
-    assert all(isinstance(part, Loading) for part in told) and len(told) == 1 + 4 * WARM_UP_RUNS
+    assert all(isinstance(part, Loading) for part in told)
+    assert told[1 + 4 * WARM_UP_RUNS] == Loading("timing fake alone", RUN_S)
     assert told[0] == Loading("warming up fake", RUN_S)
     assert told[4] == Loading("warming up fake, after exit 4 of run 1", RUN_S)
     assert told[5] == Loading("warming up fake, after exit 1 of run 2", STAGE_LEAST_S)

@@ -114,12 +114,13 @@ class Device:
     def step_s(self, expected: Expected, exit_index: int) -> float:
         """The longest time that the worker is expected to compute on a request, on its way to exit `exit_index`,
         without a look at its mailbox."""
-        kind = EXECUTORS[self.facts[expected.model].chosen.executor]
+        facts = self.facts[expected.model]
+        kind = EXECUTORS[facts.chosen.executor]
         if kind.slices:
             return 0.0
         if kind.prepares and (expected.model, expected.shape) not in self._seen:
             return PREPARE_S
-        return self.costs.stage_s(expected.model, expected.shape, exit_index)
+        return facts.batch * self.costs.stage_s(expected.model, expected.shape, exit_index)
 
     def learnt(self, name: str) -> list[LearntCost]:
         """What the exits of a model cost at each shape that was seen."""

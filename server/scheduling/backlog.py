@@ -75,6 +75,16 @@ class _Owed:
         self.usual_s = sum(parts.values())
 
 
+@dataclass(frozen=True)
+class _Reached:
+    """An exit that was reached: what its stage typically takes if it is required, else 0, and what it seems to have
+    taken. `disturbed`: see `_Owed`."""
+
+    typical_s: float
+    took_s: float
+    disturbed: bool
+
+
 _Work = tuple[int, float, int, float, _Owed]
 """Rank, deadline, key, usual seconds, and whose they are. The worker does the smallest first, see `Scheduler`."""
 _NEWCOMER = sys.maxsize
@@ -113,6 +123,7 @@ class Backlog:
         self._owed: dict[int, _Owed] = {}
         self._work: list[_Work] = []  # in order
         self._pace = Pace()
+        self._batch: list[_Reached] = []  # of the exits of one step, those that were told
         self._since_s = 0.0  # until when `done_s` is counted
         self._had = RecentSeconds(self.HAD_HALF_LIFE_S)
         self._asked = RecentSeconds(self.ASKED_HALF_LIFE_S)
@@ -145,19 +156,21 @@ class Backlog:
             owed.expected = replace(owed.expected, deadline_s=deadline_s)
             self._reckon(owed)
 
-    def reached(self, key: int, exit_index: int, now_s: float) -> None:
-        """A request has reached an exit, at `now_s`. Does nothing if it has ended."""
+    def reached(self, key: int, exit_index: int, now_s: float, more: int = 0) -> None:
+        """A request has reached an exit, at `now_s`; if it has ended, that changes nothing. `more`: how many others are
+        still to reach an exit by the same step."""
         if owed := self._owed.get(key):
             self._count_done(now_s)
             required_s, owed.exit = owed.usual_s, exit_index
             self._reckon(owed)
-            # A request alone does not tell what happens under load.
-            if (self._work or self._scarcity(now_s)) and not owed.disturbed:
-                self._pace.add(self.costs.slow_down * (required_s - owed.usual_s), owed.done_s, now_s)
+            typical_s = self.costs.slow_down * (required_s - owed.usual_s)
+            self._batch.append(_Reached(typical_s, owed.done_s, owed.disturbed))
             owed.done_s, owed.disturbed = 0.0, False
             if owed.promised and not owed.work:
                 owed.promised = False
                 self._pace.promised(kept=now_s <= owed.expected.deadline_s)
+        if not more:
+            self._learn_pace(now_s)
 
     def remove(self, key: int, now_s: float) -> None:
         """A request has ended, or was given up. Does nothing if it had ended before."""
@@ -273,6 +286,14 @@ class Backlog:
     def _running(self) -> _Owed | None:
         """The request on whose required exit the worker computes."""
         return next((work[-1] for work in self._work if work[-1].arrived), None)
+
+    def _learn_pace(self, now_s: float) -> None:
+        """Learn from exits that one step has brought. The first of them seems to have taken the time of all."""
+        batch, self._batch = self._batch, []
+        # A request alone does not tell what happens under load.
+        if (self._work or len(batch) > 1 or self._scarcity(now_s)) and not any(each.disturbed for each in batch):
+            typical_s, took_s = sum(each.typical_s for each in batch), sum(each.took_s for each in batch)
+            self._pace.add(typical_s, took_s, now_s, len(batch))
 
     def _count_done(self, now_s: float) -> _Owed | None:
         """Count what the worker has computed meanwhile, and return for whom."""

@@ -45,8 +45,9 @@ class ScheduledJob:
     `shape`: the network input's height and width, which decide the cost. `steps`: for each step of the model, the exit
     that it completes, or None. `compute_deadline_s`: the worker's copy of the deadline, which may move. `exit`: the
     latest exit, 0 before the first. `active_share`: what that exit leaves active. `used_s`: seconds of computation so
-    far, without the time that it waited; `stage_s`: those since the latest exit. `stop`: why the latest exit is the
-    last, or None.
+    far, without the time that it waited; `stage_s`: those since the latest exit; of a step that several jobs take
+    together, each is charged an equal part. `paused`: its next step has begun. `stop`: why the latest exit is the last,
+    or None.
 
     Noted at every exit: `behind_s` are usual seconds from the start to the latest exit, `ahead_s[k]` those from there
     to the k-th exit after it (`ahead_s[0]` is 0), `gains[k]` the utility that this exit adds.
@@ -61,6 +62,7 @@ class ScheduledJob:
     active_share: float = 1.0
     used_s: float = 0.0
     stage_s: float = 0.0
+    paused: bool = False
     stop: Stop | None = None
     behind_s: float = 0.0
     ahead_s: tuple[float, ...] = ()
@@ -106,6 +108,24 @@ class ScheduledJob:
             rates.insert(0, (latest_s, best))
         needs_s = max(0.0, typical * self.ahead_s[1] - self.stage_s) if rates else 0.0
         self.outlook = Outlook(rates[-1][0] if rates else -math.inf, math.inf, needs_s, tuple(rates))
+
+    def joins(self, other: "ScheduledJob") -> bool:
+        """Whether the next step of both could be taken together."""
+        return (
+            self.next_step == other.next_step
+            and self.shape == other.shape
+            and self.spec.model == other.spec.model
+            and not self.paused
+            and not other.paused
+        )
+
+    def next_exit(self, costs: CostModel) -> tuple[float, float]:
+        """Seconds until the next exit by the safe estimate, but for `SPARE_S`, and the time at which it must be there
+        lest it or the required exit is late."""
+        safe = costs.slow_down * costs.margin(self.spec.model)
+        stage_s = safe * self.ahead_s[1]
+        further_s = safe * self.ahead_s[max(1, self.spec.required - self.exit)] - stage_s
+        return max(0.0, stage_s - self.stage_s), self.compute_deadline_s - costs.SPARE_S - further_s
 
     def _latest_s(self, total_s: float) -> float:
         """The latest time at which the job is still in time, if it takes `total_s` from its virtual start.

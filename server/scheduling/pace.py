@@ -51,15 +51,15 @@ class Pace:
         deviation_s = math.sqrt(squares_s2 / (self._weight + self.FIRST_WEIGHT))
         return self._deviations * max(self.FIRST_DEVIATION_S, deviation_s)
 
-    def add(self, typical_s: float, took_s: float, now_s: float) -> None:
-        """A stage that typically takes `typical_s` was there after `took_s`."""
+    def add(self, typical_s: float, took_s: float, now_s: float, stages: int = 1) -> None:
+        """Stages that were computed together and typically take `typical_s` in all were there after `took_s`."""
         if typical_s <= 0:
             return
         ratio = min(took_s / typical_s, self.OUTLIER)
         longer_s = max(0.0, ratio - self.factor(now_s)) * typical_s
         self._squares_s2 += longer_s**2
-        self._ratios += ratio
-        self._weight += 1
+        self._ratios += stages * ratio
+        self._weight += stages
 
     def promised(self, *, kept: bool) -> None:
         """A request that was admitted had its required exit in time, or not."""

@@ -116,7 +116,36 @@ class Scheduler:
     def next(self, now_s: float) -> ScheduledJob | None:
         """The job whose next step should run; None if there is none. Call `ended` first."""
         job = min(self._jobs.values(), key=attrgetter("order"), default=None)
-        return job if job is None or job.order[0] < 2 else self._next_of_slack(now_s)
+        return job if job is None or job.order[0] < 2 else min(self._next_of_slack(now_s), key=attrgetter("order"))
+
+    def companions(self, job: ScheduledJob, batch: int, now_s: float) -> list[ScheduledJob]:
+        """The jobs to take the next step together with `job`, which `next` has chosen. With it they are 1, 2, 4 and so
+        on, at most `batch`. Nobody waits for a batch to fill.
+
+        They wait for the same step of the same model at the same shape, and only the deadline decides between them and
+        `job`. In this order they are taken, as long as all of the batch, and those that would have come before one of
+        it, are still in time if the batch takes as long as its jobs one after the other, by the safe estimate.
+        """
+        if batch == 1 or not any(job.joins(other) for other in self._jobs.values() if other is not job):
+            return []
+        found: list[ScheduledJob] = []
+        batch_s, due_s = job.next_exit(self.costs)
+        passed_s = 0.0
+        for other in sorted(self._equals(job, now_s), key=attrgetter("order")):
+            if other is job:
+                continue
+            other_s, other_due_s = other.next_exit(self.costs)
+            if job.joins(other) and now_s + batch_s + other_s <= min(due_s, other_due_s):
+                found.append(other)
+                batch_s, due_s = batch_s + other_s, min(due_s, other_due_s)
+                if len(found) + 1 == batch:
+                    break
+            else:  # later ones of the batch would overtake it
+                passed_s += other_s
+                if now_s + batch_s + passed_s <= other_due_s:  # otherwise it would be late anyway
+                    due_s = min(due_s, other_due_s - passed_s)
+        size = 1 << ((len(found) + 1).bit_length() - 1)
+        return found[: size - 1]
 
     @staticmethod
     def slice_s(job: ScheduledJob, now_s: float) -> float:
@@ -146,6 +175,7 @@ class Scheduler:
         self._had.add(job.spec.client, seconds, now_s)
         exit_index = job.steps[job.next_step] if finished else None
         job.next_step += finished
+        job.paused = not finished
         if exit_index is not None:
             self.costs.observe(job.spec.model, job.shape, exit_index, job.stage_s, job.active_share)
             job.exit, job.stage_s, job.active_share = exit_index, 0.0, active_share
@@ -192,27 +222,34 @@ class Scheduler:
                 return False
         return True
 
-    def _next_of_slack(self, now_s: float) -> ScheduledJob:
-        """Of the jobs of the highest priority, one that has begun its stage; else the one with the earliest deadline if
-        all fit; else one of a client that had least of the device: of those whose gain for each second is about the
-        largest, the one with the earliest deadline."""
+    def _equals(self, job: ScheduledJob, now_s: float) -> list[ScheduledJob]:
+        """The jobs between which and `job` only the deadline decides."""
+        rank = job.order[0]
+        if rank < 2:
+            return [other for other in self._jobs.values() if other.order[0] == rank]
+        return self._next_of_slack(now_s)
+
+    def _next_of_slack(self, now_s: float) -> list[ScheduledJob]:
+        """The jobs of which the one with the earliest deadline comes next: of those of the highest priority, those that
+        have begun their stage; else all if they fit; else, of the clients that had least of the device, those whose
+        gain for each second is about the largest."""
         jobs = list(self._jobs.values())
         first = max(job.spec.priority for job in jobs)
         jobs = [job for job in jobs if job.spec.priority == first]
         if begun := [job for job in jobs if job.stage_s]:
             jobs = begun
         elif self._fit(jobs, now_s):
-            return min(jobs, key=attrgetter("order"))
+            return jobs
         clients = {job.spec.client for job in jobs}
         if len(clients) > 1:
             had_s = {client: self._had.of(client, now_s) for client in clients}
             limit_s = min(had_s.values()) + self.FAIR_S
             jobs = [job for job in jobs if had_s[job.spec.client] <= limit_s]
         if len(jobs) == 1:
-            return jobs[0]
+            return jobs
         rates = [job.outlook.gain_rate(now_s) for job in jobs]
         limit = self.SIMILAR * max(rates)
-        return min((job for job, rate in zip(jobs, rates, strict=True) if rate >= limit), key=attrgetter("order"))
+        return [job for job, rate in zip(jobs, rates, strict=True) if rate >= limit]
 
 
 def _given_up(job: ScheduledJob, now_s: float) -> Finished:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -60,8 +61,10 @@ def serve(connection: Connection) -> int:
     try:
         models = load_models(plan, progress)
         costs.restore(plan.known)
-        for name, loaded in models.items():
-            warm_up(name, loaded.model, costs, progress)
+        models = {
+            name: replace(loaded, batch=warm_up(name, loaded.model, costs, progress, plan.batches.get(name, 1)))
+            for name, loaded in models.items()
+        }
         found = {name: facts(name, loaded, costs, progress) for name, loaded in models.items()}
     except Exception as error:  # the boundary: what lies in a model directory makes torch raise anything
         progress.end()

@@ -26,7 +26,8 @@ from models.quality import Quality, uncertainty
 from models.quantisation import Precision
 from server.catalog import input_shape
 from server.engine.messages import Broken, Chosen, LoadPlan, ModelFacts, Unloadable
-from server.scheduling.costs import CostModel
+from server.scheduling.costs import CostModel, Shape
+from server.worker.batches import RUN_S, measure_batch, prepare_batch
 from server.worker.progress import LoadingProgress
 
 logger = logging.getLogger("anytime.loading")
@@ -36,8 +37,6 @@ WARM_UP_SHARES = SHARES
 """The active share after each exit while warming up."""
 READ_S = 120.0
 """The longest time to read a model's weights, from a slow disk, and to lay them out for an executor."""
-RUN_S = 60.0
-"""The longest time of a first run, or of one that is timed, from the image to the last exit."""
 STAGE_LEAST_S, STAGE_FACTOR = 6.0, 3.0
 """Once all stages have run, the next one may take longer than the longest of them by this factor, and at least that."""
 
@@ -47,7 +46,7 @@ class Loaded:
     """A model that is ready to run.
 
     `quality`: its calibration, or None. `gains`: what its exits are worth, or None. `reason`, `precision_reason`: why
-    its executor and its precision were chosen, empty if there was no choice.
+    its executor and its precision were chosen, empty if there was no choice. `batch`: see `ModelFacts`.
     """
 
     model: AnytimeModel
@@ -55,6 +54,12 @@ class Loaded:
     gains: Gains | None = None
     reason: str = ""
     precision_reason: str = ""
+    batch: int = 1
+
+    def batch_at(self, shape: Shape) -> int:
+        """The most jobs of a shape that take a step together. At other sizes than the configured one it is 1: nothing
+        was measured there, and executors that prepare for a size and a batch would do so while requests wait."""
+        return self.batch if self.batch > 1 and shape == input_shape(self.model.config, *self.model.config.size) else 1
 
     def good_enough(self, state: State, epsilon: float | None) -> bool:
         """Whether at most a share `epsilon` of the pixels would still change after the latest exit of `state`."""
@@ -76,11 +81,13 @@ class Loaded:
         return {name: measure() for name, measure in known.items() if name in wanted}
 
 
-def warm_up(name: str, model: AnytimeModel, costs: CostModel, progress: LoadingProgress) -> None:
-    """Run every exit, so that the first request finds all in place, and learn the seconds at the configured size.
+def warm_up(name: str, model: AnytimeModel, costs: CostModel, progress: LoadingProgress, batch: int = 1) -> int:
+    """Run every exit, so that the first request finds all in place, and learn the seconds at the configured size, and
+    the largest batch that pays there, which is returned.
 
     The image is noise, for which the network's own masks would be empty or full. Masks with the usual active shares
-    replace them. If the costs are known from the worker before, one run on the smallest image is enough.
+    replace them. If the costs are known from the worker before, and so the `batch`, one run on the smallest image is
+    enough, and one of each batch.
     """
     shape = input_shape(model.config, *model.config.size)
     doing = f"warming up {name}"
@@ -88,7 +95,7 @@ def warm_up(name: str, model: AnytimeModel, costs: CostModel, progress: LoadingP
     if costs.typical_s(name, shape, 1):
         for _ in run(model, np.zeros((MULTIPLE, MULTIPLE, 3), np.uint8)):
             pass
-        return
+        return prepare_batch(name, model, batch, progress)
     image = np.random.default_rng(0).integers(0, 256, (*model.config.size, 3), dtype=np.uint8)
     masks = smooth_masks(model.begin(image).shape, WARM_UP_SHARES, seed=0)
     longest_s = 0.0
@@ -98,6 +105,7 @@ def warm_up(name: str, model: AnytimeModel, costs: CostModel, progress: LoadingP
             longest_s = max(longest_s, stage_s)
             limit_s = RUN_S if number == 1 else max(STAGE_LEAST_S, STAGE_FACTOR * longest_s)
             progress.part(f"{doing}, after exit {exit_index} of run {number}", limit_s)
+    return measure_batch(name, model, progress)
 
 
 def _stages(
@@ -134,6 +142,7 @@ def facts(name: str, loaded: Loaded, costs: CostModel, progress: LoadingProgress
         calibrated=loaded.quality is not None,
         chosen=Chosen(loaded.model.executor, loaded.reason, loaded.model.precision, loaded.precision_reason),
         costs=tuple(cost for cost in costs.snapshot() if cost.model == name),
+        batch=loaded.batch,
     )
 
 

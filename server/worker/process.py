@@ -1,4 +1,4 @@
-"""The worker's loop: it runs one job for a slice of time, reads its mail, and runs the next slice."""
+"""The worker's loop: it runs a job, or a batch of jobs, for a slice of time, and reads its mail before the next one."""
 
 import logging
 import os
@@ -6,6 +6,7 @@ import select
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
@@ -39,13 +40,15 @@ class RunningJob:
     """A job on the device.
 
     `state` is made when the first step is due, and dropped with the job, which frees all that it holds. `rendering`:
-    the pieces that are left of the latest exit's map, or None.
+    the pieces that are left of the latest exit's map, or None. `together`: the keys of the jobs that take the step
+    together, its own included, from the start of the step until the job has what the step brings.
     """
 
     scheduled: ScheduledJob
     state: State | None = None
     rendering: Iterator[ExitMap | None] | None = None
     started_s: float = 0.0
+    together: tuple[int, ...] = ()
 
 
 class Worker:
@@ -75,7 +78,7 @@ class Worker:
             self.turn()
 
     def turn(self) -> None:
-        """Read the mail, and run the most urgent job for a slice."""
+        """Read the mail, and run the most urgent job for a slice, with others if that pays."""
         for command in self._mail_read():
             self._obey(command)
         for ended in self._scheduler.ended(self._clock()):
@@ -131,52 +134,100 @@ class Worker:
         stage_s = self.jobs.pop(key).scheduled.stage_s
         self._queue(Ended(key, stop, error, needs_s, left_s, stage_s))
 
-    def _run_slice(self, running: RunningJob) -> None:
-        spec = running.scheduled.spec
+    def _run_slice(self, chosen: RunningJob) -> None:
+        """Go on with a job, and with those that take the step with it, for about one slice: with their next step, and
+        once that completes an exit, with rendering it into the slot of each."""
+        began_s = self._clock()
+        batch = self._batch(chosen.scheduled, began_s)
+        slice_s = self._scheduler.slice_s(chosen.scheduled, began_s)
+        if chosen.rendering is None:
+            self._attempt(batch, partial(self._advance, batch, slice_s))
+        if chosen.rendering is None:
+            return
+        for each in batch:
+            if each is not batch[0]:
+                if self._clock() - began_s >= slice_s:
+                    return
+                self._send()  # the map before does not wait for this one
+            self._attempt([each], partial(self._render, each, began_s + slice_s))
+
+    def _batch(self, job: ScheduledJob, now_s: float) -> list[RunningJob]:
+        """A job and those that take its next step with it: if the step has begun, those that are left."""
+        if not job.paused:
+            batch = self._models[job.spec.model].batch_at(job.shape)
+            found = (job, *self._scheduler.companions(job, batch, now_s))
+            together = tuple(each.spec.key for each in found)
+            for key in together:
+                self.jobs[key].together = together
+        return self._left(self.jobs[job.spec.key].together)
+
+    def _left(self, together: tuple[int, ...]) -> list[RunningJob]:
+        """The jobs that began a step together, and neither have ended nor have the map that it brings."""
+        jobs = (self.jobs.get(key) for key in together)
+        return [job for job in jobs if job is not None and job.together is together]
+
+    def _attempt(self, batch: list[RunningJob], work: Callable[[], None]) -> None:
+        """Work for jobs. What raises ends the job; of several, nobody knows whose image is to blame, so each goes on
+        alone from where it stood."""
+        began_s = self._clock()
         try:
-            exited = self._advance(running)
+            work()
         except torch.AcceleratorError as error:  # a device that has failed once does not work any more
             self._queue(Broken(str(error).splitlines()[0]))
             self._send()
             raise
         except Exception as error:  # the boundary: an image that a model fails on ends its job, not the worker
-            logger.exception("job %d of %s failed", spec.key, spec.model)
-            self._scheduler.cancel(spec.key)
-            self._end(spec.key, Stop.ERROR, f"{type(error).__name__}: {error}")
-        else:
-            if exited is not None:
-                self._queue(exited)
+            reason, model = f"{type(error).__name__}: {error}", batch[0].scheduled.spec.model
+            if len(batch) == 1:
+                key = batch[0].scheduled.spec.key
+                logger.exception("job %d of %s failed", key, model)
+                self._scheduler.cancel(key)
+                self._end(key, Stop.ERROR, reason)
+                return
+            logger.warning("%d jobs of %s failed together, and go on one by one: %s", len(batch), model, reason)
+            for each in batch:
+                each.together = (each.scheduled.spec.key,)
+            self._charge(batch, began_s, finished=False)
 
-    def _advance(self, running: RunningJob) -> Exited | None:
-        """Go on with a job for about one slice: with its next step, and once that completes an exit, with rendering it
-        into its slot. Returns the event to send when the map is there."""
-        job = running.scheduled
-        spec, loaded = job.spec, self._models[job.spec.model]
-        began_s = self._clock()
-        slice_s = self._scheduler.slice_s(job, began_s)
+    def _advance(self, batch: list[RunningJob], slice_s: float) -> None:
+        """Go on with the step that the jobs of a batch wait for."""
+        began_s, job = self._clock(), batch[0].scheduled
+        model = self._models[job.spec.model].model
+        states = [self._state(each, model, began_s) for each in batch]
+        finished = model.advance(states, slice_s)
+        exited = finished and job.steps[job.next_step] is not None
+        if exited:
+            for each, state in zip(batch, states, strict=True):
+                each.rendering = self._rendering(model, state, each.scheduled.spec)
+        self._charge(batch, began_s, finished=finished and not exited)
+
+    def _state(self, running: RunningJob, model: AnytimeModel, now_s: float) -> State:
         if running.state is None:
-            running.started_s = began_s
-            running.state = loaded.model.begin(spec.layout.image(self._memory[spec.offset :]), spec.box)
-        exit_index = job.steps[job.next_step]
-        if running.rendering is None:
-            finished = loaded.model.advance([running.state], slice_s)
-            if not finished or exit_index is None:
-                now_s = self._clock()
-                self._scheduler.ran(job, now_s - began_s, now_s, finished=finished)
-                return None
-            running.rendering = self._rendering(loaded.model, running.state, spec)
+            spec = running.scheduled.spec
+            running.started_s = now_s
+            running.state = model.begin(spec.layout.image(self._memory[spec.offset :]), spec.box)
+        return running.state
+
+    def _charge(self, batch: list[RunningJob], began_s: float, *, finished: bool) -> None:
+        """Charge each job of a batch an equal part of the seconds. An exit is not `finished` before its map is."""
+        now_s = self._clock()
+        for each in batch:
+            self._scheduler.ran(each.scheduled, (now_s - began_s) / len(batch), now_s, finished=finished)
+
+    def _render(self, running: RunningJob, until_s: float) -> None:
+        """Go on with the map of an exit, for at least one piece; it is told when it is on the host."""
+        assert running.rendering is not None and running.state is not None
+        began_s = self._clock()
         for found in running.rendering:
             if found is not None:
-                running.rendering = None
-                return self._reached(running, running.state, began_s)
-            if self._clock() - began_s >= slice_s:
+                self._queue(self._reached(running, running.state, began_s))
+                return
+            if self._clock() >= until_s:
                 break
-        now_s = self._clock()
-        self._scheduler.ran(job, now_s - began_s, now_s, finished=False)
-        return None
+        self._charge([running], began_s, finished=False)
 
     def _reached(self, running: RunningJob, state: State, began_s: float) -> Exited:
-        """An exit's map is on the host."""
+        """An exit's map, with which the worker went on at `began_s`, is on the host."""
         job, done = running.scheduled, state.latest()
         spec, loaded = job.spec, self._models[job.spec.model]
         enough, shown = loaded.good_enough(state, spec.quality), loaded.shown(state)
@@ -191,8 +242,10 @@ class Worker:
             good_enough=enough,
             final=done.final,
         )
+        more = len(self._left(running.together)) - 1
+        running.rendering, running.together = None, ()
         times = stage_s, running.started_s, now_s
-        return Exited(spec.key, done.index, done.active_share, done.macs, *times, done.changed, done.final)
+        return Exited(spec.key, done.index, done.active_share, done.macs, *times, done.changed, done.final, more)
 
     def _rendering(self, model: AnytimeModel, state: State, spec: JobSpec) -> Iterator[ExitMap | None]:
         block, index, layout = self._memory[spec.offset :], state.latest().index, spec.layout

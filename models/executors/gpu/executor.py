@@ -29,8 +29,9 @@ from models.network.configs import Extra
 from models.network.flops import costs
 from models.quantisation import Precision
 
-MAX_PROGRAMS = 8
-"""Input sizes and batches whose memory and graphs are kept; the least recently used one makes room."""
+MAX_PROGRAMS = 11
+"""Input sizes and batches whose memory and graphs are kept; the least recently used one makes room. These are 8 sizes,
+and batches of 2, 4 and 8 of one of them."""
 
 
 class TritonExecutor:
