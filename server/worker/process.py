@@ -149,7 +149,8 @@ class Worker:
                 if self._clock() - began_s >= slice_s:
                     return
                 self._send()  # the map before does not wait for this one
-            self._attempt([each], partial(self._render, each, began_s + slice_s))
+            since_s = began_s if len(batch) == 1 else self._clock()
+            self._attempt([each], partial(self._render, each, since_s, began_s + slice_s))
 
     def _batch(self, job: ScheduledJob, now_s: float) -> list[RunningJob]:
         """A job and those that take its next step with it: if the step has begun, those that are left."""
@@ -190,7 +191,7 @@ class Worker:
             self._charge(batch, began_s, finished=False)
 
     def _advance(self, batch: list[RunningJob], slice_s: float) -> None:
-        """Go on with the step that the jobs of a batch wait for."""
+        """Go on with the step that the jobs of a batch wait for. The exit of a job alone is charged with its map."""
         began_s, job = self._clock(), batch[0].scheduled
         model = self._models[job.spec.model].model
         states = [self._state(each, model, began_s) for each in batch]
@@ -199,7 +200,8 @@ class Worker:
         if exited:
             for each, state in zip(batch, states, strict=True):
                 each.rendering = self._rendering(model, state, each.scheduled.spec)
-        self._charge(batch, began_s, finished=finished and not exited)
+        if not exited or len(batch) > 1:
+            self._charge(batch, began_s, finished=finished and not exited)
 
     def _state(self, running: RunningJob, model: AnytimeModel, now_s: float) -> State:
         if running.state is None:
@@ -214,10 +216,10 @@ class Worker:
         for each in batch:
             self._scheduler.ran(each.scheduled, (now_s - began_s) / len(batch), now_s, finished=finished)
 
-    def _render(self, running: RunningJob, until_s: float) -> None:
-        """Go on with the map of an exit, for at least one piece; it is told when it is on the host."""
+    def _render(self, running: RunningJob, began_s: float, until_s: float) -> None:
+        """Go on with the map of an exit, for at least one piece; it is told when it is on the host. The job is charged
+        the seconds since `began_s`."""
         assert running.rendering is not None and running.state is not None
-        began_s = self._clock()
         for found in running.rendering:
             if found is not None:
                 self._queue(self._reached(running, running.state, began_s))
