@@ -317,6 +317,28 @@ def test_requests_on_a_stuck_worker_are_answered_at_their_own_deadlines(run: Any
     run(check)
 
 
+def test_a_required_exit_may_be_late_by_more_while_no_other_request_is_open(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine.engine.GRACE_S", 0.0)
+    monkeypatch.setattr("server.engine.engine.LONE_GRACE_S", 3600.0)
+
+    async def check(harness: Harness) -> None:
+        lone = harness.submit()
+        before = lone.timer
+        harness.engine.move_deadline(lone, time.monotonic())
+        moved = lone.timer
+        await until(lambda: lone.timer not in (before, moved))  # the deadline has come, and the grace begins
+        beside = harness.submit()
+        harness.engine.move_deadline(beside, time.monotonic())
+        await until(lambda: beside.stop is Stop.NO_EXIT)
+        assert lone.stop is None
+        for job in (lone, beside):
+            harness.engine.release(job)
+
+    run(check)
+
+
 def test_an_answer_is_due_at_its_deadline_however_late_the_front_end_notices(run: Any) -> None:
     async def check(harness: Harness) -> None:
         overdue, complete = harness.submit(), harness.submit()

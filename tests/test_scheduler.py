@@ -8,7 +8,7 @@ import pytest
 from models.gains import Gains, NextGain
 from server.engine.messages import JobSpec, Stop
 from server.engine.shared_memory import Layout
-from server.requests.budget import GRACE_S
+from server.requests.budget import GRACE_S, LONE_GRACE_S
 from server.scheduling.costs import CostModel
 from server.scheduling.gains import GainModel
 from server.scheduling.jobs import NOISE_S, ScheduledJob
@@ -137,7 +137,17 @@ def test_a_required_exit_may_be_late_by_a_little() -> None:
     late_s = 0.9 * GRACE_S
     assert run_alone(1.0001 * STAGE_S, step_s=STEP_S + late_s / 2) == (Stop.DEADLINE, 1)
     assert run_alone(0.5001 * STAGE_S, step_s=STEP_S + late_s) == (Stop.DEADLINE, 1)
-    assert run_alone(0.5001 * STAGE_S, step_s=STEP_S + 1.1 * GRACE_S) == (Stop.NO_EXIT, 0)
+    assert run_alone(0.5001 * STAGE_S, step_s=STEP_S + 1.1 * GRACE_S) == (Stop.DEADLINE, 1)
+    assert run_alone(0.5001 * STAGE_S, step_s=STEP_S + 1.1 * LONE_GRACE_S) == (Stop.NO_EXIT, 0)
+
+
+def test_beside_others_a_required_exit_may_be_late_by_less() -> None:
+    made = scheduler(job(1, STAGE_S), job(2, 0.5 * STAGE_S))
+    made.cancel(2)
+    now_s = STAGE_S + 1.1 * GRACE_S
+    assert made.ended(now_s) == []
+    made.add(job(3, now_s + SLICE_S))  # it ends within a slice, so nobody has to give way to it
+    assert [found.job.spec.key for found in made.ended(now_s)] == [1]
 
 
 def test_an_idle_device_begins_whatever_the_estimate_says() -> None:

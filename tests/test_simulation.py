@@ -10,7 +10,7 @@ import tiny
 
 from models.gains import Gains, NextGain, Profile
 from server.catalog import ServedModel
-from server.requests.budget import GRACE_S
+from server.requests.budget import LONE_GRACE_S
 from server.requests.policies import InputRule, Policies, Terms, TermsPolicy, TrafficRule
 from server.requests.reserve import AnswerReserve
 from server.simulation.baselines import (
@@ -297,7 +297,7 @@ def test_the_reserve_is_at_most_half_of_the_budget() -> None:
 
 def test_a_head_that_is_read_after_its_deadline_does_not_turn_back_the_time() -> None:
     outcome = simulate([request(0, 0, 50)], Fifo(), FrontEnd(head_s=0.1, image_s=0.0, reply_s=0.0, speed_left=1.0))[0]
-    assert outcome.exit == 0 and outcome.end_s == pytest.approx(0.1 + GRACE_S)
+    assert outcome.exit == 0 and outcome.end_s == pytest.approx(0.1 + LONE_GRACE_S)
 
 
 def test_who_gives_up_leaves_its_seat() -> None:

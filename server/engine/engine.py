@@ -38,7 +38,7 @@ from server.errors import (
     WorkerLostError,
 )
 from server.metrics import Metrics
-from server.requests.budget import GRACE_S
+from server.requests.budget import GRACE_S, LONE_GRACE_S
 from server.scheduling.backlog import Expected
 from server.settings import Settings
 
@@ -222,7 +222,8 @@ class Engine:
         if job.latest >= job.spec.required:
             self.finish(job, Stop.DEADLINE)
         else:
-            job.timer = asyncio.get_running_loop().call_later(GRACE_S, self._too_late, job)
+            grace_s = GRACE_S if self.open_requests > 1 else LONE_GRACE_S
+            job.timer = asyncio.get_running_loop().call_later(grace_s, self._too_late, job)
 
     def _too_late(self, job: Job) -> None:
         self.finish(job, Stop.DEADLINE if job.exits else Stop.NO_EXIT)

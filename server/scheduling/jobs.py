@@ -20,10 +20,10 @@ class Outlook:
     """What can be expected of a job until it runs again. Times are absolute, so that most decisions only compare them.
 
     `latest_s`: after this time, nothing more is to be done for the job: its next exit would be late. A required exit
-    may be late by `GRACE_S`. `hopeless_s`: after this time its required exit would be late; infinite once it is there.
-    `needs_s`: typical seconds until the required exit, or the next one. `rates`: pairs of a time and the largest
-    expected gain for each second of computation until then, in the order of time. It falls when a deeper exit does not
-    fit any more.
+    may be late by `GRACE_S`; `Scheduler` gives a job without others more. `hopeless_s`: after this time its required
+    exit would be late; infinite once it is there. `needs_s`: typical seconds until the required exit, or the next one.
+    `rates`: pairs of a time and the largest expected gain for each second of computation until then, in the order of
+    time. It falls when a deeper exit does not fit any more.
     """
 
     latest_s: float

@@ -13,6 +13,7 @@ from operator import attrgetter
 
 from models.gains import Predictor
 from server.engine.messages import Stop
+from server.requests.budget import GRACE_S, LONE_GRACE_S
 from server.scheduling.costs import CostModel
 from server.scheduling.fairness import RecentSeconds
 from server.scheduling.gains import GainModel
@@ -92,10 +93,11 @@ class Scheduler:
         hopeless: list[ScheduledJob] = []
         late: list[ScheduledJob] = []
         hopeful, soon_s = False, now_s + SLICE_S
+        more_s = LONE_GRACE_S - GRACE_S if len(self._jobs) == 1 else 0.0
         for job in self._jobs.values():
             if job.stop:
                 found.append(Finished(job, job.stop))
-            elif now_s > job.outlook.latest_s:
+            elif now_s > job.outlook.latest_s + (more_s if job.exit < job.spec.required else 0.0):
                 found.append(_given_up(job, now_s))
             elif self.deepest is not None and self._is_deep(job, self.deepest):
                 found.append(Finished(job, Stop.MAX_EXIT))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
-from server.requests.budget import GRACE_S
+from server.requests.budget import GRACE_S, LONE_GRACE_S
 from server.requests.reserve import AnswerReserve
 from server.simulation.workload import FrontEnd, SimulatedRequest
 
@@ -247,7 +247,8 @@ class SimulatedServer:
             if job.exit:
                 self._answer(job)
             else:
-                self._at(self._now_s + GRACE_S, self._overdue, job)
+                grace_s = GRACE_S if self._seated > 1 else LONE_GRACE_S
+                self._at(self._now_s + grace_s, self._overdue, job)
 
     def _overdue(self, job: SimulatedJob) -> None:
         if job.answered is None:
