@@ -306,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--users", type=int, default=8, help="requests at once")
     args = parser.parse_args(argv)
-    args.count = args.count or {"deadlines": 300, "cancels": 1000, "kill": 0, "exits": 20}[args.check]
+    args.count = args.count or {"deadlines": 900, "cancels": 1000, "kill": 0, "exits": 20}[args.check]
     check = {"deadlines": deadlines, "cancels": cancels, "kill": kill, "exits": exits}[args.check]
     passed = asyncio.run(check(args))
     return verdict(passed)
