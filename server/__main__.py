@@ -39,8 +39,9 @@ logger = logging.getLogger("anytime")
 
 
 LINGER_S = 0.3
-"""After the open requests have ended, what still comes over open connections is refused in words for so long. The
-clients learn to leave, and fewer of them send a request while their connection is closed."""
+"""Seconds, after the open requests have ended, in which what still comes over open connections is refused in words. The
+503 tells a client to close its connection; a request that is sent just as the server closes it is lost without an
+answer."""
 
 
 class Server(uvicorn.Server):

@@ -133,11 +133,19 @@ def test_other_errors_are_not_hidden() -> None:
         measured(fake(seconds))
 
 
+def running(doing: str) -> list[str]:
+    """What is told while a batch runs to its last exit."""
+    return [doing, *(f"{doing}, after exit {exit_index}" for exit_index in range(1, 5))]
+
+
 def test_every_part_is_told() -> None:
     told: list[Event] = []
     measured(fake(lambda images: 0.001), told)
-    parts = ["alone", *(f"in batches of {size}" for size in (2, 4, 8))]
-    assert told == [Loading(f"timing fake {part}", RUN_S) for part in parts]
+    doing = ["timing fake alone"]
+    for size in (2, 4, 8):
+        warming = f"warming up fake in batches of {size}"
+        doing += [warming, f"timing fake in batches of {size}", *running(warming)]
+    assert told == [Loading(each, RUN_S) for each in doing]
 
 
 def test_every_exit_of_what_pays_has_run() -> None:
@@ -165,7 +173,8 @@ def test_a_worker_that_follows_forms_no_batch_for_which_there_is_no_memory_now()
 
     told: list[Event] = []
     assert prepare_batch("fake", fake(seconds), 8, LoadingProgress(told.append)) == 2  # type: ignore[arg-type]
-    assert told == [Loading(f"warming up fake in batches of {size}", RUN_S) for size in (2, 4)]
+    doing = [*running("warming up fake in batches of 2"), "warming up fake in batches of 4"]
+    assert told == [Loading(each, RUN_S) for each in doing]
 
 
 def test_the_first_worker_measures(monkeypatch: pytest.MonkeyPatch) -> None:

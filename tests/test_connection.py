@@ -106,8 +106,46 @@ def test_a_connection_ends_once_the_body_of_a_refused_request_is_here(kind: str)
         await wire.send(transport, LAST[kind] + b"12345")
         assert statuses(transport.written) == [200] and b"connection: close" in transport.written
         assert not transport.closed  # to close now would reset the connection, and the client might lose the response
+        assert transport.half_closed
         await wire.send(transport, b"6789" + GET % 1)
         assert transport.closed and wire.application.paths == ["/"] and statuses(transport.written) == [200]
+
+    on_a_wire(check)
+
+
+@pytest.mark.parametrize(("kind", "sent", "within_s"), [("close", b"1", CLOSE_S), ("expect", b"", 0.0)])
+def test_a_connection_ends_without_the_body_of_a_refused_request(kind: str, sent: bytes, within_s: float) -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        wire.application.refuses = True
+        transport = wire.connect()
+        await wire.send(transport, LAST[kind] + sent)
+        assert transport.closed is (within_s == 0.0)
+        wire.after(within_s + 0.1)
+        assert transport.closed and statuses(transport.written) == [200]
+
+    on_a_wire(check)
+
+
+def test_what_is_no_request_is_refused_in_words_after_an_answer_too() -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        transport = wire.connect()
+        await wire.send(transport, GET % 0)
+        await wire.send(transport, b"GET http://[::1] HTTP/1.1\r\nHost: [::1]\r\n\r\n")
+        assert statuses(transport.written) == [200, 400] and transport.closed
+
+    on_a_wire(check)
+
+
+def test_a_connection_that_must_end_ends_though_its_body_was_asked_for() -> None:
+    async def check(wire: Wire) -> None:
+        transport = wire.connect()
+        expects = CHUNKED.removesuffix(b"\r\n") + b"Expect: 100-continue\r\n\r\n"
+        await wire.send(transport, expects + b"1\r\nx\r\n0\r\n\r\n" + GET % 1)
+        wire.application.answer.set()
+        await wire.settle()
+        assert statuses(transport.written) == [100, 200] and transport.closed
 
     on_a_wire(check)
 

@@ -9,6 +9,12 @@ from wire import Transport, Wire, on_a_wire
 
 from server.protocols.head import CONTINUE, JOINED_BYTES, HeldHead
 
+
+def cycle(transport: asyncio.Transport, **fields: bool) -> Any:
+    """What uvicorn knows of one request and its response."""
+    return SimpleNamespace(**({"transport": transport, "keep_alive": True, "waiting_for_100_continue": False} | fields))
+
+
 SMALL, LARGE = b"x" * JOINED_BYTES, b"x" * (JOINED_BYTES + 1)
 
 
@@ -38,14 +44,12 @@ class Counted(Transport):
         (["head", "close", "turn"], [b"head", "close"]),
         (["head", b"body", "close"], [b"headbody", "close"]),
         (["head", "lost", "turn"], ["close"]),
-        ([CONTINUE, "head", b"body"], [CONTINUE, b"headbody"]),
     ],
 )
 def test_the_head_is_written_with_the_body_that_follows_at_once(steps: list[Any], calls: list[Any]) -> None:
     async def check() -> None:
         transport = Counted("192.0.2.1")
-        cycle: Any = SimpleNamespace(transport=transport, keep_alive=True, waiting_for_100_continue=True)
-        held = HeldHead(cycle, asyncio.get_running_loop(), transport.close)
+        held = HeldHead(cycle(transport), asyncio.get_running_loop(), lambda _: transport.close())
         for step in steps:
             if step == "turn":
                 await asyncio.sleep(0)
@@ -56,7 +60,24 @@ def test_the_head_is_written_with_the_body_that_follows_at_once(steps: list[Any]
             else:
                 held.write(step.encode() if isinstance(step, str) else step)
         assert transport.calls == calls and held.is_closing() is transport.closed
-        assert cycle.keep_alive is (CONTINUE in steps)
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("keeps_alive", [True, False])
+@pytest.mark.parametrize("told", [True, False])
+def test_the_answer_to_a_client_that_was_not_told_to_send_its_body_is_the_last(told: bool, keeps_alive: bool) -> None:
+    async def check() -> None:
+        transport = Counted("192.0.2.1")
+        waiting = cycle(transport, keep_alive=keeps_alive, waiting_for_100_continue=True)
+        held = HeldHead(waiting, asyncio.get_running_loop(), lambda _: transport.close())
+        if told:
+            held.write(CONTINUE)
+        held.write(b"HTTP/1.1 200 \r\n\r\n")
+        held.write(b"body")
+        last = b"connection: close\r\n" if keeps_alive and not told else b""  # uvicorn writes its own
+        assert transport.calls == [CONTINUE] * told + [b"HTTP/1.1 200 \r\n" + last + b"\r\nbody"]
+        assert waiting.keep_alive is (told and keeps_alive)
 
     asyncio.run(check())
 

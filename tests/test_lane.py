@@ -2,9 +2,11 @@
 
 import asyncio
 import gc
+import mmap
 import signal
 import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from scripted_decoder import ScriptedDecoder
 
 from server.decoding.lane import Lane
 from server.decoding.messages import DecoderAnswer, DecoderPlan
-from server.decoding.process import Decoder
+from server.decoding.process import KEPT_BYTES, Decoder
 from server.errors import DecoderLostError, InvalidError, NotAnImageError, ServerError
 
 PLAN = DecoderPlan(max_body_bytes=100_000, max_pixels=64, max_decode_s=2.0, nice=0)
@@ -23,9 +25,9 @@ PLAN = DecoderPlan(max_body_bytes=100_000, max_pixels=64, max_decode_s=2.0, nice
 class Started:
     """A lane whose processes the test plays."""
 
-    def __init__(self, processes: int = 1) -> None:
+    def __init__(self, processes: int = 1, plan: DecoderPlan = PLAN) -> None:
         self.decoders: list[ScriptedDecoder] = []
-        self.lane = Lane(PLAN, processes, self._launch)
+        self.lane = Lane(plan, processes, self._launch)
         self.lane.start()
 
     def _launch(self, plan: DecoderPlan) -> ScriptedDecoder:
@@ -210,6 +212,23 @@ def test_a_client_gets_the_error_of_its_file() -> None:
         with pytest.raises(NotAnImageError, match="5 bytes are no image") as caught:
             await task
         assert caught.value.code == "not_an_image"
+        started.lane.close()
+
+    played(scenario)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_REMOVE"), reason="only Linux takes back shared memory")
+def test_what_a_broken_image_has_filled_is_given_back() -> None:
+    async def scenario() -> None:
+        started = Started(plan=replace(PLAN, max_pixels=KEPT_BYTES))
+        decoder = await started.decoder()
+        task = started.decode(b"broken")
+        await decoder.hear()
+        decoder.memory[-3:] = b"\xff\xff\xff"
+        decoder.say(DecoderAnswer(error=InvalidError("it is cut off", "broken_image")).to_line())
+        with pytest.raises(InvalidError, match="it is cut off"):
+            await task
+        await until(lambda: decoder.memory[-3:] == bytes(3))
         started.lane.close()
 
     played(scenario)

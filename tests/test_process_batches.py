@@ -194,6 +194,26 @@ def test_of_a_batch_that_fails_the_job_ends_that_fails_alone(
     ]
 
 
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_batch_that_lacks_memory_is_not_formed_again(error: type[Exception]) -> None:
+    by_hand = InBatches()
+
+    def lacking(images: int) -> float:
+        if images > 2:
+            raise error("no memory")
+        return seconds(images)
+
+    by_hand.model.seconds = lacking
+    for key in range(1, 5):
+        by_hand.submit(key, 10 * key)
+    assert [event.stop for event in by_hand.finish() if isinstance(event, Ended)] == [Stop.COMPLETE] * 4
+    by_hand.model.batches.clear()
+    for key in range(5, 9):
+        by_hand.submit(key, 10 * key)
+    by_hand.finish()
+    assert {len(batch) for batch in by_hand.model.batches} == {2}
+
+
 def test_a_map_that_fails_ends_its_job_only(monkeypatch: pytest.MonkeyPatch) -> None:
     by_hand = InBatches()
     for key in (1, 2):

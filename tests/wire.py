@@ -28,7 +28,7 @@ class Transport(asyncio.Transport):
         self.protocol: Any = None
         self.written = b""
         self.reading = True
-        self.closed = self.aborted = False
+        self.closed = self.aborted = self.half_closed = False
         self.full_after: bytes | None = None
 
     def write(self, data: Any) -> None:
@@ -41,6 +41,12 @@ class Transport(asyncio.Transport):
 
     def close(self) -> None:
         self.closed = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.half_closed = True
 
     def abort(self) -> None:
         self.closed = self.aborted = True

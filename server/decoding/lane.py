@@ -135,7 +135,7 @@ class Lane:
                 else:
                     waiting.image.set_result((decoder.pixels(answer), time.monotonic() - began_s))
                 await waiting.left
-            decoder.clear(body_bytes, 3 * answer.height * answer.width)
+            decoder.clear(body_bytes, answer)
         return None
 
     async def _next(self, decoder: Decoder) -> Waiting | None:

@@ -113,8 +113,12 @@ class Decoder:
         shape = (answer.height, answer.width, 3)
         return np.ndarray(shape, np.uint8, self.process.memory, self._plan.pixels_at)
 
-    def clear(self, body_bytes: int, pixels_bytes: int) -> None:
-        """Give the memory of a large file, or of a large image, back to the system."""
+    def clear(self, body_bytes: int, answer: DecoderAnswer) -> None:
+        """Give the memory of a large file, and of a large image, back to the system. A file that failed may have filled
+        any part of it."""
+        pixels_bytes = 3 * answer.height * answer.width
+        if answer.error is not None:
+            pixels_bytes = self._plan.memory_bytes - self._plan.pixels_at
         for start, size_bytes in ((0, body_bytes), (self._plan.pixels_at, pixels_bytes)):
             if size_bytes > KEPT_BYTES and hasattr(mmap, "MADV_REMOVE"):  # Linux
                 self.process.memory.madvise(mmap.MADV_REMOVE, start, size_bytes)

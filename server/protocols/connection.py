@@ -23,7 +23,7 @@ from server.protocols.gate import Gate
 from server.protocols.head import HeldHead, last_response
 from server.protocols.http import ARRIVED_S
 from server.protocols.message import Message, announced_bytes, to_head, without_upgrades
-from server.protocols.peers import Peer
+from server.protocols.peers import CLOSE_S, Peer
 from server.protocols.pieces import check_pieces
 from server.protocols.turns import LARGE_BYTES, STEP_BYTES
 from server.protocols.websocket import WebSocketProtocol
@@ -205,7 +205,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self._message.begin_body(announced_bytes(self.headers))
         self.waits_since_s = math.inf
         self.due_s = time.monotonic() + self._gate.settings.body_timeout_s
-        if self._wants_unknown_protocol():
+        if self.parser.should_upgrade() and not self._should_upgrade():  # as `curl --http2` asks for
             return
         super().on_headers_complete()
         if self.cycle is not None:  # it is None before a WebSocket
@@ -244,11 +244,17 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         if self._message.complete and self.cycle.response_complete:
             self._next()
 
-    def _end(self) -> None:
-        """Close the connection after its last response. The rest of the request is read before: if bytes were left, the
-        system would reset the connection, and the client could lose the response (RFC 9112, section 9.6)."""
-        if self._message.complete:
+    def _end(self, untold: bool) -> None:
+        """Close the connection after its last response. A body that has begun is read before, for `CLOSE_S`: if bytes
+        were left, the system would reset the connection, and the client could lose the response (RFC 9112, section
+        9.6). `untold`: the client waits to be told that it may send its body."""
+        never_comes = untold and not self._message.body_bytes
+        if self._message.complete or never_comes or not self.cycle.response_complete:
             self.transport.close()
+            return
+        self.due_s = min(self.due_s, time.monotonic() + CLOSE_S)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
 
     def _next(self) -> None:
         """Wait for the next request, if the client reads its answers and the response was not the last one."""
@@ -290,10 +296,6 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         if rest:
             protocol.data_received(rest)
 
-    def _wants_unknown_protocol(self) -> bool:
-        """Whether the request asks to upgrade to a protocol that this server does not speak, as `curl --http2` does."""
-        return self.parser.should_upgrade() and not self._should_upgrade()
-
     def _unsupported_upgrade_warning(self) -> None:
         """Ignore the request's wish to upgrade (RFC 9110, section 7.8): parse its head again without the fields that
         ask for another protocol."""
@@ -310,8 +312,8 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         error for the response to an earlier request."""
         self._gate.complaints.note(self.address, error.code, str(error))
         cycle = self.cycle
-        receiving = cycle is not None and cycle.more_body and not cycle.response_started
-        answered = cycle is not None and cycle.response_complete and not self._message.in_body
-        if not self.transport.is_closing() and (cycle is None or answered or receiving):
+        own = self._message.in_body and cycle is not None and cycle.scope is self.scope
+        free = cycle is None or (cycle.more_body and not cycle.response_started if own else cycle.response_complete)
+        if free and not self.transport.is_closing():
             self.transport.write(last_response(error))
         self.transport.close()

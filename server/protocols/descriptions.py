@@ -40,7 +40,7 @@ class ModelBody(LabelsBody):
     quality: Annotated[bool | None, Field(description="whether requests may ask for `quality`")]
     precision: Annotated[str | None, Field(description="what the model is computed in")]
     precision_reason: Annotated[str | None, Field(description="why; empty if there was no choice")]
-    batch: Annotated[int | None, Field(description="the most images that are computed together, where that pays")]
+    batch: Annotated[int | None, Field(description="the most images of the configured size that are computed together")]
     licence: str
 
 

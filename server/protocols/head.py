@@ -21,25 +21,30 @@ class HeldHead:
     """The transport of one response. It writes the head together with the body that follows it in the same turn of the
     event loop, in one call of the system instead of two, since a refusal consists of little else.
 
-    `end` is called after the last response of the connection. A response is the last one, too, if the client was to be
-    told before it sends its body, and never was: whether the body still comes is unknown.
+    A response is the last one of its connection if the client or the server wants that, or if the client sent `Expect:
+    100-continue` and never got the 100: whether its body still comes is then unknown. After the last response, `end` is
+    called; its argument says whether the client never got the 100 that it waits for.
     """
 
-    def __init__(self, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:
+    def __init__(
+        self, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop, end: Callable[[bool], None]
+    ) -> None:
         self._cycle = cycle
         self._transport = cycle.transport
         self._loop = loop
         self._end = end
-        self._keeps_alive = cycle.keep_alive
-        cycle.keep_alive = cycle.keep_alive and not cycle.waiting_for_100_continue
+        self._untold = cycle.waiting_for_100_continue
         self._head: bytes | None = None
         self._begun = False
 
     def write(self, data: bytes) -> None:
         if data == CONTINUE:
             self._transport.write(data)
-            self._cycle.keep_alive = self._keeps_alive
+            self._untold = False
         elif not self._begun:
+            if self._untold and self._cycle.keep_alive:
+                self._cycle.keep_alive = False
+                data = data.removesuffix(b"\r\n") + b"connection: close\r\n\r\n"
             self._begun, self._head = True, data
             self._loop.call_soon(self._flush)
         elif self._head is not None and len(data) <= JOINED_BYTES:
@@ -51,7 +56,7 @@ class HeldHead:
 
     def close(self) -> None:
         self._flush()
-        self._end()
+        self._end(self._untold)
 
     def _flush(self) -> None:
         """Write the head if it has not been written."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 GRACE_S = 0.004
 """A required exit is still sent if it is this late, because the alternative is a 504."""
 LONE_GRACE_S = 0.006
-"""The same while no other request is open, which would have to wait for it."""
+"""The same if no other request of the server is open when the deadline comes."""
 
 
 @dataclass(frozen=True)

@@ -157,8 +157,8 @@ class Backlog:
             self._reckon(owed)
 
     def reached(self, key: int, exit_index: int, now_s: float, more: int = 0) -> None:
-        """A request has reached an exit, at `now_s`; if it has ended, that changes nothing. `more`: how many others are
-        still to reach an exit by the same step."""
+        """A request has reached an exit, at `now_s`. `more`: how many others are still to reach an exit by the same
+        step."""
         if owed := self._owed.get(key):
             self._count_done(now_s)
             required_s, owed.exit = owed.usual_s, exit_index

@@ -39,14 +39,15 @@ def measure_batch(
     each_s = {1: min(_seconds(model, image, 1, clock) for _ in range(ROUNDS))}
     while size < LARGEST and 2 * size * each_s[size] <= LONGEST_S:
         double = 2 * size
-        progress.part(f"timing {name} in batches of {double}", RUN_S)
+        progress.part(f"warming up {name} in batches of {double}", RUN_S)
         try:
             next(exits_of(model, _begun(model, image, double)))
+            progress.part(f"timing {name} in batches of {double}", RUN_S)
             rounds = [[_seconds(model, image, number, clock) for number in (size, double)] for _ in range(ROUNDS)]
             each_s[size], each_s[double] = (min(times) for times in zip(*rounds, strict=True))
             if each_s[double] > (1 - GAIN) * each_s[size]:
                 break
-            _run(model, image, double)
+            _run(name, model, image, double, progress)
         except NO_MEMORY:
             lacking = f"; a batch of {double} needs too much memory"
             break
@@ -62,9 +63,8 @@ def prepare_batch(name: str, model: AnytimeModel, batch: int, progress: LoadingP
     the largest for which there is memory."""
     size, image = 1, _noise(model)
     while size < batch:
-        progress.part(f"warming up {name} in batches of {2 * size}", RUN_S)
         try:
-            _run(model, image, 2 * size)
+            _run(name, model, image, 2 * size, progress)
         except NO_MEMORY:
             logger.warning("%s needs too much memory for batches of %d; they stay at %d", name, 2 * size, size)
             break
@@ -87,6 +87,9 @@ def _seconds(model: AnytimeModel, image: NDArray[np.uint8], size: int, clock: Ca
     return (clock() - began_s) / size
 
 
-def _run(model: AnytimeModel, image: NDArray[np.uint8], size: int) -> None:
-    for _ in exits_of(model, _begun(model, image, size)):
-        pass
+def _run(name: str, model: AnytimeModel, image: NDArray[np.uint8], size: int, progress: LoadingProgress) -> None:
+    """Run a batch to its last exit."""
+    doing = f"warming up {name} in batches of {size}"
+    progress.part(doing, RUN_S)
+    for exit_index in exits_of(model, _begun(model, image, size)):
+        progress.part(f"{doing}, after exit {exit_index}", RUN_S)

@@ -5,7 +5,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 
@@ -30,6 +30,7 @@ from server.engine.messages import (
 )
 from server.scheduling.jobs import ScheduledJob
 from server.scheduling.scheduler import Scheduler
+from server.worker.batches import NO_MEMORY
 from server.worker.loading import Loaded
 
 logger = logging.getLogger("anytime.worker")
@@ -66,7 +67,7 @@ class Worker:
         self._mail = select.poll()  # `connection.poll` would make a new one every step
         self._mail.register(connection, select.POLLIN)
         self._memory = memory
-        self._models = models
+        self._models = dict(models)
         self._scheduler = scheduler
         self._clock = clock
         self._unsent: list[Event] = []
@@ -186,6 +187,8 @@ class Worker:
                 self._end(key, Stop.ERROR, reason)
                 return
             logger.warning("%d jobs of %s failed together, and go on one by one: %s", len(batch), model, reason)
+            if isinstance(error, NO_MEMORY):  # other programs have taken what there was while warming up
+                self._models[model] = replace(self._models[model], batch=len(batch) // 2)
             for each in batch:
                 each.together = (each.scheduled.spec.key,)
             self._charge(batch, began_s, finished=False)

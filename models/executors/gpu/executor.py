@@ -30,8 +30,8 @@ from models.network.flops import costs
 from models.quantisation import Precision
 
 MAX_PROGRAMS = 11
-"""Input sizes and batches whose memory and graphs are kept; the least recently used one makes room. These are 8 sizes,
-and batches of 2, 4 and 8 of one of them."""
+"""Input sizes and batches whose memory and graphs are kept; the least recently used one makes room. There is room for 8
+sizes, and for batches of 2, 4 and 8 at one of them."""
 
 
 class TritonExecutor:
