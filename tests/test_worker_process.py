@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import socket
 import threading
+from dataclasses import replace
 from multiprocessing import Pipe
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +13,13 @@ import pytest
 from live import until
 
 from server.engine.messages import LoadPlan
+from server.engine.shared_memory import nameless_file
 from server.engine.worker_process import Reserve
 from server.worker import __main__ as worker
 from server.worker.__main__ import IDLE_NICE
 
-PLAN = LoadPlan({}, "cpu", "auto", 1, (), {}, arena_fd=7, arena_bytes=1, log_level="INFO")
+ARENA = nameless_file("arena")
+PLAN = LoadPlan({}, "cpu", "auto", 1, (), {}, arena_fd=ARENA, arena_bytes=1, log_level="INFO")
 
 
 class FakeIdle:
@@ -26,7 +30,8 @@ class FakeIdle:
     def __init__(self, arena_fd: int) -> None:
         if len(self.started) == 4:
             raise OSError("no process left")
-        assert arena_fd == PLAN.arena_fd
+        assert os.path.sameopenfile(arena_fd, ARENA)
+        self.arena_fd = arena_fd
         self.connection, self.worker = Pipe()
         self.ended: int | None = None
         self.process = SimpleNamespace(poll=lambda: self.ended)
@@ -58,6 +63,35 @@ def test_a_worker_takes_a_process_from_the_reserve_if_one_is_alive(started: Any,
         reserve(PLAN)
         assert not started[2].has_plan and started[3].has_plan
         await until(lambda: "no process left" in caplog.text)  # the reserve could not be filled, which is no error
+
+    asyncio.run(check())
+
+
+def test_a_reserve_that_is_filled_while_the_server_ends_inherits_the_arena_and_nothing_else(started: Any) -> None:
+    """The arena's number may name another file by then."""
+
+    async def check() -> None:
+        arena_fd = os.dup(ARENA)
+        Reserve(1)(replace(PLAN, arena_fd=arena_fd))
+        os.close(arena_fd)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            assert ours.fileno() == arena_fd
+            await until(lambda: len(started) == 2)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(started[1].arena_fd)  # only the process has it now
+
+    asyncio.run(check())
+
+
+def test_a_worker_is_told_its_own_number_of_the_arena(started: Any) -> None:
+    async def check() -> None:
+        reserve = Reserve(1)
+        reserve(PLAN)
+        await until(lambda: len(started) == 2)
+        reserve(PLAN)
+        assert [idle.worker.recv().arena_fd for idle in started] == [ARENA, started[1].arena_fd]
+        assert started[1].arena_fd != ARENA
 
     asyncio.run(check())
 

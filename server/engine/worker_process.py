@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
@@ -36,7 +37,8 @@ class WorkerProcess(Protocol):
 
 
 class IdleProcess:
-    """A child process that waits for its load plan, and imports meanwhile what a worker needs. It inherits `arena_fd`.
+    """A child process that waits for its load plan, and imports meanwhile what a worker needs. It inherits the arena as
+    descriptor `arena_fd`.
 
     It has a command line of its own, since torch's thread pool reads the environment when torch is imported. A child of
     `multiprocessing` would have to set the variables itself, and would come with a helper process. Raises OSError if it
@@ -44,6 +46,7 @@ class IdleProcess:
     """
 
     def __init__(self, arena_fd: int) -> None:
+        self.arena_fd = arena_fd
         ours, theirs = socket.socketpair()
         with ours, theirs:
             self.process = subprocess.Popen(
@@ -62,7 +65,7 @@ class ChildProcess:
     def __init__(self, plan: LoadPlan, idle: IdleProcess | None = None) -> None:
         idle = idle or IdleProcess(plan.arena_fd)
         self._process, self.connection = idle.process, idle.connection
-        self.connection.send(plan)
+        self.connection.send(replace(plan, arena_fd=idle.arena_fd))
 
     @property
     def pid(self) -> int:
@@ -92,18 +95,22 @@ class Reserve:
         self._idle: list[IdleProcess] = []
 
     def __call__(self, plan: LoadPlan) -> ChildProcess:
-        asyncio.get_running_loop().call_later(self.AFTER_S, self._fill, plan.arena_fd)
-        self._bury()
+        # A descriptor of its own: the front end may close its arena meanwhile. The number could then be that of the
+        # front end's end of a socket; a process that inherits this end never learns that the front end is gone.
+        asyncio.get_running_loop().call_later(self.AFTER_S, self._fill, os.dup(plan.arena_fd))
+        self._forget_ended()
         return ChildProcess(plan, self._idle.pop() if self._idle else None)
 
     def _fill(self, arena_fd: int) -> None:
-        self._bury()
+        self._forget_ended()
         try:
             while len(self._idle) < self._size:
                 self._idle.append(IdleProcess(arena_fd))
         except OSError as error:
             logger.warning("a process for the reserve could not be started: %s", error)
+        finally:
+            os.close(arena_fd)
 
-    def _bury(self) -> None:
-        """Forget processes that have ended."""
+    def _forget_ended(self) -> None:
+        """Drop processes that have ended."""
         self._idle = [idle for idle in self._idle if idle.process.poll() is None]
