@@ -27,13 +27,15 @@ from acceptance import ROOT, Client, Server, verdict
 HEAD_MS = 0.28
 """The front end's CPU for a request that is refused by its head, see `front_end.py refusals`."""
 UTILITY = 0.03
-"""By so much of it the mean utility may differ; the next two are differences of shares."""
+"""The mean utility may differ by this share of it."""
 WITHOUT = 0.02
+"""The share of requests without an answer may differ by this much."""
 EXITS = 0.07
+"""The largest total variation between the shares of the exits."""
 OFTEN = 30
-"""An exit's mean counts only if the exit was reached at least this often."""
+"""The mean time of an exit is used only if at least so many requests reached the exit."""
 ALONE = OFTEN + 10
-"""So many requests measure the time between two stages."""
+"""How many requests are sent, one after the other, to measure the time between two stages."""
 
 
 async def output(*command: str) -> Any:

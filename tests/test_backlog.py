@@ -111,9 +111,10 @@ def test_stages_are_expected_to_take_what_they_took_from_one_to_the_next() -> No
 
 
 def under_load(batch: int, *, cancelled: bool = False, disturbed: bool = False) -> Backlog:
-    """A backlog that never empties, after stages that took what they typically take, in batches: the first exit of each
-    comes when all are computed, the others directly after it. `cancelled`: the last one of each batch has ended
-    meanwhile. `disturbed`: what is more urgent comes when each batch has begun."""
+    """A backlog that always holds work, after 800 stages that took their typical time. The worker computed them in
+    batches of `batch`, and reported all exits of a batch when the whole batch was computed. `cancelled`: the last
+    request of each batch ended before its exit was reported. `disturbed`: a more urgent request came after each batch
+    had begun."""
     backlog, now_s = owing(*[expected(9999.0)] * (batch + 3)), 0.0
     for first in range(0, 800, batch):
         for key in range(first + batch + 3, first + 2 * batch + 3):
@@ -138,7 +139,7 @@ LOADED_S = 800 * STAGE_S
 
 @pytest.mark.parametrize("batch", [2, 4, 8])
 def test_exits_of_one_batch_share_its_time(batch: int) -> None:
-    """The first of them has not been slow, and the others have not taken no time."""
+    """Each exit counts with an equal part of the time between two batches."""
     alone, together = under_load(1)._pace, under_load(batch)._pace
     assert together.factor(LOADED_S) == pytest.approx(alone.factor(LOADED_S), abs=0.02)
     assert together.noise_s(LOADED_S) == pytest.approx(alone.noise_s(LOADED_S))
@@ -149,7 +150,7 @@ def test_a_batch_counts_when_its_last_request_has_ended_meanwhile() -> None:
 
 
 def test_of_a_batch_that_was_disturbed_nothing_is_learnt() -> None:
-    """Though only the first of it is known to be."""
+    """The backlog notices the disturbance at the first request of the batch only."""
     assert under_load(4, disturbed=True)._pace.factor(LOADED_S) == pytest.approx(Pace.FIRST)
 
 

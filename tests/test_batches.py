@@ -161,7 +161,7 @@ def test_a_worker_that_follows_runs_what_was_measured() -> None:
     costs.restore(StageCost("fake", index, tiny.SEGMENTATION.size, 0.1, 0.0, 1.0) for index in range(1, 5))
     assert warm_up("fake", model, costs, SILENT, 4) == 4  # type: ignore[arg-type]
     assert [len(batch) for batch in model.batches] == [1] * 8 + [2] * 8 + [4] * 8
-    assert facts("fake", Loaded(model, batch=4), costs, SILENT).batch == 4  # type: ignore[arg-type]
+    assert facts("fake", Loaded(model, max_batch=4), costs, SILENT).max_batch == 4  # type: ignore[arg-type]
     assert warm_up("fake", model, costs, SILENT) == 1  # type: ignore[arg-type]
 
 

@@ -43,7 +43,7 @@ def test_how_long_a_worker_may_compute_without_a_look_at_its_mailbox(
     assert device.step_s(replace(EXPECTED, shape=(32, 32)), 2) == pytest.approx(
         new_s / (1 if new_s == PREPARE_S else 6)
     )
-    device.now_ready(Ready("cuda:0", executor, {NAME: replace(facts(executor)[NAME], batch=4)}))
+    device.now_ready(Ready("cuda:0", executor, {NAME: replace(facts(executor)[NAME], max_batch=4)}))
     assert device.step_s(EXPECTED, 2) == pytest.approx(4 * seen_s)
     device.now_ready(Ready("cuda:0", executor, facts(executor)))
     device.lost()

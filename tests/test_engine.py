@@ -229,8 +229,8 @@ def test_requests_go_where_their_required_exit_is_there_first(run: Any) -> None:
 
     async def check(harness: Harness) -> None:
         first, second = harness.plans
-        assert (first.sharing, first.known, first.batches) == (2, (), {})
-        assert (second.known, second.batches) == (COSTS, {NAME: 4})
+        assert (first.sharing, first.known, first.max_batches) == (2, (), {})
+        assert (second.known, second.max_batches) == (COSTS, {NAME: 4})
         assert [device.label for device in harness.engine.pool.devices] == ["cpu:0", "cpu:1"]
         jobs = [harness.submit() for _ in range(3)]
         assert [job.place.device.label for job in jobs] == ["cpu:0", "cpu:1", "cpu:0"]

@@ -595,7 +595,7 @@ def test_models(server: Live) -> None:
     assert without_answer == counted and counted["no_exit"] > 0
     assert server.http.get(f"/v1/models/{POSE}").json()["skeleton"][0] == [0, 1]
     assert (found["precision"], found["precision_reason"]) == ("int8", "int8 is faster")
-    assert found["batch"] == 1
+    assert found["max_batch"] == 1
     assert server.http.get("/v1/models/nobody").status_code == 404
 
 

@@ -172,7 +172,7 @@ def test_an_image_that_the_model_fails_on_does_not_end_the_worker(
 class ByHand(Harness):
     """A worker without a thread, whose loop the test turns; its clock is the model's."""
 
-    def __init__(self, model: FakeModel, costs: CostModel | None = None, batch: int = 1) -> None:
+    def __init__(self, model: FakeModel, costs: CostModel | None = None, max_batch: int = 1) -> None:
         ours, theirs = Pipe()
         super().__init__(ours, bytearray(16 * 1024), model)
         model.released.release(1000)
@@ -181,7 +181,7 @@ class ByHand(Harness):
         self.worker = Worker(
             theirs,
             memoryview(self.block),
-            {"fake": Loaded(model, batch=batch)},  # type: ignore[arg-type]
+            {"fake": Loaded(model, max_batch=max_batch)},  # type: ignore[arg-type]
             Scheduler(self.costs),
             clock=lambda: self.model.clock_s,
         )

@@ -25,8 +25,8 @@ def seconds(images: int) -> float:
 class InBatches(ByHand):
     """A worker whose model pays in batches."""
 
-    def __init__(self, batch: int = 8, *, slices: int = 1) -> None:
-        super().__init__(FakeModel(config=CONFIG, slices=slices, seconds=seconds), batch=batch)
+    def __init__(self, max_batch: int = 8, *, slices: int = 1) -> None:
+        super().__init__(FakeModel(config=CONFIG, slices=slices, seconds=seconds), max_batch=max_batch)
 
     def exits(self, count: int) -> list[Exited]:
         """Turn until so many exits are told."""
@@ -80,7 +80,7 @@ def test_batches_are_formed_at_the_size_at_which_they_were_measured() -> None:
         by_hand.submit(key, 10 * key)
     by_hand.turn()
     assert by_hand.model.batches == [[10]]
-    assert Loaded(by_hand.model, batch=4).batch_at(tiny.SEGMENTATION.size) == 4  # type: ignore[arg-type]
+    assert Loaded(by_hand.model, max_batch=4).max_batch_at(tiny.SEGMENTATION.size) == 4  # type: ignore[arg-type]
 
 
 def test_each_job_is_charged_an_equal_part_and_its_own_map() -> None:

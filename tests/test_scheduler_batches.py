@@ -1,4 +1,4 @@
-"""Which jobs the scheduler lets take a step together."""
+"""Which jobs the scheduler puts into one batch."""
 
 import pytest
 from test_scheduler import STAGE_S, STEP_S, Device, job, scheduler
@@ -11,18 +11,18 @@ SAFE_S = CostModel.MARGIN_LEAST * STAGE_S
 SPARE_S = CostModel.SPARE_S + 1e-6
 
 
-def companions(made: Scheduler, batch: int = 8, now_s: float = 0.0) -> list[int]:
-    """The keys of the batch, from the job that is chosen on."""
+def companions(made: Scheduler, max_batch: int = 8, now_s: float = 0.0) -> list[int]:
+    """The keys of the jobs in the batch: first that of the chosen job, then those of its companions."""
     chosen = made.next(now_s)
     assert chosen is not None
-    return [each.spec.key for each in (chosen, *made.companions(chosen, batch, now_s))]
+    return [each.spec.key for each in (chosen, *made.companions(chosen, max_batch, now_s))]
 
 
 def test_jobs_that_wait_for_the_same_step_take_it_together_in_their_order() -> None:
     made = scheduler(job(1, 90.0), job(2, 70.0), job(3, 80.0), job(4, 60.0))
     assert companions(made) == [4, 2, 3, 1]
-    assert companions(made, batch=2) == [4, 2]
-    assert companions(made, batch=1) == [4]
+    assert companions(made, max_batch=2) == [4, 2]
+    assert companions(made, max_batch=1) == [4]
 
 
 def test_a_batch_has_a_size_that_was_prepared() -> None:
@@ -74,7 +74,7 @@ def test_a_step_that_has_paused_goes_on_without_newcomers() -> None:
 
 
 def test_only_equals_take_part() -> None:
-    """After exit 1, one of them has what it requires."""
+    """After exit 1, job 1 has its required exit, and job 2 does not."""
     made = scheduler(job(1, 50.0, required=2), job(2, 40.0), job(3, 60.0, required=2))
     device = Device(made).steps(6)
     assert device.order == [2, 2, 1, 1, 3, 3]
@@ -110,7 +110,7 @@ def test_what_a_job_requires_beyond_the_step_counts() -> None:
 
 
 def test_what_one_of_the_batch_requires_limits_those_after_it() -> None:
-    """The second one requires exit 3, two stages later."""
+    """Job 2 requires exit 3, so two more stages must fit its deadline after the stage that the batch computes."""
     for stages, further, batch in ((3.9, [], [1]), (4.9, [3, 4], [1, 2]), (6.1, [3, 4], [1, 2, 3, 4])):
         second = job(2, stages * SAFE_S + SPARE_S, required=3)
         made = scheduler(job(1, stages * SAFE_S), second, *(job(key) for key in further))
@@ -128,7 +128,7 @@ def test_what_was_computed_of_the_stage_counts() -> None:
 
 
 def test_a_batch_overtakes_nobody_who_would_become_late() -> None:
-    """The job of the other model would come second."""
+    """Without a batch, job 2, of another model, would be computed second."""
     for stages, batch in ((2, [1]), (3, [1, 3]), (4, [1, 3]), (5, [1, 3, 4, 5])):
         deadline_s = stages * SAFE_S + SPARE_S
         other = job(2, deadline_s, model="other")

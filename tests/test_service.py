@@ -180,7 +180,7 @@ class Answering:
 def test_a_request_is_attempted_although_an_answer_before_took_longer_than_its_deadline(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its reserve is half of its budget until the answers have shown that less is enough."""
+    """After one slow answer, the reserve is cut to half of the budget. Fast answers then shorten it further."""
     answering = Answering(service, monkeypatch)
 
     async def scenario() -> list[float]:
@@ -197,7 +197,7 @@ def test_a_request_is_attempted_although_an_answer_before_took_longer_than_its_d
 def test_the_reserve_is_learnt_from_the_time_when_an_answer_could_have_been_encoded(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The front end notices the end of the job 4 ms late."""
+    """The job ends 4 ms before the front end notices."""
     answering = Answering(service, monkeypatch)
 
     def notice_late(record: RequestRecord, job: Any) -> None:

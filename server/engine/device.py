@@ -120,7 +120,7 @@ class Device:
             return 0.0
         if kind.prepares and (expected.model, expected.shape) not in self._seen:
             return PREPARE_S
-        return facts.batch * self.costs.stage_s(expected.model, expected.shape, exit_index)
+        return facts.max_batch * self.costs.stage_s(expected.model, expected.shape, exit_index)
 
     def learnt(self, name: str) -> list[LearntCost]:
         """What the exits of a model cost at each shape that was seen."""

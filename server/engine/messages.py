@@ -126,7 +126,7 @@ class LoadPlan:
     `sharing`: how many workers compute on this device.
     `known`: what stages cost, as it was learnt from the worker before this one. A worker that is told of a model skips
     the measurement and is ready sooner.
-    `chosen`: by model, what the worker before this one ran. `batches`: by model, its `ModelFacts.batch`.
+    `chosen`: by model, what the worker before this one ran. `max_batches`: by model, its `ModelFacts.max_batch`.
     `precision`: auto, fp32 or int8, for models that are not in `chosen`.
     """
 
@@ -142,7 +142,7 @@ class LoadPlan:
     log_format: str = "plain"
     precision: str = AUTO
     sharing: int = 1
-    batches: dict[str, int] = field(default_factory=dict)
+    max_batches: dict[str, int] = field(default_factory=dict)
 
 
 # --- events ---
@@ -157,7 +157,7 @@ class ModelFacts:
     `costs`: what its stages cost, as far as the worker knows when it is ready.
     `calibrated`: requests may ask for `quality`.
     `chosen`: what runs the model, and in which precision.
-    `batch`: the most jobs that take a step together; 1: batches do not pay.
+    `max_batch`: the size of the largest batch that pays; 1: none does.
     """
 
     macs: tuple[float, ...]
@@ -165,7 +165,7 @@ class ModelFacts:
     calibrated: bool
     chosen: Chosen
     costs: tuple[StageCost, ...] = ()
-    batch: int = 1
+    max_batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Exited:
 
     `active_share`: the share of positions that the next exit would compute; `unsure` on the wire.
     `macs`: multiply-adds from the image to this exit.
-    `stage_s`: device time since the exit before, rendering included; of what a batch took together, an equal part.
+    `stage_s`: device time since the exit before, rendering included; of a batch's time, an equal part.
     `started_s`, `finished_s`: when the job's first step began, and when this exit's map was on the host.
     `changed`: whether its map may differ from that of the exit before. `final`: whether no later exit will differ.
     `more`: how many other jobs have come to an exit by the same step, and have no map yet.

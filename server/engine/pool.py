@@ -239,7 +239,7 @@ class WorkerPool:
             log_format=settings.log_format,
             precision=settings.precision,
             sharing=sum(other.name == device.name for other in self.devices),
-            batches={name: facts.batch for name, facts in device.facts.items()},
+            max_batches={name: facts.max_batch for name, facts in device.facts.items()},
         )
 
     def _hear(self, device: Device, event: Event) -> None:

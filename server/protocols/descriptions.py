@@ -40,7 +40,7 @@ class ModelBody(LabelsBody):
     quality: Annotated[bool | None, Field(description="whether requests may ask for `quality`")]
     precision: Annotated[str | None, Field(description="what the model is computed in")]
     precision_reason: Annotated[str | None, Field(description="why; empty if there was no choice")]
-    batch: Annotated[int | None, Field(description="the most images of the configured size that are computed together")]
+    max_batch: Annotated[int | None, Field(description="size of the largest batch, of images of the configured size")]
     licence: str
 
 
@@ -74,7 +74,7 @@ def describe_model(model: ServedModel, facts: ModelFacts | None) -> ModelBody:
         "quality": facts.calibrated if facts else None,
         "precision": facts.chosen.precision if facts else None,
         "precision_reason": facts.chosen.precision_reason if facts else None,
-        "batch": facts.batch if facts else None,
+        "max_batch": facts.max_batch if facts else None,
         "licence": model.config.licence,
         **describe_labels(model),
     }

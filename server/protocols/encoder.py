@@ -30,7 +30,7 @@ def png(values: Map, palette: bytes | None = None, *, holes: bool = False) -> by
     """An indexed PNG with `palette` (3 bytes a class), or a grey one without. `holes`: value 255 is transparent.
 
     Every row is stored as its difference to the row above (filter 2 of the PNG specification): zeros but for borders. A
-    label map takes a fifth of the time of Pillow at its fastest, and is as small.
+    label map takes a quarter of the time and half of the bytes of Pillow's compression level 1.
     """
     height, width = values.shape
     rows = np.empty((height, 1 + width), np.uint8)

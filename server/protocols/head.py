@@ -69,7 +69,7 @@ class HeldHead:
 
 
 def last_response(error: ServerError) -> bytes:
-    """A response that says an error and ends the connection."""
+    """The bytes of an error response. It tells the client that the connection closes."""
     body = to_json(error_body(error, None))
     head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
     return STATUS_LINE[error.status] + head % len(body) + body

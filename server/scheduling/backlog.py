@@ -288,9 +288,10 @@ class Backlog:
         return next((work[-1] for work in self._work if work[-1].arrived), None)
 
     def _learn_pace(self, now_s: float) -> None:
-        """Learn from exits that one step has brought. The first of them seems to have taken the time of all."""
+        """Learn from the exits of one batch. Their times are added up, because the first exit seems to have taken the
+        time of the whole batch, and the others seem to have taken none."""
         batch, self._batch = self._batch, []
-        # A request alone does not tell what happens under load.
+        # The time of a request that had the worker to itself says nothing about the pace under load.
         if (self._work or len(batch) > 1 or self._scarcity(now_s)) and not any(each.disturbed for each in batch):
             typical_s, took_s = sum(each.typical_s for each in batch), sum(each.took_s for each in batch)
             self._pace.add(typical_s, took_s, now_s, len(batch))

@@ -110,7 +110,7 @@ class ScheduledJob:
         self.outlook = Outlook(rates[-1][0] if rates else -math.inf, math.inf, needs_s, tuple(rates))
 
     def joins(self, other: "ScheduledJob") -> bool:
-        """Whether the next step of both could be taken together."""
+        """Whether the next step of both could be computed in one batch."""
         return (
             self.next_step == other.next_step
             and self.shape == other.shape

@@ -120,15 +120,16 @@ class Scheduler:
         job = min(self._jobs.values(), key=attrgetter("order"), default=None)
         return job if job is None or job.order[0] < 2 else min(self._next_of_slack(now_s), key=attrgetter("order"))
 
-    def companions(self, job: ScheduledJob, batch: int, now_s: float) -> list[ScheduledJob]:
-        """The jobs to take the next step together with `job`, which `next` has chosen. With it they are 1, 2, 4 and so
-        on, at most `batch`. Nobody waits for a batch to fill.
+    def companions(self, job: ScheduledJob, max_batch: int, now_s: float) -> list[ScheduledJob]:
+        """The jobs whose next step is computed in one batch with that of `job`, which `next` has chosen. The batch has
+        1, 2, 4 and so on jobs, at most `max_batch`. It never waits for more jobs to come.
 
-        They wait for the same step of the same model at the same shape, and only the deadline decides between them and
-        `job`. In this order they are taken, as long as all of the batch, and those that would have come before one of
-        it, are still in time if the batch takes as long as its jobs one after the other, by the safe estimate.
+        Companions wait for the same step of the same model at the same shape, and rank equal with `job` but for their
+        deadlines. They join in the order of their deadlines, as long as every job of the batch is still in time by the
+        safe estimate if the batch takes as long as its jobs one after the other. The same holds for every job that a
+        companion overtakes.
         """
-        if batch == 1 or not any(job.joins(other) for other in self._jobs.values() if other is not job):
+        if max_batch == 1 or not any(job.joins(other) for other in self._jobs.values() if other is not job):
             return []
         found: list[ScheduledJob] = []
         batch_s, due_s = job.next_exit(self.costs)
@@ -140,7 +141,7 @@ class Scheduler:
             if job.joins(other) and now_s + batch_s + other_s <= min(due_s, other_due_s):
                 found.append(other)
                 batch_s, due_s = batch_s + other_s, min(due_s, other_due_s)
-                if len(found) + 1 == batch:
+                if len(found) + 1 == max_batch:
                     break
             else:  # later ones of the batch would overtake it
                 passed_s += other_s

@@ -61,10 +61,9 @@ def serve(connection: Connection) -> int:
     try:
         models = load_models(plan, progress)
         costs.restore(plan.known)
-        models = {
-            name: replace(loaded, batch=warm_up(name, loaded.model, costs, progress, plan.batches.get(name, 1)))
-            for name, loaded in models.items()
-        }
+        for name, loaded in models.items():
+            max_batch = warm_up(name, loaded.model, costs, progress, plan.max_batches.get(name, 1))
+            models[name] = replace(loaded, max_batch=max_batch)
         found = {name: facts(name, loaded, costs, progress) for name, loaded in models.items()}
     except Exception as error:  # the boundary: what lies in a model directory makes torch raise anything
         progress.end()

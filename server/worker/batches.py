@@ -1,4 +1,4 @@
-"""Batches: how many images of a model are worth computing together, measured while the model is warmed up."""
+"""Batches: the largest batch that pays for a model, measured while the model is warmed up."""
 
 import logging
 import time
@@ -30,8 +30,9 @@ NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 def measure_batch(
     name: str, model: AnytimeModel, progress: LoadingProgress, clock: Callable[[], float] = time.perf_counter
 ) -> int:
-    """The largest batch that pays, at the configured size. It is doubled as long as each image of it takes less time to
-    exit 1. All exits of every batch that pays have run, because some executors prepare for a batch when it first runs.
+    """The size of the largest batch that pays, for images of the configured size. The batch is doubled as long as each
+    image of it takes less time to exit 1. All exits of every batch that pays have run, because some executors prepare
+    for a batch when it first runs.
     """
     image = _noise(model)
     progress.part(f"timing {name} alone", RUN_S)
@@ -58,11 +59,11 @@ def measure_batch(
     return size
 
 
-def prepare_batch(name: str, model: AnytimeModel, batch: int, progress: LoadingProgress) -> int:
-    """Run every batch up to `batch`, which was measured before, so that the first requests find all in place. Returns
-    the largest for which there is memory."""
+def prepare_batch(name: str, model: AnytimeModel, max_batch: int, progress: LoadingProgress) -> int:
+    """Run batches of every size up to `max_batch`, which was measured before, so that the first requests find all in
+    place. Returns the largest size for which there is memory."""
     size, image = 1, _noise(model)
-    while size < batch:
+    while size < max_batch:
         try:
             _run(name, model, image, 2 * size, progress)
         except NO_MEMORY:
@@ -88,7 +89,7 @@ def _seconds(model: AnytimeModel, image: NDArray[np.uint8], size: int, clock: Ca
 
 
 def _run(name: str, model: AnytimeModel, image: NDArray[np.uint8], size: int, progress: LoadingProgress) -> None:
-    """Run a batch to its last exit."""
+    """Compute one batch of `size` images to the last exit."""
     doing = f"warming up {name} in batches of {size}"
     progress.part(doing, RUN_S)
     for exit_index in exits_of(model, _begun(model, image, size)):

@@ -46,7 +46,8 @@ class Loaded:
     """A model that is ready to run.
 
     `quality`: its calibration, or None. `gains`: what its exits are worth, or None. `reason`, `precision_reason`: why
-    its executor and its precision were chosen, empty if there was no choice. `batch`: see `ModelFacts`.
+    its executor and its precision were chosen, empty if there was no choice. `max_batch`: see
+    `ModelFacts`.
     """
 
     model: AnytimeModel
@@ -54,12 +55,13 @@ class Loaded:
     gains: Gains | None = None
     reason: str = ""
     precision_reason: str = ""
-    batch: int = 1
+    max_batch: int = 1
 
-    def batch_at(self, shape: Shape) -> int:
-        """The most jobs of a shape that take a step together. At other sizes than the configured one it is 1: nothing
-        was measured there, and executors that prepare for a size and a batch would do so while requests wait."""
-        return self.batch if self.batch > 1 and shape == input_shape(self.model.config, *self.model.config.size) else 1
+    def max_batch_at(self, shape: Shape) -> int:
+        """The size of the largest batch of jobs of a shape. Only images of the configured size are batched: nothing was
+        measured at others, and some executors would prepare for the batch while requests wait."""
+        config = self.model.config
+        return self.max_batch if self.max_batch > 1 and shape == input_shape(config, *config.size) else 1
 
     def good_enough(self, state: State, epsilon: float | None) -> bool:
         """Whether at most a share `epsilon` of the pixels would still change after the latest exit of `state`."""
@@ -81,12 +83,12 @@ class Loaded:
         return {name: measure() for name, measure in known.items() if name in wanted}
 
 
-def warm_up(name: str, model: AnytimeModel, costs: CostModel, progress: LoadingProgress, batch: int = 1) -> int:
-    """Run every exit, so that the first request finds all in place, and learn the seconds at the configured size, and
-    the largest batch that pays there, which is returned.
+def warm_up(name: str, model: AnytimeModel, costs: CostModel, progress: LoadingProgress, max_batch: int = 1) -> int:
+    """Run every exit, so that the first request finds all in place, and learn the seconds at the configured size.
+    Returns the size of the largest batch that pays there.
 
     The image is noise, for which the network's own masks would be empty or full. Masks with the usual active shares
-    replace them. If the costs are known from the worker before, and so the `batch`, one run on the smallest image is
+    replace them. If the costs and `max_batch` are known from the worker before, one run on the smallest image is
     enough, and one of each batch.
     """
     shape = input_shape(model.config, *model.config.size)
@@ -95,7 +97,7 @@ def warm_up(name: str, model: AnytimeModel, costs: CostModel, progress: LoadingP
     if costs.typical_s(name, shape, 1):
         for _ in run(model, np.zeros((MULTIPLE, MULTIPLE, 3), np.uint8)):
             pass
-        return prepare_batch(name, model, batch, progress)
+        return prepare_batch(name, model, max_batch, progress)
     image = np.random.default_rng(0).integers(0, 256, (*model.config.size, 3), dtype=np.uint8)
     masks = smooth_masks(model.begin(image).shape, WARM_UP_SHARES, seed=0)
     longest_s = 0.0
@@ -142,7 +144,7 @@ def facts(name: str, loaded: Loaded, costs: CostModel, progress: LoadingProgress
         calibrated=loaded.quality is not None,
         chosen=Chosen(loaded.model.executor, loaded.reason, loaded.model.precision, loaded.precision_reason),
         costs=tuple(cost for cost in costs.snapshot() if cost.model == name),
-        batch=loaded.batch,
+        max_batch=loaded.max_batch,
     )
 
 

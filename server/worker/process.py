@@ -41,8 +41,8 @@ class RunningJob:
     """A job on the device.
 
     `state` is made when the first step is due, and dropped with the job, which frees all that it holds. `rendering`:
-    the pieces that are left of the latest exit's map, or None. `together`: the keys of the jobs that take the step
-    together, its own included, from the start of the step until the job has what the step brings.
+    the pieces that are left of the latest exit's map, or None. `together`: the keys of the jobs in its batch, its own
+    included, from the start of a step until the step, or the map of the exit that it completes, is done.
     """
 
     scheduled: ScheduledJob
@@ -156,15 +156,15 @@ class Worker:
     def _batch(self, job: ScheduledJob, now_s: float) -> list[RunningJob]:
         """A job and those that take its next step with it: if the step has begun, those that are left."""
         if not job.paused:
-            batch = self._models[job.spec.model].batch_at(job.shape)
-            found = (job, *self._scheduler.companions(job, batch, now_s))
+            max_batch = self._models[job.spec.model].max_batch_at(job.shape)
+            found = (job, *self._scheduler.companions(job, max_batch, now_s))
             together = tuple(each.spec.key for each in found)
             for key in together:
                 self.jobs[key].together = together
         return self._left(self.jobs[job.spec.key].together)
 
     def _left(self, together: tuple[int, ...]) -> list[RunningJob]:
-        """The jobs that began a step together, and neither have ended nor have the map that it brings."""
+        """The jobs of a batch that are still in it: they have neither ended nor got their map."""
         jobs = (self.jobs.get(key) for key in together)
         return [job for job in jobs if job is not None and job.together is together]
 
@@ -188,7 +188,7 @@ class Worker:
                 return
             logger.warning("%d jobs of %s failed together, and go on one by one: %s", len(batch), model, reason)
             if isinstance(error, NO_MEMORY):  # other programs have taken what there was while warming up
-                self._models[model] = replace(self._models[model], batch=len(batch) // 2)
+                self._models[model] = replace(self._models[model], max_batch=len(batch) // 2)
             for each in batch:
                 each.together = (each.scheduled.spec.key,)
             self._charge(batch, began_s, finished=False)
