@@ -249,7 +249,7 @@ class Service:
         return encoded
 
     def _set_reserve(self, record: RequestRecord, pixels: int) -> None:
-        """Set how long a map of `pixels` is expected to be encoded and sent, from which its reserve follows."""
+        """Set the seconds that encoding and sending a map of `pixels` are expected to take. They give the reserve."""
         record.answer_s = self._reserve.seconds(record.encoding, pixels, alone=self.registry.is_alone(record))
 
     def _spent(self, record: RequestRecord, name: str, began_s: float) -> None:
