@@ -28,13 +28,38 @@ void for_each_line(ThreadPool &pool, int first, int last, const Work &work) {
     });
 }
 
+// The scores of up to four adjacent positions, which are `row_pitch` floats apart. The last one stands for those beyond
+// `count`.
+class FourPositions {
+  public:
+    FourPositions(const float *scores, ptrdiff_t row_pitch, int count) {
+        for (int k = 0; k < 4; ++k) positions_[k] = scores + std::min(k, count - 1) * row_pitch;
+    }
+
+    const float *operator[](int k) const { return positions_[k]; }
+
+    // The scores of one class.
+    Quad of_class(int c) const { return Quad{positions_[0][c], positions_[1][c], positions_[2][c], positions_[3][c]}; }
+
+  private:
+    const float *positions_[4];
+};
+
 // The class of the largest score at each of `width` positions, the first one if several are equal. Positions are
 // `row_pitch` floats apart.
 void argmax(const float *scores, ptrdiff_t row_pitch, int width, int classes, uint8_t *best) {
-    for (int x = 0; x < width; ++x, scores += row_pitch) {
-        int found = 0;
-        for (int c = 1; c < classes; ++c) found = scores[c] > scores[found] ? c : found;
-        best[x] = (uint8_t)found;
+    for (int x = 0; x < width; x += 4) {
+        const int count = std::min(4, width - x);
+        const FourPositions four(scores + x * row_pitch, row_pitch, count);
+        Quad largest = four.of_class(0);
+        QuadInt found = {};
+        for (int c = 1; c < classes; ++c) {
+            const Quad score = four.of_class(c);
+            const QuadInt larger = score > largest;
+            largest = larger ? score : largest;
+            found = larger ? c - QuadInt{} : found;
+        }
+        for (int k = 0; k < count; ++k) best[x + k] = (uint8_t)found[k];
     }
 }
 
@@ -66,29 +91,21 @@ class MaxProbabilityAtMost {
         : classes_(classes), threshold_(threshold), true_up_to_(-logf(1 / threshold - 1)),
           false_beyond_(true_up_to_ + logf(classes - 1.0f)) {}
 
-    bool operator()(const float *scores) const {
-        float largest = -INFINITY, second = -INFINITY;
-        const auto take = [&](float score) { // comparisons with NaN are false, so that NaN never becomes the largest
-            const float lower = score > largest ? largest : score;
+    // For each of four positions.
+    QuadInt operator()(const FourPositions &four) const {
+        Quad largest = Quad{} - INFINITY, second = largest;
+        for (int c = 0; c < classes_; ++c) {
+            const Quad score = four.of_class(c); // comparisons with NaN are false: NaN never becomes the largest
+            const Quad lower = score > largest ? largest : score;
             second = lower > second ? lower : second;
             largest = score > largest ? score : largest;
-        };
-        int c = 0;
-        if (classes_ >= 8) {
-            Quad largests, seconds = Quad{} - INFINITY;
-            memcpy(&largests, scores, sizeof largests);
-            for (c = 4; c + 4 <= classes_; c += 4) {
-                Quad four;
-                memcpy(&four, scores + c, sizeof four);
-                const Quad lower = four > largests ? largests : four;
-                seconds = lower > seconds ? lower : seconds;
-                largests = four > largests ? four : largests;
-            }
-            for (int k = 0; k < 4; ++k) take(largests[k]), take(seconds[k]);
         }
-        for (; c < classes_; ++c) take(scores[c]);
-        const float gap = largest - second;
-        return gap <= true_up_to_ || (!(gap > false_beyond_) && by_sum(scores, largest));
+        const Quad gap = largest - second;
+        QuadInt holds = gap <= true_up_to_;
+        const QuadInt open = ~(holds | (gap > false_beyond_));
+        for (int k = 0; k < 4; ++k)
+            if (open[k]) holds[k] = by_sum(four[k], largest[k]);
+        return holds;
     }
 
   private:
@@ -137,10 +154,21 @@ void label_map(ThreadPool *pool, const float *scores, int32_t height, int32_t wi
             const int x0 = std::max(x - 1, 0), x1 = std::min(x, width - 1);
             const int start = SCALE * x - SCALE / 2, first = std::max(start, 0), last = std::min(start + SCALE, columns);
             if (first >= last) break;
+            const auto write = [&](const auto &row_labels) { // four labels for each row of the cell
+                for (int row = first_row; row < last_row; ++row) {
+                    uint8_t *const to = labels + (ptrdiff_t)row * columns + first;
+                    const uint8_t *const from = row_labels(row - top);
+                    if (last - first == SCALE) {
+                        memcpy(to, from, SCALE); // of constant size: no call
+                    } else {
+                        memcpy(to, from + (first - start), last - first);
+                    }
+                }
+            };
             const uint8_t label = above[x0];
             if (label == above[x1] && label == below[x0] && label == below[x1]) {
-                for (int row = first_row; row < last_row; ++row)
-                    memset(labels + (ptrdiff_t)row * columns + first, label, last - first);
+                const uint8_t same[SCALE] = {label, label, label, label};
+                write([&](int) { return same; });
                 continue;
             }
             const float *const upper = scores + y0 * line_pitch, *const lower = scores + y1 * line_pitch;
@@ -148,8 +176,7 @@ void label_map(ThreadPool *pool, const float *scores, int32_t height, int32_t wi
                                             lower + x0 * (ptrdiff_t)row_pitch, lower + x1 * (ptrdiff_t)row_pitch};
             uint8_t cell[SCALE][SCALE];
             label_cell(corner, classes, cell);
-            for (int row = first_row; row < last_row; ++row)
-                memcpy(labels + (ptrdiff_t)row * columns + first, &cell[row - top][first - start], last - first);
+            write([&](int row) { return cell[row]; });
         }
     });
 }
@@ -165,10 +192,19 @@ void update_mask(ThreadPool *pool, const float *scores, int32_t height, int32_t 
     assert(1 <= classes && classes <= row_pitch);
     const MaxProbabilityAtMost uncertain(classes, threshold);
     for_each_line(*pool, 0, height, [&](int y) {
-        for (ptrdiff_t i = (ptrdiff_t)y * width; i < (y + 1) * (ptrdiff_t)width; ++i) {
-            if (active && !active[i]) continue;
-            const float *row = scores + i * row_pitch;
-            mask[i] = criterion == MAX_PROBABILITY ? uncertain(row) : *std::max_element(row, row + classes) >= threshold;
+        const ptrdiff_t line = (ptrdiff_t)y * width;
+        for (int x = 0; x < width; x += 4) {
+            const int count = std::min(4, width - x);
+            const uint8_t *const computed = active ? active + line + x : nullptr;
+            if (computed && std::all_of(computed, computed + count, [](uint8_t each) { return !each; })) continue;
+            const FourPositions four(scores + (line + x) * row_pitch, row_pitch, count);
+            const QuadInt at_most = criterion == MAX_PROBABILITY ? uncertain(four) : QuadInt{};
+            for (int k = 0; k < count; ++k) {
+                if (computed && !computed[k]) continue;
+                mask[line + x + k] = criterion == MAX_PROBABILITY
+                                         ? at_most[k] != 0
+                                         : *std::max_element(four[k], four[k] + classes) >= threshold;
+            }
         }
     });
 }
