@@ -18,10 +18,12 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from acceptance import ROOT, Client, Server, verdict
 
 HEAD_MS = 0.28
@@ -34,8 +36,8 @@ EXITS = 0.07
 """The largest total variation between the shares of the exits."""
 OFTEN = 30
 """The mean time of an exit is used only if at least so many requests reached the exit."""
-ALONE = OFTEN + 10
-"""How many requests are sent, one after the other, to measure the time between two stages."""
+USERS, EACH = 4, 25
+"""How many users send how many requests each, one after the other, to measure the time between two stages."""
 
 
 async def output(*command: str) -> Any:
@@ -86,27 +88,25 @@ def means(before: Totals, after: Totals) -> list[float | None]:
     return [taken_ms / ran if ran >= OFTEN else None for taken_ms, ran in changes]
 
 
-def known(mean_ms: Sequence[float | None]) -> list[float]:
-    """The means, if there is one for each exit. Ends the program otherwise."""
-    found = [mean for mean in mean_ms if mean is not None]
-    if len(found) < len(mean_ms):
-        missing = mean_ms.index(None) + 1
-        sys.exit(f"exit {missing} was reached fewer than {OFTEN} times by {ALONE} requests that were alone")
-    return found
+async def turn_ms(server: Server, images: Sequence[bytes], model: str) -> float:
+    """The milliseconds from the end of a stage to the start of the next one while several requests wait: the worker
+    tells an exit, reads its mail and chooses the next job."""
 
+    async def ask(user: int) -> None:
+        client = Client(server.port)
+        for number in range(EACH):
+            image = images[(user * EACH + number) % len(images)]
+            answer = await client.send(f"/v1/predict?model={model}&deadline_ms=30000", image)
+            if answer.status != 200:
+                sys.exit(
+                    f"a request with time enough got status {answer.status}: {answer.body.decode(errors='replace')}"
+                )
 
-async def turn_ms(server: Server, image: bytes, model: str) -> float:
-    """The milliseconds between two stages of a request that is alone: the worker tells an exit and chooses the next
-    stage."""
-    names, client = ("anytime_stage_seconds", "anytime_time_to_exit_seconds"), Client(server.port)
-    before = [await totals(server, name) for name in names]
-    for _ in range(ALONE):
-        answer = await client.send(f"/v1/predict?model={model}&deadline_ms=30000", image)
-        if answer.status != 200:
-            sys.exit(f"a request that was alone got status {answer.status}: {answer.body.decode(errors='replace')}")
-    after = [await totals(server, name) for name in names]
-    stage_ms, reached_ms = (known(means(*each)) for each in zip(before, after, strict=True))
-    return (reached_ms[-1] - reached_ms[0] - sum(stage_ms[1:])) / (len(stage_ms) - 1)
+    before, began_s = await totals(server, "anytime_stage_seconds"), time.monotonic()
+    await asyncio.gather(*map(ask, range(USERS)))
+    taken_ms, after = 1000 * (time.monotonic() - began_s), await totals(server, "anytime_stage_seconds")
+    stage_ms, stages = np.subtract(after, before).sum(axis=0)
+    return float((taken_ms - stage_ms) / stages)
 
 
 def rescale(gains: Path, mean_ms: Sequence[float | None], turn: float) -> None:
@@ -140,7 +140,7 @@ async def compare(args: argparse.Namespace) -> bool:
             load = [f"http://127.0.0.1:{server.port}", *(f"--image={path}" for path in images), "--save-trace", trace]
             load += ["--rate", str(args.rate), "--seconds", str(args.seconds), "--deadline-ms", f"{low:g}-{high:g}"]
             load += ["--utility", str(gains), "--max-open", "2000", "--seed", "0", "--json"]
-            turn = await turn_ms(server, images[0].read_bytes(), args.model.name)
+            turn = await turn_ms(server, [image.read_bytes() for image in images], args.model.name)
             taken, before = FrontEndTime(server), await totals(server, "anytime_stage_seconds")
             live = await output(sys.executable, "-m", "adpc_client", "load", "--url", *load)
             mean_ms = means(before, await totals(server, "anytime_stage_seconds"))

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import Pipe
 from types import SimpleNamespace
@@ -12,11 +13,10 @@ from typing import Any
 import pytest
 from live import until
 
-from server.engine.messages import LoadPlan
+from server.engine.messages import Imported, LoadPlan
 from server.engine.shared_memory import nameless_file
-from server.engine.worker_process import Reserve
+from server.engine.worker_process import IdleProcess, Reserve
 from server.worker import __main__ as worker
-from server.worker.__main__ import IDLE_NICE
 
 ARENA = nameless_file("arena")
 PLAN = LoadPlan({}, "cpu", "auto", 1, (), {}, arena_fd=ARENA, arena_bytes=1, log_level="INFO")
@@ -41,6 +41,9 @@ class FakeIdle:
     def has_plan(self) -> bool:
         return self.worker.poll()
 
+    def has_imported(self) -> bool:
+        return IdleProcess.has_imported(self)  # type: ignore[arg-type]
+
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[FakeIdle]:
@@ -57,14 +60,39 @@ def test_a_worker_takes_a_process_from_the_reserve_if_one_is_alive(started: Any,
         assert len(started) == 1 and started[0].has_plan and first.connection is started[0].connection
         await until(lambda: len(started) == 2)
         assert not started[1].has_plan
+        started[1].worker.send(Imported())
         assert reserve(PLAN).connection is started[1].connection and started[1].has_plan
         await until(lambda: len(started) == 3)
+        started[2].worker.send(Imported())
         started[2].ended = -9
         reserve(PLAN)
         assert not started[2].has_plan and started[3].has_plan
         await until(lambda: "no process left" in caplog.text)  # the reserve could not be filled, which is no error
 
     asyncio.run(check())
+
+
+def test_a_process_that_still_imports_is_kept_for_later(started: Any) -> None:
+    """It imports only while a core is idle: a worker that waited for it could wait for long."""
+
+    async def check() -> None:
+        reserve = Reserve(1)
+        reserve(PLAN)
+        await until(lambda: len(started) == 2)
+        assert reserve(PLAN).connection is started[2].connection and started[2].has_plan and not started[1].has_plan
+        started[1].worker.send(Imported())
+        assert reserve(PLAN).connection is started[1].connection and started[1].has_plan
+
+    asyncio.run(check())
+
+
+def test_a_process_that_ends_while_it_imports_is_not_taken() -> None:
+    ours, theirs = Pipe()
+    idle = FakeIdle.__new__(FakeIdle)
+    idle.connection = ours
+    assert not idle.has_imported()
+    theirs.close()
+    assert not idle.has_imported()
 
 
 def test_a_reserve_that_is_filled_while_the_server_ends_inherits_the_arena_and_nothing_else(started: Any) -> None:
@@ -89,6 +117,7 @@ def test_a_worker_is_told_its_own_number_of_the_arena(started: Any) -> None:
         reserve = Reserve(1)
         reserve(PLAN)
         await until(lambda: len(started) == 2)
+        started[1].worker.send(Imported())
         reserve(PLAN)
         assert [idle.worker.recv().arena_fd for idle in started] == [ARENA, started[1].arena_fd]
         assert started[1].arena_fd != ARENA
@@ -107,20 +136,26 @@ def test_without_a_reserve_every_worker_gets_a_new_process(started: Any) -> None
     asyncio.run(check())
 
 
-def test_a_process_in_reserve_imports_behind_everybody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="threads have scheduling policies of their own on Linux")
+def test_a_process_in_reserve_imports_while_a_core_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only its import steps back, since no thread may raise its priority again."""
     ours, theirs = Pipe()
     found: list[tuple[str, int]] = []
 
     def imported(name: str) -> None:
-        found.append((name, os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
-        if len(found) == 2:
-            ours.send(PLAN)
+        found.append((name, os.sched_getscheduler(threading.get_native_id())))
 
     monkeypatch.setattr(worker, "import_module", imported)
     ours.send(PLAN)
     assert worker.load_plan(theirs) == PLAN and not found  # it has something to do at once
-    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    assert worker.load_plan(theirs) == PLAN
-    assert found == [("server.worker.loading", IDLE_NICE), ("server.worker.process", IDLE_NICE)]
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+
+    def plan_once_imported() -> None:
+        assert ours.recv() == Imported()
+        ours.send(PLAN)
+
+    with ThreadPoolExecutor(1) as front_end:
+        told = front_end.submit(plan_once_imported)
+        assert worker.load_plan(theirs) == PLAN
+        told.result()
+    assert found == [("server.worker.loading", os.SCHED_IDLE), ("server.worker.process", os.SCHED_IDLE)]
+    assert os.sched_getscheduler(threading.get_native_id()) == os.SCHED_OTHER

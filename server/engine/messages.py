@@ -181,6 +181,11 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class Imported:
+    """A process in reserve has imported what a worker needs: it can take a load plan."""
+
+
+@dataclass(frozen=True)
 class Ready:
     """Every exit of every model has run at least once."""
 

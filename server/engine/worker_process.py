@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from server.engine.messages import LoadPlan
+from server.engine.messages import Imported, LoadPlan
 
 logger = logging.getLogger("anytime.worker_process")
 
@@ -37,8 +37,8 @@ class WorkerProcess(Protocol):
 
 
 class IdleProcess:
-    """A child process that waits for its load plan, and imports meanwhile what a worker needs. It inherits the arena as
-    descriptor `arena_fd`.
+    """A child process that waits for its load plan. If the plan does not come at once, it imports meanwhile what a
+    worker needs, as slowly as it must to slow down no other process. It inherits the arena as descriptor `arena_fd`.
 
     It has a command line of its own, since torch's thread pool reads the environment when torch is imported. A child of
     `multiprocessing` would have to set the variables itself, and would come with a helper process. Raises OSError if it
@@ -57,6 +57,13 @@ class IdleProcess:
                 pass_fds=(theirs.fileno(), arena_fd),
             )
             self.connection = Connection(ours.detach())
+
+    def has_imported(self) -> bool:
+        """Whether it can take a plan: it lives, and has imported what a worker needs. Returns True once at most."""
+        try:
+            return self.connection.poll() and isinstance(self.connection.recv(), Imported)
+        except (EOFError, OSError):
+            return False
 
 
 class ChildProcess:
@@ -84,8 +91,8 @@ class ChildProcess:
 
 
 class Reserve:
-    """Starts workers, in processes that it keeps in reserve if it has some: half of what a worker needs until it is
-    ready goes into imports. `size`: how many processes it keeps."""
+    """Starts workers: in a process that it keeps in reserve if one has imported what a worker needs, which is half of
+    what a worker takes until it is ready; else in a new one. `size`: how many processes it keeps."""
 
     AFTER_S = 10.0
     """The reserve is filled up this long after a worker was started, which by then has loaded its models."""
@@ -99,7 +106,10 @@ class Reserve:
         # front end's end of a socket; a process that inherits this end never learns that the front end is gone.
         asyncio.get_running_loop().call_later(self.AFTER_S, self._fill, os.dup(plan.arena_fd))
         self._forget_ended()
-        return ChildProcess(plan, self._idle.pop() if self._idle else None)
+        ready = next((idle for idle in self._idle if idle.has_imported()), None)
+        if ready is not None:
+            self._idle.remove(ready)
+        return ChildProcess(plan, ready)
 
     def _fill(self, arena_fd: int) -> None:
         self._forget_ended()

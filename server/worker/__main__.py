@@ -14,7 +14,7 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from server.engine.messages import LoadPlan, Ready
+from server.engine.messages import Imported, LoadPlan, Ready
 from server.engine.shared_memory import attach
 from server.logs import configure_logging
 from server.worker.lifeline import end_with
@@ -22,8 +22,6 @@ from server.worker.progress import LoadingProgress
 
 NICE = 5
 """The worker's niceness: the front end must get a core while the worker computes on all of them."""
-IDLE_NICE = 10
-"""The niceness of a process in reserve while it imports: for seconds, it would take a core from the worker."""
 EXPENDABLE = 500
 """The process's oom_score_adj (proc(5)): when memory runs out, the kernel kills a worker before the front end, which
 starts another one."""
@@ -87,17 +85,21 @@ def load_plan(connection: Connection) -> LoadPlan:
     """Wait for the load plan. A process in reserve imports meanwhile, on a thread of its own: a thread that has lowered
     its priority may not raise it again."""
     if not connection.poll():
-        threading.Thread(target=import_at_leisure, daemon=True).start()
+        threading.Thread(target=import_at_leisure, args=(connection,), daemon=True).start()
     plan: LoadPlan = connection.recv()
     return plan
 
 
-def import_at_leisure() -> None:
-    """Import what a worker needs, while nothing else wants the core."""
-    with suppress(OSError):  # elsewhere than on Linux, threads have no priorities of their own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), IDLE_NICE)
+def import_at_leisure(connection: Connection) -> None:
+    """Import what a worker needs, and tell the front end. On Linux this takes only what no other thread wants of a core
+    (SCHED_IDLE): it is work of seconds, and at a mere higher niceness it doubles the time of a stage."""
+    with suppress(OSError):  # a sandbox may forbid it
+        if hasattr(os, "SCHED_IDLE"):
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
     for name in ("server.worker.loading", "server.worker.process"):
         import_module(name)
+    with suppress(OSError):  # the front end is gone
+        connection.send(Imported())
 
 
 def step_back() -> None:
