@@ -4,7 +4,7 @@ import logging
 import re
 
 import pytest
-from wire import HANDSHAKE, Wire, on_a_wire
+from wire import HANDSHAKE, Transport, Wire, on_a_wire
 
 from server.protocols.peers import CLOSE_S
 from server.protocols.turns import BURST
@@ -133,7 +133,7 @@ def test_what_is_no_request_is_refused_in_words_after_an_answer_too() -> None:
         transport = wire.connect()
         await wire.send(transport, GET % 0)
         await wire.send(transport, b"GET http://[::1] HTTP/1.1\r\nHost: [::1]\r\n\r\n")
-        assert statuses(transport.written) == [200, 400] and transport.closed
+        assert statuses(transport.written) == [200, 400] and await closes(wire, transport)
 
     on_a_wire(check)
 
@@ -172,7 +172,7 @@ def test_an_overdue_body_is_complained_of_only_before_the_response(refuses: bool
         transport = wire.connect()
         await wire.send(transport, POST % 9 + b"1")
         wire.after(31.0)
-        assert statuses(transport.written) == [200 if refuses else 408] and transport.closed
+        assert statuses(transport.written) == [200 if refuses else 408] and await closes(wire, transport)
 
     on_a_wire(check)
 
@@ -204,6 +204,34 @@ def test_a_head_may_come_byte_by_byte() -> None:
     on_a_wire(check)
 
 
+async def closes(wire: Wire, transport: Transport) -> bool:
+    """Whether a refused connection closes: at once, or after a while in which the rest of a body is dropped."""
+    if transport.half_closed and not transport.closed:
+        written = transport.written
+        await wire.send(transport, b"rest" + GET % 9)
+        wire.after(CLOSE_S - 0.1)
+        assert transport.written == written and transport.reading and not transport.closed
+        wire.after(0.2)
+    return transport.closed
+
+
+def test_a_client_that_still_sends_its_body_can_read_why_it_is_refused() -> None:
+    """A connection that closes with unread bytes is reset, and the answer is lost."""
+
+    async def check(wire: Wire) -> None:
+        transport = wire.connect()
+        await wire.send(transport, POST % 10_000_000 + b"x" * 3_000_000)
+        assert statuses(transport.written) == [503] and transport.half_closed and not transport.closed
+        assert b"--max-unfinished-bytes" in transport.written
+        held, other = wire.gate.peers.held_bytes, wire.connect()
+        await wire.send(transport, b"x" * 3_000_000)
+        assert held == wire.gate.peers.held_bytes == 0 and not transport.closed
+        wire.connect()
+        assert transport.closed and not other.closed  # it waits for nothing that would be worth the place
+
+    on_a_wire(check, connections=4, max_unfinished_bytes=2**21, max_unfinished_bytes_per_address=2**21)
+
+
 REFUSED = {
     "no HTTP": (b"\x16\x03\x01\x02", 400),
     "headers without an end": (b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000, 431),
@@ -227,7 +255,7 @@ def test_what_is_refused_is_answered_once_and_closed(kind: str, caplog: pytest.L
     async def check(wire: Wire) -> None:
         transport = wire.connect()
         await wire.send(transport, data)
-        assert statuses(transport.written) == [status] and transport.closed
+        assert statuses(transport.written) == [status] and await closes(wire, transport)
         transport.protocol.shutdown()  # does nothing any more
         assert statuses(transport.written) == [status]
 
@@ -259,7 +287,7 @@ def test_who_is_too_slow_is_closed(kind: str) -> None:
         wire.after(within_s)
         assert not transport.closed
         wire.after(beyond_s)
-        assert transport.closed and transport.written.startswith(answer)
+        assert transport.written.startswith(answer) and await closes(wire, transport)
 
     on_a_wire(check)
 
@@ -352,7 +380,7 @@ def test_unfinished_bodies_take_so_much_memory_and_no_more() -> None:
         transports = [wire.connect(f"192.0.2.{number // 2}") for number in range(4)]
         for size, transport in enumerate(transports, 4):
             await wire.send(transport, POST % 2**24 + b"x" * (size * 2**17))
-        assert [transport.closed for transport in transports] == [False, True, False, True]
+        assert [transport.half_closed for transport in transports] == [False, True, False, True]
         assert wire.gate.peers.held_bytes == (4 + 6) * 2**17
         assert not wire.application.bodies
 

@@ -15,7 +15,6 @@ from typing import Any
 import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
 from server.errors import HeadersTooLargeError, InvalidError, ServerError, SlowRequestError
 from server.protocols.flow import HeldFlow
@@ -23,7 +22,7 @@ from server.protocols.gate import Gate
 from server.protocols.head import HeldHead, last_response
 from server.protocols.http import ARRIVED_S
 from server.protocols.message import Message, announced_bytes, to_head, without_upgrades
-from server.protocols.peers import CLOSE_S, Peer
+from server.protocols.peers import Peer
 from server.protocols.pieces import check_pieces
 from server.protocols.turns import LARGE_BYTES, STEP_BYTES
 from server.protocols.websocket import WebSocketProtocol
@@ -46,15 +45,10 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     _received_s = 0.0  # when the last of them arrived
     _lets_others_read = _waits_for_turn = False
     _pipelined = False  # `_rest` arrived before the last request was answered
+    _refused = False  # what still arrives is dropped
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, config: Config, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
         self._gate: Gate = config.app.state.gate  # type: ignore[union-attr]
         self._message = Message()
 
@@ -79,27 +73,25 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self._gate.peers.remove(self)
 
     def expire(self) -> None:
-        if not self._message.begun:
+        if self._refused or not self._message.begun:
             self.transport.close()
             return
-        settings = self._gate.settings
-        what = f"headers were not complete after {settings.header_timeout_s:g} s (--header-timeout-s)"
-        if self._message.in_body:
-            what = f"body was not complete after {settings.body_timeout_s:g} s (--body-timeout-s)"
-        self._refuse(SlowRequestError(f"the {what}; send faster", "too_slow"))
+        settings, part = self._gate.settings, "body" if self._message.in_body else "header"
+        limit_s = settings.body_timeout_s if part == "body" else settings.header_timeout_s
+        sentence = f"the {part} was not complete after {limit_s:g} s (--{part}-timeout-s); send faster"
+        self._refuse(SlowRequestError(sentence, "too_slow"))
 
     def give_way(self, error: ServerError) -> None:
-        if self._message.begun:
+        if self._message.begun and not self._refused:
             self._refuse(error)
         else:
             self.transport.close()
-        if self.cycle is not None and self.cycle.more_body:  # the application holds the body so far
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
 
     # --- from bytes to requests ---
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         self._received_s = time.monotonic()
         self._rest += data
         if len(data) >= LARGE_BYTES and not self._lets_others_read:
@@ -121,7 +113,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
                 self._parse()
         self._hold(self._lets_others_read or len(self._rest) > self.MAX_REST_BYTES)
         unfinished_bytes = len(self._rest)
-        if not self._message.complete and self.cycle is not None and not self.cycle.response_complete:
+        if not (self._refused or self._message.complete or self.cycle is None or self.cycle.response_complete):
             unfinished_bytes += self._message.body_bytes
         if unfinished_bytes != self.held_bytes:
             self._gate.peers.hold(self, unfinished_bytes)
@@ -245,16 +237,13 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             self._next()
 
     def _end(self, untold: bool) -> None:
-        """Close the connection after its last response. A body that has begun is read before, for `CLOSE_S`: if bytes
-        were left, the system would reset the connection, and the client could lose the response (RFC 9112, section
-        9.6). `untold`: the client waits to be told that it may send its body."""
+        """Close the connection after its last response; not at once if a body is still on its way. `untold`: the client
+        waits to be told that it may send its body."""
         never_comes = untold and not self._message.body_bytes
         if self._message.complete or never_comes or not self.cycle.response_complete:
             self.transport.close()
-            return
-        self.due_s = min(self.due_s, time.monotonic() + CLOSE_S)
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
+        else:
+            self.linger(time.monotonic())
 
     def _next(self) -> None:
         """Wait for the next request, if the client reads its answers and the response was not the last one."""
@@ -309,11 +298,21 @@ class HttpProtocol(Peer, HttpToolsProtocol):
 
     def _refuse(self, error: ServerError) -> None:
         """Close the connection. Send an error first, unless the request has a response, or the client would mistake the
-        error for the response to an earlier request."""
+        error for the response to an earlier request. What is left of a body is dropped."""
         self._gate.complaints.note(self.address, error.code, str(error))
         cycle = self.cycle
         own = self._message.in_body and cycle is not None and cycle.scope is self.scope
         free = cycle is None or (cycle.more_body and not cycle.response_started if own else cycle.response_complete)
         if free and not self.transport.is_closing():
             self.transport.write(last_response(error))
-        self.transport.close()
+        if cycle is not None and cycle.more_body:  # the application holds the body so far
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if not free or not self._message.in_body or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._refused, self._rest = True, b""
+        self._gate.peers.hold(self, 0)
+        self._hold(False)
+        self.waits_since_s = time.monotonic()  # it may give way to other connections
+        self.linger(self.waits_since_s)

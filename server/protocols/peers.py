@@ -17,7 +17,7 @@ from server.errors import ServerError, TooManyRequestsError, UnavailableError
 from server.protocols.turns import ADDRESS_BURST, ADDRESS_RATE, FRESH, Allowance
 
 CLOSE_S = 5.0
-"""A connection that ends with an error is cut if its client has not read the error after this time."""
+"""How long a connection may take to close: its client has not read the last answer, or still sends."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Peer(asyncio.Protocol, ABC):
     held_bytes = 0
     _cut_s = math.inf
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.allowance = Allowance()
 
     @cached_property
@@ -64,6 +64,14 @@ class Peer(asyncio.Protocol, ABC):
     @abstractmethod
     def give_way(self, error: ServerError) -> None:
         """Close the connection to make room for others. Send `error` first, if the protocol allows one now."""
+
+    def linger(self, now_s: float) -> None:
+        """Send nothing more, and close once the client does, at the latest after `CLOSE_S`. If the connection were
+        closed while the client still sends, the system would reset it, and the client could lose the last response
+        (RFC 9112, section 9.6)."""
+        self.due_s = now_s + CLOSE_S
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
 
     def check_time(self, now_s: float) -> None:
         """Close the connection if it is overdue, and abort it if the close takes longer than `CLOSE_S`."""
