@@ -219,17 +219,60 @@ def test_a_client_that_still_sends_its_body_can_read_why_it_is_refused() -> None
     """A connection that closes with unread bytes is reset, and the answer is lost."""
 
     async def check(wire: Wire) -> None:
-        transport = wire.connect()
+        older, transport = wire.connect(), wire.connect()
+        wire.after(1.0)
         await wire.send(transport, POST % 10_000_000 + b"x" * 3_000_000)
         assert statuses(transport.written) == [503] and transport.half_closed and not transport.closed
         assert b"--max-unfinished-bytes" in transport.written
-        held, other = wire.gate.peers.held_bytes, wire.connect()
-        await wire.send(transport, b"x" * 3_000_000)
-        assert held == wire.gate.peers.held_bytes == 0 and not transport.closed
+        assert wire.gate.peers.held_bytes == len(transport.protocol.cycle.body) == 0  # the application has let go of it
+        transport.protocol.data_received(b"x" * 3_000_000)
+        assert not transport.reading and not transport.closed  # others first
+        await wire.settle()
+        assert transport.reading and wire.gate.peers.held_bytes == 0
         wire.connect()
-        assert transport.closed and not other.closed  # it waits for nothing that would be worth the place
+        assert transport.closed and not older.closed  # it gives way before one that may still ask for something
 
     on_a_wire(check, connections=4, max_unfinished_bytes=2**21, max_unfinished_bytes_per_address=2**21)
+
+
+def test_a_refusal_that_pauses_the_body_reads_on() -> None:
+    """The application does not receive now, so that reading is paused."""
+
+    async def check(wire: Wire) -> None:
+        wire.application.starts.clear()
+        transport = wire.connect()
+        await wire.send(transport, POST % 10_000_000 + b"x" * 50_000)
+        await wire.send(transport, b"x" * 50_000)
+        assert not transport.reading
+        wire.after(31.0)
+        assert statuses(transport.written) == [408] and transport.half_closed and transport.reading
+        wire.application.starts.set()
+        await wire.settle()
+        assert statuses(transport.written) == [408]
+
+    on_a_wire(check)
+
+
+TWICE = {
+    "a chunk that is none, and too many bytes without a body": b"1;" + b"a" * 65536 + b"\x01" + b"a" * 20_000,
+    "a client that waits for a 100": b"ZZ\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_nothing_is_written_after_a_refusal(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def check(wire: Wire) -> None:
+        transport = wire.connect()
+        head = CHUNKED.removesuffix(b"\r\n") + b"Expect: 100-continue\r\n\r\n" if "100" in kind else CHUNKED
+        await wire.send(transport, head + TWICE[kind])
+        assert statuses(transport.written) == [400]
+        assert transport.half_closed is ("100" not in kind)  # who waits sends nothing that could be lost
+        transport.protocol.shutdown()
+        assert transport.closed
+
+    with caplog.at_level(logging.WARNING):
+        on_a_wire(check)
+    assert len(caplog.records) == 1 and not caplog.records[0].exc_info
 
 
 REFUSED = {

@@ -57,6 +57,7 @@ def in_rows(scores: Tensor) -> Tensor:
     (11, (24, 32), (96, 128)),
     (19, (8, 16), (29, 61)),  # cut inside a cell
     (3, (16, 8), (61, 30)),
+    (7, (6, 13), (24, 52)),  # no multiple of four positions
     (2, (8, 8), (1, 1)),
     (1, (8, 8), (32, 32)),
     (200, (8, 8), (32, 32)),
@@ -94,7 +95,7 @@ MAX_PROBABILITIES = [Masking("max_probability", threshold) for threshold in (0.4
 def test_the_positions_that_stay_active_are_torchs(
     masking: Masking, classes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = torch.randn(classes, 24, 40, generator=torch.Generator().manual_seed(0)) * 3
+    scores = torch.randn(classes, 24, 41, generator=torch.Generator().manual_seed(0)) * 3
     scores[-1, :4] += 100  # far beyond what exp can tell apart
     scores[:, 4] = scores[:, 4].sort(0).values  # the largest come last
     scores[0, 5] = scores[-1, 5] = 9  # equal ones

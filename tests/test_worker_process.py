@@ -27,7 +27,8 @@ class FakeIdle:
 
     started: list["FakeIdle"]
 
-    def __init__(self, arena_fd: int) -> None:
+    def __init__(self, arena_fd: int, *, in_reserve: bool) -> None:
+        self.in_reserve = in_reserve
         if len(self.started) == 4:
             raise OSError("no process left")
         assert os.path.sameopenfile(arena_fd, ARENA)
@@ -57,9 +58,14 @@ def test_a_worker_takes_a_process_from_the_reserve_if_one_is_alive(started: Any,
     async def check() -> None:
         reserve = Reserve(1)
         first = reserve(PLAN)
-        assert len(started) == 1 and started[0].has_plan and first.connection is started[0].connection
+        assert (
+            len(started) == 1
+            and started[0].has_plan
+            and not started[0].in_reserve
+            and first.connection is started[0].connection
+        )
         await until(lambda: len(started) == 2)
-        assert not started[1].has_plan
+        assert not started[1].has_plan and started[1].in_reserve
         started[1].worker.send(Imported())
         assert reserve(PLAN).connection is started[1].connection and started[1].has_plan
         await until(lambda: len(started) == 3)
@@ -147,7 +153,7 @@ def test_a_process_in_reserve_imports_while_a_core_is_idle(monkeypatch: pytest.M
 
     monkeypatch.setattr(worker, "import_module", imported)
     ours.send(PLAN)
-    assert worker.load_plan(theirs) == PLAN and not found  # it has something to do at once
+    assert worker.load_plan(theirs, in_reserve=False) == PLAN and not found  # it has something to do at once
 
     def plan_once_imported() -> None:
         assert ours.recv() == Imported()
@@ -155,7 +161,24 @@ def test_a_process_in_reserve_imports_while_a_core_is_idle(monkeypatch: pytest.M
 
     with ThreadPoolExecutor(1) as front_end:
         told = front_end.submit(plan_once_imported)
-        assert worker.load_plan(theirs) == PLAN
+        assert worker.load_plan(theirs, in_reserve=True) == PLAN
         told.result()
     assert found == [("server.worker.loading", os.SCHED_IDLE), ("server.worker.process", os.SCHED_IDLE)]
     assert os.sched_getscheduler(threading.get_native_id()) == os.SCHED_OTHER
+
+
+def test_a_process_in_reserve_imports_at_the_least_priority_where_the_policy_is_forbidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forbidden(*_: Any) -> None:
+        raise PermissionError("no")
+
+    ours, theirs = Pipe()
+    priorities: list[Any] = []
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden, raising=False)
+    monkeypatch.setattr(os, "setpriority", lambda *priority: priorities.append(priority))
+    monkeypatch.setattr(worker, "import_module", lambda name: None)
+    worker.import_at_leisure(theirs)
+    assert priorities == [(os.PRIO_PROCESS, threading.get_native_id(), 19)] and ours.recv() == Imported()
+    ours.close()
+    worker.import_at_leisure(theirs)  # the front end is gone

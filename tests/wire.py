@@ -32,6 +32,7 @@ class Transport(asyncio.Transport):
         self.full_after: bytes | None = None
 
     def write(self, data: Any) -> None:
+        assert not self.half_closed
         self.written += data
         if self.full_after is not None and self.written.endswith(self.full_after):
             self.protocol.pause_writing()
@@ -62,8 +63,8 @@ class Transport(asyncio.Transport):
 
 
 class Application:
-    """Answers each HTTP request once `answer` is set, after it has read its body, or before if it `refuses`. Takes a
-    WebSocket's messages while `hears` is set."""
+    """Answers each HTTP request once `answer` is set, after it has read its body, or before if it `refuses`. It begins
+    once `starts` is set. Takes a WebSocket's messages while `hears` is set."""
 
     def __init__(self, gate: Gate) -> None:
         self.state = SimpleNamespace(gate=gate)
@@ -71,6 +72,8 @@ class Application:
         self.bodies: list[bytes] = []
         self.headers: list[list[tuple[bytes, bytes]]] = []
         self.messages: list[Any] = []
+        self.starts = asyncio.Event()
+        self.starts.set()
         self.answer = asyncio.Event()
         self.hears = asyncio.Event()
         self.refuses = False
@@ -87,6 +90,7 @@ class Application:
                 if message["type"] == "websocket.disconnect":
                     return
                 self.messages.append(message.get("text") or message.get("bytes"))
+        await self.starts.wait()
         body, more = b"", not self.refuses
         while more:
             message = await receive()

@@ -180,6 +180,10 @@ class Loading:
     limit_s: float
 
 
+IN_RESERVE = "in-reserve"
+"""The second argument of a worker process whose load plan comes later, if ever."""
+
+
 @dataclass(frozen=True)
 class Imported:
     """A process in reserve has imported what a worker needs: it can take a load plan."""

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from server.engine.messages import Imported, LoadPlan
+from server.engine.messages import IN_RESERVE, Imported, LoadPlan
 
 logger = logging.getLogger("anytime.worker_process")
 
@@ -37,20 +37,20 @@ class WorkerProcess(Protocol):
 
 
 class IdleProcess:
-    """A child process that waits for its load plan. If the plan does not come at once, it imports meanwhile what a
-    worker needs, as slowly as it must to slow down no other process. It inherits the arena as descriptor `arena_fd`.
+    """A child process that waits for its load plan. One that is `in_reserve` imports meanwhile what a worker needs, but
+    only while a core is idle. It inherits the arena as descriptor `arena_fd`.
 
     It has a command line of its own, since torch's thread pool reads the environment when torch is imported. A child of
     `multiprocessing` would have to set the variables itself, and would come with a helper process. Raises OSError if it
     cannot be started.
     """
 
-    def __init__(self, arena_fd: int) -> None:
+    def __init__(self, arena_fd: int, *, in_reserve: bool) -> None:
         self.arena_fd = arena_fd
         ours, theirs = socket.socketpair()
         with ours, theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "server.worker", str(theirs.fileno()), *([IN_RESERVE] if in_reserve else [])],
                 cwd=Path(__file__).parents[2],
                 env={**os.environ, **PASSIVE},
                 stdin=subprocess.DEVNULL,
@@ -70,7 +70,7 @@ class ChildProcess:
     """Runs a worker in a child process: in `idle`, or in a new one. Raises OSError if that cannot be started."""
 
     def __init__(self, plan: LoadPlan, idle: IdleProcess | None = None) -> None:
-        idle = idle or IdleProcess(plan.arena_fd)
+        idle = idle or IdleProcess(plan.arena_fd, in_reserve=False)
         self._process, self.connection = idle.process, idle.connection
         self.connection.send(replace(plan, arena_fd=idle.arena_fd))
 
@@ -115,7 +115,7 @@ class Reserve:
         self._forget_ended()
         try:
             while len(self._idle) < self._size:
-                self._idle.append(IdleProcess(arena_fd))
+                self._idle.append(IdleProcess(arena_fd, in_reserve=True))
         except OSError as error:
             logger.warning("a process for the reserve could not be started: %s", error)
         finally:

@@ -8,7 +8,6 @@
 
 import asyncio
 import math
-import socket
 import time
 from typing import Any
 
@@ -17,7 +16,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.errors import HeadersTooLargeError, InvalidError, ServerError, SlowRequestError
-from server.protocols.flow import HeldFlow
+from server.protocols.flow import HeldFlow, limit_unread
 from server.protocols.gate import Gate
 from server.protocols.head import HeldHead, last_response
 from server.protocols.http import ARRIVED_S
@@ -59,9 +58,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self.flow: HeldFlow = HeldFlow(transport)
         self.address = self.client[0] if self.client else "unknown"
         settings = self._gate.settings
-        connection = transport.get_extra_info("socket")
-        if connection is not None and connection.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * settings.unread_timeout_s))
+        limit_unread(transport, settings.unread_timeout_s)
         self.waits_since_s = time.monotonic()
         self.due_s = self.waits_since_s + settings.header_timeout_s
         if refusal := self._gate.peers.add(self):
@@ -73,27 +70,28 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self._gate.peers.remove(self)
 
     def expire(self) -> None:
-        if self._refused or not self._message.begun:
-            self.transport.close()
-            return
         settings, part = self._gate.settings, "body" if self._message.in_body else "header"
         limit_s = settings.body_timeout_s if part == "body" else settings.header_timeout_s
         sentence = f"the {part} was not complete after {limit_s:g} s (--{part}-timeout-s); send faster"
-        self._refuse(SlowRequestError(sentence, "too_slow"))
+        self.give_way(SlowRequestError(sentence, "too_slow"))
 
     def give_way(self, error: ServerError) -> None:
-        if self._message.begun and not self._refused:
+        if self._message.begun and not self.lingers:
             self._refuse(error)
         else:
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.lingers:
             self.transport.close()
 
     # --- from bytes to requests ---
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
-            return
         self._received_s = time.monotonic()
-        self._rest += data
+        if not self._refused:
+            self._rest += data
         if len(data) >= LARGE_BYTES and not self._lets_others_read:
             self._lets_others_read = True
             may_go_on = self._gate.peers.spend(self, len(data) / STEP_BYTES, self._received_s)
@@ -157,7 +155,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         piece, self._rest = self._rest[:end], self._rest[end:]
         self._message.take(piece)
         self._feed(piece)
-        if self._message.idle_bytes > self.MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._message.idle_bytes > self.MAX_HEAD_BYTES and not (self._refused or self.transport.is_closing()):
             sentence = f"headers may have {self.MAX_HEAD_BYTES:,} bytes, and these have more; send shorter ones"
             self._refuse(HeadersTooLargeError(sentence, "headers_too_large"))
 
@@ -239,8 +237,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
     def _end(self, untold: bool) -> None:
         """Close the connection after its last response; not at once if a body is still on its way. `untold`: the client
         waits to be told that it may send its body."""
-        never_comes = untold and not self._message.body_bytes
-        if self._message.complete or never_comes or not self.cycle.response_complete:
+        if self._message.complete or (untold and not self._message.body_bytes) or not self.cycle.response_complete:
             self.transport.close()
         else:
             self.linger(time.monotonic())
@@ -300,19 +297,21 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         """Close the connection. Send an error first, unless the request has a response, or the client would mistake the
         error for the response to an earlier request. What is left of a body is dropped."""
         self._gate.complaints.note(self.address, error.code, str(error))
-        cycle = self.cycle
-        own = self._message.in_body and cycle is not None and cycle.scope is self.scope
+        cycle, message = self.cycle, self._message
+        own = message.in_body and cycle is not None and cycle.scope is self.scope
         free = cycle is None or (cycle.more_body and not cycle.response_started if own else cycle.response_complete)
-        if free and not self.transport.is_closing():
+        if free := free and not self.transport.is_closing():
             self.transport.write(last_response(error))
+        # A client that waits for a 100 sends no body now.
+        lingers = free and message.awaits_body and (cycle is None or not cycle.waiting_for_100_continue)
         if cycle is not None and cycle.more_body:  # the application holds the body so far
-            cycle.disconnected = True
+            cycle.disconnected, cycle.waiting_for_100_continue, cycle.body = True, False, bytearray()
             cycle.message_event.set()
-        if not free or not self._message.in_body or self.transport.is_closing():
-            self.transport.close()
-            return
         self._refused, self._rest = True, b""
         self._gate.peers.hold(self, 0)
-        self._hold(False)
-        self.waits_since_s = time.monotonic()  # it may give way to other connections
-        self.linger(self.waits_since_s)
+        if lingers:
+            self._hold(False)
+            self.flow.resume_reading()
+            self.linger(time.monotonic())
+        else:
+            self.transport.close()

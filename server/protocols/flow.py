@@ -1,4 +1,7 @@
-"""Flow control: when reading from a connection is paused."""
+"""Flow control: when reading from a connection is paused, and how long its client may leave answers unread."""
+
+import asyncio
+import socket
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
@@ -11,3 +14,10 @@ class HeldFlow(FlowControl):
     def resume_reading(self) -> None:
         if not self.held:
             super().resume_reading()
+
+
+def limit_unread(transport: asyncio.BaseTransport, seconds: float) -> None:
+    """Let the system abort a connection whose client has taken no byte for so long (`TCP_USER_TIMEOUT`, RFC 5482)."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None and connection.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * seconds))

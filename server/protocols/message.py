@@ -24,6 +24,11 @@ class Message:
         self._left: int | None = 0
         self._tail = b""  # the last bytes of the head that were parsed
 
+    @property
+    def awaits_body(self) -> bool:
+        """Whether more of its body is to come."""
+        return self.in_body and not self.complete and self._left != 0
+
     def end(self, rest: bytes) -> int:
         """How many bytes of `rest` to parse next: the head with its blank line, the body, or a part of these."""
         if self.in_body:

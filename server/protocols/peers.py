@@ -17,7 +17,8 @@ from server.errors import ServerError, TooManyRequestsError, UnavailableError
 from server.protocols.turns import ADDRESS_BURST, ADDRESS_RATE, FRESH, Allowance
 
 CLOSE_S = 5.0
-"""How long a connection may take to close: its client has not read the last answer, or still sends."""
+"""How long a connection may linger, see `Peer.linger`, and how long its client may take to read the last answer once it
+is closed."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Peer(asyncio.Protocol, ABC):
     `allowance`: the steps that it may take without waiting for a turn. `held_bytes`: the size of its unfinished
     message. Times are in seconds of `time.monotonic()`, and infinite where they do not apply. `due_s`: when it is
     closed unless the bytes that it waits for arrive. `waits_since_s`: when it began to wait for a request.
-    `unread_due_s`: when it is aborted unless its client reads.
+    `unread_due_s`: when it is aborted unless its client reads. `lingers`: see `linger`.
     """
 
     transport: asyncio.Transport
@@ -46,6 +47,7 @@ class Peer(asyncio.Protocol, ABC):
     waits_since_s = math.inf
     unread_due_s = math.inf
     held_bytes = 0
+    lingers = False
     _cut_s = math.inf
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -66,10 +68,11 @@ class Peer(asyncio.Protocol, ABC):
         """Close the connection to make room for others. Send `error` first, if the protocol allows one now."""
 
     def linger(self, now_s: float) -> None:
-        """Send nothing more, and close once the client does, at the latest after `CLOSE_S`. If the connection were
-        closed while the client still sends, the system would reset it, and the client could lose the last response
-        (RFC 9112, section 9.6)."""
-        self.due_s = now_s + CLOSE_S
+        """Send nothing more, and close once the client does, or to make room, at the latest after `CLOSE_S`. If the
+        connection were closed while the client still sends, the system would reset it, and the client could lose the
+        last response (RFC 9112, section 9.6)."""
+        self.lingers = True
+        self.waits_since_s, self.due_s = -math.inf, now_s + CLOSE_S
         if self.transport.can_write_eof():
             self.transport.write_eof()
 

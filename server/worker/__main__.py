@@ -14,7 +14,7 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from server.engine.messages import Imported, LoadPlan, Ready
+from server.engine.messages import IN_RESERVE, Imported, LoadPlan, Ready
 from server.engine.shared_memory import attach
 from server.logs import configure_logging
 from server.worker.lifeline import end_with
@@ -22,13 +22,16 @@ from server.worker.progress import LoadingProgress
 
 NICE = 5
 """The worker's niceness: the front end must get a core while the worker computes on all of them."""
+LEAST_NICE = 19
+"""The niceness of an import in reserve where it cannot be SCHED_IDLE."""
 EXPENDABLE = 500
 """The process's oom_score_adj (proc(5)): when memory runs out, the kernel kills a worker before the front end, which
 starts another one."""
 
 
-def main(fd: int) -> int:
-    """Runs the worker: serves the front end over the socket `fd`, whose first message is the load plan."""
+def main(fd: int, *, in_reserve: bool) -> int:
+    """Runs the worker: serves the front end over the socket `fd`, whose first message is the load plan. `in_reserve`:
+    the plan comes later, if ever."""
     # Ctrl-C and a supervisor's SIGTERM reach the whole process group. The front end ends this process, after it has
     # finished its requests.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -38,15 +41,15 @@ def main(fd: int) -> int:
         Path("/proc/self/oom_score_adj").write_text(str(EXPENDABLE))
     with Connection(fd) as connection:
         try:
-            return serve(connection)
+            return serve(connection, in_reserve=in_reserve)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return 0  # the front end is gone; so are its requests
 
 
-def serve(connection: Connection) -> int:
+def serve(connection: Connection, *, in_reserve: bool) -> int:
     """Load and warm up what the load plan names, and run jobs until the front end is gone."""
     progress = LoadingProgress(connection.send)
-    plan = load_plan(connection)
+    plan = load_plan(connection, in_reserve=in_reserve)
     progress.begin()
     from server.scheduling.costs import CostModel  # noqa: PLC0415 - see above
     from server.scheduling.gains import GainModel  # noqa: PLC0415
@@ -81,10 +84,10 @@ def serve(connection: Connection) -> int:
     return 0
 
 
-def load_plan(connection: Connection) -> LoadPlan:
+def load_plan(connection: Connection, *, in_reserve: bool) -> LoadPlan:
     """Wait for the load plan. A process in reserve imports meanwhile, on a thread of its own: a thread that has lowered
     its priority may not raise it again."""
-    if not connection.poll():
+    if in_reserve:
         threading.Thread(target=import_at_leisure, args=(connection,), daemon=True).start()
     plan: LoadPlan = connection.recv()
     return plan
@@ -92,10 +95,13 @@ def load_plan(connection: Connection) -> LoadPlan:
 
 def import_at_leisure(connection: Connection) -> None:
     """Import what a worker needs, and tell the front end. On Linux this takes only what no other thread wants of a core
-    (SCHED_IDLE): it is work of seconds, and at a mere higher niceness it doubles the time of a stage."""
-    with suppress(OSError):  # a sandbox may forbid it
-        if hasattr(os, "SCHED_IDLE"):
-            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+    (SCHED_IDLE, sched(7)): it is work of seconds, and at a mere higher niceness it doubles the time of a stage."""
+    thread = threading.get_native_id()
+    try:
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+    except (AttributeError, OSError):  # not on Linux, or a sandbox forbids it
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, LEAST_NICE)
     for name in ("server.worker.loading", "server.worker.process"):
         import_module(name)
     with suppress(OSError):  # the front end is gone
@@ -111,4 +117,4 @@ def step_back() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(int(sys.argv[1]), in_reserve=IN_RESERVE in sys.argv[2:]))
