@@ -334,13 +334,15 @@ def test_headers_without_an_end_are_a_431(server: Live) -> None:
 
 
 @own_host_only
-def test_trailers_without_an_end_close_the_connection(server: Live) -> None:
+def test_trailers_without_an_end_are_refused_in_words(server: Live) -> None:
+    """The client can read them though it goes on."""
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         head = b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Long: "
         connection.sendall(head)
-        with pytest.raises(ConnectionError):
-            for _ in range(1000):
-                connection.sendall(b"x" * 65536)
+        for _ in range(100):
+            connection.sendall(b"x" * 65536)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 431") and b"connection: close" in answer
 
 
 def test_a_body_may_follow_a_header_in_parts(server: Live, worker: ScriptedWorker) -> None:
