@@ -35,9 +35,9 @@ WITHOUT = 0.02
 EXITS = 0.07
 """The largest total variation between the shares of the exits."""
 OFTEN = 30
-"""The mean time of an exit is used only if at least so many requests reached the exit."""
+"""The least number of requests that must have reached an exit; with fewer, the mean time of the exit is not used."""
 USERS, EACH = 4, 25
-"""How many users send how many requests each, one after the other, to measure the time between two stages."""
+"""To measure the time between two stages, so many users send at once, each so many requests one after the other."""
 
 
 async def output(*command: str) -> Any:

@@ -205,7 +205,8 @@ def test_a_head_may_come_byte_by_byte() -> None:
 
 
 async def closes(wire: Wire, transport: Transport) -> bool:
-    """Whether a refused connection closes: at once, or after a while in which the rest of a body is dropped."""
+    """Return whether the server closes a refused connection. It closes at once; or, if the client is still sending a
+    body, after `CLOSE_S`, and until then it drops what the client sends."""
     if transport.half_closed and not transport.closed:
         written = transport.written
         await wire.send(transport, b"rest" + GET % 9)

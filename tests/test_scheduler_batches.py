@@ -1,4 +1,4 @@
-"""Which jobs the scheduler puts into one batch."""
+"""Tests of `Scheduler.companions`: the jobs that join a batch, and those that must not."""
 
 import pytest
 from test_scheduler import STAGE_S, STEP_S, Device, job, scheduler

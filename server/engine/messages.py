@@ -181,7 +181,7 @@ class Loading:
 
 
 IN_RESERVE = "in-reserve"
-"""The second argument of a worker process whose load plan comes later, if ever."""
+"""The second argument of a worker process that is started for the reserve: its load plan may come late, or never."""
 
 
 @dataclass(frozen=True)

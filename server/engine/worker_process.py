@@ -59,7 +59,8 @@ class IdleProcess:
             self.connection = Connection(ours.detach())
 
     def has_imported(self) -> bool:
-        """Whether it can take a plan: it lives, and has imported what a worker needs. Returns True once at most."""
+        """Whether the process has told that its imports are done: it can take a load plan. False if it has ended.
+        This reads the process's message from the socket, so do not ask again after True."""
         try:
             return self.connection.poll() and isinstance(self.connection.recv(), Imported)
         except (EOFError, OSError):
@@ -91,8 +92,8 @@ class ChildProcess:
 
 
 class Reserve:
-    """Starts workers: in a process that it keeps in reserve if one has imported what a worker needs, which is half of
-    what a worker takes until it is ready; else in a new one. `size`: how many processes it keeps."""
+    """Starts workers. A worker runs in a process of the reserve if one has finished its imports, which take half of a
+    worker's start-up time, and in a new process otherwise. `size`: how many processes the reserve keeps."""
 
     AFTER_S = 10.0
     """The reserve is filled up this long after a worker was started, which by then has loaded its models."""

@@ -235,8 +235,8 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             self._next()
 
     def _end(self, untold: bool) -> None:
-        """Close the connection after its last response; not at once if a body is still on its way. `untold`: the client
-        waits to be told that it may send its body."""
+        """Close the connection after its last response. If the client is still sending a body, linger first. `untold`:
+        the client sent `Expect: 100-continue`, and got no 100."""
         if self._message.complete or (untold and not self._message.body_bytes) or not self.cycle.response_complete:
             self.transport.close()
         else:

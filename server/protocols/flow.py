@@ -1,4 +1,4 @@
-"""Flow control: when reading from a connection is paused, and how long its client may leave answers unread."""
+"""Flow control: pausing the reading from a connection, and the limit on the time that its answers stay unread."""
 
 import asyncio
 import socket

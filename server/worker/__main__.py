@@ -23,7 +23,7 @@ from server.worker.progress import LoadingProgress
 NICE = 5
 """The worker's niceness: the front end must get a core while the worker computes on all of them."""
 LEAST_NICE = 19
-"""The niceness of an import in reserve where it cannot be SCHED_IDLE."""
+"""The niceness of the thread that imports for a process in reserve, where SCHED_IDLE is missing or forbidden."""
 EXPENDABLE = 500
 """The process's oom_score_adj (proc(5)): when memory runs out, the kernel kills a worker before the front end, which
 starts another one."""
@@ -31,7 +31,7 @@ starts another one."""
 
 def main(fd: int, *, in_reserve: bool) -> int:
     """Runs the worker: serves the front end over the socket `fd`, whose first message is the load plan. `in_reserve`:
-    the plan comes later, if ever."""
+    the plan may come late, or never."""
     # Ctrl-C and a supervisor's SIGTERM reach the whole process group. The front end ends this process, after it has
     # finished its requests.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -94,8 +94,9 @@ def load_plan(connection: Connection, *, in_reserve: bool) -> LoadPlan:
 
 
 def import_at_leisure(connection: Connection) -> None:
-    """Import what a worker needs, and tell the front end. On Linux this takes only what no other thread wants of a core
-    (SCHED_IDLE, sched(7)): it is work of seconds, and at a mere higher niceness it doubles the time of a stage."""
+    """Import what a worker needs, and tell the front end. On Linux the thread runs only while a core is otherwise idle
+    (SCHED_IDLE, see sched(7)): the imports take two seconds of CPU, and with a higher niceness instead, stages took
+    twice their time meanwhile."""
     thread = threading.get_native_id()
     try:
         os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))

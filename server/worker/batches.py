@@ -60,8 +60,9 @@ def measure_batch(
 
 
 def prepare_batch(name: str, model: AnytimeModel, max_batch: int, progress: LoadingProgress) -> int:
-    """Run batches of every size up to `max_batch`, which was measured before, so that the first requests find all in
-    place. Returns the largest size for which there is memory."""
+    """Compute one batch of 2, of 4 and so on, up to `max_batch` images, as the worker before this one has measured it.
+    Executors prepare for a batch when it first runs, so requests do not wait for that. Returns the size of the largest
+    batch for which there is memory."""
     size, image = 1, _noise(model)
     while size < max_batch:
         try:

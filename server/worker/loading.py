@@ -46,8 +46,7 @@ class Loaded:
     """A model that is ready to run.
 
     `quality`: its calibration, or None. `gains`: what its exits are worth, or None. `reason`, `precision_reason`: why
-    its executor and its precision were chosen, empty if there was no choice. `max_batch`: see
-    `ModelFacts`.
+    its executor and its precision were chosen, empty if there was no choice. `max_batch`: see `ModelFacts`.
     """
 
     model: AnytimeModel
@@ -85,7 +84,7 @@ class Loaded:
 
 def warm_up(name: str, model: AnytimeModel, costs: CostModel, progress: LoadingProgress, max_batch: int = 1) -> int:
     """Run every exit, so that the first request finds all in place, and learn the seconds at the configured size.
-    Returns the size of the largest batch that pays there.
+    Returns the size of the largest batch that pays, for images of the configured size.
 
     The image is noise, for which the network's own masks would be empty or full. Masks with the usual active shares
     replace them. If the costs and `max_batch` are known from the worker before, one run on the smallest image is
