@@ -154,6 +154,21 @@ def test_of_a_batch_that_was_disturbed_nothing_is_learnt() -> None:
     assert under_load(4, disturbed=True)._pace.factor(LOADED_S) == pytest.approx(Pace.FIRST)
 
 
+def test_of_a_stage_that_waited_for_the_further_exits_of_others_nothing_is_learnt() -> None:
+    """While the load is light, the scheduler may let a first exit wait for them. Nor does their time count as done."""
+    backlog = owing(*[expected(9.0 + key) for key in range(4)])
+    backlog.reached(0, 1, STAGE_S)
+    for exit_index in (2, 3, 4):
+        now_s = (exit_index + 0.5) * STAGE_S
+        backlog.reached(0, exit_index, now_s)
+        assert backlog.ready_s(expected(99.0), now_s) > 4 * STAGE_S
+    backlog.remove(0, 4.5 * STAGE_S)
+    backlog.reached(1, 1, 5.5 * STAGE_S)
+    assert backlog._pace.factor(5.5 * STAGE_S) == pytest.approx(Pace.FIRST)
+    backlog.reached(2, 1, 8.5 * STAGE_S)  # nothing came between
+    assert backlog._pace.factor(8.5 * STAGE_S) > Pace.FIRST + 0.1
+
+
 def test_a_batch_that_leaves_nothing_to_do_was_not_alone() -> None:
     backlog = owing(*[expected(9.0)] * 3)
     backlog.reached(0, 1, STAGE_S)  # which began when nothing was owed, so it tells nothing

@@ -91,7 +91,16 @@ class Loop:
         deadline_s = request.arrival_s + request.left_s
         self.backlog.update(key, Expected("model", SHAPE, request.required, deadline_s, client=request.client), now_s)
         spec = JobSpec(
-            key, "model", 0, Layout(*SHAPE, 4), 0.0, deadline_s, now_s, 4, request.required, client=request.client
+            key,
+            "model",
+            0,
+            Layout(*SHAPE, 4),
+            request.arrival_s,
+            deadline_s,
+            now_s,
+            4,
+            request.required,
+            client=request.client,
         )
         self.scheduler.add(ScheduledJob(spec, SHAPE, (None, 1, None, 2, None, 3, None, 4)))
 

@@ -1,6 +1,7 @@
 """The scheduler against a clock that only its own steps move."""
 
 import itertools
+import math
 from collections import Counter
 
 import pytest
@@ -45,8 +46,16 @@ def job(
     return ScheduledJob(spec, SHAPE, STEPS)
 
 
-def scheduler(*jobs: ScheduledJob, costs: CostModel | None = None, gains: GainModel | None = None) -> Scheduler:
-    made = Scheduler(costs or known_costs(), gains)
+class Busy(Scheduler):
+    """A scheduler to which no load is light."""
+
+    LIGHT = 0.0
+
+
+def scheduler(
+    *jobs: ScheduledJob, costs: CostModel | None = None, gains: GainModel | None = None, kind: type[Scheduler] = Busy
+) -> Scheduler:
+    made = kind(costs or known_costs(), gains)
     for each in jobs:
         made.add(each)
     return made
@@ -269,15 +278,6 @@ def test_the_best_of_the_further_exits_counts_for_its_time() -> None:
     assert device.order == [2, 2, 1, 1, 1, 1]
 
 
-def test_what_fits_amply_is_finished_by_its_deadline_whatever_it_gains() -> None:
-    """Twice the work of both fits from here on: 0.6 s after their first exits."""
-    gains = GainModel({"model": measured(0.5, 0.3, 0.3, 0.3), "other": measured(0.5, 0.01, 0.01, 0.01)})
-    for late_s, after in ((0.01, [2] * 6 + [1] * 6), (-0.01, [1] * 6 + [2] * 6)):
-        first = 2 * STAGE_S + 3 * Scheduler.AMPLE * STAGE_S
-        jobs = job(1, 2 * first - 2 * STAGE_S + late_s), job(2, first + 0.5 * late_s + STAGE_S, model="other")
-        assert Device(scheduler(*jobs, gains=gains)).steps(16).order[4:] == after
-
-
 def test_of_similar_gains_the_earliest_deadline_comes_first() -> None:
     gains = GainModel({"model": measured(0.5, 0.1, 0.1, 0.1), "other": measured(0.5, 0.12, 0.12, 0.1)})
     device = Device(scheduler(job(1, 9.0), job(2, 10.0, model="other"), gains=gains)).steps(5)
@@ -290,6 +290,79 @@ def test_a_stage_that_was_begun_is_finished_before_another_one_is() -> None:
     made.add(job(2, 40.0))
     device.finish()
     assert device.order[:7] == [1, 1, 1, 2, 2, 1, 2]
+
+
+# --- a light load ---
+
+
+def light(*jobs: ScheduledJob, gains: GainModel | None = None) -> Scheduler:
+    """A scheduler that has known its load for long: that of the jobs is a tenth of what it can do."""
+    made = scheduler(*jobs, gains=gains, kind=Scheduler)
+    made.LIGHT = 10 * 4 * STAGE_S * len(jobs) * math.log(2) / Scheduler.LOAD_HALF_LIFE_S  # type: ignore[misc]
+    made.SOON_S = 8.1 * STAGE_S  # type: ignore[misc]
+    return made
+
+
+def test_if_all_fit_jobs_run_by_deadline_alone() -> None:
+    """Whatever their rank, priority, client and gain are."""
+    gains = GainModel({"model": measured(0.5, 0.3, 0.3, 0.3), "other": measured(0.5, 0.01, 0.01, 0.01)})
+    jobs = job(1, 8.7 * STAGE_S, priority=2), job(2, 8.6 * STAGE_S, model="other", priority=0, client="greedy")
+    device = Device(light(*jobs, gains=gains))
+    assert device.finish() == {1: (Stop.COMPLETE, 4), 2: (Stop.COMPLETE, 4)} and device.order == [2] * 8 + [1] * 8
+
+
+@pytest.mark.parametrize(("stages", "alone"), [(4.01, True), (3.99, False)])
+def test_if_not_all_fit_first_exits_come_first(stages: float, alone: bool) -> None:
+    device = Device(light(job(1, stages * STAGE_S), job(2, 50.0))).steps(4)
+    assert device.order == ([1, 1, 1, 1] if alone else [1, 1, 2, 2])
+
+
+def test_an_exit_that_is_not_wanted_need_not_fit() -> None:
+    assert Device(light(job(1, 2.2 * STAGE_S, max_exit=2), job(2))).steps(5).order == [1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("stages", "order"), [(7.1, [1, 1, 1]), (6.9, [1, 1, 2])])
+def test_no_first_exit_waits_long_for_the_further_exits_of_others(stages: float, order: list[int]) -> None:
+    made = light(job(1, 40.0), job(2, 50.0))
+    made.SOON_S = stages * STAGE_S  # type: ignore[misc]
+    assert Device(made).steps(3).order == order
+
+
+@pytest.mark.parametrize(("stages", "key"), [(3.8, 1), (3.7, 2)])
+def test_what_was_computed_of_a_stage_need_not_fit(stages: float, key: int) -> None:
+    """Exit 1 and a quarter of a stage are done, which leaves 2.75 stages."""
+    made = light(begun := job(1, stages * STAGE_S), job(2))
+    for seconds in (STEP_S, STEP_S, 0.25 * STAGE_S):
+        made.ran(begun, seconds, STAGE_S, finished=seconds == STEP_S)
+    chosen = made.next(STAGE_S)
+    assert chosen is not None and chosen.spec.key == key
+
+
+@pytest.mark.parametrize(
+    ("limit", "now_s", "slow_down", "is_light"),
+    [
+        (1.01, 0.0, 1, True),
+        (0.9, 0.0, 1, False),
+        (0.6, Scheduler.LOAD_HALF_LIFE_S, 1, True),  # half of it is forgotten
+        (0.4, Scheduler.LOAD_HALF_LIFE_S, 1, False),
+        (1.5, 0.0, 2, False),  # the device takes twice as long as usual
+        (2.0, 0.0, 2, True),
+    ],
+)
+def test_under_load_first_exits_come_first_even_if_all_fit(
+    limit: float, now_s: float, slow_down: int, is_light: bool
+) -> None:
+    made = light(job(1, 40.0), job(2, 50.0))
+    made.LIGHT *= limit / 10  # type: ignore[misc]
+    made.SOON_S = 50.0  # type: ignore[misc]
+    for _ in range(CostModel.RECENT):
+        made.costs.observe("other", SHAPE, 1, slow_down * STAGE_S)
+    made.ran(first := made.next(now_s), STAGE_S, now_s)  # type: ignore[arg-type]
+    assert first is not None and first.spec.key == 1
+    made.costs.slow_down = float(slow_down)
+    made.ran(first, 0.0, now_s)
+    chosen = made.next(now_s)
+    assert chosen is not None and chosen.spec.key == (1 if is_light else 2)
 
 
 # --- what is given up ---

@@ -94,9 +94,9 @@ _NEWCOMER = sys.maxsize
 class Backlog:
     """What one worker still owes: the required exits of the requests that were admitted to it and have not ended.
 
-    The worker computes first exits before further ones and earlier deadlines before later ones (see `Scheduler`), so
-    the time until a request has its required exit is the work that comes before it and its own, at the pace that such
-    work has lately (see `Pace`).
+    The worker computes first exits before further ones and earlier deadlines before later ones, at least if they would
+    be late otherwise (see `Scheduler`). So the time until a request has its required exit is the work that comes before
+    it and its own, at the pace that such work has lately (see `Pace`).
 
     Clients are treated fairly by trunk reservation, as in telephone exchanges. While demand exceeds capacity (`LOADS`),
     a client that lately had more than an equal share of what was admitted is admitted only if its request, and those
@@ -160,7 +160,9 @@ class Backlog:
         """A request has reached an exit, at `now_s`. `more`: how many others are still to reach an exit by the same
         step."""
         if owed := self._owed.get(key):
-            self._count_done(now_s)
+            running = self._count_done(now_s)
+            if running and not owed.work:  # the worker computed for the slack meanwhile
+                running.done_s, running.disturbed = 0.0, True
             required_s, owed.exit = owed.usual_s, exit_index
             self._reckon(owed)
             typical_s = self.costs.slow_down * (required_s - owed.usual_s)

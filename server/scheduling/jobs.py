@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from models.gains import Predictor
 from server.engine.messages import JobSpec, Stop
@@ -13,6 +14,15 @@ from server.scheduling.gains import GainModel
 NOISE_S = 0.002
 """A start that differs from the usual one by less than this counts as usual. It is less than the reserve of
 `CostModel.safe_s`."""
+
+
+class Rank(IntEnum):
+    """What a job waits for, the most urgent first."""
+
+    FIRST_EXIT = 0
+    REQUIRED_EXIT = 1
+    SLACK = 2
+    """It has its required exit, and competes for what is left of the device's time."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +78,7 @@ class ScheduledJob:
     ahead_s: tuple[float, ...] = ()
     gains: tuple[float, ...] = ()
     outlook: Outlook = field(init=False)
-    order: tuple[int, float, int] = field(init=False)
-    """Jobs run in ascending order: rank, compute deadline, key. Those of rank 2 have their required exit, and compete
-    for slack."""
+    rank: Rank = field(init=False)
 
     def __post_init__(self) -> None:
         self.compute_deadline_s = self.spec.compute_deadline_s
@@ -87,9 +95,9 @@ class ScheduledJob:
         """Renew the outlook: the job has run, its deadline has moved, or the pace of the device has changed."""
         spec, typical = self.spec, costs.slow_down
         safe = typical * costs.margin(spec.model)
-        rank = 0 if self.exit == 0 else 1 if self.exit < spec.required else 2
-        self.order = rank, self.compute_deadline_s, spec.key
-        if rank < 2:
+        self.rank = Rank.SLACK
+        if self.exit < spec.required:
+            self.rank = Rank.REQUIRED_EXIT if self.exit else Rank.FIRST_EXIT
             ahead_s = self.ahead_s[spec.required - self.exit]
             self.outlook = Outlook(
                 self.compute_deadline_s + GRACE_S,
@@ -137,3 +145,8 @@ class ScheduledJob:
         """
         start_s, usual_s = self.compute_deadline_s - total_s, self.spec.usual_start_s
         return self.used_s + (max(usual_s + NOISE_S, start_s) if start_s >= usual_s else start_s - NOISE_S)
+
+
+def by_deadline(job: ScheduledJob) -> tuple[float, int]:
+    """The order of earliest deadline first."""
+    return job.compute_deadline_s, job.spec.key

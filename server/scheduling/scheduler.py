@@ -1,15 +1,17 @@
 """The scheduler: which step of which job runs next on a device. Pure: no clock, torch or asyncio; its driver passes the
 time in.
 
-Every job's first exit comes first, then exits that are required beyond it, each by the earliest deadline. What is left
-of the device's time, the *slack*, goes to further exits that would be ready by their deadline at the safe estimate of
-`CostModel`: by priority, and by the earliest deadline if all fit. If not, to the clients that had least of the device
-lately, then where the expected gain for each second is about the largest, by the earliest deadline.
+While jobs ask for less than the device can do, and all exits of all open jobs would be ready soon and in time, jobs run
+by the earliest deadline alone, which then completes them all (Liu and Layland, 1973).
+
+Otherwise every job's first exit comes first, then exits that are required beyond it, each by the earliest deadline.
+What is left of the device's time, the *slack*, goes to further exits that would be ready by their deadline at the
+safe estimate of `CostModel`: by priority, then to the clients that had least of the device lately, then where the
+expected gain for each second is about the largest, by the earliest deadline.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 
 from models.gains import Predictor
 from server.engine.messages import Stop
@@ -17,7 +19,7 @@ from server.requests.budget import GRACE_S, LONE_GRACE_S
 from server.scheduling.costs import CostModel
 from server.scheduling.fairness import RecentSeconds
 from server.scheduling.gains import GainModel
-from server.scheduling.jobs import ScheduledJob
+from server.scheduling.jobs import Rank, ScheduledJob, by_deadline
 
 SLICE_S = 0.015
 """The worker asks the scheduler again after this time, so a newcomer waits no longer for what may come after it."""
@@ -46,8 +48,13 @@ class Scheduler:
     """A client that had this much more of the device than another one still competes with it by gain."""
     HALF_LIFE_S = 20.0
     """Half-life, in seconds, of the device time that a client had."""
-    AMPLE = 2.0
-    """If this multiple of all remaining work fits the deadlines, jobs run by deadline and gains are not compared."""
+    LIGHT = 0.65
+    """The load below which jobs run by deadline alone if all fit. The load is how many seconds of computation are asked
+    for in a second, with all exits. Above it, jobs that are still to come would miss their first exit."""
+    LOAD_HALF_LIFE_S = 2.0
+    """Half-life, in seconds, of a job in the load."""
+    SOON_S = 0.15
+    """For so long at most, a first exit waits for further exits of others."""
     SIMILAR = 0.7
     """Gains for each second above this share of the largest count as equal, and the deadline decides. A strict order
     would spend time on what can wait, and let earlier deadlines pass."""
@@ -61,6 +68,7 @@ class Scheduler:
         self._gains = gains or GainModel()
         self._jobs: dict[int, ScheduledJob] = {}
         self._had = RecentSeconds(self.HALF_LIFE_S)
+        self._asked = RecentSeconds(self.LOAD_HALF_LIFE_S)
         self._paces: dict[str, float] = {}
 
     def __len__(self) -> int:
@@ -71,6 +79,7 @@ class Scheduler:
         self._jobs[job.spec.key] = job
         job.note_exit(self.costs, self._gains, {})
         job.look_ahead(self.costs)
+        self._asked.add(job.spec.client, job.ahead_s[job.spec.max_exit], job.spec.arrived_s)
 
     def cancel(self, key: int) -> ScheduledJob | None:
         """Remove a job; returns it, or None if it has ended."""
@@ -117,8 +126,7 @@ class Scheduler:
 
     def next(self, now_s: float) -> ScheduledJob | None:
         """The job whose next step should run; None if there is none. Call `ended` first."""
-        job = min(self._jobs.values(), key=attrgetter("order"), default=None)
-        return job if job is None or job.order[0] < 2 else min(self._next_of_slack(now_s), key=attrgetter("order"))
+        return min(self._equals(now_s), key=by_deadline, default=None)
 
     def companions(self, job: ScheduledJob, max_batch: int, now_s: float) -> list[ScheduledJob]:
         """The jobs whose next step is computed in one batch with that of `job`, which `next` has chosen. The batch has
@@ -134,7 +142,7 @@ class Scheduler:
         found: list[ScheduledJob] = []
         batch_s, due_s = job.next_exit(self.costs)
         passed_s = 0.0
-        for other in sorted(self._equals(job, now_s), key=attrgetter("order")):
+        for other in sorted(self._equals(now_s), key=by_deadline):
             if other is job:
                 continue
             other_s, other_due_s = other.next_exit(self.costs)
@@ -217,32 +225,36 @@ class Scheduler:
             self.costs.observe_cut(job.spec.model, job.shape, job.exit + 1, job.stage_s, job.active_share)
         return job
 
+    def _equals(self, now_s: float) -> list[ScheduledJob]:
+        """The jobs between which only the deadline decides: all of them, or those of the first rank, or those that come
+        next in the slack."""
+        jobs = list(self._jobs.values())
+        if len(jobs) < 2 or (self._is_light(now_s) and self._fit(jobs, now_s)):
+            return jobs
+        first = min(job.rank for job in jobs)
+        return self._next_of_slack(jobs, now_s) if first is Rank.SLACK else [job for job in jobs if job.rank is first]
+
+    def _is_light(self, now_s: float) -> bool:
+        """Whether less is asked for than the device can do."""
+        return self.costs.slow_down * self._asked.total(now_s) < self.LIGHT * self._asked.mean_age_s
+
     def _fit(self, jobs: list[ScheduledJob], now_s: float) -> bool:
-        """Whether all further exits of `jobs` fit their deadlines amply, the earliest deadline first."""
-        for job in sorted(jobs, key=attrgetter("order")):
-            now_s += self.AMPLE * self.costs.slow_down * job.ahead_s[job.spec.max_exit - job.exit] - job.stage_s
-            if now_s > job.compute_deadline_s:
+        """Whether all further exits of `jobs` are expected soon and in time, the earliest deadline first."""
+        ready_s, soon_s = now_s, now_s + self.SOON_S
+        for job in sorted(jobs, key=by_deadline):
+            ready_s += self.costs.slow_down * job.ahead_s[job.spec.max_exit - job.exit] - job.stage_s
+            if ready_s > min(job.compute_deadline_s, soon_s):
                 return False
         return True
 
-    def _equals(self, job: ScheduledJob, now_s: float) -> list[ScheduledJob]:
-        """The jobs between which and `job` only the deadline decides."""
-        rank = job.order[0]
-        if rank < 2:
-            return [other for other in self._jobs.values() if other.order[0] == rank]
-        return self._next_of_slack(now_s)
-
-    def _next_of_slack(self, now_s: float) -> list[ScheduledJob]:
-        """The jobs of which the one with the earliest deadline comes next: of those of the highest priority, those that
-        have begun their stage; else all if they fit; else, of the clients that had least of the device, those whose
-        gain for each second is about the largest."""
-        jobs = list(self._jobs.values())
-        first = max(job.spec.priority for job in jobs)
-        jobs = [job for job in jobs if job.spec.priority == first]
+    def _next_of_slack(self, jobs: list[ScheduledJob], now_s: float) -> list[ScheduledJob]:
+        """Of jobs that all have their required exit, those of the highest priority; of these, those that have begun
+        their stage, else, of the clients that had least of the device, those whose gain for each second is about the
+        largest."""
+        highest = max(job.spec.priority for job in jobs)
+        jobs = [job for job in jobs if job.spec.priority == highest]
         if begun := [job for job in jobs if job.stage_s]:
             jobs = begun
-        elif self._fit(jobs, now_s):
-            return jobs
         clients = {job.spec.client for job in jobs}
         if len(clients) > 1:
             had_s = {client: self._had.of(client, now_s) for client in clients}
