@@ -1,7 +1,7 @@
 """The worker's loop, with a model whose steps the tests release one by one."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from typing import Any
@@ -12,12 +12,13 @@ import pytest
 import torch
 from fake_model import FakeModel, FakeState
 from numpy.typing import NDArray
+from test_scheduler import Busy
 
 from models.quality import Quality
 from server.engine.messages import Broken, Cancel, Ended, Event, Exited, JobSpec, MoveDeadline, Stop
 from server.engine.shared_memory import Layout
 from server.scheduling.costs import CostModel
-from server.scheduling.scheduler import Scheduler
+from server.scheduling.scheduler import SLICE_S, Scheduler
 from server.worker.loading import Loaded
 from server.worker.process import Worker
 
@@ -63,7 +64,7 @@ QUALITY = Quality(((0.1, 0.45),), 100, "val", "")
 def harness() -> Iterator[Harness]:
     ours, theirs = Pipe()
     block, model = bytearray(16 * 1024), FakeModel()
-    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model, QUALITY)}, Scheduler(CostModel()))  # type: ignore[arg-type]
+    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model, QUALITY)}, Busy(CostModel()))  # type: ignore[arg-type]
 
     def run() -> None:
         with pytest.raises((EOFError, OSError)):
@@ -172,7 +173,13 @@ def test_an_image_that_the_model_fails_on_does_not_end_the_worker(
 class ByHand(Harness):
     """A worker without a thread, whose loop the test turns; its clock is the model's."""
 
-    def __init__(self, model: FakeModel, costs: CostModel | None = None, max_batch: int = 1) -> None:
+    def __init__(
+        self,
+        model: FakeModel,
+        costs: CostModel | None = None,
+        max_batch: int = 1,
+        kind: Callable[[CostModel], Scheduler] = Busy,
+    ) -> None:
         ours, theirs = Pipe()
         super().__init__(ours, bytearray(16 * 1024), model)
         model.released.release(1000)
@@ -182,7 +189,7 @@ class ByHand(Harness):
             theirs,
             memoryview(self.block),
             {"fake": Loaded(model, max_batch=max_batch)},  # type: ignore[arg-type]
-            Scheduler(self.costs),
+            kind(self.costs),
             clock=lambda: self.model.clock_s,
         )
 
@@ -216,20 +223,20 @@ def test_the_last_exit_and_the_end_of_a_job_are_sent_together() -> None:
 def test_a_step_pauses_for_a_newcomer_and_goes_on_later() -> None:
     by_hand = ByHand(FakeModel(slices=3))
     by_hand.submit(1, 50)
-    by_hand.turn(8)  # two steps of three slices, the rest of the rendering, and a slice of the next step
+    by_hand.turn(9)  # two steps of three slices, the rest of the rendering, and a slice of the next step
     by_hand.submit(2, 60, deadline_s=1.0)
-    by_hand.turn(8)
+    by_hand.turn(9)
     assert by_hand.model.advanced == [50] * 7 + [60] * 6 + [50]
     assert by_hand.worker.jobs[1].scheduled.next_step == 2
 
 
 def test_a_rendering_pauses_too() -> None:
-    """A slice of the second step and a piece of the rendering fill the first slice of 15 ms, two pieces the second."""
+    """A slice of the second step and a piece of the rendering fill the first slice of 10 ms, a piece each other one."""
     by_hand = ByHand(FakeModel())
     spec = by_hand.submit(1, 50)
     assert by_hand.turn(2) == []
     by_hand.connection.send(MoveDeadline(1, 1e11))  # heard between the pieces
-    assert by_hand.turn(2) == [1] and by_hand.worker.jobs[1].scheduled.compute_deadline_s == 1e11
+    assert by_hand.turn(3) == [1] and by_hand.worker.jobs[1].scheduled.compute_deadline_s == 1e11
     assert (by_hand.labels(spec, 1) == 51).all()
     assert by_hand.costs.typical_s("fake", (32, 32), 1) == pytest.approx(0.04)  # the rendering included
 
@@ -254,9 +261,9 @@ def test_slices_end_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
         return advance(states, slice_s)
 
     monkeypatch.setattr(by_hand.model, "advance", noted)
-    by_hand.submit(1, 50, deadline_s=0.02)
+    by_hand.submit(1, 50, deadline_s=0.016)
     by_hand.turn(2)
-    assert given_s == pytest.approx([0.015, 0.01])
+    assert given_s == pytest.approx([SLICE_S, 0.006])
 
 
 def test_a_stage_that_is_given_up_is_learnt_from() -> None:
@@ -283,7 +290,7 @@ def test_a_device_that_fails_ends_the_worker(caplog: pytest.LogCaptureFixture) -
 
     model.advance = broken  # type: ignore[method-assign]
     block = bytearray(16 * 1024)
-    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model)}, Scheduler(CostModel()))  # type: ignore[arg-type]
+    worker = Worker(theirs, memoryview(block), {"fake": Loaded(model)}, Busy(CostModel()))  # type: ignore[arg-type]
     Harness(ours, block, model).submit(1, 50)
     with pytest.raises(torch.AcceleratorError):
         worker.run()

@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,8 +10,11 @@ import tiny
 import torch
 from fake_model import FakeModel, FakeState
 from test_process import ByHand
+from test_scheduler import Busy
 
 from server.engine.messages import Broken, Cancel, Ended, Exited, MoveDeadline, Stop
+from server.scheduling.costs import CostModel
+from server.scheduling.scheduler import SLICE_S, Scheduler
 from server.worker.loading import Loaded
 
 CONFIG = replace(tiny.SEGMENTATION, size=(32, 32))
@@ -25,8 +28,8 @@ def seconds(images: int) -> float:
 class InBatches(ByHand):
     """A worker whose model pays in batches."""
 
-    def __init__(self, max_batch: int = 8, *, slices: int = 1) -> None:
-        super().__init__(FakeModel(config=CONFIG, slices=slices, seconds=seconds), max_batch=max_batch)
+    def __init__(self, max_batch: int = 8, *, slices: int = 1, kind: Callable[[CostModel], Scheduler] = Busy) -> None:
+        super().__init__(FakeModel(config=CONFIG, slices=slices, seconds=seconds), max_batch=max_batch, kind=kind)
 
     def exits(self, count: int) -> list[Exited]:
         """Turn until so many exits are told."""
@@ -48,8 +51,10 @@ class InBatches(ByHand):
         return [event for event in self.told() if isinstance(event, Exited | Ended)]
 
 
-def test_jobs_that_wait_take_every_step_together() -> None:
-    by_hand = InBatches()
+@pytest.mark.parametrize("kind", [Busy, Scheduler])
+def test_jobs_that_wait_take_every_step_together(kind: Callable[[CostModel], Scheduler]) -> None:
+    """Also under a light load: the map of the second one does not wait for further stages of the first one."""
+    by_hand = InBatches(kind=kind)
     specs = [by_hand.submit(key, 10 * key, extra="unsure") for key in (1, 2)]
     told = by_hand.finish()
     assert by_hand.model.batches == [[10, 20]] * 8
@@ -171,7 +176,7 @@ def test_a_slice_of_a_batch_ends_at_the_deadline_that_comes_first(monkeypatch: p
     by_hand.connection.send(MoveDeadline(2, 0.021))
     by_hand.connection.send(MoveDeadline(1, 0.5))
     by_hand.turn()
-    assert given_s == pytest.approx([0.015, 0.006]) and by_hand.model.batches == [[10, 20]] * 2
+    assert given_s == pytest.approx([SLICE_S, 0.006]) and by_hand.model.batches == [[10, 20]] * 2
 
 
 @pytest.mark.parametrize(("value", "unlucky", "error"), [(13, -1, "an unlucky image"), (20, 20, "an unlucky step")])

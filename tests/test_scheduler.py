@@ -377,7 +377,7 @@ def test_what_is_hopeless_is_not_begun_if_it_would_cost_others() -> None:
 
 def test_what_is_hopeless_is_begun_if_the_others_end_within_a_slice() -> None:
     """A camera whose frames overlap a little is not refused because of its own last frame."""
-    last, now_s = job(1, 1.01 * STAGE_S), STAGE_S - 0.9 * SLICE_S
+    last, now_s = job(1, 1.01 * STAGE_S), STAGE_S - 0.5 * SLICE_S
     made = scheduler(last)
     made.ran(last, now_s, now_s, finished=False)
     made.add(job(2, now_s + 0.9 * STAGE_S))

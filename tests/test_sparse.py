@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import run, score_difference
+from models.anytime import State, run, score_difference
 from models.executors.cpu import structures
 from models.executors.cpu.executor import SparseExecutor
 from models.executors.cpu.geometry import GeometryFactory
 from models.executors.cpu.isa import Isa
 from models.executors.cpu.library import library
-from models.executors.cpu.memory import CachingAllocator, empty
+from models.executors.cpu.memory import HUGE_PAGE, KEEP_S, LARGE, PAGE, CachingAllocator, empty, touch
 from models.executors.cpu.resampling import axis_taps
 from models.executors.cpu.structures import LEVELS, NativeTileCosts
 from models.executors.cpu.winograd import tile_costs
@@ -327,8 +327,9 @@ def test_memory_of_a_request_that_ends_early_is_kept_for_the_next() -> None:
         assert free_bytes(sparse.network.allocator) == before + own
 
 
-def test_memory_of_a_large_image_is_given_back_by_small_ones() -> None:
-    sparse = SparseExecutor(network("segmentation"), threads=1)
+def test_memory_of_a_large_image_is_given_back_by_small_ones_some_time_later() -> None:
+    sparse, now_s = SparseExecutor(network("segmentation"), threads=1), [0.0]
+    sparse.network.allocator = CachingAllocator(clock=lambda: now_s[0])
 
     def kept(height: int, width: int) -> int:
         state = sparse.begin(tiny.image(height, width))
@@ -338,13 +339,53 @@ def test_memory_of_a_large_image_is_given_back_by_small_ones() -> None:
 
     small, large = kept(32, 32), kept(256, 256)
     assert large > 4 * small > 0
-    after = [kept(32, 32) for _ in range(6)]  # each gives one buffer back
+    now_s[0] = KEEP_S
+    assert kept(32, 32) >= large
+    now_s[0] += 0.1
+    after = [kept(32, 32) for _ in range(8)]  # each gives one buffer back
     assert after == sorted(after, reverse=True)
     assert after[-1] <= 2 * small
     kept(256, 256)
+    now_s[0] += KEEP_S + 0.1
     running = sparse.begin(tiny.image(256, 256))
+    now_s[0] += KEEP_S + 0.1
     assert kept(32, 32) > large / 2  # the large image in work will need it
     del running
+
+
+def test_large_memory_is_touched_one_huge_page_at_a_time() -> None:
+    small, large = np.ones(LARGE - 1, np.uint8), np.ones(LARGE + 1, np.uint8)
+    touching = touch([small, large])
+    for pages in range(4):
+        touched = np.count_nonzero(large == 0)
+        assert touched == min(pages * HUGE_PAGE // PAGE, LARGE // PAGE + 1)
+        assert next(touching, "end") is ("end" if pages == 3 else None)
+    assert small.all() and not large[::PAGE].any()
+
+
+def test_a_step_pauses_while_it_touches_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features, scores and the workspace are touched before the native code uses them."""
+    monkeypatch.setattr("models.executors.cpu.memory.LARGE", 1)
+    sparse = SparseExecutor(network("segmentation"), threads=1)
+    for _ in run(sparse, tiny.image()):  # the geometry without a mask is kept
+        pass
+    expected, state = sparse.begin(tiny.image()), sparse.begin(tiny.image())
+    with monkeypatch.context() as patched:
+        patched.setattr("models.executors.cpu.network.touch", lambda arrays: iter(()))
+        whole = [pauses(sparse, expected) for _ in sparse.steps]
+    for before, step in zip(whole, sparse.steps, strict=True):
+        arrays = len(sparse.network.programs[step].outputs) if step.exit is None else 1
+        assert pauses(sparse, state) == before + arrays + 1  # the workspace
+    assert state.exit is not None and expected.exit is not None
+    assert torch.equal(state.exit.scores, expected.exit.scores)
+
+
+def pauses(sparse: SparseExecutor, state: State) -> int:
+    """How often a step pauses, in slices that are over at once."""
+    count = 0
+    while not sparse.advance([state], 0):
+        count += 1
+    return count
 
 
 IN_A_PROCESS = """

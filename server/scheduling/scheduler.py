@@ -21,7 +21,7 @@ from server.scheduling.fairness import RecentSeconds
 from server.scheduling.gains import GainModel
 from server.scheduling.jobs import Rank, ScheduledJob, by_deadline
 
-SLICE_S = 0.015
+SLICE_S = 0.01
 """The worker asks the scheduler again after this time, so a newcomer waits no longer for what may come after it."""
 SHORT_SLICE_S = 0.002
 """A slice that would pass the job's deadline is cut there, but not below this."""
@@ -170,12 +170,14 @@ class Scheduler:
         now_s: float,
         *,
         finished: bool = True,
+        computed: bool = False,
         active_share: float = 1.0,
         shown: Mapping[Predictor, float] | None = None,
         good_enough: bool = False,
         final: bool = False,
     ) -> None:
-        """The next step of `job` has run for `seconds`; not `finished`: it goes on later.
+        """The next step of `job` has run for `seconds`; not `finished`: it goes on later. `computed`: only the map of
+        its exit is left to render.
 
         The rest matters if it completed an exit. `active_share`: what the exit leaves active. `shown`: what predicts
         the gain of the next one, see `GainModel.predictors`. `good_enough`: the exit meets the quality that was asked
@@ -186,7 +188,7 @@ class Scheduler:
         self._had.add(job.spec.client, seconds, now_s)
         exit_index = job.steps[job.next_step] if finished else None
         job.next_step += finished
-        job.paused = not finished
+        job.paused, job.computed = not finished, computed
         if exit_index is not None:
             self.costs.observe(job.spec.model, job.shape, exit_index, job.stage_s, job.active_share)
             job.exit, job.stage_s, job.active_share = exit_index, 0.0, active_share
@@ -226,11 +228,14 @@ class Scheduler:
         return job
 
     def _equals(self, now_s: float) -> list[ScheduledJob]:
-        """The jobs between which only the deadline decides: all of them, or those of the first rank, or those that come
-        next in the slack."""
+        """The jobs between which only the deadline decides. If all fit, it decides between all, but maps of exits that
+        are computed come first: of a batch, no map waits for the next stage of another job. If not, it decides between
+        those of the first rank, or those that come next in the slack."""
         jobs = list(self._jobs.values())
-        if len(jobs) < 2 or (self._is_light(now_s) and self._fit(jobs, now_s)):
+        if len(jobs) < 2:
             return jobs
+        if self._is_light(now_s) and self._fit(jobs, now_s):
+            return [job for job in jobs if job.computed] or jobs
         first = min(job.rank for job in jobs)
         return self._next_of_slack(jobs, now_s) if first is Rank.SLACK else [job for job in jobs if job.rank is first]
 

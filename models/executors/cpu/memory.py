@@ -1,7 +1,8 @@
 """Buffers that later requests reuse, because the first use of fresh pages takes as long as a convolution."""
 
+import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from models.executors.cpu.library import Bytes
 Value = TypeVar("Value", bound=np.generic)
 
 FreeBuffer = tuple[Bytes, int]
-"""A buffer, and the pixels of the request that had it."""
+"""A buffer, and the pixels of the largest request that had it."""
 
 MAX_FREE_BUFFERS = 4
 """Free buffers that are kept, the largest first: the image and the features of a finished request."""
@@ -21,7 +22,13 @@ MAX_FREE_WORKSPACES = 2
 MAX_WORKSPACE_RATIO = 16
 """The workspaces that the steps of one request need differ by less. Small requests leave those of large ones alone."""
 SHRINK_FACTOR = 4
-"""A free buffer is no longer kept if it comes from an image this many times larger than all in work."""
+"""A free buffer is no longer kept if it comes from an image this many times larger than all in work or of late."""
+KEEP_S = 10.0
+"""An image is of late for so many seconds: between two large images of a stream, small ones give nothing back."""
+PAGE, HUGE_PAGE = 2**12, 2**21
+"""Bytes of a page, and of one that the system may use for large arrays instead."""
+LARGE = 2 * HUGE_PAGE
+"""From so many bytes on, NumPy asks for huge pages."""
 
 
 def empty(size: int) -> Bytes:
@@ -36,6 +43,19 @@ def aligned(values: NDArray[Value]) -> NDArray[Value]:
     copy = empty(values.nbytes).view(values.dtype)
     copy[:] = values.ravel()
     return copy
+
+
+def touch(arrays: Iterable[Bytes]) -> Iterator[None]:
+    """Writes to each page of those arrays that are large, and yields after each huge page. Their content is lost.
+
+    The system clears a fresh page when it is first written to. A huge page takes 0.1 ms, but up to 7 ms in a virtual
+    machine whose host has no memory at hand. Native code writes to several arrays before it looks at the slice.
+    """
+    for array in arrays:
+        if array.size >= LARGE:
+            for begin in range(0, array.size, HUGE_PAGE):
+                array[begin : begin + HUGE_PAGE : PAGE] = 0
+                yield
 
 
 class Buffers:
@@ -57,16 +77,19 @@ class CachingAllocator:
     the pixels of all `Buffers` in use.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.live: list[int] = []
-        self._latest_pixels = 0
+        self._clock = clock
+        self._largest_pixels, self._until_s = 0, 0.0  # of late
         self._free: list[FreeBuffer] = []
         self._workspaces: list[FreeBuffer] = []
 
     def begin_request(self, pixels: int) -> None:
-        """Drops the largest free buffer that comes from a much larger request than all in work: one buffer a request,
-        because the system takes milliseconds to free a large one."""
-        self._latest_pixels = pixels
+        """Drops the largest free buffer that comes from a much larger request than all in work or of late: one buffer a
+        request, because the system takes milliseconds to free a large one."""
+        now_s = self._clock()
+        if pixels >= self._largest_pixels or now_s > self._until_s:
+            self._largest_pixels, self._until_s = pixels, now_s + KEEP_S
         for kept in (self._workspaces, self._free):
             for index, (_, of) in enumerate(kept):  # the largest first
                 if self._too_large(of):
@@ -76,7 +99,7 @@ class CachingAllocator:
     def take(self, size: int) -> Bytes:
         """An uninitialised buffer of at least `size` bytes: the smallest free one that is not over twice as large, or a
         fresh one."""
-        return _take(self._free, size, 2 * size)
+        return _take(self._free, size, 2 * size, 0)[0]
 
     def release(self, arrays: Sequence[Bytes], pixels: int) -> None:
         """Takes back the arrays of `Buffers` that have ended."""
@@ -84,26 +107,32 @@ class CachingAllocator:
         if not self._too_large(pixels):
             self._free = _largest([*self._free, *((array, pixels) for array in arrays)], MAX_FREE_BUFFERS)
 
-    def take_workspace(self, size: int) -> Bytes:
+    def take_workspace(self, size: int, pixels: int) -> FreeBuffer:
         """At least `size` bytes of working memory for one step: the smallest free workspace that is not over
-        `MAX_WORKSPACE_RATIO` times as large, or a fresh one. If all free ones are too small, the largest is dropped."""
+        `MAX_WORKSPACE_RATIO` times as large, or a fresh one. If all free ones are too small, the largest is dropped.
+
+        `pixels`: those of the request. The second result is for `release_workspace`."""
         if self._workspaces and self._workspaces[0][0].size < size:
             del self._workspaces[0]
-        return _take(self._workspaces, size, MAX_WORKSPACE_RATIO * size)
+        return _take(self._workspaces, size, MAX_WORKSPACE_RATIO * size, pixels)
 
     def release_workspace(self, workspace: Bytes, pixels: int) -> None:
         if not self._too_large(pixels):
             self._workspaces = _largest([*self._workspaces, (workspace, pixels)], MAX_FREE_WORKSPACES)
 
     def _too_large(self, pixels: int) -> bool:
-        return pixels > SHRINK_FACTOR * max([self._latest_pixels, *self.live])
+        return pixels > SHRINK_FACTOR * max([self._largest_pixels, *self.live])
 
 
-def _take(free: list[FreeBuffer], least: int, most: int) -> Bytes:
-    """The smallest buffer of `least` to `most` bytes, which is taken from `free`; a fresh one if there is none."""
+def _take(free: list[FreeBuffer], least: int, most: int, pixels: int) -> FreeBuffer:
+    """The smallest buffer of `least` to `most` bytes, which is taken from `free`; a fresh one if there is none. It is
+    for a request of so many `pixels`."""
     fitting = (index for index, (array, _) in enumerate(free) if least <= array.size <= most)
     best = min(fitting, key=lambda index: free[index][0].size, default=None)
-    return empty(least) if best is None else free.pop(best)[0]
+    if best is None:
+        return empty(least), pixels
+    array, had = free.pop(best)
+    return array, max(had, pixels)
 
 
 def _largest(free: list[FreeBuffer], count: int) -> list[FreeBuffer]:

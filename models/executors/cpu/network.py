@@ -5,7 +5,7 @@ Work that may take long is a generator. It yields where the step can pause; drop
 
 import math
 from collections.abc import Generator, Iterator, Sequence
-from ctypes import c_void_p
+from ctypes import Array, c_void_p
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -21,7 +21,7 @@ from models.executors.cpu.image import ImageFormat, PaddedImage
 from models.executors.cpu.isa import Isa
 from models.executors.cpu.library import Bytes, library
 from models.executors.cpu.lowering import FINEST, Lowering
-from models.executors.cpu.memory import Buffers, CachingAllocator, empty
+from models.executors.cpu.memory import Buffers, CachingAllocator, empty, touch
 from models.executors.cpu.ops import Resampling
 from models.executors.cpu.program import StepProgram
 from models.executors.cpu.quantise import quantise
@@ -129,9 +129,11 @@ class SparseNetwork:
             yield from self._prepare(progress)
         if step.exit is None:
             features = [self._features(step, progress) for progress in batch]
+            yield from touch(array for own in features for array in own.arrays)
             yield from self._compute(step, before, batch, [own.arrays for own in features])
             return [replace(each, features=own, unread=None) for each, own in zip(batch, features, strict=True)]
         scores = [self._empty_scores(step, progress) for progress in batch]
+        yield from touch(scores)
         for progress, own in zip(batch, scores, strict=True):
             yield from self._carry_over(progress, own)
         yield from self._compute(step, before, batch, [(own,) for own in scores])
@@ -194,8 +196,7 @@ class SparseNetwork:
     ) -> Iterator[None]:
         """Runs the program of a step, from features under the geometries of `before` to `outputs` under those of
         `batch`."""
-        lib, pool, program, count = library(), self.pool.native, self.programs[step].native, len(batch)
-        contexts = (NativeContext * count)()
+        contexts, program = (NativeContext * len(batch))(), self.programs[step].native
         shape = batch[0].shape  # the same for all
         taps = self._resampling_taps(shape)  # kept here until the run ends
         for context, old, new, written in zip(contexts, before, batch, outputs, strict=True):
@@ -203,17 +204,26 @@ class SparseNetwork:
             context.geometry, context.previous = new.geometry.native, old.geometry.native
             context.features = (c_void_p * len(features))(*features)
             context.resamplings = taps[0]
-        workspace = self.allocator.take_workspace(lib.program_workspace_bytes(pool, program, contexts, count))
-        times = self._times_of(step)
-        run = lib.program_begin(pool, self.isa.kernels, program, contexts, count, workspace.ctypes.data, times)
+        size = library().program_workspace_bytes(self.pool.native, program, contexts, len(batch))
+        workspace, largest = self.allocator.take_workspace(size, math.prod(shape))
+        try:
+            yield from touch([workspace])
+            yield from self._run_program(step, contexts, workspace)
+        finally:
+            self.allocator.release_workspace(workspace, largest)
+
+    def _run_program(self, step: Step, contexts: Array[NativeContext], workspace: Bytes) -> Iterator[None]:
+        """Runs the program of a step until it ends; yields when the slice is over."""
+        lib, pool, count, times = library(), self.pool.native, len(contexts), self._times_of(step)
+        program, memory = self.programs[step].native, workspace.ctypes.data
+        run = lib.program_begin(pool, self.isa.kernels, program, contexts, count, memory, times)
         if not run:
             raise MemoryError(f"no memory to run {count} requests at once; batch fewer")
         try:
-            while not lib.program_run(self.pool.native, run, self.slice.left_s()):
+            while not lib.program_run(pool, run, self.slice.left_s()):
                 yield
         finally:
             lib.program_free(run)
-            self.allocator.release_workspace(workspace, math.prod(shape))
 
     def _times_of(self, step: Step) -> int | None:
         """Where the native code adds up the seconds of the step's phases; None for nowhere."""
