@@ -186,6 +186,24 @@ def test_an_image_that_is_larger_than_expected_counts_as_what_it_is() -> None:
     assert backlog.ready_s(expected(1.0), 0.0) == pytest.approx(SLICE_S + SAFE_S + SPARE_S)
 
 
+def test_images_that_are_still_to_be_decoded_come_before() -> None:
+    """Those of all admitted requests, two at once; but they delay the work by no more than it takes itself."""
+    backlog = owing(expected(0.5))
+    asked = expected(0.6)
+    alone_s = backlog.ready_s(asked, 0.0)
+    for key in (1, 2, 3):
+        backlog.add(key, expected(0.9, prepare_s=0.01), 0.0)
+    assert backlog.ready_s(asked, 0.0) == pytest.approx(alone_s + 0.015)
+    backlog.update(3, expected(0.9), 0.0)
+    assert backlog.ready_s(asked, 0.0) == pytest.approx(alone_s + 0.01)
+    backlog.add(4, expected(0.9, prepare_s=9.0), 0.0)
+    assert backlog.ready_s(asked, 0.0) == pytest.approx(alone_s + 2 * SAFE_S)
+    assert backlog.refusal(expected(0.6, client="other"), 0.0) is None
+    backlog.move_deadline(1, 3.6 * SAFE_S, 0.0)
+    found = backlog.refusal(expected(3.5 * SAFE_S), 0.0)
+    assert found is not None and found.needs_s < found.left_s, "with images before it, request 1 would be late"
+
+
 def test_a_deadline_that_moves_says_nothing_of_the_image() -> None:
     """While the image is on the way, the worker computes nothing for it."""
     backlog = owing()

@@ -72,7 +72,7 @@ def request(
 
 
 def served(policies: Policies | None = None) -> Served:
-    return Served(WORKLOAD.models, policies or Policies())
+    return Served(WORKLOAD.models, policies or Policies(), image_s=0.0)
 
 
 DISCIPLINES: dict[str, Callable[[], Discipline]] = {

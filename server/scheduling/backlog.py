@@ -19,7 +19,7 @@ class Expected:
 
     `shape`: the network input's height and width; a guess until the image is there. `required`: the first exit that is
     worth an answer. `deadline_s`: when that must be on the host. `client`: who asks. `prepare_s`: seconds until the
-    image will have been received and decoded.
+    image will have been received and decoded; 0 once it is there.
     """
 
     model: str
@@ -96,7 +96,9 @@ class Backlog:
 
     The worker computes first exits before further ones and earlier deadlines before later ones, at least if they would
     be late otherwise (see `Scheduler`). So the time until a request has its required exit is the work that comes before
-    it and its own, at the pace that such work has lately (see `Pace`).
+    it and its own, at the pace that such work has lately (see `Pace`). Images of admitted requests are decoded first,
+    whatever their deadlines, and take cores from the worker. Their time is added, but no more than the work takes,
+    because the worker goes on beside them.
 
     Clients are treated fairly by trunk reservation, as in telephone exchanges. While demand exceeds capacity (`LOADS`),
     a client that lately had more than an equal share of what was admitted is admitted only if its request, and those
@@ -113,6 +115,8 @@ class Backlog:
     LOADS = 0.9, 1.1
     """Demand divided by capacity: the seconds of computation that clients ask for in a second. Up to the first value,
     no client must leave room for others. From the second value on, the rule above applies in full."""
+    DECODED_AT_ONCE = 2
+    """Of the images that are still to be decoded, so many are decoded at once."""
     KEEP_BUSY = 1.25
     """Below this factor a request could only be admitted after the one before it is done, and the device would idle."""
 
@@ -226,13 +230,16 @@ class Backlog:
         wait_s = SLICE_S if any(owed.arrived for owed in self._owed.values()) else 0.0
         slow_down, noise_s = self.costs.slow_down, self._pace.noise_s(now_s)
         pace = slow_down * self._pace.factor(now_s)
+        to_decode_s = sum(owed.expected.prepare_s for owed in self._owed.values())
+        images_s = to_decode_s / self.DECODED_AT_ONCE
         passed_s = ready_s = delay_s = 0.0
         late_s: float | None = None
         for stages, work in enumerate(sorted([*self._work, *newcomer.work]), 1):
             _, deadline_s, _, usual_s, owed = work
             seconds = pace * usual_s
             if owed is newcomer:
-                ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds + noise_s * math.sqrt(stages)
+                ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds
+                ready_s += min(images_s, ready_s) + noise_s * math.sqrt(stages)
                 passed_s += seconds
                 delay_s += seconds
                 continue
@@ -244,7 +251,8 @@ class Backlog:
             passed_s += min(seconds, max(0.0, left_s + GRACE_S))
             if delay_s and late_s is None and work is owed.work[-1]:
                 hopeless = slow_down * owed.usual_s - owed.done_s > left_s  # no room would help it
-                if passed_s + noise_s * math.sqrt(stages) > room * left_s and not hopeless:
+                ends_s = passed_s + min(images_s, passed_s) + noise_s * math.sqrt(stages)
+                if ends_s > room * left_s and not hopeless:
                     late_s = passed_s - delay_s
         return ready_s, late_s
 

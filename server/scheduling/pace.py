@@ -25,12 +25,12 @@ class Pace:
     """The weight of the assumptions, in stages."""
     OUTLIER = 5.0
     """The ratio of one stage is clipped to this."""
-    BROKEN_SHARE = 0.002
+    BROKEN_SHARE = 0.001
     """The share of promises that may be broken."""
     DEVIATIONS = 4.0
     """The number of deviations at first. It is large, because leaving too much room at the start costs little."""
-    DEVIATIONS_LIMITS = 1.5, 10.0
-    STEP = 0.4
+    DEVIATIONS_LIMITS = 1.5, 15.0
+    STEP = 1.0
     """What a broken promise adds to their number."""
 
     def __init__(self) -> None:

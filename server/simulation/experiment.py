@@ -120,7 +120,7 @@ class Experiment:
         return self.workload.draw(self.traffic, rate, self.duration_s, seed)
 
     def _served(self) -> Discipline:
-        return Served(self.workload.models, self.policies)
+        return Served(self.workload.models, self.policies, self.front_end.image_s)
 
     def _outcomes(
         self, name: str, load: float, runs: Sequence[Sequence[SimulatedRequest]], make: Callable[[], Discipline]

@@ -20,7 +20,7 @@ class SimulatedReplica:
     """One server of the fleet."""
 
     def __init__(self, workload: Workload, front_end: FrontEnd) -> None:
-        self.discipline = Served(workload.models, Policies())
+        self.discipline = Served(workload.models, Policies(), front_end.image_s)
         self.server = SimulatedServer(self.discipline, front_end)
 
     def take(self, request: SimulatedRequest) -> None:

@@ -23,8 +23,10 @@ class Served:
     Front end and worker have a cost model each. Both start with what a worker measures while it warms up.
     """
 
-    def __init__(self, models: Mapping[str, SimulatedModel], policies: Policies) -> None:
+    def __init__(self, models: Mapping[str, SimulatedModel], policies: Policies, image_s: float) -> None:
+        """`image_s`: see `FrontEnd.image_s`."""
         self._policies = policies
+        self._image_s = image_s
         self._backlog = Backlog(warm_costs(models))
         gains = GainModel({name: model.gains for name, model in models.items()})
         self._scheduler = Scheduler(warm_costs(models), gains)
@@ -119,7 +121,9 @@ class Served:
 
     def _expected(self, job: SimulatedJob) -> Expected:
         request = job.request
-        return Expected(request.model.served.name, request.shape, 1, job.compute_deadline_s, request.client)
+        prepare_s = self._image_s * job.image_parts
+        name, deadline_s = request.model.served.name, job.compute_deadline_s
+        return Expected(name, request.shape, 1, deadline_s, request.client, prepare_s)
 
     def _traffic(self, now_s: float, more: int = 0) -> Traffic:
         return Traffic(len(self._open) + more, self._busy.total(now_s) / self._busy.mean_age_s, now_s)
