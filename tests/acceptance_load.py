@@ -97,8 +97,8 @@ async def camera(args: argparse.Namespace) -> bool:
         served = statistics.fmean(answer.exit > 0 for answer in answers)
         refused = [answer.status == 503 for answer in answers]
         print(
-            f"a frame every {min(frames_ms):.1f} to {max(frames_ms):.1f} ms: {kept:.0%} by the deadline, {served:.0%} with an exit, {sum(refused)} "
-            f"refused; ms after the deadline: median {statistics.median(late_ms):.1f}, "
+            f"a frame every {min(frames_ms):.1f} to {max(frames_ms):.1f} ms: {kept:.0%} by the deadline, {served:.0%} "
+            f"with an exit, {sum(refused)} refused; ms after the deadline: median {statistics.median(late_ms):.1f}, "
             f"p99 {np.percentile(late_ms, 99):.1f}"
         )
         return kept >= 0.45 and sum(refused) == 0
