@@ -84,7 +84,7 @@ async def camera(args: argparse.Namespace) -> bool:
     image = args.image.read_bytes()
     async with Server(args.models) as server:
         client, answers, late_ms, frames_ms = Client(server.port), [], [], []
-        for _ in range((args.count or 1000) // 100):
+        for _ in range(max(1, round((args.count or 1000) / 100))):
             frame_ms = await exit_ms(client, args.model, image, count=100)
             frames_ms.append(frame_ms)
             path = f"/v1/predict?model={args.model}&deadline_ms={frame_ms}"

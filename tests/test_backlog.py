@@ -29,8 +29,10 @@ def known_costs(stage_s: float = STAGE_S) -> CostModel:
     return costs
 
 
-def expected(left_s: float, required: int = 1, client: str = "", prepare_s: float = 0.0) -> Expected:
-    return Expected("model", SHAPE, required, left_s, client=client, prepare_s=prepare_s)
+def expected(
+    left_s: float, required: int = 1, client: str = "", prepare_s: float = 0.0, delays_s: float = 0.0
+) -> Expected:
+    return Expected("model", SHAPE, required, left_s, client=client, prepare_s=prepare_s, delays_s=delays_s)
 
 
 def owing(*requests: Expected, now_s: float = 0.0) -> Backlog:
@@ -154,14 +156,16 @@ def test_of_a_batch_that_was_disturbed_nothing_is_learnt() -> None:
     assert under_load(4, disturbed=True)._pace.factor(LOADED_S) == pytest.approx(Pace.FIRST)
 
 
-def test_of_a_stage_that_waited_for_the_further_exits_of_others_nothing_is_learnt() -> None:
+@pytest.mark.parametrize("required", [1, 4])
+def test_of_a_stage_that_waited_for_the_further_exits_of_others_nothing_is_learnt(required: int) -> None:
     """While the load is light, the scheduler may let a first exit wait for them. Nor does their time count as done."""
-    backlog = owing(*[expected(9.0 + key) for key in range(4)])
+    backlog = owing(expected(9.0, required), *[expected(9.0 + key) for key in (1, 2, 3)])
     backlog.reached(0, 1, STAGE_S)
     for exit_index in (2, 3, 4):
         now_s = (exit_index + 0.5) * STAGE_S
         backlog.reached(0, exit_index, now_s)
-        assert backlog.ready_s(expected(99.0), now_s) > 4 * STAGE_S
+        if required == 1:
+            assert backlog.ready_s(expected(99.0), now_s) == pytest.approx(4 * SAFE_S + 2 * SPARE_S)
     backlog.remove(0, 4.5 * STAGE_S)
     backlog.reached(1, 1, 5.5 * STAGE_S)
     assert backlog._pace.factor(5.5 * STAGE_S) == pytest.approx(Pace.FIRST)
@@ -187,16 +191,16 @@ def test_an_image_that_is_larger_than_expected_counts_as_what_it_is() -> None:
 
 
 def test_images_that_are_still_to_be_decoded_come_before() -> None:
-    """Those of all admitted requests, two at once; but they delay the work by no more than it takes itself."""
+    """Those of all admitted requests; but they delay the work by no more than it takes itself."""
     backlog = owing(expected(0.5))
     asked = expected(0.6)
     alone_s = backlog.ready_s(asked, 0.0)
     for key in (1, 2, 3):
-        backlog.add(key, expected(0.9, prepare_s=0.01), 0.0)
+        backlog.add(key, expected(0.9, prepare_s=0.01, delays_s=0.005), 0.0)
     assert backlog.ready_s(asked, 0.0) == pytest.approx(alone_s + 0.015)
     backlog.update(3, expected(0.9), 0.0)
     assert backlog.ready_s(asked, 0.0) == pytest.approx(alone_s + 0.01)
-    backlog.add(4, expected(0.9, prepare_s=9.0), 0.0)
+    backlog.add(4, expected(0.9, delays_s=9.0), 0.0)
     assert backlog.ready_s(asked, 0.0) == pytest.approx(alone_s + 2 * SAFE_S)
     assert backlog.refusal(expected(0.6, client="other"), 0.0) is None
     backlog.move_deadline(1, 3.6 * SAFE_S, 0.0)
@@ -322,3 +326,14 @@ def test_promises_that_are_broken_leave_more_time_to_later_ones(monkeypatch: pyt
     for key in range(6):
         backlog.remove(key, 0.6)
     assert told == [True, False, False, False]
+
+
+def test_a_deadline_that_the_client_moves_sooner_was_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(Pace, "promised", lambda pace, *, kept: told.append(kept))
+    backlog = owing(expected(0.5), expected(0.5))
+    backlog.move_deadline(0, 0.001, 0.0)
+    backlog.move_deadline(1, 0.9, 0.0)
+    for key in (0, 1):
+        backlog.reached(key, 1, 0.6)
+    assert told == [True]

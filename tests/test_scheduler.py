@@ -296,19 +296,30 @@ def test_a_stage_that_was_begun_is_finished_before_another_one_is() -> None:
 
 
 def light(*jobs: ScheduledJob, gains: GainModel | None = None) -> Scheduler:
-    """A scheduler that has known its load for long: that of the jobs is a tenth of what it can do."""
+    """A scheduler to which the load of `jobs` is a tenth of what it calls light."""
     made = scheduler(*jobs, gains=gains, kind=Scheduler)
-    made.LIGHT = 10 * 4 * STAGE_S * len(jobs) * math.log(2) / Scheduler.LOAD_HALF_LIFE_S  # type: ignore[misc]
-    made.SOON_S = 8.1 * STAGE_S  # type: ignore[misc]
+    asked_s = sum(each.ahead_s[each.spec.max_exit] for each in jobs)
+    made.LIGHT = 10 * asked_s * math.log(2) / Scheduler.LOAD_HALF_LIFE_S  # type: ignore[misc]
+    made.SOON_S = 50.0  # type: ignore[misc]
     return made
 
 
+def key_of(job: ScheduledJob | None) -> int:
+    assert job is not None
+    return job.spec.key
+
+
 def test_if_all_fit_jobs_run_by_deadline_alone() -> None:
-    """Whatever their rank, priority, client and gain are."""
+    """Whatever their rank, client and gain are."""
     gains = GainModel({"model": measured(0.5, 0.3, 0.3, 0.3), "other": measured(0.5, 0.01, 0.01, 0.01)})
-    jobs = job(1, 8.7 * STAGE_S, priority=2), job(2, 8.6 * STAGE_S, model="other", priority=0, client="greedy")
+    jobs = job(1, 8.7 * STAGE_S), job(2, 8.6 * STAGE_S, model="other", client="greedy")
     device = Device(light(*jobs, gains=gains))
     assert device.finish() == {1: (Stop.COMPLETE, 4), 2: (Stop.COMPLETE, 4)} and device.order == [2] * 8 + [1] * 8
+
+
+def test_priorities_count_even_if_all_fit() -> None:
+    device = Device(light(job(1, 8.7 * STAGE_S, priority=2), job(2, 8.6 * STAGE_S)))
+    assert device.steps(12).order == [2, 2, 1, 1, *[1] * 6, 2, 2]
 
 
 @pytest.mark.parametrize(("stages", "alone"), [(4.01, True), (3.99, False)])
@@ -317,15 +328,37 @@ def test_if_not_all_fit_first_exits_come_first(stages: float, alone: bool) -> No
     assert device.order == ([1, 1, 1, 1] if alone else [1, 1, 2, 2])
 
 
-def test_an_exit_that_is_not_wanted_need_not_fit() -> None:
-    assert Device(light(job(1, 2.2 * STAGE_S, max_exit=2), job(2))).steps(5).order == [1, 1, 1, 1, 2]
+def test_what_fits_depends_on_the_order_of_deadlines_and_on_the_pace() -> None:
+    for slow_down, key in ((1.0, 2), (1.3, 1)):
+        made = light(job(1, 50.0), job(2, 4.5 * STAGE_S))
+        Device(made).steps(2)
+        made.costs.slow_down = slow_down
+        assert key_of(made.next(STAGE_S)) == key
 
 
-@pytest.mark.parametrize(("stages", "order"), [(7.1, [1, 1, 1]), (6.9, [1, 1, 2])])
+def test_an_exit_that_is_not_wanted_need_not_fit_and_is_no_load() -> None:
+    made = light(job(1, 2.2 * STAGE_S, max_exit=2), job(2, max_exit=1))
+    made.LIGHT *= 0.11  # type: ignore[misc]
+    assert Device(made).steps(5).order == [1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("stages", "order"), [(5.1, [1, 1, 1]), (4.9, [1, 1, 2])])
 def test_no_first_exit_waits_long_for_the_further_exits_of_others(stages: float, order: list[int]) -> None:
     made = light(job(1, 40.0), job(2, 50.0))
     made.SOON_S = stages * STAGE_S  # type: ignore[misc]
     assert Device(made).steps(3).order == order
+
+
+def test_a_first_exit_waits_no_longer_while_others_keep_coming() -> None:
+    """Each newcomer has an earlier deadline, and all exits fit."""
+    made = light(waiting := job(1, 90.0))
+    made.LIGHT, made.SOON_S = math.inf, 6 * STAGE_S  # type: ignore[misc]
+    device = Device(made)
+    for key in range(2, 20):
+        made.add(job(key, device.now_s + 4.6 * STAGE_S, usual_s=device.now_s))
+        device.steps(8)
+    first = device.order.index(1)
+    assert waiting.exit and first * STEP_S <= 6 * STAGE_S and device.order[first + 1] == 1
 
 
 @pytest.mark.parametrize(("stages", "key"), [(3.8, 1), (3.7, 2)])
@@ -334,35 +367,50 @@ def test_what_was_computed_of_a_stage_need_not_fit(stages: float, key: int) -> N
     made = light(begun := job(1, stages * STAGE_S), job(2))
     for seconds in (STEP_S, STEP_S, 0.25 * STAGE_S):
         made.ran(begun, seconds, STAGE_S, finished=seconds == STEP_S)
-    chosen = made.next(STAGE_S)
-    assert chosen is not None and chosen.spec.key == key
+    assert key_of(made.next(STAGE_S)) == key
+
+
+def test_a_stage_that_takes_longer_than_usual_leaves_no_time_to_others() -> None:
+    made = light(slow := job(1, 5.0, max_exit=2), job(2, 8.4 * STAGE_S), job(3, 8.6 * STAGE_S))
+    for seconds in (STEP_S, STEP_S, 9 * STAGE_S):
+        made.ran(slow, seconds, STAGE_S, finished=seconds == STEP_S)
+    made.move_deadline(1, 0.1 * STAGE_S + STAGE_S)
+    assert Device(made, now_s=STAGE_S).steps(4).order[-4:] == [2, 2, 3, 3], "eight stages do not fit"
+
+
+@pytest.mark.parametrize(("stages", "keys"), [(7.8, [1, 2]), (7.0, [2, 2])])
+def test_a_map_that_is_left_comes_first_if_all_fit_after_it(stages: float, keys: list[int]) -> None:
+    """A quarter of a stage and three stages are left of job 1, whose deadline is later, and four of job 2."""
+    made = light(first := job(1, 50.0), job(2, stages * STAGE_S))
+    made.ran(first, STEP_S, 0.0)
+    made.ran(first, 0.5 * STEP_S, 0.0, finished=False, map_left=True)
+    assert Device(made).steps(2).order == keys
 
 
 @pytest.mark.parametrize(
-    ("limit", "now_s", "slow_down", "is_light"),
+    ("limit", "later_s", "slow_down", "is_light"),
     [
         (1.01, 0.0, 1, True),
         (0.9, 0.0, 1, False),
         (0.6, Scheduler.LOAD_HALF_LIFE_S, 1, True),  # half of it is forgotten
         (0.4, Scheduler.LOAD_HALF_LIFE_S, 1, False),
         (1.5, 0.0, 2, False),  # the device takes twice as long as usual
-        (2.0, 0.0, 2, True),
+        (2.1, 0.0, 2, True),
     ],
 )
 def test_under_load_first_exits_come_first_even_if_all_fit(
-    limit: float, now_s: float, slow_down: int, is_light: bool
+    limit: float, later_s: float, slow_down: int, is_light: bool
 ) -> None:
-    made = light(job(1, 40.0), job(2, 50.0))
+    """The load counts from the time when an image is there, not from the first byte of its request."""
+    start_s = 1000.0
+    jobs = [job(key, start_s + 30.0 + key, usual_s=start_s, client=f"{key}") for key in (1, 2)]
+    made = light(*jobs)
     made.LIGHT *= limit / 10  # type: ignore[misc]
-    made.SOON_S = 50.0  # type: ignore[misc]
-    for _ in range(CostModel.RECENT):
-        made.costs.observe("other", SHAPE, 1, slow_down * STAGE_S)
-    made.ran(first := made.next(now_s), STAGE_S, now_s)  # type: ignore[arg-type]
-    assert first is not None and first.spec.key == 1
+    now_s = start_s + later_s
+    for _ in range(2):
+        made.ran(jobs[0], STEP_S, now_s)
     made.costs.slow_down = float(slow_down)
-    made.ran(first, 0.0, now_s)
-    chosen = made.next(now_s)
-    assert chosen is not None and chosen.spec.key == (1 if is_light else 2)
+    assert key_of(made.next(now_s)) == (1 if is_light else 2)
 
 
 # --- what is given up ---

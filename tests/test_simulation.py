@@ -71,8 +71,8 @@ def request(
     )
 
 
-def served(policies: Policies | None = None) -> Served:
-    return Served(WORKLOAD.models, policies or Policies(), image_s=0.0)
+def served(policies: Policies | None = None, image_s: float = 0.0) -> Served:
+    return Served(WORKLOAD.models, policies or Policies(), image_s)
 
 
 DISCIPLINES: dict[str, Callable[[], Discipline]] = {
@@ -205,6 +205,16 @@ def test_the_server_refuses_by_the_head_what_would_be_late() -> None:
     refused = [outcome for outcome in outcomes if outcome.end_s <= 0.0011]
     assert 4 <= len(refused) <= 7 and all(outcome.exit == 0 for outcome in refused)
     assert all(outcome.utility > 0 for outcome in outcomes if outcome not in refused)
+
+
+def test_the_server_reckons_with_the_images_that_are_still_to_be_decoded() -> None:
+    """Each of four requests needs 10 ms, and the last one has no time to wait for more than computing."""
+    front_end = FrontEnd(head_s=0.0001, image_s=0.01, reply_s=0.001, speed_left=1.0)
+    crowd = [request(key, 0, 200, (10.0, 4.0, 6.0, 5.0), (0.5, 0.6, 0.75, 0.8)) for key in range(3)]
+    crowd.append(request(3, 0, 40, (10.0, 4.0, 6.0, 5.0), (0.5, 0.6, 0.75, 0.8)))
+    for image_s, refused in ((0.0, False), (0.01, True)):
+        last = simulate(crowd, served(image_s=image_s), front_end)[-1]
+        assert (last.end_s < 0.0011) == refused
 
 
 @pytest.mark.parametrize(

@@ -166,9 +166,9 @@ class Engine:
         now_s = time.monotonic()
         model = self._catalog.get(spec.model)
         shape = model.input_shape(spec.layout.height, spec.layout.width)
-        self.pool.check_again(
-            place, replace(place.expected, shape=shape, deadline_s=spec.compute_deadline_s, prepare_s=0.0), now_s
-        )
+        deadline_s = spec.compute_deadline_s
+        expected = replace(place.expected, shape=shape, deadline_s=deadline_s, prepare_s=0.0, delays_s=0.0)
+        self.pool.check_again(place, expected, now_s)
         job = Job(spec, model, place, self.arena.view[spec.offset :], now_s)
         self.jobs[spec.key] = job
         self._say(job, spec)

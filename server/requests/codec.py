@@ -60,6 +60,7 @@ class Codec:
         self._usual = Lane(usual, settings.codec_threads, launch)
         self._large = Lane(replace(usual, nice=self.LARGE_NICE), 1, launch)
         self._encoders = ThreadPoolExecutor(settings.codec_threads, "encode")
+        self._threads = settings.codec_threads
         self._decode_s: dict[int, Quantile] = {}
 
     def start(self) -> None:
@@ -89,6 +90,11 @@ class Codec:
         """Seconds that the decoding of an image of `pixels` usually takes; 0 until one was decoded."""
         measured = self._decode_s.get(pixels.bit_length())
         return 0.0 if measured is None else measured.value
+
+    def delays_s(self, pixels: int) -> float:
+        """Seconds by which the decoding of an image of `pixels` usually delays images and computing after it. Large
+        images delay none: a process decodes them apart, at low priority."""
+        return 0.0 if pixels > self.LARGE_PX else self.usual_decode_s(pixels) / self._threads
 
     async def encode(self, encoding: str, pixels: int, function: Callable[[], T], *, extra: bool) -> T:
         """Call `function`, which encodes a label map of `pixels`, and return its result. `extra`: it encodes a further

@@ -171,14 +171,10 @@ class Service:
 
     def _expected(self, record: RequestRecord, model: ServedModel, size: tuple[int, int]) -> Expected:
         """What a worker would have to compute for a request whose image has this size (height, width)."""
-        return Expected(
-            model=model.name,
-            shape=model.input_shape(*expected_size(record.options.roi, *size)),
-            required=record.options.required,
-            deadline_s=record.compute_deadline_s,
-            client=record.sharer,
-            prepare_s=self.codec.usual_decode_s(size[0] * size[1]),
-        )
+        pixels, shape = size[0] * size[1], model.input_shape(*expected_size(record.options.roi, *size))
+        decode_s, delays_s = self.codec.usual_decode_s(pixels), self.codec.delays_s(pixels)
+        required, deadline_s = record.options.required, record.compute_deadline_s
+        return Expected(model.name, shape, required, deadline_s, record.sharer, decode_s, delays_s)
 
     async def _start(self, record: RequestRecord, model: ServedModel, read: Read) -> Job:
         """Receive and decode the image, and hand the job to the engine. `read` leaves the place in the record."""

@@ -19,7 +19,7 @@ class Expected:
 
     `shape`: the network input's height and width; a guess until the image is there. `required`: the first exit that is
     worth an answer. `deadline_s`: when that must be on the host. `client`: who asks. `prepare_s`: seconds until the
-    image will have been received and decoded; 0 once it is there.
+    image will have been received and decoded, `delays_s`: by how much that delays others; both 0 once it is there.
     """
 
     model: str
@@ -28,6 +28,7 @@ class Expected:
     deadline_s: float
     client: str = ""
     prepare_s: float = 0.0
+    delays_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ class Backlog:
 
     The worker computes first exits before further ones and earlier deadlines before later ones, at least if they would
     be late otherwise (see `Scheduler`). So the time until a request has its required exit is the work that comes before
-    it and its own, at the pace that such work has lately (see `Pace`). Images of admitted requests are decoded first,
-    whatever their deadlines, and take cores from the worker. Their time is added, but no more than the work takes,
-    because the worker goes on beside them.
+    it and its own, at the pace that such work has lately (see `Pace`). Meanwhile the images of admitted requests are
+    decoded, whatever their deadlines. The time that this costs the worker is added, but no more than the work takes,
+    because the worker goes on beside it.
 
     Clients are treated fairly by trunk reservation, as in telephone exchanges. While demand exceeds capacity (`LOADS`),
     a client that lately had more than an equal share of what was admitted is admitted only if its request, and those
@@ -115,8 +116,6 @@ class Backlog:
     LOADS = 0.9, 1.1
     """Demand divided by capacity: the seconds of computation that clients ask for in a second. Up to the first value,
     no client must leave room for others. From the second value on, the rule above applies in full."""
-    DECODED_AT_ONCE = 2
-    """Of the images that are still to be decoded, so many are decoded at once."""
     KEEP_BUSY = 1.25
     """Below this factor a request could only be admitted after the one before it is done, and the device would idle."""
 
@@ -157,6 +156,7 @@ class Backlog:
         """The required exit is due sooner or later than it was. Does nothing if the request has ended."""
         if owed := self._owed.get(key):
             self._count_done(now_s)
+            owed.promised = owed.promised and deadline_s >= owed.expected.deadline_s  # nothing sooner was promised
             owed.expected = replace(owed.expected, deadline_s=deadline_s)
             self._reckon(owed)
 
@@ -165,8 +165,8 @@ class Backlog:
         step."""
         if owed := self._owed.get(key):
             running = self._count_done(now_s)
-            if running and not owed.work:  # the worker computed for the slack meanwhile
-                running.done_s, running.disturbed = 0.0, True
+            if running and running is not owed:  # under a light load, further exits may come before first ones
+                running.done_s, running.disturbed, owed.disturbed = 0.0, True, True
             required_s, owed.exit = owed.usual_s, exit_index
             self._reckon(owed)
             typical_s = self.costs.slow_down * (required_s - owed.usual_s)
@@ -230,8 +230,7 @@ class Backlog:
         wait_s = SLICE_S if any(owed.arrived for owed in self._owed.values()) else 0.0
         slow_down, noise_s = self.costs.slow_down, self._pace.noise_s(now_s)
         pace = slow_down * self._pace.factor(now_s)
-        to_decode_s = sum(owed.expected.prepare_s for owed in self._owed.values())
-        images_s = to_decode_s / self.DECODED_AT_ONCE
+        images_s = sum(owed.expected.delays_s for owed in self._owed.values())
         passed_s = ready_s = delay_s = 0.0
         late_s: float | None = None
         for stages, work in enumerate(sorted([*self._work, *newcomer.work]), 1):
@@ -239,7 +238,7 @@ class Backlog:
             seconds = pace * usual_s
             if owed is newcomer:
                 ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds
-                ready_s += min(images_s, ready_s) + noise_s * math.sqrt(stages)
+                ready_s += min(images_s, passed_s + seconds) + noise_s * math.sqrt(stages)
                 passed_s += seconds
                 delay_s += seconds
                 continue

@@ -56,7 +56,7 @@ class ScheduledJob:
     that it completes, or None. `compute_deadline_s`: the worker's copy of the deadline, which may move. `exit`: the
     latest exit, 0 before the first. `active_share`: what that exit leaves active. `used_s`: seconds of computation so
     far, without the time that it waited; `stage_s`: those since the latest exit; of a step that several jobs take
-    together, each is charged an equal part. `paused`: its next step has begun. `computed`: of that step, only the map
+    together, each is charged an equal part. `paused`: its next step has begun. `map_left`: of that step, only the map
     of its exit is left to render. `stop`: why the latest exit is the last, or None.
 
     Noted at every exit: `behind_s` are usual seconds from the start to the latest exit, `ahead_s[k]` those from there
@@ -73,7 +73,7 @@ class ScheduledJob:
     used_s: float = 0.0
     stage_s: float = 0.0
     paused: bool = False
-    computed: bool = False
+    map_left: bool = False
     stop: Stop | None = None
     behind_s: float = 0.0
     ahead_s: tuple[float, ...] = ()

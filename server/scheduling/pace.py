@@ -29,7 +29,7 @@ class Pace:
     """The share of promises that may be broken."""
     DEVIATIONS = 4.0
     """The number of deviations at first. It is large, because leaving too much room at the start costs little."""
-    DEVIATIONS_LIMITS = 1.5, 15.0
+    DEVIATIONS_LIMITS = 1.5, 10.0
     STEP = 1.0
     """What a broken promise adds to their number."""
 

@@ -53,8 +53,9 @@ class Scheduler:
     for in a second, with all exits. Above it, jobs that are still to come would miss their first exit."""
     LOAD_HALF_LIFE_S = 2.0
     """Half-life, in seconds, of a job in the load."""
-    SOON_S = 0.15
-    """For so long at most, a first exit waits for further exits of others."""
+    SOON_S = 0.2
+    """A first exit that can be there within so many seconds of its image does not wait longer for further exits of
+    others."""
     SIMILAR = 0.7
     """Gains for each second above this share of the largest count as equal, and the deadline decides. A strict order
     would spend time on what can wait, and let earlier deadlines pass."""
@@ -79,7 +80,7 @@ class Scheduler:
         self._jobs[job.spec.key] = job
         job.note_exit(self.costs, self._gains, {})
         job.look_ahead(self.costs)
-        self._asked.add(job.spec.client, job.ahead_s[job.spec.max_exit], job.spec.arrived_s)
+        self._asked.add("", job.ahead_s[job.spec.max_exit], job.spec.usual_start_s)
 
     def cancel(self, key: int) -> ScheduledJob | None:
         """Remove a job; returns it, or None if it has ended."""
@@ -170,13 +171,13 @@ class Scheduler:
         now_s: float,
         *,
         finished: bool = True,
-        computed: bool = False,
+        map_left: bool = False,
         active_share: float = 1.0,
         shown: Mapping[Predictor, float] | None = None,
         good_enough: bool = False,
         final: bool = False,
     ) -> None:
-        """The next step of `job` has run for `seconds`; not `finished`: it goes on later. `computed`: only the map of
+        """The next step of `job` has run for `seconds`; not `finished`: it goes on later. `map_left`: only the map of
         its exit is left to render.
 
         The rest matters if it completed an exit. `active_share`: what the exit leaves active. `shown`: what predicts
@@ -188,7 +189,7 @@ class Scheduler:
         self._had.add(job.spec.client, seconds, now_s)
         exit_index = job.steps[job.next_step] if finished else None
         job.next_step += finished
-        job.paused, job.computed = not finished, computed
+        job.paused, job.map_left = not finished, map_left
         if exit_index is not None:
             self.costs.observe(job.spec.model, job.shape, exit_index, job.stage_s, job.active_share)
             job.exit, job.stage_s, job.active_share = exit_index, 0.0, active_share
@@ -228,14 +229,16 @@ class Scheduler:
         return job
 
     def _equals(self, now_s: float) -> list[ScheduledJob]:
-        """The jobs between which only the deadline decides. If all fit, it decides between all, but maps of exits that
-        are computed come first: of a batch, no map waits for the next stage of another job. If not, it decides between
-        those of the first rank, or those that come next in the slack."""
+        """The jobs between which only the deadline decides. If the load is light, all exits of all jobs fit and no
+        priority is higher than another, these are the jobs whose map is all that is left of their exit, so that in a
+        batch no job waits for the next stage of another one, or else all jobs. Otherwise they are the jobs of the first
+        rank, or those that come next in the slack."""
         jobs = list(self._jobs.values())
         if len(jobs) < 2:
             return jobs
-        if self._is_light(now_s) and self._fit(jobs, now_s):
-            return [job for job in jobs if job.computed] or jobs
+        alike = all(job.spec.priority == jobs[0].spec.priority for job in jobs)
+        if alike and self._is_light(now_s) and self._fit(jobs, now_s):
+            return [job for job in jobs if job.map_left] or jobs
         first = min(job.rank for job in jobs)
         return self._next_of_slack(jobs, now_s) if first is Rank.SLACK else [job for job in jobs if job.rank is first]
 
@@ -244,11 +247,16 @@ class Scheduler:
         return self.costs.slow_down * self._asked.total(now_s) < self.LIGHT * self._asked.mean_age_s
 
     def _fit(self, jobs: list[ScheduledJob], now_s: float) -> bool:
-        """Whether all further exits of `jobs` are expected soon and in time, the earliest deadline first."""
-        ready_s, soon_s = now_s, now_s + self.SOON_S
-        for job in sorted(jobs, key=by_deadline):
-            ready_s += self.costs.slow_down * job.ahead_s[job.spec.max_exit - job.exit] - job.stage_s
-            if ready_s > min(job.compute_deadline_s, soon_s):
+        """Whether all exits of `jobs` that are still to come are expected in time, and first exits soon, if maps that
+        are left come first and the earliest deadline next."""
+        ready_s, slow_down = now_s, self.costs.slow_down
+        for job in sorted(jobs, key=lambda job: (not job.map_left, *by_deadline(job))):
+            if job.rank is Rank.FIRST_EXIT:
+                first_s = ready_s + max(0.0, slow_down * job.ahead_s[1] - job.stage_s)
+                if first_s > job.spec.usual_start_s + self.SOON_S:
+                    return False
+            ready_s += max(0.0, slow_down * job.ahead_s[job.spec.max_exit - job.exit] - job.stage_s)
+            if ready_s > job.compute_deadline_s:
                 return False
         return True
 

@@ -121,9 +121,16 @@ class Served:
 
     def _expected(self, job: SimulatedJob) -> Expected:
         request = job.request
-        prepare_s = self._image_s * job.image_parts
-        name, deadline_s = request.model.served.name, job.compute_deadline_s
-        return Expected(name, request.shape, 1, deadline_s, request.client, prepare_s)
+        decode_s = self._image_s * job.image_parts
+        return Expected(
+            request.model.served.name,
+            request.shape,
+            1,
+            job.compute_deadline_s,
+            request.client,
+            prepare_s=decode_s,
+            delays_s=decode_s / 2,
+        )
 
     def _traffic(self, now_s: float, more: int = 0) -> Traffic:
         return Traffic(len(self._open) + more, self._busy.total(now_s) / self._busy.mean_age_s, now_s)

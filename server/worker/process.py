@@ -217,8 +217,8 @@ class Worker:
         """Charge each job of a batch an equal part of the seconds. An exit is not `finished` before its map is."""
         now_s = self._clock()
         for each in batch:
-            seconds, computed = (now_s - began_s) / len(batch), each.rendering is not None
-            self._scheduler.ran(each.scheduled, seconds, now_s, finished=finished, computed=computed)
+            seconds, map_left = (now_s - began_s) / len(batch), each.rendering is not None
+            self._scheduler.ran(each.scheduled, seconds, now_s, finished=finished, map_left=map_left)
 
     def _render(self, running: RunningJob, began_s: float, until_s: float) -> None:
         """Go on with the map of an exit, for at least one piece; it is told when it is on the host. The job is charged

@@ -13,7 +13,7 @@ from models.executors.cpu.library import Bytes
 Value = TypeVar("Value", bound=np.generic)
 
 FreeBuffer = tuple[Bytes, int]
-"""A buffer, and the pixels of the largest request that had it."""
+"""A buffer, and the pixels of the request that had it; of a workspace, those of the largest one."""
 
 MAX_FREE_BUFFERS = 4
 """Free buffers that are kept, the largest first: the image and the features of a finished request."""
@@ -22,9 +22,11 @@ MAX_FREE_WORKSPACES = 2
 MAX_WORKSPACE_RATIO = 16
 """The workspaces that the steps of one request need differ by less. Small requests leave those of large ones alone."""
 SHRINK_FACTOR = 4
-"""A free buffer is no longer kept if it comes from an image this many times larger than all in work or of late."""
+"""A free buffer is no longer kept if it comes from an image this many times larger than all in work and all of the last
+`KEEP_S`."""
 KEEP_S = 10.0
-"""An image is of late for so many seconds: between two large images of a stream, small ones give nothing back."""
+"""For so many seconds after a large image its memory is kept, so that small images between two of a stream give
+nothing back."""
 PAGE, HUGE_PAGE = 2**12, 2**21
 """Bytes of a page, and of one that the system may use for large arrays instead."""
 LARGE = 2 * HUGE_PAGE
@@ -80,13 +82,13 @@ class CachingAllocator:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.live: list[int] = []
         self._clock = clock
-        self._largest_pixels, self._until_s = 0, 0.0  # of late
+        self._largest_pixels, self._until_s = 0, 0.0  # of the last `KEEP_S`
         self._free: list[FreeBuffer] = []
         self._workspaces: list[FreeBuffer] = []
 
     def begin_request(self, pixels: int) -> None:
-        """Drops the largest free buffer that comes from a much larger request than all in work or of late: one buffer a
-        request, because the system takes milliseconds to free a large one."""
+        """Drops the largest free buffer that comes from a much larger request than all in work and all of the last
+        `KEEP_S`: one buffer a request, because the system takes milliseconds to free a large one."""
         now_s = self._clock()
         if pixels >= self._largest_pixels or now_s > self._until_s:
             self._largest_pixels, self._until_s = pixels, now_s + KEEP_S

@@ -207,7 +207,7 @@ class SparseNetwork:
         size = library().program_workspace_bytes(self.pool.native, program, contexts, len(batch))
         workspace, largest = self.allocator.take_workspace(size, math.prod(shape))
         try:
-            yield from touch([workspace])
+            yield from touch([workspace[:size]])
             yield from self._run_program(step, contexts, workspace)
         finally:
             self.allocator.release_workspace(workspace, largest)
