@@ -1,8 +1,8 @@
 """The scheduler: which step of which job runs next on a device. Pure: no clock, torch or asyncio; its driver passes the
 time in.
 
-While jobs ask for less than the device can do, and all exits of all open jobs would be ready soon and in time, jobs run
-by the earliest deadline alone, which then completes them all (Liu and Layland, 1973).
+While the load is light, all exits of all open jobs would be in time and first exits soon, and no priority is higher
+than another, jobs run by the earliest deadline alone, which then completes them all (Liu and Layland, 1973).
 
 Otherwise every job's first exit comes first, then exits that are required beyond it, each by the earliest deadline.
 What is left of the device's time, the *slack*, goes to further exits that would be ready by their deadline at the
@@ -133,8 +133,8 @@ class Scheduler:
         """The jobs whose next step is computed in one batch with that of `job`, which `next` has chosen. The batch has
         1, 2, 4 and so on jobs, at most `max_batch`. It never waits for more jobs to come.
 
-        Companions wait for the same step of the same model at the same shape, and rank equal with `job` but for their
-        deadlines. They join in the order of their deadlines, as long as every job of the batch is still in time by the
+        Companions wait for the same step of the same model at the same shape, and only deadlines decide between them
+        and `job`. They join in the order of their deadlines, as long as every job of the batch is still in time by the
         safe estimate if the batch takes as long as its jobs one after the other. The same holds for every job that a
         companion overtakes.
         """
@@ -243,7 +243,7 @@ class Scheduler:
         return self._next_of_slack(jobs, now_s) if first is Rank.SLACK else [job for job in jobs if job.rank is first]
 
     def _is_light(self, now_s: float) -> bool:
-        """Whether less is asked for than the device can do."""
+        """Whether the load is below `LIGHT`."""
         return self.costs.slow_down * self._asked.total(now_s) < self.LIGHT * self._asked.mean_age_s
 
     def _fit(self, jobs: list[ScheduledJob], now_s: float) -> bool:
