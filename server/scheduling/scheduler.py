@@ -54,7 +54,7 @@ class Scheduler:
     LOAD_HALF_LIFE_S = 2.0
     """Half-life, in seconds, of a job in the load."""
     SOON_S = 0.2
-    """A first exit that can be there within so many seconds of its image does not wait longer for further exits of
+    """If a first exit would be there later than so many seconds after its image, it does not wait for further exits of
     others."""
     SIMILAR = 0.7
     """Gains for each second above this share of the largest count as equal, and the deadline decides. A strict order
