@@ -335,7 +335,7 @@ def test_headers_without_an_end_are_a_431(server: Live) -> None:
 
 @own_host_only
 def test_trailers_without_an_end_are_refused_in_words(server: Live) -> None:
-    """The client can read them though it goes on."""
+    """The client can read the refusal, although it goes on sending its trailers."""
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         head = b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Long: "
         connection.sendall(head)

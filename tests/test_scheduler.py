@@ -47,7 +47,7 @@ def job(
 
 
 class Busy(Scheduler):
-    """A scheduler to which no load is light."""
+    """A scheduler that never treats its load as light, because its limit is 0."""
 
     LIGHT = 0.0
 
@@ -296,7 +296,7 @@ def test_a_stage_that_was_begun_is_finished_before_another_one_is() -> None:
 
 
 def light(*jobs: ScheduledJob, gains: GainModel | None = None) -> Scheduler:
-    """A scheduler to which the load of `jobs` is a tenth of what it calls light."""
+    """A scheduler that takes `jobs`. Its load limit `LIGHT` is ten times their load, so it treats the load as light."""
     made = scheduler(*jobs, gains=gains, kind=Scheduler)
     asked_s = sum(each.ahead_s[each.spec.max_exit] for each in jobs)
     made.LIGHT = 10 * asked_s * math.log(2) / Scheduler.LOAD_HALF_LIFE_S  # type: ignore[misc]

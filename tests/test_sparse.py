@@ -364,7 +364,7 @@ def test_large_memory_is_touched_one_huge_page_at_a_time() -> None:
 
 
 def test_a_step_pauses_while_it_touches_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features, scores and the workspace are touched before the native code uses them."""
+    """The executor writes to the memory of features, scores and workspace before native code uses it."""
     monkeypatch.setattr("models.executors.cpu.memory.LARGE", 1)
     sparse = SparseExecutor(network("segmentation"), threads=1)
     for _ in run(sparse, tiny.image()):  # the geometry without a mask is kept

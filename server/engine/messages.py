@@ -181,7 +181,8 @@ class Loading:
 
 
 IN_RESERVE = "in-reserve"
-"""The second argument of a worker process that is started for the reserve: its load plan may come late, or never."""
+"""The second command-line argument of a worker process that is started for the reserve. Such a process may receive its
+load plan late, or never."""
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,8 @@ class Codec:
         return 0.0 if measured is None else measured.value
 
     def delays_s(self, pixels: int) -> float:
-        """Seconds by which the decoding of an image of `pixels` usually delays images and computing after it. Large
-        images delay none: a process decodes them apart, at low priority."""
+        """For how many seconds the decoding of an image of `pixels` usually delays other requests. A large image delays
+        none, because a separate process decodes it at low priority."""
         return 0.0 if pixels > self.LARGE_PX else self.usual_decode_s(pixels) / self._threads
 
     async def encode(self, encoding: str, pixels: int, function: Callable[[], T], *, extra: bool) -> T:

@@ -22,7 +22,7 @@ class Rank(IntEnum):
     FIRST_EXIT = 0
     REQUIRED_EXIT = 1
     SLACK = 2
-    """It has its required exit, and competes for what is left of the device's time."""
+    """The job has its required exit. Its further exits get time that no other job needs for a required exit."""
 
 
 @dataclass(frozen=True)

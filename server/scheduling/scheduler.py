@@ -229,15 +229,15 @@ class Scheduler:
         return job
 
     def _equals(self, now_s: float) -> list[ScheduledJob]:
-        """The jobs between which only the deadline decides. If the load is light, all exits of all jobs fit and no
-        priority is higher than another, these are the jobs whose map is all that is left of their exit, so that in a
-        batch no job waits for the next stage of another one, or else all jobs. Otherwise they are the jobs of the first
-        rank, or those that come next in the slack."""
+        """The jobs between which only the deadline decides. Under a light load, if all exits of all jobs fit and
+        all jobs have the same priority, these are the jobs of which only the map of an exit is left to render, or all
+        jobs if there is none. So no job of a batch waits for the next stage of another one. Otherwise these are the
+        jobs of the most urgent rank, of which those in the slack compete further."""
         jobs = list(self._jobs.values())
         if len(jobs) < 2:
             return jobs
-        alike = all(job.spec.priority == jobs[0].spec.priority for job in jobs)
-        if alike and self._is_light(now_s) and self._fit(jobs, now_s):
+        one_priority = len({job.spec.priority for job in jobs}) == 1
+        if one_priority and self._is_light(now_s) and self._fit(jobs, now_s):
             return [job for job in jobs if job.map_left] or jobs
         first = min(job.rank for job in jobs)
         return self._next_of_slack(jobs, now_s) if first is Rank.SLACK else [job for job in jobs if job.rank is first]

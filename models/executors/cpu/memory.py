@@ -48,10 +48,11 @@ def aligned(values: NDArray[Value]) -> NDArray[Value]:
 
 
 def touch(arrays: Iterable[Bytes]) -> Iterator[None]:
-    """Writes to each page of those arrays that are large, and yields after each huge page. Their content is lost.
+    """Writes a zero to each page of every large array, and yields after each huge page. The arrays lose their content.
 
-    The system clears a fresh page when it is first written to. A huge page takes 0.1 ms, but up to 7 ms in a virtual
-    machine whose host has no memory at hand. Native code writes to several arrays before it looks at the slice.
+    The system clears a fresh page at the first write to it. For a huge page this takes 0.1 ms, and up to 7 ms in a
+    virtual machine whose host must first find memory. Native code writes to several arrays before it checks whether the
+    slice is over. After this function has written to the pages, native code does not wait for the system.
     """
     for array in arrays:
         if array.size >= LARGE:
@@ -113,7 +114,7 @@ class CachingAllocator:
         """At least `size` bytes of working memory for one step: the smallest free workspace that is not over
         `MAX_WORKSPACE_RATIO` times as large, or a fresh one. If all free ones are too small, the largest is dropped.
 
-        `pixels`: those of the request. The second result is for `release_workspace`."""
+        `pixels`: those of the request. Pass both results to `release_workspace`."""
         if self._workspaces and self._workspaces[0][0].size < size:
             del self._workspaces[0]
         return _take(self._workspaces, size, MAX_WORKSPACE_RATIO * size, pixels)
