@@ -109,7 +109,7 @@ def test_a_plan_that_fails_costs_itself_only(data: Path, tmp_path: Path) -> None
     lines: list[str] = []
     results = schedules(
         data, tmp_path / "out", 1000, lines.append, "cpu",
-        plans=[SchedulePlan("bad", 30, ("nowhere",)), SchedulePlan("good", 30)],
+        plans=[SchedulePlan("bad", 60, ("nowhere",)), SchedulePlan("good", 60)],
         model=tiny.SEGMENTATION, recipe=RECIPE, clock=Clock(1.0), timed=1,
     )  # fmt: skip
     assert "hold_out names nowhere" in results[0]["error"]
@@ -178,6 +178,6 @@ def cut(recipe: Recipe, done: int) -> list[tuple[Phase, int]]:
     return found
 
 
-@pytest.mark.parametrize(("init", "seconds", "small"), [(None, 100, True), (None, 200, False), ("any", 100, False)])
-def test_short_schedules_from_random_weights_begin_small(init: str | None, seconds: float, small: bool) -> None:
-    assert begins_small(replace(RECIPE, init=init), object(), seconds, Rates(full=20.0)) == small
+@pytest.mark.parametrize(("init", "small"), [(None, True), ("any", False)])
+def test_schedules_from_random_weights_begin_small(init: str | None, small: bool) -> None:
+    assert begins_small(replace(RECIPE, init=init), object()) == small

@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from adpc_client import commands, stream_command
 from adpc_client.arguments import UsageError, count, positive
@@ -39,9 +39,16 @@ def main(argv: list[str] | None = None) -> int:
     return 1
 
 
+def _version() -> str:
+    try:
+        return f"adpc {version('adpc-client')}"
+    except PackageNotFoundError:
+        return "adpc, run from a checkout"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="adpc", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--version", action="version", version=f"adpc {version('adpc-client')}")
+    parser.add_argument("--version", action="version", version=_version())
     subparsers = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", description="adpc help COMMAND lists the options of a command"
     )

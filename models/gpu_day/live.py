@@ -1,5 +1,5 @@
-"""Tests a real server on the GPU from outside: which executor it runs, the time to each exit, deadlines, cameras, and
-how soon it serves again after its worker is killed.
+"""Tests a real server on the GPU from outside: which executor it runs, the time to each exit, deadlines, cameras, load,
+and how soon it serves again after its worker is killed.
 
 Needs the packages that `python -m server` needs.
 """
@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from models.gpu_day.load import offer
 from models.gpu_day.served import MODEL, kill_worker, served, write_tiny
 from models.gpu_day.stages import ROOT, MissingError
 
@@ -30,6 +31,8 @@ NEEDED = (
     "safetensors",
 )  # fmt: skip
 CAMERAS, FRAMES_PER_S, FILM_S = 16, 30, 8.0
+RATES, LOAD_S = (60.0, 120.0, 240.0, 480.0, 960.0), 3.0
+"""The load: requests a second, each for `LOAD_S` seconds."""
 DEADLINES = 300
 LATE_MS = 5.0
 RESTART_S = 15.0
@@ -142,6 +145,8 @@ class Visit:
             times_ms = await self.exits(connection)
             kept = await self.deadlines(connection, times_ms)
         await self.cameras()
+        rates, load_s = (RATES[:1], 0.5) if self.small else (RATES, LOAD_S)
+        await offer(self.port, rates, load_s, self.deadline - RESTART_S, self.line)
         return await self.loss() and kept
 
     async def exits(self, connection: Connection) -> list[float]:

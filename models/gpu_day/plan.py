@@ -60,8 +60,8 @@ def _check() -> list[Stage]:
         Stage("plain", 35, f"{folder}.correctness:correctness", {"mode": "plain"}),
         Stage("tune", 20, f"{folder}.tune:tune", {"networks": TUNED}),
         Stage("graphs", 40, f"{folder}.correctness:correctness", {"mode": "graphs"}),
-        Stage("bench", 75, f"{folder}.bench:bench", {"options": bench}),
-        Stage("server", 45, f"{folder}.live:live"),
+        Stage("bench", 60, f"{folder}.bench:bench", {"options": bench}),
+        Stage("server", 60, f"{folder}.live:live"),
     ]
 
 

@@ -117,7 +117,7 @@ class Trainer:
         wait(self.device)  # threads that load use streams of their own
         line(f"{plan.name}: {task.examples} examples after {self.clock() - started:.1f} s")
         self.measure(task, recipe, "full", "masked")
-        brief = begins_small(recipe, task, deadline - self.clock() - self.scoring_s, self.rates)
+        brief = begins_small(recipe, task)
         if brief:
             self.measure(task, recipe, "small")
         line(f"{plan.name}: steps/s {asdict(self.rates)} after {self.clock() - started:.1f} s")
