@@ -13,10 +13,17 @@ def route(backlogs: Sequence[Backlog], expected: Expected, now_s: float) -> Back
     """The backlog of the worker that will finish the required exit first, of those that can take the request; of
     equally fast ones, that with the fewest requests, which leaves most time for further exits. If none can take it, the
     refusal with the shortest wait. `backlogs` must not be empty."""
-    refusals = [(backlog, backlog.refusal(expected, now_s)) for backlog in backlogs]
-    willing = [(backlog.ready_s(expected, now_s), backlog) for backlog, refusal in refusals if refusal is None]
+    willing: list[Backlog] = []
+    refusals: list[Refusal] = []
+    for backlog in backlogs:
+        if refusal := backlog.refusal(expected, now_s):
+            refusals.append(refusal)
+        else:
+            willing.append(backlog)
     if not willing:
-        return min((refusal for _, refusal in refusals if refusal is not None), key=lambda refusal: refusal.wait_s)
-    first_s = min(ready_s for ready_s, _ in willing)
-    latest_s = first_s * (1 + TIE_SHARE) + TIE_S
-    return min((backlog for ready_s, backlog in willing if ready_s <= latest_s), key=len)
+        return min(refusals, key=lambda refusal: refusal.wait_s)
+    if len(willing) == 1:
+        return willing[0]
+    ready_s = [backlog.ready_s(expected, now_s) for backlog in willing]
+    latest_s = min(ready_s) * (1 + TIE_SHARE) + TIE_S
+    return min((backlog for backlog, each_s in zip(willing, ready_s, strict=True) if each_s <= latest_s), key=len)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
+from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -218,7 +219,8 @@ def hang_up_cancels(request: Request, service: Service, record: RequestRecord) -
         watcher.cancel()
 
 
-def accepted_media_type(accept: str, offered: Sequence[str] = MEDIA_TYPES, what: str = "a map") -> str:
+@lru_cache(maxsize=64)  # clients send the same header again and again
+def accepted_media_type(accept: str, offered: tuple[str, ...] = MEDIA_TYPES, what: str = "a map") -> str:
     """The best of the `offered` media types for an `Accept` header (RFC 9110, section 12.5.1).
 
     An empty header accepts all. Raises NotAcceptableError, which says that `what` can be none of the accepted types.

@@ -230,10 +230,14 @@ class Backlog:
         wait_s = SLICE_S if any(owed.arrived for owed in self._owed.values()) else 0.0
         slow_down, noise_s = self.costs.slow_down, self._pace.noise_s(now_s)
         pace = slow_down * self._pace.factor(now_s)
-        images_s = sum(owed.expected.delays_s for owed in self._owed.values())
+        images_s = sum([owed.expected.delays_s for owed in self._owed.values()])
         passed_s = ready_s = delay_s = 0.0
         late_s: float | None = None
-        for stages, work in enumerate(sorted([*self._work, *newcomer.work]), 1):
+        in_order = self._work.copy()
+        for work in newcomer.work:
+            insort(in_order, work)
+        # This loop runs for every request that is refused, so it has no calls that it can do without.
+        for stages, work in enumerate(in_order, 1):
             _, deadline_s, _, usual_s, owed = work
             seconds = pace * usual_s
             if owed is newcomer:
@@ -242,12 +246,14 @@ class Backlog:
                 passed_s += seconds
                 delay_s += seconds
                 continue
-            if work is owed.work[0]:
-                seconds = max(0.0, seconds - owed.done_s)
+            if owed.done_s and work is owed.work[0]:
+                seconds = seconds - owed.done_s if seconds > owed.done_s else 0.0
             if owed is running:
                 wait_s = 0.0
             left_s = deadline_s - now_s
-            passed_s += min(seconds, max(0.0, left_s + GRACE_S))
+            until_s = left_s + GRACE_S
+            if until_s > 0:
+                passed_s += seconds if seconds < until_s else until_s
             if delay_s and late_s is None and work is owed.work[-1]:
                 hopeless = slow_down * owed.usual_s - owed.done_s > left_s  # no room would help it
                 ends_s = passed_s + min(images_s, passed_s) + noise_s * math.sqrt(stages)
