@@ -13,32 +13,42 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.decoding.messages import DecoderPlan
+from server.decoding.messages import DecoderAnswer, DecoderPlan
 from server.decoding.process import Decoder, DecoderProcess
 from server.errors import DecoderLostError, InvalidError, ServerError
 
 logger = logging.getLogger("anytime.lane")
 
 
-@dataclass
-class Waiting:
+@dataclass(eq=False)
+class File:
     """A file that waits for a decoder, or is with one.
 
-    `image`: its pixels, and the seconds that decoding took. `left`: done once no request needs the image any more.
+    `image`: its pixels, and the seconds that decoding took. `left`: no request needs the image any more. `size_bytes`,
+    `began_s`: its size, and when a decoder got it. `answer`: what that said, None until then. `limit`: the timer that
+    ends the decoder if it works on a file that was left.
     """
 
     body: bytes | memoryview
     image: asyncio.Future[tuple[NDArray[np.uint8], float]]
-    left: asyncio.Future[None]
+    left: bool = False
+    size_bytes: int = 0
+    began_s: float = 0.0
+    decoder: Decoder | None = None
+    answer: DecoderAnswer | None = None
+    limit: asyncio.TimerHandle | None = None
 
 
 class Lane:
-    """Keeps `processes` decoding processes running, which `launch` starts."""
+    """Keeps `processes` decoding processes running, which `launch` starts.
+
+    A process gets its next file in the turn of the event loop in which the image before it is no longer needed. Under
+    load a turn takes milliseconds, and a process that waited for several would decode little.
+    """
 
     MIN_WORK_S = 0.25
     """After the deadline of an image, its decoding process is ended, but not before it has worked for this long. A new
@@ -51,10 +61,11 @@ class Lane:
         self._processes = processes
         self._launch = launch
         self._numbers = count()
-        self._waiting: list[tuple[int, int, Waiting]] = []
-        self._changed = asyncio.Event()
-        """Set when a file has come, or a process has ended."""
-        self._running: set[Decoder] = set()
+        self._waiting: list[tuple[int, int, File]] = []
+        self._running: dict[Decoder, File | None] = {}
+        """Every process, with the file that it has."""
+        self._free: list[Decoder] = []
+        """The processes that have no file and are ready for one."""
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -73,81 +84,95 @@ class Lane:
         """The image in a file, which is valid in the `async with` block: uint8 (H, W, 3) RGB, and the seconds that it
         took, without waiting for a decoder. `work_px`: see `header.Header`. Raises ServerError, see `decode.decode`.
         """
-        loop = asyncio.get_running_loop()
-        waiting = Waiting(body, loop.create_future(), loop.create_future())
+        file = File(body, asyncio.get_running_loop().create_future())
         del body  # neither this frame nor the queue may keep it in memory when the request has been given up
-        heappush(self._waiting, (work_px.bit_length(), next(self._numbers), waiting))
-        self._changed.set()
+        heappush(self._waiting, (work_px.bit_length(), next(self._numbers), file))
+        self._hand_out()
         try:
-            yield await waiting.image
+            yield await file.image
         finally:
-            waiting.body = b""
-            waiting.left.set_result(None)
-            if waiting.image.done() and not waiting.image.cancelled():
-                waiting.image.exception()  # if the request was given up in the same moment, no other code looks
+            self._leave(file)
+            if file.image.done() and not file.image.cancelled():
+                file.image.exception()  # if the request was given up in the same moment, no other code looks
+
+    # --- files ---
+
+    def _hand_out(self) -> None:
+        """Give the files that wait to the processes that are free."""
+        while self._free and self._waiting:
+            *_, file = heappop(self._waiting)
+            if file.left:
+                continue
+            decoder = self._free.pop()
+            self._running[decoder], file.decoder = file, decoder
+            file.began_s, file.size_bytes = time.monotonic(), len(file.body)
+            decoder.hand_over(file.body)
+            file.body = b""
+
+    def _answered(self, decoder: Decoder, answer: DecoderAnswer) -> None:
+        """A process says that it is ready, or what became of its file."""
+        file = self._running[decoder]
+        if file is None:
+            if decoder not in self._free:
+                self._free.append(decoder)
+            self._hand_out()
+            return
+        file.answer = answer
+        if file.left:
+            self._release(decoder, file)
+        elif file.image.done():
+            pass  # the request was cancelled in this turn of the event loop, and leaves in the next one
+        elif answer.error is not None:
+            file.image.set_exception(answer.error)
+        else:
+            file.image.set_result((decoder.pixels(answer), time.monotonic() - file.began_s))
+
+    def _leave(self, file: File) -> None:
+        """The request no longer needs the image."""
+        file.left, file.body = True, b""
+        if file.decoder is None:
+            return
+        if file.answer is not None:
+            self._release(file.decoder, file)
+        else:
+            ends_s = file.began_s + self.MIN_WORK_S - time.monotonic()
+            file.limit = asyncio.get_running_loop().call_later(max(0.0, ends_s), file.decoder.end)
+
+    def _release(self, decoder: Decoder, file: File) -> None:
+        """A process is done with its file."""
+        assert file.answer is not None
+        if file.limit is not None:
+            file.limit.cancel()
+        if self._running.get(decoder) is file:  # it may have ended meanwhile
+            decoder.clear(file.size_bytes, file.answer)
+            self._running[decoder] = None
+            self._free.append(decoder)
+            self._hand_out()
+
+    # --- processes ---
 
     async def _keep_one(self) -> None:
         """Keep one process running."""
         while True:
             try:
-                decoder = Decoder(self._launch(self._plan), self._plan, self._changed.set)
+                decoder = Decoder(self._launch(self._plan), self._plan, self._answered)
             except OSError as error:
                 logger.warning("no decoding process can be started: %s", error)
                 await asyncio.sleep(self.RETRY_S)
                 continue
-            self._running.add(decoder)
-            ready, culprit = False, None
-            try:
-                ready = await decoder.answer is not None
-                if ready:
-                    culprit = await self._serve(decoder)
-            except Exception:  # the boundary: whatever goes wrong with one process, the lane goes on with another
-                logger.exception("a decoding process is given up")
-            finally:
-                self._running.discard(decoder)
-                decoder.close()
+            self._running[decoder] = None
+            await decoder.over.wait()
+            file = self._running.pop(decoder)
+            ready = file is not None or decoder in self._free
+            if decoder in self._free:
+                self._free.remove(decoder)
+            decoder.close()
             status = await asyncio.to_thread(decoder.process.wait)
-            if culprit is not None and not culprit.image.done():
-                culprit.image.set_exception(self._lost(status))
+            if file is not None and not (file.left or file.image.done()):
+                file.image.set_exception(self._lost(status))
             if not ready:
                 logger.error("a decoding process ended with status %d before it was ready", status)
                 await asyncio.sleep(self.RETRY_S)
-
-    async def _serve(self, decoder: Decoder) -> Waiting | None:
-        """Hand files to the process, one after another, until it has ended or must be ended. Returns the file that it
-        failed to decode if a request still waits for it, else None."""
-        while (waiting := await self._next(decoder)) is not None:
-            began_s, body_bytes = time.monotonic(), len(waiting.body)
-            answered = await decoder.decode(waiting.body)
-            waiting.body = b""
-            either: set[asyncio.Future[Any]] = {answered, waiting.left}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not answered.done():
-                await asyncio.wait({answered}, timeout=max(0.0, began_s + self.MIN_WORK_S - time.monotonic()))
-            if not answered.done():
-                return None
-            answer = answered.result()
-            if answer is None:
-                return waiting
-            if not waiting.image.done():
-                if answer.error is not None:
-                    waiting.image.set_exception(answer.error)
-                else:
-                    waiting.image.set_result((decoder.pixels(answer), time.monotonic() - began_s))
-                await waiting.left
-            decoder.clear(body_bytes, answer)
-        return None
-
-    async def _next(self, decoder: Decoder) -> Waiting | None:
-        """The next file that a request still waits for; None once the process has ended."""
-        while not decoder.ended:
-            while self._waiting:
-                *_, waiting = heappop(self._waiting)
-                if not waiting.left.done():
-                    return waiting
-            self._changed.clear()
-            await self._changed.wait()
-        return None
 
     def _lost(self, status: int) -> ServerError:
         """The error for the client whose image ended the decoding process."""

@@ -1,6 +1,7 @@
 """A decoding process, as the front end starts it, hands it files, hears its answers, and ends it."""
 
 import asyncio
+import logging
 import mmap
 import os
 import socket
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from server.decoding.messages import DecoderAnswer, DecoderPlan
 from server.engine.shared_memory import nameless_file
+
+logger = logging.getLogger("anytime.lane")
 
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
 """The variables of the environment that a decoding process gets: what it takes to find Python's modules, no keys."""
@@ -77,36 +80,38 @@ class ChildDecoder:
 
 
 class Decoder:
-    """Hands files to a decoding process, and calls `hung_up` once that has ended. It never blocks the event loop.
+    """Hands files to a decoding process, and hears its answers. It never blocks the event loop.
 
-    `answer`: what the process says next, which at first is a hello; None if it ends before.
+    `answered` is called with each answer, of which the first is a hello. `over` is set once the process has ended, or
+    must be ended.
     """
 
-    def __init__(self, process: DecoderProcess, plan: DecoderPlan, hung_up: Callable[[], None]) -> None:
+    def __init__(
+        self, process: DecoderProcess, plan: DecoderPlan, answered: Callable[["Decoder", DecoderAnswer], None]
+    ) -> None:
         self.process = process
-        self.ended = False
+        self.over = asyncio.Event()
         self._plan = plan
-        self._hung_up = hung_up
+        self._answered = answered
         self._incoming = b""
         process.connection.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(process.connection.fileno(), self._readable)
-        self.answer: asyncio.Future[DecoderAnswer | None] = self._loop.create_future()
 
-    async def decode(self, body: bytes | memoryview) -> asyncio.Future[DecoderAnswer | None]:
-        """Hand over a file, which may be as large as the plan says, and yield to the event loop after each megabyte.
-        Returns the `answer`."""
-        self.answer = answer = self._loop.create_future()
-        for start in range(0, len(body), COPIED_BYTES):
-            if start:
-                await asyncio.sleep(0)
-            piece = body[start : start + COPIED_BYTES]
-            self.process.memory[start : start + len(piece)] = piece
+    def hand_over(self, body: bytes | memoryview, start: int = 0) -> None:
+        """Have a file decoded, which may be as large as the plan says. It is copied from `start` on, a megabyte in each
+        turn of the event loop."""
+        if self.over.is_set():
+            return
+        piece = body[start : start + COPIED_BYTES]
+        self.process.memory[start : start + len(piece)] = piece
+        if start + len(piece) < len(body):
+            self._loop.call_soon(self.hand_over, body, start + len(piece))
+            return
         try:
             self.process.connection.send(b"%d\n" % len(body))
         except OSError:
-            self._end()
-        return answer
+            self.end()
 
     def pixels(self, answer: DecoderAnswer) -> NDArray[np.uint8]:
         """A view of the image that was decoded last: uint8 (H, W, 3) RGB. Valid until the next file, or `clear`."""
@@ -125,7 +130,7 @@ class Decoder:
 
     def close(self) -> None:
         """End the process."""
-        self._end()
+        self.end()
         self.process.kill()
         self.process.connection.close()
 
@@ -142,22 +147,22 @@ class Decoder:
         elif data and len(line) < MAX_LINE_BYTES:
             self._incoming = line
         else:
-            self._end()
+            self.end()
 
     def _hear(self, line: bytes) -> None:
         try:
             answer = DecoderAnswer.from_line(line, self._plan.max_pixels)
         except (KeyError, TypeError, ValueError):  # such a process is no longer trusted
-            self._end()
+            self.end()
             return
-        if not self.answer.done():
-            self.answer.set_result(answer)
+        try:
+            self._answered(self, answer)
+        except Exception:  # the boundary: whatever goes wrong with one process, the lane goes on with another
+            logger.exception("a decoding process is given up")
+            self.end()
 
-    def _end(self) -> None:
-        if self.ended:
-            return
-        self.ended = True
-        self._loop.remove_reader(self.process.connection.fileno())
-        if not self.answer.done():
-            self.answer.set_result(None)
-        self._hung_up()
+    def end(self) -> None:
+        """Hear and hand over nothing any more."""
+        if not self.over.is_set():
+            self.over.set()
+            self._loop.remove_reader(self.process.connection.fileno())
