@@ -44,6 +44,11 @@ LINGER_S = 0.3
 answer."""
 
 
+LISTENERS = 8
+"""How many listeners share each listening socket. In each of its turns, the event loop accepts one connection of a
+listener (libuv 1.46 and later). Under load a turn takes milliseconds, so that 200 cameras would wait for a second."""
+
+
 class Server(uvicorn.Server):
     """On the first signal it finishes the open requests before it exits; a second signal ends it at once."""
 
@@ -70,17 +75,22 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, also on the operators' own address."""
         await super().startup(sockets)
-        app, config = self.config.app, self.config
-        address = app.state.service.settings.admin_address  # type: ignore[union-attr]
-        if address is None or not self.started:
+        if not self.started:
             return
+        app, config, loop = self.config.app, self.config, asyncio.get_running_loop()
 
         def protocol() -> asyncio.Protocol:
             return config.http_protocol_class(  # type: ignore[call-arg]
                 config=config, server_state=self.server_state, app_state=self.lifespan.state
             )
 
-        loop = asyncio.get_running_loop()
+        for listening in [each for server in self.servers for each in server.sockets]:
+            for _ in range(LISTENERS - 1):
+                shared = socket.fromfd(listening.fileno(), listening.family, listening.type)
+                self.servers.append(await loop.create_server(protocol, sock=shared, backlog=config.backlog))
+        address = app.state.service.settings.admin_address  # type: ignore[union-attr]
+        if address is None:
+            return
         try:
             server = await loop.create_server(protocol, *address, backlog=config.backlog)
         except OSError as error:

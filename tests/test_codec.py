@@ -69,15 +69,20 @@ def test_what_waits_for_a_decoder_is_not_usual(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr("server.decoding.lane.time", clock)
         played = Played()
         usual, _ = await played.lanes()
-        first, second = played.decode(photo()), played.decode(photo())
+        first, second, third = (played.decode(photo()) for _ in range(3))
         await usual.hear()
         clock.now_s = 2.0
         usual.show(1)
         assert await first == (2.0, 2.0)
         await usual.hear()
+        assert played.codec.prepare_s(8) == 4.0, "the third one waits, and each takes 2 s"
         clock.now_s = 3.0
         usual.show(1)
         assert await second == (3.0, 2.0)  # 2 s of waiting, 1 s of decoding; usual is the slower of the two
+        third.cancel()
+        await asyncio.wait({third})
+        assert played.codec.prepare_s(8) == 2.0
+        assert played.codec.prepare_s(2 * Codec.LARGE_PX) == 0.0, "none of this size was decoded"
         assert played.codec.usual_decode_s(8) == 2.0
         played.codec._threads = 4
         assert played.codec.delays_s(8) == 0.5

@@ -52,8 +52,7 @@ class Access:
     def __init__(self, server: Live, worker: ScriptedWorker, certificate: Path) -> None:
         self.server, self.worker = server, worker
         self.tls = ssl.create_default_context(cafile=certificate)
-        listeners = server.host.server.servers  # type: ignore[attr-defined]
-        _, port = (found.sockets[0].getsockname()[1] for found in listeners)
+        port = server.host.app.guard.admin_port  # type: ignore[attr-defined]
         self.public, self.admin = f"https://127.0.0.1:{server.port}", f"https://127.0.0.1:{port}"
         self.http = httpx.Client(verify=self.tls, timeout=live.PATIENCE_S)
 

@@ -55,6 +55,8 @@ class Lane:
     process takes about as long to start, so images with short deadlines cannot keep the lane restarting."""
     RETRY_S = 1.0
     """The pause after a process that ended before it was ready."""
+    MEAN_OF = 16
+    """The mean time that a process takes for a file follows about so many files."""
 
     def __init__(self, plan: DecoderPlan, processes: int, launch: Callable[[DecoderPlan], DecoderProcess]) -> None:
         self._plan = plan
@@ -67,6 +69,13 @@ class Lane:
         self._free: list[Decoder] = []
         """The processes that have no file and are ready for one."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._file_s = 0.0
+        """The mean seconds from the moment when a process gets a file to the moment when it is free again."""
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds until the files that wait now will be with a process."""
+        return len(self._waiting) * self._file_s / self._processes
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._keep_one()) for _ in range(self._processes)]
@@ -145,6 +154,8 @@ class Lane:
             file.limit.cancel()
         if self._running.get(decoder) is file:  # it may have ended meanwhile
             decoder.clear(file.size_bytes, file.answer)
+            took_s = time.monotonic() - file.began_s
+            self._file_s += (took_s - self._file_s) / (self.MEAN_OF if self._file_s else 1)
             self._running[decoder] = None
             self._free.append(decoder)
             self._hand_out()

@@ -91,6 +91,11 @@ class Codec:
         measured = self._decode_s.get(pixels.bit_length())
         return 0.0 if measured is None else measured.value
 
+    def prepare_s(self, pixels: int) -> float:
+        """Seconds until an image of `pixels` that comes now will be decoded."""
+        lane = self._large if pixels > self.LARGE_PX else self._usual
+        return lane.queue_s + self.usual_decode_s(pixels)
+
     def delays_s(self, pixels: int) -> float:
         """For how many seconds the decoding of an image of `pixels` usually delays other requests. A large image delays
         none, because a separate process decodes it at low priority."""

@@ -172,9 +172,9 @@ class Service:
     def _expected(self, record: RequestRecord, model: ServedModel, size: tuple[int, int]) -> Expected:
         """What a worker would have to compute for a request whose image has this size (height, width)."""
         pixels, shape = size[0] * size[1], model.input_shape(*expected_size(record.options.roi, *size))
-        decode_s, delays_s = self.codec.usual_decode_s(pixels), self.codec.delays_s(pixels)
+        prepare_s, delays_s = self.codec.prepare_s(pixels), self.codec.delays_s(pixels)
         required, deadline_s = record.options.required, record.compute_deadline_s
-        return Expected(model.name, shape, required, deadline_s, record.sharer, decode_s, delays_s)
+        return Expected(model.name, shape, required, deadline_s, record.sharer, prepare_s, delays_s)
 
     async def _start(self, record: RequestRecord, model: ServedModel, read: Read) -> Job:
         """Receive and decode the image, and hand the job to the engine. `read` leaves the place in the record."""
@@ -279,7 +279,7 @@ class Service:
         asked = Asked(model.name, exits, caller.name, deadline_s, pixels=pixels)
         budget = self._budgets.budget(asked, more=True)
         answer_s = self._reserve.seconds("application/json", pixels, alone=not self.engine.open_requests)
-        prepare_s = self.codec.usual_decode_s(pixels)
+        prepare_s = self.codec.prepare_s(pixels)
         compute_deadline_s = now_s + budget.seconds - AnswerReserve.kept_s(answer_s, budget.seconds)
         shape, predicted_s = model.input_shape(*size), {}
         for exit_index in range(1, exits + 1):

@@ -236,7 +236,6 @@ class Backlog:
         in_order = self._work.copy()
         for work in newcomer.work:
             insort(in_order, work)
-        # This loop runs for every request that is refused, so it has no calls that it can do without.
         for stages, work in enumerate(in_order, 1):
             _, deadline_s, _, usual_s, owed = work
             seconds = pace * usual_s
