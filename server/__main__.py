@@ -45,8 +45,8 @@ answer."""
 
 
 LISTENERS = 8
-"""How many listeners share each listening socket. In each of its turns, the event loop accepts one connection of a
-listener (libuv 1.46 and later). Under load a turn takes milliseconds, so that 200 cameras would wait for a second."""
+"""How many listeners share a socket of the public address. The event loop (libuv) accepts one connection of a listener
+in each of its turns. Under load a turn takes milliseconds, so that 200 cameras would wait for a second."""
 
 
 class Server(uvicorn.Server):
@@ -84,10 +84,13 @@ class Server(uvicorn.Server):
                 config=config, server_state=self.server_state, app_state=self.lifespan.state
             )
 
-        for listening in [each for server in self.servers for each in server.sockets]:
-            for _ in range(LISTENERS - 1):
-                shared = socket.fromfd(listening.fileno(), listening.family, listening.type)
-                self.servers.append(await loop.create_server(protocol, sock=shared, backlog=config.backlog))
+        try:
+            for listening in [each for server in self.servers for each in server.sockets]:
+                for _ in range(LISTENERS - 1):
+                    shared = socket.fromfd(listening.fileno(), listening.family, listening.type)
+                    self.servers.append(await loop.create_server(protocol, sock=shared, backlog=config.backlog))
+        except OSError as error:
+            logger.warning("connections that come together will wait for one another: %s", error)
         address = app.state.service.settings.admin_address  # type: ignore[union-attr]
         if address is None:
             return

@@ -60,6 +60,12 @@ def test_ready_after_what_comes_before_and_the_own_work(owed: list[Expected], as
     assert owing(*owed).ready_s(asked, 0.0) == pytest.approx(ready_s)
 
 
+def test_what_is_long_overdue_takes_no_time() -> None:
+    late, now_s = owing(expected(0.5)), 10.0
+    ready_s = late.ready_s(expected(11.0), now_s)
+    assert ready_s == pytest.approx(SAFE_S + SPARE_S * 2**0.5)
+
+
 def test_nothing_known_is_ready_at_once() -> None:
     assert Backlog(CostModel()).ready_s(expected(1.0), 0.0) == pytest.approx(SPARE_S)
 

@@ -75,7 +75,9 @@ def test_what_waits_for_a_decoder_is_not_usual(monkeypatch: pytest.MonkeyPatch) 
         usual.show(1)
         assert await first == (2.0, 2.0)
         await usual.hear()
-        assert played.codec.prepare_s(8) == 4.0, "the third one waits, and each takes 2 s"
+        assert played.codec.prepare_s(60 * 90) == 2.0, "the third one waits, and each takes 2 s"
+        assert played.codec.prepare_s(8) == 2.0, "a smaller one would not wait, and takes 2 s"
+        assert played.codec.prepare_s(2 * Codec.LARGE_PX) == 0.0, "large ones have a queue of their own"
         clock.now_s = 3.0
         usual.show(1)
         assert await second == (3.0, 2.0)  # 2 s of waiting, 1 s of decoding; usual is the slower of the two

@@ -24,7 +24,7 @@ from torch import Tensor
 from models.__main__ import main
 from models.anytime import Exit, State
 from models.executors.reference import ReferenceExecutor, ReferenceState
-from models.gpu_day import bench, compiling, correctness, live, served, stages
+from models.gpu_day import bench, compiling, correctness, live, load, served, stages
 from models.gpu_day.correctness import Check, Work
 from models.gpu_day.plan import stages_of
 from models.gpu_day.stages import Report, Stage, run
@@ -356,6 +356,12 @@ def test_a_server_is_visited(tmp_path: Path) -> None:
         r"^worker killed: \{.*503: [1-4].*\}, the next answer came after ",
     ):
         assert re.search(pattern, said, re.MULTILINE), (pattern, said)
+
+
+def test_a_load_that_does_not_fit_into_the_time_is_left_out() -> None:
+    lines: list[str] = []
+    asyncio.run(load.offer(1, (5.0, 7.0), 3.0, time.monotonic(), lines.append))
+    assert lines == [f"{rate} requests a second: no time left" for rate in (5, 7)]
 
 
 def test_the_worker_of_a_server_is_killed() -> None:

@@ -17,6 +17,7 @@ from models.gpu_day.schedules import schedules
 from models.gpu_day.sizing import Rates, SchedulePlan, begins_small, fitted, refitted
 from models.gpu_day.variants import CPU
 from models.training.recipe import Phase, Recipe
+from models.training.tasks import Pose, Segmentation
 
 RECIPE = Recipe(splits=("train",), phases=(Phase(steps=100, batch=2, crop=(32, 32), scale=(0.5, 1.0)),))
 
@@ -178,6 +179,11 @@ def cut(recipe: Recipe, done: int) -> list[tuple[Phase, int]]:
     return found
 
 
-@pytest.mark.parametrize(("init", "small"), [(None, True), ("any", False)])
-def test_schedules_from_random_weights_begin_small(init: str | None, small: bool) -> None:
-    assert begins_small(replace(RECIPE, init=init), object()) == small
+@pytest.mark.parametrize(
+    ("init", "task", "small"),
+    [(None, Segmentation, True), ("any", Segmentation, False), (None, Pose, False)],
+)
+def test_schedules_of_segmentation_from_random_weights_begin_small(
+    init: str | None, task: type[object], small: bool
+) -> None:
+    assert begins_small(replace(RECIPE, init=init), task.__new__(task)) == small

@@ -91,11 +91,17 @@ def test_processes_decode_side_by_side() -> None:
     played(scenario)
 
 
-def test_a_file_is_forgotten_when_it_is_given_up_while_it_waits() -> None:
-    class Body:
-        def __len__(self) -> int:
-            return 1
+class Body:
+    """A file of one byte that a weak reference can point to."""
 
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, _: slice) -> bytes:
+        return b"1"
+
+
+def test_a_file_is_forgotten_when_it_is_given_up_while_it_waits() -> None:
     async def scenario() -> None:
         started = Started()
         decoder = await started.decoder()
@@ -161,6 +167,7 @@ LOSSES: dict[str, tuple[Callable[[ScriptedDecoder], None], type[ServerError], st
     "nonsense": (lambda decoder: decoder.say(b"nonsense\n"), DecoderLostError, "status -9"),
     "unknown error": (lambda decoder: decoder.say(b'{"error": "SystemExit"}\n'), DecoderLostError, "status -9"),
     "too many pixels": (lambda decoder: decoder.say(DecoderAnswer(8, 9).to_line()), DecoderLostError, "status -9"),
+    "infinite pixels": (lambda decoder: decoder.say(b'{"height": Infinity}\n'), DecoderLostError, "status -9"),
     "endless line": (lambda decoder: decoder.say(b"x" * 5000), DecoderLostError, "status -9"),
 }
 
@@ -239,12 +246,220 @@ def test_a_large_file_is_handed_over_in_pieces(monkeypatch: pytest.MonkeyPatch) 
 
     async def scenario() -> None:
         process, turns = ScriptedDecoder(PLAN), 0
-        decoder = Decoder(process, PLAN, lambda _, answer: None)
+        decoder = Decoder(process, PLAN, lambda _, answer: None, lambda _: None)
         decoder.hand_over(memoryview(b"0123456789"))
         while not process.hears():
             await asyncio.sleep(0)
             turns += 1
         assert turns == 2 and await process.hear() == b"0123456789"
         decoder.close()
+
+    played(scenario)
+
+
+def test_a_process_that_answers_before_it_has_the_whole_file_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.decoding.process.COPIED_BYTES", 4)
+
+    async def scenario() -> None:
+        process, ends = ScriptedDecoder(PLAN), []
+        decoder = Decoder(process, PLAN, lambda _, answer: None, ends.append)
+        decoder.hand_over(b"0123456789")
+        decoder._hear(DecoderAnswer(2, 4).to_line())
+        assert ends == [decoder]
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert not process.hears(), "nothing more is copied or sent"
+        decoder.close()
+        assert ends == [decoder]
+
+    played(scenario)
+
+
+def test_a_process_that_has_closed_its_socket_has_ended() -> None:
+    async def scenario() -> None:
+        process, ends = ScriptedDecoder(PLAN), []
+        decoder = Decoder(process, PLAN, lambda _, answer: None, ends.append)
+        process.die(1)
+        decoder.hand_over(b"0123456789")
+        assert ends == [decoder]
+        decoder.close()
+
+    played(scenario)
+
+
+def test_a_process_gets_its_next_file_as_soon_as_the_image_before_is_left() -> None:
+    async def scenario() -> None:
+        started = Started()
+        decoder = await started.decoder()
+        first, second = started.decode(b"first"), Body()
+        assert await decoder.hear() == b"first"
+        waiting, body = started.decode(second), weakref.ref(second)
+        del second
+        await asyncio.sleep(0)
+        decoder.show(1)
+        await until(first.done)
+        assert decoder.hears(), "it was handed over in the turn in which the first request ended"
+        gc.collect()
+        assert body() is None, "the process has a copy"
+        decoder.show(2)
+        assert await waiting == 2
+        started.lane.close()
+
+    played(scenario)
+
+
+def test_a_process_that_has_finished_for_nobody_lives_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    timers: list[tuple[float, Callable[[], None], Any]] = []
+
+    async def scenario() -> None:
+        class Timer:
+            cancelled = False
+
+            def cancel(self) -> None:
+                self.cancelled = True
+
+        def call_later(delay_s: float, function: Callable[[], None]) -> Timer:
+            timers.append((delay_s, function, Timer()))
+            return timers[-1][2]
+
+        started = Started()
+        decoder = await started.decoder()
+        first = started.decode(b"first")
+        await decoder.hear()
+        monkeypatch.setattr(asyncio.get_running_loop(), "call_later", call_later)
+        first.cancel()
+        await asyncio.wait({first})
+        (delay_s, _, timer), *others = timers
+        assert not others and 0 < delay_s <= Lane.MIN_WORK_S and not timer.cancelled
+        decoder.show(1)
+        await until(lambda: timer.cancelled)
+        started.lane.close()
+
+    played(scenario)
+
+
+def test_a_process_that_greets_twice_gets_one_file_at_a_time() -> None:
+    async def scenario() -> None:
+        started = Started()
+        decoder = await started.decoder()
+        await until(lambda: started.lane._free)
+        decoder.say(DecoderAnswer().to_line())
+        await until(lambda: not decoder.hears())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        first, second = started.decode(b"first"), started.decode(b"second")
+        assert await decoder.hear() == b"first"
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not decoder.hears()
+        decoder.show(1)
+        assert await decoder.hear() == b"second"
+        decoder.show(2)
+        assert (await first, await second) == (1, 2)
+        started.lane.close()
+
+    played(scenario)
+
+
+def test_a_request_that_is_cancelled_as_its_image_comes_costs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        started = Started()
+        decoder = await started.decoder()
+        first = started.decode(b"first")
+        await decoder.hear()
+        ours = next(iter(started.lane._running))
+        decoder.memory[PLAN.pixels_at : PLAN.pixels_at + 24] = bytes(24)
+        first.cancel()  # this cancels the future that it waits for; the request itself has not run yet
+        ours._hear(DecoderAnswer(2, 4).to_line())
+        second = started.decode(b"second")
+        assert await decoder.hear() == b"second" and not decoder.killed
+        decoder.show(2)
+        assert await second == 2
+        started.lane.close()
+
+    played(scenario)
+    assert not caplog.records
+
+
+def test_a_process_that_has_ended_gets_no_file() -> None:
+    """Neither while it has none, nor when the request leaves whose image it has decoded."""
+
+    async def scenario() -> None:
+        started = Started()
+        decoder = await started.decoder()
+        await until(lambda: started.lane._free)
+        next(iter(started.lane._running)).end()
+        first, other = started.decode(b"first"), await started.decoder(1)
+        assert await other.hear() == b"first"
+        other.show(1)
+        image = started.lane.decoded(b"second", 1)
+        assert await first == 1
+        entering = asyncio.ensure_future(image.__aenter__())
+        assert await other.hear() == b"second"
+        other.show(2)
+        pixels, _ = await entering
+        third = started.decode(b"third")
+        await asyncio.sleep(0)
+        next(iter(started.lane._running)).end()
+        await image.__aexit__(None, None, None)
+        last = await started.decoder(2)
+        assert await last.hear() == b"third" and pixels[0, 0, 0] == 2
+        last.show(3)
+        assert await third == 3 and decoder.killed and other.killed
+        started.lane.close()
+
+    played(scenario)
+
+
+@pytest.mark.parametrize("broken", ["clear", "hand_over", "pixels"])
+def test_whatever_goes_wrong_with_one_process_the_next_one_goes_on(
+    broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        started = Started()
+        decoder = await started.decoder()
+        await until(lambda: started.lane._free)
+
+        def fail(*_: object) -> None:
+            raise OSError("no such thing here")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Decoder, broken, fail)
+            first = started.decode(b"first")
+            if broken != "hand_over":
+                await decoder.hear()
+                decoder.show(1)
+            await until(lambda: decoder.killed and first.done())
+        if broken == "clear":
+            assert await first == 1, "the image was there"
+        else:
+            with pytest.raises(DecoderLostError):
+                await first
+        second, other = started.decode(b"second"), await started.decoder(1)
+        assert await other.hear() == b"second"
+        other.show(2)
+        assert await second == 2
+        started.lane.close()
+
+    played(scenario)
+
+
+def test_the_wait_is_that_for_the_files_that_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        started = Started(2)
+        one, two = await started.decoder(0), await started.decoder(1)
+        await until(lambda: len(started.lane._free) == 2)
+        started.lane._file_s = 3.0
+        tasks = [started.decode(body, work) for body, work in ((b"a", 8), (b"b", 8), (b"c", 9), (b"d", 8), (b"e", 70))]
+        await asyncio.sleep(0)
+        assert one.hears() and two.hears()
+        assert started.lane.queue_s(8) == 3.0, "two files before it, for two processes"
+        assert started.lane.queue_s(70) == 4.5
+        assert started.lane.queue_s(7) == 0.0
+        for task in tasks[2:]:
+            task.cancel()
+        await asyncio.wait(tasks[2:])
+        assert started.lane.queue_s(70) == 0.0, "nobody waits for the files that were left"
+        started.lane.close()
 
     played(scenario)

@@ -78,6 +78,25 @@ def test_over_the_websocket_too(server: Live) -> None:
     assert rejected(server, "websocket") == before + 2
 
 
+def test_the_images_that_wait_for_a_decoder_count(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the head comes, and again when the image is there; `GET /v1/budget` tells, too."""
+    deadline, queue = "deadline_ms=20000", "server.decoding.lane.Lane.queue_s"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        body = photo()
+        head = HEAD.replace(b"deadline_ms=60", deadline.encode()) % len(body)
+        connection.sendall(head.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+        monkeypatch.setattr(queue, lambda lane, work_px: 100.0)
+        connection.sendall(body)
+        reply = HTTPResponse(connection)
+        reply.begin()
+        found = json.loads(reply.read())
+    for refused in (found, server.predict(**dict([deadline.split("=")])).json()):
+        assert refused["code"] == "overloaded" and re.search(r"exit 1 would be there in 100\d{3} ms", refused["error"])
+    predicted = server.http.get(f"/v1/budget?{deadline}").json()["predicted"]
+    assert all(each["ms"] > 100_000 for each in predicted)
+
+
 @pytest.mark.parametrize(
     ("takes_s", "refusal", "sentence"),
     [

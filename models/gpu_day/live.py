@@ -28,7 +28,7 @@ from models.gpu_day.stages import ROOT, MissingError
 
 NEEDED = (
     "fastapi", "uvicorn", "uvloop", "httptools", "websockets", "pydantic", "prometheus_client", "multipart", "PIL",
-    "safetensors",
+    "safetensors", "simplejpeg", "zlib_ng", "pythonjsonlogger", "opentelemetry",
 )  # fmt: skip
 CAMERAS, FRAMES_PER_S, FILM_S = 16, 30, 8.0
 RATES, LOAD_S = (60.0, 120.0, 240.0, 480.0, 960.0), 3.0

@@ -1,6 +1,7 @@
 """Offers the server that a stage tries more and more requests a second, by the load generator `adpc load`."""
 
 import asyncio
+import importlib.util
 import json
 import os
 import sys
@@ -12,11 +13,16 @@ from models.gpu_day.stages import ROOT
 DEADLINES_MS = "50-300"
 START_S = 2.0
 """The time that the generator takes to start and to report."""
+SILENCE_S = 5.0
+"""The generator is ended if it takes longer than planned by this."""
 
 
 async def offer(port: int, rates: Sequence[float], seconds: float, until_s: float, line: Callable[[str], None]) -> None:
     """Sends drawn streets of 480x360 for `seconds` at each of `rates`, in requests a second with random gaps, and
     writes a line for each. A rate is left out if it would end after `until_s`, a time of time.monotonic()."""
+    if importlib.util.find_spec("httpx") is None:
+        line("no httpx, so there is no load")
+        return
     for rate in rates:
         if until_s - time.monotonic() < seconds + START_S:
             line(f"{rate:g} requests a second: no time left")
@@ -27,7 +33,11 @@ async def offer(port: int, rates: Sequence[float], seconds: float, until_s: floa
         process = await asyncio.create_subprocess_exec(
             *program, *options, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
         )
-        said, _ = await process.communicate()
+        try:
+            said, _ = await asyncio.wait_for(process.communicate(), seconds + START_S + SILENCE_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
         if process.returncode:
             line(f"{rate:g} requests a second: adpc load ended with status {process.returncode}, see the log")
             continue

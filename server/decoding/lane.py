@@ -8,6 +8,7 @@ import asyncio
 import logging
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,12 +29,13 @@ logger = logging.getLogger("anytime.lane")
 class File:
     """A file that waits for a decoder, or is with one.
 
-    `image`: its pixels, and the seconds that decoding took. `left`: no request needs the image any more. `size_bytes`,
-    `began_s`: its size, and when a decoder got it. `answer`: what that said, None until then. `limit`: the timer that
-    ends the decoder if it works on a file that was left.
+    `work_class`: files with a smaller one go first. `image`: its pixels, and the seconds that decoding took. `left`: no
+    request needs the image any more. `size_bytes`, `began_s`: its size, and when `decoder` got it. `answer`: what that
+    said, None until then. `limit`: the timer that ends the decoder if it works on a file that was left.
     """
 
     body: bytes | memoryview
+    work_class: int
     image: asyncio.Future[tuple[NDArray[np.uint8], float]]
     left: bool = False
     size_bytes: int = 0
@@ -63,7 +65,10 @@ class Lane:
         self._processes = processes
         self._launch = launch
         self._numbers = count()
-        self._waiting: list[tuple[int, int, File]] = []
+        self._queue: list[tuple[int, int, File]] = []
+        """Files in order. Those that were left stay until they would be next."""
+        self._waiting: Counter[int] = Counter()
+        """How many files of each class of work wait that were not left."""
         self._running: dict[Decoder, File | None] = {}
         """Every process, with the file that it has."""
         self._free: list[Decoder] = []
@@ -72,11 +77,6 @@ class Lane:
         self._file_s = 0.0
         """The mean seconds from the moment when a process gets a file to the moment when it is free again."""
 
-    @property
-    def queue_s(self) -> float:
-        """Seconds until the files that wait now will be with a process."""
-        return len(self._waiting) * self._file_s / self._processes
-
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._keep_one()) for _ in range(self._processes)]
 
@@ -84,20 +84,26 @@ class Lane:
         """End the processes, whatever they are doing."""
         for task in self._tasks:
             task.cancel()
-        for decoder in self._running:
+        for decoder in list(self._running):
             decoder.close()
             decoder.process.wait()
+
+    def queue_s(self, work_px: int) -> float:
+        """Seconds until a process would take a file of this work that came now."""
+        ahead = sum(files for work_class, files in self._waiting.items() if work_class <= work_px.bit_length())
+        return ahead * self._file_s / self._processes
 
     @asynccontextmanager
     async def decoded(self, body: bytes | memoryview, work_px: int) -> AsyncIterator[tuple[NDArray[np.uint8], float]]:
         """The image in a file, which is valid in the `async with` block: uint8 (H, W, 3) RGB, and the seconds that it
         took, without waiting for a decoder. `work_px`: see `header.Header`. Raises ServerError, see `decode.decode`.
         """
-        file = File(body, asyncio.get_running_loop().create_future())
+        file = File(body, work_px.bit_length(), asyncio.get_running_loop().create_future())
         del body  # neither this frame nor the queue may keep it in memory when the request has been given up
-        heappush(self._waiting, (work_px.bit_length(), next(self._numbers), file))
-        self._hand_out()
+        self._waiting[file.work_class] += 1
+        heappush(self._queue, (file.work_class, next(self._numbers), file))
         try:
+            self._hand_out()
             yield await file.image
         finally:
             self._leave(file)
@@ -108,14 +114,18 @@ class Lane:
 
     def _hand_out(self) -> None:
         """Give the files that wait to the processes that are free."""
-        while self._free and self._waiting:
-            *_, file = heappop(self._waiting)
+        while self._free and self._queue:
+            *_, file = heappop(self._queue)
             if file.left:
                 continue
+            self._waiting[file.work_class] -= 1
             decoder = self._free.pop()
             self._running[decoder], file.decoder = file, decoder
             file.began_s, file.size_bytes = time.monotonic(), len(file.body)
-            decoder.hand_over(file.body)
+            try:
+                decoder.hand_over(file.body)
+            except Exception:  # the boundary, see `Decoder`
+                decoder.give_up()
             file.body = b""
 
     def _answered(self, decoder: Decoder, answer: DecoderAnswer) -> None:
@@ -140,48 +150,58 @@ class Lane:
         """The request no longer needs the image."""
         file.left, file.body = True, b""
         if file.decoder is None:
-            return
-        if file.answer is not None:
+            self._waiting[file.work_class] -= 1
+        elif file.answer is not None:
             self._release(file.decoder, file)
-        else:
+        elif not file.decoder.over:
             ends_s = file.began_s + self.MIN_WORK_S - time.monotonic()
             file.limit = asyncio.get_running_loop().call_later(max(0.0, ends_s), file.decoder.end)
 
     def _release(self, decoder: Decoder, file: File) -> None:
-        """A process is done with its file."""
-        assert file.answer is not None
+        """A process is done with its file, if it has not ended."""
         if file.limit is not None:
             file.limit.cancel()
-        if self._running.get(decoder) is file:  # it may have ended meanwhile
+        if decoder.over:
+            return
+        assert file.answer is not None
+        try:
             decoder.clear(file.size_bytes, file.answer)
-            took_s = time.monotonic() - file.began_s
-            self._file_s += (took_s - self._file_s) / (self.MEAN_OF if self._file_s else 1)
-            self._running[decoder] = None
-            self._free.append(decoder)
-            self._hand_out()
+        except Exception:  # the boundary, see `Decoder`
+            decoder.give_up()
+            return
+        took_s = time.monotonic() - file.began_s
+        self._file_s += (took_s - self._file_s) / (self.MEAN_OF if self._file_s else 1)
+        self._running[decoder] = None
+        self._free.append(decoder)
+        self._hand_out()
 
     # --- processes ---
 
     async def _keep_one(self) -> None:
         """Keep one process running."""
         while True:
+            over: asyncio.Future[File | None] = asyncio.get_running_loop().create_future()
+
+            def ended(decoder: Decoder, over: "asyncio.Future[File | None]" = over) -> None:
+                if decoder in self._free:
+                    self._free.remove(decoder)
+                file = self._running.pop(decoder)
+                if not over.done():  # it is cancelled when the lane closes
+                    over.set_result(file)
+
             try:
-                decoder = Decoder(self._launch(self._plan), self._plan, self._answered)
+                decoder = Decoder(self._launch(self._plan), self._plan, self._answered, ended)
             except OSError as error:
                 logger.warning("no decoding process can be started: %s", error)
                 await asyncio.sleep(self.RETRY_S)
                 continue
             self._running[decoder] = None
-            await decoder.over.wait()
-            file = self._running.pop(decoder)
-            ready = file is not None or decoder in self._free
-            if decoder in self._free:
-                self._free.remove(decoder)
+            file = await over
             decoder.close()
             status = await asyncio.to_thread(decoder.process.wait)
             if file is not None and not (file.left or file.image.done()):
                 file.image.set_exception(self._lost(status))
-            if not ready:
+            if not decoder.greeted:
                 logger.error("a decoding process ended with status %d before it was ready", status)
                 await asyncio.sleep(self.RETRY_S)
 

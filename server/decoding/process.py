@@ -82,17 +82,23 @@ class ChildDecoder:
 class Decoder:
     """Hands files to a decoding process, and hears its answers. It never blocks the event loop.
 
-    `answered` is called with each answer, of which the first is a hello. `over` is set once the process has ended, or
-    must be ended.
+    `answered` is called with each answer, of which the first is a hello. `ended` is called once, in the turn of the
+    event loop in which the process is found to have ended, or `end` is called. `greeted`: the hello has come. `over`:
+    it has ended.
     """
 
     def __init__(
-        self, process: DecoderProcess, plan: DecoderPlan, answered: Callable[["Decoder", DecoderAnswer], None]
+        self,
+        process: DecoderProcess,
+        plan: DecoderPlan,
+        answered: Callable[["Decoder", DecoderAnswer], None],
+        ended: Callable[["Decoder"], None],
     ) -> None:
         self.process = process
-        self.over = asyncio.Event()
+        self.greeted = self.over = False
         self._plan = plan
-        self._answered = answered
+        self._answered, self._ended = answered, ended
+        self._copying = False
         self._incoming = b""
         process.connection.setblocking(False)
         self._loop = asyncio.get_running_loop()
@@ -101,11 +107,12 @@ class Decoder:
     def hand_over(self, body: bytes | memoryview, start: int = 0) -> None:
         """Have a file decoded, which may be as large as the plan says. It is copied from `start` on, a megabyte in each
         turn of the event loop."""
-        if self.over.is_set():
+        if self.over:
             return
         piece = body[start : start + COPIED_BYTES]
         self.process.memory[start : start + len(piece)] = piece
-        if start + len(piece) < len(body):
+        self._copying = start + len(piece) < len(body)
+        if self._copying:
             self._loop.call_soon(self.hand_over, body, start + len(piece))
             return
         try:
@@ -150,19 +157,28 @@ class Decoder:
             self.end()
 
     def _hear(self, line: bytes) -> None:
-        try:
-            answer = DecoderAnswer.from_line(line, self._plan.max_pixels)
-        except (KeyError, TypeError, ValueError):  # such a process is no longer trusted
+        if self._copying:  # it does not have the file yet, so it is no longer trusted
             self.end()
             return
         try:
+            answer = DecoderAnswer.from_line(line, self._plan.max_pixels)
+        except Exception:  # whatever it said: such a process is no longer trusted
+            self.end()
+            return
+        self.greeted = True
+        try:
             self._answered(self, answer)
         except Exception:  # the boundary: whatever goes wrong with one process, the lane goes on with another
-            logger.exception("a decoding process is given up")
-            self.end()
+            self.give_up()
+
+    def give_up(self) -> None:
+        """End, and log the exception that is being handled."""
+        logger.exception("a decoding process is given up")
+        self.end()
 
     def end(self) -> None:
         """Hear and hand over nothing any more."""
-        if not self.over.is_set():
-            self.over.set()
+        if not self.over:
+            self.over = True
             self._loop.remove_reader(self.process.connection.fileno())
+            self._ended(self)

@@ -92,9 +92,9 @@ class Codec:
         return 0.0 if measured is None else measured.value
 
     def prepare_s(self, pixels: int) -> float:
-        """Seconds until an image of `pixels` that comes now will be decoded."""
+        """Seconds until an image of `pixels` that comes now will be decoded, if it is an ordinary photo."""
         lane = self._large if pixels > self.LARGE_PX else self._usual
-        return lane.queue_s + self.usual_decode_s(pixels)
+        return lane.queue_s(pixels) + self.usual_decode_s(pixels)
 
     def delays_s(self, pixels: int) -> float:
         """For how many seconds the decoding of an image of `pixels` usually delays other requests. A large image delays

@@ -113,13 +113,13 @@ class Service:
         Leaving the block ends the job. Raises ServerError if the request is refused, or given up before its job starts.
         """
         model = self.catalog.get(record.options.model)
-        expected = self._check(record, model)
+        self._check(record, model)
         with ExitStack() as until_ended:
 
             async def receive() -> bytes | memoryview:
                 body = await self._received(read)
                 self.registry.seat(record)
-                record.place = until_ended.enter_context(self._admit(record, expected))
+                record.place = until_ended.enter_context(self._admit(record, model))
                 return body
 
             job = await self._start(record, model, receive)
@@ -137,9 +137,9 @@ class Service:
         self.engine.check_open()
         record.let_in = True
 
-    def _check(self, record: RequestRecord, model: ServedModel) -> Expected:
-        """Check what can be checked before the image is read, and set the budget. Returns what a worker would have to
-        compute. Raises ServerError, also if the request would get no place now."""
+    def _check(self, record: RequestRecord, model: ServedModel) -> None:
+        """Check what can be checked before the image is read, and set the budget. Raises ServerError, also if the
+        request would get no place now."""
         if not record.let_in:
             self.check_caller(record)
         if self.keys is not None and record.caller.key is not None:
@@ -161,16 +161,15 @@ class Service:
         check_fresh(record.age_s + record.caller.waited_s, record.budget_s + record.age_s)
         height, width = self._sizes.expected(model.name, record.sharer, model.config.size)
         self._set_reserve(record, height * width)
-        expected = self._expected(record, model, (height, width))
-        self.engine.check(expected, time.monotonic())
-        return expected
+        self.engine.check(self._expected(record, model), time.monotonic())
 
-    def _admit(self, record: RequestRecord, expected: Expected) -> Place:
+    def _admit(self, record: RequestRecord, model: ServedModel) -> Place:
         """A place at a worker, once the image is there. Raises UnavailableError."""
-        return self.engine.admit(replace(expected, deadline_s=record.compute_deadline_s), time.monotonic())
+        return self.engine.admit(self._expected(record, model), time.monotonic())
 
-    def _expected(self, record: RequestRecord, model: ServedModel, size: tuple[int, int]) -> Expected:
-        """What a worker would have to compute for a request whose image has this size (height, width)."""
+    def _expected(self, record: RequestRecord, model: ServedModel) -> Expected:
+        """What a worker would have to compute for a request, as far as it is known now."""
+        size = self._sizes.expected(model.name, record.sharer, model.config.size)
         pixels, shape = size[0] * size[1], model.input_shape(*expected_size(record.options.roi, *size))
         prepare_s, delays_s = self.codec.prepare_s(pixels), self.codec.delays_s(pixels)
         required, deadline_s = record.options.required, record.compute_deadline_s
