@@ -322,15 +322,28 @@ def test_priorities_count_even_if_all_fit() -> None:
     assert device.steps(12).order == [2, 2, 1, 1, *[1] * 6, 2, 2]
 
 
-@pytest.mark.parametrize(("stages", "alone"), [(4.01, True), (3.99, False)])
-def test_if_not_all_fit_first_exits_come_first(stages: float, alone: bool) -> None:
-    device = Device(light(job(1, stages * STAGE_S), job(2, 50.0))).steps(4)
-    assert device.order == ([1, 1, 1, 1] if alone else [1, 1, 2, 2])
+def test_an_exit_that_does_not_fit_costs_no_other_job_its_turn() -> None:
+    device = Device(light(job(1, 3.5 * STAGE_S), job(2, 50.0))).steps(6)
+    assert device.order == [1] * 6
+
+
+@pytest.mark.parametrize(("stages", "alone"), [(4.6, True), (4.55, False)])
+def test_if_not_all_required_exits_fit_first_exits_come_first(stages: float, alone: bool) -> None:
+    """Job 1 runs until its deadline, after 3.5 stages. The safe estimate of a stage is 1.08 stages."""
+    device = Device(light(job(1, 3.5 * STAGE_S), job(2, stages * STAGE_S))).steps(3)
+    assert device.order == ([1, 1, 1] if alone else [1, 1, 2])
+
+
+@pytest.mark.parametrize(("stages", "alone"), [(5.65, True), (5.6, False)])
+def test_an_exit_that_is_required_must_fit(stages: float, alone: bool) -> None:
+    """The safe estimate of the two stages to exit 2 is 2.13 stages."""
+    device = Device(light(job(1, 3.5 * STAGE_S), job(2, stages * STAGE_S, required=2))).steps(3)
+    assert device.order == ([1, 1, 1] if alone else [1, 1, 2])
 
 
 def test_what_fits_depends_on_the_order_of_deadlines_and_on_the_pace() -> None:
     for slow_down, key in ((1.0, 2), (1.3, 1)):
-        made = light(job(1, 50.0), job(2, 4.5 * STAGE_S))
+        made = light(job(1, 5.5 * STAGE_S), job(2, 4.5 * STAGE_S))
         Device(made).steps(2)
         made.costs.slow_down = slow_down
         assert key_of(made.next(STAGE_S)) == key
@@ -361,26 +374,26 @@ def test_a_first_exit_waits_no_longer_while_others_keep_coming() -> None:
     assert waiting.exit and first * STEP_S <= 6 * STAGE_S and device.order[first + 1] == 1
 
 
-@pytest.mark.parametrize(("stages", "key"), [(3.8, 1), (3.7, 2)])
+@pytest.mark.parametrize(("stages", "key"), [(4.9, 1), (4.8, 2)])
 def test_what_was_computed_of_a_stage_need_not_fit(stages: float, key: int) -> None:
     """Exit 1 and a quarter of a stage are done, which leaves 2.75 stages."""
-    made = light(begun := job(1, stages * STAGE_S), job(2))
+    made = light(begun := job(1, 3.9 * STAGE_S), job(2, stages * STAGE_S))
     for seconds in (STEP_S, STEP_S, 0.25 * STAGE_S):
         made.ran(begun, seconds, STAGE_S, finished=seconds == STEP_S)
     assert key_of(made.next(STAGE_S)) == key
 
 
 def test_a_stage_that_takes_longer_than_usual_leaves_no_time_to_others() -> None:
-    made = light(slow := job(1, 5.0, max_exit=2), job(2, 8.4 * STAGE_S), job(3, 8.6 * STAGE_S))
+    made = light(slow := job(1, 5.0, max_exit=2), job(2, 4.4 * STAGE_S), job(3, 5.4 * STAGE_S))
     for seconds in (STEP_S, STEP_S, 9 * STAGE_S):
         made.ran(slow, seconds, STAGE_S, finished=seconds == STEP_S)
     made.move_deadline(1, 0.1 * STAGE_S + STAGE_S)
-    assert Device(made, now_s=STAGE_S).steps(4).order[-4:] == [2, 2, 3, 3], "eight stages do not fit"
+    assert Device(made, now_s=STAGE_S).steps(3).order[-3:] == [2, 2, 3], "exit 1 of job 3 does not fit"
 
 
-@pytest.mark.parametrize(("stages", "keys"), [(7.8, [1, 2]), (7.0, [2, 2])])
+@pytest.mark.parametrize(("stages", "keys"), [(4.4, [1, 2]), (4.3, [2, 2])])
 def test_a_map_that_is_left_comes_first_if_all_fit_after_it(stages: float, keys: list[int]) -> None:
-    """A quarter of a stage and three stages are left of job 1, whose deadline is later, and four of job 2."""
+    """A quarter of a stage and three stages are left of job 1, whose deadline is later, and exit 1 of job 2."""
     made = light(first := job(1, 50.0), job(2, stages * STAGE_S))
     made.ran(first, STEP_S, 0.0)
     made.ran(first, 0.5 * STEP_S, 0.0, finished=False, map_left=True)

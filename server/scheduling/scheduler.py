@@ -1,8 +1,8 @@
 """The scheduler: which step of which job runs next on a device. Pure: no clock, torch or asyncio; its driver passes the
 time in.
 
-While the load is light, all exits of all open jobs would be in time and first exits soon, and no priority is higher
-than another, jobs run by the earliest deadline alone, which then completes them all (Liu and Layland, 1973).
+While the load is light, all required exits would be in time and first exits soon, and no priority is higher than
+another, jobs run by the earliest deadline alone, which completes them all if that is possible (Liu and Layland, 1973).
 
 Otherwise every job's first exit comes first, then exits that are required beyond it, each by the earliest deadline.
 What is left of the device's time, the *slack*, goes to further exits that would be ready by their deadline at the
@@ -48,9 +48,9 @@ class Scheduler:
     """A client that had this much more of the device than another one still competes with it by gain."""
     HALF_LIFE_S = 20.0
     """Half-life, in seconds, of the device time that a client had."""
-    LIGHT = 0.65
-    """The load below which jobs run by deadline alone if all fit. The load is how many seconds of computation are asked
-    for in a second, with all exits. Above it, jobs that are still to come would miss their first exit."""
+    LIGHT = 0.7
+    """The load below which jobs run by deadline alone if they fit. The load is how many seconds of computation are
+    asked for in a second, with all exits. Above it, jobs that are still to come would miss their first exit."""
     LOAD_HALF_LIFE_S = 2.0
     """Half-life, in seconds, of a job in the load."""
     SOON_S = 0.2
@@ -229,8 +229,8 @@ class Scheduler:
         return job
 
     def _equals(self, now_s: float) -> list[ScheduledJob]:
-        """The jobs between which only the deadline decides. Under a light load, if all exits of all jobs fit and
-        all jobs have the same priority, these are the jobs of which only the map of an exit is left to render, or all
+        """The jobs between which only the deadline decides. Under a light load, if the jobs fit (see `_fit`) and all
+        have the same priority, these are the jobs of which only the map of an exit is left to render, or all
         jobs if there is none. So no job of a batch waits for the next stage of another one. Otherwise these are the
         jobs of the most urgent rank, of which those in the slack compete further."""
         jobs = list(self._jobs.values())
@@ -247,17 +247,22 @@ class Scheduler:
         return self.costs.slow_down * self._asked.total(now_s) < self.LIGHT * self._asked.mean_age_s
 
     def _fit(self, jobs: list[ScheduledJob], now_s: float) -> bool:
-        """Whether all exits of `jobs` that are still to come are expected in time, and first exits soon, if maps that
-        are left come first and the earliest deadline next."""
+        """Whether all required exits of `jobs` would be in time by the safe estimate, and first exits soon, if maps
+        that are left come first, and then each job runs to its last exit or its deadline, the earliest deadline
+        next."""
         ready_s, slow_down = now_s, self.costs.slow_down
         for job in sorted(jobs, key=lambda job: (not job.map_left, *by_deadline(job))):
+            spec = job.spec
             if job.rank is Rank.FIRST_EXIT:
                 first_s = ready_s + max(0.0, slow_down * job.ahead_s[1] - job.stage_s)
-                if first_s > job.spec.usual_start_s + self.SOON_S:
+                if first_s > spec.usual_start_s + self.SOON_S:
                     return False
-            ready_s += max(0.0, slow_down * job.ahead_s[job.spec.max_exit - job.exit] - job.stage_s)
-            if ready_s > job.compute_deadline_s:
-                return False
+            if job.rank is not Rank.SLACK:
+                safe_s = slow_down * self.costs.margin(spec.model) * job.ahead_s[spec.required - job.exit]
+                if ready_s + max(0.0, safe_s - job.stage_s) + self.costs.SPARE_S > job.compute_deadline_s:
+                    return False
+            last_s = ready_s + slow_down * job.ahead_s[spec.max_exit - job.exit] - job.stage_s
+            ready_s = max(ready_s, min(last_s, job.compute_deadline_s))
         return True
 
     def _next_of_slack(self, jobs: list[ScheduledJob], now_s: float) -> list[ScheduledJob]:
