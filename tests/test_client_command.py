@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import av
@@ -266,3 +267,16 @@ def test_an_output_that_nobody_reads_to_its_end_is_no_error(monkeypatch, capsys)
         monkeypatch.setattr("sys.stdout", pipe)
         assert main(["stream", "photo.png", "--url", server.url]) == 1
     assert not capsys.readouterr().err
+
+
+def test_the_version_is_told_without_an_installed_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    for found, said in ((lambda name: "1.2", "adpc 1.2\n"), (missing, "adpc, run from a checkout\n")):
+        monkeypatch.setattr("adpc_client.__main__.version", found)
+        with pytest.raises(SystemExit):
+            main(["--version"])
+        assert capsys.readouterr().out == said

@@ -40,6 +40,13 @@ class Started:
         self.decoders[number].say(DecoderAnswer().to_line())
         return self.decoders[number]
 
+    async def goes_on(self, number: int) -> bool:
+        """Whether the process of that number, which replaces a lost one, decodes the next file."""
+        task, decoder = self.decode(b"next"), await self.decoder(number)
+        heard = await decoder.hear()
+        decoder.show(number)
+        return heard == b"next" and await task == number
+
     def decode(self, body: Any, work_px: int = 1) -> asyncio.Task[int]:
         """The shade of the image that a file is decoded to."""
         image = self.lane.decoded(body, work_px)
@@ -92,7 +99,7 @@ def test_processes_decode_side_by_side() -> None:
 
 
 class Body:
-    """A file of one byte that a weak reference can point to."""
+    """A file of one byte. Unlike `bytes`, it allows weak references, which show when nobody holds it any more."""
 
     def __len__(self) -> int:
         return 1
@@ -152,10 +159,7 @@ def test_a_process_is_replaced_that_works_for_nobody(monkeypatch: pytest.MonkeyP
         await decoder.hear()
         first.cancel()
         await until(lambda: decoder.killed)
-        second, other = started.decode(b"second"), await started.decoder(1)
-        assert await other.hear() == b"second"
-        other.show(2)
-        assert await second == 2
+        assert await started.goes_on(1)
         started.lane.close()
 
     played(scenario)
@@ -184,10 +188,7 @@ def test_the_image_that_ends_a_process_is_refused_and_the_next_one_gets_another(
         act(decoder)
         with pytest.raises(kind, match=sentence):
             await first
-        second, other = started.decode(b"second"), await started.decoder(1)
-        assert await other.hear() == b"second"
-        other.show(2)
-        assert await second == 2
+        assert await started.goes_on(1)
         started.lane.close()
 
     played(scenario)
@@ -435,10 +436,7 @@ def test_whatever_goes_wrong_with_one_process_the_next_one_goes_on(
         else:
             with pytest.raises(DecoderLostError):
                 await first
-        second, other = started.decode(b"second"), await started.decoder(1)
-        assert await other.hear() == b"second"
-        other.show(2)
-        assert await second == 2
+        assert await started.goes_on(1)
         started.lane.close()
 
     played(scenario)

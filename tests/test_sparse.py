@@ -364,7 +364,8 @@ def test_large_memory_is_touched_one_huge_page_at_a_time() -> None:
 
 
 def test_a_step_pauses_while_it_touches_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The executor writes to the memory of features, scores and workspace before native code uses it."""
+    """The executor writes to new memory for features, scores and workspace itself, before it calls native code. The
+    system provides each page at its first write, which can take milliseconds."""
     monkeypatch.setattr("models.executors.cpu.memory.LARGE", 1)
     sparse = SparseExecutor(network("segmentation"), threads=1)
     for _ in run(sparse, tiny.image()):  # the geometry without a mask is kept

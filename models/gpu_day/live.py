@@ -1,5 +1,8 @@
-"""Tests a real server on the GPU from outside: which executor it runs, the time to each exit, deadlines, cameras, load,
-and how soon it serves again after its worker is killed.
+"""Starts a real server on the GPU and measures it as a client does.
+
+It reports which executor the server runs, how long each exit takes, how late answers to deadlines are, what cameras
+get, how many requests a second are answered in time under load, and how soon the server answers again after its worker
+was killed.
 
 Needs the packages that `python -m server` needs.
 """

@@ -1,4 +1,4 @@
-"""Offers the server that a stage tries more and more requests a second, by the load generator `adpc load`."""
+"""Measures a server under load: the load generator `adpc load` sends it more and more requests a second."""
 
 import asyncio
 import importlib.util
@@ -18,8 +18,11 @@ SILENCE_S = 5.0
 
 
 async def offer(port: int, rates: Sequence[float], seconds: float, until_s: float, line: Callable[[str], None]) -> None:
-    """Sends drawn streets of 480x360 for `seconds` at each of `rates`, in requests a second with random gaps, and
-    writes a line for each. A rate is left out if it would end after `until_s`, a time of time.monotonic()."""
+    """Sends the server requests, each with a drawn image of a street of 480x360 pixels, for `seconds` at every rate.
+
+    `rates` are in requests a second; requests arrive as a Poisson process. `line` gets one line of figures for each
+    rate. A rate whose run would end after `until_s`, a time of time.monotonic(), is left out.
+    """
     if importlib.util.find_spec("httpx") is None:
         line("no httpx, so there is no load")
         return

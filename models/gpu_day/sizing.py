@@ -57,8 +57,11 @@ class Rates:
 
 
 def begins_small(recipe: Recipe, task: object) -> bool:
-    """Whether a schedule begins with small crops. On a drive that was held out, exit 1 of a network whose schedule did
-    so scored 4 points more than that of one that saw full crops only; see docs/gpu.md."""
+    """Returns whether the schedule of `task` begins with small crops: only a segmentation from random weights does.
+
+    Two networks were scored on a drive that neither was trained on. The one that began with small crops had 4 mIoU more
+    at exit 1 than the one that saw full crops only (docs/gpu.md).
+    """
     return recipe.init is None and not isinstance(task, tasks.Pose)
 
 

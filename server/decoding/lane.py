@@ -27,11 +27,12 @@ logger = logging.getLogger("anytime.lane")
 
 @dataclass(eq=False)
 class File:
-    """A file that waits for a decoder, or is with one.
+    """A file that waits for a decoding process, or that a process has.
 
-    `work_class`: files with a smaller one go first. `image`: its pixels, and the seconds that decoding took. `left`: no
-    request needs the image any more. `size_bytes`, `began_s`: its size, and when `decoder` got it. `answer`: what that
-    said, None until then. `limit`: the timer that ends the decoder if it works on a file that was left.
+    `work_class`: files with a smaller class go first. `image`: the pixels, and the seconds that decoding took. `left`:
+    whether the request no longer needs the image. `decoder`: the process that has the file, None while it waits.
+    `size_bytes`: the size of the file. `began_s`: when the process got it. `answer`: what the process said about it,
+    None until then. `limit`: the timer that ends the process if it decodes a file that was left.
     """
 
     body: bytes | memoryview
@@ -89,7 +90,7 @@ class Lane:
             decoder.process.wait()
 
     def queue_s(self, work_px: int) -> float:
-        """Seconds until a process would take a file of this work that came now."""
+        """Returns the seconds until a process would take a file that came now and had this work."""
         ahead = sum(files for work_class, files in self._waiting.items() if work_class <= work_px.bit_length())
         return ahead * self._file_s / self._processes
 
@@ -113,7 +114,7 @@ class Lane:
     # --- files ---
 
     def _hand_out(self) -> None:
-        """Give the files that wait to the processes that are free."""
+        """Gives waiting files to free processes, the file with the least work first."""
         while self._free and self._queue:
             *_, file = heappop(self._queue)
             if file.left:
@@ -129,7 +130,7 @@ class Lane:
             file.body = b""
 
     def _answered(self, decoder: Decoder, answer: DecoderAnswer) -> None:
-        """A process says that it is ready, or what became of its file."""
+        """Handles the answer of a process: its hello, an image, or why the file could not be decoded."""
         file = self._running[decoder]
         if file is None:
             if decoder not in self._free:
@@ -147,7 +148,8 @@ class Lane:
             file.image.set_result((decoder.pixels(answer), time.monotonic() - file.began_s))
 
     def _leave(self, file: File) -> None:
-        """The request no longer needs the image."""
+        """Notes that the request no longer needs the image, and frees the process that has decoded it. A process that
+        still decodes it gets until `MIN_WORK_S` after it began."""
         file.left, file.body = True, b""
         if file.decoder is None:
             self._waiting[file.work_class] -= 1
@@ -158,7 +160,8 @@ class Lane:
             file.limit = asyncio.get_running_loop().call_later(max(0.0, ends_s), file.decoder.end)
 
     def _release(self, decoder: Decoder, file: File) -> None:
-        """A process is done with its file, if it has not ended."""
+        """Frees a process whose file is decoded and no longer needed, and gives it the next file. Does nothing if the
+        process has ended."""
         if file.limit is not None:
             file.limit.cancel()
         if decoder.over:

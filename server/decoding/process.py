@@ -82,9 +82,9 @@ class ChildDecoder:
 class Decoder:
     """Hands files to a decoding process, and hears its answers. It never blocks the event loop.
 
-    `answered` is called with each answer, of which the first is a hello. `ended` is called once, in the turn of the
-    event loop in which the process is found to have ended, or `end` is called. `greeted`: the hello has come. `over`:
-    it has ended.
+    It calls `answered` with each answer; the first answer is a hello. It calls `ended` once, in the turn of the event
+    loop in which the process turns out to have ended or `end` is called. `greeted`: whether the hello has come.
+    `over`: whether `ended` was called.
     """
 
     def __init__(
@@ -105,8 +105,11 @@ class Decoder:
         self._loop.add_reader(process.connection.fileno(), self._readable)
 
     def hand_over(self, body: bytes | memoryview, start: int = 0) -> None:
-        """Have a file decoded, which may be as large as the plan says. It is copied from `start` on, a megabyte in each
-        turn of the event loop."""
+        """Copies a file into the memory that the process sees, and tells the process to decode it.
+
+        One megabyte is copied in each turn of the event loop, from byte `start` on. The file may have at most the
+        plan's `max_body_bytes`.
+        """
         if self.over:
             return
         piece = body[start : start + COPIED_BYTES]
@@ -172,12 +175,12 @@ class Decoder:
             self.give_up()
 
     def give_up(self) -> None:
-        """End, and log the exception that is being handled."""
+        """Logs the exception that is being handled, and calls `end`."""
         logger.exception("a decoding process is given up")
         self.end()
 
     def end(self) -> None:
-        """Hear and hand over nothing any more."""
+        """Stops listening to the process and stops copying to it. `close` then kills the process."""
         if not self.over:
             self.over = True
             self._loop.remove_reader(self.process.connection.fileno())

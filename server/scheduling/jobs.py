@@ -22,7 +22,8 @@ class Rank(IntEnum):
     FIRST_EXIT = 0
     REQUIRED_EXIT = 1
     SLACK = 2
-    """The job has its required exit. Its further exits get time that no other job needs for a required exit."""
+    """The job has reached its required exit. The device computes its further exits only while no other job waits for a
+    required exit."""
 
 
 @dataclass(frozen=True)
