@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,8 +52,11 @@ def test_ctrl_c_while_a_command_loads_is_said_too(
 def test_after_a_failure_the_items_that_have_not_begun_are_left() -> None:
     begun = []
 
+    never = threading.Event()
+
     def fail(item: int) -> None:
         begun.append(item)
+        never.wait(0.001)  # gives the thread that leaves the others a turn
         raise ValueError(item)
 
     with pytest.raises(ValueError, match="0"):
