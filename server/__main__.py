@@ -6,7 +6,6 @@ its settings as a table.
 
 import asyncio
 import ctypes
-import gc
 import logging
 import socket
 import ssl
@@ -26,6 +25,7 @@ from server.catalog import read_catalog
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import WorkerProcess
 from server.errors import ServerError
+from server.garbage import collect_seldom
 from server.logs import configure_logging
 from server.protocols.connection import HttpProtocol
 from server.protocols.tls import TlsHandshake
@@ -192,10 +192,7 @@ def main() -> int:
     except (ValueError, OSError, ServerError) as error:
         print(f"python -m server: {error}", file=sys.stderr)
         return 1
-    # Collects once, then freezes: start-up objects are never scanned again. A scan takes 11 ms, and would hold up an
-    # answer once in some thousands of requests.
-    gc.collect()
-    gc.freeze()
+    collect_seldom()
     try:
         server.run()
     except SystemExit:  # for example because the port is taken, which uvicorn has logged

@@ -137,6 +137,7 @@ SERVER = [
     "server.errors",
     "server.trace_context",
     "server.logs",
+    "server.garbage",
 ]
 
 WITHOUT_TORCH = (

@@ -110,6 +110,7 @@ class Lane:
             self._leave(file)
             if file.image.done() and not file.image.cancelled():
                 file.image.exception()  # if the request was given up in the same moment, no other code looks
+            del file  # its error, if it has one, refers to this frame, see server/garbage.py
 
     # --- files ---
 

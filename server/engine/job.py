@@ -80,12 +80,15 @@ class Job:
         return self.latest
 
     async def ended(self) -> Stop:
-        """Wait for the end, and return why it came. Raises the job's error, if it has one."""
+        """Wait for the end, and return why it came. Raises the job's error, if it has one, the first time."""
         while self.stop is None:
             self.changed.clear()
             await self.changed.wait()
-        if self.error is not None:
-            raise self.error
+        try:
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.error = None  # it refers to the frames of the request, and these to the job, see server/garbage.py
         return self.stop
 
     def labels(self, exit_index: int) -> NDArray[np.uint8]:

@@ -20,15 +20,11 @@ from server.protocols.flow import HeldFlow, limit_unread
 from server.protocols.gate import Gate
 from server.protocols.head import HeldHead, last_response
 from server.protocols.http import ARRIVED_S
-from server.protocols.message import Message, announced_bytes, to_head, without_upgrades
+from server.protocols.message import Message, OverrunError, announced_bytes, to_head, without_upgrades
 from server.protocols.peers import Peer
 from server.protocols.pieces import check_pieces
 from server.protocols.turns import LARGE_BYTES, STEP_BYTES
 from server.protocols.websocket import WebSocketProtocol
-
-
-class _OverrunError(Exception):
-    """The parser has reached the next request before the present one was answered."""
 
 
 class HttpProtocol(Peer, HttpToolsProtocol):
@@ -66,6 +62,8 @@ class HttpProtocol(Peer, HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self.cycle is not None:
+            self.cycle.transport = self.transport  # lets go of `HeldHead`, see server/garbage.py
         self._rest = b""
         self._gate.peers.remove(self)
 
@@ -169,7 +167,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
                 self._unsupported_upgrade_warning()
         except httptools.HttpParserError as error:
             refusal = error.__context__
-            if isinstance(refusal, _OverrunError):
+            if isinstance(refusal, OverrunError):
                 self._end_after_this()
             elif isinstance(refusal, ServerError):
                 self._refuse(refusal)
@@ -180,7 +178,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if self._message.complete:
-            raise _OverrunError
+            raise OverrunError
         super().on_message_begin()
         # The time of the first byte, since headers may come slowly. ASGI allows further keys.
         self.scope.update({ARRIVED_S: self._message.arrived_s})  # type: ignore[misc]
@@ -219,6 +217,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
+        self.cycle.transport = self.transport  # lets go of `HeldHead`, see server/garbage.py
         if not self.transport.is_closing():
             self.flow.resume_reading()
             if self._message.complete:
@@ -281,6 +280,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         protocol.data_received(to_head(self.parser.get_method(), self.url, self.headers))
         if rest:
             protocol.data_received(rest)
+        self.parser = None  # type: ignore[assignment]  # it refers to this connection, see server/garbage.py
 
     def _unsupported_upgrade_warning(self) -> None:
         """Ignore the request's wish to upgrade (RFC 9110, section 7.8): parse its head again without the fields that

@@ -6,6 +6,10 @@ UPGRADES = b"upgrade", b"http2-settings"
 """The header fields that ask for another protocol; `Connection` lists them."""
 
 
+class OverrunError(Exception):
+    """The parser has reached the next request before the present one was answered."""
+
+
 class Message:
     """One request.
 

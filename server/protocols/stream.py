@@ -210,7 +210,7 @@ class StreamSession:
         except ServerError as error:
             if isinstance(message_id, str) and len(message_id) <= MAX_ID:
                 self._past.append(message_id)  # the client may cancel the request before it reads of the error
-            last = error
+            last = error.with_traceback(None)  # whose frames refer to the error, see server/garbage.py
         del image, fields  # a client that does not read its error must not hold what it sent
         if isinstance(last, ServerError):
             await self._send_error(last, message_id)

@@ -55,12 +55,9 @@ class _Owed:
         self.expected = expected
         self.model = expected.model
         self.exit = 0
-        self.arrived = False
+        self.arrived = self.disturbed = self.promised = False
         self.work: tuple[_Work, ...] = ()
-        self.usual_s = 0.0
-        self.done_s = 0.0
-        self.disturbed = False
-        self.promised = False
+        self.usual_s = self.done_s = 0.0
         self.estimate(costs)
 
     def estimate(self, costs: CostModel) -> None:
@@ -72,7 +69,7 @@ class _Owed:
             parts[0] = ahead_s[1]
         if self.exit < required and required > 1:
             parts[1] = ahead_s[-1] - parts.get(0, 0.0)
-        self.work = tuple((rank, expected.deadline_s, self.key, part_s, self) for rank, part_s in parts.items())
+        self.work = tuple((rank, expected.deadline_s, self.key, part_s) for rank, part_s in parts.items())
         self.usual_s = sum(parts.values())
 
 
@@ -86,8 +83,8 @@ class _Reached:
     disturbed: bool
 
 
-_Work = tuple[int, float, int, float, _Owed]
-"""Rank, deadline, key, usual seconds, and whose they are. The worker does the smallest first, see `Scheduler`."""
+_Work = tuple[int, float, int, float]
+"""Rank, deadline, key of the request, and usual seconds. The worker does the smallest first, see `Scheduler`."""
 _NEWCOMER = sys.maxsize
 """The key of a request that is not admitted yet: it comes after others of the same deadline."""
 
@@ -237,7 +234,8 @@ class Backlog:
         for work in newcomer.work:
             insort(in_order, work)
         for stages, work in enumerate(in_order, 1):
-            _, deadline_s, _, usual_s, owed = work
+            _, deadline_s, key, usual_s = work
+            owed = self._owed.get(key, newcomer)
             seconds = pace * usual_s
             if owed is newcomer:
                 ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds
@@ -295,11 +293,11 @@ class Backlog:
             insort(self._work, work)
 
     def _drop(self, owed: _Owed) -> None:
-        self._work = [work for work in self._work if work[-1] is not owed]
+        self._work = [work for work in self._work if work[2] != owed.key]
 
     def _running(self) -> _Owed | None:
         """The request on whose required exit the worker computes."""
-        return next((work[-1] for work in self._work if work[-1].arrived), None)
+        return next((owed for _, _, key, _ in self._work if (owed := self._owed[key]).arrived), None)
 
     def _learn_pace(self, now_s: float) -> None:
         """Learn from the exits of one batch. Their times are added up, because the first exit seems to have taken the

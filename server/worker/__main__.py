@@ -3,7 +3,6 @@
 What takes long to import is imported once the lifeline holds.
 """
 
-import gc
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from server.engine.messages import IN_RESERVE, Imported, LoadPlan, Ready
 from server.engine.shared_memory import attach
+from server.garbage import collect_seldom
 from server.logs import configure_logging
 from server.worker.lifeline import end_with
 from server.worker.progress import LoadingProgress
@@ -75,9 +75,7 @@ def serve(connection: Connection, *, in_reserve: bool) -> int:
     gains = {name: loaded.gains for name, loaded in models.items() if loaded.gains}
     memory = attach(plan.arena_fd, plan.arena_bytes)
     step_back()
-    # Collects once, then freezes: start-up objects, a scan of which takes 75 ms, are never scanned again.
-    gc.collect()
-    gc.freeze()
+    collect_seldom()
     progress.end()
     connection.send(Ready(first.device, first.executor, found))
     Worker(connection, memory, models, Scheduler(costs, GainModel(gains))).run()
