@@ -22,6 +22,7 @@ import uvicorn
 from server.access.command import main as keys
 from server.app import create_app, drain
 from server.catalog import read_catalog
+from server.core_turns import take_short_turns
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import WorkerProcess
 from server.errors import ServerError
@@ -193,6 +194,7 @@ def main() -> int:
         print(f"python -m server: {error}", file=sys.stderr)
         return 1
     collect_seldom()
+    take_short_turns()
     try:
         server.run()
     except SystemExit:  # for example because the port is taken, which uvicorn has logged

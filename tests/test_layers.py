@@ -138,6 +138,7 @@ SERVER = [
     "server.trace_context",
     "server.logs",
     "server.garbage",
+    "server.core_turns",
 ]
 
 WITHOUT_TORCH = (
