@@ -27,7 +27,7 @@ class Pace:
     """The ratio of one stage is clipped to this."""
     BROKEN_SHARE = 0.001
     """The share of promises that may be broken."""
-    DEVIATIONS = 4.0
+    DEVIATIONS = 6.0
     """The number of deviations at first. It is large, because leaving too much room at the start costs little."""
     DEVIATIONS_LIMITS = 1.5, 10.0
     STEP = 1.0
