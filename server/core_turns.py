@@ -6,6 +6,7 @@ computes on all cores. Threads and child processes begin with the turns of the t
 """
 
 import ctypes
+import os
 import platform
 import struct
 import sys
@@ -35,7 +36,8 @@ def turn_s() -> float:
 
 
 def _take_turns(seconds: float) -> None:
-    if attributes := _attributes():
+    attributes = _attributes()
+    if attributes and attributes[1] in (os.SCHED_OTHER, os.SCHED_BATCH):  # elsewhere the value means something else
         attributes[5] = round(1e9 * seconds)
         ctypes.CDLL(None).syscall(CALLS[platform.machine()][0], 0, ATTRIBUTES.pack(*attributes), 0)
 

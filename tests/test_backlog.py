@@ -240,7 +240,7 @@ def test_what_others_would_make_late_is_refused_with_the_wait() -> None:
 
 
 def test_what_would_make_others_late_is_refused_until_they_have_what_they_require() -> None:
-    backlog = owing(*[expected(4.5 * STAGE_S)] * 3)
+    backlog = owing(*[expected(4.8 * STAGE_S)] * 3)
     found = backlog.refusal(expected(2.3 * STAGE_S), 0.0)
     assert found is not None and found.wait_s == pytest.approx(3 * SAFE_S)
     assert found.needs_s < found.left_s
@@ -307,7 +307,7 @@ def test_a_worker_counts_its_part_of_what_several_workers_are_asked_for() -> Non
                 backlog.remove(number, now_s)
         backlog.add(0, expected(0.05), 0.0)
         backlog.add(1, expected(0.06), 0.0)
-        assert (backlog.refusal(expected(0.09, client="much"), 0.0) is None) == taken
+        assert (backlog.refusal(expected(0.1, client="much"), 0.0) is None) == taken
 
 
 def test_promises_that_are_broken_leave_more_time_to_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import mmap
 import signal
 import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -192,6 +193,31 @@ def test_the_image_that_ends_a_process_is_refused_and_the_next_one_gets_another(
         started.lane.close()
 
     played(scenario)
+
+
+def test_nothing_keeps_the_memory_of_a_lost_process() -> None:
+    """Not even until the next scan of the garbage collector."""
+
+    async def scenario() -> None:
+        started = Started()
+        decoder = await started.decoder()
+        memory = weakref.ref(decoder.memory)
+        task = started.decode(b"costly")
+        await decoder.hear()
+        decoder.die(-signal.SIGPROF)
+        with suppress(InvalidError):
+            await task
+        del task
+        assert await started.goes_on(1)
+        del started.decoders[0], decoder
+        assert memory() is None
+        started.lane.close()
+
+    gc.disable()
+    try:
+        played(scenario)
+    finally:
+        gc.enable()
 
 
 def test_a_process_that_ends_while_it_waits_costs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def test_the_server_refuses_by_the_head_what_would_be_late() -> None:
     """Ten at once with time for about three first exits: the refused ones cost no decoding, and the others are in
     time."""
     front_end = FrontEnd(head_s=0.0001, image_s=0.002, reply_s=0.001, speed_left=1.0)
-    crowd = [request(key, 0, 50, (10.0, 4.0, 6.0, 5.0), (0.5, 0.6, 0.75, 0.8)) for key in range(10)]
+    crowd = [request(key, 0, 55, (10.0, 4.0, 6.0, 5.0), (0.5, 0.6, 0.75, 0.8)) for key in range(10)]
     outcomes = simulate(crowd, served(), front_end)
     refused = [outcome for outcome in outcomes if outcome.end_s <= 0.0011]
     assert 4 <= len(refused) <= 7 and all(outcome.exit == 0 for outcome in refused)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from server.core_turns import take_usual_turns
 from server.decoding.decode import decode
 from server.decoding.messages import DecoderAnswer, DecoderPlan
 from server.errors import ServerError, unexpected
@@ -40,6 +41,8 @@ def main(fd: int, memory_fd: int, plan: DecoderPlan) -> int:
     with contextlib.suppress(OSError):  # elsewhere than on Linux
         Path("/proc/self/oom_score_adj").write_text(str(EXPENDABLE))
     os.nice(plan.nice)
+    if plan.nice:
+        take_usual_turns()
     memory = mmap(memory_fd, plan.memory_bytes)
     os.close(memory_fd)
     confine(plan)

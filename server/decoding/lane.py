@@ -205,6 +205,7 @@ class Lane:
             status = await asyncio.to_thread(decoder.process.wait)
             if file is not None and not (file.left or file.image.done()):
                 file.image.set_exception(self._lost(status))
+            del file, over  # else they would be kept until the next process is lost
             if not decoder.greeted:
                 logger.error("a decoding process ended with status %d before it was ready", status)
                 await asyncio.sleep(self.RETRY_S)

@@ -185,3 +185,4 @@ class Decoder:
             self.over = True
             self._loop.remove_reader(self.process.connection.fileno())
             self._ended(self)
+            del self._ended  # it refers to the file, which refers to this decoder, see server/garbage.py

@@ -173,6 +173,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
                 self._refuse(refusal)
             else:
                 self.send_400_response("these bytes are not HTTP.")
+            del refusal  # its frames refer to this one, see server/garbage.py
 
     # --- what the parser finds ---
 
@@ -273,14 +274,15 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         self.connections.discard(self)
         protocol = WebSocketProtocol(config=self.config, server_state=self.server_state, app_state=self.app_state)
         self._gate.peers.replace(self, protocol)
+        head = to_head(self.parser.get_method(), self.url, self.headers)
+        self.parser = None  # type: ignore[assignment]  # it refers to this connection, see server/garbage.py
         rest, self._rest = self._rest, b""
         self._hold(False)
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
-        protocol.data_received(to_head(self.parser.get_method(), self.url, self.headers))
+        protocol.data_received(head)
         if rest:
             protocol.data_received(rest)
-        self.parser = None  # type: ignore[assignment]  # it refers to this connection, see server/garbage.py
 
     def _unsupported_upgrade_warning(self) -> None:
         """Ignore the request's wish to upgrade (RFC 9110, section 7.8): parse its head again without the fields that

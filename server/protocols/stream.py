@@ -49,6 +49,7 @@ from server.errors import (
     TooManyRequestsError,
     unexpected,
 )
+from server.garbage import without_frames
 from server.protocols.exits import new_exits, skipped_exits
 from server.protocols.options import (
     CancelMessage,
@@ -210,7 +211,7 @@ class StreamSession:
         except ServerError as error:
             if isinstance(message_id, str) and len(message_id) <= MAX_ID:
                 self._past.append(message_id)  # the client may cancel the request before it reads of the error
-            last = error.with_traceback(None)  # whose frames refer to the error, see server/garbage.py
+            last = without_frames(error)  # which refer to the error
         del image, fields  # a client that does not read its error must not hold what it sent
         if isinstance(last, ServerError):
             await self._send_error(last, message_id)

@@ -94,6 +94,8 @@ class TlsHandshake(Peer):
             return
         finally:
             self._forget()
+            self._task = None
+            del upgrade, upgrading  # the task has its error, whose frames refer to this one, see server/garbage.py
         assert transport is not None
         protocol = HttpProtocol(self._config, self._state, self._app_state)
         transport.set_protocol(protocol)

@@ -22,6 +22,7 @@ from websockets.exceptions import InvalidState
 from websockets.protocol import OPEN
 
 from server.errors import InvalidError, ServerError
+from server.garbage import without_frames
 from server.protocols.gate import Gate
 from server.protocols.peers import Peer
 from server.protocols.pieces import MAX_HEADER_BYTES, TEXT, FrameHeader, check_pieces, parse_frame_header
@@ -68,6 +69,9 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.conn.parser.close()  # a generator that refers to `conn`, as do the frames of its errors
+        for error in filter(None, (self.conn.parser_exc, self.conn.handshake_exc)):
+            without_frames(error)
         self._rest = b""
         self._gate.peers.remove(self)
 
@@ -228,6 +232,7 @@ class WebSocketProtocol(Peer, WebSocketsSansIOProtocol):
 
     async def send(self, message: ASGISendEvent) -> None:
         await super().send(message)
+        self.handshake_complete |= self.close_sent  # by an HTTP response; otherwise uvicorn would log an error
         if not self._message_bytes:
             self.due_s = time.monotonic() + self._gate.settings.socket_idle_timeout_s
         if self._rest:  # it came before the handshake was complete, or before the close

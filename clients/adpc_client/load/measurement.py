@@ -44,8 +44,8 @@ async def measure(url: str, plan: LoadTestPlan, watch: Callable[[LoadRunner], No
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
-    """Without Python's garbage collector, which would stop the generator for longer the more outcomes there are. It has
-    little to free: requests leave no reference cycles."""
+    """Without Python's garbage collector, which stops the load generator for longer the more outcomes there are. What
+    it would free can wait until the run is over."""
     was_on = gc.isenabled()
     gc.disable()
     try:
