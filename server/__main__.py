@@ -22,7 +22,6 @@ import uvicorn
 from server.access.command import main as keys
 from server.app import create_app, drain
 from server.catalog import read_catalog
-from server.core_turns import take_short_turns
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import WorkerProcess
 from server.errors import ServerError
@@ -35,6 +34,7 @@ from server.rules import contradictions, this_machine
 from server.settings import Settings, load_settings
 from server.settings_table import main as tabulate
 from server.simulation.command import main as simulate
+from server.time_slices import take_short_time_slices
 
 logger = logging.getLogger("anytime")
 
@@ -194,7 +194,7 @@ def main() -> int:
         print(f"python -m server: {error}", file=sys.stderr)
         return 1
     collect_seldom()
-    take_short_turns()
+    take_short_time_slices()
     try:
         server.run()
     except SystemExit:  # for example because the port is taken, which uvicorn has logged

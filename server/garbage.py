@@ -1,9 +1,11 @@
 """Python's garbage collector, in processes that must not stop for it.
 
-A scan stops the process: one of everything takes 11 ms in the front end and 75 ms in a worker. It is only needed to
-free objects that refer to each other in a cycle. Requests leave none behind (tests/test_garbage.py). A cycle is easily
-made with an error, which refers to the frames that it went through, and to the error that was handled when it was
-raised. So no frame, task or object that such a frame refers to may keep an error that was raised.
+The collector scans objects for reference cycles, and the process stands still meanwhile. A scan of all objects takes
+11 ms in the front end and 75 ms in a worker. Python frees objects without the collector unless they are part of a
+cycle, and requests leave no cycles behind (tests/test_garbage.py).
+
+Errors easily make cycles. An error that was raised refers to the frames that it went through, and to the error that
+was being handled when it was raised. So these frames, and the tasks and objects to which they refer, must not keep it.
 """
 
 import gc
@@ -12,17 +14,20 @@ from typing import TypeVar
 Error = TypeVar("Error", bound=BaseException)
 
 YOUNG_OBJECTS = 10_000
-"""New objects are scanned once there are so many more of them than were freed meanwhile. That takes a millisecond."""
+"""The collector scans new objects when this many more objects were created than freed since its last scan. Such a scan
+takes about a millisecond."""
 
 
 def collect_seldom() -> None:
-    """Collect once, never scan again what there is now, and scan new objects seldom. Call it when all is loaded."""
+    """Runs the collector once, excludes all objects that exist now from later scans, and makes later scans rare. Call
+    it when everything is loaded."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 
 def without_frames(error: Error) -> Error:
-    """`error`, which no longer refers to the frames that it went through, nor to the error before it."""
+    """Removes from `error` its references to the frames that it went through and to the error before it, and returns
+    it."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)

@@ -142,7 +142,7 @@ def hung_up_socket(server: Live, worker: ScriptedWorker) -> None:
 
 @contextmanager
 def uncollected() -> Iterator[list[str]]:
-    """After the block, the list has the kinds of our objects that only the garbage collector could free."""
+    """Yields a list. After the block, it has the kinds of the objects that only the garbage collector could free."""
     found: list[str] = []
     gc.collect()
     gc.freeze()  # makes what follows faster
@@ -158,7 +158,7 @@ def uncollected() -> Iterator[list[str]]:
 
 
 def _kinds() -> Counter[str]:
-    """How many objects of each of our kinds there are."""
+    """The number of existing objects of each kind (see `_kind`) that belongs to the server or its HTTP libraries."""
     kinds = Counter(map(_kind, gc.get_objects()))
     return Counter({kind: count for kind, count in kinds.items() if kind.startswith((*OURS, ROOT))})
 

@@ -100,7 +100,7 @@ def test_processes_decode_side_by_side() -> None:
 
 
 class Body:
-    """A file of one byte. Unlike `bytes`, it allows weak references, which show when nobody holds it any more."""
+    """A file of one byte. A test can refer to it weakly, which `bytes` do not allow, and so sees when it is freed."""
 
     def __len__(self) -> int:
         return 1

@@ -138,7 +138,7 @@ SERVER = [
     "server.trace_context",
     "server.logs",
     "server.garbage",
-    "server.core_turns",
+    "server.time_slices",
 ]
 
 WITHOUT_TORCH = (

@@ -393,7 +393,8 @@ def test_a_stage_that_takes_longer_than_usual_leaves_no_time_to_others() -> None
 
 @pytest.mark.parametrize(("stages", "keys"), [(4.4, [1, 2]), (4.3, [2, 2])])
 def test_a_map_that_is_left_comes_first_if_all_fit_after_it(stages: float, keys: list[int]) -> None:
-    """A quarter of a stage and three stages are left of job 1, whose deadline is later, and exit 1 of job 2."""
+    """Job 1 has the later deadline. Its first stage is done but for the map, which takes a quarter of a stage, and
+    three more stages follow. Job 2 has not begun; its deadline is `stages` stages away."""
     made = light(first := job(1, 50.0), job(2, stages * STAGE_S))
     made.ran(first, STEP_S, 0.0)
     made.ran(first, 0.5 * STEP_S, 0.0, finished=False, map_left=True)

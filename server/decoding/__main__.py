@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from server.core_turns import take_usual_turns
 from server.decoding.decode import decode
 from server.decoding.messages import DecoderAnswer, DecoderPlan
 from server.errors import ServerError, unexpected
+from server.time_slices import take_usual_time_slices
 from server.worker.lifeline import end_with
 
 EXPENDABLE = 700
@@ -42,7 +42,7 @@ def main(fd: int, memory_fd: int, plan: DecoderPlan) -> int:
         Path("/proc/self/oom_score_adj").write_text(str(EXPENDABLE))
     os.nice(plan.nice)
     if plan.nice:
-        take_usual_turns()
+        take_usual_time_slices()
     memory = mmap(memory_fd, plan.memory_bytes)
     os.close(memory_fd)
     confine(plan)

@@ -161,8 +161,8 @@ class Lane:
             file.limit = asyncio.get_running_loop().call_later(max(0.0, ends_s), file.decoder.end)
 
     def _release(self, decoder: Decoder, file: File) -> None:
-        """Frees a process whose file is decoded and no longer needed, and gives it the next file. Does nothing if the
-        process has ended."""
+        """Makes a process free again and gives it the next file. The file that it has is decoded, and its request no
+        longer needs the image. Does nothing if the process has ended."""
         if file.limit is not None:
             file.limit.cancel()
         if decoder.over:

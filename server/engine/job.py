@@ -80,7 +80,8 @@ class Job:
         return self.latest
 
     async def ended(self) -> Stop:
-        """Wait for the end, and return why it came. Raises the job's error, if it has one, the first time."""
+        """Wait until the job has ended, and return why it ended. If it ended with an error, the first call raises the
+        error."""
         while self.stop is None:
             self.changed.clear()
             await self.changed.wait()

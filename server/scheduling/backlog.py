@@ -84,7 +84,8 @@ class _Reached:
 
 
 _Work = tuple[int, float, int, float]
-"""Rank, deadline, key of the request, and usual seconds. The worker does the smallest first, see `Scheduler`."""
+"""A part of the work of a request: rank, deadline, key of the request, usual seconds. The worker does the parts in the
+order of these tuples, see `Scheduler`."""
 _NEWCOMER = sys.maxsize
 """The key of a request that is not admitted yet: it comes after others of the same deadline."""
 

@@ -229,10 +229,12 @@ class Scheduler:
         return job
 
     def _equals(self, now_s: float) -> list[ScheduledJob]:
-        """The jobs between which only the deadline decides. Under a light load, if the jobs fit (see `_fit`) and all
-        have the same priority, these are the jobs of which only the map of an exit is left to render, or all
-        jobs if there is none. So no job of a batch waits for the next stage of another one. Otherwise these are the
-        jobs of the most urgent rank, of which those in the slack compete further."""
+        """The jobs between which only the deadline decides.
+
+        Under a light load, if all jobs have the same priority and fit (see `_fit`), these are the jobs that have only a
+        map left to render, so that no job of a batch waits for the next stage of another one; if there are none, these
+        are all jobs. Otherwise these are the jobs of the most urgent rank; if that is the slack, see `_next_of_slack`.
+        """
         jobs = list(self._jobs.values())
         if len(jobs) < 2:
             return jobs
@@ -247,9 +249,10 @@ class Scheduler:
         return self.costs.slow_down * self._asked.total(now_s) < self.LIGHT * self._asked.mean_age_s
 
     def _fit(self, jobs: list[ScheduledJob], now_s: float) -> bool:
-        """Whether all required exits of `jobs` would be in time by the safe estimate, and first exits soon, if maps
-        that are left come first, and then each job runs to its last exit or its deadline, the earliest deadline
-        next."""
+        """Whether the earliest deadline may decide alone. It assumes that the device first renders the maps that are
+        left, and then runs one job after the other, by their deadlines, each to its last exit or its deadline. Returns
+        whether all required exits would then be in time by the safe estimate, and all first exits there within
+        `SOON_S`."""
         ready_s, slow_down = now_s, self.costs.slow_down
         for job in sorted(jobs, key=lambda job: (not job.map_left, *by_deadline(job))):
             spec = job.spec

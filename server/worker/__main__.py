@@ -13,11 +13,11 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from server.core_turns import take_usual_turns
 from server.engine.messages import IN_RESERVE, Imported, LoadPlan, Ready
 from server.engine.shared_memory import attach
 from server.garbage import collect_seldom
 from server.logs import configure_logging
+from server.time_slices import take_usual_time_slices
 from server.worker.lifeline import end_with
 from server.worker.progress import LoadingProgress
 
@@ -37,7 +37,7 @@ def main(fd: int, *, in_reserve: bool) -> int:
     # finished its requests.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    take_usual_turns()
+    take_usual_time_slices()
     end_with(fd)
     with suppress(OSError):  # elsewhere than on Linux
         Path("/proc/self/oom_score_adj").write_text(str(EXPENDABLE))
