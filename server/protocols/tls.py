@@ -95,7 +95,9 @@ class TlsHandshake(Peer):
         finally:
             self._forget()
             self._task = None
-            del upgrade, upgrading  # the task has its error, whose frames refer to this one, see server/garbage.py
+            # The task keeps its error, whose frames refer to this one; the transport refers to `data_received`. See
+            # server/garbage.py.
+            del upgrade, upgrading, self.transport
         assert transport is not None
         protocol = HttpProtocol(self._config, self._state, self._app_state)
         transport.set_protocol(protocol)
