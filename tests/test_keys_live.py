@@ -1,6 +1,5 @@
 """A live server with API keys, HTTPS and an address for operators, against a worker that the tests play."""
 
-import gc
 import shutil
 import socket
 import ssl
@@ -168,25 +167,6 @@ def test_a_handshake_has_its_time_and_is_tls(access: Access, sent: bytes) -> Non
             while client.recv(1024):
                 pass
     access.server.wait_for(lambda: handshakes() == 0)
-
-
-def test_a_failed_handshake_leaves_nothing_to_the_garbage_collector(access: Access) -> None:
-    def handshakes() -> int:
-        return sum(type(each) is TlsHandshake for each in gc.get_objects())
-
-    gc.collect()
-    gc.disable()
-    before = handshakes()  # those of open connections
-    try:
-        for _ in range(5):  # more than connections of other tests, which may end meanwhile
-            with socket.create_connection(("127.0.0.1", access.server.port), timeout=live.PATIENCE_S) as client:
-                client.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                with suppress(ConnectionResetError):
-                    while client.recv(1024):
-                        pass
-        access.server.wait_for(lambda: handshakes() <= before)
-    finally:
-        gc.enable()
 
 
 def test_the_files_of_tls_belong_together(folder: Path) -> None:

@@ -94,10 +94,6 @@ class TlsHandshake(Peer):
             return
         finally:
             self._forget()
-            self._task = None
-            # The task keeps its error, whose frames refer to this one; the transport refers to `data_received`. See
-            # server/garbage.py.
-            del upgrade, upgrading, self.transport
         assert transport is not None
         protocol = HttpProtocol(self._config, self._state, self._app_state)
         transport.set_protocol(protocol)
