@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -295,9 +296,10 @@ def test_a_stage_that_was_begun_is_finished_before_another_one_is() -> None:
 # --- a light load ---
 
 
-def light(*jobs: ScheduledJob, gains: GainModel | None = None) -> Scheduler:
-    """A scheduler that takes `jobs`. Its load limit `LIGHT` is ten times their load, so it treats the load as light."""
-    made = scheduler(*jobs, gains=gains, kind=Scheduler)
+def light(*jobs: ScheduledJob, costs: CostModel | None = None, gains: GainModel | None = None) -> Scheduler:
+    """A scheduler that takes `jobs`. Its load limit `LIGHT` is ten times their load at the usual pace of the device, so
+    it treats the load as light."""
+    made = scheduler(*jobs, costs=costs, gains=gains, kind=Scheduler)
     asked_s = sum(each.ahead_s[each.spec.max_exit] for each in jobs)
     made.LIGHT = 10 * asked_s * math.log(2) / Scheduler.LOAD_HALF_LIFE_S  # type: ignore[misc]
     made.SOON_S = 50.0  # type: ignore[misc]
@@ -408,7 +410,7 @@ def test_a_map_that_is_left_comes_first_if_all_fit_after_it(stages: float, keys:
         (0.9, 0.0, 1, False),
         (0.6, Scheduler.LOAD_HALF_LIFE_S, 1, True),  # half of it is forgotten
         (0.4, Scheduler.LOAD_HALF_LIFE_S, 1, False),
-        (1.5, 0.0, 2, False),  # the device takes twice as long as usual
+        (1.5, 0.0, 2, False),  # the device took twice as long as usual when the jobs came
         (2.1, 0.0, 2, True),
     ],
 )
@@ -418,13 +420,35 @@ def test_under_load_first_exits_come_first_even_if_all_fit(
     """The load counts from the time when an image is there, not from the first byte of its request."""
     start_s = 1000.0
     jobs = [job(key, start_s + 30.0 + key, usual_s=start_s, client=f"{key}") for key in (1, 2)]
-    made = light(*jobs)
+    costs = known_costs()
+    costs.slow_down = float(slow_down)
+    made = light(*jobs, costs=costs)
     made.LIGHT *= limit / 10  # type: ignore[misc]
     now_s = start_s + later_s
     for _ in range(2):
-        made.ran(jobs[0], STEP_S, now_s)
-    made.costs.slow_down = float(slow_down)
+        made.ran(jobs[0], slow_down * STEP_S, now_s)
+    made.costs.slow_down = 1.0  # one slow image is no load
     assert key_of(made.next(now_s)) == (1 if is_light else 2)
+
+
+@pytest.mark.parametrize(
+    ("stages", "other", "exit_index"),
+    [
+        (2.01, {}, 2),
+        (1.99, {}, 1),
+        (2.01, {"priority": 2}, 1),
+        (2.01, {"deadline_s": 3.2 * STAGE_S}, 2),
+        (2.01, {"deadline_s": 3.6 * STAGE_S, "required": 2}, 1),  # late after two stages of job 1
+    ],
+)
+def test_an_exit_that_is_in_time_by_the_typical_estimate_is_tried_if_that_costs_nobody_anything(
+    stages: float, other: dict[str, Any], exit_index: int
+) -> None:
+    def jobs() -> list[ScheduledJob]:
+        return [job(1, stages * STAGE_S), job(2, **other)]
+
+    assert Device(light(*jobs())).finish()[1][1] == exit_index
+    assert Device(scheduler(*jobs())).finish()[1][1] < 2
 
 
 # --- what is given up ---

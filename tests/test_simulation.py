@@ -223,7 +223,7 @@ def test_the_server_reckons_with_the_images_that_are_still_to_be_decoded() -> No
         (Policies(), [4, 4]),
         (Policies(of_moment=(TrafficRule(open_requests=2, max_exit=1),)), [1, 4]),
         (Policies(of_request=(InputRule(pixels=1000, max_exit=2),)), [2, 2]),
-        (Policies(of_request=(TermsPolicy(Terms(max_deadline_ms=27)),)), [2, 0]),
+        (Policies(of_request=(TermsPolicy(Terms(max_deadline_ms=27)),)), [4, 0]),
     ],
 )
 def test_budgets_limit_the_server(policies: Policies, reached: list[int]) -> None:

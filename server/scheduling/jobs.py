@@ -30,14 +30,16 @@ class Rank(IntEnum):
 class Outlook:
     """What can be expected of a job until it runs again. Times are absolute, so that most decisions only compare them.
 
-    `latest_s`: after this time, nothing more is to be done for the job: its next exit would be late. A required exit
-    may be late by `GRACE_S`; `Scheduler` gives a job without others more. `hopeless_s`: after this time its required
-    exit would be late; infinite once it is there. `needs_s`: typical seconds until the required exit, or the next one.
-    `rates`: pairs of a time and the largest expected gain for each second of computation until then, in the order of
-    time. It falls when a deeper exit does not fit any more.
+    `latest_s`: after this time, the next exit would be late by the safe estimate. A required exit may be late by
+    `GRACE_S`; `Scheduler` gives a job without others more. `unlikely_s`: after this time, the next exit would be late
+    by the typical estimate, too; it is the same as `latest_s` for a required exit. `hopeless_s`: after this time, the
+    required exit would be late; infinite once it is there. `needs_s`: typical seconds until the required exit, or the
+    next one. `rates`: pairs of a time and the largest expected gain for each second of computation until then, in the
+    order of time. It falls when a deeper exit does not fit any more.
     """
 
     latest_s: float
+    unlikely_s: float
     hopeless_s: float
     needs_s: float
     rates: tuple[tuple[float, float], ...] = ()
@@ -101,8 +103,10 @@ class ScheduledJob:
         if self.exit < spec.required:
             self.rank = Rank.REQUIRED_EXIT if self.exit else Rank.FIRST_EXIT
             ahead_s = self.ahead_s[spec.required - self.exit]
+            latest_s = self.compute_deadline_s + GRACE_S
             self.outlook = Outlook(
-                self.compute_deadline_s + GRACE_S,
+                latest_s,
+                latest_s,
                 self._latest_s(typical * (self.behind_s + ahead_s)),
                 max(0.0, typical * ahead_s - self.stage_s),
             )
@@ -116,8 +120,11 @@ class ScheduledJob:
             )
             best = max(best, gain / max(1e-3, typical * ahead_s - self.stage_s))
             rates.insert(0, (latest_s, best))
-        needs_s = max(0.0, typical * self.ahead_s[1] - self.stage_s) if rates else 0.0
-        self.outlook = Outlook(rates[-1][0] if rates else -math.inf, math.inf, needs_s, tuple(rates))
+        if not rates:
+            self.outlook = Outlook(-math.inf, -math.inf, math.inf, 0.0)
+            return
+        needs_s = max(0.0, typical * self.ahead_s[1] - self.stage_s)
+        self.outlook = Outlook(rates[-1][0], self.compute_deadline_s - needs_s, math.inf, needs_s, rates=tuple(rates))
 
     def joins(self, other: "ScheduledJob") -> bool:
         """Whether the next step of both could be computed in one batch."""

@@ -3,6 +3,7 @@ time in.
 
 While the load is light, all required exits would be in time and first exits soon, and no priority is higher than
 another, jobs run by the earliest deadline alone, which completes them all if that is possible (Liu and Layland, 1973).
+An exit that is in time by the typical estimate only is then tried, too, since that costs nobody anything.
 
 Otherwise every job's first exit comes first, then exits that are required beyond it, each by the earliest deadline.
 What is left of the device's time, the *slack*, goes to further exits that would be ready by their deadline at the
@@ -50,7 +51,8 @@ class Scheduler:
     """Half-life, in seconds, of the device time that a client had."""
     LIGHT = 0.7
     """The load below which jobs run by deadline alone if they fit. The load is how many seconds of computation are
-    asked for in a second, with all exits. Above it, jobs that are still to come would miss their first exit."""
+    asked for in a second, with all exits, at the pace that the device had when they were asked for. Above it, jobs that
+    are still to come would miss their first exit."""
     LOAD_HALF_LIFE_S = 2.0
     """Half-life, in seconds, of a job in the load."""
     SOON_S = 0.2
@@ -80,7 +82,7 @@ class Scheduler:
         self._jobs[job.spec.key] = job
         job.note_exit(self.costs, self._gains, {})
         job.look_ahead(self.costs)
-        self._asked.add("", job.ahead_s[job.spec.max_exit], job.spec.usual_start_s)
+        self._asked.add("", self.costs.slow_down * job.ahead_s[job.spec.max_exit], job.spec.usual_start_s)
 
     def cancel(self, key: int) -> ScheduledJob | None:
         """Remove a job; returns it, or None if it has ended."""
@@ -97,9 +99,12 @@ class Scheduler:
 
         A job whose required exit would be late is given up only if others would be in time, and one that is late only
         if others are not; others that end within a slice do not count. Otherwise the attempt delays no other, and it
-        teaches what the exit takes.
+        teaches what the exit takes. A further exit that would be late by the safe estimate is given up, unless the
+        earliest deadline decides alone and the exit would be in time by the typical estimate.
         """
         found: list[Finished] = []
+        given_up: list[ScheduledJob] = []
+        unsafe: list[ScheduledJob] = []
         hopeless: list[ScheduledJob] = []
         late: list[ScheduledJob] = []
         hopeful, soon_s = False, now_s + SLICE_S
@@ -107,10 +112,10 @@ class Scheduler:
         for job in self._jobs.values():
             if job.stop:
                 found.append(Finished(job, job.stop))
-            elif now_s > job.outlook.latest_s + (more_s if job.exit < job.spec.required else 0.0):
-                found.append(_given_up(job, now_s))
             elif self.deepest is not None and self._is_deep(job, self.deepest):
                 found.append(Finished(job, Stop.MAX_EXIT))
+            elif now_s > job.outlook.latest_s + (more_s if job.exit < job.spec.required else 0.0):
+                (unsafe if now_s <= job.outlook.unlikely_s else given_up).append(job)
             elif now_s > job.compute_deadline_s:
                 late.append(job)
             elif now_s > job.outlook.hopeless_s:
@@ -118,9 +123,12 @@ class Scheduler:
             elif job.compute_deadline_s > soon_s:
                 hopeful = True
         if hopeful or any(job.compute_deadline_s > soon_s for job in hopeless):
-            found += [_given_up(job, now_s) for job in late]
+            given_up += late
         if hopeful:
-            found += [_given_up(job, now_s) for job in hopeless]
+            given_up += hopeless
+        if unsafe and not self._deadlines_decide(list(self._jobs.values()), now_s):
+            given_up += unsafe
+        found += [_given_up(job, now_s) for job in given_up]
         for each in found:
             self._remove(each.job.spec.key)
         return found
@@ -231,22 +239,27 @@ class Scheduler:
     def _equals(self, now_s: float) -> list[ScheduledJob]:
         """The jobs between which only the deadline decides.
 
-        Under a light load, if all jobs have the same priority and fit (see `_fit`), these are the jobs that have only a
+        If the earliest deadline decides alone (see `_deadlines_decide`), these are the jobs that have only a
         map left to render, so that no job of a batch waits for the next stage of another one; if there are none, these
         are all jobs. Otherwise these are the jobs of the most urgent rank; if that is the slack, see `_next_of_slack`.
         """
         jobs = list(self._jobs.values())
         if len(jobs) < 2:
             return jobs
-        one_priority = len({job.spec.priority for job in jobs}) == 1
-        if one_priority and self._is_light(now_s) and self._fit(jobs, now_s):
+        if self._deadlines_decide(jobs, now_s):
             return [job for job in jobs if job.map_left] or jobs
         first = min(job.rank for job in jobs)
         return self._next_of_slack(jobs, now_s) if first is Rank.SLACK else [job for job in jobs if job.rank is first]
 
+    def _deadlines_decide(self, jobs: list[ScheduledJob], now_s: float) -> bool:
+        """Whether the earliest deadline decides alone: the load is light, and `jobs`, which are all, have the same
+        priority and fit (see `_fit`)."""
+        one_priority = len({job.spec.priority for job in jobs}) == 1
+        return one_priority and self._is_light(now_s) and self._fit(jobs, now_s)
+
     def _is_light(self, now_s: float) -> bool:
         """Whether the load is below `LIGHT`."""
-        return self.costs.slow_down * self._asked.total(now_s) < self.LIGHT * self._asked.mean_age_s
+        return self._asked.total(now_s) < self.LIGHT * self._asked.mean_age_s
 
     def _fit(self, jobs: list[ScheduledJob], now_s: float) -> bool:
         """Whether the earliest deadline may decide alone. It assumes that the device first renders the maps that are
