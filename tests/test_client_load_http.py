@@ -88,15 +88,30 @@ def request(name="r", **planned):
     return LoadRequest(name, PlannedRequest(0.0, **planned), 80.0, IMAGE)
 
 
+async def sent(transport, *given, **planned):
+    """A request that was sent, over a new connection if none is free."""
+    wanted = request(*given, **planned)
+    while (found := transport.open(wanted)) is None:
+        await transport.connect([wanted.planned.client])
+    return found
+
+
 async def reply(transport, *given, **planned):
-    return await (await transport.open(request(*given, **planned))).reply
+    return await (await sent(transport, *given, **planned)).reply
 
 
 def test_a_post_says_what_is_wanted_and_its_answer_is_read_from_its_head():
     async def main():
-        async with http([ANSWER], prefix="/under", min_exit="2") as (server, transport):
+        async with http(*[[ANSWER]] * 4, prefix="/under", min_exit="2") as (server, transport):
             found = await reply(transport, "mine", model="a b", priority=2)
-        (seen,) = server.seen
+            await reply(transport, model="a b", priority=1)
+            await reply(transport, model="c", priority=1)
+            await reply(transport)
+        seen, other, another, plain = server.seen
+        assert seen.target.count("deadline_ms") == 1
+        assert other.query == {**seen.query, "priority": "1"}
+        assert another.query == {**other.query, "model": "c"}
+        assert plain.query == {"deadline_ms": "80.0", "min_exit": "2"}
         assert (seen.method, urlsplit(seen.target).path) == ("POST", "/under/v1/predict")
         assert seen.query == {"deadline_ms": "80.0", "min_exit": "2", "model": "a b", "priority": "2"}
         assert seen.headers["content-type"] == "image/png" and seen.body == IMAGE.data
@@ -141,7 +156,7 @@ def test_a_connection_that_the_server_closed_serves_no_more():
 def test_open_requests_have_connections_of_their_own():
     async def main():
         async with http([], [], [ANSWER], [ANSWER]) as (server, transport):
-            waiting = [await transport.open(request(str(number))) for number in range(2)]
+            waiting = [await sent(transport, str(number)) for number in range(2)]
             await until(lambda: len(server.seen) == 2)
             assert (await reply(transport)).stop == (await reply(transport)).stop == "deadline"
             assert [opened.reply.done() for opened in waiting] == [False, False]
@@ -189,13 +204,13 @@ def test_what_is_no_answer_is_a_fault_of_one_request(answer, stop):
 def test_cancelling_sends_delete_and_hanging_up_closes_the_connection():
     async def main():
         async with http([], [json_answer(200, "{}")], []) as (server, transport):
-            opened = await transport.open(request("a/b"))
+            opened = await sent(transport, "a/b")
             await until(lambda: len(server.seen) == 1)
             opened.cancel()
             await until(lambda: len(server.seen) == 2)
             assert not opened.reply.done()  # the answer to the POST itself says how it ended
             assert (server.seen[1].method, server.seen[1].target) == ("DELETE", "/v1/requests/a%2Fb")
-            hung_up = await transport.open(request())
+            hung_up = await sent(transport)
             await until(lambda: len(server.seen) == 3)
             assert server.seen[2].port == server.seen[1].port  # the connection of the DELETE is free again
             left = server.left

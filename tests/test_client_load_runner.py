@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 from adpc_client import ConnectionFailedError, NoExitError, OverloadedError, ServerFaultError
 from adpc_client.load import LoadTestPlan, PlannedRequest
+from adpc_client.load.alarm import LoopAlarm
 from adpc_client.load.command import ProgressLine
 from adpc_client.load.payloads import Payloads
 from adpc_client.load.runner import SILENCE_S, LoadRunner
@@ -82,20 +83,31 @@ class ScriptedRequest(OpenRequest):
 
 
 class ScriptedTransport:
-    """The n-th request meets the n-th script, over and over."""
+    """The n-th request meets the n-th script, over and over. If that takes time to accept a connection, or refuses it,
+    no connection is free before."""
 
     def __init__(self, loop, scripts):
         self.loop, self.scripts, self.seen, self.opened, self.most_open = loop, scripts, [], [], 0
+        self.connecting = []
 
-    async def open(self, request):
-        script = self.scripts[len(self.seen) % len(self.scripts)]
-        self.seen.append(request)
-        await asyncio.sleep(script.accepts_s)
-        if script.refuses:
-            raise script.refuses
-        self.opened.append(ScriptedRequest(self.loop, script))
+    def open(self, request):
+        if request not in self.seen:
+            self.seen.append(request)
+            script = self.scripts[(len(self.seen) - 1) % len(self.scripts)]
+            if script.accepts_s or script.refuses:
+                self.connecting.append(script)
+        if self.connecting:
+            return None
+        self.opened.append(ScriptedRequest(self.loop, self.scripts[self.seen.index(request) % len(self.scripts)]))
         self.most_open = max(self.most_open, sum(not each.reply.done() for each in self.opened))
         return self.opened[-1]
+
+    async def connect(self, clients):
+        script = self.connecting[0]
+        await asyncio.sleep(script.accepts_s)
+        self.connecting.remove(script)
+        if script.refuses:
+            raise script.refuses
 
 
 def run(moments, *scripts, loop="open", **changes):
@@ -104,7 +116,7 @@ def run(moments, *scripts, loop="open", **changes):
     events = VirtualLoop()
     transport = ScriptedTransport(events, scripts)
     plan = replace(LoadTestPlan(planned, [IMAGE], loop), **changes)
-    runner = LoadRunner(transport, plan, Payloads(plan.images), events.time)
+    runner = LoadRunner(transport, plan, Payloads(plan.images), events.time, LoopAlarm)
     try:
         events.run_until_complete(runner.run())
     finally:
@@ -240,7 +252,9 @@ def test_the_progress_line_counts_what_ended():
     events = VirtualLoop()
     plan = LoadTestPlan([PlannedRequest(0.0), PlannedRequest(0.0), PlannedRequest(5.0)], [IMAGE])
     broken = Scripted(ends_s=0.1, error=ServerFaultError("broken", status=500, code="internal"))
-    runner = LoadRunner(ScriptedTransport(events, [ANSWER, broken, ANSWER]), plan, Payloads([IMAGE]), events.time)
+    runner = LoadRunner(
+        ScriptedTransport(events, [ANSWER, broken, ANSWER]), plan, Payloads([IMAGE]), events.time, LoopAlarm
+    )
     line = ProgressLine(grace_ms=5.0)
     shown = []
     for at_s in (1000.0, 1001.0, 1005.05):

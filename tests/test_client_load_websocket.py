@@ -33,8 +33,16 @@ def request(name="r", **planned):
     return LoadRequest(name, PlannedRequest(0.0, **planned), 80.0, IMAGE)
 
 
+async def sent(transport, *given, **planned):
+    """A request that was sent, over a new connection if none is free."""
+    wanted = request(*given, **planned)
+    while (found := transport.open(wanted)) is None:
+        await transport.connect([wanted.planned.client])
+    return found
+
+
 async def reply(transport, *given, **planned):
-    return await (await transport.open(request(*given, **planned))).reply
+    return await (await sent(transport, *given, **planned)).reply
 
 
 def answer(talk: Talk) -> None:
@@ -82,7 +90,7 @@ def test_an_exit_has_come_once_its_maps_have():
 
     async def main(server):
         async with socket_to(server) as transport:
-            opened = await transport.open(request())
+            opened = await sent(transport)
             while opened.unsure is None:  # noqa: ASYNC110 - the header of the exit comes over a socket
                 await asyncio.sleep(0.001)
             assert opened.exits == []
@@ -103,7 +111,7 @@ def test_an_overtaken_request_gives_way_once_it_has_an_exit():
 
     async def main(server):
         async with socket_to(server) as transport:
-            opened = await transport.open(request())
+            opened = await sent(transport)
             while not opened.exits:  # noqa: ASYNC110 - it comes over a socket
                 await asyncio.sleep(0.001)
             opened.give_way()
@@ -142,7 +150,7 @@ def test_open_requests_have_a_socket_each_unless_they_shall_share(most, shares):
     async def main(server):
         async with socket_to(server, most) as transport:
             for number in range(4):
-                await transport.open(request(str(number)))
+                await sent(transport, str(number))
             while heard.total() < 4:  # noqa: ASYNC110 - they are heard in threads
                 await asyncio.sleep(0.001)
 
@@ -161,7 +169,7 @@ def test_requests_that_share_a_socket_hear_of_their_own():
 
     async def main(server):
         async with socket_to(server, most=1) as transport:
-            first, second = [await transport.open(request(name)) for name in ("a", "b")]
+            first, second = [await sent(transport, name) for name in ("a", "b")]
             assert (exits(await first.reply), exits(await second.reply)) == ([4], [])
 
     with scripted(script) as server:
@@ -176,16 +184,18 @@ def test_hanging_up_closes_a_socket_that_no_other_request_uses():
     async def main(server):
         async with socket_to(server, most=1) as transport:
             await transport.connect(["0"])
-            staying = await transport.open(request("stays"))
-            leaving = await transport.open(request("leaves", hang_up=True))
+            leaving = await sent(transport, "leaves", hang_up=True)
+            staying = await sent(transport, "stays")
+            other = await sent(transport, "leaves, too", hang_up=True)
             leaving.hang_up()
-            assert (await leaving.reply).stop == "hung_up"
+            other.hang_up()
+            assert (await leaving.reply).stop == (await other.reply).stop == "hung_up"
             staying.cancel()
             assert (await staying.reply).stop == "complete"
 
     with scripted(script) as server:
         asyncio.run(main(server))
-        assert server.connections == 2
+        assert server.connections == 3
 
 
 def test_errors_end_their_request_alone():

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, cast
 from urllib.parse import urlencode
 
@@ -27,14 +28,18 @@ class HttpTransport:
         self._accept = f"{MEDIA_TYPES[encoding]}, {MEDIA_TYPES['json']};q=0.5"
         self._idle: dict[str, list[_HttpConnection]] = defaultdict(list)
         self._connected: set[_HttpConnection] = set()
+        self._queries: dict[tuple[str | None, int | None], str] = {}
+        """The encoded options but for the deadline, by model and priority."""
         self._cancels: set[asyncio.Task[None]] = set()
 
     async def connect(self, clients: Iterable[str]) -> None:
         for client in clients:
-            self._idle[client].append(await self._new(client))
+            idle = self._idle[client]
+            idle.append(await self._target.connect(partial(_HttpConnection, self._connected, idle), client))
 
-    async def open(self, request: LoadRequest) -> OpenRequest:
-        connection = await self._acquire(request.planned.client)
+    def open(self, request: LoadRequest) -> OpenRequest | None:
+        if (connection := self._free(request.planned.client)) is None:
+            return None
         opened = _PostedRequest(self, connection, request)
         connection.send(self._head(request), request.payload.data, opened)
         return opened
@@ -52,28 +57,33 @@ class HttpTransport:
         task.add_done_callback(self._cancels.discard)
 
     async def _delete(self, request: LoadRequest) -> None:
+        client = request.planned.client
         try:
-            connection = await self._acquire(request.planned.client)
+            while (connection := self._free(client)) is None:
+                await self.connect([client])
         except AdpcError:
             return  # the request goes on to its own end
         path = self._target.path + request_path(request.id)
         connection.send(f"DELETE {path} HTTP/1.1\r\nHost: {self._target.netloc}\r\n\r\n".encode(), b"", None)
 
-    async def _acquire(self, client: str) -> "_HttpConnection":
+    def _free(self, client: str) -> "_HttpConnection | None":
         idle = self._idle[client]
         while idle:
             connection = idle.pop()
             if connection in self._connected:
                 return connection
-        return await self._new(client)
-
-    async def _new(self, client: str) -> "_HttpConnection":
-        return await self._target.connect(lambda: _HttpConnection(self._connected, self._idle[client]), client)
+        return None
 
     def _head(self, request: LoadRequest) -> bytes:
-        payload = request.payload
+        planned, payload = request.planned, request.payload
+        key = planned.model, planned.priority
+        if key not in self._queries:
+            options = {**request.options(), **self._options}
+            options.pop("deadline_ms")
+            self._queries[key] = "".join(f"&{urlencode({name: value})}" for name, value in options.items())
+        query = f"deadline_ms={round(request.deadline_ms, 3)}{self._queries[key]}"
         return (
-            f"POST {self._target.path}/v1/predict?{urlencode({**request.options(), **self._options})} HTTP/1.1\r\n"
+            f"POST {self._target.path}/v1/predict?{query} HTTP/1.1\r\n"
             f"Host: {self._target.netloc}\r\n"
             f"X-Request-Id: {request.id}\r\n"
             f"Accept: {self._accept}\r\n"

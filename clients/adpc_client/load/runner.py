@@ -4,12 +4,15 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from math import inf
-from operator import itemgetter
+from typing import NamedTuple
 
 from adpc_client.errors import AdpcError
+from adpc_client.load.alarm import Alarm, make_alarm
 from adpc_client.load.outcome import Outcome
 from adpc_client.load.payloads import Payloads
 from adpc_client.load.plan import LoadTestPlan, PlannedRequest
@@ -35,14 +38,21 @@ class LoadRunner:
     """
 
     def __init__(
-        self, transport: LoadTransport, plan: LoadTestPlan, payloads: Payloads, clock: Clock = time.perf_counter
+        self,
+        transport: LoadTransport,
+        plan: LoadTestPlan,
+        payloads: Payloads,
+        clock: Clock = time.perf_counter,
+        make_alarm: Callable[[Clock], Alarm] = make_alarm,
     ) -> None:
         self.outcomes: list[Outcome] = []
         self.open = 0
         self._transport, self._plan, self._payloads, self._clock = transport, plan, payloads, clock
+        self._make_alarm = make_alarm
         self._requests = payloads.prepare(plan.requests)
         self._name = f"load-{secrets.token_hex(4)}"  # two generators may send to one server
         self._start_s = 0.0
+        self._none_open = asyncio.Event()
 
     @property
     def now_s(self) -> float:
@@ -65,76 +75,95 @@ class LoadRunner:
 
     async def _open_loop(self, numbered: Iterator[tuple[int, PlannedRequest]]) -> None:
         tasks: set[asyncio.Task[None]] = set()
-        for number, request in numbered:
-            await self._until(request.at_s)
-            if self.open >= self._plan.max_open:
-                self._leave_out(request, "not_sent")
-                continue
-            task = asyncio.create_task(self._exchange(number, request))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            await asyncio.sleep(0)  # lets it be sent before the next one, which may be due, too
-        await asyncio.gather(*tasks)
+        with closing(self._make_alarm(self._clock)) as alarm:
+            for number, request in numbered:
+                await alarm.wait(request.at_s - self.now_s)
+                if self.open >= self._plan.max_open:
+                    self._leave_out(request, "not_sent")
+                    continue
+                exchange = self._begin(number, request)
+                if (opened := self._transport.open(exchange.sending)) is not None:
+                    self._follow(exchange, opened)
+                    continue
+                task = asyncio.create_task(self._complete(exchange))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+        while self.open:
+            self._none_open.clear()
+            await self._none_open.wait()
 
     async def _camera(self, frames: deque[tuple[int, PlannedRequest]]) -> None:
         free_s = 0.0
-        while frames:
-            number, frame = frames.popleft()
-            await self._until(frame.at_s)
-            while frames and frames[0][1].at_s <= free_s:
-                self._leave_out(frame, "overtaken")
+        with closing(self._make_alarm(self._clock)) as alarm:
+            while frames:
                 number, frame = frames.popleft()
-            held_s = max(0.0, free_s - frame.at_s)
-            if 1000 * held_s >= frame.deadline_ms:
-                self._leave_out(frame, "stale")
-                continue
-            await self._exchange(number, frame, held_s, frames[0][1].at_s if frames else inf)
-            free_s = self.now_s
+                await alarm.wait(frame.at_s - self.now_s)
+                while frames and frames[0][1].at_s <= free_s:
+                    self._leave_out(frame, "overtaken")
+                    number, frame = frames.popleft()
+                held_s = max(0.0, free_s - frame.at_s)
+                if 1000 * held_s >= frame.deadline_ms:
+                    self._leave_out(frame, "stale")
+                    continue
+                await self._complete(self._begin(number, frame, held_s), frames[0][1].at_s if frames else inf)
+                free_s = self.now_s
 
     async def _user(self, numbered: Iterator[tuple[int, PlannedRequest]]) -> None:
         for number, request in numbered:  # which all users share
-            await self._exchange(number, replace(request, at_s=self.now_s))
-
-    async def _until(self, at_s: float) -> None:
-        while (wait_s := at_s - self.now_s) > 0:  # noqa: ASYNC110 - a timer may fire early
-            await asyncio.sleep(wait_s)
+            await self._complete(self._begin(number, replace(request, at_s=self.now_s)))
 
     def _leave_out(self, request: PlannedRequest, why: str) -> None:
         self.outcomes.append(Outcome(request, LoadReply(self.now_s, why), sent=False))
 
-    async def _exchange(
-        self, number: int, request: PlannedRequest, held_s: float = 0.0, overtaken_s: float = inf
-    ) -> None:
-        """Send a request and wait until it has ended. From `overtaken_s` on, a newer frame waits for it."""
+    def _begin(self, number: int, request: PlannedRequest, held_s: float = 0.0) -> "_Exchange":
         self.open += 1
         lag_s = self.now_s - request.at_s - held_s
-        deadline_ms = request.deadline_ms - 1000 * held_s
-        sending = LoadRequest(f"{self._name}-{number}", request, deadline_ms, self._payloads.pick(number, request))
+        image = self._payloads.pick(number, request)
+        sending = LoadRequest(f"{self._name}-{number}", request, request.deadline_ms - 1000 * held_s, image)
+        return _Exchange(sending, held_s, lag_s)
+
+    async def _complete(self, exchange: "_Exchange", overtaken_s: float = inf) -> None:
+        """Send a request, over a new connection if none is free, and wait until it has ended. From `overtaken_s` on, a
+        newer frame waits for it."""
         try:
-            reply = await self._reply(await self._transport.open(sending), request, overtaken_s)
+            while (opened := self._transport.open(exchange.sending)) is None:
+                await self._transport.connect([exchange.sending.planned.client])
         except AdpcError as error:
-            reply = failed_reply(error, self._clock())
-        finally:
-            self.open -= 1
-        self.outcomes.append(Outcome(request, self._from_start(reply), held_s, lag_s))
+            self._record(exchange, failed_reply(error, self._clock()))
+            return
+        self._follow(exchange, opened, overtaken_s)
+        await opened.reply
 
-    async def _reply(self, opened: OpenRequest, request: PlannedRequest, overtaken_s: float) -> LoadReply:
-        give_up = opened.hang_up if request.hang_up else opened.cancel
-        given_up_s = inf if request.give_up_s is None else self.now_s + request.give_up_s
-        silent_s = self.now_s + request.deadline_ms / 1000 + SILENCE_S
-        for at_s, act in sorted([(given_up_s, give_up), (overtaken_s, opened.give_way)], key=itemgetter(0)):
-            if at_s < silent_s and not await self._ends_before(opened, at_s):
-                act()
-        if not await self._ends_before(opened, silent_s):
-            opened.hang_up()
-            return LoadReply(self._clock(), "silent", tuple(opened.exits), fault=True)
-        return opened.reply.result()
+    def _follow(self, exchange: "_Exchange", opened: OpenRequest, overtaken_s: float = inf) -> None:
+        """Have a request given up as planned, and its reply recorded."""
+        request, call_later = exchange.sending.planned, asyncio.get_running_loop().call_later
+        timers = [call_later(request.deadline_ms / 1000 + SILENCE_S, opened.fall_silent)]
+        if request.give_up_s is not None:
+            timers.append(call_later(request.give_up_s, opened.hang_up if request.hang_up else opened.cancel))
+        if overtaken_s < inf:
+            timers.append(call_later(overtaken_s - self.now_s, opened.give_way))
+        opened.reply.add_done_callback(partial(self._end, exchange, timers))
 
-    async def _ends_before(self, opened: OpenRequest, at_s: float) -> bool:
-        await asyncio.wait([opened.reply], timeout=max(0.0, at_s - self.now_s))
-        return opened.reply.done()
+    def _end(
+        self, exchange: "_Exchange", timers: list[asyncio.TimerHandle], reply: "asyncio.Future[LoadReply]"
+    ) -> None:
+        for timer in timers:
+            timer.cancel()
+        self._record(exchange, reply.result())
 
-    def _from_start(self, reply: LoadReply) -> LoadReply:
-        """`reply` with its times in seconds from the start."""
-        exits = tuple(ReceivedExit(received.exit, received.at_s - self._start_s) for received in reply.exits)
-        return replace(reply, ended_s=reply.ended_s - self._start_s, exits=exits)
+    def _record(self, exchange: "_Exchange", reply: LoadReply) -> None:
+        self.open -= 1
+        if not self.open:
+            self._none_open.set()
+        planned, start_s = exchange.sending.planned, self._start_s
+        exits = tuple(ReceivedExit(received.exit, received.at_s - start_s) for received in reply.exits)
+        from_start = reply._replace(ended_s=reply.ended_s - start_s, exits=exits)
+        self.outcomes.append(Outcome(planned, from_start, exchange.held_s, exchange.lag_s))
+
+
+class _Exchange(NamedTuple):
+    """A request that is sent now. `held_s` and `lag_s`: see `Outcome`."""
+
+    sending: LoadRequest
+    held_s: float
+    lag_s: float

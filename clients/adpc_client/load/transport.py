@@ -10,6 +10,7 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -34,8 +35,7 @@ class ReceivedExit(NamedTuple):
     at_s: float
 
 
-@dataclass(frozen=True)
-class LoadReply:
+class LoadReply(NamedTuple):
     """How a request ended, at `ended_s` by the transport's clock: `stop` as the server says it, or the code of its
     error, or `hung_up`.
 
@@ -90,6 +90,11 @@ class OpenRequest(ABC):
     def give_way(self) -> None:
         """Cancel the request as soon as it has an exit, where the protocol shows that."""
 
+    def fall_silent(self) -> None:
+        """Wait for the answer no longer."""
+        self._finish(LoadReply(self._clock(), "silent", tuple(self.exits), fault=True))
+        self.hang_up()
+
     def reach(self, exit: int) -> None:
         self.exits.append(ReceivedExit(exit, self._clock()))
 
@@ -108,10 +113,10 @@ class LoadTransport(Protocol):
     """Sends the requests of a load test."""
 
     async def connect(self, clients: Iterable[str]) -> None:
-        """Open a connection for each client, so that none of its requests has to wait for that."""
+        """Open one more connection for each client. Raises AdpcError if that fails."""
 
-    async def open(self, request: LoadRequest) -> OpenRequest:
-        """Send a request. Raises AdpcError if there is no connection to send it on."""
+    def open(self, request: LoadRequest) -> OpenRequest | None:
+        """Send a request; None if no connection of its client is free."""
 
     def close(self) -> None:
         """Close every connection."""
@@ -161,11 +166,11 @@ class LoadTarget:
                 break
         return target
 
-    @property
+    @cached_property
     def netloc(self) -> str:
         return urlsplit(self.url).netloc
 
-    @property
+    @cached_property
     def path(self) -> str:
         """The path that comes before every other."""
         return urlsplit(self.url).path

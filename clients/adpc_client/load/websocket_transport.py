@@ -13,6 +13,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from adpc_client.errors import AdpcError, ConnectionFailedError, ProtocolError, close_error, reply_error
+from adpc_client.load.plan import PlannedRequest
 from adpc_client.load.transport import CONNECT_S, Clock, LoadRequest, LoadTarget, OpenRequest
 from adpc_client.pool import MAX_FRAME_BYTES
 from adpc_client.transport import Endpoint, status_error
@@ -38,8 +39,9 @@ class WebSocketTransport:
         for client in clients:
             self._sockets[client].append(await self._new(client))
 
-    async def open(self, request: LoadRequest) -> OpenRequest:
-        socket = await self._acquire(request)
+    def open(self, request: LoadRequest) -> OpenRequest | None:
+        if (socket := self._free(request.planned)) is None:
+            return None
         opened = _StreamedRequest(socket, request.id, self._clock)
         socket.predict(opened, self._message(request), request.payload.data)
         return opened
@@ -48,17 +50,17 @@ class WebSocketTransport:
         for socket in [*self._unshared, *(socket for sockets in self._sockets.values() for socket in sockets)]:
             socket.hang_up()
 
-    async def _acquire(self, request: LoadRequest) -> "_LoadSocket":
-        client = request.planned.client
-        if request.planned.hang_up:
-            socket = await self._new(client)
-            self._unshared = {other for other in self._unshared if other.usable} | {socket}
-            return socket
-        sockets = self._sockets[client] = [socket for socket in self._sockets[client] if socket.usable]
+    def _free(self, planned: PlannedRequest) -> "_LoadSocket | None":
+        """The socket that a request may use now."""
+        sockets = self._sockets[planned.client] = [each for each in self._sockets[planned.client] if each.usable]
         idlest = min(sockets, key=lambda socket: len(socket.requests), default=None)
-        if idlest is None or (idlest.requests and (self._most is None or len(sockets) < self._most)):
-            idlest = await self._new(client)
-            self._sockets[client].append(idlest)
+        if idlest is None:
+            return None
+        if idlest.requests and (planned.hang_up or self._most is None or len(sockets) < self._most):
+            return None
+        if planned.hang_up:
+            sockets.remove(idlest)
+            self._unshared = {other for other in self._unshared if other.usable} | {idlest}
         return idlest
 
     async def _new(self, client: str) -> "_LoadSocket":
