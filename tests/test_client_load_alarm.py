@@ -65,12 +65,36 @@ def test_a_wait_by_the_event_loop_keeps_no_core_busy(monkeypatch):
     assert waits == pytest.approx([0, 0.004, 0.001])
 
 
+def test_an_alarm_is_as_precise_as_the_system_allows(monkeypatch):
+    def forbidden(_):
+        raise PermissionError
+
+    async def kind():
+        with closing(make_alarm(time.perf_counter)) as alarm:
+            return type(alarm)
+
+    assert asyncio.run(kind()) is (TimerAlarm if sys.platform == "linux" else LoopAlarm)
+    monkeypatch.setattr(TimerAlarm, "__init__", forbidden)
+    assert asyncio.run(kind()) is LoopAlarm
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="timerfd_create is a system call of Linux")
+def test_what_the_system_refuses_is_told(monkeypatch):
+    async def main():
+        with closing(TimerAlarm()) as alarm:
+            monkeypatch.setattr(alarm, "_system", type("", (), {"timerfd_settime": lambda *_: -1})())
+            await alarm.wait(0.001)
+
+    with pytest.raises(OSError, match="Errno"):
+        asyncio.run(main())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="timerfd_create is a system call of Linux")
 @pytest.mark.parametrize("run", RUNS)
 def test_a_timer_rings_once_and_its_descriptor_is_closed(run):
     async def main():
-        before = descriptors()
-        rung = []
+        before, rung, faults = descriptors(), [], []
+        asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
 
         class Counted(TimerAlarm):
             def _ring(self):
@@ -88,7 +112,13 @@ def test_a_timer_rings_once_and_its_descriptor_is_closed(run):
             waiting.cancel()
             await alarm.wait(0.005)  # what is left of the cancelled wait does not end this one
             alarm._ring()  # it was told too late
-        assert descriptors() == before
+            waiting = asyncio.create_task(alarm.wait(0.001))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.sleep(0.005)  # it rings, and nobody waits
+            timer = alarm._timer
+        assert not asyncio.get_running_loop().remove_reader(timer)
+        assert descriptors() == before and faults == []
 
     run(main())
 

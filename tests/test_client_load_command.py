@@ -64,6 +64,7 @@ def test_arrivals_are_named_with_their_parameters():
         ("--cameras 2 --clients 2", "each camera is a client"),
         ("--seconds 2", "does not go with a closed loop"),
         ("--cancel 0.6 --hang-up 0.6", "above 1 together"),
+        ("--option deadline_ms=50", "give --deadline-ms"),
         ("--encoding delta", "goes with --protocol stream"),
     ],
 )

@@ -4,10 +4,11 @@ import asyncio
 import socket
 import time
 from contextlib import asynccontextmanager
+from unittest.mock import Mock
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from adpc_client import ConnectionFailedError
+from adpc_client import AdpcError, ConnectionFailedError
 from adpc_client.load import PlannedRequest
 from adpc_client.load.http_transport import HttpTransport
 from adpc_client.load.payloads import Payload
@@ -91,8 +92,10 @@ def request(name="r", **planned):
 async def sent(transport, *given, **planned):
     """A request that was sent, over a new connection if none is free."""
     wanted = request(*given, **planned)
-    while (found := transport.open(wanted)) is None:
+    if (found := transport.open(wanted)) is None:
         await transport.connect([wanted.planned.client])
+        found = transport.open(wanted)
+    assert found is not None
     return found
 
 
@@ -181,6 +184,54 @@ def test_refusals_say_why_and_when_to_come_back():
 
 
 @pytest.mark.parametrize(
+    ("data", "code", "sentence"),
+    [
+        (
+            json_answer(429, '{"error": "too many", "code": "client_limit"}', "Connection: close"),
+            "client_limit",
+            "too many",
+        ),
+        (b"", None, "closed a connection at once"),
+    ],
+)
+def test_a_connection_that_is_refused_as_soon_as_it_exists_is_no_connection(data, code, sentence):
+    """The refusal has come before the transport looks at its new connection."""
+
+    class Target:
+        url, netloc, path = "http://there", "there", ""
+
+        async def connect(self, make, _):
+            connection, transport = make(), Mock()
+            transport.is_closing.return_value = False
+            connection.connection_made(transport)
+            if data:
+                connection.data_received(data)
+            connection.connection_lost(None)
+            return connection
+
+    async def main():
+        transport = HttpTransport(Target(), "png", {}, time.perf_counter)
+        with pytest.raises(AdpcError, match=sentence) as raised:
+            await transport.connect(["0"])
+        assert getattr(raised.value, "code", None) == code
+        assert transport.open(request()) is None
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_is_being_closed_takes_no_request():
+    async def main():
+        async with http([ANSWER], [ANSWER]) as (server, transport):
+            await reply(transport)
+            for connection in transport._connected:
+                connection.hang_up()
+            assert (await reply(transport)).stop == "deadline"
+        assert len({seen.port for seen in server.seen}) == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
     ("answer", "stop"),
     [
         ([None], "connection_failed"),
@@ -213,6 +264,7 @@ def test_cancelling_sends_delete_and_hanging_up_closes_the_connection():
             hung_up = await sent(transport)
             await until(lambda: len(server.seen) == 3)
             assert server.seen[2].port == server.seen[1].port  # the connection of the DELETE is free again
+            assert {connection.refusal for connection in transport._connected} == {None}
             left = server.left
             hung_up.hang_up()
             await until(lambda: server.left == left + 1)

@@ -248,6 +248,70 @@ def test_a_server_that_never_answers_is_a_fault():
     assert transport.opened[0].calls == [("hang_up", 0.2 + SILENCE_S)]
 
 
+def test_what_has_just_ended_is_not_given_up():
+    """Its connection may have another request by now."""
+    for give_up in ({"give_up_s": 0.12}, {"give_up_s": 0.12, "hang_up": True}):
+        (outcome,), transport = run([PlannedRequest(0.0, **give_up)], ANSWER)
+        assert (outcome.reply.stop, transport.opened[0].calls) == ("complete", [])
+
+
+class LosingTransport(ScriptedTransport):
+    """Each of its connections is lost as soon as it exists, or fails with the next one of `errors`."""
+
+    errors = ()
+
+    def open(self, request):
+        return None
+
+    async def connect(self, clients):
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+@pytest.mark.parametrize("loop", ["open", "cameras", "closed"])
+def test_a_connection_that_is_lost_at_once_is_not_tried_for_ever(loop, monkeypatch):
+    monkeypatch.setitem(globals(), "ScriptedTransport", LosingTransport)
+    outcomes, _ = run([0.0, 0.1], ANSWER, loop=loop)
+    assert [outcome.reply.stop for outcome in outcomes] == ["connection_failed"] * 2
+
+
+@pytest.mark.parametrize("loop", ["open", "cameras", "closed"])
+def test_an_error_of_the_generator_itself_ends_the_run(loop, monkeypatch):
+    monkeypatch.setitem(globals(), "ScriptedTransport", LosingTransport)
+    monkeypatch.setattr(LosingTransport, "errors", [RuntimeError("no such luck")])
+    with pytest.raises(RuntimeError, match="no such luck"):
+        run([0.0, 0.1], ANSWER, loop=loop)
+
+
+@pytest.mark.parametrize("loop", ["open", "cameras", "closed"])
+def test_a_run_that_is_interrupted_ends_silently_and_closes_its_alarms(loop):
+    events, faults, alarms = VirtualLoop(), [], []
+
+    class Noted(LoopAlarm):
+        def __init__(self, clock):
+            super().__init__(clock)
+            alarms.append(self)
+
+        def close(self):
+            alarms.remove(self)
+
+    plan = LoadTestPlan([PlannedRequest(0.0), PlannedRequest(0.0), PlannedRequest(9.0)], [IMAGE], loop, users=2)
+    runner = LoadRunner(ScriptedTransport(events, [SILENT]), plan, Payloads([IMAGE]), events.time, Noted)
+    events.set_exception_handler(lambda _, fault: faults.append(fault))
+
+    async def main():
+        running = asyncio.create_task(runner.run())
+        await asyncio.sleep(0.1)
+        assert bool(alarms) is (loop != "closed") and runner.open
+        running.cancel()
+        await asyncio.wait([running])
+        assert running.cancelled()
+
+    events.run_until_complete(main())
+    events.close()
+    assert faults == [] and alarms == []
+
+
 def test_the_progress_line_counts_what_ended():
     events = VirtualLoop()
     plan = LoadTestPlan([PlannedRequest(0.0), PlannedRequest(0.0), PlannedRequest(5.0)], [IMAGE])

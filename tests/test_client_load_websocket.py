@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 from typing import ClassVar
 
 import pytest
-from adpc_client import OverloadedError
+from adpc_client import AdpcError, OverloadedError
 from adpc_client.load import PlannedRequest
 from adpc_client.load.payloads import Payload
 from adpc_client.load.transport import LoadRequest, LoadTarget
 from adpc_client.load.websocket_transport import WebSocketTransport, _StreamedRequest
 from scripted_server import MAP, Talk, accepted, end, exit_header, scripted
 from websockets.frames import Frame, Opcode
+from websockets.server import ServerProtocol
 
 IMAGE = Payload(b"\xff\xd8\xff" * 30_000, "image/jpeg", 4, 2)
 
@@ -36,8 +37,10 @@ def request(name="r", **planned):
 async def sent(transport, *given, **planned):
     """A request that was sent, over a new connection if none is free."""
     wanted = request(*given, **planned)
-    while (found := transport.open(wanted)) is None:
+    if (found := transport.open(wanted)) is None:
         await transport.connect([wanted.planned.client])
+        found = transport.open(wanted)
+    assert found is not None
     return found
 
 
@@ -196,6 +199,79 @@ def test_hanging_up_closes_a_socket_that_no_other_request_uses():
     with scripted(script) as server:
         asyncio.run(main(server))
         assert server.connections == 3
+
+
+def test_requests_that_are_sent_at_once_have_a_socket_each():
+    async def main(server):
+        async with socket_to(server) as transport:
+            opened = await asyncio.gather(*(sent(transport, f"{number}") for number in range(8)))
+            assert [(await each.reply).stop for each in opened] == ["complete"] * 8
+            assert len(transport._sockets["0"]) == 8
+
+    with scripted(answer) as server:
+        asyncio.run(main(server))
+        assert server.connections == 8
+
+
+def test_a_socket_for_hanging_up_is_given_back_once_its_request_is_answered():
+    async def main(server):
+        async with socket_to(server) as transport:
+            for name in ("a", "b"):
+                assert (await reply(transport, name, hang_up=True)).stop == "complete"
+            await reply(transport, "c")
+            assert transport._unshared == set()
+
+    with scripted(answer) as server:
+        asyncio.run(main(server))
+        assert server.connections == 1
+
+
+def test_closing_ends_all_that_is_open():
+    async def main(server):
+        async with socket_to(server) as transport:
+            opened = [await sent(transport, "a", hang_up=True), await sent(transport, "b")]
+        assert [(await each.reply).stop for each in opened] == ["connection_failed"] * 2
+
+    with scripted(lambda _: None) as server:
+        asyncio.run(main(server))
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "sentence"),
+    [
+        (
+            '{"type": "error", "id": null, "error": "too many sockets", "code": "overloaded", "status": 503}',
+            "overloaded",
+            "too many",
+        ),
+        (None, None, "closed the stream as soon as it was open"),
+    ],
+)
+def test_a_socket_that_the_server_closes_at_once_is_no_socket(said, code, sentence):
+    """The server says why in the same packet in which it accepts the WebSocket."""
+
+    async def serve(reader, writer):
+        protocol = ServerProtocol()
+        protocol.receive_data(await reader.readuntil(b"\r\n\r\n"))
+        (asked,) = protocol.events_received()
+        protocol.send_response(protocol.accept(asked))
+        if said:
+            protocol.send_text(said.encode())
+        protocol.send_close(1013)
+        writer.write(b"".join(protocol.data_to_send()))
+        writer.close()
+
+    async def main():
+        listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        transport = WebSocketTransport(await LoadTarget.resolve(url, ["0"]), "delta", {}, time.perf_counter)
+        with pytest.raises(AdpcError, match=sentence) as raised:
+            await transport.connect(["0"])
+        assert getattr(raised.value, "code", None) == code
+        assert transport.open(request()) is None
+        listening.close()
+
+    asyncio.run(main())
 
 
 def test_errors_end_their_request_alone():

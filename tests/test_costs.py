@@ -5,6 +5,7 @@ import random
 import pytest
 
 from server.scheduling.costs import CostModel, ShareSlope
+from server.scheduling.quantile import Quantile
 
 SHAPE = (64, 96)
 
@@ -176,6 +177,17 @@ def test_a_stage_that_is_cut_early_or_of_which_nothing_is_known_teaches_nothing(
     observe(costs, 0.01)
     costs.observe_cut("model", SHAPE, 1, 0.005)
     assert costs.typical_s("model", SHAPE, 1) == pytest.approx(0.01)
+
+
+def test_a_stage_that_is_cut_does_not_make_the_safe_estimate_smaller() -> None:
+    """Nobody knows how long it would have taken."""
+    costs, seen = CostModel(), (0.1, 0.14)
+    for index in range(200):
+        observe(costs, seen[index % 2])
+    margin = costs.margin("model")
+    for _ in range(3 * Quantile.RUN):
+        costs.observe_cut("model", SHAPE, 1, 1.01 * costs.typical_s("model", SHAPE, 1))
+    assert costs.margin("model") == pytest.approx(margin, rel=0.05) and margin > 1.1 * CostModel.MARGIN_LEAST
 
 
 # --- a worker that follows another ---

@@ -432,23 +432,55 @@ def test_under_load_first_exits_come_first_even_if_all_fit(
 
 
 @pytest.mark.parametrize(
-    ("stages", "other", "exit_index"),
+    ("stages", "other", "exits"),
     [
-        (2.01, {}, 2),
-        (1.99, {}, 1),
-        (2.01, {"priority": 2}, 1),
-        (2.01, {"deadline_s": 3.2 * STAGE_S}, 2),
-        (2.01, {"deadline_s": 3.6 * STAGE_S, "required": 2}, 1),  # late after two stages of job 1
+        (2.01, {}, (2, 4)),
+        (1.95, {}, (1, 4)),
+        (2.01, {"priority": 2}, (1, 4)),
+        (2.01, {"deadline_s": 3.2 * STAGE_S}, (2, 1)),  # what the other one does not require may be lost
+        (2.01, {"deadline_s": 3.6 * STAGE_S, "required": 2}, (1, 2)),  # late after two stages of job 1
     ],
 )
-def test_an_exit_that_is_in_time_by_the_typical_estimate_is_tried_if_that_costs_nobody_anything(
-    stages: float, other: dict[str, Any], exit_index: int
+def test_an_exit_that_is_in_time_by_the_typical_estimate_is_tried_if_no_other_job_loses_what_it_requires(
+    stages: float, other: dict[str, Any], exits: tuple[int, int]
 ) -> None:
     def jobs() -> list[ScheduledJob]:
         return [job(1, stages * STAGE_S), job(2, **other)]
 
-    assert Device(light(*jobs())).finish()[1][1] == exit_index
+    ends = Device(light(*jobs())).finish()
+    assert (ends[1][1], ends[2][1]) == exits
     assert Device(scheduler(*jobs())).finish()[1][1] < 2
+
+
+def test_whether_an_exit_is_tried_does_not_hang_on_how_fast_it_was_received() -> None:
+    for early_s in (-0.005, -0.001, 0.0, 0.9 * NOISE_S):
+        assert Device(light(job(1, 0.0001 + 2.0 * STAGE_S)), now_s=early_s).finish()[1][1] == 2
+
+
+def test_whether_an_exit_is_tried_does_not_hang_on_how_fast_the_first_steps_were() -> None:
+    for speed in (1.0, 0.8):
+        device = Device(light(job(1, 1.95 * STAGE_S)), step_s=speed * STEP_S)
+        assert device.finish()[1] == (Stop.DEADLINE, 1) and device.order == [1, 1]
+
+
+def test_who_ends_at_the_same_time_does_not_keep_an_exit_from_being_tried() -> None:
+    made = light(tried := job(1, 2.01 * STAGE_S), ending := job(2, max_exit=1, priority=2))
+    for each in (tried, ending):
+        made.ran(each, STEP_S, STAGE_S)
+        made.ran(each, STEP_S, STAGE_S)
+    assert [found.job for found in made.ended(STAGE_S)] == [ending]
+
+
+def test_an_exit_that_the_others_leave_no_time_for_is_given_up_at_once() -> None:
+    made = light(job(1, 2.01 * STAGE_S), job(2, 3.6 * STAGE_S, required=2))
+    Device(made).steps(2)
+    assert [found.job.spec.key for found in made.ended(STAGE_S)] == [1]
+
+
+def test_traffic_ends_a_job_before_a_further_exit_is_tried() -> None:
+    made = light(job(1, 2.01 * STAGE_S))
+    made.deepest = 1
+    assert Device(made).finish()[1] == (Stop.MAX_EXIT, 1)
 
 
 # --- what is given up ---

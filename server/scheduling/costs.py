@@ -110,11 +110,21 @@ class CostModel:
         self._margins = defaultdict[str, Quantile](lambda: Quantile(self.SAFE_SHARE, first))
         self._recent = deque([1.0] * self.RECENT, self.RECENT)
 
-    def observe(self, model: str, shape: Shape, exit_index: int, stage_s: float, active_share: float = 1.0) -> float:
+    def observe(
+        self,
+        model: str,
+        shape: Shape,
+        exit_index: int,
+        stage_s: float,
+        active_share: float = 1.0,
+        *,
+        unfinished: bool = False,
+    ) -> float:
         """Learn that the stage before exit `exit_index` took `stage_s` to compute. Returns the typical seconds that
         were expected; 0 while nothing was known.
 
         `active_share`: that of the exit before, whose mask says what the stage computes; 1 for the first stage.
+        `unfinished`: it would have taken longer, so it does not make the safe estimate smaller.
         """
         typical_s = self.stage_s(model, shape, exit_index, active_share)
         stage = self._stages.setdefault((model, exit_index), _Stage())
@@ -122,7 +132,9 @@ class CostModel:
         if half_s is not None and typical_s > 0:
             ratio = stage_s / half_s.value / self.slow_down
             self._recent.append(stage_s / (typical_s / self.slow_down))
-            self._margins[model].add(max(0.0, stage_s - self.SPARE_S) / typical_s)
+            self._margins[model].add(
+                max(self.margin(model) if unfinished else 0.0, (stage_s - self.SPARE_S) / typical_s)
+            )
             stage.slope.add(active_share, ratio)
         stage.active_share.add(active_share)
         stage.half_s[shape] = half_s = half_s or Quantile(0.5)
@@ -138,7 +150,7 @@ class CostModel:
         Without this, a stage that never fits would be begun again and again.
         """
         if 0 < self.stage_s(model, shape, exit_index, active_share) < stage_s:
-            self.observe(model, shape, exit_index, stage_s, active_share)
+            self.observe(model, shape, exit_index, stage_s, active_share, unfinished=True)
 
     def stage_s(self, model: str, shape: Shape, exit_index: int, active_share: float | None = None) -> float:
         """Typical seconds of the stage before exit `exit_index`; 0 while nothing is known. `active_share`: that of the

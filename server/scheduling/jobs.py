@@ -32,7 +32,7 @@ class Outlook:
 
     `latest_s`: after this time, the next exit would be late by the safe estimate. A required exit may be late by
     `GRACE_S`; `Scheduler` gives a job without others more. `unlikely_s`: after this time, the next exit would be late
-    by the typical estimate, too; it is the same as `latest_s` for a required exit. `hopeless_s`: after this time, the
+    by the typical estimate, too, by more than `NOISE_S`; it is the same as `latest_s` for a required exit. `hopeless_s`: after this time, the
     required exit would be late; infinite once it is there. `needs_s`: typical seconds until the required exit, or the
     next one. `rates`: pairs of a time and the largest expected gain for each second of computation until then, in the
     order of time. It falls when a deeper exit does not fit any more.
@@ -124,7 +124,11 @@ class ScheduledJob:
             self.outlook = Outlook(-math.inf, -math.inf, math.inf, 0.0)
             return
         needs_s = max(0.0, typical * self.ahead_s[1] - self.stage_s)
-        self.outlook = Outlook(rates[-1][0], self.compute_deadline_s - needs_s, math.inf, needs_s, rates=tuple(rates))
+        unlikely_s = min(
+            self._latest_s(typical * (self.behind_s + self.ahead_s[1])),
+            self.compute_deadline_s - needs_s + NOISE_S,
+        )
+        self.outlook = Outlook(rates[-1][0], unlikely_s, math.inf, needs_s, rates=tuple(rates))
 
     def joins(self, other: "ScheduledJob") -> bool:
         """Whether the next step of both could be computed in one batch."""

@@ -3,7 +3,8 @@ time in.
 
 While the load is light, all required exits would be in time and first exits soon, and no priority is higher than
 another, jobs run by the earliest deadline alone, which completes them all if that is possible (Liu and Layland, 1973).
-An exit that is in time by the typical estimate only is then tried, too, since that costs nobody anything.
+An exit that is in time by the typical estimate only is then tried, too: that costs no other job an exit that it
+requires.
 
 Otherwise every job's first exit comes first, then exits that are required beyond it, each by the earliest deadline.
 What is left of the device's time, the *slack*, goes to further exits that would be ready by their deadline at the
@@ -126,11 +127,11 @@ class Scheduler:
             given_up += late
         if hopeful:
             given_up += hopeless
-        if unsafe and not self._deadlines_decide(list(self._jobs.values()), now_s):
-            given_up += unsafe
         found += [_given_up(job, now_s) for job in given_up]
         for each in found:
             self._remove(each.job.spec.key)
+        if unsafe and not self._deadlines_decide(list(self._jobs.values()), now_s):
+            found += [_given_up(self._remove(job.spec.key), now_s) for job in unsafe]
         return found
 
     def next(self, now_s: float) -> ScheduledJob | None:

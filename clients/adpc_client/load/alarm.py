@@ -12,6 +12,7 @@ import os
 import struct
 import sys
 from abc import ABC, abstractmethod
+from contextlib import suppress
 
 from adpc_client.load.transport import Clock
 
@@ -33,7 +34,10 @@ class Alarm(ABC):
 
 def make_alarm(clock: Clock) -> Alarm:
     """The most precise alarm of this system. `clock` returns seconds."""
-    return TimerAlarm() if sys.platform == "linux" else LoopAlarm(clock)
+    if sys.platform == "linux":
+        with suppress(OSError):  # it may be forbidden here
+            return TimerAlarm()
+    return LoopAlarm(clock)
 
 
 class LoopAlarm(Alarm):
@@ -53,16 +57,15 @@ class LoopAlarm(Alarm):
 
 
 class TimerAlarm(Alarm):
-    """Waits by a timer of Linux, which ends about 0.05 ms late while a core is free."""
+    """Waits by a timer of Linux, which ends about 0.05 ms late while a core is free. Raises OSError if the system gives
+    none."""
 
     SETTING = struct.Struct("@llll")
     """The C structure itimerspec: an interval and the time to wait, each in whole seconds and nanoseconds."""
 
     def __init__(self) -> None:
         self._system = ctypes.CDLL(None, use_errno=True)
-        self._timer = self._system.timerfd_create(_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._timer < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "timerfd_create")
+        self._timer = _checked(self._system.timerfd_create(_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._timer, self._ring)
         self._rung: asyncio.Future[None] | None = None
@@ -73,7 +76,7 @@ class TimerAlarm(Alarm):
             return
         self._rung = self._loop.create_future()
         setting = self.SETTING.pack(0, 0, *divmod(math.ceil(1e9 * seconds), 10**9))
-        self._system.timerfd_settime(self._timer, 0, setting, None)
+        _checked(self._system.timerfd_settime(self._timer, 0, setting, None))
         await self._rung
 
     def close(self) -> None:
@@ -87,3 +90,10 @@ class TimerAlarm(Alarm):
             return
         if self._rung is not None and not self._rung.done():
             self._rung.set_result(None)
+
+
+def _checked(result: int) -> int:
+    """What a system call has returned. Raises OSError if the call has failed."""
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result

@@ -35,7 +35,10 @@ class HttpTransport:
     async def connect(self, clients: Iterable[str]) -> None:
         for client in clients:
             idle = self._idle[client]
-            idle.append(await self._target.connect(partial(_HttpConnection, self._connected, idle), client))
+            connection = await self._target.connect(partial(_HttpConnection, self._connected, idle), client)
+            if not connection.usable:
+                raise connection.refusal or ConnectionFailedError(f"{self._target.url} closed a connection at once")
+            idle.append(connection)
 
     def open(self, request: LoadRequest) -> OpenRequest | None:
         if (connection := self._free(request.planned.client)) is None:
@@ -59,10 +62,13 @@ class HttpTransport:
     async def _delete(self, request: LoadRequest) -> None:
         client = request.planned.client
         try:
-            while (connection := self._free(client)) is None:
+            if (connection := self._free(client)) is None:
                 await self.connect([client])
+                connection = self._free(client)
         except AdpcError:
             return  # the request goes on to its own end
+        if connection is None:
+            return
         path = self._target.path + request_path(request.id)
         connection.send(f"DELETE {path} HTTP/1.1\r\nHost: {self._target.netloc}\r\n\r\n".encode(), b"", None)
 
@@ -70,13 +76,13 @@ class HttpTransport:
         idle = self._idle[client]
         while idle:
             connection = idle.pop()
-            if connection in self._connected:
+            if connection.usable:
                 return connection
         return None
 
     def _head(self, request: LoadRequest) -> bytes:
         planned, payload = request.planned, request.payload
-        key = planned.model, planned.priority
+        key = planned.model, planned.priority  # all that `LoadRequest.options` takes from it, besides the deadline
         if key not in self._queries:
             options = {**request.options(), **self._options}
             options.pop("deadline_ms")
@@ -93,10 +99,13 @@ class HttpTransport:
 
 
 class _HttpConnection(asyncio.Protocol):
-    """One connection. `connected` has it while it is open, `idle` while it can take a request."""
+    """One connection. `connected` has it while it is open, `idle` while it can take a request. `refusal`: what the
+    server answered before it was asked anything, or None."""
 
     def __init__(self, connected: "set[_HttpConnection]", idle: "list[_HttpConnection]") -> None:
+        self.refusal: AdpcError | None = None
         self._connected, self._idle = connected, idle
+        self._asked = False
         self._opened: _PostedRequest | None = None
         self._received = b""
         self._fields: dict[str, str] = {}
@@ -105,13 +114,17 @@ class _HttpConnection(asyncio.Protocol):
         self._left_bytes = -1
         """What is still to come of the answer's body; -1 before its head has come."""
 
+    @property
+    def usable(self) -> bool:
+        return self in self._connected and not self._transport.is_closing()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._connected.add(self)
 
     def send(self, head: bytes, body: bytes, opened: "_PostedRequest | None") -> None:
         """Send a request. Its answer goes to `opened`, or nowhere."""
-        self._opened = opened
+        self._opened, self._asked = opened, True
         self._transport.writelines([head, body])
 
     def hang_up(self) -> None:
@@ -153,6 +166,8 @@ class _HttpConnection(asyncio.Protocol):
             self._idle.append(self)
         if opened is not None:
             opened.answer(self._status, self._fields, body)
+        elif not self._asked:
+            self.refusal = _status_error(self._status, body, self._fields)
 
     def _lose(self, error: AdpcError) -> None:
         self._connected.discard(self)
@@ -182,9 +197,7 @@ class _PostedRequest(OpenRequest):
     def answer(self, status: int, fields: Mapping[str, str], body: bytes) -> None:
         """Take the answer. The map in it stays unread: its exit is in `fields`, or beside it in the JSON."""
         if status != 200:
-            self.fail(
-                status_error(status, body, {"Retry-After": fields["retry-after"]} if "retry-after" in fields else {})
-            )
+            self.fail(_status_error(status, body, fields))
             return
         try:
             told = fields if "x-anytime-exit" in fields else _as_fields(parse_json(body))
@@ -195,6 +208,10 @@ class _PostedRequest(OpenRequest):
             return
         self.reach(exit)
         self.end(stop, unsure, elapsed_ms)
+
+
+def _status_error(status: int, body: bytes, fields: Mapping[str, str]) -> AdpcError:
+    return status_error(status, body, {"Retry-After": fields["retry-after"]} if "retry-after" in fields else {})
 
 
 def _as_fields(body: Mapping[str, Any]) -> dict[str, str]:

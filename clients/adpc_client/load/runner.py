@@ -11,7 +11,7 @@ from functools import partial
 from math import inf
 from typing import NamedTuple
 
-from adpc_client.errors import AdpcError
+from adpc_client.errors import AdpcError, ConnectionFailedError
 from adpc_client.load.alarm import Alarm, make_alarm
 from adpc_client.load.outcome import Outcome
 from adpc_client.load.payloads import Payloads
@@ -74,7 +74,7 @@ class LoadRunner:
             await asyncio.gather(*(self._user(numbered) for _ in range(self._plan.users)))
 
     async def _open_loop(self, numbered: Iterator[tuple[int, PlannedRequest]]) -> None:
-        tasks: set[asyncio.Task[None]] = set()
+        connecting: set[asyncio.Task[None]] = set()
         with closing(self._make_alarm(self._clock)) as alarm:
             for number, request in numbered:
                 await alarm.wait(request.at_s - self.now_s)
@@ -85,9 +85,9 @@ class LoadRunner:
                 if (opened := self._transport.open(exchange.sending)) is not None:
                     self._follow(exchange, opened)
                     continue
-                task = asyncio.create_task(self._complete(exchange))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
+                connecting = {task for task in connecting if not _succeeded(task)}
+                connecting.add(asyncio.create_task(self._complete(exchange)))
+        await asyncio.gather(*connecting)
         while self.open:
             self._none_open.clear()
             await self._none_open.wait()
@@ -126,22 +126,26 @@ class LoadRunner:
         """Send a request, over a new connection if none is free, and wait until it has ended. From `overtaken_s` on, a
         newer frame waits for it."""
         try:
-            while (opened := self._transport.open(exchange.sending)) is None:
+            if (opened := self._transport.open(exchange.sending)) is None:
                 await self._transport.connect([exchange.sending.planned.client])
+                opened = self._transport.open(exchange.sending)
+            if opened is None:
+                raise ConnectionFailedError("a new connection was lost before a request could be sent")
         except AdpcError as error:
             self._record(exchange, failed_reply(error, self._clock()))
             return
         self._follow(exchange, opened, overtaken_s)
-        await opened.reply
+        await asyncio.wait([opened.reply])  # it would be cancelled with this task if it were awaited itself
 
     def _follow(self, exchange: "_Exchange", opened: OpenRequest, overtaken_s: float = inf) -> None:
         """Have a request given up as planned, and its reply recorded."""
         request, call_later = exchange.sending.planned, asyncio.get_running_loop().call_later
-        timers = [call_later(request.deadline_ms / 1000 + SILENCE_S, opened.fall_silent)]
+        timers = [call_later(request.deadline_ms / 1000 + SILENCE_S, _unless_ended, opened, opened.fall_silent)]
         if request.give_up_s is not None:
-            timers.append(call_later(request.give_up_s, opened.hang_up if request.hang_up else opened.cancel))
+            give_up = opened.hang_up if request.hang_up else opened.cancel
+            timers.append(call_later(request.give_up_s, _unless_ended, opened, give_up))
         if overtaken_s < inf:
-            timers.append(call_later(overtaken_s - self.now_s, opened.give_way))
+            timers.append(call_later(overtaken_s - self.now_s, _unless_ended, opened, opened.give_way))
         opened.reply.add_done_callback(partial(self._end, exchange, timers))
 
     def _end(
@@ -167,3 +171,13 @@ class _Exchange(NamedTuple):
     sending: LoadRequest
     held_s: float
     lag_s: float
+
+
+def _unless_ended(opened: OpenRequest, act: Callable[[], None]) -> None:
+    """Do something with a request, but not if it has just ended: others may use its connection by now."""
+    if not opened.reply.done():
+        act()
+
+
+def _succeeded(task: "asyncio.Task[None]") -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None

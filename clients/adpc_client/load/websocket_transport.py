@@ -37,12 +37,15 @@ class WebSocketTransport:
 
     async def connect(self, clients: Iterable[str]) -> None:
         for client in clients:
-            self._sockets[client].append(await self._new(client))
+            socket = await self._new(client)
+            self._sockets[client].append(socket)
 
     def open(self, request: LoadRequest) -> OpenRequest | None:
         if (socket := self._free(request.planned)) is None:
             return None
         opened = _StreamedRequest(socket, request.id, self._clock)
+        if request.planned.hang_up:
+            self._reserve(socket, request.planned.client, opened)
         socket.predict(opened, self._message(request), request.payload.data)
         return opened
 
@@ -54,14 +57,21 @@ class WebSocketTransport:
         """The socket that a request may use now."""
         sockets = self._sockets[planned.client] = [each for each in self._sockets[planned.client] if each.usable]
         idlest = min(sockets, key=lambda socket: len(socket.requests), default=None)
-        if idlest is None:
-            return None
-        if idlest.requests and (planned.hang_up or self._most is None or len(sockets) < self._most):
-            return None
-        if planned.hang_up:
-            sockets.remove(idlest)
-            self._unshared = {other for other in self._unshared if other.usable} | {idlest}
-        return idlest
+        if idlest is None or not idlest.requests:
+            return idlest
+        shares = not planned.hang_up and self._most is not None and len(sockets) >= self._most
+        return idlest if shares else None
+
+    def _reserve(self, socket: "_LoadSocket", client: str, opened: OpenRequest) -> None:
+        """Let no other request use a socket before `opened` has ended."""
+
+        def give_back(_: object) -> None:
+            self._unshared.remove(socket)
+            self._sockets[client].append(socket)
+
+        self._sockets[client].remove(socket)
+        self._unshared.add(socket)
+        opened.reply.add_done_callback(give_back)
 
     async def _new(self, client: str) -> "_LoadSocket":
         socket = await self._target.connect(lambda: _LoadSocket(self._url), client)
@@ -71,6 +81,8 @@ class WebSocketTransport:
             socket.hang_up()
             raise ConnectionFailedError(f"{self._url} did not accept a stream in {CONNECT_S:g} s")
         socket.handshake.result()
+        if not socket.usable:  # the server says by a first message why it closes the socket
+            raise socket.refusal or ConnectionFailedError(f"{self._url} closed the stream as soon as it was open")
         return socket
 
     def _message(self, request: LoadRequest) -> bytes:
@@ -106,7 +118,7 @@ class _StreamedRequest(OpenRequest):
 
 class _LoadSocket(asyncio.Protocol):
     """One WebSocket. `requests`: those open on it, by id. `handshake` is set once it can be used; it may raise an
-    AdpcError."""
+    AdpcError. `refusal`: why the server closes it, or None."""
 
     def __init__(self, url: str) -> None:
         self.requests: dict[str, _StreamedRequest] = {}
@@ -116,7 +128,7 @@ class _LoadSocket(asyncio.Protocol):
         self._exit: tuple[_StreamedRequest | None, int] = (None, 0)
         """The exit whose maps come next, and its request."""
         self._maps_left = 0
-        self._refusal: AdpcError | None = None
+        self.refusal: AdpcError | None = None
 
     @property
     def usable(self) -> bool:
@@ -157,7 +169,7 @@ class _LoadSocket(asyncio.Protocol):
         self._protocol.receive_eof()
         received = self._protocol.close_rcvd
         code, reason = (received.code, received.reason) if received else (None, str(error or ""))
-        self._lose(self._refusal or close_error(code, reason))
+        self._lose(self.refusal or close_error(code, reason))
 
     def _shake_hands(self) -> None:
         error = self._protocol.handshake_exc
@@ -200,7 +212,7 @@ class _LoadSocket(asyncio.Protocol):
         elif kind == "error" and not message.get("open"):
             error = reply_error(int(message.get("status", 0)), message, message.get("retry_after_s"))
             if message["id"] is None:
-                self._refusal = error  # the server closes the socket next
+                self.refusal = error  # the server closes the socket next
             elif opened is not None:
                 del self.requests[opened.id]
                 opened.fail(error)
