@@ -32,10 +32,10 @@ class Outlook:
 
     `latest_s`: after this time, the next exit would be late by the safe estimate. A required exit may be late by
     `GRACE_S`; `Scheduler` gives a job without others more. `unlikely_s`: after this time, the next exit would be late
-    by the typical estimate, too, by more than `NOISE_S`; it is the same as `latest_s` for a required exit. `hopeless_s`: after this time, the
-    required exit would be late; infinite once it is there. `needs_s`: typical seconds until the required exit, or the
-    next one. `rates`: pairs of a time and the largest expected gain for each second of computation until then, in the
-    order of time. It falls when a deeper exit does not fit any more.
+    by the typical estimate, too, by more than `NOISE_S`; it is the same as `latest_s` for a required exit.
+    `hopeless_s`: after this time, the required exit would be late; infinite once it is there. `needs_s`: typical
+    seconds until the required exit, or the next one. `rates`: pairs of a time and the largest expected gain for each
+    second of computation until then, in the order of time. It falls when a deeper exit does not fit any more.
     """
 
     latest_s: float
