@@ -163,7 +163,7 @@ class Scheduler:
                     break
             else:  # later ones of the batch would overtake it
                 passed_s += other_s
-                if now_s + batch_s + passed_s <= other_due_s:  # otherwise it would be late anyway
+                if now_s + batch_s + passed_s <= other_due_s:  # otherwise it would be late by the safe estimate anyway
                     due_s = min(due_s, other_due_s - passed_s)
         size = 1 << ((len(found) + 1).bit_length() - 1)
         return found[: size - 1]
