@@ -27,7 +27,6 @@ def collect_seldom() -> None:
 
 
 def without_frames(error: Error) -> Error:
-    """Removes from `error` its references to the frames that it went through and to the error before it, and returns
-    it."""
+    """Removes the traceback, the cause and the context of `error`, and returns `error`."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)

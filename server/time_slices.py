@@ -16,7 +16,7 @@ import sys
 SHORT_S = 0.0001
 """Seconds of a short time slice. Linux grants no shorter one."""
 CALLS = {"x86_64": (314, 315), "aarch64": (274, 275)}
-"""The numbers of the system calls sched_setattr and sched_getattr, by processor architecture."""
+"""For each processor architecture, the number of the system call sched_setattr and that of sched_getattr."""
 ATTRIBUTES = struct.Struct("IIQiIQQQII")
 """The C structure sched_attr: size, policy, flags, niceness, priority, time slice in nanoseconds, and four fields that
 only other policies use."""

@@ -9,12 +9,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from adpc_client import AdpcError, ConnectionFailedError
-from adpc_client.load import PlannedRequest
 from adpc_client.load.http_transport import HttpTransport
-from adpc_client.load.payloads import Payload
-from adpc_client.load.transport import LoadRequest, LoadTarget
+from adpc_client.load.transport import LoadTarget
+from load_requests import IMAGE, reply, request, sent
 
-IMAGE = Payload(b"\x89PNG" * 5000, "image/png", 4, 2)
 MAP = b"map" * 2000
 ANSWER = (
     f"HTTP/1.1 200 OK\r\nX-Anytime-Exit: 3\r\nx-anytime-stop: deadline\r\nX-Anytime-Elapsed-Ms: 41.5\r\n"
@@ -83,24 +81,6 @@ async def http(*replies, clients=("0",), prefix="", encoding="png", **options):
 async def until(condition):
     while not condition():  # noqa: ASYNC110 - what is waited for happens on the other side of a socket
         await asyncio.sleep(0.001)
-
-
-def request(name="r", **planned):
-    return LoadRequest(name, PlannedRequest(0.0, **planned), 80.0, IMAGE)
-
-
-async def sent(transport, *given, **planned):
-    """A request that was sent, over a new connection if none is free."""
-    wanted = request(*given, **planned)
-    if (found := transport.open(wanted)) is None:
-        await transport.connect([wanted.planned.client])
-        found = transport.open(wanted)
-    assert found is not None
-    return found
-
-
-async def reply(transport, *given, **planned):
-    return await (await sent(transport, *given, **planned)).reply
 
 
 def test_a_post_says_what_is_wanted_and_its_answer_is_read_from_its_head():

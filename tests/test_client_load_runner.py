@@ -83,8 +83,10 @@ class ScriptedRequest(OpenRequest):
 
 
 class ScriptedTransport:
-    """The n-th request meets the n-th script, over and over. If that takes time to accept a connection, or refuses it,
-    no connection is free before."""
+    """A transport whose n-th request follows the n-th script. After the last script, the first one is used again.
+
+    If the script accepts the connection late or refuses it, `open` returns None until `connect` was called.
+    """
 
     def __init__(self, loop, scripts):
         self.loop, self.scripts, self.seen, self.opened, self.most_open = loop, scripts, [], [], 0
@@ -256,7 +258,7 @@ def test_what_has_just_ended_is_not_given_up():
 
 
 class LosingTransport(ScriptedTransport):
-    """Each of its connections is lost as soon as it exists, or fails with the next one of `errors`."""
+    """A transport that loses each connection at once. While `errors` has any, `connect` raises the next one instead."""
 
     errors = ()
 

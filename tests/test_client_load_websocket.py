@@ -8,15 +8,12 @@ from typing import ClassVar
 
 import pytest
 from adpc_client import AdpcError, OverloadedError
-from adpc_client.load import PlannedRequest
-from adpc_client.load.payloads import Payload
-from adpc_client.load.transport import LoadRequest, LoadTarget
+from adpc_client.load.transport import LoadTarget
 from adpc_client.load.websocket_transport import WebSocketTransport, _StreamedRequest
+from load_requests import IMAGE, reply, request, sent
 from scripted_server import MAP, Talk, accepted, end, exit_header, scripted
 from websockets.frames import Frame, Opcode
 from websockets.server import ServerProtocol
-
-IMAGE = Payload(b"\xff\xd8\xff" * 30_000, "image/jpeg", 4, 2)
 
 
 @asynccontextmanager
@@ -28,24 +25,6 @@ async def socket_to(server, most=None, clients=("0",), **options):
     finally:
         transport.close()
         await asyncio.sleep(0)
-
-
-def request(name="r", **planned):
-    return LoadRequest(name, PlannedRequest(0.0, **planned), 80.0, IMAGE)
-
-
-async def sent(transport, *given, **planned):
-    """A request that was sent, over a new connection if none is free."""
-    wanted = request(*given, **planned)
-    if (found := transport.open(wanted)) is None:
-        await transport.connect([wanted.planned.client])
-        found = transport.open(wanted)
-    assert found is not None
-    return found
-
-
-async def reply(transport, *given, **planned):
-    return await (await sent(transport, *given, **planned)).reply
 
 
 def answer(talk: Talk) -> None:

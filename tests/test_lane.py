@@ -196,7 +196,7 @@ def test_the_image_that_ends_a_process_is_refused_and_the_next_one_gets_another(
 
 
 def test_nothing_keeps_the_memory_of_a_lost_process() -> None:
-    """Not even until the next scan of the garbage collector."""
+    """The memory is freed at once. It does not wait for the next scan of the garbage collector."""
 
     async def scenario() -> None:
         started = Started()

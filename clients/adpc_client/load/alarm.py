@@ -21,7 +21,7 @@ _MONOTONIC = 1
 
 
 class Alarm(ABC):
-    """Lets one coroutine at a time wait. It must be made in the event loop, and closed."""
+    """A timer that one coroutine at a time can wait for. Make it while the event loop runs, and close it after use."""
 
     @abstractmethod
     async def wait(self, seconds: float) -> None:
@@ -29,11 +29,11 @@ class Alarm(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free what the system holds for it."""
+        """Give the timer back to the operating system."""
 
 
 def make_alarm(clock: Clock) -> Alarm:
-    """The most precise alarm of this system. `clock` returns seconds."""
+    """Returns the most precise alarm that this system offers. `clock` returns seconds."""
     if sys.platform == "linux":
         with suppress(OSError):  # it may be forbidden here
             return TimerAlarm()
@@ -53,7 +53,7 @@ class LoopAlarm(Alarm):
             await asyncio.sleep(math.ceil(1000 * left_s) / 1000)
 
     def close(self) -> None:
-        """Does nothing: the system holds nothing for it."""
+        """Does nothing, because the alarm uses no timer of the operating system."""
 
 
 class TimerAlarm(Alarm):
@@ -93,7 +93,7 @@ class TimerAlarm(Alarm):
 
 
 def _checked(result: int) -> int:
-    """What a system call has returned. Raises OSError if the call has failed."""
+    """Returns `result`, the result of a system call. Raises OSError if the call has failed."""
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result

@@ -138,7 +138,7 @@ class LoadRunner:
         await asyncio.wait([opened.reply])  # it would be cancelled with this task if it were awaited itself
 
     def _follow(self, exchange: "_Exchange", opened: OpenRequest, overtaken_s: float = inf) -> None:
-        """Have a request given up as planned, and its reply recorded."""
+        """Set the timers that give a request up, and record its reply when it comes."""
         request, call_later = exchange.sending.planned, asyncio.get_running_loop().call_later
         timers = [call_later(request.deadline_ms / 1000 + SILENCE_S, _unless_ended, opened, opened.fall_silent)]
         if request.give_up_s is not None:
@@ -174,7 +174,7 @@ class _Exchange(NamedTuple):
 
 
 def _unless_ended(opened: OpenRequest, act: Callable[[], None]) -> None:
-    """Do something with a request, but not if it has just ended: others may use its connection by now."""
+    """Call `act` unless the request has ended. If it has, another request may use its connection by now."""
     if not opened.reply.done():
         act()
 

@@ -91,7 +91,7 @@ class OpenRequest(ABC):
         """Cancel the request as soon as it has an exit, where the protocol shows that."""
 
     def fall_silent(self) -> None:
-        """Wait for the answer no longer."""
+        """End the request because its answer has not come, and close its connection."""
         self._finish(LoadReply(self._clock(), "silent", tuple(self.exits), fault=True))
         self.hang_up()
 
@@ -116,7 +116,7 @@ class LoadTransport(Protocol):
         """Open one more connection for each client. Raises AdpcError if that fails."""
 
     def open(self, request: LoadRequest) -> OpenRequest | None:
-        """Send a request; None if no connection of its client is free."""
+        """Send a request over a free connection of its client. Returns None if no connection is free."""
 
     def close(self) -> None:
         """Close every connection."""

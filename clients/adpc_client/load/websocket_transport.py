@@ -54,7 +54,7 @@ class WebSocketTransport:
             socket.hang_up()
 
     def _free(self, planned: PlannedRequest) -> "_LoadSocket | None":
-        """The socket that a request may use now."""
+        """Returns a socket that the request may use now, or None."""
         sockets = self._sockets[planned.client] = [each for each in self._sockets[planned.client] if each.usable]
         idlest = min(sockets, key=lambda socket: len(socket.requests), default=None)
         if idlest is None or not idlest.requests:
@@ -63,7 +63,7 @@ class WebSocketTransport:
         return idlest if shares else None
 
     def _reserve(self, socket: "_LoadSocket", client: str, opened: OpenRequest) -> None:
-        """Let no other request use a socket before `opened` has ended."""
+        """Keep other requests away from a socket until `opened` has ended."""
 
         def give_back(_: object) -> None:
             self._unshared.remove(socket)
