@@ -2,7 +2,8 @@
 
 import pytest
 
-from server.scheduling.backlog import Backlog, Expected
+from server.scheduling.admission import Expected
+from server.scheduling.backlog import Backlog, SharedLoad
 from server.scheduling.costs import CostModel
 from server.scheduling.pace import Pace
 from server.scheduling.quantile import Quantile
@@ -214,6 +215,31 @@ def test_images_that_are_still_to_be_decoded_come_before() -> None:
     assert found is not None and found.needs_s < found.left_s, "with images before it, request 1 would be late"
 
 
+def test_images_of_other_workers_come_before_too() -> None:
+    """All images are decoded on the same cores, whichever worker their requests wait for."""
+    shared = SharedLoad(2)
+    backlog, other = (Backlog(known_costs(), shared=shared) for _ in range(2))
+    alone_s = backlog.ready_s(expected(0.6), 0.0)
+    for key in (1, 2, 3):
+        other.add(key, expected(0.9, delays_s=0.005), 0.0)
+    assert backlog.ready_s(expected(0.6), 0.0) == pytest.approx(alone_s + 0.015)
+    other.update(1, expected(0.9), 0.0)
+    other.remove(2, 0.0)
+    assert backlog.ready_s(expected(0.6), 0.0) == pytest.approx(alone_s + 0.005)
+    assert Backlog(known_costs()).ready_s(expected(0.6), 0.0) == pytest.approx(alone_s), "another server"
+
+
+def test_a_worker_that_was_faster_without_a_queue_is_expected_at_its_usual_pace_with_one() -> None:
+    backlog = Backlog(known_costs())
+    for _ in range(CostModel.RECENT):
+        backlog.costs.observe("model", SHAPE, 1, 0.5 * STAGE_S)
+    assert backlog.costs.slow_down < 0.6
+    usual_s = Pace.FIRST * backlog.costs.usual_s("model", SHAPE, 1)[-1]
+    assert backlog.ready_s(expected(1.0), 0.0) == pytest.approx(backlog.costs.slow_down * usual_s + SPARE_S)
+    backlog.add(0, expected(0.5), 0.0)
+    assert backlog.ready_s(expected(1.0), 0.0) == pytest.approx(2 * usual_s + SPARE_S * 2**0.5)
+
+
 def test_a_deadline_that_moves_says_nothing_of_the_image() -> None:
     """While the image is on the way, the worker computes nothing for it."""
     backlog = owing()
@@ -298,7 +324,7 @@ def test_who_had_more_leaves_room_when_more_is_asked_than_can_be_done() -> None:
 def test_a_worker_counts_its_part_of_what_several_workers_are_asked_for() -> None:
     """A client that had all leaves no room as long as two workers can do what it and another one ask for."""
     for workers, taken in ((1, False), (2, True)):
-        backlog = Backlog(known_costs(), workers)
+        backlog = Backlog(known_costs(), shared=SharedLoad(workers))
         for number in range(300):
             now_s, client = 0.015 * (number - 300), "much" if number % 2 else "refused"
             backlog.ask(expected(now_s + 1.0, client=client), now_s)

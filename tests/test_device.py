@@ -11,7 +11,7 @@ from server.catalog import read_catalog
 from server.engine.device import BUSY_HALF_LIFE_S, PREPARE_S, Device, labelled
 from server.engine.messages import Chosen, ModelFacts, Ready
 from server.metrics import Metrics
-from server.scheduling.backlog import Expected
+from server.scheduling.admission import Expected
 from server.scheduling.costs import CostModel
 
 NAME = tiny.SEGMENTATION.name

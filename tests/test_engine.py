@@ -30,7 +30,8 @@ from server.engine.messages import (
 from server.engine.place import Place
 from server.errors import UnavailableError
 from server.metrics import Metrics
-from server.scheduling.backlog import Backlog, Expected
+from server.scheduling.admission import Expected
+from server.scheduling.backlog import Backlog
 from server.scheduling.costs import StageCost
 
 NAME = tiny.SEGMENTATION.name
@@ -66,10 +67,10 @@ class Harness:
         self.workers.append(ScriptedWorker(plan))
         return self.workers[-1]
 
-    async def say_ready(self, facts: ModelFacts = FACTS) -> None:
-        """Let the newest worker be ready."""
+    async def say_ready(self, facts: ModelFacts = FACTS, worker: int = -1) -> None:
+        """Let a worker be ready, by default the newest."""
         number = len(self.engine.pool.ready)
-        self.workers[-1].say(Ready(self.plans[-1].device, facts.chosen.executor, {NAME: facts}))
+        self.workers[worker].say(Ready(self.plans[worker].device, facts.chosen.executor, {NAME: facts}))
         await until(lambda: len(self.engine.pool.ready) == number + 1)
 
     def admit(self, left_s: float = 1000.0, required: int = 1) -> Place:
@@ -102,9 +103,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         async def checked() -> None:
             harness = Harness(tmp_path, device)
             harness.engine.start()
-            for number in range(1, len(harness.engine.pool.devices) + 1):
-                assert len(harness.workers) == number
-                await harness.say_ready()
+            names = {each.name for each in harness.engine.pool.devices}
+            for number in range(len(harness.engine.pool.devices)):
+                assert len(harness.workers) == max(number + 1, len(names)), "on a device, the first one measures"
+                await harness.say_ready(worker=number)
             await check(harness)
             harness.engine.close()
 
@@ -253,6 +255,37 @@ def test_a_request_that_fits_nowhere_is_refused_with_the_time_to_wait(run: Any) 
         assert harness.admit(left_s=0.15).device is second.device and first.device is not second.device
 
     run(check, "cpu,cpu")
+
+
+@pytest.mark.parametrize(("devices", "same_pace"), [("cpu,cpu", True), ("cpu,cuda:0", False)])
+def test_workers_share_what_they_know_of_their_cores(run: Any, devices: str, same_pace: bool) -> None:
+    """Images delay all workers. Workers on devices of one name learn their pace from each other, and so does the worker
+    that follows a lost one."""
+
+    async def check(harness: Harness) -> None:
+        first, second = harness.engine.pool.devices
+        asked = Expected(NAME, SHAPE, 1, 9.0)
+
+        def break_promise() -> None:
+            first.backlog.add(1, asked, 0.0)
+            first.backlog.reached(1, 1, 10.0)
+            first.backlog.remove(1, 10.0)
+
+        assert second.backlog._shared.workers == 2
+        alone_s = second.backlog.ready_s(asked, 0.0)
+        first.backlog.add(1, replace(asked, delays_s=0.001), 0.0)
+        assert second.backlog.ready_s(asked, 0.0) == pytest.approx(alone_s + 0.001)
+        first.backlog.remove(1, 0.0)
+        break_promise()
+        assert (second.backlog.ready_s(asked, 0.0) > alone_s) == same_pace
+        before_s = second.backlog.ready_s(asked, 0.0)
+        second.lost()
+        assert second.backlog.ready_s(asked, 0.0) == pytest.approx(before_s)
+        first.lost()
+        break_promise()
+        assert (second.backlog.ready_s(asked, 0.0) > before_s) == same_pace
+
+    run(check, devices)
 
 
 def test_a_request_counts_as_asked_for_once_it_is_refused_or_its_image_is_there(

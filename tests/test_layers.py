@@ -129,6 +129,7 @@ SERVER = [
     "server.engine.framing",
     "server.engine.messages",
     "server.engine.shared_memory",
+    "server.scheduling.admission",
     "server.scheduling.costs",
     "server.scheduling.quantile",
     "server.access.identity",

@@ -9,9 +9,11 @@ from models.executors.registry import EXECUTORS, REFERENCE
 from server.catalog import Catalog
 from server.engine.messages import Chosen, ModelFacts, Ready
 from server.metrics import Metrics
-from server.scheduling.backlog import Backlog, Expected
+from server.scheduling.admission import Expected
+from server.scheduling.backlog import Backlog, SharedLoad
 from server.scheduling.costs import CostModel, Shape
 from server.scheduling.fairness import RecentSeconds
+from server.scheduling.pace import Pace
 
 logger = logging.getLogger("anytime.device")
 
@@ -36,22 +38,31 @@ class Device:
     """One of the devices that the settings name.
 
     `name`: as the settings name it. `label`: as metrics and readiness name it; a device that is named several times has
-    a numbered label for each of its workers. `costs`: learnt from the exits of all workers on devices of that name.
-    `workers`: how many there are on all devices.
+    a numbered label for each of its workers. `costs`, `pace`: learnt from the exits of all workers on devices of that
+    name. `shared`: see `SharedLoad`.
     """
 
     def __init__(
-        self, name: str, label: str, costs: CostModel, catalog: Catalog, metrics: Metrics, *, workers: int = 1
+        self,
+        name: str,
+        label: str,
+        costs: CostModel,
+        catalog: Catalog,
+        metrics: Metrics,
+        *,
+        pace: Pace | None = None,
+        shared: SharedLoad | None = None,
     ) -> None:
         self.name = name
         self.label = label
-        self._workers = workers
+        self._pace = pace or Pace()
+        self._shared = shared or SharedLoad()
         self.ready: Ready | None = None
         """The worker's readiness; None while there is no worker that can serve."""
         self.facts: dict[str, ModelFacts] = {}
         """The facts about each model, from the latest worker that was ready; the next worker need not find them out."""
         self.costs = costs
-        self.backlog = Backlog(self.costs, self._workers)
+        self.backlog = Backlog(self.costs, self._pace, self._shared)
         """What the worker owes; another object for each worker."""
         self._catalog = catalog
         self._metrics = metrics
@@ -82,7 +93,7 @@ class Device:
         """The device has failed, for `reason`. The next worker runs the reference executor instead of every executor
         that may have caused the failure, and measures the costs anew."""
         logger.error("%s failed: %s", self.label, reason)
-        self.costs = CostModel()
+        self.costs, self._pace = CostModel(), Pace()
         self.facts = {
             name: facts
             if facts.chosen.executor == REFERENCE
@@ -93,7 +104,7 @@ class Device:
     def lost(self) -> None:
         """The worker is gone, and so is all that it owed."""
         self.ready = None
-        self.backlog = Backlog(self.costs, self._workers)
+        self.backlog = Backlog(self.costs, self._pace, self._shared)
         self._seen.clear()
         self._metrics.worker_up.labels(self.label).set(0)
 

@@ -18,8 +18,10 @@ from server.engine.supervisor import Supervisor
 from server.engine.worker_process import WorkerProcess
 from server.errors import UnavailableError
 from server.metrics import Metrics
-from server.scheduling.backlog import Expected, Refusal
+from server.scheduling.admission import Expected, Refusal
+from server.scheduling.backlog import SharedLoad
 from server.scheduling.costs import CostModel
+from server.scheduling.pace import Pace
 from server.settings import Settings
 
 logger = logging.getLogger("anytime.pool")
@@ -69,8 +71,10 @@ class WorkerPool:
         self._decided = asyncio.Event()
         self._failure: str | None = None
         costs = {name: CostModel() for name in settings.devices}
+        paces = {name: Pace() for name in settings.devices}
+        shared = SharedLoad(len(settings.devices))
         self.devices = [
-            Device(name, label, costs[name], catalog, metrics, workers=len(settings.devices))
+            Device(name, label, costs[name], catalog, metrics, pace=paces[name], shared=shared)
             for name, label in labelled(settings.devices)
         ]
         self._supervisors = {device: self._supervisor(device) for device in self.devices}

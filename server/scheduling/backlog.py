@@ -4,41 +4,27 @@ caller passes the time in."""
 import math
 import sys
 from bisect import insort
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from server.requests.budget import GRACE_S
-from server.scheduling.costs import CostModel, Shape
+from server.scheduling.admission import Expected, Refusal
+from server.scheduling.costs import CostModel
 from server.scheduling.fairness import RecentSeconds
 from server.scheduling.pace import Pace
 from server.scheduling.scheduler import SLICE_S
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What is known of a request by its head.
+class SharedLoad:
+    """What all workers of a server share.
 
-    `shape`: the network input's height and width; a guess until the image is there. `required`: the first exit that is
-    worth an answer. `deadline_s`: when that must be on the host. `client`: who asks. `prepare_s`: seconds until the
-    image will have been received and decoded, `delays_s`: by how much that delays others; both 0 once it is there.
+    `workers`: how many there are. Each request is offered to all of them, so that one has to do a part of all.
+    `preparing_s`: `Expected.delays_s` of the admitted requests whose images are not decoded yet, by key. The images are
+    decoded on the same cores, so that each one delays every worker.
     """
 
-    model: str
-    shape: Shape
-    required: int
-    deadline_s: float
-    client: str = ""
-    prepare_s: float = 0.0
-    delays_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a request is not taken: its required exit would be there after `needs_s`, and `left_s` are left. It may be
-    tried again after `wait_s`."""
-
-    wait_s: float
-    needs_s: float
-    left_s: float
+    workers: int = 1
+    preparing_s: dict[int, float] = field(default_factory=dict)
 
 
 class _Owed:
@@ -117,13 +103,13 @@ class Backlog:
     KEEP_BUSY = 1.25
     """Below this factor a request could only be admitted after the one before it is done, and the device would idle."""
 
-    def __init__(self, costs: CostModel, workers: int = 1) -> None:
-        """`workers`: how many workers each request is offered to, of which this one has to do a part."""
+    def __init__(self, costs: CostModel, pace: Pace | None = None, shared: SharedLoad | None = None) -> None:
+        """`pace`: that of all workers on such a device. None for it, and for `shared`: this is the only worker."""
         self.costs = costs
-        self._workers = workers
+        self._pace = pace or Pace()
+        self._shared = shared or SharedLoad()
         self._owed: dict[int, _Owed] = {}
         self._work: list[_Work] = []  # in order
-        self._pace = Pace()
         self._batch: list[_Reached] = []  # of the exits of one step, those that were told
         self._since_s = 0.0  # until when `done_s` is counted
         self._had = RecentSeconds(self.HAD_HALF_LIFE_S)
@@ -135,6 +121,7 @@ class Backlog:
     def add(self, key: int, expected: Expected, now_s: float) -> None:
         """A request was admitted. Its image may still be on the way."""
         owed = self._owed[key] = _Owed(key, expected, self.costs)
+        self._shared.preparing_s[key] = expected.delays_s
         self._reckon(owed)
         owed.promised = self._alone_s(owed) <= expected.deadline_s - now_s
         self._had.add(expected.client, self._alone_s(owed) * self._scarcity(now_s), now_s)
@@ -144,6 +131,7 @@ class Backlog:
         if owed := self._owed.get(key):
             before = self._count_done(now_s)
             owed.expected, owed.arrived = expected, True
+            self._shared.preparing_s.pop(key, None)
             self._reckon(owed)
             if self._running() is not before:
                 owed.disturbed = True
@@ -183,6 +171,7 @@ class Backlog:
             if owed.promised and owed.arrived and self._own_s(owed) - owed.done_s > owed.expected.deadline_s - now_s:
                 self._pace.promised(kept=False)
             self._drop(owed)
+            self._shared.preparing_s.pop(key, None)
             del self._owed[key]
 
     def ready_s(self, expected: Expected, now_s: float) -> float:
@@ -194,7 +183,7 @@ class Backlog:
         soon as it was refused or its image is there: a head whose image never comes asks for nothing."""
         newcomer = _Owed(_NEWCOMER, expected, self.costs)
         if self._alone_s(newcomer) <= expected.deadline_s - now_s:
-            self._asked.add(expected.client, self._own_s(newcomer) / self._workers, now_s)
+            self._asked.add(expected.client, self._own_s(newcomer) / self._shared.workers, now_s)
 
     def refusal(self, expected: Expected, now_s: float) -> Refusal | None:
         """None: take the request. Otherwise it would be late, would make an admitted one late, or would take the room
@@ -227,8 +216,10 @@ class Backlog:
         running = self._count_done(now_s)
         wait_s = SLICE_S if any(owed.arrived for owed in self._owed.values()) else 0.0
         slow_down, noise_s = self.costs.slow_down, self._pace.noise_s(now_s)
-        pace = slow_down * self._pace.factor(now_s)
-        images_s = sum([owed.expected.delays_s for owed in self._owed.values()])
+        # Lately the worker may have been faster than usual because it had the cores to itself. A queue ends that.
+        pace = max(1.0, slow_down) if self._work else slow_down
+        pace *= self._pace.factor(now_s)
+        images_s = sum(self._shared.preparing_s.values())
         passed_s = ready_s = delay_s = 0.0
         late_s: float | None = None
         in_order = self._work.copy()
