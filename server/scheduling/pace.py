@@ -8,7 +8,8 @@ class Pace:
 
     They take longer: the front end needs the cores, too, for images and answers, and the worker hears and tells between
     two stages. Over many stages the mean counts, which hiccups raise and a median does not see. What `n` stages take
-    exceeds `n` times the mean by a deviation that grows with the root of `n`.
+    exceeds `n` times the mean by a deviation that grows with the root of `n`. The latest second counts most. When load
+    sets in after a pause, there is nothing so recent, and the pace of earlier load counts instead.
 
     How many deviations a promise must leave is learnt from the promises, as in adaptive conformal inference (Gibbs and
     Candes, 2021): each one that was broken adds to their number, each one that was kept takes a little from it, so that
@@ -18,11 +19,13 @@ class Pace:
     HALF_LIFE_S = 0.7
     """Half-life, in seconds, of the weight of a stage in the pace."""
     FIRST = 1.3
-    """The ratio to the typical seconds that is assumed where nothing is known."""
+    """The ratio to the typical seconds that is assumed before any load."""
     FIRST_DEVIATION_S = 0.0012
     """The deviation that is assumed there, and the lower limit of the measured one."""
-    FIRST_WEIGHT = 6.0
-    """The weight of the assumptions, in stages."""
+    EARLIER_WEIGHT = 6.0
+    """The weight of earlier load, in stages."""
+    EARLIER_STAGES = 500
+    """The pace of earlier load follows about so many stages."""
     OUTLIER = 5.0
     """The ratio of one stage is clipped to this."""
     BROKEN_SHARE = 0.001
@@ -35,20 +38,21 @@ class Pace:
 
     def __init__(self) -> None:
         self._weight = self._ratios = self._squares_s2 = 0.0
+        self._earlier, self._earlier_square_s2 = self.FIRST, self.FIRST_DEVIATION_S**2
         self._since_s = -math.inf
         self._deviations = self.DEVIATIONS
 
     def factor(self, now_s: float) -> float:
         """The mean ratio of the seconds that stages take to their typical ones."""
         self._forget(now_s)
-        return (self._ratios + self.FIRST * self.FIRST_WEIGHT) / (self._weight + self.FIRST_WEIGHT)
+        return (self._ratios + self._earlier * self.EARLIER_WEIGHT) / (self._weight + self.EARLIER_WEIGHT)
 
     def noise_s(self, now_s: float) -> float:
         """The seconds to leave for the noise of one stage: so many upper semideviations. Only stages above the mean
         count, because shorter ones make no request late."""
         self._forget(now_s)
-        squares_s2 = self._squares_s2 + self.FIRST_DEVIATION_S**2 * self.FIRST_WEIGHT
-        deviation_s = math.sqrt(squares_s2 / (self._weight + self.FIRST_WEIGHT))
+        squares_s2 = self._squares_s2 + self._earlier_square_s2 * self.EARLIER_WEIGHT
+        deviation_s = math.sqrt(squares_s2 / (self._weight + self.EARLIER_WEIGHT))
         return self._deviations * max(self.FIRST_DEVIATION_S, deviation_s)
 
     def add(self, typical_s: float, took_s: float, now_s: float, stages: int = 1) -> None:
@@ -60,6 +64,8 @@ class Pace:
         self._squares_s2 += longer_s**2
         self._ratios += stages * ratio
         self._weight += stages
+        self._earlier += (ratio - self._earlier) * stages / self.EARLIER_STAGES
+        self._earlier_square_s2 += (longer_s**2 - self._earlier_square_s2 * stages) / self.EARLIER_STAGES
 
     def promised(self, *, kept: bool) -> None:
         """A request that was admitted had its required exit in time, or not."""
