@@ -2,9 +2,9 @@
 
 import pytest
 
-from server.scheduling.admission import Expected
-from server.scheduling.backlog import Backlog, SharedLoad
+from server.scheduling.backlog import Backlog, SharedState
 from server.scheduling.costs import CostModel
+from server.scheduling.expected import Expected
 from server.scheduling.pace import Pace
 from server.scheduling.quantile import Quantile
 from server.scheduling.scheduler import SLICE_S
@@ -217,7 +217,7 @@ def test_images_that_are_still_to_be_decoded_come_before() -> None:
 
 def test_images_of_other_workers_come_before_too() -> None:
     """All images are decoded on the same cores, whichever worker their requests wait for."""
-    shared = SharedLoad(2)
+    shared = SharedState(2)
     backlog, other = (Backlog(known_costs(), shared=shared) for _ in range(2))
     alone_s = backlog.ready_s(expected(0.6), 0.0)
     for key in (1, 2, 3):
@@ -229,15 +229,36 @@ def test_images_of_other_workers_come_before_too() -> None:
     assert Backlog(known_costs()).ready_s(expected(0.6), 0.0) == pytest.approx(alone_s), "another server"
 
 
-def test_a_worker_that_was_faster_without_a_queue_is_expected_at_its_usual_pace_with_one() -> None:
+@pytest.mark.parametrize("pace", [0.5, 1.5])
+def test_beside_other_required_work_a_worker_is_expected_to_be_no_faster_than_usual(pace: float) -> None:
+    """It may have been faster because it had the cores to itself. Work that is not required makes no difference."""
+    backlog = Backlog(known_costs())
+    for _ in range(CostModel.RECENT):
+        backlog.costs.observe("model", SHAPE, 1, pace * STAGE_S)
+    slow_down = backlog.costs.slow_down
+    assert slow_down == pytest.approx(pace, rel=0.1)
+    usual_s = Pace.FIRST * backlog.costs.usual_s("model", SHAPE, 1)[-1]
+    assert backlog.ready_s(expected(1.0), 0.0) == pytest.approx(slow_down * usual_s + SPARE_S)
+    backlog.add(0, expected(0.5), 0.0)
+    assert backlog.ready_s(expected(1.0), 0.0) == pytest.approx(2 * max(1.0, slow_down) * usual_s + SPARE_S * 2**0.5)
+    backlog.reached(0, 1, 0.0)
+    assert backlog.ready_s(expected(1.0), 0.0) == pytest.approx(slow_down * usual_s + SPARE_S)
+
+
+def test_a_worker_that_becomes_faster_for_good_is_not_expected_to_be_slower_than_usual() -> None:
+    """Stages take half of their usual time, also beside others. The pace is learnt as it is used."""
     backlog = Backlog(known_costs())
     for _ in range(CostModel.RECENT):
         backlog.costs.observe("model", SHAPE, 1, 0.5 * STAGE_S)
-    assert backlog.costs.slow_down < 0.6
-    usual_s = Pace.FIRST * backlog.costs.usual_s("model", SHAPE, 1)[-1]
-    assert backlog.ready_s(expected(1.0), 0.0) == pytest.approx(backlog.costs.slow_down * usual_s + SPARE_S)
-    backlog.add(0, expected(0.5), 0.0)
-    assert backlog.ready_s(expected(1.0), 0.0) == pytest.approx(2 * usual_s + SPARE_S * 2**0.5)
+    usual_s = backlog.costs.usual_s("model", SHAPE, 1)[-1]
+    for key in range(200):
+        backlog.add(key, expected(10.0), 0.0)
+        backlog.update(key, expected(10.0), 0.0)
+    for key in range(199):
+        backlog.reached(key, 1, (key + 1) * 0.5 * usual_s)
+    now_s = 199 * 0.5 * usual_s
+    noise_s = backlog._pace.noise_s(now_s) * 2**0.5
+    assert backlog.ready_s(expected(11.0), now_s) - noise_s == pytest.approx(2 * 0.5 * usual_s, rel=0.2)
 
 
 def test_a_deadline_that_moves_says_nothing_of_the_image() -> None:
@@ -324,7 +345,7 @@ def test_who_had_more_leaves_room_when_more_is_asked_than_can_be_done() -> None:
 def test_a_worker_counts_its_part_of_what_several_workers_are_asked_for() -> None:
     """A client that had all leaves no room as long as two workers can do what it and another one ask for."""
     for workers, taken in ((1, False), (2, True)):
-        backlog = Backlog(known_costs(), shared=SharedLoad(workers))
+        backlog = Backlog(known_costs(), shared=SharedState(workers))
         for number in range(300):
             now_s, client = 0.015 * (number - 300), "much" if number % 2 else "refused"
             backlog.ask(expected(now_s + 1.0, client=client), now_s)

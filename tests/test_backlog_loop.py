@@ -13,8 +13,8 @@ from test_backlog import SHAPE, STAGE_S, known_costs
 from server.engine.messages import JobSpec
 from server.engine.shared_memory import Layout
 from server.requests.budget import GRACE_S
-from server.scheduling.admission import Expected
 from server.scheduling.backlog import Backlog
+from server.scheduling.expected import Expected
 from server.scheduling.jobs import ScheduledJob
 from server.scheduling.scheduler import Scheduler
 

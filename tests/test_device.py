@@ -11,8 +11,8 @@ from server.catalog import read_catalog
 from server.engine.device import BUSY_HALF_LIFE_S, PREPARE_S, Device, labelled
 from server.engine.messages import Chosen, ModelFacts, Ready
 from server.metrics import Metrics
-from server.scheduling.admission import Expected
 from server.scheduling.costs import CostModel
+from server.scheduling.expected import Expected
 
 NAME = tiny.SEGMENTATION.name
 EXPECTED = Expected(NAME, tiny.SEGMENTATION.size, 1, 10.0)

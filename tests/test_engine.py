@@ -13,6 +13,7 @@ import tiny
 from live import ScriptedWorker, until
 
 from server.catalog import Catalog, read_catalog
+from server.engine.device import Device
 from server.engine.engine import Engine
 from server.engine.job import Job
 from server.engine.messages import (
@@ -30,9 +31,9 @@ from server.engine.messages import (
 from server.engine.place import Place
 from server.errors import UnavailableError
 from server.metrics import Metrics
-from server.scheduling.admission import Expected
 from server.scheduling.backlog import Backlog
 from server.scheduling.costs import StageCost
+from server.scheduling.expected import Expected
 
 NAME = tiny.SEGMENTATION.name
 SHAPE = tiny.SEGMENTATION.size
@@ -259,33 +260,61 @@ def test_a_request_that_fits_nowhere_is_refused_with_the_time_to_wait(run: Any) 
 
 @pytest.mark.parametrize(("devices", "same_pace"), [("cpu,cpu", True), ("cpu,cuda:0", False)])
 def test_workers_share_what_they_know_of_their_cores(run: Any, devices: str, same_pace: bool) -> None:
-    """Images delay all workers. Workers on devices of one name learn their pace from each other, and so does the worker
-    that follows a lost one."""
+    """Images delay all workers, also one that follows a lost worker. Workers on devices of one name learn one pace."""
 
     async def check(harness: Harness) -> None:
         first, second = harness.engine.pool.devices
         asked = Expected(NAME, SHAPE, 1, 9.0)
-
-        def break_promise() -> None:
-            first.backlog.add(1, asked, 0.0)
-            first.backlog.reached(1, 1, 10.0)
-            first.backlog.remove(1, 10.0)
-
-        assert second.backlog._shared.workers == 2
         alone_s = second.backlog.ready_s(asked, 0.0)
-        first.backlog.add(1, replace(asked, delays_s=0.001), 0.0)
-        assert second.backlog.ready_s(asked, 0.0) == pytest.approx(alone_s + 0.001)
-        first.backlog.remove(1, 0.0)
-        break_promise()
+        for _ in range(2):
+            assert second.backlog._shared.workers == 2
+            first.backlog.add(1, replace(asked, delays_s=0.001), 0.0)
+            assert second.backlog.ready_s(asked, 0.0) == pytest.approx(alone_s + 0.001)
+            first.backlog.remove(1, 0.0)
+            assert second.backlog.ready_s(asked, 0.0) == pytest.approx(alone_s)
+            second.lost()
+        break_promises(first, 1)
         assert (second.backlog.ready_s(asked, 0.0) > alone_s) == same_pace
-        before_s = second.backlog.ready_s(asked, 0.0)
-        second.lost()
-        assert second.backlog.ready_s(asked, 0.0) == pytest.approx(before_s)
-        first.lost()
-        break_promise()
-        assert (second.backlog.ready_s(asked, 0.0) > before_s) == same_pace
 
     run(check, devices)
+
+
+def test_broken_promises_of_a_lost_worker_do_not_count(run: Any) -> None:
+    """Neither for the worker that follows, nor for others, and neither those before the loss nor those after it."""
+
+    async def check(harness: Harness) -> None:
+        first, second = harness.engine.pool.devices
+        asked = Expected(NAME, SHAPE, 1, 9.0)
+        usual_s = second.backlog.ready_s(asked, 0.0)
+        break_promises(first, 4)
+        assert second.backlog.ready_s(asked, 0.0) > usual_s
+        lost = first.backlog
+        lost.add(1, asked, 0.0)
+        lost.update(1, asked, 0.0)
+        first.lost()
+        lost.remove(1, 9.0)
+        assert [each.backlog.ready_s(asked, 0.0) for each in (first, second)] == [pytest.approx(usual_s)] * 2
+
+    run(check, "cpu,cpu")
+
+
+def test_a_device_that_has_failed_learns_its_pace_anew(run: Any) -> None:
+    async def check(harness: Harness) -> None:
+        (device,) = harness.engine.pool.devices
+        before = device.backlog._pace
+        device.broken("cudaErrorIllegalAddress")
+        device.lost()
+        assert device.backlog._pace is not before
+
+    run(check)
+
+
+def break_promises(device: Device, count: int) -> None:
+    """Requests of which each has its required exit a second too late."""
+    for _ in range(count):
+        device.backlog.add(1, Expected(NAME, SHAPE, 1, 9.0), 0.0)
+        device.backlog.reached(1, 1, 10.0)
+        device.backlog.remove(1, 10.0)
 
 
 def test_a_request_counts_as_asked_for_once_it_is_refused_or_its_image_is_there(

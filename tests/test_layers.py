@@ -129,7 +129,7 @@ SERVER = [
     "server.engine.framing",
     "server.engine.messages",
     "server.engine.shared_memory",
-    "server.scheduling.admission",
+    "server.scheduling.expected",
     "server.scheduling.costs",
     "server.scheduling.quantile",
     "server.access.identity",

@@ -15,7 +15,7 @@ from live import Later, Live, ScriptedWorker, photo
 from server.engine.messages import Stop
 from server.engine.pool import _overloaded
 from server.requests.sizes import ExpectedSizes
-from server.scheduling.admission import Expected, Refusal
+from server.scheduling.expected import Expected, Refusal
 
 pytestmark = same_process_only
 

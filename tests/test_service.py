@@ -24,7 +24,7 @@ from server.requests.codec import DecodedImage
 from server.requests.record import RequestRecord
 from server.requests.reserve import AnswerReserve
 from server.requests.service import Service
-from server.scheduling.admission import Expected
+from server.scheduling.expected import Expected
 
 CLOCK = SimpleNamespace(monotonic=lambda: 12.0, time=lambda: 0.0)
 ASKED = Asked("model", exits=4)

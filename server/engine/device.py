@@ -9,9 +9,9 @@ from models.executors.registry import EXECUTORS, REFERENCE
 from server.catalog import Catalog
 from server.engine.messages import Chosen, ModelFacts, Ready
 from server.metrics import Metrics
-from server.scheduling.admission import Expected
-from server.scheduling.backlog import Backlog, SharedLoad
+from server.scheduling.backlog import Backlog, SharedState
 from server.scheduling.costs import CostModel, Shape
+from server.scheduling.expected import Expected
 from server.scheduling.fairness import RecentSeconds
 from server.scheduling.pace import Pace
 
@@ -39,7 +39,7 @@ class Device:
 
     `name`: as the settings name it. `label`: as metrics and readiness name it; a device that is named several times has
     a numbered label for each of its workers. `costs`, `pace`: learnt from the exits of all workers on devices of that
-    name. `shared`: see `SharedLoad`.
+    name, as long as none of these devices breaks. `shared`: see `SharedState`.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Device:
         metrics: Metrics,
         *,
         pace: Pace | None = None,
-        shared: SharedLoad | None = None,
+        shared: SharedState | None = None,
     ) -> None:
         self.name = name
         self.label = label
         self._pace = pace or Pace()
-        self._shared = shared or SharedLoad()
+        self._shared = shared or SharedState()
         self.ready: Ready | None = None
         """The worker's readiness; None while there is no worker that can serve."""
         self.facts: dict[str, ModelFacts] = {}
@@ -104,6 +104,7 @@ class Device:
     def lost(self) -> None:
         """The worker is gone, and so is all that it owed."""
         self.ready = None
+        self.backlog.lost()
         self.backlog = Backlog(self.costs, self._pace, self._shared)
         self._seen.clear()
         self._metrics.worker_up.labels(self.label).set(0)

@@ -39,7 +39,7 @@ from server.errors import (
 )
 from server.metrics import Metrics
 from server.requests.budget import GRACE_S, LONE_GRACE_S
-from server.scheduling.admission import Expected
+from server.scheduling.expected import Expected
 from server.settings import Settings
 
 

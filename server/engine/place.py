@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from server.engine.device import Device
-from server.scheduling.admission import Expected
 from server.scheduling.backlog import Backlog
+from server.scheduling.expected import Expected
 
 
 @dataclass(eq=False)

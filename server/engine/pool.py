@@ -18,9 +18,9 @@ from server.engine.supervisor import Supervisor
 from server.engine.worker_process import WorkerProcess
 from server.errors import UnavailableError
 from server.metrics import Metrics
-from server.scheduling.admission import Expected, Refusal
-from server.scheduling.backlog import SharedLoad
+from server.scheduling.backlog import SharedState
 from server.scheduling.costs import CostModel
+from server.scheduling.expected import Expected, Refusal
 from server.scheduling.pace import Pace
 from server.settings import Settings
 
@@ -72,7 +72,7 @@ class WorkerPool:
         self._failure: str | None = None
         costs = {name: CostModel() for name in settings.devices}
         paces = {name: Pace() for name in settings.devices}
-        shared = SharedLoad(len(settings.devices))
+        shared = SharedState(len(settings.devices))
         self.devices = [
             Device(name, label, costs[name], catalog, metrics, pace=paces[name], shared=shared)
             for name, label in labelled(settings.devices)

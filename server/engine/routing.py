@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from server.scheduling.admission import Expected, Refusal
 from server.scheduling.backlog import Backlog
+from server.scheduling.expected import Expected, Refusal
 
 TIE_SHARE = 0.1
 TIE_S = 0.002

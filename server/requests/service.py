@@ -37,7 +37,7 @@ from server.requests.sizes import ExpectedSizes
 from server.requests.sockets import OpenSockets
 from server.requests.statistics import ModelStatistics
 from server.requests.tracing import Tracer, TraceRelay, collector_tracer
-from server.scheduling.admission import Expected
+from server.scheduling.expected import Expected
 from server.settings import Settings
 
 T = TypeVar("T")

@@ -7,20 +7,20 @@ from bisect import insort
 from dataclasses import dataclass, field, replace
 
 from server.requests.budget import GRACE_S
-from server.scheduling.admission import Expected, Refusal
 from server.scheduling.costs import CostModel
+from server.scheduling.expected import Expected, Refusal
 from server.scheduling.fairness import RecentSeconds
 from server.scheduling.pace import Pace
 from server.scheduling.scheduler import SLICE_S
 
 
 @dataclass(frozen=True)
-class SharedLoad:
-    """What all workers of a server share.
+class SharedState:
+    """What the backlogs of all workers of a server share.
 
-    `workers`: how many there are. Each request is offered to all of them, so that one has to do a part of all.
-    `preparing_s`: `Expected.delays_s` of the admitted requests whose images are not decoded yet, by key. The images are
-    decoded on the same cores, so that each one delays every worker.
+    `workers`: how many there are. Each request is offered to all of them, so each has to compute only a part of the
+    requests. `preparing_s`: by key, `Expected.delays_s` of the admitted requests whose images are not decoded yet. The
+    images of all requests are decoded on the same cores, so each image delays every worker.
     """
 
     workers: int = 1
@@ -103,11 +103,11 @@ class Backlog:
     KEEP_BUSY = 1.25
     """Below this factor a request could only be admitted after the one before it is done, and the device would idle."""
 
-    def __init__(self, costs: CostModel, pace: Pace | None = None, shared: SharedLoad | None = None) -> None:
-        """`pace`: that of all workers on such a device. None for it, and for `shared`: this is the only worker."""
+    def __init__(self, costs: CostModel, pace: Pace | None = None, shared: SharedState | None = None) -> None:
+        """`pace`: that of all workers on devices of the same name. Without `pace` and `shared`, it shares nothing."""
         self.costs = costs
         self._pace = pace or Pace()
-        self._shared = shared or SharedLoad()
+        self._shared = shared or SharedState()
         self._owed: dict[int, _Owed] = {}
         self._work: list[_Work] = []  # in order
         self._batch: list[_Reached] = []  # of the exits of one step, those that were told
@@ -155,7 +155,7 @@ class Backlog:
                 running.done_s, running.disturbed, owed.disturbed = 0.0, True, True
             required_s, owed.exit = owed.usual_s, exit_index
             self._reckon(owed)
-            typical_s = self.costs.slow_down * (required_s - owed.usual_s)
+            typical_s = self._loaded_slow_down * (required_s - owed.usual_s)
             self._batch.append(_Reached(typical_s, owed.done_s, owed.disturbed))
             owed.done_s, owed.disturbed = 0.0, False
             if owed.promised and not owed.work:
@@ -208,6 +208,12 @@ class Backlog:
             return Refusal(ready_s - room * left_s, ready_s, left_s)
         return None if late_s is None else Refusal(late_s, ready_s, left_s)
 
+    def lost(self) -> None:
+        """The worker is gone. That its promises are broken says nothing of the pace of other workers."""
+        for owed in self._owed.values():
+            owed.promised = False
+        self._pace.forgive()
+
     # --- what comes before, and what comes after ---
 
     def _ready(self, newcomer: _Owed, now_s: float, room: float = 1.0) -> tuple[float, float | None]:
@@ -216,9 +222,7 @@ class Backlog:
         running = self._count_done(now_s)
         wait_s = SLICE_S if any(owed.arrived for owed in self._owed.values()) else 0.0
         slow_down, noise_s = self.costs.slow_down, self._pace.noise_s(now_s)
-        # Lately the worker may have been faster than usual because it had the cores to itself. A queue ends that.
-        pace = max(1.0, slow_down) if self._work else slow_down
-        pace *= self._pace.factor(now_s)
+        factor = (self._loaded_slow_down if self._work else slow_down) * self._pace.factor(now_s)
         images_s = sum(self._shared.preparing_s.values())
         passed_s = ready_s = delay_s = 0.0
         late_s: float | None = None
@@ -228,7 +232,7 @@ class Backlog:
         for stages, work in enumerate(in_order, 1):
             _, deadline_s, key, usual_s = work
             owed = self._owed.get(key, newcomer)
-            seconds = pace * usual_s
+            seconds = factor * usual_s
             if owed is newcomer:
                 ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds
                 ready_s += min(images_s, passed_s + seconds) + noise_s * math.sqrt(stages)
@@ -249,6 +253,12 @@ class Backlog:
                 if ends_s > room * left_s and not hopeless:
                     late_s = passed_s - delay_s
         return ready_s, late_s
+
+    @property
+    def _loaded_slow_down(self) -> float:
+        """The slow-down of required work beside other work. One below 1 does not count: the worker may have been faster
+        than usual because it had the cores to itself."""
+        return max(1.0, self.costs.slow_down)
 
     def _own_s(self, owed: _Owed) -> float:
         """Typical seconds of what a request still requires."""

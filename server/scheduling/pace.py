@@ -1,15 +1,15 @@
-"""The pace at which a worker does what it owes. Pure: the caller passes the time in."""
+"""The pace at which workers compute what they owe. Pure: the caller passes the time in."""
 
 import math
 
 
 class Pace:
-    """What the required stages of a worker take from one to the next, compared with their typical seconds.
+    """What required stages take from one to the next, compared with their typical seconds.
 
     They take longer: the front end needs the cores, too, for images and answers, and the worker hears and tells between
     two stages. Over many stages the mean counts, which hiccups raise and a median does not see. What `n` stages take
-    exceeds `n` times the mean by a deviation that grows with the root of `n`. The latest second counts most. When load
-    sets in after a pause, there is nothing so recent, and the pace of earlier load counts instead.
+    exceeds `n` times the mean by a deviation that grows with the root of `n`. The stages of the latest second count
+    most. When load sets in after a pause, no stage is so recent, and the pace of earlier load counts.
 
     How many deviations a promise must leave is learnt from the promises, as in adaptive conformal inference (Gibbs and
     Candes, 2021): each one that was broken adds to their number, each one that was kept takes a little from it, so that
@@ -21,11 +21,13 @@ class Pace:
     FIRST = 1.3
     """The ratio to the typical seconds that is assumed before any load."""
     FIRST_DEVIATION_S = 0.0012
-    """The deviation that is assumed there, and the lower limit of the measured one."""
+    """The deviation that is assumed before any load, and the lower limit of the measured one."""
     EARLIER_WEIGHT = 6.0
-    """The weight of earlier load, in stages."""
+    """The weight of earlier load beside recent stages, in stages."""
     EARLIER_STAGES = 500
-    """The pace of earlier load follows about so many stages."""
+    """The pace of earlier load is a moving average over about so many stages."""
+    EARLIER_HALF_LIFE_S = 60.0
+    """Half-life, in seconds, of the pace of earlier load. Then what is assumed before any load counts again."""
     OUTLIER = 5.0
     """The ratio of one stage is clipped to this."""
     BROKEN_SHARE = 0.001
@@ -64,8 +66,9 @@ class Pace:
         self._squares_s2 += longer_s**2
         self._ratios += stages * ratio
         self._weight += stages
-        self._earlier += (ratio - self._earlier) * stages / self.EARLIER_STAGES
-        self._earlier_square_s2 += (longer_s**2 - self._earlier_square_s2 * stages) / self.EARLIER_STAGES
+        share = min(1.0, stages / self.EARLIER_STAGES)
+        self._earlier += share * (ratio - self._earlier)
+        self._earlier_square_s2 += share * (longer_s**2 / stages - self._earlier_square_s2)
 
     def promised(self, *, kept: bool) -> None:
         """A request that was admitted had its required exit in time, or not."""
@@ -73,7 +76,15 @@ class Pace:
         change = self.STEP * ((0.0 if kept else 1.0) - self.BROKEN_SHARE)
         self._deviations = min(most, max(least, self._deviations + change))
 
+    def forgive(self) -> None:
+        """Forget broken promises: a worker was lost, and requests will be late less often than just now."""
+        self._deviations = min(self._deviations, self.DEVIATIONS)
+
     def _forget(self, now_s: float) -> None:
-        kept = math.exp2(min(0.0, self._since_s - now_s) / self.HALF_LIFE_S)
+        passed_s = max(0.0, now_s - self._since_s) if self._since_s > -math.inf else 0.0
+        kept = math.exp2(-passed_s / self.HALF_LIFE_S)
         self._weight, self._ratios, self._squares_s2 = kept * self._weight, kept * self._ratios, kept * self._squares_s2
+        first_s2, kept = self.FIRST_DEVIATION_S**2, math.exp2(-passed_s / self.EARLIER_HALF_LIFE_S)
+        self._earlier = self.FIRST + kept * (self._earlier - self.FIRST)
+        self._earlier_square_s2 = first_s2 + kept * (self._earlier_square_s2 - first_s2)
         self._since_s = max(self._since_s, now_s)

@@ -7,9 +7,9 @@ from server.engine.device import BUSY_HALF_LIFE_S
 from server.engine.messages import JobSpec
 from server.requests.budget import Asked, Traffic
 from server.requests.policies import Policies
-from server.scheduling.admission import Expected
 from server.scheduling.backlog import Backlog
 from server.scheduling.costs import CostModel
+from server.scheduling.expected import Expected
 from server.scheduling.fairness import RecentSeconds
 from server.scheduling.gains import GainModel
 from server.scheduling.jobs import ScheduledJob

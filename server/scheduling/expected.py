@@ -1,4 +1,4 @@
-"""Admission: what is known of a request that asks for a place at a worker, and why it gets none."""
+"""What is known of a request that asks a worker for a place, and why it gets none."""
 
 from dataclasses import dataclass
 
