@@ -27,6 +27,6 @@ def collect_seldom() -> None:
 
 
 def without_frames(error: Error) -> Error:
-    """Removes the traceback, the cause and the context of `error`, and returns `error`."""
+    """Sets the traceback, the cause and the context of `error` to None, and returns `error`."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)

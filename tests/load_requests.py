@@ -1,4 +1,4 @@
-"""Requests of a load test, sent over one of its transports."""
+"""Helpers of tests that send requests over a transport of the load generator."""
 
 from typing import Any
 

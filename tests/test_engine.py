@@ -280,7 +280,8 @@ def test_workers_share_what_they_know_of_their_cores(run: Any, devices: str, sam
 
 
 def test_broken_promises_of_a_lost_worker_do_not_count(run: Any) -> None:
-    """Neither for the worker that follows, nor for others, and neither those before the loss nor those after it."""
+    """A worker breaks promises, is lost, and more of its promises are broken by that. The predictions for its successor
+    and for the other worker stay as they were before all of this."""
 
     async def check(harness: Harness) -> None:
         first, second = harness.engine.pool.devices
@@ -310,7 +311,7 @@ def test_a_device_that_has_failed_learns_its_pace_anew(run: Any) -> None:
 
 
 def break_promises(device: Device, count: int) -> None:
-    """Requests of which each has its required exit a second too late."""
+    """Let a device compute `count` requests, one after the other, and reach each required exit a second too late."""
     for _ in range(count):
         device.backlog.add(1, Expected(NAME, SHAPE, 1, 9.0), 0.0)
         device.backlog.reached(1, 1, 10.0)

@@ -49,7 +49,8 @@ def test_a_stall_is_cut_and_forgotten() -> None:
 
 @pytest.mark.parametrize("stages", [1, 4])
 def test_after_a_pause_the_pace_of_earlier_load_counts(stages: int) -> None:
-    """Not that of the seconds before the pause, and not what is assumed before any load."""
+    """Earlier load has a pace of 1.5, and the last seconds before the pause have one of 1.0. After the pause, about 1.5
+    is expected. Before any load, 1.3 would be."""
     pace, typical_s = Pace(), stages * TYPICAL_S
     ratios = [1.3, 1.7] * (1000 // stages) + [1.0] * (32 // stages)
     for number, ratio in enumerate(ratios, 1 - len(ratios)):

@@ -104,7 +104,8 @@ class Backlog:
     """Below this factor a request could only be admitted after the one before it is done, and the device would idle."""
 
     def __init__(self, costs: CostModel, pace: Pace | None = None, shared: SharedState | None = None) -> None:
-        """`pace`: that of all workers on devices of the same name. Without `pace` and `shared`, it shares nothing."""
+        """`pace`: the pace of all workers on devices of the same name. By default, this backlog shares neither its pace
+        nor its `shared` state with another one."""
         self.costs = costs
         self._pace = pace or Pace()
         self._shared = shared or SharedState()
@@ -209,7 +210,7 @@ class Backlog:
         return None if late_s is None else Refusal(late_s, ready_s, left_s)
 
     def lost(self) -> None:
-        """The worker is gone. That its promises are broken says nothing of the pace of other workers."""
+        """The worker has ended. The promises that it breaks by this teach the pace nothing."""
         for owed in self._owed.values():
             owed.promised = False
         self._pace.forgive()
@@ -256,8 +257,8 @@ class Backlog:
 
     @property
     def _loaded_slow_down(self) -> float:
-        """The slow-down of required work beside other work. One below 1 does not count: the worker may have been faster
-        than usual because it had the cores to itself."""
+        """The slow-down that is expected while other required work waits: at least 1. The cost model may have measured
+        a smaller one while the worker had the cores to itself."""
         return max(1.0, self.costs.slow_down)
 
     def _own_s(self, owed: _Owed) -> float:

@@ -27,7 +27,7 @@ class Pace:
     EARLIER_STAGES = 500
     """The pace of earlier load is a moving average over about so many stages."""
     EARLIER_HALF_LIFE_S = 60.0
-    """Half-life, in seconds, of the pace of earlier load. Then what is assumed before any load counts again."""
+    """Half-life, in seconds, of the pace of earlier load. It decays towards what is assumed before any load."""
     OUTLIER = 5.0
     """The ratio of one stage is clipped to this."""
     BROKEN_SHARE = 0.001
@@ -77,14 +77,16 @@ class Pace:
         self._deviations = min(most, max(least, self._deviations + change))
 
     def forgive(self) -> None:
-        """Forget broken promises: a worker was lost, and requests will be late less often than just now."""
+        """Forget that many promises were broken lately, because the worker that broke them is gone."""
         self._deviations = min(self._deviations, self.DEVIATIONS)
 
     def _forget(self, now_s: float) -> None:
-        passed_s = max(0.0, now_s - self._since_s) if self._since_s > -math.inf else 0.0
+        passed_s = now_s - self._since_s
+        if passed_s <= 0:
+            return
+        self._since_s = now_s
         kept = math.exp2(-passed_s / self.HALF_LIFE_S)
         self._weight, self._ratios, self._squares_s2 = kept * self._weight, kept * self._ratios, kept * self._squares_s2
-        first_s2, kept = self.FIRST_DEVIATION_S**2, math.exp2(-passed_s / self.EARLIER_HALF_LIFE_S)
+        kept, first_s2 = math.exp2(-passed_s / self.EARLIER_HALF_LIFE_S), self.FIRST_DEVIATION_S**2
         self._earlier = self.FIRST + kept * (self._earlier - self.FIRST)
         self._earlier_square_s2 = first_s2 + kept * (self._earlier_square_s2 - first_s2)
-        self._since_s = max(self._since_s, now_s)

@@ -33,7 +33,8 @@ class Alarm(ABC):
 
 
 def make_alarm(clock: Clock) -> Alarm:
-    """Returns the most precise alarm that this system offers. `clock` returns seconds."""
+    """Returns a `TimerAlarm` if the operating system has timer descriptors, else a `LoopAlarm`. `clock`: the present
+    time in seconds."""
     if sys.platform == "linux":
         with suppress(OSError):  # it may be forbidden here
             return TimerAlarm()

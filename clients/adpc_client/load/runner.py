@@ -174,7 +174,7 @@ class _Exchange(NamedTuple):
 
 
 def _unless_ended(opened: OpenRequest, act: Callable[[], None]) -> None:
-    """Call `act` unless the request has ended. If it has, another request may use its connection by now."""
+    """Call `act` if the request is still open. Once a request has ended, its connection may serve another request."""
     if not opened.reply.done():
         act()
 
