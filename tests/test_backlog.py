@@ -7,6 +7,7 @@ from server.scheduling.costs import CostModel
 from server.scheduling.expected import Expected
 from server.scheduling.pace import Pace
 from server.scheduling.quantile import Quantile
+from server.scheduling.reservation import TrunkReservation
 from server.scheduling.scheduler import SLICE_S
 
 SHAPE = (64, 96)
@@ -337,7 +338,7 @@ def test_who_had_more_leaves_room_when_more_is_asked_than_can_be_done() -> None:
         assert backlog.refusal(expected(1.0 + factor * ready_s + 0.001, client=client), 1.0) is None
         found = backlog.refusal(expected(1.0 + factor * ready_s - 0.001, client=client), 1.0)
         assert found is not None and found.wait_s < 0.002
-    later_s = 1.0 + 20 * Backlog.ASKED_HALF_LIFE_S  # nobody asks for too much any more
+    later_s = 1.0 + 20 * TrunkReservation.ASKED_HALF_LIFE_S  # nobody asks for too much any more
     backlog.add(9, expected(later_s + 0.04), later_s)
     assert backlog.refusal(expected(later_s + 0.08, client="much"), later_s) is None
 

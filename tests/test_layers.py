@@ -119,6 +119,7 @@ SERVER = [
     "server.scheduling.scheduler",
     "server.scheduling.jobs",
     "server.scheduling.gains",
+    "server.scheduling.reservation",
     "server.scheduling.fairness",
     "server.scheduling.pace",
     # what they share

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from server.requests.budget import GRACE_S
 from server.scheduling.costs import CostModel
 from server.scheduling.expected import Expected, Refusal
-from server.scheduling.fairness import RecentSeconds
 from server.scheduling.pace import Pace
+from server.scheduling.reservation import TrunkReservation
 from server.scheduling.scheduler import SLICE_S
 
 
@@ -85,23 +85,8 @@ class Backlog:
     decoded, whatever their deadlines. The time that this costs the worker is added, but no more than the work takes,
     because the worker goes on beside it.
 
-    Clients are treated fairly by trunk reservation, as in telephone exchanges. While demand exceeds capacity (`LOADS`),
-    a client that lately had more than an equal share of what was admitted is admitted only if its request, and those
-    that it delays, would be ready within an equal part of the time until their deadlines. The other clients use the
-    rest. Three exceptions: what was admitted below capacity does not count; the part is at least `KEEP_BUSY` times the
-    time of the request alone, so that the device does not idle; and the rule sets in gradually, with the load between
-    the two `LOADS` and with the client's surplus, up to one standard deviation of what comes by chance.
+    While demand exceeds capacity, clients that had much must leave room for others, see `TrunkReservation`.
     """
-
-    HAD_HALF_LIFE_S = 10.0
-    """Half-life, in seconds, of an admitted request in what its client had."""
-    ASKED_HALF_LIFE_S = 0.5
-    """Half-life, in seconds, of a request in the demand of its client."""
-    LOADS = 0.9, 1.1
-    """Demand divided by capacity: the seconds of computation that clients ask for in a second. Up to the first value,
-    no client must leave room for others. From the second value on, the rule above applies in full."""
-    KEEP_BUSY = 1.25
-    """Below this factor a request could only be admitted after the one before it is done, and the device would idle."""
 
     def __init__(self, costs: CostModel, pace: Pace | None = None, shared: SharedState | None = None) -> None:
         """`pace`: the pace of all workers on devices of the same name. By default, this backlog shares neither its pace
@@ -113,8 +98,7 @@ class Backlog:
         self._work: list[_Work] = []  # in order
         self._batch: list[_Reached] = []  # of the exits of one step, those that were told
         self._since_s = 0.0  # until when `done_s` is counted
-        self._had = RecentSeconds(self.HAD_HALF_LIFE_S)
-        self._asked = RecentSeconds(self.ASKED_HALF_LIFE_S)
+        self._reservation = TrunkReservation()
 
     def __len__(self) -> int:
         return len(self._owed)
@@ -125,7 +109,7 @@ class Backlog:
         self._shared.preparing_s[key] = expected.delays_s
         self._reckon(owed)
         owed.promised = self._alone_s(owed) <= expected.deadline_s - now_s
-        self._had.add(expected.client, self._alone_s(owed) * self._scarcity(now_s), now_s)
+        self._reservation.admitted(expected.client, self._alone_s(owed), now_s)
 
     def update(self, key: int, expected: Expected, now_s: float) -> None:
         """The image is with the worker and tells the true shape. Does nothing if the request has ended."""
@@ -184,7 +168,7 @@ class Backlog:
         soon as it was refused or its image is there: a head whose image never comes asks for nothing."""
         newcomer = _Owed(_NEWCOMER, expected, self.costs)
         if self._alone_s(newcomer) <= expected.deadline_s - now_s:
-            self._asked.add(expected.client, self._own_s(newcomer) / self._shared.workers, now_s)
+            self._reservation.asked(expected.client, self._own_s(newcomer) / self._shared.workers, now_s)
 
     def refusal(self, expected: Expected, now_s: float) -> Refusal | None:
         """None: take the request. Otherwise it would be late, would make an admitted one late, or would take the room
@@ -196,9 +180,7 @@ class Backlog:
         """
         newcomer, left_s = _Owed(_NEWCOMER, expected, self.costs), expected.deadline_s - now_s
         alone_s = self._alone_s(newcomer)
-        room = 1.0
-        if alone_s <= left_s:
-            room = self._room(expected.client, alone_s / left_s, alone_s, now_s)
+        room = self._reservation.room(expected.client, alone_s, left_s, now_s) if alone_s <= left_s else 1.0
         others = [owed for owed in self._owed.values() if owed.expected.deadline_s > now_s + SLICE_S]
         if not others or (self._own_s(newcomer) <= left_s and not any(owed.work for owed in others)):
             return None
@@ -269,23 +251,6 @@ class Backlog:
         """Safe seconds of what a request still requires."""
         return self.costs.margin(owed.model) * self._own_s(owed) + self.costs.SPARE_S
 
-    def _room(self, client: str, alone: float, alone_s: float, now_s: float) -> float:
-        """The part of the time until its deadline within which a request of `client` must be ready. `alone`: the part
-        that it needs alone."""
-        clients = max(1, len(self._asked))
-        fair_s = self._had.total(now_s) / clients
-        if not fair_s:
-            return 1.0
-        surplus = (self._had.of(client, now_s) - fair_s) / math.sqrt(fair_s * alone_s)
-        strictness = min(1.0, max(0.0, surplus)) * self._scarcity(now_s)
-        return 1 - strictness * max(0.0, 1 - max(1 / clients, self.KEEP_BUSY * alone))
-
-    def _scarcity(self, now_s: float) -> float:
-        """0 while the device can do all that clients ask for, 1 while it surely cannot."""
-        free, full = self.LOADS
-        load = self._asked.total(now_s) / self._asked.mean_age_s
-        return min(1.0, max(0.0, (load - free) / (full - free)))
-
     # --- bookkeeping ---
 
     def _reckon(self, owed: _Owed) -> None:
@@ -307,7 +272,9 @@ class Backlog:
         time of the whole batch, and the others seem to have taken none."""
         batch, self._batch = self._batch, []
         # The time of a request that had the worker to itself says nothing about the pace under load.
-        if (self._work or len(batch) > 1 or self._scarcity(now_s)) and not any(each.disturbed for each in batch):
+        if (self._work or len(batch) > 1 or self._reservation.scarcity(now_s)) and not any(
+            each.disturbed for each in batch
+        ):
             typical_s, took_s = sum(each.typical_s for each in batch), sum(each.took_s for each in batch)
             self._pace.add(typical_s, took_s, now_s, len(batch))
 
