@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.scheduling.backlog import Backlog, SharedState
+from server.scheduling.backlog import Backlog
 from server.scheduling.costs import CostModel
 from server.scheduling.expected import Expected
 from server.scheduling.pace import Pace
@@ -25,9 +25,8 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 def known_costs(stage_s: float = STAGE_S) -> CostModel:
     """Every stage takes `stage_s`, so reliably that the safe estimate is the least one: 5 % and 3 ms more."""
     costs = CostModel()
-    for exit_index in range(1, 5):
-        for _ in range(1 + Quantile.RUN // 4):
-            costs.observe("model", SHAPE, exit_index, stage_s)
+    for exit_index in [*9 * [1, 2, 3, 4], *Quantile(CostModel.SAFE_SHARE).run * [5]]:  # the margin is that of the model
+        costs.observe("model", SHAPE, exit_index, stage_s)
     return costs
 
 
@@ -218,8 +217,8 @@ def test_images_that_are_still_to_be_decoded_come_before() -> None:
 
 def test_images_of_other_workers_come_before_too() -> None:
     """All images are decoded on the same cores, whichever worker their requests wait for."""
-    shared = SharedState(2)
-    backlog, other = (Backlog(known_costs(), shared=shared) for _ in range(2))
+    preparing_s: dict[int, float] = {}
+    backlog, other = (Backlog(known_costs(), preparing_s=preparing_s) for _ in range(2))
     alone_s = backlog.ready_s(expected(0.6), 0.0)
     for key in (1, 2, 3):
         other.add(key, expected(0.9, delays_s=0.005), 0.0)
@@ -346,15 +345,36 @@ def test_who_had_more_leaves_room_when_more_is_asked_than_can_be_done() -> None:
 def test_a_worker_counts_its_part_of_what_several_workers_are_asked_for() -> None:
     """A client that had all leaves no room as long as two workers can do what it and another one ask for."""
     for workers, taken in ((1, False), (2, True)):
-        backlog = Backlog(known_costs(), shared=SharedState(workers))
+        backlog = Backlog(known_costs())
         for number in range(300):
             now_s, client = 0.015 * (number - 300), "much" if number % 2 else "refused"
-            backlog.ask(expected(now_s + 1.0, client=client), now_s)
+            backlog.ask(expected(now_s + 1.0, client=client), now_s, workers)
             if client == "much":
                 backlog.add(number, expected(now_s + 1.0, client=client), now_s)
                 backlog.remove(number, now_s)
         backlog.add(0, expected(0.05), 0.0)
         backlog.add(1, expected(0.06), 0.0)
+        assert (backlog.refusal(expected(0.1, client="much"), 0.0) is None) == taken
+
+
+def test_what_a_client_withdraws_does_not_count_as_had() -> None:
+    """A client that was admitted far more often than another one still leaves no room, since it gave its places up."""
+    for gives_up, taken in ((Backlog.remove, False), (Backlog.withdraw, True)):
+        backlog = Backlog(known_costs())
+        for number in range(300):
+            now_s, client = 0.015 * (number - 300), "much" if number % 2 else "little"
+            backlog.ask(expected(now_s + 1.0, client=client), now_s)
+            backlog.add(number, expected(now_s + 1.0, client=client), now_s)
+            if client == "much":
+                gives_up(backlog, number, now_s)
+            elif number % 10:
+                backlog.withdraw(number, now_s)
+            else:
+                backlog.remove(number, now_s)
+        assert len(backlog) == 0
+        backlog.withdraw(0, 0.0)  # it has ended
+        backlog.add(300, expected(0.05), 0.0)
+        backlog.add(301, expected(0.06), 0.0)
         assert (backlog.refusal(expected(0.1, client="much"), 0.0) is None) == taken
 
 
@@ -380,6 +400,20 @@ def test_promises_that_are_broken_leave_more_time_to_later_ones(monkeypatch: pyt
     for key in range(6):
         backlog.remove(key, 0.6)
     assert told == [True, False, False, False]
+
+
+@pytest.mark.parametrize("began_s", [0.0, 0.4])
+def test_a_promise_is_broken_if_the_exit_is_not_there_at_the_deadline(
+    monkeypatch: pytest.MonkeyPatch, began_s: float
+) -> None:
+    """The worker had begun early enough, so that the exit was expected in time until the deadline had passed."""
+    told: list[bool] = []
+    monkeypatch.setattr(Pace, "promised", lambda pace, *, kept: told.append(kept))
+    backlog = Backlog(known_costs())
+    backlog.add(0, expected(0.5), began_s)
+    backlog.update(0, expected(0.5), began_s)
+    backlog.remove(0, 0.505)
+    assert told == [False]
 
 
 def test_a_deadline_that_the_client_moves_sooner_was_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,7 +267,6 @@ def test_workers_share_what_they_know_of_their_cores(run: Any, devices: str, sam
         asked = Expected(NAME, SHAPE, 1, 9.0)
         alone_s = second.backlog.ready_s(asked, 0.0)
         for _ in range(2):
-            assert second.backlog._shared.workers == 2
             first.backlog.add(1, replace(asked, delays_s=0.001), 0.0)
             assert second.backlog.ready_s(asked, 0.0) == pytest.approx(alone_s + 0.001)
             first.backlog.remove(1, 0.0)
@@ -323,7 +322,7 @@ def test_a_request_counts_as_asked_for_once_it_is_refused_or_its_image_is_there(
 ) -> None:
     """Heads whose images never come would otherwise look like load."""
     asked: list[str] = []
-    monkeypatch.setattr(Backlog, "ask", lambda backlog, expected, now_s: asked.append(expected.client))
+    monkeypatch.setattr(Backlog, "ask", lambda backlog, expected, *_: asked.append(expected.client))
 
     async def check(harness: Harness) -> None:
         now_s = time.monotonic()
@@ -338,6 +337,41 @@ def test_a_request_counts_as_asked_for_once_it_is_refused_or_its_image_is_there(
         with pytest.raises(UnavailableError):
             harness.engine.admit(replace(late, client="later"), now_s)
         assert asked == ["taken", "late", "later"]
+
+    run(check)
+
+
+def test_a_worker_that_is_left_alone_counts_all_that_is_asked_for(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(Backlog, "ask", lambda backlog, expected, now_s, workers: counted.append(workers))
+
+    async def check(harness: Harness) -> None:
+        harness.admit()
+        assert counted == [2, 2]
+        harness.engine.pool.devices[1].lost()
+        harness.admit()
+        assert counted == [2, 2, 1]
+
+    run(check, "cpu,cpu")
+
+
+def test_a_place_that_is_given_up_for_a_larger_one_does_not_count_as_admitted(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withdrawn: list[int] = []
+    withdraw = Backlog.withdraw
+
+    def noted(backlog: Backlog, key: int, now_s: float) -> None:
+        withdrawn.append(key)
+        withdraw(backlog, key, now_s)
+
+    monkeypatch.setattr(Backlog, "withdraw", noted)
+
+    async def check(harness: Harness) -> None:
+        place = harness.admit()
+        harness.submit(place=place, pixels=128)
+        harness.submit(pixels=32)
+        assert withdrawn == [place.key] and harness.open() == [2]
 
     run(check)
 

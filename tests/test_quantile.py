@@ -31,10 +31,21 @@ def test_a_quantile_finds_its_share(share: float) -> None:
     assert quantile.value == pytest.approx(0.5 + share, rel=0.05)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.95])
+def test_chance_does_not_make_a_quantile_fall(share: float) -> None:
+    """Runs of values below a high quantile are long although nothing has changed."""
+    chance, quantile, below = random.Random(1), Quantile(share), 0
+    for number in range(22_000):
+        value = chance.lognormvariate(0.0, 0.3)
+        below += number >= 2000 and value <= quantile.value
+        quantile.add(value)
+    assert below / 20_000 == pytest.approx(share, abs=0.01)
+
+
 def test_a_quantile_falls_once_all_values_of_a_run_lie_below() -> None:
     quantile = Quantile(0.95, [4.0] * Quantile.EXACT)
-    for number in range(Quantile.RUN):
-        assert quantile.value > 3.9
+    for number in range(quantile.run):
+        assert quantile.value > 3.5
         quantile.add(2.0 if number else 3.0)
     assert quantile.value == 3.0
 

@@ -9,7 +9,7 @@ from models.executors.registry import EXECUTORS, REFERENCE
 from server.catalog import Catalog
 from server.engine.messages import Chosen, ModelFacts, Ready
 from server.metrics import Metrics
-from server.scheduling.backlog import Backlog, SharedState
+from server.scheduling.backlog import Backlog
 from server.scheduling.costs import CostModel, Shape
 from server.scheduling.expected import Expected
 from server.scheduling.fairness import RecentSeconds
@@ -39,7 +39,7 @@ class Device:
 
     `name`: as the settings name it. `label`: as metrics and readiness name it; a device that is named several times has
     a numbered label for each of its workers. `costs`, `pace`: learnt from the exits of all workers on devices of that
-    name, as long as none of these devices breaks. `shared`: see `SharedState`.
+    name, as long as none of these devices breaks. `preparing_s`: see `Backlog`.
     """
 
     def __init__(
@@ -51,18 +51,18 @@ class Device:
         metrics: Metrics,
         *,
         pace: Pace | None = None,
-        shared: SharedState | None = None,
+        preparing_s: dict[int, float] | None = None,
     ) -> None:
         self.name = name
         self.label = label
         self._pace = pace or Pace()
-        self._shared = shared or SharedState()
+        self._preparing_s = {} if preparing_s is None else preparing_s
         self.ready: Ready | None = None
         """The worker's readiness; None while there is no worker that can serve."""
         self.facts: dict[str, ModelFacts] = {}
         """The facts about each model, from the latest worker that was ready; the next worker need not find them out."""
         self.costs = costs
-        self.backlog = Backlog(self.costs, self._pace, self._shared)
+        self.backlog = Backlog(self.costs, self._pace, self._preparing_s)
         """What the worker owes; another object for each worker."""
         self._catalog = catalog
         self._metrics = metrics
@@ -105,7 +105,7 @@ class Device:
         """The worker is gone, and so is all that it owed."""
         self.ready = None
         self.backlog.lost()
-        self.backlog = Backlog(self.costs, self._pace, self._shared)
+        self.backlog = Backlog(self.costs, self._pace, self._preparing_s)
         self._seen.clear()
         self._metrics.worker_up.labels(self.label).set(0)
 

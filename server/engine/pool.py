@@ -18,7 +18,6 @@ from server.engine.supervisor import Supervisor
 from server.engine.worker_process import WorkerProcess
 from server.errors import UnavailableError
 from server.metrics import Metrics
-from server.scheduling.backlog import SharedState
 from server.scheduling.costs import CostModel
 from server.scheduling.expected import Expected, Refusal
 from server.scheduling.pace import Pace
@@ -72,9 +71,9 @@ class WorkerPool:
         self._failure: str | None = None
         costs = {name: CostModel() for name in settings.devices}
         paces = {name: Pace() for name in settings.devices}
-        shared = SharedState(len(settings.devices))
+        preparing_s: dict[int, float] = {}
         self.devices = [
-            Device(name, label, costs[name], catalog, metrics, pace=paces[name], shared=shared)
+            Device(name, label, costs[name], catalog, metrics, pace=paces[name], preparing_s=preparing_s)
             for name, label in labelled(settings.devices)
         ]
         self._supervisors = {device: self._supervisor(device) for device in self.devices}
@@ -186,7 +185,7 @@ class WorkerPool:
         """Now that the image is there: move the place to where it fits if the image is dearer than expected or the
         worker is lost. Raises UnavailableError if there is no such worker."""
         if place.lost or self._alone_s(place.device, expected) > self._alone_s(place.device, place.expected):
-            place.release(now_s)  # it must not wait for itself
+            place.backlog.withdraw(place.key, now_s)  # it must not wait for itself
             place.device = self._route(expected, now_s)
             place.backlog = place.device.backlog
             place.backlog.add(place.key, expected, now_s)
@@ -195,8 +194,9 @@ class WorkerPool:
 
     def _ask(self, expected: Expected, now_s: float) -> None:
         """Count a request as asked for, see `Backlog.ask`."""
-        for device in self.answering or self.ready:
-            device.backlog.ask(expected, now_s)
+        devices = self.answering or self.ready
+        for device in devices:
+            device.backlog.ask(expected, now_s, len(devices))
 
     def _route(self, expected: Expected, now_s: float) -> Device:
         self.check_ready()

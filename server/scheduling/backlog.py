@@ -4,7 +4,7 @@ caller passes the time in."""
 import math
 import sys
 from bisect import insort
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from server.requests.budget import GRACE_S
 from server.scheduling.costs import CostModel
@@ -14,26 +14,13 @@ from server.scheduling.reservation import TrunkReservation
 from server.scheduling.scheduler import SLICE_S
 
 
-@dataclass(frozen=True)
-class SharedState:
-    """What the backlogs of all workers of a server share.
-
-    `workers`: how many there are. Each request is offered to all of them, so each has to compute only a part of the
-    requests. `preparing_s`: by key, `Expected.delays_s` of the admitted requests whose images are not decoded yet. The
-    images of all requests are decoded on the same cores, so each image delays every worker.
-    """
-
-    workers: int = 1
-    preparing_s: dict[int, float] = field(default_factory=dict)
-
-
 class _Owed:
     """A request that was admitted and has not ended, or is about to be.
 
     `arrived`: its image is with the worker. `work`: what it still requires, `usual_s` seconds at the usual pace from
     its latest exit on. `done_s`: seconds of that which the worker has probably computed. `disturbed`: it is not known
     from when on, because it took the turn of another one, or of slack, or lost its own. `promised`: it was admitted
-    because its required exit was expected in time.
+    because its required exit was expected in time. `counted_s`: what its admission counts against its client.
     """
 
     def __init__(self, key: int, expected: Expected, costs: CostModel) -> None:
@@ -43,7 +30,7 @@ class _Owed:
         self.exit = 0
         self.arrived = self.disturbed = self.promised = False
         self.work: tuple[_Work, ...] = ()
-        self.usual_s = self.done_s = 0.0
+        self.usual_s = self.done_s = self.counted_s = 0.0
         self.estimate(costs)
 
     def estimate(self, costs: CostModel) -> None:
@@ -88,12 +75,15 @@ class Backlog:
     While demand exceeds capacity, clients that had much must leave room for others, see `TrunkReservation`.
     """
 
-    def __init__(self, costs: CostModel, pace: Pace | None = None, shared: SharedState | None = None) -> None:
-        """`pace`: the pace of all workers on devices of the same name. By default, this backlog shares neither its pace
-        nor its `shared` state with another one."""
+    def __init__(self, costs: CostModel, pace: Pace | None = None, preparing_s: dict[int, float] | None = None) -> None:
+        """`pace`: the pace of all workers on devices of the same name.
+
+        `preparing_s`: by key, `Expected.delays_s` of the admitted requests whose images are not decoded yet. All
+        backlogs of a server write to the same one, because the images of all requests are decoded on the same cores.
+        """
         self.costs = costs
         self._pace = pace or Pace()
-        self._shared = shared or SharedState()
+        self._preparing_s = {} if preparing_s is None else preparing_s
         self._owed: dict[int, _Owed] = {}
         self._work: list[_Work] = []  # in order
         self._batch: list[_Reached] = []  # of the exits of one step, those that were told
@@ -106,17 +96,17 @@ class Backlog:
     def add(self, key: int, expected: Expected, now_s: float) -> None:
         """A request was admitted. Its image may still be on the way."""
         owed = self._owed[key] = _Owed(key, expected, self.costs)
-        self._shared.preparing_s[key] = expected.delays_s
+        self._preparing_s[key] = expected.delays_s
         self._reckon(owed)
         owed.promised = self._alone_s(owed) <= expected.deadline_s - now_s
-        self._reservation.admitted(expected.client, self._alone_s(owed), now_s)
+        owed.counted_s = self._reservation.admitted(expected.client, self._alone_s(owed), now_s)
 
     def update(self, key: int, expected: Expected, now_s: float) -> None:
         """The image is with the worker and tells the true shape. Does nothing if the request has ended."""
         if owed := self._owed.get(key):
             before = self._count_done(now_s)
             owed.expected, owed.arrived = expected, True
-            self._shared.preparing_s.pop(key, None)
+            self._preparing_s.pop(key, None)
             self._reckon(owed)
             if self._running() is not before:
                 owed.disturbed = True
@@ -153,22 +143,32 @@ class Backlog:
         """A request has ended, or was given up. Does nothing if it had ended before."""
         if owed := self._owed.get(key):
             self._count_done(now_s)
-            if owed.promised and owed.arrived and self._own_s(owed) - owed.done_s > owed.expected.deadline_s - now_s:
+            left_s = owed.expected.deadline_s - now_s
+            if owed.promised and owed.arrived and max(0.0, self._own_s(owed) - owed.done_s) > left_s:
                 self._pace.promised(kept=False)
             self._drop(owed)
-            self._shared.preparing_s.pop(key, None)
+            self._preparing_s.pop(key, None)
             del self._owed[key]
+
+    def withdraw(self, key: int, now_s: float) -> None:
+        """A request gives up its place before its job has begun: its admission does not count against its client."""
+        if owed := self._owed.get(key):
+            self._reservation.withdrawn(owed.expected.client, owed.counted_s, now_s)
+            self.remove(key, now_s)
 
     def ready_s(self, expected: Expected, now_s: float) -> float:
         """Predicted seconds until the request, if it is admitted now, has its required exit."""
         return self._ready(_Owed(_NEWCOMER, expected, self.costs), now_s)[0]
 
-    def ask(self, expected: Expected, now_s: float) -> None:
+    def ask(self, expected: Expected, now_s: float, workers: int = 1) -> None:
         """Count a request as asked for, if it is not hopeless even alone. The caller does so once for each request, as
-        soon as it was refused or its image is there: a head whose image never comes asks for nothing."""
+        soon as it was refused or its image is there: a head whose image never comes asks for nothing.
+
+        `workers`: how many workers are asked. Each of them counts an equal part, since one will compute the request.
+        """
         newcomer = _Owed(_NEWCOMER, expected, self.costs)
         if self._alone_s(newcomer) <= expected.deadline_s - now_s:
-            self._reservation.asked(expected.client, self._own_s(newcomer) / self._shared.workers, now_s)
+            self._reservation.asked(expected.client, self._own_s(newcomer) / workers, now_s)
 
     def refusal(self, expected: Expected, now_s: float) -> Refusal | None:
         """None: take the request. Otherwise it would be late, would make an admitted one late, or would take the room
@@ -206,7 +206,7 @@ class Backlog:
         wait_s = SLICE_S if any(owed.arrived for owed in self._owed.values()) else 0.0
         slow_down, noise_s = self.costs.slow_down, self._pace.noise_s(now_s)
         factor = (self._loaded_slow_down if self._work else slow_down) * self._pace.factor(now_s)
-        images_s = sum(self._shared.preparing_s.values())
+        images_s = sum(self._preparing_s.values())
         passed_s = ready_s = delay_s = 0.0
         late_s: float | None = None
         in_order = self._work.copy()

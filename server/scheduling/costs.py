@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from server.scheduling.quantile import Quantile
+from server.scheduling.quantile import Quantile, RecentQuantile
 
 Shape = tuple[int, ...]
 
@@ -43,6 +43,8 @@ class ShareSlope:
     """The prior weighs as much as ten stages whose active shares deviate by 0.1."""
     MEMORY = 0.99
     """What the stages before still weigh after one more."""
+    STEEPEST = 1.9
+    """With this slope, a stage of which nothing is active still takes a twentieth of the seconds at one half."""
     OUTLIER = 0.5
     """A stage that deviates from what is expected by more than this share counts as if it deviated by it."""
 
@@ -67,7 +69,7 @@ class ShareSlope:
         self._covariance = self.MEMORY * self._covariance + from_share * (ratio - self._time)
         at_half = max(0.5, self._time - self.value * (self._share - 0.5))
         slope = (self._covariance / at_half + self._prior * self.PRIOR_WEIGHT) / (self._variance + self.PRIOR_WEIGHT)
-        self.value = min(max(slope, 0.0), 2.0)
+        self.value = min(max(slope, 0.0), self.STEEPEST)
 
 
 @dataclass
@@ -75,7 +77,7 @@ class _Stage:
     """One stage of a model: the median seconds at half of the positions by shape, and what the active share changes."""
 
     slope: ShareSlope = field(default_factory=ShareSlope)
-    active_share: Quantile = field(default_factory=lambda: Quantile(0.5))
+    active_share: RecentQuantile = field(default_factory=lambda: RecentQuantile(0.5))
     half_s: dict[Shape, Quantile] = field(default_factory=dict)
 
 
@@ -132,9 +134,9 @@ class CostModel:
         if half_s is not None and typical_s > 0:
             ratio = stage_s / half_s.value / self.slow_down
             self._recent.append(stage_s / (typical_s / self.slow_down))
-            self._margins[model].add(
-                max(self.margin(model) if unfinished else 0.0, (stage_s - self.SPARE_S) / typical_s)
-            )
+            margin = (stage_s - self.SPARE_S) / typical_s
+            if not unfinished or margin > self.margin(model):
+                self._margins[model].add(max(1.0, margin))  # stages of less than `SPARE_S` would make it 0
             stage.slope.add(active_share, ratio)
         stage.active_share.add(active_share)
         stage.half_s[shape] = half_s = half_s or Quantile(0.5)
@@ -197,7 +199,7 @@ class CostModel:
         for cost in snapshot:
             stage = self._stages.setdefault((cost.model, cost.exit), _Stage())
             stage.slope = ShareSlope(cost.slope)
-            stage.active_share = Quantile(0.5, [cost.active_share])
+            stage.active_share = RecentQuantile(0.5, [cost.active_share])
             stage.half_s[cost.shape] = Quantile(0.5, [cost.half_s])
 
     def _slow_down(self) -> float:

@@ -11,14 +11,18 @@ class Quantile:
 
     It is exact over the first `EXACT` values. After that it is a stochastic approximation (Robbins and Monro, 1951):
     each value moves it by at most half a per cent, so that two requests with the same deadline get the same exit.
-    After `RUN` consecutive values below the estimate, it drops to their maximum: the machine has become faster.
+    After `run` consecutive values below the estimate, it drops to their maximum: the machine has become faster. The
+    estimate is multiplied, so values must be above 0.
     """
 
     EXACT = 16
     STEP = 0.005
-    RUN = 32
+    RUN_CHANCE = 2**-32
+    """The chance that `run` values in a row lie below the quantile although the machine has not changed."""
 
     def __init__(self, share: float, first: Sequence[float] = ()) -> None:
+        """`share`: of the values that lie below the quantile, above 0 and below 1."""
+        self.run = math.ceil(math.log(self.RUN_CHANCE) / math.log(share))
         self._share = share
         self._first: list[float] = []
         self._below: list[float] = []
@@ -33,7 +37,7 @@ class Quantile:
         else:
             self._below = [*self._below, value] if value < self.value else []
             self.value *= 1 + self.STEP * (self._share - (value <= self.value))
-            if len(self._below) == self.RUN:
+            if len(self._below) == self.run:
                 self.value = min(self.value, max(self._below))
                 self._below = []
 
@@ -43,10 +47,12 @@ class RecentQuantile:
 
     LATEST = 128
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, first: Sequence[float] = ()) -> None:
         self._share = share
         self._latest = deque[float]()
         self._sorted: list[float] = []
+        for value in first:
+            self.add(value)
 
     @property
     def value(self) -> float:

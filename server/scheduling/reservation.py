@@ -35,10 +35,16 @@ class TrunkReservation:
         """`client` has asked this worker for `seconds` of computation."""
         self._asked.add(client, seconds, now_s)
 
-    def admitted(self, client: str, seconds: float, now_s: float) -> None:
-        """A request of `client` that takes `seconds` alone was admitted. It counts as far as demand exceeds
-        capacity."""
-        self._had.add(client, seconds * self.scarcity(now_s), now_s)
+    def admitted(self, client: str, seconds: float, now_s: float) -> float:
+        """A request of `client` that takes `seconds` alone was admitted. It counts as far as demand exceeds capacity.
+        Returns the seconds that count."""
+        counted_s = seconds * self.scarcity(now_s)
+        self._had.add(client, counted_s, now_s)
+        return counted_s
+
+    def withdrawn(self, client: str, counted_s: float, now_s: float) -> None:
+        """A request that was admitted a moment ago gives up its place. `counted_s`: what `admitted` returned."""
+        self._had.add(client, -counted_s, now_s)
 
     def room(self, client: str, alone_s: float, left_s: float, now_s: float) -> float:
         """The part of the `left_s` until its deadline within which a request of `client` must be ready. Alone it takes
