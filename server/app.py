@@ -123,7 +123,8 @@ def create_app(
         settings = load_settings([])
         configure_logging(settings.log_level, settings.log_format, "anytime")  # the host owns the other loggers
     catalog = read_catalog(settings.models, settings.default_model)
-    service = Service(settings, catalog, unloadable or logger.critical, launch or Reserve(settings.spare_workers))
+    reserve = Reserve(settings.spare_workers)
+    service = Service(settings, catalog, unloadable or logger.critical, launch or reserve)
 
     @asynccontextmanager
     async def lifespan(hosted: FastAPI) -> AsyncIterator[None]:
@@ -136,6 +137,7 @@ def create_app(
                 await drain(service)
         finally:
             service.close()
+            reserve.close()
             hosted.state.hop.close()
 
     app = Application(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from multiprocessing import Pipe
 from typing import Any
 
+import pytest
 from live import until
 
 from server.engine.channel import Channel
@@ -45,6 +46,24 @@ def test_events_are_heard_until_the_worker_hangs_up() -> None:
         line.worker.close()
         await until(lambda: line.hang_ups)
         assert line.heard == [Beat(), Beat()]
+
+    run(check)
+
+
+def test_an_event_that_cannot_be_handled_does_not_hold_up_those_behind_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def check(line: Line) -> None:
+        def hear(event: Event) -> None:
+            line.heard.append(event)
+            if event == Beat():
+                raise ZeroDivisionError
+
+        line.channel._hear = hear
+        ended = Ended(7, Stop.COMPLETE)
+        os.write(line.worker.fileno(), framed(Beat()) + framed(ended))
+        await until(lambda: len(line.heard) == 2)
+        assert line.heard == [Beat(), ended] and "could not be handled: Beat()" in caplog.text
 
     run(check)
 

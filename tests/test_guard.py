@@ -264,6 +264,7 @@ def test_only_trusted_proxies_say_when_a_request_came(
     monkeypatch.setattr("server.access.guard.time.time", lambda: 1_700_000_001.0)
     headers = {} if start is None else {"X-Request-Start": start}
     assert ask(headers, trusted_proxies=trusted).caller.waited_s == waited_s
+    assert ask(headers, kind="websocket", trusted_proxies=trusted).caller.waited_s == 0.0, "its requests come later"
 
 
 def test_an_ipv4_client_of_an_ipv6_socket_is_an_ipv4_client() -> None:

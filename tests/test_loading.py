@@ -1,5 +1,6 @@
 """Loading and warming up, with the fake model and with tiny real ones."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,8 @@ def test_every_stage_of_warming_up_is_told_with_the_time_that_the_next_may_take(
             ),
         ),
         (RuntimeError("not enough memory"), True, None),
+        (OSError(errno.EMFILE, "Too many open files"), True, None),
+        (OSError(errno.EMFILE, "Too many open files"), False, Unloadable("[Errno 24] Too many open files")),
         (
             torch.AcceleratorError("CUDA error: misaligned address\nand more"),
             False,

@@ -6,6 +6,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 
 import live
 import numpy as np
@@ -19,7 +20,9 @@ from tritonclient.utils import InferenceServerException
 
 from server.engine.messages import Stop
 from server.errors import InvalidError
+from server.protocols.open_inference import routes
 from server.protocols.open_inference.requests import bitmap
+from server.protocols.open_inference.routes import SHORT_JSON_BYTES
 from server.protocols.open_inference.tensors import MAX_JSON_BYTES, MAX_LISTS, split_body
 
 SEGMENTATION = tiny.SEGMENTATION.name
@@ -89,6 +92,30 @@ def test_a_mask(
     facts = answer["parameters"]
     assert (facts["exit"], facts["exits"], facts["final"], facts["stop"]) == (2, 4, False, "deadline")
     assert (facts["unsure"], facts["deadline_ms"], facts["meta"]) == (0.25, 15000, "m")
+
+
+def test_who_waits_for_the_parser_is_answered_by_the_deadline_and_short_requests_do_not_wait(
+    client: triton.InferenceServerClient, server: Live, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = Executor()
+    monkeypatch.setattr(busy, "submit", lambda *_: Future())
+    monkeypatch.setattr(routes, "_PARSER", busy)
+    call = Later(lambda: client.infer(SEGMENTATION, [pixels_input()]))
+    worker.finish(worker.hear_job())
+    assert (call.result().as_numpy("mask") == live.labels(4, 60, 90)[None]).all()
+    timeouts = [("X-Request-Timeout-Seconds", "9"), ("X-Request-Timeout-Seconds", "0.05")]
+    reply = server.http.post(
+        f"/v2/models/{SEGMENTATION}/infer", content=b" " * (SHORT_JSON_BYTES + 1), headers=timeouts
+    )
+    assert reply.status_code == 504 and "the deadline was 50.0 ms" in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [("gzip;q=0, deflate;q=0.5", "deflate"), ("gzip;q=0", None), ("x-gzip", None), ("br, gzip", "gzip")],
+)
+def test_an_answer_is_compressed_as_the_client_accepts_it(accepted: str, coding: str | None) -> None:
+    assert routes._content_encoding(accepted) == coding
 
 
 @pytest.mark.parametrize("binary", [False, True])

@@ -110,6 +110,26 @@ def test_the_connections_of_an_address_share_an_allowance_once_they_are_busy(mon
     assert taken == [BURST, FRESH + (100 - (BURST - FRESH)), FRESH, BURST]
 
 
+def test_connections_one_after_the_other_share_the_allowance_of_their_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("server.protocols.peers.ADDRESS_BURST", 100.0)
+    monkeypatch.setattr(Peers, "LEFT", 1)
+
+    def taken(address: str) -> int:
+        peer, steps = FakePeer(address, 1.0), 0
+        table.add(peer)
+        while table.allows(peer, 10.0):
+            steps += 1
+        table.remove(peer)
+        return steps
+
+    table, _ = peers()
+    assert [taken("a"), taken("a"), taken("a")] == [BURST, FRESH + (100 - (BURST - FRESH)), FRESH]
+    taken("b")
+    assert taken("a") == BURST, "only so many addresses are remembered"
+
+
 def test_what_costs_much_counts_as_many_steps() -> None:
     table, (peer, other) = peers(("a", 1.0), ("a", 1.0))
     assert table.spend(peer, FRESH, 10.0) and table.allows(peer, 10.0)

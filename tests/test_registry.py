@@ -225,13 +225,14 @@ def test_a_request_that_is_not_listed_is_found_by_nobody(registry: RequestRegist
 
 
 def test_only_an_answer_that_was_due_can_be_late(registry: RequestRegistry, metrics: Metrics) -> None:
-    """A request that is invalid, or refused before its deadline is known, does not count as late."""
+    """A request that is refused, or whose client hangs up, counts neither as late nor as in time."""
     late = {"model": "model"}
     with registry.open("http", 0.0, model="model"):
         pass
-    with pytest.raises(InvalidError), registry.open("http", 0.0, model="model") as record:
-        record.deadline_s = 1.0
-        raise InvalidError("no", "no")
+    for error in (InvalidError("no", "no"), UnavailableError("no", "overloaded", 1.0), DisconnectedError("no", "no")):
+        with pytest.raises(type(error)), registry.open("http", 0.0, model="model") as record:
+            record.deadline_s = 1.0
+            raise error
     assert metrics.registry.get_sample_value("anytime_deadline_overrun_seconds_count", late) == 0
     with registry.open("http", 0.0, model="model") as record:
         record.deadline_s = 1.0

@@ -31,6 +31,18 @@ def test_the_limit_follows_the_longest_silence_seen_and_the_longest_step_expecte
     assert silent_for(dog, TICK_S).stuck(step_s) == expected
 
 
+def test_a_long_silence_is_forgotten() -> None:
+    """A step that prepared a new size may have taken 18 seconds; a worker that hangs later is found sooner."""
+    dog = Watchdog(load_s=60.0)
+    dog.now_ready()
+    silent_for(dog, 18.0).heard()
+    for _ in range(Watchdog.LATEST):
+        assert silent_for(dog, Watchdog.LEAST_S + TICK_S).stuck(step_s=0.0) is None
+        dog.heard()
+    assert silent_for(dog, 5.25).stuck(step_s=0.0) is None
+    assert silent_for(dog, TICK_S).stuck(step_s=0.0) is not None
+
+
 @pytest.mark.parametrize(
     ("patience", "seen_s", "limit_s"), [(1.0, 0.0, 6.0), (1.0, 2.0, 6.0), (1.0, 3.0, 9.0), (2.0, 0.0, 12.0)]
 )

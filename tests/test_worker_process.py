@@ -3,10 +3,13 @@
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import Pipe
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,8 +38,11 @@ class FakeIdle:
         self.arena_fd = arena_fd
         self.connection, self.worker = Pipe()
         self.ended: int | None = None
-        self.process = SimpleNamespace(poll=lambda: self.ended)
+        self.process = SimpleNamespace(poll=lambda: self.ended, kill=self._kill, wait=lambda: self.ended)
         self.started.append(self)
+
+    def _kill(self) -> None:
+        self.ended = -9
 
     @property
     def has_plan(self) -> bool:
@@ -116,6 +122,43 @@ def test_a_reserve_that_is_filled_while_the_server_ends_inherits_the_arena_and_n
             os.fstat(started[1].arena_fd)  # only the process has it now
 
     asyncio.run(check())
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_a_reserve_that_is_closed_leaves_neither_processes_nor_descriptors(
+    started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host than `python -m server` goes on after the application has ended."""
+
+    async def check() -> None:
+        reserve = Reserve(1)
+        reserve(PLAN)
+        await until(lambda: len(started) == 2)
+        monkeypatch.setattr(Reserve, "AFTER_S", 3600.0)
+        before = open_descriptors()
+        reserve(PLAN)
+        assert open_descriptors() > before
+        waiting = started[1]
+        reserve.close()
+        assert waiting.ended == -9 and waiting.connection.closed and started[0].ended is None, "workers go on"
+        reserve.close()
+        started[2].connection.close()
+        started[2].worker.close()
+        assert open_descriptors() == before - 1
+
+    asyncio.run(check())
+
+
+def test_a_worker_steps_back_and_never_forward() -> None:
+    code = (
+        "import os; from server.worker.__main__ import step_back, NICE; step_back(); print(os.nice(0)); "
+        "os.nice(10 - os.nice(0)); step_back(); print(os.nice(0) == 10, NICE < 10)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert int(found[0]) >= 5 and found[1:] == ["True", "True"]
 
 
 def test_a_worker_is_told_its_own_number_of_the_arena(started: Any) -> None:

@@ -103,7 +103,8 @@ class Guard:
         if self._needs_key(scope) and self._keys is not None:
             key = self._keys.identify(_key(scope, fields), time.monotonic())
         tokens = fields[b"x-request-token"]
-        return Caller(address, key, token_digest(tokens[0]) if tokens else None, self._waited_s(peer, fields))
+        waited_s = self._waited_s(peer, fields) if scope["type"] == "http" else 0.0  # later messages waited nowhere
+        return Caller(address, key, token_digest(tokens[0]) if tokens else None, waited_s)
 
     def _waited_s(self, peer: str, fields: Fields) -> float:
         """The seconds that the request has waited at a trusted proxy, which says when it came there."""

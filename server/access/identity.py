@@ -25,7 +25,8 @@ class Caller:
 
     `address`: the client's IP address. `key`: the name of its API key, or None. `token`: the digest of the secret that
     the request carries in `X-Request-Token`, or None. Only digests are compared, so that the time of a look-up reveals
-    nothing about the secret. `waited_s`: the seconds that the request had waited at a trusted proxy when it came.
+    nothing about the secret. `waited_s`: the seconds that an HTTP request had waited at a trusted proxy when it came; 0
+    for a WebSocket, since its requests come after the handshake.
     """
 
     address: str = "unknown"

@@ -78,4 +78,7 @@ class Channel:
             return
         self._incoming += data
         while not self._connection.closed and (event := unframed(self._incoming)) is not None:
-            self._hear(event)
+            try:
+                self._hear(event)
+            except Exception:  # the boundary: the events behind it, such as the end of a job, are heard all the same
+                logger.exception("an event of the worker could not be handled: %r", event)

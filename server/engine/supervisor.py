@@ -24,17 +24,18 @@ class Supervisor:
     """
 
     GIVE_UP = 5
-    """After this many workers in a row were lost while they loaded, no further one is started."""
+    """After this many workers in a row were lost before any was ready, `unloadable` is called, which ends the server.
+    Until the server has ended, further workers are started all the same."""
     QUICK_S = 10.0
     """A worker that dies before it was ready for so many seconds counts as a quick death, see `BACKOFF_S`."""
     BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
     """The n-th value is the wait after n workers in a row could not be started or died so soon; the last value is also
     the wait after more."""
     BURY_S = 0.005
-    """How often it is looked whether a killed worker has ended, which takes it as long as the system needs to take back
-    its memory."""
+    """The interval, in seconds, between checks whether a killed worker has ended. The system first takes back its
+    memory."""
     CLOSE_S = 5.0
-    """The longest wait for that when the server ends."""
+    """The longest wait, in seconds, for the end of a killed worker when the server ends."""
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class Supervisor:
         except OSError as error:
             logger.exception("the worker could not be started")
             self._quick_deaths += 1
-            self._consider(f"could not be started: {error}")
+            self._tell_if_hopeless(f"could not be started: {error}")
             self._start_later()
             return
         self._channel = Channel(self._worker.connection, self._hear, self._hung_up)
@@ -147,11 +148,12 @@ class Supervisor:
         quick = self._ready_s is None or monotonic() - self._ready_s < self.QUICK_S
         self._quick_deaths = self._quick_deaths + 1 if quick else 0
         self._drop()
-        self._consider(why)
+        self._tell_if_hopeless(why)
         self._bury()
 
-    def _consider(self, why: str) -> None:
-        """Whether to start another worker. `why`: the reason for which the last one was lost."""
+    def _tell_if_hopeless(self, why: str) -> None:
+        """Call `unloadable` if `GIVE_UP` workers in a row were lost before any was ready. `why`: the reason for which
+        the last one was lost."""
         if not self._was_ready and self._quick_deaths >= self.GIVE_UP:
             self._unloadable(f"{self._quick_deaths} workers in a row were lost before one was ready; the latest {why}")
 

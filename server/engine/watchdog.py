@@ -1,5 +1,6 @@
 """The watchdog: how long a worker may be silent before it counts as stuck. Pure: its driver calls `tick` regularly."""
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from server.engine.messages import Loading
@@ -24,7 +25,9 @@ class Watchdog:
     LOADING_LEAST_S = 6.0
     """The lowest limit on silence while a worker loads. It gives no sign of life while the system reads a library."""
     FACTOR = 3.0
-    """A silence is too long if it exceeds the longest that was seen or is expected by this factor."""
+    """A silence is too long if it exceeds the longest that was seen lately or is expected by this factor."""
+    LATEST = 240
+    """The silences before so many signs of life count as seen lately: those of a minute at least."""
     OVERDUE = 0.5
     """A sign of life is overdue after this share of the limit on silence."""
 
@@ -34,13 +37,13 @@ class Watchdog:
     part: Loading = STARTING
     """What the worker does while it loads."""
     _silent: int = field(default=0, init=False)
-    _longest: int = field(default=0, init=False)
+    _seen: deque[int] = field(default_factory=lambda: deque(maxlen=Watchdog.LATEST), init=False)
     _since_start: int = field(default=0, init=False)
     _since_part: int = field(default=0, init=False)
 
     def heard(self) -> None:
         """The worker has said something."""
-        self._longest = max(self._longest, self._silent)
+        self._seen.append(self._silent)
         self._silent = 0
 
     def began(self, part: Loading) -> None:
@@ -49,7 +52,8 @@ class Watchdog:
 
     def now_ready(self) -> None:
         """The worker is ready. How long it was silent while it loaded tells nothing about its steps."""
-        self.ready, self._longest = True, 0
+        self.ready = True
+        self._seen.clear()
 
     def tick(self) -> None:
         """`TICK_S` have passed."""
@@ -83,7 +87,7 @@ class Watchdog:
 
     def _limit_s(self, step_s: float) -> float:
         """The limit on silence."""
-        seen_s = TICK_S * self._longest
+        seen_s = TICK_S * max(self._seen, default=0)
         if not self.ready:
             return self.patience * max(self.LOADING_LEAST_S, self.FACTOR * seen_s)
         return max(self.LEAST_S, self.FACTOR * max(seen_s, step_s))

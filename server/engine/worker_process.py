@@ -101,16 +101,39 @@ class Reserve:
     def __init__(self, size: int) -> None:
         self._size = size
         self._idle: list[IdleProcess] = []
+        self._due: dict[asyncio.TimerHandle, int] = {}
+        """The timers that fill the reserve up, each with its own descriptor of the arena."""
 
     def __call__(self, plan: LoadPlan) -> ChildProcess:
         # A descriptor of its own: the front end may close its arena meanwhile. The number could then be that of the
         # front end's end of a socket; a process that inherits this end never learns that the front end is gone.
-        asyncio.get_running_loop().call_later(self.AFTER_S, self._fill, os.dup(plan.arena_fd))
+        self._fill_later(os.dup(plan.arena_fd))
         self._forget_ended()
         ready = next((idle for idle in self._idle if idle.has_imported()), None)
         if ready is not None:
             self._idle.remove(ready)
         return ChildProcess(plan, ready)
+
+    def close(self) -> None:
+        """End the idle processes, and start no others."""
+        self._size = 0
+        for timer, arena_fd in self._due.items():
+            timer.cancel()
+            os.close(arena_fd)
+        self._due.clear()
+        for idle in self._idle:
+            idle.process.kill()
+            idle.process.wait()
+            idle.connection.close()
+        self._idle.clear()
+
+    def _fill_later(self, arena_fd: int) -> None:
+        def fill() -> None:
+            del self._due[timer]
+            self._fill(arena_fd)
+
+        timer = asyncio.get_running_loop().call_later(self.AFTER_S, fill)
+        self._due[timer] = arena_fd
 
     def _fill(self, arena_fd: int) -> None:
         self._forget_ended()

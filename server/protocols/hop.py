@@ -26,6 +26,9 @@ MOST_AT_ONCE = 16
 """The number of replicas that are asked at the same time. The limit keeps look-ups of unknown ids from flooding
 them."""
 
+MOST_LOOK_UPS = 64
+"""The number of look-ups that may wait for other replicas at the same time."""
+
 Address = tuple[str, int]
 
 
@@ -42,15 +45,27 @@ class Hop:
     def __init__(self, find_peers: Callable[[], Sequence[Address]]) -> None:
         self._find_peers = find_peers
         self._threads = ThreadPoolExecutor(MOST_AT_ONCE, "hop")
+        self._look_ups = 0
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def ask(self, method: str, request_id: str, headers: Mapping[str, str], client: str) -> PeerReply | None:
         """Ask all other replicas about a request. Returns the reply of the replica that has it, or None if all answered
-        that they do not have it. Raises UnavailableError if no replica has it and some did not answer."""
+        that they do not have it. Raises UnavailableError if no replica has it and some did not answer, or if too many
+        look-ups wait already."""
         if HOP_HEADER in headers:
             return None
+        if self._look_ups >= MOST_LOOK_UPS:
+            sentence = f"{MOST_LOOK_UPS} look-ups wait for other replicas, which is the limit; ask again"
+            raise UnavailableError(sentence, "replica_silent", 1.0)
+        self._look_ups += 1
+        try:
+            return await self._ask_all(method, request_id, headers, client)
+        finally:
+            self._look_ups -= 1
+
+    async def _ask_all(self, method: str, request_id: str, headers: Mapping[str, str], client: str) -> PeerReply | None:
         loop = asyncio.get_running_loop()
         passed_on = {name: headers[name] for name in PASSED_ON if name in headers}
         passed_on |= {HOP_HEADER: "1", "x-forwarded-for": client}
@@ -61,16 +76,21 @@ class Hop:
         except OSError:
             peers, silent = (), 1
         asked = [loop.run_in_executor(self._threads, _ask, peer, method, path, passed_on) for peer in peers]
-        for answer in asyncio.as_completed(asked):
-            try:
-                found = await answer
-            except ConnectionRefusedError:  # no server runs at this address
-                continue
-            except (OSError, HTTPException):
-                silent += 1
-                continue
-            if found.status != 404:
-                return found
+        try:
+            for answer in asyncio.as_completed(asked):
+                try:
+                    found = await answer
+                except ConnectionRefusedError:  # no server runs at this address
+                    continue
+                except (OSError, HTTPException):
+                    silent += 1
+                    continue
+                if found.status != 404:
+                    return found
+        finally:
+            for future in asked:  # those that are not needed any more leave the queue
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # otherwise asyncio reports that nobody has looked at it
         if silent:
             raise UnavailableError(
                 f"the request is not here, and {silent} of {len(peers) or 'the'} other replicas did not answer within "

@@ -225,7 +225,7 @@ def accepted_media_type(accept: str, offered: tuple[str, ...] = MEDIA_TYPES, wha
 
     An empty header accepts all. Raises NotAcceptableError, which says that `what` can be none of the accepted types.
     """
-    ranges = dict(_media_range(part) for part in (accept or "*/*").split(","))
+    ranges = dict(weighted(part) for part in (accept or "*/*").split(","))
 
     def weight(media_type: str) -> float:
         return ranges.get(media_type, ranges.get(f"{media_type.partition('/')[0]}/*", ranges.get("*/*", 0.0)))
@@ -238,14 +238,14 @@ def accepted_media_type(accept: str, offered: tuple[str, ...] = MEDIA_TYPES, wha
     return best
 
 
-def _media_range(text: str) -> tuple[str, float]:
-    """One part of an `Accept` header: the range, and its weight `q`."""
-    media_range, *parameters = (part.strip().lower() for part in text.split(";"))
+def weighted(text: str) -> tuple[str, float]:
+    """One part of an `Accept` or `Accept-Encoding` header: the value, and its weight `q` (RFC 9110, section 12.4.2)."""
+    value, *parameters = (part.strip().lower() for part in text.split(";"))
     try:
         weight = next((float(value[2:]) for value in parameters if value.startswith("q=")), 1.0)
     except ValueError:
         weight = 0.0
-    return media_range, weight
+    return value, weight
 
 
 @router.get("/v1/models", responses=answers(ModelsBody, "The models."), tags=["models"])

@@ -8,6 +8,7 @@ holds without using them go to newcomers.
 import asyncio
 import math
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -92,17 +93,23 @@ class Peer(asyncio.Protocol, ABC):
 class _Network:
     """What the connections of one address hold, or of one /64 network of IPv6 addresses (see `network_of`)."""
 
+    allowance: Allowance
     peers: dict[Peer, None] = field(default_factory=dict)
     held_bytes: int = 0
-    allowance: Allowance = field(default_factory=lambda: Allowance(ADDRESS_RATE, ADDRESS_BURST))
 
 
 class Peers:
     """All connections. Each reports here what it holds."""
 
+    LEFT = 10_000
+    """The number of addresses without connections whose allowances are remembered."""
+
     def __init__(self, limits: PeerLimits) -> None:
         self._limits = limits
         self._networks: dict[str, _Network] = {}
+        self._left: OrderedDict[str, Allowance] = OrderedDict()
+        """The allowances of addresses without connections, those that left last at the end. A client that opens one
+        connection after the other has the allowance of one address."""
         self._count = 0
         self.held_bytes = 0
 
@@ -113,7 +120,7 @@ class Peers:
         """Count a connection. Returns the error to close it with if no other connection can give way to it, else
         None."""
         limits = self._limits
-        held = self._networks.setdefault(peer.network, _Network())
+        held = self._network(peer.network)
         held.peers[peer] = None
         self._count += 1
         if len(held.peers) > limits.connections_per_address and not self._make_room(held, peer):
@@ -141,13 +148,23 @@ class Peers:
         self._count -= 1
         if not held.peers:
             del self._networks[peer.network]
+            self._left[peer.network] = held.allowance
+            if len(self._left) > self.LEFT:
+                self._left.popitem(last=False)
 
     def replace(self, old: Peer, new: Peer) -> None:
         """Count the connection as `new` instead of `old`, because its protocol changed from HTTP to WebSocket."""
         new.address = old.address
         self.remove(old)
-        self._networks.setdefault(new.network, _Network()).peers[new] = None
+        self._network(new.network).peers[new] = None
         self._count += 1
+
+    def _network(self, name: str) -> _Network:
+        """What the connections of an address hold, also if it has none yet."""
+        if name not in self._networks:
+            left = self._left.pop(name) if name in self._left else Allowance(ADDRESS_RATE, ADDRESS_BURST)
+            self._networks[name] = _Network(left)
+        return self._networks[name]
 
     def allows(self, peer: Peer, now_s: float) -> bool:
         """Whether `peer` may take a step now; if not, it has to wait for its turn."""

@@ -26,6 +26,9 @@ from server.requests.record import RequestRecord
 
 logger = logging.getLogger("anytime.registry")
 
+UNANSWERED = {Stop.REJECTED, Stop.INVALID, Stop.DISCONNECTED}
+"""Requests that end so get no answer that could be late."""
+
 
 class RequestRegistry:
     """The records of the open requests, and of the last `history` that ended.
@@ -182,7 +185,7 @@ class RequestRegistry:
             metrics.refusals.labels(model, record.code).inc()
         if record.options.deadline_ms is not None:
             metrics.asked_deadline.labels(model).observe(record.options.deadline_ms / 1000)
-        if math.isfinite(record.deadline_s) and record.stop is not Stop.INVALID:
+        if math.isfinite(record.deadline_s) and record.stop not in UNANSWERED:
             metrics.overrun.labels(model).observe(max(0.0, now_s - record.deadline_s))
         if record.owner is not None and record.stop is not Stop.INVALID:  # invalid ones displace none
             self._ended.add(record.caller.network, (record.owner, record.id), record)

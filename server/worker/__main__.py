@@ -114,7 +114,10 @@ def step_back() -> None:
     tasks = Path("/proc/self/task")
     threads = [int(task.name) for task in tasks.iterdir()] if tasks.is_dir() else [0]  # elsewhere: the whole process
     for thread in threads:
-        os.setpriority(os.PRIO_PROCESS, thread, NICE)
+        with suppress(ProcessLookupError):  # the thread has ended meanwhile
+            niceness = os.getpriority(os.PRIO_PROCESS, thread)
+            if niceness < NICE:  # only root may raise a priority
+                os.setpriority(os.PRIO_PROCESS, thread, NICE)
 
 
 if __name__ == "__main__":

@@ -179,11 +179,13 @@ def _timed(timer: Timer, progress: LoadingProgress, name: str, model: AnytimeMod
 
 def failure(error: Exception, doing: str, *, served: bool) -> Unloadable | Broken | None:
     """What to tell the front end if loading fails while the worker is `doing` something. None if the models were
-    `served` before: what is missing now, for example memory, may be there for the next worker."""
-    if isinstance(error, ValueError | OSError):
+    `served` before and are still there: what is missing now, for example memory, may be there for the next worker."""
+    if isinstance(error, ValueError | FileNotFoundError | PermissionError):
+        return Unloadable(str(error))
+    if isinstance(error, OSError) and not served:
         return Unloadable(str(error))
     logger.error("loading failed while %s", doing, exc_info=error)
-    reason = (str(error) or "no reason was given").splitlines()[0]
+    reason = first_line(error)
     if isinstance(error, torch.AcceleratorError):  # a device that has failed does not work any more in this process
         return Broken(reason)
     if served:
@@ -191,6 +193,11 @@ def failure(error: Exception, doing: str, *, served: bool) -> Unloadable | Broke
     return Unloadable(
         f"{type(error).__name__} while {doing}: {reason}; mend the model, or take it out of the folder of models"
     )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the hints and traces that libraries add in further lines."""
+    return (str(error) or "no reason was given").splitlines()[0]
 
 
 def load_quality(directory: Path, precision: Precision = "fp32") -> Quality | None:

@@ -31,7 +31,7 @@ from server.engine.messages import (
 from server.scheduling.jobs import ScheduledJob
 from server.scheduling.scheduler import Scheduler
 from server.worker.batches import NO_MEMORY
-from server.worker.loading import Loaded
+from server.worker.loading import Loaded, first_line
 
 logger = logging.getLogger("anytime.worker")
 
@@ -175,7 +175,7 @@ class Worker:
         try:
             work()
         except torch.AcceleratorError as error:  # a device that has failed once does not work any more
-            self._queue(Broken(str(error).splitlines()[0]))
+            self._queue(Broken(first_line(error)))
             self._send()
             raise
         except Exception as error:  # the boundary: an image that a model fails on ends its job, not the worker

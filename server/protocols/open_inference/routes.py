@@ -19,7 +19,7 @@ from server.catalog import ServedModel
 from server.engine.job import Job
 from server.errors import InvalidError, TooLargeError
 from server.protocols.bodies import REFUSED, LiveBody, answers
-from server.protocols.http import hang_up_cancels, opened, read_request
+from server.protocols.http import hang_up_cancels, opened, read_request, weighted
 from server.protocols.maps import further_map, label_map
 from server.protocols.open_inference.bodies import (
     ConfigurationBody,
@@ -33,7 +33,7 @@ from server.protocols.open_inference.bodies import (
 from server.protocols.open_inference.models import EXTENSIONS, configuration, metadata, statistics
 from server.protocols.open_inference.requests import VERSION, InferRequest, check_version, parse_request
 from server.protocols.open_inference.tensors import OutputTensor, write_body
-from server.protocols.options import parse_headers
+from server.protocols.options import TIMEOUT_HEADER, parse_headers
 from server.protocols.replies import milliseconds, reply
 from server.protocols.values import shown
 from server.requests.record import RequestRecord
@@ -43,6 +43,8 @@ from server.requests.service import Service
 router = APIRouter(prefix="/v2", tags=["open inference protocol"], responses=REFUSED)
 
 JSON_LENGTH = "Inference-Header-Content-Length"
+SHORT_BYTES, SHORT_JSON_BYTES = 1 << 20, 1 << 12
+"""A request of no more bytes, of which no more are JSON, is parsed on the event loop."""
 _PARSER = ThreadPoolExecutor(1, "parse")
 """Requests are parsed one at a time: nothing else runs while the JSON of one is."""
 WINDOW_BITS = {"gzip": 31, "deflate": 15}
@@ -159,14 +161,18 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
         check_version(version)
         model = service.catalog.get(name)
         service.check_caller(record)
-        timeout_s = parse_headers(headers).timeout_s
+        timeout_s = parse_headers(headers, headers.getlist(TIMEOUT_HEADER)).timeout_s
         longest_s, limit = service.settings.max_deadline_ms / 1000, service.settings.max_body_bytes
         record.move_deadline(record.arrived_s + min(longest_s, timeout_s or longest_s))  # the body may ask for less
         async with record.preparing():
             coded = await read_request(request, limit)
         with hang_up_cancels(request, service, record):
-            loop = asyncio.get_running_loop()
-            asked = await loop.run_in_executor(_PARSER, _parse, coded, headers, model, limit)
+            parse = partial(_parse, coded, headers, model, limit)
+            if _is_short(coded, headers):
+                asked = parse()
+            else:
+                async with record.preparing():  # the parser may be busy with other requests
+                    asked = await asyncio.get_running_loop().run_in_executor(_PARSER, parse)
             record.options = asked.options
             content_encoding = _content_encoding(headers.get("accept-encoding", ""))
             tensors = "v2 binary" if all(asked.outputs.values()) else "v2 json"
@@ -180,6 +186,15 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
                 return asked.file
 
             return await service.predict(record, read, partial(_answer, asked, content_encoding))
+
+
+def _is_short(coded: bytes, headers: Mapping[str, str]) -> bool:
+    """Whether a request is parsed within a fraction of a millisecond, so that it need not wait for the parser."""
+    if len(coded) > SHORT_BYTES or headers.get("content-encoding", "identity") != "identity":
+        return False
+    length = headers.get(JSON_LENGTH.lower(), "")
+    json_bytes = int(length) if length.isdecimal() and len(length) < 8 else len(coded)
+    return json_bytes <= SHORT_JSON_BYTES
 
 
 def _parse(coded: bytes, headers: Mapping[str, str], model: ServedModel, limit_bytes: int) -> InferRequest:
@@ -207,8 +222,9 @@ def _decompressed(body: bytes, encoding: str, limit_bytes: int) -> bytes:
 
 
 def _content_encoding(accepted: str) -> str | None:
-    """How the answer is compressed, by the header `Accept-Encoding`; None: not at all."""
-    return next((name for name in WINDOW_BITS if name in accepted), None)
+    """How the answer is compressed, by the header `Accept-Encoding` (RFC 9110, section 12.5.3); None: not at all."""
+    weights = dict(weighted(part) for part in accepted.split(","))
+    return next((name for name in WINDOW_BITS if weights.get(name, 0.0) > 0), None)
 
 
 def _answer(asked: InferRequest, content_encoding: str | None, record: RequestRecord, job: Job) -> Response:
