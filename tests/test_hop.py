@@ -104,3 +104,42 @@ def test_a_replica_that_is_gone_has_nothing_and_one_that_is_silent_may_have_it()
 def test_a_name_is_all_its_addresses() -> None:
     assert ("127.0.0.1", 80) in named_peers(("localhost", 80))()
     assert named_peers(None)() == ()
+
+
+def test_only_so_many_look_ups_wait_for_other_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.protocols.hop.MOST_LOOK_UPS", 1)
+
+    async def check() -> None:
+        hop = Hop(lambda: [])
+        for _ in range(2):
+            first, second = await asyncio.gather(
+                *(hop.ask("GET", "a", {}, "192.0.2.7") for _ in range(2)), return_exceptions=True
+            )
+            assert first is None and isinstance(second, UnavailableError) and "which is the limit" in str(second)
+        hop.close()
+
+    asyncio.run(check())
+
+
+def test_replicas_that_are_not_needed_any_more_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One replica is asked after the other here. The first has the request, so all but the next leave the queue."""
+    asked, answered = [], threading.Event()
+
+    def ask_one(peer: Address, *_: object) -> PeerReply:
+        asked.append(peer[1])
+        if peer[1]:
+            answered.wait(live.PATIENCE_S)
+        return PeerReply(404 if peer[1] else 200, b"{}")
+
+    async def check() -> None:
+        hop = Hop(lambda: [("a", number) for number in range(50)])
+        hop._threads._max_workers = 1
+        assert await hop.ask("GET", "a", {}, "192.0.2.7") == PeerReply(200, b"{}")
+        for _ in range(3):  # the event loop takes them from the queue
+            await asyncio.sleep(0)
+        answered.set()
+        hop._threads.shutdown()
+        assert asked in ([0], [0, 1])
+
+    monkeypatch.setattr("server.protocols.hop._ask", ask_one)
+    asyncio.run(check())

@@ -101,12 +101,10 @@ class Served:
             self._scheduler.ran(scheduled, seconds, now_s, finished=False)
             return
         profile, index = request.profile, job.exit - 1
-        shown: dict[Predictor, float] = {
+        shown: dict[Predictor, float] = {  # what a worker shows, see `Loaded.shown`
             "active_share": profile.active_share[index],
             "confidence": profile.confidence[index],
         }
-        if index:
-            shown["change"] = profile.change[index]
         stage_s, active_share = scheduled.stage_s + seconds, scheduled.active_share
         self._scheduler.ran(scheduled, seconds, now_s, active_share=shown["active_share"], shown=shown)
         self._backlog.costs.observe(scheduled.spec.model, request.shape, job.exit, stage_s, active_share)
