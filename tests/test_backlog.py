@@ -137,7 +137,7 @@ def under_load(batch: int, *, cancelled: bool = False, disturbed: bool = False) 
         for key in range(first, first + batch):
             if cancelled and key == first + batch - 1:
                 backlog.remove(key, now_s)
-            backlog.reached(key, 1, now_s, more=first + batch - 1 - key)
+            backlog.reached(key, 1, now_s, batch_left=first + batch - 1 - key)
             backlog.remove(key, now_s)
     return backlog
 
@@ -185,7 +185,7 @@ def test_a_batch_that_leaves_nothing_to_do_was_not_alone() -> None:
     backlog.reached(0, 1, STAGE_S)  # which began when nothing was owed, so it tells nothing
     assert backlog._pace.factor(STAGE_S) == pytest.approx(Pace.FIRST)
     for key in (1, 2):
-        backlog.reached(key, 1, 9 * STAGE_S, more=2 - key)
+        backlog.reached(key, 1, 9 * STAGE_S, batch_left=2 - key)
     assert backlog._pace.factor(9 * STAGE_S) > Pace.FIRST + 0.1
 
 

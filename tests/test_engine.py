@@ -507,13 +507,15 @@ def test_a_stage_that_was_cut_is_learnt_from(run: Any) -> None:
 
 def test_the_backlog_hears_how_many_more_exits_a_step_has_brought(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, ...]] = []
-    monkeypatch.setattr(Backlog, "reached", lambda backlog, key, exit_index, now_s, more: told.append((key, more)))
+    monkeypatch.setattr(
+        Backlog, "reached", lambda backlog, key, exit_index, now_s, batch_left: told.append((key, batch_left))
+    )
 
     async def check(harness: Harness) -> None:
         jobs = [harness.submit(), harness.submit()]
         specs = [harness.workers[0].hear_job() for _ in jobs]
         for spec, more in zip(specs, (1, 0), strict=True):
-            harness.workers[0].say(Exited(spec.key, 1, 0.5, 10, 0.2, 0.0, 0.2, more=more))
+            harness.workers[0].say(Exited(spec.key, 1, 0.5, 10, 0.2, 0.0, 0.2, batch_left=more))
         await until(lambda: all(job.exits for job in jobs))
         assert told == [(specs[0].key, 1), (specs[1].key, 0)]
 

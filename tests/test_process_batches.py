@@ -98,7 +98,7 @@ def test_each_job_is_charged_an_equal_part_and_its_own_map() -> None:
     assert [job.used_s for job in jobs] == pytest.approx([0.025, 0.015])
     told = by_hand.exits(2)
     assert [event.stage_s for event in told] == pytest.approx([0.035, 0.035])
-    assert [event.more for event in told] == [1, 0]
+    assert [event.batch_left for event in told] == [1, 0]
     assert [event.started_s for event in told] == [0.0, 0.0]
     assert [event.finished_s for event in told] == pytest.approx([0.05, 0.07])
     assert by_hand.costs.typical_s("fake", SHAPE, 1) == pytest.approx(0.035)
@@ -133,7 +133,7 @@ def test_a_map_that_is_not_wanted_any_more_is_not_waited_for() -> None:
     by_hand.turn(2)
     by_hand.connection.send(Cancel(3))
     told = by_hand.exits(3)
-    assert [(event.key, event.exit, event.more) for event in told] == [(1, 1, 2), (2, 1, 1), (4, 1, 0)]
+    assert [(event.key, event.exit, event.batch_left) for event in told] == [(1, 1, 2), (2, 1, 1), (4, 1, 0)]
 
 
 def test_a_batch_that_pauses_goes_on_as_it_is() -> None:
@@ -237,7 +237,7 @@ def test_a_map_that_fails_ends_its_job_only(monkeypatch: pytest.MonkeyPatch) -> 
         (1, Stop.ERROR),
         (2, Stop.COMPLETE),
     ]
-    assert next(event.more for event in told if isinstance(event, Exited)) == 0
+    assert next(event.batch_left for event in told if isinstance(event, Exited)) == 0
 
 
 def test_a_device_that_fails_with_a_batch_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,8 @@ _SIZES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _START_OF_SCAN = 0xDA
 _SEGMENTS = frozenset({*range(0xC0, 0xFF)} - {*range(0xD0, 0xDA)})
-"""The markers of JPEG segments that have a length. A decoder finds others between segments, where they hide what
-follows them from whoever takes them for segments."""
+"""The markers of JPEG segments that have a length. At any other marker the search for the size stops: it would take
+what follows for a segment, and a file could hide its true size there."""
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,7 @@ class Engine:
         if typical_s:
             self._metrics.cost_ratio.labels(model, exited.exit).observe(stage_s / typical_s)
         job.computed, job.active_share = exited.exit, exited.active_share
-        job.place.backlog.reached(job.spec.key, exited.exit, exited.finished_s, exited.more)
+        job.place.backlog.reached(job.spec.key, exited.exit, exited.finished_s, exited.batch_left)
 
     def _ended(self, job: Job, ended: Ended) -> None:
         job.with_worker = False

@@ -88,8 +88,8 @@ class MoveDeadline:
 
 @dataclass(frozen=True)
 class TrafficCap:
-    """While the traffic is as it is, go no deeper than `max_exit` with any job, but for exits that a client insists on;
-    None: as deep as each may."""
+    """End every job at `max_exit`, except for the exits that its request requires (`required`, `min_exit`). None ends
+    none."""
 
     max_exit: int | None
     key: ClassVar[int] = 0
@@ -208,7 +208,7 @@ class Exited:
     `stage_s`: device time since the exit before, rendering included; of a batch's time, an equal part.
     `started_s`, `finished_s`: when the job's first step began, and when this exit's map was on the host.
     `changed`: whether its map may differ from that of the exit before. `final`: whether no later exit will differ.
-    `more`: how many other jobs have come to an exit by the same step, and have no map yet.
+    `batch_left`: how many jobs of its batch have come to the same exit, and have no map yet.
     """
 
     key: int
@@ -220,7 +220,7 @@ class Exited:
     finished_s: float
     changed: bool = True
     final: bool = False
-    more: int = 0
+    batch_left: int = 0
 
 
 @dataclass(frozen=True)

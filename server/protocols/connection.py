@@ -234,10 +234,10 @@ class HttpProtocol(Peer, HttpToolsProtocol):
         if self._message.complete and self.cycle.response_complete:
             self._next()
 
-    def _end(self, untold: bool) -> None:
-        """Close the connection after its last response. If the client is still sending a body, linger first. `untold`:
-        the client sent `Expect: 100-continue`, and got no 100."""
-        if self._message.complete or (untold and not self._message.body_bytes) or not self.cycle.response_complete:
+    def _end(self, awaits_100: bool) -> None:
+        """Close the connection after its last response. If the client is still sending a body, linger first.
+        `awaits_100`: the client sent `Expect: 100-continue`, and got no 100."""
+        if self._message.complete or (awaits_100 and not self._message.body_bytes) or not self.cycle.response_complete:
             self.transport.close()
         else:
             self.linger(time.monotonic())

@@ -23,7 +23,7 @@ class HeldHead:
 
     A response is the last one of its connection if the client or the server wants that, or if the client sent `Expect:
     100-continue` and never got the 100: whether its body still comes is then unknown. After the last response, `end` is
-    called; its argument says whether the client never got the 100 that it waits for.
+    called; its argument says whether the client still waits for a 100.
     """
 
     def __init__(
@@ -33,16 +33,16 @@ class HeldHead:
         self._transport = cycle.transport
         self._loop = loop
         self._end = end
-        self._untold = cycle.waiting_for_100_continue
+        self._awaits_100 = cycle.waiting_for_100_continue
         self._head: bytes | None = None
         self._begun = False
 
     def write(self, data: bytes) -> None:
         if data == CONTINUE:
             self._transport.write(data)
-            self._untold = False
+            self._awaits_100 = False
         elif not self._begun:
-            if self._untold and self._cycle.keep_alive:
+            if self._awaits_100 and self._cycle.keep_alive:
                 self._cycle.keep_alive = False
                 data = data.removesuffix(b"\r\n") + b"connection: close\r\n\r\n"
             self._begun, self._head = True, data
@@ -56,7 +56,7 @@ class HeldHead:
 
     def close(self) -> None:
         self._flush()
-        self._end(self._untold)
+        self._end(self._awaits_100)
 
     def _flush(self) -> None:
         """Write the head if it has not been written."""

@@ -57,7 +57,7 @@ class RequestRecord:
     `region`: the part of the image to compute and to answer, once the image is there; None: all of it.
     `place`: the right to a worker, once the request is admitted. `job`: the computation, once there is one.
     `given_up`: why the client no longer wants the answer (cancelled or disconnected); None while it does.
-    `let_in`: the checks of its caller have passed.
+    `caller_checked`: see `Service.check_caller`, which has passed.
     `seated`: it counts as one of the at most `--max-open` open requests.
     `stop`, `exit`, `elapsed_s`: how the request ended, its deepest exit, and after how long. `code`: that of its error.
     """
@@ -85,7 +85,7 @@ class RequestRecord:
     place: Place | None = None
     job: Job | None = None
     given_up: Stop | None = None
-    let_in: bool = False
+    caller_checked: bool = False
     seated: bool = False
     stop: Stop | None = None
     exit: int = 0

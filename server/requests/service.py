@@ -135,12 +135,12 @@ class Service:
         no requests now. Protocols whose options come with the image call this before they read the image."""
         self.limit.check(record.caller.network)
         self.engine.check_open()
-        record.let_in = True
+        record.caller_checked = True
 
     def _check(self, record: RequestRecord, model: ServedModel) -> None:
         """Check what can be checked before the image is read, and set the budget. Raises ServerError, also if the
         request would get no place now."""
-        if not record.let_in:
+        if not record.caller_checked:
             self.check_caller(record)
         if self.keys is not None and record.caller.key is not None:
             asked = record.options.priority if "priority" in record.options.model_fields_set else None

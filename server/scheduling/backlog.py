@@ -5,6 +5,7 @@ import math
 import sys
 from bisect import insort
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from server.requests.budget import GRACE_S
 from server.scheduling.costs import CostModel
@@ -14,12 +15,22 @@ from server.scheduling.reservation import TrunkReservation
 from server.scheduling.scheduler import SLICE_S
 
 
+class _Work(NamedTuple):
+    """A part of the work of a request, for which the worker needs `usual_s` seconds at the usual pace. The worker does
+    the parts in the order of these tuples: first exits (rank 0) before further ones (rank 1), see `Scheduler`."""
+
+    rank: int
+    deadline_s: float
+    key: int
+    usual_s: float
+
+
 class _Owed:
     """A request that was admitted and has not ended, or is about to be.
 
     `arrived`: its image is with the worker. `work`: what it still requires, `usual_s` seconds at the usual pace from
-    its latest exit on. `done_s`: seconds of that which the worker has probably computed. `disturbed`: it is not known
-    from when on, because it took the turn of another one, or of slack, or lost its own. `promised`: it was admitted
+    its latest exit on. `done_s`: seconds of that which the worker has probably computed. `disturbed`: the worker ran
+    other work in between, so it is unknown how long the present stage took. `promised`: it was admitted
     because its required exit was expected in time. `counted_s`: what its admission counts against its client.
     """
 
@@ -42,7 +53,7 @@ class _Owed:
             parts[0] = ahead_s[1]
         if self.exit < required and required > 1:
             parts[1] = ahead_s[-1] - parts.get(0, 0.0)
-        self.work = tuple((rank, expected.deadline_s, self.key, part_s) for rank, part_s in parts.items())
+        self.work = tuple(_Work(rank, expected.deadline_s, self.key, part_s) for rank, part_s in parts.items())
         self.usual_s = sum(parts.values())
 
 
@@ -56,9 +67,6 @@ class _Reached:
     disturbed: bool
 
 
-_Work = tuple[int, float, int, float]
-"""A part of the work of a request: rank, deadline, key of the request, usual seconds. The worker does the parts in the
-order of these tuples, see `Scheduler`."""
 _NEWCOMER = sys.maxsize
 """The key of a request that is not admitted yet: it comes after others of the same deadline."""
 
@@ -87,7 +95,7 @@ class Backlog:
         self._owed: dict[int, _Owed] = {}
         self._work: list[_Work] = []  # in order
         self._batch: list[_Reached] = []  # of the exits of one step, those that were told
-        self._since_s = 0.0  # until when `done_s` is counted
+        self._counted_until_s = 0.0
         self._reservation = TrunkReservation()
 
     def __len__(self) -> int:
@@ -97,7 +105,7 @@ class Backlog:
         """A request was admitted. Its image may still be on the way."""
         owed = self._owed[key] = _Owed(key, expected, self.costs)
         self._preparing_s[key] = expected.delays_s
-        self._reckon(owed)
+        self._reestimate(owed)
         owed.promised = self._alone_s(owed) <= expected.deadline_s - now_s
         owed.counted_s = self._reservation.admitted(expected.client, self._alone_s(owed), now_s)
 
@@ -107,7 +115,7 @@ class Backlog:
             before = self._count_done(now_s)
             owed.expected, owed.arrived = expected, True
             self._preparing_s.pop(key, None)
-            self._reckon(owed)
+            self._reestimate(owed)
             if self._running() is not before:
                 owed.disturbed = True
                 if before:
@@ -119,24 +127,24 @@ class Backlog:
             self._count_done(now_s)
             owed.promised = owed.promised and deadline_s >= owed.expected.deadline_s  # nothing sooner was promised
             owed.expected = replace(owed.expected, deadline_s=deadline_s)
-            self._reckon(owed)
+            self._reestimate(owed)
 
-    def reached(self, key: int, exit_index: int, now_s: float, more: int = 0) -> None:
-        """A request has reached an exit, at `now_s`. `more`: how many others are still to reach an exit by the same
-        step."""
+    def reached(self, key: int, exit_index: int, now_s: float, batch_left: int = 0) -> None:
+        """A request has reached an exit, at `now_s`. `batch_left`: how many jobs of its batch have not told theirs
+        yet."""
         if owed := self._owed.get(key):
             running = self._count_done(now_s)
             if running and running is not owed:  # under a light load, further exits may come before first ones
                 running.done_s, running.disturbed, owed.disturbed = 0.0, True, True
             required_s, owed.exit = owed.usual_s, exit_index
-            self._reckon(owed)
+            self._reestimate(owed)
             typical_s = self._loaded_slow_down * (required_s - owed.usual_s)
             self._batch.append(_Reached(typical_s, owed.done_s, owed.disturbed))
             owed.done_s, owed.disturbed = 0.0, False
             if owed.promised and not owed.work:
                 owed.promised = False
                 self._pace.promised(kept=now_s <= owed.expected.deadline_s)
-        if not more:
+        if not batch_left:
             self._learn_pace(now_s)
 
     def remove(self, key: int, now_s: float) -> None:
@@ -213,9 +221,8 @@ class Backlog:
         for work in newcomer.work:
             insort(in_order, work)
         for stages, work in enumerate(in_order, 1):
-            _, deadline_s, key, usual_s = work
-            owed = self._owed.get(key, newcomer)
-            seconds = factor * usual_s
+            owed = self._owed.get(work.key, newcomer)
+            seconds = factor * work.usual_s
             if owed is newcomer:
                 ready_s = max(passed_s, wait_s, owed.expected.prepare_s) + seconds
                 ready_s += min(images_s, passed_s + seconds) + noise_s * math.sqrt(stages)
@@ -226,7 +233,7 @@ class Backlog:
                 seconds = seconds - owed.done_s if seconds > owed.done_s else 0.0
             if owed is running:
                 wait_s = 0.0
-            left_s = deadline_s - now_s
+            left_s = work.deadline_s - now_s
             until_s = left_s + GRACE_S
             if until_s > 0:
                 passed_s += seconds if seconds < until_s else until_s
@@ -253,19 +260,20 @@ class Backlog:
 
     # --- bookkeeping ---
 
-    def _reckon(self, owed: _Owed) -> None:
-        """Estimate anew what a request requires, and put it in its place."""
+    def _reestimate(self, owed: _Owed) -> None:
+        """Estimate again what a request still requires, and insert that into the ordered work of the worker."""
         self._drop(owed)
         owed.estimate(self.costs)
         for work in owed.work:
             insort(self._work, work)
 
     def _drop(self, owed: _Owed) -> None:
-        self._work = [work for work in self._work if work[2] != owed.key]
+        self._work = [work for work in self._work if work.key != owed.key]
 
     def _running(self) -> _Owed | None:
-        """The request on whose required exit the worker computes."""
-        return next((owed for _, _, key, _ in self._work if (owed := self._owed[key]).arrived), None)
+        """The request on whose required exit the worker presumably computes: of those whose images it has, the most
+        urgent one."""
+        return next((owed for work in self._work if (owed := self._owed[work.key]).arrived), None)
 
     def _learn_pace(self, now_s: float) -> None:
         """Learn from the exits of one batch. Their times are added up, because the first exit seems to have taken the
@@ -282,6 +290,6 @@ class Backlog:
         """Count what the worker has computed meanwhile, and return for whom."""
         running = self._running()
         if running:
-            running.done_s += max(0.0, now_s - self._since_s)
-        self._since_s = max(self._since_s, now_s)
+            running.done_s += max(0.0, now_s - self._counted_until_s)
+        self._counted_until_s = max(self._counted_until_s, now_s)
         return running

@@ -97,7 +97,8 @@ class CostModel:
     MARGIN_FIRST = 1.25
     """The ratio that is assumed until stages have shown another one."""
     SPARE_S = 0.003
-    """Added to every safe estimate; what a stage is late by less counts as typical."""
+    """A reserve, in seconds, that is added to every safe estimate. It is subtracted from the seconds of a stage before
+    the margin is learnt."""
     RECENT = 9
     """The slow-down is the median of so many stages, so that a single hiccup does not count."""
     NOISE = 0.05

@@ -141,8 +141,8 @@ class ScheduledJob:
         )
 
     def next_exit(self, costs: CostModel) -> tuple[float, float]:
-        """Seconds until the next exit by the safe estimate, but for `SPARE_S`, and the time at which it must be there
-        lest it or the required exit is late."""
+        """The safe seconds until the next exit, without `SPARE_S`, and the time by which it must be there so that the
+        required exit is still in time."""
         safe = costs.slow_down * costs.margin(self.spec.model)
         stage_s = safe * self.ahead_s[1]
         further_s = safe * self.ahead_s[max(1, self.spec.required - self.exit)] - stage_s

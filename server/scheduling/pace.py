@@ -4,9 +4,9 @@ import math
 
 
 class Pace:
-    """What required stages take from one to the next, compared with their typical seconds.
+    """The ratio of the time from one required exit to the next to the typical seconds of the stage between them.
 
-    They take longer: the front end needs the cores, too, for images and answers, and the worker hears and tells between
+    It is above 1: the front end needs the cores, too, for images and answers, and the worker hears and tells between
     two stages. Over many stages the mean counts, which hiccups raise and a median does not see. What `n` stages take
     exceeds `n` times the mean by a deviation that grows with the root of `n`. The stages of the latest second count
     most. When load sets in after a pause, no stage is so recent, and the pace of earlier load counts.
@@ -58,7 +58,7 @@ class Pace:
         return self._deviations * max(self.FIRST_DEVIATION_S, deviation_s)
 
     def add(self, typical_s: float, took_s: float, now_s: float, stages: int = 1) -> None:
-        """Stages that were computed together and typically take `typical_s` in all were there after `took_s`."""
+        """Learn from a batch of `stages` stages: they typically take `typical_s` in all, and took `took_s`."""
         if typical_s <= 0:
             return
         ratio = min(took_s / typical_s, self.OUTLIER)

@@ -25,7 +25,8 @@ class TrunkReservation:
     """Demand divided by capacity: the seconds of computation that clients ask for in a second. Up to the first value,
     no client must leave room for others. From the second value on, the rule above applies in full."""
     KEEP_BUSY = 1.25
-    """Below this factor a request could only be admitted after the one before it is done, and the device would idle."""
+    """A client is always left this many times the time that its request takes alone. With less, only a worker without
+    other work could take the request, and the device would idle between two requests."""
 
     def __init__(self) -> None:
         self._had = RecentSeconds(self.HAD_HALF_LIFE_S)

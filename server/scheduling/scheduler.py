@@ -98,10 +98,12 @@ class Scheduler:
     def ended(self, now_s: float) -> list[Finished]:
         """Remove and return the jobs for which nothing more is to be done.
 
-        A job whose required exit would be late is given up only if others would be in time, and one that is late only
-        if others are not; others that end within a slice do not count. Otherwise the attempt delays no other, and it
-        teaches what the exit takes. A further exit that would be late by the safe estimate is given up, unless the
-        earliest deadline decides alone and the exit would be in time by the typical estimate.
+        - Jobs that have their last exit end.
+        - A job whose required exit would be late is given up if another job would be in time. Otherwise the attempt
+          delays no other job, and it teaches what the exit takes. Jobs that end within a slice do not count.
+        - A job whose deadline has passed is given up if the deadline of another job has not passed.
+        - A further exit that would be late by the safe estimate is given up, unless the earliest deadline decides alone
+          and the exit would be in time by the typical estimate.
         """
         found: list[Finished] = []
         given_up: list[ScheduledJob] = []
@@ -136,7 +138,7 @@ class Scheduler:
 
     def next(self, now_s: float) -> ScheduledJob | None:
         """The job whose next step should run; None if there is none. Call `ended` first."""
-        return min(self._equals(now_s), key=by_deadline, default=None)
+        return min(self._candidates(now_s), key=by_deadline, default=None)
 
     def companions(self, job: ScheduledJob, max_batch: int, now_s: float) -> list[ScheduledJob]:
         """The jobs whose next step is computed in one batch with that of `job`, which `next` has chosen. The batch has
@@ -152,7 +154,7 @@ class Scheduler:
         found: list[ScheduledJob] = []
         batch_s, due_s = job.next_exit(self.costs)
         passed_s = 0.0
-        for other in sorted(self._equals(now_s), key=by_deadline):
+        for other in sorted(self._candidates(now_s), key=by_deadline):
             if other is job:
                 continue
             other_s, other_due_s = other.next_exit(self.costs)
@@ -237,8 +239,8 @@ class Scheduler:
             self.costs.observe_cut(job.spec.model, job.shape, job.exit + 1, job.stage_s, job.active_share)
         return job
 
-    def _equals(self, now_s: float) -> list[ScheduledJob]:
-        """The jobs between which only the deadline decides.
+    def _candidates(self, now_s: float) -> list[ScheduledJob]:
+        """The most urgent jobs: of these, the one with the earliest deadline runs next.
 
         If the earliest deadline decides alone (see `_deadlines_decide`), these are the jobs that have only a
         map left to render, so that no job of a batch waits for the next stage of another one; if there are none, these

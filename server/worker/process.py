@@ -248,10 +248,10 @@ class Worker:
             good_enough=enough,
             final=done.final,
         )
-        more = len(self._left(running.together)) - 1
+        batch_left = len(self._left(running.together)) - 1
         running.rendering, running.together = None, ()
         times = stage_s, running.started_s, now_s
-        return Exited(spec.key, done.index, done.active_share, done.macs, *times, done.changed, done.final, more)
+        return Exited(spec.key, done.index, done.active_share, done.macs, *times, done.changed, done.final, batch_left)
 
     def _rendering(self, model: AnytimeModel, state: State, spec: JobSpec) -> Iterator[ExitMap | None]:
         block, index, layout = self._memory[spec.offset :], state.latest().index, spec.layout
