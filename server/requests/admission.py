@@ -4,6 +4,7 @@ import time
 from collections import OrderedDict
 
 from models.imaging.geometry import Box, check_box
+from server.access.bucket import Bucket
 from server.catalog import ServedModel
 from server.errors import InvalidError, NoExitError, TooManyRequestsError
 from server.protocols.options import RequestOptions
@@ -19,36 +20,33 @@ class ClientLimit:
     def __init__(self, rate: float, burst: int) -> None:
         self._rate = rate
         self._burst = burst
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and the time of that count
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
     def check(self, client: str, now_s: float | None = None) -> None:
         """Take a token. Raises TooManyRequestsError when there is none."""
         if not self._rate:
             return
         now_s = time.monotonic() if now_s is None else now_s
-        tokens = self._tokens(client, now_s)
-        self._buckets.pop(client, None)
-        self._buckets[client] = (tokens - 1 if tokens >= 1 else tokens, now_s)
-        while len(self._buckets) > self.CLIENTS:
-            self._buckets.popitem(last=False)
-        self._refuse_without(tokens, client)
+        if client not in self._buckets:
+            self._buckets[client] = Bucket(self._rate, self._burst, now_s)
+            if len(self._buckets) > self.CLIENTS:
+                self._buckets.popitem(last=False)
+        self._buckets.move_to_end(client)
+        self.check_token(client, now_s)
+        self._buckets[client].take(1, now_s)
 
     def check_token(self, client: str, now_s: float | None = None) -> None:
         """Raises TooManyRequestsError if `check` would now."""
-        if self._rate:
-            self._refuse_without(self._tokens(client, time.monotonic() if now_s is None else now_s), client)
-
-    def _refuse_without(self, tokens: float, client: str) -> None:
-        if tokens < 1:
+        bucket = self._buckets.get(client)
+        if bucket is None:
+            return
+        wait_s = bucket.wait_s(1, time.monotonic() if now_s is None else now_s)
+        if wait_s:
             raise TooManyRequestsError(
                 f"{client} may send {self._rate:g} requests a second and {self._burst} at once; wait before the next",
                 "client_limit",
-                (1 - tokens) / self._rate,
+                wait_s,
             )
-
-    def _tokens(self, client: str, now_s: float) -> float:
-        tokens, then_s = self._buckets.get(client, (float(self._burst), now_s))
-        return min(self._burst, tokens + (now_s - then_s) * self._rate)
 
 
 def check_options(options: RequestOptions, model: ServedModel, *, calibrated: bool) -> None:
