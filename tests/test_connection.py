@@ -60,6 +60,20 @@ def test_pipelined_requests_wait_for_turns(upgrade: bytes) -> None:
     on_a_wire(check)
 
 
+def test_headers_that_come_slowly_cost_no_allowance() -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        transport = wire.connect()
+        for number in range(5):
+            head = GET % number
+            await wire.send(transport, head[:20])
+            wire.now_s += 1.0
+            await wire.send(transport, head[20:])
+        assert statuses(transport.written) == [200] * 5 and not len(wire.gate.turns)
+
+    on_a_wire(check)
+
+
 def test_requests_beyond_the_allowance_wait_for_turns() -> None:
     async def check(wire: Wire) -> None:
         wire.application.answer.set()

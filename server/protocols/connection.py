@@ -251,7 +251,7 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             return
         self.waits_since_s = time.monotonic()
         if self.scope["method"] != "POST":  # these run on the event loop alone: each further millisecond is a step
-            more = 1000 * (self.waits_since_s - self._message.arrived_s) - 1
+            more = 1000 * (self.waits_since_s - self._received_s) - 1  # since its last byte: a client may be slow
             self._gate.peers.spend(self, max(0.0, more), self.waits_since_s)
         self._pipelined = bool(self._rest)
         self._message = Message()
