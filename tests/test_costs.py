@@ -62,6 +62,7 @@ def test_shapes_that_were_not_seen_for_longest_are_forgotten(monkeypatch: pytest
         costs.observe("model", (32, 32), 1, 0.01)
     shapes = {cost.shape for cost in costs.snapshot()}
     assert len(shapes) == CostModel.SHAPES and (32, 32) in shapes and (32, 33) not in shapes
+    assert {cost.shape for cost in costs.snapshot(2)} == {(32, 32), (32, 32 + CostModel.SHAPES)}
 
 
 # --- active shares ---

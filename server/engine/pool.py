@@ -25,6 +25,9 @@ from server.settings import Settings
 
 logger = logging.getLogger("anytime.pool")
 
+KNOWN_SHAPES = 32
+"""A new worker is told what stages cost at so many shapes. More would make the plan larger than a socket's buffer, and
+the event loop would wait until the worker reads it."""
 RESTART_S = 5.0
 """The wait that clients are told while a worker starts."""
 
@@ -235,7 +238,7 @@ class WorkerPool:
             device=device.name,
             executor=settings.executor,
             threads=settings.threads,
-            known=device.costs.snapshot(),
+            known=device.costs.snapshot(KNOWN_SHAPES),
             chosen={name: facts.chosen for name, facts in device.facts.items()},
             arena_fd=self._arena.fd,
             arena_bytes=self._arena.size_bytes,

@@ -187,12 +187,12 @@ class CostModel:
         """The ratio to the typical seconds that 95 % of the stages do not exceed, but for `SPARE_S`."""
         return max(self._margins[model].value, self.MARGIN_LEAST)
 
-    def snapshot(self) -> tuple[StageCost, ...]:
-        """What is known of every stage, for a worker that follows."""
+    def snapshot(self, shapes: int = SHAPES) -> tuple[StageCost, ...]:
+        """What is known of every stage, at the `shapes` shapes that were seen last."""
         return tuple(
             StageCost(model, exit_index, shape, half_s.value, stage.slope.value, stage.active_share.value)
             for (model, exit_index), stage in self._stages.items()
-            for shape, half_s in stage.half_s.items()
+            for shape, half_s in list(stage.half_s.items())[-shapes:]
         )
 
     def restore(self, snapshot: Iterable[StageCost]) -> None:
