@@ -75,6 +75,8 @@ class ExitMap:
     extra: NDArray[np.uint8] | None = None
 
 
+MASK_GREW = "the mask of an exit grew, though it was promised to shrink; override it without `shrinking`"
+"""The error of a mask that breaks the promise of `Overridable.override`."""
 MapMemory = tuple[NDArray[Any], NDArray[np.uint8] | None]
 """Where `ExitMap.array` and `ExitMap.extra` are to be written: contiguous, of their shapes and dtypes."""
 

@@ -34,7 +34,7 @@ from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
 from models.network.adpc_configs import AdpcConfig, Backbone
 from models.network.confidence import make_mask
-from models.network.configs import PAPER_MASKING, Masking
+from models.network.configs import Masking
 from models.network.families import CONFIGS
 
 TINY = Backbone(width=4, layer1_blocks=1, modules=(1, 1, 1), blocks=1)
@@ -171,7 +171,7 @@ class Trial:
                 theirs = score_difference(half.exit.scores, true.exit.scores)
                 differences[last] = _worse(differences[last], difference)
                 rounding[last] = _worse(rounding[last], theirs)
-                masking = ours.config.masking or PAPER_MASKING[ours.config.task]
+                masking = ours.config.exit_masking
                 told = [*_wrong_scores(state.exit, true.exit, difference, theirs)]
                 told += _problems(state.exit, true.exit, difference, masking)
                 if ours.config.masks_after(step.exit):
