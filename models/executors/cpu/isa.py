@@ -87,7 +87,8 @@ class Isa:
         return aligned(np.concatenate([panel.ravel() for panel in panels]).astype(f"int{8 * parts}"))
 
     def first_sums(self, weights: NDArray[np.int8]) -> NDArray[np.int32] | None:
-        """What the sums of int8 weights (taps, in, out) begin with; None for 0. See native/dot_neon.h."""
+        """Initial accumulator values, (out,), that correct for signed inputs of int8 weights (taps, in, out); None: the
+        accumulators begin at 0. See native/dot_neon.h."""
         return self.pad_vector(128 * weights.sum((0, 1), np.int32)) if self.dot_signed else None
 
     def pad_vector(self, values: NDArray[Value]) -> NDArray[Value]:

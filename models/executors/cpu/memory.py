@@ -15,14 +15,15 @@ from models.executors.cpu.library import Bytes
 Value = TypeVar("Value", bound=np.generic)
 
 FreeBuffer = tuple[Bytes, int]
-"""A buffer, and the pixels of the request that had it; of a workspace, those of the largest one."""
+"""A buffer, and the pixels of the request that released it. For a workspace: of the largest request that used it."""
 
 MAX_FREE_BUFFERS = 4
 """Free buffers that are kept, the largest first: the image and the features of a finished request."""
 MAX_FREE_WORKSPACES = 2
 """Free workspaces that are kept: that of large requests, and that of small ones that run while a large one pauses."""
 MAX_WORKSPACE_RATIO = 16
-"""The workspaces that the steps of one request need differ by less. Small requests leave those of large ones alone."""
+"""A free workspace is reused only if it is at most this many times as large as needed. The steps of one request differ
+by less."""
 SHRINK_FACTOR = 4
 """A free buffer is no longer kept if it comes from an image this many times larger than all in work and all of the last
 `KEEP_S`."""

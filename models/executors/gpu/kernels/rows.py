@@ -40,7 +40,7 @@ def listed_rows(row_list_ptr, index, active, total, all_rows, LISTED: tl.constex
 
 @triton.jit
 def coordinates(row, height, width):
-    """Of rows of a map of height x width: the image of the batch, y and x."""
+    """The image in the batch, y and x of rows of a map of height x width."""
     x = row % width
     line = row // width
     y = line % height
