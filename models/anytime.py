@@ -75,6 +75,8 @@ class ExitMap:
     extra: NDArray[np.uint8] | None = None
 
 
+MASK_GREW = "the mask of an exit grew, though it was promised to shrink; override it without `shrinking`"
+"""The error of a mask that breaks the promise of `Overridable.override`."""
 MapMemory = tuple[NDArray[Any], NDArray[np.uint8] | None]
 """Where `ExitMap.array` and `ExitMap.extra` are to be written: contiguous, of their shapes and dtypes."""
 
@@ -137,8 +139,8 @@ class AnytimeModel(Protocol):
         next call goes on with it, for all these states or for those of them that are still wanted. Other states may
         advance in between. Until the step is complete, the states keep the exit and the step number that they had.
 
-        Raises ValueError if they wait for different steps, have inputs of different shapes, are finished, or have not
-        paused together.
+        Raises ValueError if one is given twice, or if they wait for different steps, have inputs of different shapes,
+        are finished, or have not paused together.
         """
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:
@@ -176,8 +178,8 @@ Own = TypeVar("Own", bound=State)
 def check_batch(states: Sequence[State], steps: tuple[Step, ...], kind: type[Own]) -> tuple[int, list[Own]]:
     """The index of the step that `states` wait for, and the states as the executor's own `kind`.
 
-    Raises ValueError if they wait for different steps, have different shapes or are finished, and TypeError if another
-    executor began one of them.
+    Raises ValueError if one is given twice, or if they wait for different steps, have different shapes or are finished,
+    and TypeError if another executor began one of them.
     """
     own = [state for state in states if isinstance(state, kind)]
     if len(own) != len(states):
@@ -185,6 +187,8 @@ def check_batch(states: Sequence[State], steps: tuple[Step, ...], kind: type[Own
         raise TypeError(
             f"a state is {', '.join(others)}, not {kind.__name__}; advance it by the executor that began it"
         )
+    if len({id(state) for state in own}) != len(own):
+        raise ValueError(f"a state is given twice in a batch of {len(own)} states; give each state once")
     waiting = {(state.next_step, state.shape) for state in states}
     if len(waiting) != 1:
         raise ValueError(

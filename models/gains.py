@@ -42,10 +42,10 @@ class Term:
 
 @value()
 class NextGain:
-    """The gain of an exit, as it is expected from the exit before.
+    """Predicts an exit's gain from the exit before it.
 
-    `mean`: over the images. `terms`: the predictors that help. `error`, `mean_error`: root mean square error on images
-    kept aside, of this and of the mean alone; they are equal if there is no term.
+    `mean`: over the images. `terms`: the predictors that help. `error`: root mean square error of the prediction on
+    held-out images. `mean_error`: that error if the mean is predicted for every image; equal to `error` without terms.
     """
 
     mean: float

@@ -1,5 +1,6 @@
 """The CPU benchmark's way through the runtimes, with tiny networks, and but for one test in the test's own process."""
 
+import errno
 import json
 import mmap
 import sys
@@ -220,6 +221,15 @@ def test_the_peak_is_that_of_the_second_request(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(process, "start", lambda *_: Runtime(run, lambda: "fp32"))
     found = process.peak(BenchCase("torch", "one exit", "w18", (32, 64)), tmp_path)
     assert found is not None and resident[1] + 2**25 < found < resident[1] + 2**27
+
+
+def test_where_the_peak_cannot_be_reset_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, _: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(process, "start", lambda *_: Runtime(lambda _: TimedRun(), lambda: "fp32"))
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert process.peak(BenchCase("torch", "one exit", "w18", (32, 64)), tmp_path) is None
 
 
 @pytest.mark.usefixtures("_in_process")

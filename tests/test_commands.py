@@ -27,6 +27,24 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["bench"],
+        ["calibrate", "model", "--data", "images"],
+        ["compare", "--data", "camvid", "--output", "report"],
+        ["evaluate", "model", "--data", "camvid", "--split", "val"],
+        ["quantise", "model", "--data", "camvid"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_number_of_threads_below_1_is_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        door.main([*words, "--threads", "-3"])
+    assert ended.value.code == 2
+    assert "argument --threads: -3 is below 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("interrupt", "line"),
     [(KeyboardInterrupt(), "interrupted"), (KeyboardInterrupt("stopped at step 7"), "stopped at step 7")],
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.anytime import score_difference
 from models.executors.cpu.executor import SparseExecutor, SparseState
+from models.executors.cpu.isa import Isa
 from models.executors.cpu.library import library
 from models.executors.cpu.lowering import LoweredStep, Lowering
 from models.executors.cpu.ops import Op
@@ -165,8 +166,17 @@ def test_the_environment_can_hide_instruction_sets(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("ADPC_ISA", baseline)
     assert SparseExecutor(network("wide"), scales=scales("wide")).network.isa.name == baseline
     monkeypatch.setenv("ADPC_ISA", "mmx")
-    with pytest.raises(ValueError, match="no mmx kernels"):
+    with pytest.raises(ValueError, match="ADPC_ISA is mmx, and this machine has no mmx kernels; unset it"):
         SparseExecutor(network("wide"))
+    with pytest.raises(ValueError, match="this machine has no sse kernels; leave the name out"):
+        Isa.find("sse")
+
+
+def test_an_empty_variable_hides_no_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ADPC_ISA", raising=False)
+    best = Isa.find()
+    monkeypatch.setenv("ADPC_ISA", "")
+    assert Isa.find() == best
 
 
 def follow(sparse: SparseExecutor) -> SparseState:

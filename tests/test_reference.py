@@ -95,6 +95,16 @@ def test_wrong_batches_are_refused() -> None:
         model.advance([ahead])
 
 
+@pytest.mark.parametrize("executor", ["reference", "sparse"])
+def test_a_state_that_is_given_twice_is_refused_and_advances_later(executor: str) -> None:
+    model = build(tiny.network(), executor=executor)
+    once, other = model.begin(tiny.image()), model.begin(tiny.image())
+    with pytest.raises(ValueError, match="a state is given twice in a batch of 3 states; give each state once"):
+        model.advance([once, other, once])
+    assert once.next_step == other.next_step == 0
+    assert model.advance([once, other]) and once.next_step == 1
+
+
 def test_inputs_and_states_of_others_are_refused() -> None:
     model = build(tiny.network(), executor="reference")
     with pytest.raises(ValueError, match=r"the input is \(2, 3, 32, 32\); it must be \(1, 3, H, W\)"):

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from models.data import camvid
 from models.data.cityscapes import CLASSES
+from models.data.files import read_labels
 from models.data.scenes import Scene
 
 
@@ -40,6 +41,24 @@ def test_broken_files_are_named(scene: Scene) -> None:
         ValueError, match=rf"{scene.label_path.name} has 16x32 pixels, but its image has 48x64; make it"
     ):
         scene.example(11)
+
+
+def test_an_image_above_the_limit_of_pixels_is_named(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 48 // 2 - 1)  # Pillow refuses twice as many
+    for path, read in ((scene.image_path, scene.image), (scene.label_path, lambda: read_labels(scene.label_path))):
+        with pytest.raises(ValueError, match=rf"{path.name} cannot be read as an image: .*exceeds limit"):
+            read()
+
+
+def test_a_decoder_that_reads_past_the_end_of_its_data_is_a_broken_file(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Image.Image) -> None:
+        raise IndexError("index out of range")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(ValueError, match=rf"{scene.image_path.name} cannot be read as an image: index out of range"):
+        scene.image()
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.anytime import State, run, score_difference
-from models.executors.cpu import structures
+from models.executors.cpu import memory, structures
 from models.executors.cpu.executor import SparseExecutor
 from models.executors.cpu.geometry import GeometryFactory
 from models.executors.cpu.isa import Isa
 from models.executors.cpu.library import library
-from models.executors.cpu.memory import HUGE_PAGE, KEEP_S, LARGE, PAGE, CachingAllocator, empty, touch
+from models.executors.cpu.memory import HUGE_PAGE, KEEP_S, LARGE, PAGE, Buffers, CachingAllocator, empty, touch
 from models.executors.cpu.resampling import axis_taps
 from models.executors.cpu.structures import LEVELS, NativeTileCosts
 from models.executors.cpu.winograd import tile_costs
@@ -246,9 +247,9 @@ def test_requests_interleave_and_batches_change() -> None:
 
 def test_memory_that_was_never_written_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def poisoned(size: int) -> NDArray[np.uint8]:
-        memory = empty(size)
-        memory[:] = 126  # 8e37 as float32
-        return memory
+        array = empty(size)
+        array[:] = 126  # 8e37 as float32
+        return array
 
     monkeypatch.setattr("models.executors.cpu.memory.empty", poisoned)
     monkeypatch.setattr("models.executors.cpu.network.empty", poisoned)
@@ -351,6 +352,42 @@ def test_memory_of_a_large_image_is_given_back_by_small_ones_some_time_later() -
     now_s[0] += KEEP_S + 0.1
     assert kept(32, 32) > large / 2  # the large image in work will need it
     del running
+
+
+@pytest.mark.parametrize("workspace", [False, True])
+def test_requests_that_end_while_memory_is_taken_keep_apart(workspace: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector may run anywhere, and end a request whose state is in a reference cycle."""
+    allocator, taken = CachingAllocator(), memory._take
+
+    def take() -> NDArray[np.uint8]:
+        return allocator.take_workspace(1000, 1)[0] if workspace else allocator.take(1000)
+
+    def paused_step() -> Iterator[None]:
+        array, pixels = allocator.take_workspace(1000, 1)
+        try:
+            yield
+        finally:
+            allocator.release_workspace(array, pixels)
+
+    def begin() -> object:
+        if not workspace:
+            return Buffers(allocator, [allocator.take(1000)], 1)
+        next(step := paused_step())
+        return step
+
+    def collected(*arguments: Any) -> Any:
+        requests.pop()
+        return taken(*arguments)
+
+    allocator.begin_request(1)
+    requests = [begin(), begin()]
+    requests.pop()  # leaves a free buffer
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "_take", collected)
+        first = take()
+    addresses = {array.ctypes.data for array in (first, take(), take())}
+    assert len(addresses) == 3
+    assert not allocator.live and not free_bytes(allocator)
 
 
 def test_large_memory_is_touched_one_huge_page_at_a_time() -> None:

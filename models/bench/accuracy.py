@@ -21,8 +21,8 @@ from models.network.flops import gmacs
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of every exit: `miou` in percent over `images` validation images, from one confusion matrix, and `gmacs` from the
-    image, their mean."""
+    """The scores of every exit: `miou` in percent over `images` validation images, from one confusion matrix, and the
+    mean of `gmacs` from the image."""
 
     images: int
     miou: list[float | None]

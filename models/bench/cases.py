@@ -48,7 +48,8 @@ class BenchCase:
 
     @property
     def config(self) -> AdpcConfig:
-        """Of the network. A trained model has its own, or what is left of it without masks and without early exits."""
+        """The configuration of the network. A trained model has its own, or what is left of it without masks and
+        without early exits."""
         if self.model is None:
             family = {"one exit": "hrnet", "anytime": "rh", "masked": "adpc"}[self.kind]
             found = config(f"{family}-{self.width}-cityscapes")

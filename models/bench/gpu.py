@@ -59,7 +59,7 @@ class GpuCase:
 
     @property
     def group(self) -> str:
-        """Of the rows that are compared with each other."""
+        """The name of the group of rows that are compared with each other."""
         return f"{self.network.split('-')[1].upper()} {self.size[0]}x{self.size[1]}"
 
     def __str__(self) -> str:

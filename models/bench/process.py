@@ -51,16 +51,17 @@ def profiled(case: BenchCase, repeats: int) -> list[StepProfile]:
 
 
 def peak(case: BenchCase, folder: Path) -> int | None:
-    """The most bytes that are resident while a process that has exported nothing serves one image, those of the model
-    included. None where this is not Linux."""
+    """Peak resident memory, in bytes, while a fresh process serves its second image, model included. None where the
+    process cannot reset its peak, which Linux allows if /proc/self/clear_refs is writable."""
     run, inputs = start(case, folder).run, workload.inputs(case)
     run(inputs)
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not reset.exists():
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far: loading and compiling are not serving
+    except OSError:
         return None
-    reset.write_text("5")  # forgets the peak so far: loading and compiling are not serving
     run(inputs)
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 

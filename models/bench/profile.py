@@ -15,7 +15,7 @@ from models.executors.cpu.executor import SparseExecutor
 from models.imaging.geometry import Frame
 
 PEAK_SIDES = (256, 512)
-"""Of the matrices whose products tell the machine's peak: they stay in a core's cache."""
+"""Sides of the matrices whose products tell the machine's peak: they stay in a core's cache."""
 PEAK_TRIALS = 30
 SHOWN = 0.02
 """Phases below this share of their step are added up in the table."""

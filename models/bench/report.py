@@ -62,7 +62,8 @@ def _at_exits(texts: Sequence[str], width: int) -> str:
 
 
 def _shares(results: Sequence[BenchResult]) -> Iterator[str]:
-    """What the first exit takes of the fastest dense runtime's time, and what masks take of that of no masks."""
+    """Lines with two ratios: time to exit 1 over the fastest dense runtime's, and stage time with masks over that
+    without."""
     for full in (each for each in results if each.case.runtime in OWN and each.case.kind == "anytime"):
         own = full.case.runtime
         if (exit_1 := fastest(results, "anytime", 0)) is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.commands.options import add_executor, add_precision
+from models.commands.options import add_executor, add_precision, add_threads
 from models.directory import GAINS_FILES, QUALITY_FILES, fingerprint, resolve
 from models.evaluation.calibrate import calibrate, check
 from models.evaluation.gains import measure, report
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the random halves")
     add_executor(parser)
     add_precision(parser)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
+    add_threads(parser)
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
 
 

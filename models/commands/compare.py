@@ -10,8 +10,9 @@ import torch
 
 from models.checkpoint import load_directory
 from models.commands.interrupt import Interrupt
-from models.commands.options import add_executor, at_least_1
+from models.commands.options import add_executor, add_threads, at_least_1
 from models.directory import resolve
+from models.executors.machine import usable
 from models.executors.selection import resolve_device
 from models.network.families import config
 from models.training import comparison
@@ -46,15 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", help="score on this folder of DIR; default: what the recipe holds out")
     add_executor(parser)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
+    add_threads(parser)
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
 
 
 def main(args: argparse.Namespace) -> int:
     device = torch.device(resolve_device(args.device))
     torch.set_float32_matmul_precision("high")
-    if args.threads > 0:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads or usable())
     every = variants(config(args.config))
     chosen = select(every, args.rows)
     recipe = Recipe.load(args.recipe).override(dict(map(setting, args.set)))

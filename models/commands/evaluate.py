@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from models.checkpoint import load_directory
-from models.commands.options import add_executor, add_precision, add_threshold, with_threshold
+from models.commands.options import add_executor, add_precision, add_threads, add_threshold, with_threshold
 from models.commands.tables import cell
 from models.directory import read_config, resolve
 from models.evaluation.evaluate import MEANS, evaluate
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drive", help="only this drive of CamVid (0001TP ...) or city of Cityscapes")
     add_executor(parser)
     add_precision(parser)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
+    add_threads(parser)
     add_threshold(parser)
     parser.add_argument("--no-masks", action="store_true", help="compute every position at every exit")
     parser.add_argument("--no-flip", action="store_true", help="pose: do not average with the mirrored image")

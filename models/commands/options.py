@@ -33,6 +33,10 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=at_least_1, default=0, help="CPU threads; default: one for each usable core")
+
+
 def add_threshold(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=float, metavar="T", help="masking threshold instead of the model's")
 

@@ -10,6 +10,7 @@ import torch
 
 from models.anytime import AnytimeModel
 from models.checkpoint import load_directory
+from models.commands.options import add_threads
 from models.commands.tables import cell
 from models.directory import SCALES_FILE, fingerprint, resolve
 from models.evaluation.quantise import examples, quantise
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help=f"share of a feature's values that is not saturated, in percent; 100: all (default: {PERCENTILE})",
     )
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's")
+    add_threads(parser)
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
 
 

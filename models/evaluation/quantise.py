@@ -110,8 +110,8 @@ def stored_features(network: AdpcNet, float_layers: Sequence[str]) -> list[str]:
 
 
 def choose_float_layers(losses: Losses, groups: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """The groups that stay in float32 so that no exit loses more than LOSS_LIMIT: none; or the heads; or those and the
-    stages whose staying saves most, one after the other, as measured by `losses`."""
+    """The groups that stay in float32, as measured by `losses`. Greedy: first none, then the heads, then the stage that
+    reduces the loss most, until no exit loses more than LOSS_LIMIT."""
     chosen: list[str] = []
 
     def worst(names: Sequence[str]) -> float:

@@ -17,7 +17,7 @@ from models.imaging.postprocess import rendering, whole
 from models.imaging.preprocess import check_input, prepare, seen
 from models.network.adpc import AdpcNet
 from models.network.confidence import Masks, make_mask
-from models.network.configs import PAPER_MASKING, Extra
+from models.network.configs import Extra
 from models.network.flops import costs, step_costs
 from models.network.network import Network, Progress, Stepwise, batched, one_of
 from models.network.quantised import QuantisedNetwork
@@ -105,7 +105,7 @@ class ReferenceExecutor:
     def _exit(self, index: int, state: ReferenceState) -> Exit:
         scores, decided = state.progress.scores, state.progress.decided
         assert scores is not None and decided is not None
-        masking = self.config.masking or PAPER_MASKING[self.config.task]
+        masking = self.config.exit_masking
         masks = state.progress.masks
         mask = (masks.finest if masks else make_mask(scores, masking, index))[0, 0]
         height, width = seen(self.config, state.frame, state.shape)

@@ -3,6 +3,13 @@
 Half precision changes the scores of a deep network by several per cent, whatever code computes them. PyTorch therefore
 runs the same network in half precision too, and the executor's error may exceed PyTorch's by little. Each `Subject`
 runs in a process of its own, because a fault on a GPU ends the process that meets it.
+
+Kinds of masks. paper: active shares as in the paper. own: from the network's own confidence. full, empty, single: all,
+none or one position active. corners: one position in each corner. scattered: noise. dense: a network without masks.
+pair: a batch of two inputs, the first with masks as in paper, the second as in own.
+
+Modes. plain: kernels are launched one by one with the first tile of each layer. graphs: tuned tiles and CUDA graphs, as
+in the server.
 """
 
 import copy
@@ -27,16 +34,9 @@ from models.imaging.geometry import STRIDE, Frame, Size
 from models.network.adpc import AdpcNet
 from models.network.adpc_configs import AdpcConfig, Backbone
 from models.network.confidence import make_mask
-from models.network.configs import PAPER_MASKING, Masking
+from models.network.configs import Masking
 from models.network.families import CONFIGS
 
-KINDS = ("paper", "own", "full", "empty", "single", "corners", "scattered", "dense", "pair")
-"""Kinds of masks. paper: active shares as in the paper. own: from the network's own confidence. full, empty, single:
-all, none or one position active. corners: one position in each corner. scattered: noise. dense: a network without
-masks. pair: a batch of two inputs, the first with masks as in paper, the second as in own."""
-MODES = ("plain", "graphs")
-"""plain: kernels are launched one by one with the first tile of each layer. graphs: tuned tiles and CUDA graphs, as in
-the server."""
 TINY = Backbone(width=4, layer1_blocks=1, modules=(1, 1, 1), blocks=1)
 FACTOR, FLOOR = 1.5, 0.005
 """The executor's scores may differ from float32 by `FACTOR` times the difference of PyTorch's half precision, plus
@@ -134,7 +134,7 @@ class Trial:
         self._executors: dict[tuple[str, str], TritonExecutor] = {}
 
     def executor(self, kind: str, mode: str) -> TritonExecutor:
-        """The executor for masks of `KINDS` and a mode of `MODES`."""
+        """The executor for a kind of masks and a mode."""
         name = "dense" if kind == "dense" else "masked"
         if (name, mode) not in self._executors:
             recorder = None if mode == "graphs" else _nothing
@@ -171,7 +171,7 @@ class Trial:
                 theirs = score_difference(half.exit.scores, true.exit.scores)
                 differences[last] = _worse(differences[last], difference)
                 rounding[last] = _worse(rounding[last], theirs)
-                masking = ours.config.masking or PAPER_MASKING[ours.config.task]
+                masking = ours.config.exit_masking
                 told = [*_wrong_scores(state.exit, true.exit, difference, theirs)]
                 told += _problems(state.exit, true.exit, difference, masking)
                 if ours.config.masks_after(step.exit):

@@ -87,10 +87,12 @@ class Watch:
             rows = ops.rows(x.shape[1])
             self._judge(out, convolved(conv, x, None, rows), rows, False)
 
-        def add_resampled(ops: RowOps, parts: Sequence[Tensor], out: Tensor, **how: Any) -> Tensor:
-            self._begin(f"add_resampled {[tuple(part.shape) for part in parts]} {how}")
-            found: Tensor = own["add_resampled"](ops, parts, out, **how)
-            self._judge(found, combined(parts, out, **how), ops.rows(out.shape[1]), how.get("halo", True))
+        def add_resampled(
+            ops: RowOps, parts: Sequence[Tensor], out: Tensor, *, halo: bool = True, **how: Any
+        ) -> Tensor:
+            self._begin(f"add_resampled {[tuple(part.shape) for part in parts]} {how} halo={halo}")
+            found: Tensor = own["add_resampled"](ops, parts, out, halo=halo, **how)
+            self._judge(found, combined(parts, out, **how), ops.rows(out.shape[1]), halo)
             return found
 
         for name, watched in zip(NAMES, (convolve, convolve_needed, convolve_scores, add_resampled), strict=True):
@@ -153,7 +155,6 @@ def combined(
     pool: int = 1,
     relu: bool = False,
     bilinear: bool = True,
-    halo: bool = True,
 ) -> Tensor:
     """PyTorch's result of `RowOps.add_resampled`, float32 (N, h, w, C)."""
     size = (out.shape[1] * pool, out.shape[2] * pool)

@@ -11,6 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+BROKEN_FILE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    zlib.error,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for a broken file, which depends on the format, and for an image above its limit of pixels."""
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,8 +43,8 @@ _EXIF_TEXT = "Raw profile type exif"
 def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """uint8 (H, W, 3) RGB, turned upright by the image's EXIF orientation.
 
-    Greys of 16 bits are scaled to 8 bits. Transparency is dropped, which leaves the colours underneath. Raises OSError,
-    SyntaxError or ValueError on a broken file; which of them depends on the format.
+    Greys of 16 bits are scaled to 8 bits. Transparency is dropped, which leaves the colours underneath. Raises one of
+    `BROKEN_FILE_ERRORS` on a broken file.
     """
     image.load()
     turn = _UPRIGHT.get(orientation(image))
@@ -60,17 +71,17 @@ def orientation(image: Image.Image) -> Any:
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """The image in a file as uint8 (H, W, 3) RGB, upright, as the server reads it. Raises OSError if the file cannot be
-    read, and ValueError that names a broken one."""
+    read, and ValueError that names a broken one or one above Pillow's limit of pixels."""
     with broken_named(path), Image.open(path) as image:
         return upright_rgb(image)
 
 
 @contextmanager
 def broken_named(path: Path) -> Iterator[None]:
-    """Turns what Pillow raises on a broken file into a ValueError that names it."""
+    """Turns `BROKEN_FILE_ERRORS` into a ValueError that names the file."""
     try:
         yield
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error) as error:
+    except BROKEN_FILE_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:  # the file system's own
             raise
         raise ValueError(f"{path} cannot be read as an image: {error}") from error

@@ -99,7 +99,7 @@ def extra_map(
     """The `lines` of a further map of an exit, uint8 (lines, W) at the image's size; for pose, it is 0 outside of the
     person's crop."""
     first, last, _ = lines.indices(frame.height)
-    # These lines are an image of their own, of which the network saw the rows of positions that they are made from.
+    # Treat these lines as an image of their own; only the rows of positions that they read are passed on.
     row_px, height = STRIDE * frame.scale, found.mask.shape[0]
     low = min(max(math.floor((first - frame.top) / row_px) - 1, 0), height - 1)
     high = max(min(math.ceil((last - frame.top) / row_px) + 1, height), low + 1)

@@ -57,8 +57,8 @@ def locate(image: NDArray[np.uint8], config: ModelConfig, box: Box | None) -> Fr
 
 
 def resize_person(image: NDArray[np.uint8], frame: Frame, out: NDArray[np.uint8]) -> Iterator[None]:
-    """Resizes the square of a person, which `frame` tells, to `out`, uint8 (h, w, 3), of which `frame` has the scale.
-    Yields after each band of lines."""
+    """Crops the square that `frame` describes and resizes it into `out`, uint8 (h, w, 3). `frame.scale` is the square's
+    side over `h`. Yields after each band of lines."""
     lines, columns = out.shape[:2]
     (left, top, side), by = _reduced((round(frame.left), round(frame.top), round(frame.scale * lines)))
     margin = math.ceil(side / lines) + 1  # bilinear resizing reads no more lines before and after a band's own

@@ -144,6 +144,11 @@ class ModelConfig(ABC):
         return *self.labels, *(str(index) for index in range(len(self.labels), self.outputs))
 
     @property
+    def exit_masking(self) -> Masking:
+        """How every exit computes its mask; the paper's masks if the network has none, see `PAPER_MASKING`."""
+        return self.masking or PAPER_MASKING[self.task]
+
+    @property
     def adaptive(self) -> bool:
         """Whether exits mask what follows at inference."""
         return self.masking is not None and self.masking.adaptivity in ("both", "inference")

@@ -128,8 +128,8 @@ def gmacs(model: ModelConfig, height: int, width: int, active: tuple[float, ...]
 def rows(
     model: ModelConfig, height: int, width: int, active: tuple[float, ...], *, as_printed: bool
 ) -> list[tuple[int, float]]:
-    """The rows of `python -m models flops`: each exit's number and its `gmacs`. `as_printed`: what the paper's tables
-    print, where that differs. Raises ValueError as `gmacs` does."""
+    """The rows of `python -m models flops`: each exit's number and its `gmacs`. `as_printed` changes nothing
+    here; with it, `mdeq_flops.rows` counts as the paper does. Raises ValueError as `gmacs` does."""
     return list(zip(model.exit_numbers, gmacs(model, height, width, active), strict=True))
 
 

@@ -1,8 +1,6 @@
 """Decoding: from the bytes of an image file to upright RGB pixels, or to a sentence about what is wrong with them."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import simplejpeg
@@ -10,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImagePalette, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from models.imaging.geometry import MAX_SIDE, padded_px
-from models.imaging.images import orientation, upright_rgb
+from models.imaging.images import BROKEN_FILE_ERRORS, orientation, upright_rgb
 from server.decoding.header import read_header
 from server.decoding.structure import pixels_only
 from server.errors import InvalidError, NotAnImageError, TooLargeError
@@ -54,8 +52,7 @@ def decode(body: bytes, max_pixels: int, memory: NDArray[np.uint8] | None = None
         raise TooLargeError(
             "the image takes more memory to decode than an image of its size should; save it anew", "image_too_costly"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error) as error:
-        # Pillow raises different errors for the formats.
+    except BROKEN_FILE_ERRORS as error:
         raise InvalidError(f"the image is broken or cut off: {error}; send the whole file", "broken_image") from error
 
 

@@ -51,7 +51,7 @@ class StepRun:
         return True
 
     def result(self, before: SparseProgress) -> SparseProgress:
-        """What the complete step leaves of a request of which there was `before`."""
+        """The progress after the step of the request whose progress was `before`."""
         assert self._results is not None
         return next(own for given, own in zip(self._batch, self._results, strict=True) if given is before)
 

@@ -32,15 +32,19 @@ class Isa:
     @classmethod
     def find(cls, name: str | None = None) -> "Isa":
         """The one called `name`: avx512vnni, avx512, avxvnni, avx2 or portable, on ARM neondot or neon. Without a name,
-        that of the environment variable ADPC_ISA, or the best of this machine.
+        that of the environment variable ADPC_ISA; if this is unset or empty, the best of this machine.
 
         Raises ValueError if the machine lacks it, OSError if the native library is not built.
         """
         lib = library()
-        name = name or os.environ.get("ADPC_ISA")
+        variable = None if name else os.environ.get("ADPC_ISA")
+        name = name or variable or None
         kernels = lib.kernels_find(None if name is None else name.encode())
         if not kernels:
-            raise ValueError(f"this machine has no {name} kernels; leave the name out for the best that it has")
+            missing = f"this machine has no {name} kernels"
+            if variable:
+                raise ValueError(f"ADPC_ISA is {name}, and {missing}; unset it for the best that it has")
+            raise ValueError(f"{missing}; leave the name out for the best that it has")
         return cls(
             kernels,
             lib.kernels_name(kernels).decode(),
@@ -83,7 +87,8 @@ class Isa:
         return aligned(np.concatenate([panel.ravel() for panel in panels]).astype(f"int{8 * parts}"))
 
     def first_sums(self, weights: NDArray[np.int8]) -> NDArray[np.int32] | None:
-        """What the sums of int8 weights (taps, in, out) begin with; None for 0. See native/dot_neon.h."""
+        """Initial accumulator values, (out,), that correct for signed inputs of int8 weights (taps, in, out); None: the
+        accumulators begin at 0. See native/dot_neon.h."""
         return self.pad_vector(128 * weights.sum((0, 1), np.int32)) if self.dot_signed else None
 
     def pad_vector(self, values: NDArray[Value]) -> NDArray[Value]:

@@ -1,7 +1,9 @@
 """Buffers that later requests reuse, because the first use of fresh pages takes as long as a convolution."""
 
+import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -13,14 +15,15 @@ from models.executors.cpu.library import Bytes
 Value = TypeVar("Value", bound=np.generic)
 
 FreeBuffer = tuple[Bytes, int]
-"""A buffer, and the pixels of the request that had it; of a workspace, those of the largest one."""
+"""A buffer, and the pixels of the request that released it. For a workspace: of the largest request that used it."""
 
 MAX_FREE_BUFFERS = 4
 """Free buffers that are kept, the largest first: the image and the features of a finished request."""
 MAX_FREE_WORKSPACES = 2
 """Free workspaces that are kept: that of large requests, and that of small ones that run while a large one pauses."""
 MAX_WORKSPACE_RATIO = 16
-"""The workspaces that the steps of one request need differ by less. Small requests leave those of large ones alone."""
+"""A free workspace is reused only if it is at most this many times as large as needed. The steps of one request differ
+by less."""
 SHRINK_FACTOR = 4
 """A free buffer is no longer kept if it comes from an image this many times larger than all in work and all of the last
 `KEEP_S`."""
@@ -78,6 +81,9 @@ class CachingAllocator:
 
     A free buffer is kept with the pixels of the request that had it, which tell when it is no longer needed. `live`:
     the pixels of all `Buffers` in use.
+
+    The garbage collector may end a request, and so call `release` and `release_workspace`, while any other method runs.
+    These two therefore only note what is released, and the free buffers change under a lock.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -86,42 +92,71 @@ class CachingAllocator:
         self._largest_pixels, self._until_s = 0, 0.0  # of the last `KEEP_S`
         self._free: list[FreeBuffer] = []
         self._workspaces: list[FreeBuffer] = []
+        self._released: deque[tuple[Sequence[Bytes], int]] = deque()
+        self._released_workspaces: deque[FreeBuffer] = deque()
+        self._lock = threading.Lock()
 
     def begin_request(self, pixels: int) -> None:
         """Drops the largest free buffer that comes from a much larger request than all in work and all of the last
         `KEEP_S`: one buffer a request, because the system takes milliseconds to free a large one."""
         now_s = self._clock()
-        if pixels >= self._largest_pixels or now_s > self._until_s:
-            self._largest_pixels, self._until_s = pixels, now_s + KEEP_S
-        for kept in (self._workspaces, self._free):
-            for index, (_, of) in enumerate(kept):  # the largest first
-                if self._too_large(of):
-                    del kept[index]
-                    return
+        with self._lock:
+            self._keep_released()
+            if pixels >= self._largest_pixels or now_s > self._until_s:
+                self._largest_pixels, self._until_s = pixels, now_s + KEEP_S
+            for kept in (self._workspaces, self._free):
+                for index, (_, of) in enumerate(kept):  # the largest first
+                    if self._too_large(of):
+                        del kept[index]
+                        return
 
     def take(self, size: int) -> Bytes:
         """An uninitialised buffer of at least `size` bytes: the smallest free one that is not over twice as large, or a
         fresh one."""
-        return _take(self._free, size, 2 * size, 0)[0]
+        with self._lock:
+            self._keep_released()
+            return _take(self._free, size, 2 * size, 0)[0]
 
     def release(self, arrays: Sequence[Bytes], pixels: int) -> None:
         """Takes back the arrays of `Buffers` that have ended."""
-        self.live.remove(pixels)
-        if not self._too_large(pixels):
-            self._free = _largest([*self._free, *((array, pixels) for array in arrays)], MAX_FREE_BUFFERS)
+        self._released.append((arrays, pixels))
+        self._try_to_keep_released()
 
     def take_workspace(self, size: int, pixels: int) -> FreeBuffer:
         """At least `size` bytes of working memory for one step: the smallest free workspace that is not over
         `MAX_WORKSPACE_RATIO` times as large, or a fresh one. If all free ones are too small, the largest is dropped.
 
         `pixels`: those of the request. Pass both results to `release_workspace`."""
-        if self._workspaces and self._workspaces[0][0].size < size:
-            del self._workspaces[0]
-        return _take(self._workspaces, size, MAX_WORKSPACE_RATIO * size, pixels)
+        with self._lock:
+            self._keep_released()
+            if self._workspaces and self._workspaces[0][0].size < size:
+                del self._workspaces[0]
+            return _take(self._workspaces, size, MAX_WORKSPACE_RATIO * size, pixels)
 
     def release_workspace(self, workspace: Bytes, pixels: int) -> None:
-        if not self._too_large(pixels):
-            self._workspaces = _largest([*self._workspaces, (workspace, pixels)], MAX_FREE_WORKSPACES)
+        """Takes back what `take_workspace` gave."""
+        self._released_workspaces.append((workspace, pixels))
+        self._try_to_keep_released()
+
+    def _try_to_keep_released(self) -> None:
+        """Keeps what was released, unless a method holds the lock. The next call of a method then does it."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._keep_released()
+            finally:
+                self._lock.release()
+
+    def _keep_released(self) -> None:
+        """Keeps the largest of the free buffers and of those that were released. The caller holds the lock."""
+        while self._released:
+            arrays, pixels = self._released.popleft()
+            self.live.remove(pixels)
+            if not self._too_large(pixels):
+                self._free = _largest([*self._free, *((array, pixels) for array in arrays)], MAX_FREE_BUFFERS)
+        while self._released_workspaces:
+            workspace, pixels = self._released_workspaces.popleft()
+            if not self._too_large(pixels):
+                self._workspaces = _largest([*self._workspaces, (workspace, pixels)], MAX_FREE_WORKSPACES)
 
     def _too_large(self, pixels: int) -> bool:
         return pixels > SHRINK_FACTOR * max([self._largest_pixels, *self.live])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.anytime import Exit, Step
+from models.anytime import MASK_GREW, Exit, Step
 from models.executors.cpu import exits
 from models.executors.cpu.geometry import Geometry, GeometryFactory
 from models.executors.cpu.image import ImageFormat, PaddedImage
@@ -33,7 +33,6 @@ from models.executors.cpu.winograd import tile_costs
 from models.imaging.geometry import STRIDE, Frame, Size, bands
 from models.imaging.preprocess import seen
 from models.network.adpc import AdpcNet
-from models.network.configs import PAPER_MASKING
 from models.network.flops import costs
 from models.network.quantised import check
 from models.quantisation import Scales
@@ -148,9 +147,7 @@ class SparseNetwork:
         if mask is None or mask.all():
             mask = None
         if bound is not None and (mask is None or (mask & ~bound).any()):
-            raise ValueError(
-                "the mask of an exit grew, though it was promised to shrink; override it without `shrinking`"
-            )
+            raise ValueError(MASK_GREW)
         if mask is None:
             return replace(progress, geometry=self._geometries.all_active(_at_stride(progress.shape)))
         geometry = self._geometries.under(mask, full_halo=not progress.shrinking)
@@ -250,7 +247,7 @@ class SparseNetwork:
         assert scores is not None
         rows = torch.from_numpy(scores.view(np.float32).reshape(1 + height * width, -1)[1:, : self.config.outputs])
         grid = rows.view(height, width, -1).permute(2, 0, 1)
-        masking = self.config.masking or PAPER_MASKING[self.config.task]
+        masking = self.config.exit_masking
         decided = np.full((height, width), index, np.uint8)
         before = None
         if under is not None and progress.exit is not None:  # whose scores stand at inactive positions

@@ -66,8 +66,8 @@ class Op:
     """target = relu(value + bias + shift + residual), see `Op` in native/structures.h.
 
     `channels`: those of the result. `from_previous`: the source has the rows of the previous geometry. `column`: the
-    target's channel that receives the first result. `parts`: resamplings whose values are added to this one's; nothing
-    but their sources counts.
+    target's channel that receives the first result. `parts`: resamplings whose values are added to this one's; only
+    their sources are used.
     """
 
     kind: OpKind

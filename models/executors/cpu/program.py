@@ -188,13 +188,13 @@ def _blocking(loop: RowLoop, isa: Isa) -> tuple[int, int, int]:
 
 
 def _row_bytes(loop: RowLoop) -> int:
-    """Of all matrices that a loop uses, together."""
+    """Bytes of one row in all matrices that a loop uses, together."""
     used = {matrix.first for op in loop.ops for matrix in op.matrices}
     return sum(matrix.row_bytes for matrix in used)
 
 
 def _cost(op: Op) -> int:
-    """Of one row (or tile), in multiply-adds of float32."""
+    """The cost of one row (or tile), in multiply-adds of float32."""
     if op.convolution is None or op.kind == OpKind.INTERPOLATE:
         return 16 * op.channels * (1 + len(op.parts))
     macs = op.convolution.weights.size

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.anytime import Exit, ExitMap, MapMemory, State, check_batch, check_mask
+from models.anytime import MASK_GREW, Exit, ExitMap, MapMemory, State, check_batch, check_mask
 from models.executors.gpu.geometry import LEVELS
 from models.executors.gpu.graphs import CudaGraphs, Recorder
 from models.executors.gpu.kernels.geometry import ACTIVE_AT_LEVEL, ACTIVE_INSIDE
@@ -205,6 +205,6 @@ def _check_promise(state: TritonState, mask: Tensor) -> None:
         return
     positions = mask != 0
     if state.bound is not None and bool((positions & ~state.bound).any()):
-        raise ValueError("the mask of an exit grew, though it was promised to shrink; override it without `shrinking`")
+        raise ValueError(MASK_GREW)
     if state.shrinking:
         state.bound = positions

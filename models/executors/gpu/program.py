@@ -19,7 +19,6 @@ from models.executors.gpu.tuning import NEVER_DENSE, LayerTuning, measure, tunin
 from models.imaging.geometry import Size
 from models.network.adpc import ExitHead, StageModule
 from models.network.confidence import make_mask
-from models.network.configs import PAPER_MASKING, Masking
 
 
 class BatchProgram:
@@ -42,7 +41,7 @@ class BatchProgram:
     ) -> None:
         self.network = network
         self.memory = BatchMemory(network, shape, batch)
-        self.masking: Masking = network.config.masking or PAPER_MASKING[network.config.task]
+        self.masking = network.config.exit_masking
         self.tunings: dict[str, LayerTuning] = {}
         self.measured: dict[str, LayerTuning] = {}
         self._fixed_masks = dict(forced_masks)

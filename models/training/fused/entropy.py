@@ -177,7 +177,8 @@ def _holds(scores: Tensor, stride: int, values: int) -> bool:
 
 def segmentation(scores: Sequence[Tensor], labels: Tensor, weights: Tensor, void: int) -> Tensor:
     """As `losses.segmentation`, for labels an even number of times as large as the scores. Every label must be a class
-    or `void`, 255."""
+    or `void`, which must be 255."""
+    assert void == 255  # the kernel leaves out every label that is no class
     factor = labels.shape[-1] // scores[0].shape[-1]
     if factor % 2:
         raise ValueError(f"labels are {factor} times as large as the scores; the kernel needs an even factor")

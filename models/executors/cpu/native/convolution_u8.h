@@ -14,8 +14,8 @@
 //
 // The last panel ends where the row does: its last vector may be a half one.
 //
-// A panel has NV whole vectors of output channels and, if REST is not 0, as many channels more, of which a row has a half
-// vector: 8, or 2 or 4 where `dot_*.h` specialises Tail.
+// A panel has NV whole vectors of output channels. REST: remaining output channels of the panel. 8: computed as a half
+// vector; 2 or 4: computed by Tail, where `dot_*.h` specialises it, and stored as a half vector.
 
 // The sums of MR rows and one panel.
 template <int MR, int NV> struct Sums {

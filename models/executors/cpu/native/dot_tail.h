@@ -1,6 +1,7 @@
-// The two or four output channels that 18, 36 or 19 leave after whole vectors of 16. In vectors of their own most lanes
-// would multiply by 0. Here each quarter of a vector belongs to one output channel: one load copies sixteen channels of a
-// source row to all quarters, and the lanes of a quarter are added at the end. Weights are packed as
+// Handles the last 2 or 4 output channels, which are left after whole vectors of 16, as with 18, 36 or (as 4) 19 output
+// channels. In vectors of their own most lanes would multiply by 0. Here each quarter of a vector belongs to one output
+// channel: one load copies sixteen channels of a source row to all quarters, and the lanes of a quarter are added at the
+// end. Weights are packed as
 //     [tap][sixteen input channels][output channel][16]
 // after those of the whole vectors of the same tap. For AVX512-VNNI. Included by convolution_u8.h.
 

@@ -3,8 +3,8 @@
 //     VECTOR_BYTES          size of a vector
 //     PANEL_VECTORS         the most vectors of output channels in a panel
 //     MR_1, .., MR_4        rows that are accumulated together for a panel of 1, .., 4 vectors: as many as registers hold
-//     MR_U8_1, .., MR_U8_4  the same for a convolution of u8 if fewer are faster there: its epilogue is longer, and while
-//                           that of a short block of rows runs, the products of the next block begin
+//     MR_U8_1, .., MR_U8_4  the same for a convolution of u8, whose epilogue is longer. Smaller register blocks let the
+//                           CPU overlap one block's epilogue with the next block's products
 //     DOT_PRODUCT           the header with its dot product of eight bits, see convolution_u8.h
 //
 // A kernel accumulates a sum (accumulate.h, convolution_u8.h), then its epilogue adds and stores (epilogue.h).

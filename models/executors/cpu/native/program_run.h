@@ -50,8 +50,8 @@ inline size_t workspace_bytes(const Matrix &matrix, const Context &context) {
 // Bytes of scratch for one thread, rounded up to whole cache lines.
 inline size_t scratch_bytes(const Program &program) { return (program.scratch_bytes + 127) & ~(size_t)63; }
 
-// How many of one thread's items in one phase are claimed, and how many of those by itself and by other threads. They
-// have a cache line of their own, so that threads do not slow each other down.
+// Counters of claimed items, for one thread and phase. The owner claims from the front, thieves from the back (work
+// stealing). They have a cache line of their own, so that threads do not slow each other down.
 struct alignas(64) Claims {
     std::atomic<int> all{0}, by_others{0};
     int by_owner = 0; // only the owner counts them
@@ -92,7 +92,7 @@ class ProgramRun {
     bool run(ThreadPool &pool, const Slice &slice) {
         assert(pool.threads() == threads_);
         paused_ = false;
-        pool.run([&](int thread) { work(thread, slice); });
+        pool.run([&](int thread) { run_phases(thread, slice); });
         while (phase_ < program_.phase_count && unfinished_[phase_] == 0) ++phase_;
         return phase_ == program_.phase_count;
     }
@@ -110,15 +110,15 @@ class ProgramRun {
         return workspace + workspace_bytes(matrix, context);
     }
 
-    // What is left of all phases, as thread number `thread`.
-    void work(int thread, const Slice &slice) {
+    // Runs the remaining phases as thread `thread`.
+    void run_phases(int thread, const Slice &slice) {
         const FlushDenormals flush;
         const bool timed = thread == 0 && phase_seconds_;
         double began = timed ? seconds() : 0;
         bool done = true;
         int computed = 0;
         for (int p = phase_; done && p < program_.phase_count; ++p) {
-            done = work(thread, p, slice, computed);
+            done = run_phase(thread, p, slice, computed);
             if (timed) {
                 const double now = seconds();
                 phase_seconds_[p] += now - began;
@@ -131,9 +131,9 @@ class ProgramRun {
     // a look 50 ns.
     static constexpr int ITEMS_TO_A_LOOK = 4;
 
-    // What is left of phase `p`. Returns whether it is done; otherwise the run has paused. `computed`: items of this
-    // thread since the slice began.
-    bool work(int thread, int p, const Slice &slice, int &computed) {
+    // Runs the remaining items of phase `p`. Returns whether it is done; otherwise the run has paused. `computed`: items
+    // of this thread since the slice began.
+    bool run_phase(int thread, int p, const Slice &slice, int &computed) {
         Partition &partition = partitions_[thread];
         partition.assign(program_, program_.phases[p], contexts_, context_count_);
         for (int k = 0; k < threads_; ++k) {

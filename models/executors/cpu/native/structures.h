@@ -150,8 +150,8 @@ struct Context {
     const Slot *slots;           // (matrices,): set by program_begin
 };
 
-// What one call of a kernel computes: rows (or tiles, or singles) [first, last) of one row loop for one request, and of
-// their channels those of group `group` of `groups`.
+// A unit of work: rows (tiles, singles) [first, last) of one row loop, and output-channel group `group` of `groups`,
+// for one request.
 struct Block {
     const Op *ops;
     int32_t op_count, level, domain, first, last, group, groups;

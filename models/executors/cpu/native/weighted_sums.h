@@ -1,7 +1,7 @@
 // Weighted sums of rows: interpolation of the halo, and resampling between levels. Included by kernels.h, in its
 // namespace.
 
-constexpr int MAX_SOURCES = 21 * 21; // of the widest window that the executor takes (MAX_WINDOW in executor.py)
+constexpr int MAX_SOURCES = 21 * 21; // of the widest window that the executor takes (MAX_WINDOW in network.py)
 
 // One row: the sum of `count` rows of `channels` floats, each times its weight.
 template <class E>
@@ -123,8 +123,8 @@ void resample_from(const Block &block, const Op *ops) {
     }
 }
 
-// Sources: (rows of the source level, out_channels), of `ops[0].parts` ops, which have the same number of taps; of the ops
-// after the first, nothing but the source counts. Target: (rows of the block, out_channels).
+// Sources: (rows of the source level, out_channels), of `ops[0].parts` ops, which have the same number of taps. Only the
+// source of each further op is used. Target: (rows of the block, out_channels).
 template <bool ANY, class Value> void resample(const Block &block, const Op *ops) {
     assert(block.domain != SINGLES && block.domain != TILES_4X4 && block.domain != TILES_2X2);
     const int side = block.context->resamplings[ops->resampling].taps_per_axis;

@@ -22,7 +22,7 @@ def convolve(
     pre_activation_ptr,  # (all_rows, out_channels), T, written; any pointer if stores_pre is 0
     out_ptr,  # (all_rows, out_channels), T or float32, written
     row_list_ptr,  # (all_rows,), int32: see rows.py; any pointer unless LISTED
-    counts_ptr,  # (2,), int32; any pointer unless LISTED
+    counts_ptr,  # (4,), int32; any pointer unless LISTED
     # Sizes of the source and of the result, in positions.
     height,
     width,

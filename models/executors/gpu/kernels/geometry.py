@@ -19,7 +19,7 @@ def compact_rows(
     mask_ptr,  # (N, MASK_STEP * height, MASK_STEP * width), uint8: 1 where the next stage computes
     inside_ptr,  # (N, 2), int32: height and width of the image in positions of the mask
     row_list_ptr,  # (N * height * width,), int32, written: see rows.py
-    counts_ptr,  # (2,), int32, zero before the launch, written: see rows.py
+    counts_ptr,  # (4,), int32, zero before the launch, written: see rows.py
     statistics_ptr,  # (N, STATISTICS_COLUMNS), int32, added to
     # Sizes of the level, in positions.
     height,

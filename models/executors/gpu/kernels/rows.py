@@ -1,8 +1,8 @@
 """Row lists, as all kernels read them.
 
 A row list, int32 (N * height * width,), belongs to one level. It holds the active rows from its front and the halo rows
-from its back. An entry is 2 * row + 1 if interpolation reads the row, 2 * row if not. The counts beside it, int32 (2,),
-say how many rows are active and how many are halo.
+from its back. An entry is 2 * row + 1 if interpolation reads the row, 2 * row if not. Beside it lie `counts`, int32
+(4,): active rows, halo rows, two unused here.
 """
 
 # mypy: ignore-errors
@@ -40,7 +40,7 @@ def listed_rows(row_list_ptr, index, active, total, all_rows, LISTED: tl.constex
 
 @triton.jit
 def coordinates(row, height, width):
-    """Of rows of a map of height x width: the image of the batch, y and x."""
+    """The image in the batch, y and x of rows of a map of height x width."""
     x = row % width
     line = row // width
     y = line % height

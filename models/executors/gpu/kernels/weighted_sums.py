@@ -19,7 +19,7 @@ def interpolate(
     residual_ptr,  # (all_rows, residual_channels), T; any pointer if residual_channels is 0
     out_ptr,  # (all_rows, channels), T, written
     row_list_ptr,  # (all_rows,), int32: see rows.py
-    counts_ptr,  # (2,), int32
+    counts_ptr,  # (4,), int32
     mask_ptr,  # (N, mask_step * height, mask_step * width), uint8
     # Sizes.
     height,  # of the level, in positions
@@ -87,7 +87,7 @@ def add_resampled(
     d_ptr,
     out_ptr,  # (all_rows, channels), T, written
     row_list_ptr,  # (all_rows,), int32: see rows.py; any pointer unless LISTED
-    counts_ptr,  # (2,), int32; any pointer unless LISTED
+    counts_ptr,  # (4,), int32; any pointer unless LISTED
     # Sizes of the result.
     height,  # in positions
     width,
