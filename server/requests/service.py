@@ -156,7 +156,7 @@ class Service:
             timeout_s=record.timeout_s,
             max_exit=options.max_exit,
         )
-        record.age_s = min(image_age_s(options, record.arrived_s), self.settings.max_deadline_ms / 1000)
+        record.age_s = image_age_s(options, record.arrived_s)
         self._set_budget(record)
         check_fresh(record.age_s + record.caller.waited_s, record.budget_s + record.age_s)
         height, width = self._sizes.expected(model.name, record.sharer, model.config.size)
