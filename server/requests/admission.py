@@ -9,7 +9,6 @@ from server.errors import InvalidError, NoExitError, TooManyRequestsError
 from server.protocols.options import RequestOptions
 from server.requests.budget import Budget
 
-
 DAY_S = 86_400
 """The clocks of a client and this server differ by less. A time that differs by more is probably in another unit."""
 

@@ -61,7 +61,7 @@ class Service:
         self.settings = settings
         self.catalog = catalog
         self.keys = None if settings.keys is None else KeyRing(settings.keys, time.monotonic())
-        policies = read_policies(settings, [model.name for model in catalog])
+        policies = read_policies(settings, {model.name: model.config.exits for model in catalog})
         if self.keys is not None:
             policies = replace(policies, of_request=(*policies.of_request, self.keys))
         self._budgets = PresentBudgets(policies, self._traffic)
