@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     head_s, image_s, reply_s = (milliseconds / 1000 for milliseconds in args.front_end_ms)
     front_end = FrontEnd(head_s, image_s, reply_s, speed_left=1 - 1 / args.cores if args.cores else 1.0)
     workload = Workload(models, tuple(args.deadline_ms))
-    loads, duration_s, progress = tuple(args.load or LOADS), args.duration_s or DURATION_S, Progress()
+    loads, duration_s, progress = tuple(args.load or LOADS), args.duration_s or DURATION_S, SimulationProgress()
     if args.replicas is not None:
         fleet = Fleet(workload, front_end, args.replicas, duration_s, progress=progress.say)
         run_fleet(fleet, loads, progress, as_json=args.json)
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
         plot(results, args.plot)
 
 
-def run_fleet(fleet: Fleet, loads: Sequence[float], progress: "Progress", *, as_json: bool) -> None:
+def run_fleet(fleet: Fleet, loads: Sequence[float], progress: "SimulationProgress", *, as_json: bool) -> None:
     results = []
     for result in fleet.run(loads):
         results.append(result)
@@ -217,7 +217,7 @@ def _precision(model: ServedModel, asked: str) -> Precision:
     return "int8" if asked == "int8" else "fp32"
 
 
-class Progress:
+class SimulationProgress:
     """Says on the standard error stream how far the simulation is. A terminal shows every text, each in the place of
     the one before. A file or pipe gets one line for each load: the part of the text before its colon, once."""
 
