@@ -26,6 +26,16 @@ COMMANDS = {
 
 
 PROGRAM = "python -m models"
+EXTRAS = {
+    "matplotlib": "train",
+    "nncf": "nncf",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "openvino": "bench",
+    "scipy": "train",
+    "triton": "gpu",
+}
+"""The optional packages that commands need, each with the extra that brings it."""
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells give it: 128 and the signal's number."""
 
@@ -54,6 +64,13 @@ def call(argv: list[str]) -> int:
         subparsers.choices[args.command].error(str(error))
     except (ValueError, OSError) as error:
         print(f"{PROGRAM} {args.command}: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        remedy = f"pip install --editable '.[{EXTRAS[package]}]'"
+        print(f"{PROGRAM} {args.command}: it needs {package}: {remedy}", file=sys.stderr)
         return 1
 
 

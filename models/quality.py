@@ -14,6 +14,9 @@ count too, so the promise holds for every `min_exit`. The calibration takes the 
 conformal risk control (Angelopoulos et al., 2022) would allow, so the promise holds on average over calibrations as
 well. The threshold is lowered further until the promise also holds among the calibration images that it stops.
 Otherwise, where no early exit can keep epsilon, one image in twenty would still stop early and break it.
+
+No threshold lies above the largest uncertainty of the calibration images, not even for epsilon = 0.999: no bound below
+1 holds for every image, and an image that is more uncertain than all of them is not drawn like them.
 """
 
 import json

@@ -63,7 +63,7 @@ class SettingsRule:
 def contradictions(settings: Settings, catalog: Catalog, machine: Machine) -> list[str]:
     """A sentence for each rule that is broken, with the names and values of its settings. Raises ValueError and OSError
     if the budget file cannot be read."""
-    served = [model.name for model in catalog]
+    served = {model.name: model.config.exits for model in catalog}
     budget = BudgetFile() if settings.budget is None else read_budget_file(settings.budget, served)
     return list(_sentences(StartUp(settings, catalog, budget, machine)))
 

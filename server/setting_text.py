@@ -1,8 +1,8 @@
-"""Settings that are texts: parses and checks them. Pure."""
+"""Settings that are texts: parses and checks them, and says what to give instead of a wrong setting. Pure."""
 
 import re
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
@@ -14,12 +14,39 @@ EITHER = f"{', '.join(CHOICES[:-1])} or {CHOICES[-1]}"
 """The executors that may be chosen."""
 
 
+_REMEDIES = {
+    "bool_parsing": "give true or false",
+    "bool_type": "give true or false",
+    "finite_number": "give a finite number",
+    "float_parsing": "give a number",
+    "float_type": "give a number",
+    "greater_than": "it must be above {gt:.15g}",
+    "greater_than_equal": "it must be at least {ge:.15g}",
+    "int_from_float": "give a whole number",
+    "int_parsing": "give a whole number",
+    "int_type": "give a whole number",
+    "less_than_equal": "it may be at most {le:.15g}",
+    "literal_error": "it may be {expected}",
+    "path_type": "give a path",
+    "string_type": "give text in quotes",
+}
+"""What to give instead, by pydantic's type of error."""
+
+
+def remedy(problem: Mapping[str, Any]) -> str:
+    """What to give instead of a wrong setting. `problem`: an item of `ValidationError.errors()`."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
+    return _REMEDIES[kind].format(**context).replace("'", "") if kind in _REMEDIES else str(problem["msg"])
+
+
 def parse_devices(text: str) -> tuple[str, ...]:
-    """'cuda:0,cuda:1' -> ('cuda:0', 'cuda:1'). Raises ValueError on anything else than devices that can be told apart,
-    where a CPU may be named several times."""
-    names = tuple(part.strip() for part in text.split(","))
+    """'cuda:0,cuda:1' -> ('cuda:0', 'cuda:1'); 'cuda:00' is 'cuda:0'. Raises ValueError on anything else than devices
+    that can be told apart, where a CPU may be named several times."""
+    names = tuple(re.sub(r"^cuda:0+(?=[0-9])", "cuda:", part.strip()) for part in text.split(","))
     for name in names:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
             raise ValueError(f"{name!r} is not auto, cpu, cuda or cuda:N")
         if len(names) > 1 and name in ("auto", "cuda"):
             raise ValueError(f"among several devices {name!r} could be any; use cpu or cuda:N")

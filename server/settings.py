@@ -32,12 +32,15 @@ from server.setting_text import (
     parse_address,
     parse_devices,
     parse_traffic_cap,
+    remedy,
 )
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = "python -m server"
 PREFIX = "ANYTIME_"
 CONFIG = f"{PREFIX}CONFIG"
+MAX_UNREAD_S = 2**31 // 1000
+"""The system counts this time in milliseconds, in 31 bits."""
 
 
 class Settings(BaseModel):
@@ -138,7 +141,11 @@ class Settings(BaseModel):
         300, gt=0, allow_inf_nan=False, description="time until a WebSocket on which nothing is said is closed"
     )
     unread_timeout_s: float = Field(
-        20, gt=0, allow_inf_nan=False, description="time until a client that does not read its answers is cut off"
+        20,
+        gt=0,
+        le=MAX_UNREAD_S,
+        allow_inf_nan=False,
+        description=f"time until a client that does not read its answers is cut off; at most {MAX_UNREAD_S}",
     )
     shared_memory_bytes: int = Field(512 * 2**20, ge=2**20, description="memory for images and maps of open requests")
     client_rate: float = Field(
@@ -232,7 +239,7 @@ def load_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
             name = str(problem["loc"][0])
             variable = PREFIX + name.upper() if name in variables else f"{path}: {name}"
             source = flag(name) if name in flags else variable
-            _complain(f"{source} {problem['input']!r}: {problem['msg']}")
+            _complain(f"{source} {problem['input']!r}: {remedy(problem)}")
         raise SystemExit(2) from None
 
 
@@ -272,7 +279,9 @@ def _lines(path: Path) -> dict[str, Any]:
     """The settings of a TOML file. Folders and files in it are relative to its own folder."""
     try:
         lines: dict[str, Any] = shallow(lambda: tomllib.loads(read_text(path)))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        _fail(str(error))
+    except ValueError as error:
         _fail(f"{path} cannot be read as TOML: {error}")
     for name in sorted(lines.keys() - Settings.model_fields.keys()):
         _fail(f"{path}: {name} is no setting{_nearest(name, Settings.model_fields)}")

@@ -1,7 +1,10 @@
 """`python -m models` as a whole: every command answers --help, and Ctrl-C ends with one line."""
 
 import json
+import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +27,37 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         door.main([name, "--help"])
     assert ended.value.code == 0
     assert f"usage: python -m models {name}" in capsys.readouterr().out
+
+
+WITHOUT_EXTRAS = f"""
+import sys
+sys.modules.update(dict.fromkeys({[*door.EXTRAS]}))
+from models.__main__ import COMMANDS, main
+for name in COMMANDS:
+    try:
+        main([name, "--help"])
+    except SystemExit as ended:
+        assert ended.code == 0, name
+    print("explained", name)
+sys.exit(main(["bench", "--widths", "w18", "--sizes", "64x64", "--runtimes", "sparse", "--repeats", "1"]))
+"""
+
+
+def test_commands_without_optional_packages_explain_themselves_or_say_what_to_install() -> None:
+    found = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], check=False, capture_output=True, text=True)
+    explained = re.findall(r"^explained (.*)$", found.stdout, flags=re.M)
+    assert explained == list(door.COMMANDS), found.stderr
+    wanted = "\npython -m models bench: it needs scipy: pip install --editable '.[train]'\n"
+    assert found.returncode == 1 and found.stderr.endswith(wanted) and "Traceback" not in found.stderr
+
+
+def test_a_package_that_no_extra_brings_is_a_fault_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def incomplete(_: object) -> int:
+        raise ModuleNotFoundError("No module named 'pillow'", name="pillow")
+
+    monkeypatch.setattr(show, "main", incomplete)
+    with pytest.raises(ModuleNotFoundError):
+        door.main(["show", "camvid-adpc-w18"])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import socket
 import time
 import zlib
@@ -252,11 +253,23 @@ def test_a_deadline_counts_from_the_capture(server: Live, worker: ScriptedWorker
     assert 14000 < call.result().json()["deadline_ms"] < 15001
 
 
-@pytest.mark.parametrize("captured_s", [3600.0, 1e9])
-def test_a_capture_in_the_future_is_now(server: Live, worker: ScriptedWorker, captured_s: float) -> None:
-    call = Later(lambda: server.predict(deadline_ms=20000, captured_at=time.time() + captured_s))
+def test_a_capture_in_the_future_is_now(server: Live, worker: ScriptedWorker) -> None:
+    call = Later(lambda: server.predict(deadline_ms=20000, captured_at=time.time() + 3600))
     worker.finish(worker.hear_job())
     assert call.result().json()["deadline_ms"] == 20000
+
+
+@pytest.mark.parametrize(("times", "ahead_s"), [(1000, 0.0), (1, 100_000.0), (1, 1e300)])
+def test_a_capture_days_in_the_future_is_refused(server: Live, times: int, ahead_s: float) -> None:
+    """A time in milliseconds, or one in seconds."""
+    captured_s = times * time.time() + ahead_s
+    reply = server.predict(b"never decoded", deadline_ms=20000, captured_at=captured_s)
+    body = reply.json()
+    assert (reply.status_code, body["code"]) == (400, "bad_parameter")
+    assert body["error"] == (
+        f"captured_at is {captured_s:.15g}, which is more than a day after now; give the time in seconds since 1970, "
+        "not in milliseconds"
+    )
 
 
 def test_a_stale_image_is_refused_before_it_is_decoded(server: Live) -> None:
@@ -266,5 +279,7 @@ def test_a_stale_image_is_refused_before_it_is_decoded(server: Live) -> None:
     assert body["error"].endswith(
         "and it was due 200 ms after it was captured or sent; send a newer one, or give a later deadline_ms"
     )
-    long_ago = server.predict(captured_at=1.0).json()
-    assert long_ago["error"].startswith("the image was 30000 ms old on arrival")
+    long_ago = server.predict(captured_at=1.0).json()["error"]
+    age_ms = re.match(r"the image was (\d+) ms old on arrival", long_ago)
+    assert age_ms and abs(float(age_ms[1]) / 1000 - time.time()) < 3600
+    assert long_ago.endswith("; captured_at and X-Request-Start must be in seconds since 1970")

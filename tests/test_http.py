@@ -157,7 +157,7 @@ def test_min_exit_not_reached_is_a_504_unless_best_effort(server: Live, worker: 
     reply = call.result()
     assert reply.status_code == 504 and reply.json()["code"] == "min_exit_not_reached"
     sentence = (
-        r"only exit 2 was there after \d+ of 20000\.0 ms; encoding needs \d+ ms, and exit 3 takes \d+ ms here: give a"
+        r"only exit 2 was there after \d+ of 20000\.0 ms; encoding needs \d+ ms, and exit 3 takes \d+ ms here: give "
     )
     assert re.match(sentence, reply.json()["error"])
     call = Later(lambda: server.predict(min_exit=3, best_effort="true"))

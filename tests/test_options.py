@@ -82,14 +82,20 @@ def test_an_error_shows_little_of_a_long_value() -> None:
 
 SENTENCES = [
     ({"deadline_ms": "-5"}, "deadline_ms is -5; it must be above 0, for example 100"),
-    ({"deadline_ms": "soon"}, "deadline_ms is 'soon'; it must be a finite number"),
-    ({"deadline_ms": []}, "deadline_ms is list; it must be a finite number"),
-    ({"deadline_ms": "{value}"}, "deadline_ms is '{value}'; it must be a finite number"),
+    ({"deadline_ms": "soon"}, "deadline_ms is 'soon'; it must be a finite number above 0, for example 100"),
+    ({"deadline_ms": []}, "deadline_ms is list; it must be a finite number above 0, for example 100"),
+    ({"deadline_ms": "{value}"}, "deadline_ms is '{value}'; it must be a finite number above 0, for example 100"),
     ({"min_exit": "1.5"}, "min_exit is '1.5'; exits are whole numbers from 1"),
     ({"min_exit": 3, "max_exit": 2}, "max_exit is 2 and min_exit 3; min_exit must not be larger"),
     (
         {"quality": "2"},
         "quality is 2; give the share of the pixels that may still change, between 0 and 1, for example 0.05",
+    ),
+    ({"min_exit": "last"}, "min_exit is 'last'; exits are whole numbers from 1"),
+    ({"priority": "high"}, "priority is 'high'; it may be 0, 1 or 2"),
+    (
+        {"quality": "good"},
+        "quality is 'good'; give the share of the pixels that may still change, between 0 and 1, for example 0.05",
     ),
     ({"map": "depth"}, "map is 'depth'; it may be confidence, exit, unsure"),
     ({"model": 7}, "model is 7; give a name"),

@@ -41,7 +41,7 @@ pixels = 4_000_000
 max_exit = 2
 max_deadline_ms = 900
 """
-SERVED = ("large", "small")
+SERVED = {"large": 4, "small": 3}
 
 
 def read(folder: Path, text: str = FILE) -> BudgetFile:
@@ -58,7 +58,7 @@ def at(text: str) -> Traffic:
 def test_the_file_of_the_documentation_is_right(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "budget.md").read_text()
     (tmp_path / "budget.toml").write_text(text.split("```toml\n")[1].split("```")[0])
-    found = read_budget_file(tmp_path / "budget.toml", ["camvid-adpc-w18"])
+    found = read_budget_file(tmp_path / "budget.toml", {"camvid-adpc-w18": 4})
     assert all((found.models, found.clients, found.traffic, found.hours, found.input))
 
 
@@ -155,6 +155,17 @@ def test_flags_and_file_limit_the_moment_together(tmp_path: Path) -> None:
         ("colour = 1", "not a budget file: colour is unknown; its fields are models, clients, traffic, hours, input"),
         ("[models.small]\nmax_exit = 0", "models.small.max_exit is 0; it must be at least 1"),
         ("[models.small]\nmax_exit = '2'", "models.small.max_exit is '2'; give a whole number"),
+        ("[models.small]\nmax_exit = 4", "models.small.max_exit is 4; small has exits 1 to 3"),
+        ("[clients.robot]\nmax_exit = 5", "clients.robot.max_exit is 5; the deepest model has exits 1 to 4"),
+        (
+            "[[traffic]]\nbusy = 1.0\nmax_exit = 4\n[[traffic]]\nbusy = 1.0\nmax_exit = 9",
+            "traffic[1].max_exit is 9; the deepest model has exits 1 to 4",
+        ),
+        (
+            "[[hours]]\nbegin = '00:00'\nend = '01:00'\nmax_exit = 5",
+            "hours[0].max_exit is 5; the deepest model has exits 1 to 4",
+        ),
+        ("[[input]]\npixels = 1\nmax_exit = 5", "input[0].max_exit is 5; the deepest model has exits 1 to 4"),
         ("[models.big]\nmax_exit = 2", "models.big is not served; served are large, small"),
         ('[clients."::1"]\ndefault_deadline_ms = -1', "clients.::1.default_deadline_ms is -1; it must be above 0"),
         (

@@ -1,11 +1,15 @@
+import asyncio
 import re
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from server.protocols.flow import limit_unread
 from server.setting_text import parse_traffic_cap
-from server.settings import ROOT, Settings, load_settings
+from server.settings import MAX_UNREAD_S, ROOT, Settings, flag, load_settings
 from server.settings_table import HEAD, main, settings_table, updated
 
 
@@ -31,10 +35,13 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
         ("max_opn = 3", "max_opn is no setting; did you mean max_open?"),
         ("config = 'other.toml'", "config is no setting"),
         ("[server]\nport = 1", "server is no setting"),
-        ("max_open = 0", "max_open 0: Input should be greater than or equal to 1"),
+        ("max_open = 0", "max_open 0: it must be at least 1\n"),
         ("port = ", "cannot be read as TOML"),
+        ("host = 5", "host 5: give text in quotes\n"),
+        ("port = 1.5", "port 1.5: give a whole number\n"),
+        ("keys = 5", "keys 5: give a path\n"),
         ("port = " + "[" * 5000, "nested deeper than Python reads"),
-        ("max_open = true", "max_open True: Value error, it is not true or false"),
+        ("max_open = true", "max_open True: it is not true or false; give what"),
     ],
 )
 def test_a_wrong_line_of_the_file_is_named_and_ends_with_status_2(
@@ -51,7 +58,7 @@ def test_a_wrong_line_of_the_file_is_named_and_ends_with_status_2(
 def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_settings([], {"ANYTIME_CONFIG": "nowhere.toml"})
-    assert "nowhere.toml cannot be read" in capsys.readouterr().err
+    assert capsys.readouterr().err == "python -m server: there is no file nowhere.toml\n"
 
 
 def test_the_documented_table_is_that_of_the_settings() -> None:
@@ -107,6 +114,53 @@ def test_a_wrong_setting_is_named_and_ends_with_status_2(argv: list[str], capsys
     assert caught.value.code == 2 and argv[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--max-open", "-3"], "--max-open '-3': it must be at least 1"),
+        (["--max-open", "5.5"], "--max-open '5.5': give a whole number"),
+        (["--max-unfinished-bytes", "1"], "--max-unfinished-bytes '1': it must be at least 1048576"),
+        (["--port", "99999"], "--port '99999': it may be at most 65535"),
+        (["--unread-timeout-s", "2147484"], "--unread-timeout-s '2147484': it may be at most 2147483"),
+        (["--drain-ms", "soon"], "--drain-ms 'soon': give a number"),
+        (["--drain-ms", "nan"], "--drain-ms 'nan': give a finite number"),
+        (["--idle-timeout-s", "0"], "--idle-timeout-s '0': it must be above 0"),
+        (["--log-level", "loud"], "--log-level 'loud': it may be debug, info, warning or error"),
+        (["--traffic-cap", "16"], "--traffic-cap '16': '16' is not OPEN_REQUESTS:DEEPEST_EXIT, for example 16:3"),
+        (["--device", "cuda:0,cuda:00"], "--device 'cuda:0,cuda:00': cuda:0 is named 2 times; one worker uses all"),
+    ],
+)
+def test_a_wrong_setting_is_told_what_to_give(
+    argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(argv, {})
+    assert capsys.readouterr().err.startswith(f"python -m server: {sentence}")
+
+
+def test_every_limit_of_a_number_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """No sentence is one of pydantic's own."""
+    for name, field in Settings.model_fields.items():
+        for text in ("word", "-1e9", "1e18", "nan", "0.5"):
+            with suppress(SystemExit):
+                load_settings([] if field.annotation is bool else [flag(name), text], {f"ANYTIME_{name.upper()}": text})
+            error = capsys.readouterr().err
+            assert "Input should" not in error and "Value error" not in error
+
+
+def test_the_longest_unread_timeout_is_one_that_the_system_takes() -> None:
+    with socket.socket() as connection:
+        limit_unread(Transport(connection), MAX_UNREAD_S)
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * MAX_UNREAD_S
+
+
+class Transport(asyncio.BaseTransport):
+    """The transport of a socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__({"socket": connection})
+
+
 def test_a_wrong_variable_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_settings(["--port", "1"], {"ANYTIME_THREADS": "all"})
@@ -137,8 +191,11 @@ def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         load_settings(["--help"], {})
     text = capsys.readouterr().out
     assert caught.value.code == 0
-    for flag in ("--host", "--max-deadline-ms", "--shared-memory-bytes", "--executor"):
-        assert flag in text
+    assert all(name in text for name in ("--host", "--max-deadline-ms", "--shared-memory-bytes", "--executor"))
+
+
+def test_a_number_of_a_gpu_may_have_zeros_in_front() -> None:
+    assert load_settings(["--device", "cuda:01,cuda:00"], {}).devices == ("cuda:1", "cuda:0")
 
 
 @pytest.mark.parametrize("text", ["auto", "cuda", "cpu,cpu", "cuda:0, cuda:11,cpu"])

@@ -1,6 +1,8 @@
 """`python -m server simulate`: traffic, the experiment and its intervals, the report, the command."""
 
+import io
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from test_simulation import GAINS, MODEL, WORKLOAD, request
 from models.checkpoint import save_directory
 from models.directory import fingerprint
 from server.__main__ import main as serve
-from server.simulation import command, experiment
+from server.simulation import command, experiment, fleet
 from server.simulation.device import RequestOutcome
 from server.simulation.experiment import OURS, Blocks, DisciplineResult, Estimate, Experiment, LoadResult, resampled
 from server.simulation.report import plot, table
@@ -88,7 +90,9 @@ def test_an_experiment_compares_all_disciplines_on_the_same_requests() -> None:
     )
     calm, busy = plan.run()
     assert (calm.load, busy.load) == (1.0, 3.0) and busy.rate == pytest.approx(3 * rate_1x(MODEL, FrontEnd()))
-    assert busy.requests > 2 * calm.requests and said[0] == f"load 1: {OURS}"
+    assert busy.requests > 2 * calm.requests and said[:2] == [
+        f"load 1: {OURS}, seed {number} of 2" for number in (1, 2)
+    ]
     names = [discipline.discipline for discipline in calm.disciplines]
     assert names[0] == OURS and names[-1] == "bound" and any(name.startswith("best fixed exit (") for name in names)
     for result in (calm, busy):
@@ -201,9 +205,25 @@ def test_the_command_from_a_model_directory_to_figures(
     ("arguments", "status", "message"),
     [
         (["--deadline-ms", "300", "50"], 1, "--deadline-ms is 300 50; the first must be above 0 and not above the"),
-        (["--seeds", "0"], 1, "--seeds is 0; it must be above 0"),
-        (["--load", "1", "0"], 1, "--load is 0; it must be above 0"),
-        (["--front-end-ms", "1", "0", "1"], 1, "--front-end-ms is 0; all three must be above 0"),
+        (["--deadline-ms", "50", "inf"], 1, "--deadline-ms is 50 inf; "),
+        (["--seeds", "0"], 1, "--seeds is 0; it must be above 0 and finite"),
+        (["--load", "1", "0"], 1, "--load is 0; it must be above 0 and finite"),
+        (["--load", "inf"], 1, "--load is inf; it must be above 0 and finite"),
+        (["--duration-s", "inf"], 1, "--duration-s is inf; it must be above 0 and finite"),
+        (["--duration-s", "nan"], 1, "--duration-s is nan; it must be above 0 and finite"),
+        (["--duration-s", "1e-9", "--load", "1"], 1, "no request arrives within 1e-09 s at load 1; give a longer time"),
+        (["--duration-s", "1e-9", "--replicas", "2"], 1, "no request arrives within 1e-09 s; give a longer time"),
+        (["--front-end-ms", "1", "0", "1"], 1, "--front-end-ms is 0; all three must be above 0 and finite"),
+        (["--front-end-ms", "1", "nan", "1"], 1, "--front-end-ms is nan; all three must be above 0 and finite"),
+        (["--replicas", "2", "--budget", "x"], 1, "--budget means nothing with --replicas; leave it out"),
+        (["--replicas", "2", "--trace", "x"], 1, "--trace means nothing with --replicas; leave it out"),
+        (["--replicas", "2", "--plot", "x"], 1, "--plot means nothing with --replicas; leave it out"),
+        (["--replicas", "2", "--traffic", "gamma"], 1, "--traffic means nothing with --replicas; leave it out"),
+        (["--replicas", "2", "--seeds", "10"], 1, "--seeds means nothing with --replicas; leave it out"),
+        (["--trace", "x", "--load", "1"], 1, "--load means nothing with --trace; leave it out"),
+        (["--trace", "x", "--duration-s", "1"], 1, "--duration-s means nothing with --trace; leave it out"),
+        (["--plot", "load.exe"], 1, "--plot is load.exe; its name must end with one of "),
+        (["--plot", "nowhere/load.png"], 1, "--plot is nowhere/load.png, but there is no folder nowhere"),
         (["--cores", "1"], 1, "--cores is 1; it must be 0, or at least 2"),
         (["--precision", "int8"], 1, "tiny has no gains-int8.json; measure it: python -m models calibrate"),
         (["--model", "other"], 1, "no model is called 'other'"),
@@ -220,3 +240,45 @@ def test_wrong_usage_says_so(
     except SystemExit as error:
         found = int(error.code or 0)
     assert found == status and message in capsys.readouterr().err
+
+
+class Standard(io.StringIO):
+    """A standard error stream. `terminal`: whether it is one."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+def test_a_simulation_without_matplotlib_ends_before_it_begins(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
+    monkeypatch.setattr(Experiment, "run", lambda _: pytest.fail("it computes"))
+    assert command.main(["--models", str(models), *BRIEF, "--plot", str(tmp_path / "load.png")]) == 1
+    assert "--plot needs matplotlib: pip install matplotlib" in capsys.readouterr().err
+
+
+def test_a_simulation_says_how_far_it_is(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, file = Standard(terminal=True), Standard(terminal=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert command.main(["--models", str(models), *BRIEF, "--json"]) == 0
+    shown = [text.rstrip() for text in terminal.getvalue().split("\r") if text]
+    assert shown[0] == f"load 1: {OURS}, seed 1 of 1" and shown[-2:] == ["load 1: bound, seed 1 of 1", ""]
+    monkeypatch.setattr(sys, "stderr", file)
+    assert command.main(["--models", str(models), *BRIEF, "--load", "1", "2", "--json"]) == 0
+    assert file.getvalue() == "".join(f"{command.PROGRAM}: load {load}\n" for load in (1, 2))
+
+
+def test_a_fleet_says_how_far_it_is(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Standard(terminal=True)
+    monkeypatch.setattr(fleet, "TOLD_EVERY", 5)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert command.main(["--models", str(models), *BRIEF, "--replicas", "2", "--json"]) == 0
+    shown = [text.rstrip() for text in terminal.getvalue().split("\r") if text]
+    assert re.fullmatch(r"load 1: random, 0 of \d+ requests", shown[0])
+    assert shown[1].startswith("load 1: random, 5 of ")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 REGIONS = 5
 POLES = 4
@@ -20,6 +19,8 @@ def draw(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     share of positions with an active one among their 3x3 neighbours is 0.816, 0.632, 0.394 (CamVid: 0.816, 0.631,
     0.396). The share of 8x8 tiles with an active position is 0.837, 0.672, 0.450 (CamVid: 0.837, 0.667, 0.455).
     """
+    from scipy.ndimage import gaussian_filter  # noqa: PLC0415  (an optional dependency, wanted only here)
+
     random = np.random.default_rng(seed)
     row = np.linspace(0, 1, height)[:, None]
 
@@ -43,6 +44,8 @@ def masks(labels: NDArray[np.uint8], height: int, width: int, shares: Sequence[f
 
     `labels`, uint8 (H, W) of any size, are stretched over the mask. A smaller share's mask lies within a larger one's.
     """
+    from scipy.ndimage import distance_transform_edt  # noqa: PLC0415  (an optional dependency, wanted only here)
+
     border = np.zeros(labels.shape, bool)
     border[:-1] |= labels[:-1] != labels[1:]
     border[:, :-1] |= labels[:, :-1] != labels[:, 1:]

@@ -29,49 +29,52 @@ def refuse(value: str, remedy: str, code: str = "bad_parameter") -> PydanticCust
     return PydanticCustomError(code, f"is {value}; {remedy}")
 
 
-def _number(value: Any) -> float:
+def _number(value: Any, remedy: str = "it must be a finite number") -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     spelt = not isinstance(value, str) or (value.isascii() and "_" not in value)  # Python reads more than JSON has
     if not (spelt and math.isfinite(number)):
-        raise refuse(shown(value), "it must be a finite number")
+        raise refuse(shown(value), remedy)
     return number
 
 
 def _positive(value: Any) -> float:
-    number = _number(value)
+    number = _number(value, "it must be a finite number above 0, for example 100")
     if number <= 0:
         raise refuse(f"{number:g}", "it must be above 0, for example 100")
     return number
 
 
 def _exit(value: Any) -> int:
-    number = _number(value)
+    remedy = "exits are whole numbers from 1"
+    number = _number(value, remedy)
     if number != int(number) or number < 1:
-        raise refuse(shown(value), "exits are whole numbers from 1")
+        raise refuse(shown(value), remedy)
     return int(number)
 
 
 def _side(value: Any) -> int:
-    number = _number(value)
+    remedy = f"sides are whole numbers from 1 to {MAX_SIDE:,}"
+    number = _number(value, remedy)
     if number != int(number) or not 1 <= number <= MAX_SIDE:
-        raise refuse(shown(value), f"sides are whole numbers from 1 to {MAX_SIDE:,}")
+        raise refuse(shown(value), remedy)
     return int(number)
 
 
 def _priority(value: Any) -> int:
-    number = _number(value)
+    remedy = "it may be 0, 1 or 2"
+    number = _number(value, remedy)
     if number not in PRIORITIES:
-        raise refuse(shown(value), "it may be 0, 1 or 2")
+        raise refuse(shown(value), remedy)
     return int(number)
 
 
 def _quality(value: Any) -> float:
-    number = _number(value)
+    remedy = "give the share of the pixels that may still change, between 0 and 1, for example 0.05"
+    number = _number(value, remedy)
     if not 0 < number < 1:
-        remedy = "give the share of the pixels that may still change, between 0 and 1, for example 0.05"
         raise refuse(f"{number:g}", remedy)
     return number
 

@@ -10,6 +10,9 @@ from server.errors import InvalidError, NoExitError, TooManyRequestsError
 from server.protocols.options import RequestOptions
 from server.requests.budget import Budget
 
+DAY_S = 86_400
+"""The clocks of a client and this server differ by less. A time that differs by more is probably in another unit."""
+
 
 class ClientLimit:
     """A bucket of tokens for each client address: `rate` requests a second, `burst` at once. Rate 0: no limit."""
@@ -71,19 +74,29 @@ def check_options(options: RequestOptions, model: ServedModel, *, calibrated: bo
 
 def image_age_s(options: RequestOptions, arrived_s: float) -> float:
     """The age of a request's image when the request arrived at `arrived_s`, by the clock of whoever captured it; 0 if
-    that is not told, or lies in the future."""
+    that is not told, or lies in the future. Raises InvalidError if it lies more than a day in the future."""
     if options.captured_at is None:
         return 0.0
-    return max(0.0, time.time() - (time.monotonic() - arrived_s) - options.captured_at)
+    age_s = time.time() - (time.monotonic() - arrived_s) - options.captured_at
+    if age_s < -DAY_S:
+        raise InvalidError(
+            f"captured_at is {options.captured_at:.15g}, which is more than a day after now; give the time in seconds "
+            "since 1970, not in milliseconds",
+            "bad_parameter",
+        )
+    return max(0.0, age_s)
 
 
 def check_fresh(age_s: float, budget_s: float) -> None:
     """Raises NoExitError if an image was `age_s` seconds old on arrival, and its deadline, `budget_s` after it was
     captured or sent, was over by then."""
     if age_s and age_s >= budget_s:
+        remedy = "send a newer one, or give a later deadline_ms"
+        if age_s > DAY_S:
+            remedy = "captured_at and X-Request-Start must be in seconds since 1970"
         raise NoExitError(
             f"the image was {1000 * age_s:.0f} ms old on arrival, and it was due {1000 * budget_s:.0f} ms after it was "
-            "captured or sent; send a newer one, or give a later deadline_ms",
+            f"captured or sent; {remedy}",
             "stale",
         )
 

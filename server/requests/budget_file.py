@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class BudgetFile:
         return Policies((RequestedLimits(), terms, *self.input), (*traffic, *self.traffic, *self.hours))
 
 
-def read_policies(settings: Settings, served: Collection[str]) -> Policies:
+def read_policies(settings: Settings, served: Mapping[str, int]) -> Policies:
     """The policies that flags and the budget file set. Raises as `read_budget_file` does."""
     file = BudgetFile() if settings.budget is None else read_budget_file(settings.budget, served)
     server = Terms(default_deadline_ms=settings.default_deadline_ms, max_deadline_ms=settings.max_deadline_ms)
@@ -36,8 +36,9 @@ def read_policies(settings: Settings, served: Collection[str]) -> Policies:
     return file.policies(server, [TrafficRule(open_requests=count, max_exit=deepest) for count, deepest in levels])
 
 
-def read_budget_file(path: Path, served: Collection[str]) -> BudgetFile:
-    """Raises ValueError, which names the file and the key, and OSError. `served`: the names of the served models."""
+def read_budget_file(path: Path, served: Mapping[str, int]) -> BudgetFile:
+    """Raises ValueError, which names the file and the key, and OSError. `served`: how many exits each served model
+    has, by its name."""
     try:
         # Through JSON, since TOML has times and dates of its own, which then are text as in quotes.
         data = json.loads(json.dumps(shallow(lambda: tomllib.loads(read_text(path))), default=str))
@@ -47,4 +48,22 @@ def read_budget_file(path: Path, served: Collection[str]) -> BudgetFile:
     unserved = next((name for name in found.models if name not in served), None)
     if unserved is not None:
         raise ValueError(f"{path}: models.{unserved} is not served; served are {', '.join(served)}")
+    for key, max_exit, exits, holder in _exit_limits(found, served):
+        if max_exit is not None and max_exit > exits:
+            raise ValueError(f"{path}: {key}.max_exit is {max_exit}; {holder} has exits 1 to {exits}")
     return found
+
+
+def _exit_limits(file: BudgetFile, served: Mapping[str, int]) -> Iterator[tuple[str, int | None, int, str]]:
+    """Each entry's key and `max_exit`, the number of exits that it cannot exceed, and the model that has so many.
+
+    An entry for all models may exceed the exits of one model, but not those of the model that has the most.
+    """
+    for name, terms in file.models.items():
+        yield f"models.{name}", terms.max_exit, served[name], name
+    most = max(served.values(), default=0)
+    for name, terms in file.clients.items():
+        yield f"clients.{name}", terms.max_exit, most, "the deepest model"
+    for kind, rules in (("traffic", file.traffic), ("hours", file.hours), ("input", file.input)):
+        for index, rule in enumerate(rules):
+            yield f"{kind}[{index}]", rule.max_exit, most, "the deepest model"

@@ -179,15 +179,20 @@ class RequestRecord:
         if job.latest >= required and job.stop is not Stop.NO_EXIT:
             return
         spent_s = job.stopped_s - self.arrived_s
-        spent_ms, reserve_ms, takes_ms = (1000 * part for part in (spent_s, self.reserve_s, job.required_s))
+        spent_ms, answer_ms, takes_ms = (1000 * part for part in (spent_s, self.answer_s, job.required_s))
         times = (
-            f"after {spent_ms:.0f} of {1000 * self.budget_s:.1f} ms; encoding needs {reserve_ms:.0f} ms, and exit "
+            f"after {spent_ms:.0f} of {1000 * self.budget_s:.1f} ms; encoding needs {answer_ms:.0f} ms, and exit "
             f"{required} takes {takes_ms:.0f} ms here"
         )
+        # A deadline counts from the capture of the image, if the client tells when that was.
+        needs_ms = 1000 * (job.submitted_s - self.arrived_s + self.age_s) + takes_ms + answer_ms
+        later = "a later deadline_ms"
+        if takes_ms and needs_ms > 1000 * (self.budget_s + self.age_s):
+            later = f"deadline_ms={10 * math.ceil(needs_ms / 10)} or more"
         if job.stop is Stop.NO_EXIT or not job.exits:
-            raise NoExitError(f"no exit was there {times}: give a later deadline_ms", "no_exit")
+            raise NoExitError(f"no exit was there {times}: give {later}, or a smaller image", "no_exit")
         raise NoExitError(
-            f"only exit {job.latest} was there {times}: give a later deadline_ms, a smaller min_exit, or "
+            f"only exit {job.latest} was there {times}: give {later}, a smaller image, a smaller min_exit, or "
             "best_effort=true to get what there is",
             "min_exit_not_reached",
         )

@@ -61,7 +61,7 @@ class Service:
         self.settings = settings
         self.catalog = catalog
         self.keys = None if settings.keys is None else KeyRing(settings.keys, time.monotonic())
-        policies = read_policies(settings, [model.name for model in catalog])
+        policies = read_policies(settings, {model.name: model.config.exits for model in catalog})
         if self.keys is not None:
             policies = replace(policies, of_request=(*policies.of_request, self.keys))
         self._budgets = PresentBudgets(policies, self._traffic)
@@ -156,7 +156,7 @@ class Service:
             timeout_s=record.timeout_s,
             max_exit=options.max_exit,
         )
-        record.age_s = min(image_age_s(options, record.arrived_s), self.settings.max_deadline_ms / 1000)
+        record.age_s = image_age_s(options, record.arrived_s)
         self._set_budget(record)
         check_fresh(record.age_s + record.caller.waited_s, record.budget_s + record.age_s)
         height, width = self._sizes.expected(model.name, record.sharer, model.config.size)

@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from server.requests.policies import Policies, Terms
 from server.settings import ROOT
 from server.simulation.experiment import Experiment
 from server.simulation.fleet import Fleet
-from server.simulation.report import fleet_row, plot, table
+from server.simulation.report import check_plot, fleet_row, plot, table
 from server.simulation.traffic import PROCESSES, read_trace
 from server.simulation.workload import FrontEnd, SimulatedModel, Workload, rate_1x
 
 PROGRAM = "python -m server simulate"
+LOADS = (0.5, 1.0, 2.0, 4.0)
+SEEDS = 10
+DURATION_S = 20.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,12 +45,11 @@ def parser() -> argparse.ArgumentParser:
         "--load",
         type=float,
         nargs="+",
-        default=[0.5, 1, 2, 4],
         metavar="X",
         help="1: all exits of all requests take exactly the device's time; default: 0.5 1 2 4",
     )
-    found.add_argument("--seeds", type=int, default=10, help="default: 10")
-    found.add_argument("--duration-s", type=float, default=20.0, help="seconds of arrivals for each seed; default: 20")
+    found.add_argument("--seeds", type=int, help=f"default: {SEEDS}")
+    found.add_argument("--duration-s", type=float, help=f"seconds of arrivals for each seed; default: {DURATION_S:g}")
     found.add_argument(
         "--deadline-ms",
         type=float,
@@ -106,28 +109,32 @@ def run(args: argparse.Namespace) -> None:
     head_s, image_s, reply_s = (milliseconds / 1000 for milliseconds in args.front_end_ms)
     front_end = FrontEnd(head_s, image_s, reply_s, speed_left=1 - 1 / args.cores if args.cores else 1.0)
     workload = Workload(models, tuple(args.deadline_ms))
+    loads, duration_s, progress = tuple(args.load or LOADS), args.duration_s or DURATION_S, SimulationProgress()
     if args.replicas is not None:
-        run_fleet(Fleet(workload, front_end, args.replicas, args.duration_s), args)
+        fleet = Fleet(workload, front_end, args.replicas, duration_s, progress=progress.say)
+        run_fleet(fleet, loads, progress, as_json=args.json)
         return
     experiment = Experiment(
         workload,
         front_end,
         read_trace(args.trace) if args.trace else PROCESSES[args.traffic or "poisson"],
-        read_budget_file(args.budget, models).policies(Terms()) if args.budget else Policies(),
-        tuple(args.load),
-        args.seeds,
-        args.duration_s,
-        progress=_say if sys.stderr.isatty() else lambda _: None,
+        budget_policies(args.budget, models),
+        loads,
+        args.seeds or SEEDS,
+        duration_s,
+        progress=progress.say,
     )
     gains = workload.default.gains
     if not args.json:
         print(
             f"{workload.default.served.name} in {gains.precision}, measured on {gains.images} images of {gains.source} "
-            f"({gains.machine}); load 1x is {rate_1x(workload.default, front_end):.1f} requests a second"
+            f"({gains.machine}); load 1x is {rate_1x(workload.default, front_end):.1f} requests a second",
+            flush=True,
         )
     results = []
     for result in experiment.run():
         results.append(result)
+        progress.clear()
         if not args.json:
             print("\n" + "\n".join(table(result)), flush=True)
     if args.json:
@@ -137,29 +144,55 @@ def run(args: argparse.Namespace) -> None:
         plot(results, args.plot)
 
 
-def run_fleet(fleet: Fleet, args: argparse.Namespace) -> None:
+def run_fleet(fleet: Fleet, loads: Sequence[float], progress: "SimulationProgress", *, as_json: bool) -> None:
     results = []
-    for result in fleet.run(args.load):
+    for result in fleet.run(loads):
         results.append(result)
-        if not args.json:
+        progress.clear()
+        if not as_json:
             print(fleet_row(result), flush=True)
-    if args.json:
+    if as_json:
         print(json.dumps({"replicas": fleet.replicas, "routings": [asdict(result) for result in results]}))
 
 
 def check(args: argparse.Namespace) -> None:
+    """Raises ValueError on values that cannot be simulated, and on options that mean nothing beside others."""
     low, high = args.deadline_ms
-    if not 0 < low <= high:
+    if not 0 < low <= high < math.inf:
         raise ValueError(f"--deadline-ms is {low:g} {high:g}; the first must be above 0 and not above the second")
     for name, values in (("load", args.load), ("seeds", [args.seeds]), ("duration-s", [args.duration_s])):
-        if min(values) <= 0:
-            raise ValueError(f"--{name} is {min(values):g}; it must be above 0")
+        for value in values or ():
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{name} is {value:g}; it must be above 0 and finite")
     if args.cores < 0 or args.cores == 1:
         raise ValueError(f"--cores is {args.cores}; it must be 0, or at least 2")
     if args.replicas is not None and args.replicas < 1:
         raise ValueError(f"--replicas is {args.replicas}; it must be at least 1")
-    if min(args.front_end_ms) <= 0:
-        raise ValueError(f"--front-end-ms is {min(args.front_end_ms):g}; all three must be above 0")
+    for value in args.front_end_ms:
+        if not 0 < value < math.inf:
+            raise ValueError(f"--front-end-ms is {value:g}; all three must be above 0 and finite")
+    if args.replicas is not None:
+        _refuse_beside("--replicas", budget=args.budget, trace=args.trace, plot=args.plot)
+        _refuse_beside("--replicas", traffic=None if args.traffic == "poisson" else args.traffic)
+        _refuse_beside("--replicas", seeds=None if args.seeds == 1 else args.seeds)
+    if args.trace is not None:
+        _refuse_beside("--trace", load=args.load, duration_s=args.duration_s)
+    if args.plot is not None:
+        check_plot(args.plot)
+
+
+def _refuse_beside(other: str, **given: object) -> None:
+    """Raises ValueError if one of these options was given. They mean nothing beside `other`."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')} means nothing with {other}; leave it out")
+
+
+def budget_policies(path: Path | None, models: Mapping[str, SimulatedModel]) -> Policies:
+    """The policies of a budget file. Raises as `read_budget_file` does."""
+    if path is None:
+        return Policies()
+    return read_budget_file(path, {name: model.served.config.exits for name, model in models.items()}).policies(Terms())
 
 
 def measured(catalog: Catalog, precision: str) -> dict[str, SimulatedModel]:
@@ -184,5 +217,23 @@ def _precision(model: ServedModel, asked: str) -> Precision:
     return "int8" if asked == "int8" else "fp32"
 
 
-def _say(text: str) -> None:
-    print(f"\r{text:<60}", end="\r", file=sys.stderr, flush=True)
+class SimulationProgress:
+    """Says on the standard error stream how far the simulation is. A terminal shows every text, each in the place of
+    the one before. A file or pipe gets one line for each load: the part of the text before its colon, once."""
+
+    def __init__(self) -> None:
+        self._on_terminal = sys.stderr.isatty()
+        self._load = ""
+
+    def say(self, text: str) -> None:
+        load = text.partition(":")[0]
+        if self._on_terminal:
+            print(f"\r{text:<78}", end="\r", file=sys.stderr, flush=True)
+        elif load != self._load:
+            self._load = load
+            print(f"{PROGRAM}: {load}", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Clear the line of a terminal."""
+        if self._on_terminal:
+            self.say("")

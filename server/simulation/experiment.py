@@ -3,6 +3,7 @@ bootstrap."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from server.simulation.traffic import Arrival, Process
 from server.simulation.workload import FrontEnd, SimulatedRequest, Workload, rate_1x
 
 Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 BLOCK_S = 2.0
 """The bootstrap draws blocks of so many seconds of arrivals: requests that are close in time share a queue."""
@@ -73,7 +75,7 @@ class LoadResult:
 @dataclass(frozen=True)
 class Experiment:
     """What is simulated. `traffic`: a kind of traffic, or the arrivals of a trace, which are replayed as they are.
-    `policies`: what limits the budgets of this server's requests.
+    `policies`: what limits the budgets of this server's requests. `progress` is told what is simulated next.
     """
 
     workload: Workload
@@ -86,7 +88,8 @@ class Experiment:
     progress: Callable[[str], None] = field(default=lambda _: None)
 
     def run(self) -> Iterator[LoadResult]:
-        """The results of each load, one after the other. The same experiment gives the same results."""
+        """The results of each load, one after the other. The same experiment gives the same results. Raises ValueError
+        if no request arrives."""
         saturated = rate_1x(self.workload.default, self.front_end)
         if isinstance(self.traffic, Sequence):
             span_s = max(arrival.at_s for arrival in self.traffic)
@@ -98,12 +101,13 @@ class Experiment:
 
     def _compare(self, load: float, rate: float) -> LoadResult:
         runs = [self._requests(rate, seed) for seed in range(self.seeds)]
+        if not all(runs):
+            raise ValueError(f"no request arrives within {self.duration_s:g} s at load {load:g}; give a longer time")
         blocks = Blocks([request for run in runs for request in run], [len(run) for run in runs])
         disciplines: dict[str, Callable[[], Discipline]] = {OURS: self._served, **BASELINES}
         found = {name: self._outcomes(name, load, runs, make) for name, make in disciplines.items()}
         found |= self._fixed(load, runs)
-        self.progress(f"load {load:g}: {BOUND}")
-        bounds = np.array([bound(run, self.front_end) for run in runs])
+        bounds = np.array([bound(run, self.front_end) for run in self._told(BOUND, load, runs)])
         ours = _utility(found[OURS])
         results = [self._result(name, outcomes, ours, blocks) for name, outcomes in found.items()]
         requests = sum(map(len, runs))
@@ -125,8 +129,14 @@ class Experiment:
     def _outcomes(
         self, name: str, load: float, runs: Sequence[Sequence[SimulatedRequest]], make: Callable[[], Discipline]
     ) -> list[RequestOutcome]:
-        self.progress(f"load {load:g}: {name}")
-        return [outcome for run in runs for outcome in simulate(run, make(), self.front_end)]
+        told = self._told(name, load, runs)
+        return [outcome for run in told for outcome in simulate(run, make(), self.front_end)]
+
+    def _told(self, name: str, load: float, runs: Sequence[T]) -> Iterator[T]:
+        """Each run, after `progress` was told of it."""
+        for number, run in enumerate(runs, 1):
+            self.progress(f"load {load:g}: {name}, seed {number} of {len(runs)}")
+            yield run
 
     def _fixed(self, load: float, runs: Sequence[Sequence[SimulatedRequest]]) -> dict[str, list[RequestOutcome]]:
         """EDF with drop, and of all fixed exits the best one in hindsight."""

@@ -5,7 +5,7 @@ their requests.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class SimulatedReplica:
         return sum(job.usual_s(job.request.exits) for job in due)
 
 
+TOLD_EVERY = 1000
+"""After so many requests, `Fleet.progress` is told of them."""
 Look = Callable[[SimulatedReplica, SimulatedRequest], float]
 """What a balancer compares; less is better."""
 
@@ -70,27 +72,38 @@ class FleetResult:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Replicas that serve the same models, and one stream of Poisson arrivals that is routed among them."""
+    """Replicas that serve the same models, and one stream of Poisson arrivals that is routed among them.
+
+    `progress` is told what is simulated, and how many of its requests have been routed.
+    """
 
     workload: Workload
     front_end: FrontEnd
     replicas: int
     duration_s: float
     seed: int = 0
+    progress: Callable[[str], None] = field(default=lambda _: None)
 
     def run(self, loads: Sequence[float]) -> Iterator[FleetResult]:
-        """Each routing on the same requests. The same fleet gives the same results."""
+        """Each routing on the same requests. The same fleet gives the same results. Raises ValueError if no request
+        arrives."""
         for load in loads:
             requests = self._requests(load)
+            if not requests:
+                raise ValueError(f"no request arrives within {self.duration_s:g} s; give a longer time")
             for routing, (choices, look) in ROUTINGS.items():
-                yield self._result(load, routing, self.route(requests, choices, look))
+                yield self._result(load, routing, self.route(requests, choices, look, f"load {load:g}: {routing}"))
 
-    def route(self, requests: Sequence[SimulatedRequest], choices: int, look: Look) -> list[RequestOutcome]:
-        """How each request ends, in the order of `requests`."""
+    def route(
+        self, requests: Sequence[SimulatedRequest], choices: int, look: Look, title: str = ""
+    ) -> list[RequestOutcome]:
+        """How each request ends, in the order of `requests`. `title`: what `progress` is told of them."""
         replicas = [SimulatedReplica(self.workload, self.front_end) for _ in range(self.replicas)]
         drawn = np.random.default_rng(self.seed).integers(0, self.replicas, (len(requests), choices))
         took = []
-        for request, candidates in zip(requests, drawn.tolist(), strict=True):
+        for number, (request, candidates) in enumerate(zip(requests, drawn.tolist(), strict=True)):
+            if number % TOLD_EVERY == 0:
+                self.progress(f"{title}, {number:,} of {len(requests):,} requests")
             chosen = min((replicas[index] for index in candidates), key=lambda replica: look(replica, request))
             chosen.take(request)
             took.append(chosen)

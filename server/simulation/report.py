@@ -37,12 +37,23 @@ def fleet_row(result: FleetResult) -> str:
     )
 
 
-def plot(results: Sequence[LoadResult], path: Path) -> None:
-    """Utility over load, a curve for each discipline; the bound is dashed. Raises ValueError without matplotlib."""
+def check_plot(path: Path) -> None:
+    """Raises ValueError if `plot` cannot write to `path`."""
     try:
-        import matplotlib as mpl  # noqa: PLC0415 - an extra
+        from matplotlib.backend_bases import FigureCanvasBase  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise ValueError("--plot needs matplotlib; pip install matplotlib brings it") from error
+        raise ValueError("--plot needs matplotlib: pip install matplotlib") from error
+    if not path.parent.is_dir():
+        raise ValueError(f"--plot is {path}, but there is no folder {path.parent}")
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in kinds:
+        raise ValueError(f"--plot is {path}; its name must end with one of {', '.join(sorted(kinds))}")
+
+
+def plot(results: Sequence[LoadResult], path: Path) -> None:
+    """Utility over load, a curve for each discipline; the bound is dashed. Needs matplotlib."""
+    import matplotlib as mpl  # noqa: PLC0415 - an extra
+
     mpl.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
 
