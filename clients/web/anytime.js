@@ -113,7 +113,8 @@ export class Anytime {
       },
     );
     const begin = async () => {
-      const [socket, blob] = await Promise.all([this.#connected(), image]);
+      const [blob] = await Promise.all([image, this.#connected()]); // the socket opens while the image is encoded
+      const socket = await this.#connected(); // the one before may have closed meanwhile
       if (cancelled) return;
       const asked = moved_ms === null ? options : { ...options, deadline_ms: moved_ms };
       if (!socket) return post(this.#base, blob, asked, run, abort.signal);

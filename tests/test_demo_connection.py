@@ -1,0 +1,49 @@
+"""The page's connection: sockets that close, and requests that go by POST meanwhile. The test plays the server."""
+
+import pytest
+from demo_page import CHROMIUM
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+
+SOCKETS = """
+    const { Anytime, Newest } = await load("anytime");
+    const sockets = [];
+    class Socket {
+      static OPEN = 1;
+      readyState = 0;
+      sent = [];
+      constructor() { sockets.push(this); }
+      open() { this.readyState = 1; this.onopen(); }
+      send(message) { if (this.readyState === 1) this.sent.push(message); }
+      close(code) { this.readyState = 3; return this.onclose({ code, reason: "" }); }
+      get ids() { return this.sent.filter((each) => typeof each === "string").map((each) => JSON.parse(each).id); }
+      end(id) { this.onmessage({ data: JSON.stringify({ type: "end", id, exit: 1, stop: "complete" }) }); }
+    }
+    const settled = () => new Promise((done) => setTimeout(done)); // what has been resolved has been read
+    const server = new Anytime("http://anytime.test/");
+    const outcome = async (run) => {
+      try { for await (const _ of run); } catch (error) { return error.message; }
+      return run.end.stop;
+    };
+    const [realSocket, realFetch, realNow] = [window.WebSocket, window.fetch, performance.now];
+    window.WebSocket = Socket;
+    try { return await (async () => { %s })(); }
+    finally { [window.WebSocket, window.fetch, performance.now] = [realSocket, realFetch, realNow]; }
+"""
+
+
+def test_a_socket_that_closes_while_an_image_is_encoded_is_replaced(run):
+    code = """
+        let encoded;
+        const told = outcome(server.predict(new Promise((done) => (encoded = done))));
+        sockets[0].open();
+        await settled();
+        sockets[0].close(1001);
+        encoded(new Blob());
+        await settled();
+        sockets[1].open();
+        await settled();
+        sockets[1].end(sockets[1].ids[0]);
+        return [await told, sockets[0].sent.length, sockets[1].sent.length];
+    """
+    assert run(SOCKETS % code) == ["complete", 0, 2]
