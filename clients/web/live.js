@@ -46,7 +46,6 @@ export class Live {
       this.close();
       throw error;
     }
-    if (source !== this.#source) source.close?.();
     return source === this.#source;
   }
 

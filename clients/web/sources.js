@@ -91,7 +91,7 @@ export class StreetSource extends Source {
   }
 }
 
-/** What a video element shows: a frame whenever the browser has a new one. */
+/** What a video element shows once its subclass has opened it: a frame whenever the browser has a new one. */
 class VideoSource extends Source {
   interval_ms = 1000 / 30; // until its frames tell
   #limit_px;
@@ -107,6 +107,8 @@ class VideoSource extends Source {
   async start() {
     const run = (this.#run = {});
     this.#last = null;
+    await this.open();
+    if (run !== this.#run) return; // it was stopped before it opened
     try {
       await this.video.play();
     } catch (error) {
@@ -139,22 +141,22 @@ class VideoSource extends Source {
 
 export class CameraSource extends VideoSource {
   path = "camera:0";
-  #stream = null;
+  #stream = null; // a promise: the browser may ask for permission first
 
-  async start() {
+  async open() {
     if (!navigator.mediaDevices) throw new Error("browsers allow it over HTTPS and on this machine only");
     const wanted = { video: { width: { ideal: 640 }, height: { ideal: 480 }, facingMode: "environment" } };
-    this.#stream ??= await navigator.mediaDevices.getUserMedia(wanted);
-    this.video.srcObject = this.#stream;
-    const { frameRate } = this.#stream.getVideoTracks()[0].getSettings();
+    this.#stream ??= navigator.mediaDevices.getUserMedia(wanted);
+    const stream = await this.#stream;
+    this.video.srcObject = stream;
+    const { frameRate } = stream.getVideoTracks()[0].getSettings();
     if (frameRate) this.interval_ms = 1000 / frameRate;
-    await super.start();
   }
 
-  /** Stop for good: the camera's light goes out. */
+  /** Stop for good: the camera's light goes out, also if the permission comes later. */
   close() {
     this.stop();
-    for (const track of this.#stream?.getTracks() ?? []) track.stop();
+    this.#stream?.then((stream) => stream.getTracks().forEach((track) => track.stop()), () => {});
   }
 }
 
@@ -167,9 +169,8 @@ export class FileSource extends VideoSource {
     this.path = file.name;
   }
 
-  async start() {
+  async open() {
     this.video.src ||= URL.createObjectURL(this.#file);
-    await super.start();
   }
 
   close() {
