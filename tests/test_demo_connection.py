@@ -47,3 +47,23 @@ def test_a_socket_that_closes_while_an_image_is_encoded_is_replaced(run):
         return [await told, sockets[0].sent.length, sockets[1].sent.length];
     """
     assert run(SOCKETS % code) == ["complete", 0, 2]
+
+
+def test_a_socket_that_closes_fails_its_own_requests_only(run):
+    code = """
+        const first = outcome(server.predict(new Blob()));
+        await settled();
+        sockets[0].open();
+        await settled();
+        sockets[0].readyState = 2; // the server's close frame has come
+        const second = server.predict(new Blob());
+        const told = outcome(second);
+        await settled();
+        sockets[1].open();
+        await settled();
+        sockets[0].close(1012);
+        second.deadline(50);
+        sockets[1].end(sockets[1].ids[0]);
+        return [await first, await told, sockets[1].ids.length];
+    """
+    assert run(SOCKETS % code) == ["The part of the server that had this request is gone; try again.", "complete", 2]

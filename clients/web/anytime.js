@@ -44,7 +44,12 @@ import { Refused, Run, UNREACHABLE, applyDelta } from "./run.js";
 
 export { Newest, Refused, Run };
 
-const CLOSED = { 1001: "The server is stopping.", 1006: UNREACHABLE, 1013: "The server is overloaded; try again soon." };
+const CLOSED = {
+  1001: "The server is stopping.",
+  1006: UNREACHABLE,
+  1012: "The part of the server that had this request is gone; try again.",
+  1013: "The server is overloaded; try again soon.",
+};
 
 const LOST = [0, 502]; // statuses: no connection, and what a proxy says when it has none
 const RETRY_MS = 2000;
@@ -118,7 +123,7 @@ export class Anytime {
       if (cancelled) return;
       const asked = moved_ms === null ? options : { ...options, deadline_ms: moved_ms };
       if (!socket) return post(this.#base, blob, asked, run, abort.signal);
-      this.#open.set(id, { run, held: {}, unpacking: Promise.resolve() });
+      this.#open.set(id, { run, socket, held: {}, unpacking: Promise.resolve() });
       socket.send(JSON.stringify({ type: "predict", id, encoding: this.#encoding, ...asked }));
       socket.send(blob);
       sent = true;
@@ -167,7 +172,8 @@ export class Anytime {
   }
 
   #say(message) {
-    if (this.#open.has(message.id) && this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
+    const socket = this.#open.get(message.id)?.socket;
+    if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
   }
 
   /** The open socket, or null if requests go by POST. */
@@ -189,10 +195,10 @@ export class Anytime {
         [opened, this.#socket] = [true, socket];
         resolve(socket);
       };
-      socket.onmessage = ({ data }) => (typeof data === "string" ? this.#text(JSON.parse(data)) : this.#binary(data));
+      socket.onmessage = ({ data }) => (typeof data === "string" ? this.#text(JSON.parse(data), socket) : this.#binary(data));
       socket.onclose = async ({ code, reason }) => {
         const error = new Refused(reason || CLOSED[code] || `The server hung up (code ${code}).`);
-        if (opened) return this.#hungUp(error);
+        if (opened) return this.#hungUp(socket, error);
         try {
           await this.#get("v1/models"); // HTTP gets through: only the socket is kept from us
           this.why = "No WebSocket gets through to the server (a proxy may not pass them on), so each picture is sent by POST.";
@@ -204,12 +210,16 @@ export class Anytime {
     });
   }
 
-  #hungUp(error) {
-    for (const { run } of this.#open.values()) run.fail(error);
-    this.#open.clear();
+  /** Fail the requests of this socket; those of the next one go on. */
+  #hungUp(socket, error) {
+    for (const [id, request] of this.#open) {
+      if (request.socket !== socket) continue;
+      this.#open.delete(id);
+      request.run.fail(error);
+    }
   }
 
-  #text(message) {
+  #text(message, socket) {
     const request = this.#open.get(message.id);
     if (message.type === "exit") {
       const missing = [...(message.keypoints ? [] : ["mask"]), ...(message.extra ? ["extra"] : [])];
@@ -217,7 +227,7 @@ export class Anytime {
       this.#deliver();
     } else if (message.type === "error" && !message.open) {
       const error = new Refused(message.error, message.code, message.status);
-      if (message.id === null) return this.#hungUp(error);
+      if (message.id === null) return this.#hungUp(socket, error);
       this.#last(message.id, ({ run }) => run.fail(error));
     } else if (message.type === "end") this.#last(message.id, ({ run }) => run.finish(message));
   }
