@@ -159,8 +159,10 @@ def test_a_camera_is_followed_and_rests_in_a_hidden_tab(page):
     page.wait_for_function("() => document.querySelector('#anytime .photo').height === 360 && window.video === 'play'")
     plays(page)
     hide = "hidden => { Object.defineProperty(document, 'hidden', { get: () => hidden, configurable: true });"
-    hide += "document.dispatchEvent(new Event('visibilitychange')); return window.video; }"
-    assert [page.evaluate(hide, hidden) for hidden in (True, False)] == ["pause", "play"]
+    hide += "document.dispatchEvent(new Event('visibilitychange')); }"
+    for hidden, heard in ((True, "pause"), (False, "play")):
+        page.evaluate(hide, hidden)
+        page.wait_for_function("heard => window.video === heard", arg=heard)
     page.evaluate("delete document.hidden")
 
 
