@@ -67,3 +67,43 @@ def test_a_socket_that_closes_fails_its_own_requests_only(run):
         return [await first, await told, sockets[1].ids.length];
     """
     assert run(SOCKETS % code) == ["The part of the server that had this request is gone; try again.", "complete", 2]
+
+
+def test_a_socket_is_tried_again_after_a_time_of_posts(run):
+    code = """
+        const posted = [];
+        let [now_ms, answer] = [0, () => {}];
+        performance.now = () => now_ms;
+        window.fetch = async (url) => {
+          if (String(url).endsWith("v1/models")) return new Response("{}");
+          posted.push(now_ms);
+          return new Promise((done) => {
+            answer = () => done(new Response('data: {"type": "end", "stop": "complete"}\\n\\n'));
+          });
+        };
+        const ask = async (ms) => {
+          now_ms = ms;
+          const run = server.predict(new Blob());
+          await settled();
+          return run;
+        };
+        const first = outcome(await ask(0));
+        await sockets[0].close(1006); // the server starts again: only HTTP is answered at this moment
+        await settled();
+        const why = server.why;
+        answer();
+        await first;
+        const second = await ask(9_999);
+        const moved = second.deadline(50);
+        answer();
+        await outcome(second);
+        const tried = sockets.length;
+        const third = outcome(await ask(10_000)); // does not wait for the socket that it tries
+        answer();
+        await third;
+        sockets[1].open();
+        const told = outcome(await ask(10_001));
+        sockets[1].end(sockets[1].ids[0]);
+        return [posted, why.slice(0, 12), moved, tried, sockets.length, await told, server.why];
+    """
+    assert run(SOCKETS % code) == [[0, 9_999, 10_000], "No WebSocket", False, 1, 2, "complete", ""]

@@ -234,8 +234,7 @@ function dialMoved(ms) {
 }
 
 function dialReleased(ms) {
-  if (still.running && !server.why) still.deadline(ms);
-  else rerun(false);
+  if (!still.deadline(ms)) rerun(false);
 }
 
 function pick(label) {

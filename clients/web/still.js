@@ -66,9 +66,9 @@ export class Still {
     this.#run?.cancel();
   }
 
-  /** Move the deadline of the run to `deadline_ms` from now. */
+  /** Move the deadline of the run to `deadline_ms` from now. Returns whether there is one that can be moved. */
   deadline(deadline_ms) {
-    this.#run?.deadline(deadline_ms);
+    return this.#run?.deadline(deadline_ms) ?? false;
   }
 
   /** Forget the run, and stop playing. */
