@@ -105,7 +105,7 @@ def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
 
 
 def palette_bytes(palette: Sequence[tuple[int, int, int]], classes: int) -> bytes:
-    """RGB of every class: 3 * `classes` bytes. Classes without a colour get one of PASCAL VOC's that no class has yet."""
+    """RGB of every class: 3 * `classes` bytes. Classes without a colour get one of PASCAL VOC's that is free."""
     fresh = (colour for index in count(len(palette)) if (colour := _voc_colour(index)) not in palette)
     return bytes(value for colour in islice(chain(palette, fresh), classes) for value in colour)
 

@@ -217,6 +217,20 @@ def test_poses_are_drawn(page):
     assert page.locator("#anytime .mask").evaluate("canvas => Math.max(canvas.width, canvas.height)") == 480
 
 
+@pytest.mark.parametrize("answer", ["aborted", "missing"])
+def test_a_portrait_that_cannot_be_read_is_said(browser, live_url, answer):
+    """In a page of its own, whose errors are not the test's."""
+    other = browser.new_page()
+    other.route("**/astronaut.jpg", lambda route: route.abort() if answer == "aborted" else route.fulfill(status=503))
+    other.goto(live_url)
+    other.locator("#model").select_option("tiny-pose")
+    expect(other.get_by_role("alert")).to_contain_text(
+        "The picture that comes with the page cannot be read: The server"
+    )
+    expect(other.locator("body")).to_have_attribute("data-state", "failed")
+    other.close()
+
+
 def test_a_person_is_chosen_by_dragging_a_box_and_a_click_takes_it_away(page, sent):
     asked = sent
     expect(page.locator("#person-hint")).to_be_hidden()

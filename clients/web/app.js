@@ -8,6 +8,7 @@ import { Live } from "./live.js";
 import { Models } from "./models.js";
 import { Panel } from "./panel.js";
 import { Person } from "./person.js";
+import { answered, lost } from "./run.js";
 import { CameraSource, FileSource, StreetSource, fitted } from "./sources.js";
 import { Stage } from "./stage.js";
 import { Still } from "./still.js";
@@ -145,9 +146,19 @@ async function take(file, credit = "") {
 
 /** The picture that a pose model begins with. */
 async function portrait() {
-  const visit = ++visits;
-  const file = await (await fetch("static/pictures/astronaut.jpg")).blob();
-  if (visit === visits) take(file, CREDIT.portrait);
+  leave("file");
+  become("running", "Reading the picture …");
+  const visit = visits;
+  try {
+    const response = await fetch("static/pictures/astronaut.jpg").catch(lost);
+    if (!response.ok) await answered(response);
+    const file = await response.blob();
+    if (visit === visits) take(file, CREDIT.portrait);
+  } catch (error) {
+    if (visit !== visits) return;
+    become("failed", "");
+    complain(`The picture that comes with the page cannot be read: ${error.message}`);
+  }
 }
 
 function use(canvas) {
