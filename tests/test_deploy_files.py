@@ -129,6 +129,11 @@ def test_only_the_image_for_gpus_has_a_compiler() -> None:
     assert all((ROOT / name).exists() for names in copied for name in names.split())
 
 
+def test_the_health_check_of_the_images_knows_the_settings_of_the_server() -> None:
+    checks = re.findall(r"^HEALTHCHECK .*$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert len(checks) == 1 and checks[0].endswith('"-m", "server.health"]')
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
