@@ -47,3 +47,55 @@ def test_a_camera_that_is_closed_before_the_permission_comes_goes_out(run):
         return [tracks.map((track) => track.on), played.length];
     """
     assert run(CAMERA % code) == [[False], 0]
+
+
+BITMAPS = """
+    const [real, bitmaps] = [window.createImageBitmap, []];
+    window.createImageBitmap = async (...given) => {
+      const bitmap = await real(...given);
+      bitmaps.push(bitmap);
+      return bitmap;
+    };
+    try { return await (async () => { %s })(); } finally { window.createImageBitmap = real; }
+"""
+
+
+def test_the_bitmaps_of_the_street_are_closed(run):
+    """A bitmap that is closed has no width."""
+    code = """
+        const { StreetSource } = await load("sources");
+        const { LOOP_S, Street } = await load("clip/street");
+        Object.getPrototypeOf(new Street()).draw = function () { return this.canvas; };
+        const [realTimer, frames] = [window.setTimeout, 15 * LOOP_S + 2]; // two of the second loop
+        window.setTimeout = (act) => realTimer(act);
+        let given = 0;
+        await new Promise((done) => {
+          const source = new StreetSource(() => {
+            if (++given < frames) return;
+            source.stop();
+            done();
+          });
+          source.start();
+        });
+        window.setTimeout = realTimer;
+        await new Promise((done) => setTimeout(done));
+        return bitmaps.map((bitmap) => bitmap.width);
+    """
+    assert run(BITMAPS % code) == [0, 0]
+
+
+def test_the_bitmaps_of_maps_by_post_are_closed(run):
+    code = """
+        const { post } = await load("post");
+        const canvas = Object.assign(document.createElement("canvas"), { width: 2, height: 1 });
+        canvas.getContext("2d").fillRect(0, 0, 2, 1);
+        const mask = { data: canvas.toDataURL().split(",")[1] };
+        const messages = [{ type: "accepted", palette: [[9, 9, 9], [0, 0, 0]] }, { type: "exit", mask }, { type: "end" }];
+        const [masks, fetched] = [[], window.fetch];
+        window.fetch = async () => new Response(messages.map((each) => `data: ${JSON.stringify(each)}\\n\\n`).join(""));
+        const run = { add: (exit) => masks.push([...exit.mask]), finish() {} };
+        await post(location.href, new Blob(), {}, run);
+        window.fetch = fetched;
+        return [masks, bitmaps.map((bitmap) => bitmap.width)];
+    """
+    assert run(BITMAPS % code) == [[[1, 1]], [0]]

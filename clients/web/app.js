@@ -138,6 +138,7 @@ async function take(file, credit = "") {
   try {
     const picture = await createImageBitmap(file); // the browser turns it upright by its EXIF data
     if (visit === visits) use(fitted(picture, SHOWN_PX));
+    picture.close();
   } catch {
     become("failed", "");
     complain(`${file.name || "This file"} is not a picture that this browser can read. Try a JPEG or a PNG.`);

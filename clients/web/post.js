@@ -60,5 +60,6 @@ async function decoded(data) {
   const canvas = new OffscreenCanvas(image.width, image.height);
   const brush = canvas.getContext("2d", { willReadFrequently: true });
   brush.drawImage(image, 0, 0);
-  return brush.getImageData(0, 0, image.width, image.height).data;
+  image.close();
+  return brush.getImageData(0, 0, canvas.width, canvas.height).data;
 }

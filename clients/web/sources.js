@@ -83,7 +83,11 @@ export class StreetSource extends Source {
     const index = this.#index++ % (RATE * LOOP_S);
     const { width, height } = this.#street.canvas;
     const kept = this.#kept[index];
-    if (kept) return this.capture(await createImageBitmap(await kept.file), width, height, kept.truth, kept.file);
+    if (kept) {
+      const image = await createImageBitmap(await kept.file);
+      this.capture(image, width, height, kept.truth, kept.file);
+      return image.close();
+    }
     const canvas = this.#street.draw(index / RATE);
     const [file, truth] = [jpeg(canvas), this.#street.truth()];
     this.#kept[index] = { file, truth };
