@@ -90,7 +90,8 @@ def test_the_bitmaps_of_maps_by_post_are_closed(run):
         const canvas = Object.assign(document.createElement("canvas"), { width: 2, height: 1 });
         canvas.getContext("2d").fillRect(0, 0, 2, 1);
         const mask = { data: canvas.toDataURL().split(",")[1] };
-        const messages = [{ type: "accepted", palette: [[9, 9, 9], [0, 0, 0]] }, { type: "exit", mask }, { type: "end" }];
+        const palette = [[9, 9, 9], [0, 0, 0]];
+        const messages = [{ type: "accepted", palette }, { type: "exit", mask }, { type: "end" }];
         const [masks, fetched] = [[], window.fetch];
         window.fetch = async () => new Response(messages.map((each) => `data: ${JSON.stringify(each)}\\n\\n`).join(""));
         const run = { add: (exit) => masks.push([...exit.mask]), finish() {} };

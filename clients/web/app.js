@@ -9,14 +9,13 @@ import { Models } from "./models.js";
 import { Panel } from "./panel.js";
 import { Person } from "./person.js";
 import { answered, lost } from "./run.js";
-import { CameraSource, FileSource, StreetSource, fitted } from "./sources.js";
+import { CameraSource, FileSource, SHOWN_PX, StreetSource, fitted } from "./sources.js";
 import { Stage } from "./stage.js";
 import { Still } from "./still.js";
 import { VIEWS } from "./views.js";
 import { complaint, summary } from "./wording.js";
 
 const $ = (id) => document.getElementById(id);
-const SHOWN_PX = 2048; // the longest side of a photo on the page
 const LEARNT_MS = 4000; // how often the exits' times are read again
 const CREDIT = {
   street: "The street is drawn by this page, so the true class of every pixel is known.",

@@ -1,13 +1,18 @@
 // Where frames come from: the drawn street, a camera, a video file. Each gives frames until it is stopped.
 import { LOOP_S, Street } from "./clip/street.js";
 
+export const SHOWN_PX = 2048; // the longest side of a photo on the page
 const KEPT = 12; // pictures of the latest frames are kept; older ones are reused
+
+/** A size, made smaller if its longer side has more than `limit_px` pixels. */
+export function fittedSize({ width, height }, limit_px) {
+  const scale = Math.min(1, limit_px / Math.max(width, height));
+  return { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) };
+}
 
 /** A canvas with `image`, made smaller if its longer side has more than `limit_px` pixels. */
 export function fitted(image, limit_px) {
-  const [wide, tall] = [image.videoWidth ?? image.width, image.videoHeight ?? image.height];
-  const scale = Math.min(1, limit_px / Math.max(wide, tall));
-  const size = { width: Math.max(1, Math.round(wide * scale)), height: Math.max(1, Math.round(tall * scale)) };
+  const size = fittedSize(image, limit_px);
   const canvas = Object.assign(document.createElement("canvas"), size);
   const brush = canvas.getContext("2d");
   brush.imageSmoothingQuality = "high";
@@ -121,9 +126,9 @@ class VideoSource extends Source {
     const next = () => (this.video.requestVideoFrameCallback ? this.video.requestVideoFrameCallback(take) : requestAnimationFrame(take));
     const take = (_, seen) => {
       if (run !== this.#run) return;
-      const { videoWidth: wide, videoHeight: tall } = this.video;
-      const scale = Math.min(1, this.#limit_px / Math.max(wide, tall));
-      if (wide) this.capture(this.video, Math.max(1, Math.round(wide * scale)), Math.max(1, Math.round(tall * scale)));
+      const { videoWidth, videoHeight } = this.video;
+      const { width, height } = fittedSize({ width: videoWidth, height: videoHeight }, this.#limit_px);
+      if (videoWidth) this.capture(this.video, width, height);
       if (seen) this.#pace(seen);
       next();
     };
