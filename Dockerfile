@@ -22,27 +22,26 @@ FROM build AS build-cuda
 RUN /venv/bin/pip install --no-cache-dir --constraint constraints.txt --editable . \
     && python -m compileall -q server models
 
-FROM python:3.12.11-slim-bookworm AS cuda
+FROM python:3.12.11-slim-bookworm AS base
+WORKDIR /app
+ENV ANYTIME_HOST=0.0.0.0 PYTHONDONTWRITEBYTECODE=1
+EXPOSE 8000
+# A GPU server takes minutes until it is warm.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10m CMD ["/venv/bin/python", "-m", "server.health"]
+ENTRYPOINT ["/venv/bin/python", "-m", "server"]
+
+FROM base AS cuda
 # Triton compiles its launchers when the server starts.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY --from=build-cuda /venv /venv
 COPY --from=build-cuda /app /app
 COPY clients/web /app/clients/web
-WORKDIR /app
-ENV ANYTIME_HOST=0.0.0.0 PYTHONDONTWRITEBYTECODE=1 TRITON_CACHE_DIR=/tmp/triton
+ENV TRITON_CACHE_DIR=/tmp/triton
 USER 10001:10001
-EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10m CMD ["/venv/bin/python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/ready', timeout=2)"]
-ENTRYPOINT ["/venv/bin/python", "-m", "server"]
 
-FROM python:3.12.11-slim-bookworm AS cpu
+FROM base AS cpu
 COPY --from=build-cpu /venv /venv
 COPY --from=build-cpu /app /app
 COPY clients/web /app/clients/web
-WORKDIR /app
-ENV ANYTIME_HOST=0.0.0.0 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
-EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=2m CMD ["/venv/bin/python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/ready', timeout=2)"]
-ENTRYPOINT ["/venv/bin/python", "-m", "server"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,9 @@ def input_shape(config: ModelConfig, height: int, width: int) -> Shape:
 
 
 def palette_bytes(palette: Sequence[tuple[int, int, int]], classes: int) -> bytes:
-    """RGB of every class: 3 * `classes` bytes. Classes without a colour get one of PASCAL VOC's, which are easy to tell
-    apart."""
-    colours = [*palette, *(_voc_colour(index) for index in range(len(palette), classes))]
-    return bytes(value for colour in colours[:classes] for value in colour)
+    """RGB of every class: 3 * `classes` bytes. Classes without a colour get one of PASCAL VOC's that is free."""
+    fresh = (colour for index in count(len(palette)) if (colour := _voc_colour(index)) not in palette)
+    return bytes(value for colour in islice(chain(palette, fresh), classes) for value in colour)
 
 
 def _voc_colour(index: int) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, by whichev
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,22 @@ def live_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with live.serving(live.settings(folder, default_model="tiny-segmentation", shared_memory_bytes=2**28)) as server:
         server.wait_for(lambda: server.http.get("/health/ready").is_success)
         yield server.url
+
+
+@pytest.fixture(scope="module")
+def run(live_url: str) -> Iterator[Callable[[str], Any]]:
+    """Evaluates JavaScript in a browser, with `load(name)` to import a module of the page."""
+    from demo_page import CHROMIUM, FLAGS  # noqa: PLC0415 - see `live_url`
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.goto(f"{live_url}/health/live")
+        yield lambda code: page.evaluate(
+            f"async () => {{ const load = (name) => import(`/static/${{name}}.js`); {code} }}"
+        )
+        browser.close()
 
 
 @pytest.fixture(scope="module")

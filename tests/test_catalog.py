@@ -16,6 +16,11 @@ def test_classes_without_a_colour_get_different_ones() -> None:
     assert colours[3:12] == bytes([128, 0, 0, 0, 128, 0, 128, 128, 0])  # PASCAL VOC's first ones
 
 
+def test_no_class_gets_the_colour_of_another() -> None:
+    colours = palette_bytes([(128, 0, 0), (0, 128, 0)], 5)
+    assert len({colours[3 * index : 3 * index + 3] for index in range(5)}) == 5
+
+
 def test_models_are_found_by_name_and_the_default_answers_for_none(tmp_path: Path) -> None:
     catalog = read_catalog(live.write_configs(tmp_path), default="tiny-segmentation")
     assert catalog.get(None) is catalog.get("tiny-segmentation")

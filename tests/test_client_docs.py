@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
+import pytest
 import tiny
 from adpc_client import Client
 from pages import LONG_S, ROOT
@@ -67,7 +68,9 @@ def test_the_loop_of_opencv(place, live_url, monkeypatch):
         sys.modules,
         "cv2",
         SimpleNamespace(
-            VideoCapture=lambda number: SimpleNamespace(read=read, release=lambda: shown.append(f"{number} released")),
+            VideoCapture=lambda number: SimpleNamespace(
+                isOpened=lambda: True, read=read, release=lambda: shown.append(f"{number} released")
+            ),
             COLOR_RGB2BGR=4,
             FONT_HERSHEY_SIMPLEX=0,
             cvtColor=lambda array, _: np.ascontiguousarray(array[..., ::-1]),
@@ -80,6 +83,13 @@ def test_the_loop_of_opencv(place, live_url, monkeypatch):
     run(EXAMPLES / "opencv_loop.py", "0", live_url)
     assert shown[1] == shown[3] == (60, 90, 3) and shown[4:] == ["0 released", "closed"]
     assert re.fullmatch(r"exit \d of 4, \d+ ms old", shown[0])
+
+
+def test_the_loop_of_opencv_names_a_video_that_is_missing(live_url, monkeypatch):
+    closed = SimpleNamespace(isOpened=lambda: False, get=lambda _: 0.0)
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(VideoCapture=lambda _: closed, CAP_PROP_FPS=5))
+    with pytest.raises(SystemExit, match=r"missing\.mp4 cannot be opened"):
+        run(EXAMPLES / "opencv_loop.py", "missing.mp4", live_url)
 
 
 class RosNode:

@@ -81,6 +81,19 @@ def test_a_lost_connection_ends_a_list_whose_frames_all_want_an_answer():
             next(follow)
 
 
+def test_a_lost_replica_fails_one_frame_of_a_list():
+    def script(talk: Talk) -> None:
+        if level(talk) == 1:
+            talk.connection.close(1012)
+        else:
+            one_exit(talk)
+
+    with scripted(script) as server, Client(server.url) as client:
+        follow = client.follow(FRAMES[:3], jpeg_quality=None)
+        assert [found.index for _, found in follow] == [0, 2]
+    assert [error.code for _, error in follow.failures] == ["replica_lost"]
+
+
 def test_what_came_before_a_connection_broke_is_an_answer():
     feed = Feed(FRAMES[0])
 

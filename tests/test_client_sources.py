@@ -1,8 +1,10 @@
 """What frames come from: names, iterators and callables; in which order, at which pace, and what is left out."""
 
+import errno
 import importlib
 import io
 import os
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -104,6 +106,37 @@ def test_an_animation_that_is_cut_off_names_its_file(tmp_path):
     (tmp_path / "cut.gif").write_bytes(file.getvalue()[: len(file.getvalue()) // 2])
     with pytest.raises(ImageError, match=r"cut\.gif is broken or cut off"):
         list(open_source(tmp_path / "cut.gif").frames)
+
+
+def animation():
+    """A GIF of three noisy frames, 8 pixels wide and high."""
+    file, noise = io.BytesIO(), np.random.default_rng(0)
+    first, *others = (Image.fromarray(noise.integers(0, 255, (8, 8), np.uint8)) for _ in range(3))
+    first.save(file, "GIF", save_all=True, append_images=others)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("length", range(14, len(animation()), 61))
+def test_an_animation_is_read_or_refused_wherever_it_is_cut_off(length):
+    with suppress(ImageError):
+        assert len(list(open_bytes(animation()[:length]).frames)) <= 3
+
+
+def test_an_animation_whose_frame_names_a_giant_size_is_broken():
+    data = bytearray(animation())
+    second = data.index(b"\x2c", data.index(b"\x21\xf9", data.index(b"\x2c")))  # the descriptor of its image
+    data[second + 5 : second + 9] = b"\xff" * 4  # its width and height
+    with pytest.raises(ImageError, match="is broken or cut off"):
+        list(open_bytes(bytes(data)).frames)
+
+
+def test_a_file_that_may_not_be_read_is_no_broken_image(folder, monkeypatch):
+    def refused(file):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", refused)
+    with pytest.raises(PermissionError):
+        open_source(folder / "10.png")
 
 
 @pytest.mark.parametrize("form", ["MPO", "TIFF"])

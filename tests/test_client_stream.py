@@ -216,7 +216,8 @@ def test_a_deadline_that_is_none_is_not_sent():
 
 
 @pytest.mark.parametrize(
-    ("code", "kind"), [(1013, OverloadedError), (1003, BadInputError), (1006, ConnectionFailedError)]
+    ("code", "kind"),
+    [(1012, OverloadedError), (1013, OverloadedError), (1003, BadInputError), (1006, ConnectionFailedError)],
 )
 def test_a_closed_connection_says_why(code, kind):
     def script(talk: Talk) -> None:

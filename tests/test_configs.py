@@ -62,6 +62,7 @@ def test_broken_json_is_a_value_error(change: dict[str, object]) -> None:
         ("labels", ["a"] * 12, "labels has 12 entries for 11 outputs; leave some out"),
         ("palette", [[0, 0]], r"palette\[0\] is \[0, 0\]; give 3 values"),
         ("palette", [[0, 0, 256]], r"palette\[0\]\[2\] is 256; it may be at most 255"),
+        ("palette", [[1, 2, 3], [4, 5, 6], [1, 2, 3]], r"gives sky and pole the same colour, \[1, 2, 3\]; give each"),
         ("skeleton", [[0, 11]], r"skeleton\[0\] is \[0, 11\]; joints are numbered from 0 to 10"),
         ("flip_pairs", [0], r"flip_pairs\[0\] is 0; give a list"),
         (

@@ -8,24 +8,10 @@ import shutil
 import subprocess
 
 import pytest
-from demo_page import CHROMIUM, FLAGS, photo
+from demo_page import CHROMIUM, photo
 from pages import ROOT, adapted, blocks
-from playwright.sync_api import sync_playwright
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def run(live_url):
-    """Evaluates JavaScript, with `load(name)` to import a module of the page."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        page.goto(f"{live_url}/health/live")
-        yield lambda code: page.evaluate(
-            f"async () => {{ const load = (name) => import(`/static/${{name}}.js`); {code} }}"
-        )
-        browser.close()
 
 
 def imports(path):

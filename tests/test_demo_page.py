@@ -159,8 +159,10 @@ def test_a_camera_is_followed_and_rests_in_a_hidden_tab(page):
     page.wait_for_function("() => document.querySelector('#anytime .photo').height === 360 && window.video === 'play'")
     plays(page)
     hide = "hidden => { Object.defineProperty(document, 'hidden', { get: () => hidden, configurable: true });"
-    hide += "document.dispatchEvent(new Event('visibilitychange')); return window.video; }"
-    assert [page.evaluate(hide, hidden) for hidden in (True, False)] == ["pause", "play"]
+    hide += "document.dispatchEvent(new Event('visibilitychange')); }"
+    for hidden, heard in ((True, "pause"), (False, "play")):
+        page.evaluate(hide, hidden)
+        page.wait_for_function("heard => window.video === heard", arg=heard)
     page.evaluate("delete document.hidden")
 
 
@@ -213,6 +215,20 @@ def test_poses_are_drawn(page):
     assert page.locator("#legend li").count() == 16
     assert "right ankle" in page.locator("#legend").inner_text()
     assert page.locator("#anytime .mask").evaluate("canvas => Math.max(canvas.width, canvas.height)") == 480
+
+
+@pytest.mark.parametrize("answer", ["aborted", "missing"])
+def test_a_portrait_that_cannot_be_read_is_said(browser, live_url, answer):
+    """In a page of its own, whose errors are not the test's."""
+    other = browser.new_page()
+    other.route("**/astronaut.jpg", lambda route: route.abort() if answer == "aborted" else route.fulfill(status=503))
+    other.goto(live_url)
+    other.locator("#model").select_option("tiny-pose")
+    expect(other.get_by_role("alert")).to_contain_text(
+        "The picture that comes with the page cannot be read: The server"
+    )
+    expect(other.locator("body")).to_have_attribute("data-state", "failed")
+    other.close()
 
 
 def test_a_person_is_chosen_by_dragging_a_box_and_a_click_takes_it_away(page, sent):

@@ -54,7 +54,7 @@ def test_every_setting_that_is_named_exists(path: Path) -> None:
     names = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG}
     assert set(re.findall(rf"\b{PREFIX}[A-Z_]+", text)) <= names
     flags = {flag(name) for name in Settings.model_fields}
-    others = {"--kustomize", "--profile", "--target", "--gpus", "--read-only", "--tmpfs", "--now", "--from"}
+    others = {"--kustomize", "--target", "--gpus", "--read-only", "--tmpfs", "--now", "--from"}
     docker = {"--no-install-recommends", "--no-cache-dir", "--extra-index-url", "--constraint", "--editable"}
     health = {"--interval", "--timeout", "--start-period"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= flags | others | docker | health
@@ -122,11 +122,30 @@ def test_the_file_of_compose_mounts_what_there_is() -> None:
     assert compose["services"]["server"]["networks"]["default"]["aliases"] == [target.partition(":")[0]]
 
 
+def test_no_two_services_of_compose_take_the_same_port() -> None:
+    """The file for a GPU changes the server and adds none."""
+    (compose,), (gpu,) = read(COMPOSE), read(DEPLOY / "compose" / "gpu.yml")
+    ports = [port for service in compose["services"].values() for port in service["ports"]]
+    assert len(set(ports)) == len(ports) and list(gpu["services"]) == ["server"]
+
+
+def test_a_gpu_gets_as_much_memory_from_systemd_as_from_kubernetes() -> None:
+    unit, (gpu,) = UNIT.read_text(), read(DEPLOY / "compose" / "gpu.yml")
+    assert gpu["services"]["server"]["mem_limit"] == "12g" and "MemoryMax to 12G" in unit
+    folder = re.findall(r"^CacheDirectory=(.+)$", unit, re.MULTILINE)[0]
+    assert f"TRITON_CACHE_DIR=%C/{folder}/" in unit  # nothing else may be written
+
+
 def test_only_the_image_for_gpus_has_a_compiler() -> None:
     stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n((?:(?!FROM ).*\n)*)", DOCKERFILE.read_text(), re.MULTILINE))
     assert "gcc" in stages["cuda"] and "gcc" not in stages["cpu"] and list(stages)[-1] == "cpu"
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
     assert all((ROOT / name).exists() for names in copied for name in names.split())
+
+
+def test_the_health_check_of_the_images_knows_the_settings_of_the_server() -> None:
+    checks = re.findall(r"^HEALTHCHECK .*$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert len(checks) == 1 and checks[0].endswith('"-m", "server.health"]')
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")

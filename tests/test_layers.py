@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 SERVER = [
     # the program
     "server.__main__",
+    "server.health",
     "server.settings_table",
     "server.app",
     "server.access.command",

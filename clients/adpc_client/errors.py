@@ -129,6 +129,7 @@ _BY_CLOSE_CODE: Mapping[int, tuple[int, str]] = {
     1008: (429, "refused"),
     1009: (413, "too_large"),
     1011: (500, "server_fault"),
+    1012: (503, "replica_lost"),
     1013: (503, "overloaded"),
 }
 

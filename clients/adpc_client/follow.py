@@ -98,7 +98,7 @@ class _FollowState:
             options = replace(options, deadline_ms=1000 * self._deadline_s)
         return StreamRequest(data, options)
 
-    def _hear(self, frame: ArrivedFrame, exit: Exit) -> bool:
+    def _record_exit(self, frame: ArrivedFrame, exit: Exit) -> bool:
         """Keep an exit. Returns whether the rest of the frame is to be cancelled, because a newer one waits."""
         if self._found_frame is not frame:
             self.answered += 1
@@ -162,7 +162,7 @@ class _FollowState:
             error=None if own else self.error,
         )
 
-    def _end(self) -> None:
+    def _raise_if_none_answered(self) -> None:
         """Raises the last error if no frame was answered."""
         if self._found is None and self.error is not None:
             raise self.error
@@ -187,7 +187,7 @@ class Follow(_FollowState):
         """Each frame once it has had its turn, whether or not it was answered."""
         pool = Pool(self._endpoint)
         self._frames = (
-            NewestFrame(self._source, self._clock, on_frame=self._come)
+            NewestFrame(self._source, self._clock, on_frame=self._on_new_frame)
             if self._source.paced
             else EveryFrame(self._source, self._clock)
         )
@@ -196,7 +196,7 @@ class Follow(_FollowState):
                 while (frame := frames.take()) is not None:
                     self._ask(pool, frame)
                     yield frame
-            self._end()
+            self._raise_if_none_answered()
         finally:
             pool.close()
 
@@ -207,7 +207,7 @@ class Follow(_FollowState):
                 return
             with Stream(pool, request) as self._stream:
                 for exit in self._stream:
-                    if self._hear(frame, exit):
+                    if self._record_exit(frame, exit):
                         self._stream.cancel()
             self._check(frame)
         except AdpcError as error:
@@ -215,7 +215,7 @@ class Follow(_FollowState):
         finally:
             self._stream = None
 
-    def _come(self) -> None:
+    def _on_new_frame(self) -> None:
         """A newer frame has come; called by the thread that reads the source."""
         stream = self._stream
         if stream is not None and stream.last is not None and self._overtake():
@@ -234,7 +234,7 @@ class AsyncFollow(_FollowState):
 
         def come() -> None:
             with suppress(RuntimeError):  # the loop may have ended before a source that is slow
-                loop.call_soon_threadsafe(self._come)
+                loop.call_soon_threadsafe(self._on_new_frame)
 
         self._frames = frames = (
             NewestFrame(self._source, self._clock, on_frame=come)
@@ -248,7 +248,7 @@ class AsyncFollow(_FollowState):
                 latest = self._latest(frame)
                 if latest is not None:
                     yield frame.image, latest
-            self._end()
+            self._raise_if_none_answered()
         finally:
             await asyncio.to_thread(frames.close)
             await pool.close()
@@ -266,7 +266,7 @@ class AsyncFollow(_FollowState):
                 return
             async with AsyncStream(pool, request) as self._stream:
                 async for exit in self._stream:
-                    if self._hear(frame, exit):
+                    if self._record_exit(frame, exit):
                         await self._stream.cancel()
             self._check(frame)
         except AdpcError as error:
@@ -274,7 +274,7 @@ class AsyncFollow(_FollowState):
         finally:
             self._stream = None
 
-    def _come(self) -> None:
+    def _on_new_frame(self) -> None:
         """A newer frame has come, or the source has ended."""
         self._came.set()
         stream = self._stream

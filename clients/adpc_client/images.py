@@ -2,17 +2,33 @@
 
 import io
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from adpc_client.errors import ImageError
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[Any]
 """A path, the bytes of an image file, a Pillow image, or an array, uint8 (H, W, 3) RGB or (H, W) grey."""
+
+BROKEN_IMAGE: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    SyntaxError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for a file that is damaged, cut off, or no image."""
 
 CAMERA_JPEG_QUALITY = 90
 """How frames of cameras and videos are sent. A PNG would take most of the time until the next frame."""
@@ -63,7 +79,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
     try:
         opened = Image.open(io.BytesIO(data))
         opened.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except BROKEN_IMAGE as error:
         sentence = f"{name} ({len(data)} bytes) cannot be read as an image; send JPEG, PNG, WebP or BMP"
         raise ImageError(sentence) from error
     return opened

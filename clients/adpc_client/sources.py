@@ -13,6 +13,7 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from adpc_client.errors import ImageError
 from adpc_client.frames import Source, SourceFrame
+from adpc_client.images import BROKEN_IMAGE
 from adpc_client.video import open_camera, open_network, open_video
 
 FollowSource = str | os.PathLike[str] | Iterable[Any] | Callable[[], Any]
@@ -96,6 +97,10 @@ def _opened(file: Path | io.BytesIO, still: Path | bytes, name: str, fps: float 
         return open_video(file, name, fps, bgr)
     except Image.DecompressionBombError:  # the server says how large an image may be
         animated = False
+    except BROKEN_IMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's: the file may not be read
+        raise _broken(name, error) from error
     if not animated:
         return Source(iter([SourceFrame(0, still)]), still=True)
     data = still if isinstance(still, bytes) else still.read_bytes()
@@ -108,8 +113,12 @@ def _animation(data: bytes, name: str, fps: float | None) -> Iterator[SourceFram
         for index, frame in enumerate(ImageSequence.Iterator(Image.open(io.BytesIO(data)))):
             yield SourceFrame(index, frame.convert("RGB"), due_s)
             due_s += 1 / fps if fps else max(float(frame.info.get("duration") or 100), 20) / 1000
-    except (OSError, SyntaxError) as error:
-        raise ImageError(f"{name} is broken or cut off: {error}") from error
+    except BROKEN_IMAGE as error:
+        raise _broken(name, error) from error
+
+
+def _broken(name: str, error: Exception) -> ImageError:
+    return ImageError(f"{name} is broken or cut off: {error}")
 
 
 def _spaced(images: Iterator[Any], period_s: float | None) -> Iterator[SourceFrame]:

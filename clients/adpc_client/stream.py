@@ -127,14 +127,15 @@ class Stream(_StreamState):
 
     def close(self) -> None:
         """Cancel the request unless it has ended, and free the connection for the next stream."""
-        if self._connection is not None and not self._over:
-            try:
+        try:
+            if self._connection is not None and not self._over:
                 self.cancel()
                 while not self._over:
                     self._take(self._connection.recv(timeout=_DRAIN_S))
-            except (AdpcError, TimeoutError, ConnectionClosed):
-                pass  # these exits are unwanted; the pool closes the connection
-        self._finish()
+        except (AdpcError, TimeoutError, ConnectionClosed):
+            pass  # these exits are unwanted; the pool closes the connection
+        finally:
+            self._finish()
 
     def _open(self) -> Connection:
         if self._connection is None:
@@ -206,14 +207,15 @@ class AsyncStream(_StreamState):
 
     async def close(self) -> None:
         """Cancel the request unless it has ended, and free the connection for the next stream."""
-        if self._connection is not None and not self._over:
-            try:
+        try:
+            if self._connection is not None and not self._over:
                 await self.cancel()
                 while not self._over:
                     self._take(await _within(self._connection.recv(), _DRAIN_S))
-            except (AdpcError, TimeoutError, ConnectionClosed):
-                pass  # these exits are unwanted; the pool closes the connection
-        await self._finish()
+        except (AdpcError, TimeoutError, ConnectionClosed):
+            pass  # these exits are unwanted; the pool closes the connection
+        finally:
+            await self._finish()
 
     async def _open(self) -> AsyncConnection:
         if self._connection is None:

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from adpc_client.delta import apply_delta
 from adpc_client.errors import AdpcError, ProtocolError, reply_error
+from adpc_client.images import BROKEN_IMAGE
 from adpc_client.labels import Labels
 from adpc_client.results import End, Exit, ExitCost, Model, Prediction, Timing
 
@@ -166,7 +167,7 @@ def _read(reader: Callable[[Any], Value], body: Any, what: str) -> Value:
         return reader(body)
     except AdpcError:  # some are also a ValueError or an OSError
         raise
-    except (KeyError, TypeError, ValueError, IndexError, UnidentifiedImageError, OSError) as error:
+    except BROKEN_IMAGE as error:  # of a map, or of the JSON around it
         raise ProtocolError(f"the server's {what} does not make sense: {type(error).__name__}: {error}") from error
 
 

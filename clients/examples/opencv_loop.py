@@ -14,6 +14,8 @@ from adpc_client import Client
 def main(source: str = "0", url: str = "http://localhost:8000") -> None:
     camera = source.isdigit()
     capture = cv2.VideoCapture(int(source) if camera else source)
+    if not capture.isOpened():
+        sys.exit(f"{f'camera {source}' if camera else source} cannot be opened")
     fps = None if camera else capture.get(cv2.CAP_PROP_FPS)  # a camera has a pace of its own
     with Client(url) as client:
         for _, found in client.follow(capture.read, fps=fps, bgr=True):

@@ -8,8 +8,8 @@
  *     const camera = new Newest(); // put({ image: blob }) whenever there is a frame
  *     for await (const { frame, exit } of server.frames(camera, { deadline_ms: 60 })) if (exit) paint(exit.mask, exit.size);
  *
- * Where no WebSocket gets through, each request is a POST, whose exits come as events; `server.why` says so. Its deadline
- * cannot be moved then.
+ * Where no WebSocket gets through, each request is a POST, whose exits come as events; `server.why` says so. The deadline
+ * of a POST cannot be moved. Every ten seconds the next request also tries a WebSocket again.
  *
  * @typedef {object} Options What a request asks for; see /docs of the server.
  * @property {string} [model]
@@ -40,14 +40,20 @@
  */
 import { Newest } from "./newest.js";
 import { post } from "./post.js";
-import { Refused, Run, UNREACHABLE, applyDelta } from "./run.js";
+import { Refused, Run, UNREACHABLE, answered, applyDelta, lost } from "./run.js";
 
 export { Newest, Refused, Run };
 
-const CLOSED = { 1001: "The server is stopping.", 1006: UNREACHABLE, 1013: "The server is overloaded; try again soon." };
+const CLOSED = {
+  1001: "The server is stopping.",
+  1006: UNREACHABLE,
+  1012: "The part of the server that had this request is gone; try again.",
+  1013: "The server is overloaded; try again soon.",
+};
 
 const LOST = [0, 502]; // statuses: no connection, and what a proxy says when it has none
 const RETRY_MS = 2000;
+const POST_MS = 10_000; // how long requests go by POST before a socket is tried again
 
 /** The newest of what a source gives; it drains the source. */
 function fed(source) {
@@ -66,6 +72,7 @@ export class Anytime {
   #encoding;
   #socket = null;
   #opening = null;
+  #tried_ms = 0; // when a socket was last refused
   #count = 0;
   #open = new Map(); // the requests that have not ended, by id
   #header = null; // the exit whose binary frames are arriving: {message, run, missing}
@@ -99,7 +106,7 @@ export class Anytime {
   predict(image, options = {}) {
     const id = `page-${++this.#count}`;
     const abort = new AbortController();
-    let [sent, moved_ms, cancelled] = [false, null, false];
+    let [sent, posted, moved_ms, cancelled] = [false, false, null, false];
     const run = new Run(
       () => {
         cancelled = true;
@@ -110,19 +117,22 @@ export class Anytime {
       (deadline_ms) => {
         moved_ms = deadline_ms;
         if (sent) this.#say({ type: "deadline", id, deadline_ms });
+        return !posted;
       },
     );
     const begin = async () => {
-      const [socket, blob] = await Promise.all([this.#connected(), image]);
+      const [blob] = await Promise.all([image, this.#connected()]); // the socket opens while the image is encoded
+      const socket = await this.#connected(); // the one before may have closed meanwhile
       if (cancelled) return;
       const asked = moved_ms === null ? options : { ...options, deadline_ms: moved_ms };
-      if (!socket) return post(this.#base, blob, asked, run, abort.signal);
-      this.#open.set(id, { run, held: {}, unpacking: Promise.resolve() });
+      posted = !socket;
+      if (posted) return post(this.#base, blob, asked, run, abort.signal);
+      this.#open.set(id, { run, socket, held: {}, unpacking: Promise.resolve() });
       socket.send(JSON.stringify({ type: "predict", id, encoding: this.#encoding, ...asked }));
       socket.send(blob);
       sent = true;
     };
-    begin().catch((error) => (cancelled ? run.finish({ exit: 0, stop: "cancelled", elapsed_ms: 0, skipped: [] }) : run.fail(error)));
+    begin().catch((error) => cancelled || run.fail(error));
     return run;
   }
 
@@ -157,24 +167,20 @@ export class Anytime {
   }
 
   async #get(path) {
-    const response = await fetch(new URL(path, this.#base)).catch(() => {
-      throw new Refused(UNREACHABLE);
-    });
-    const body = await response.json().catch(() => ({ error: `The server answered ${response.status} without JSON.` }));
-    if (!response.ok) throw new Refused(body.error, body.code, response.status);
-    return body;
+    return answered(await fetch(new URL(path, this.#base)).catch(lost));
   }
 
   #say(message) {
-    if (this.#open.has(message.id) && this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
+    const socket = this.#open.get(message.id)?.socket;
+    if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
   }
 
   /** The open socket, or null if requests go by POST. */
   #connected() {
-    if (this.why) return null;
     if (this.#socket?.readyState === WebSocket.OPEN) return this.#socket;
+    if (this.why && performance.now() < this.#tried_ms + POST_MS) return null;
     this.#opening ??= this.#connect().finally(() => (this.#opening = null));
-    return this.#opening;
+    return this.why ? null : this.#opening; // a POST does not wait for the socket that is tried again
   }
 
   #connect() {
@@ -185,15 +191,16 @@ export class Anytime {
       let opened = false;
       socket.binaryType = "arraybuffer";
       socket.onopen = () => {
-        [opened, this.#socket] = [true, socket];
+        [opened, this.#socket, this.why] = [true, socket, ""];
         resolve(socket);
       };
-      socket.onmessage = ({ data }) => (typeof data === "string" ? this.#text(JSON.parse(data)) : this.#binary(data));
+      socket.onmessage = ({ data }) => (typeof data === "string" ? this.#text(JSON.parse(data), socket) : this.#binary(data));
       socket.onclose = async ({ code, reason }) => {
         const error = new Refused(reason || CLOSED[code] || `The server hung up (code ${code}).`);
-        if (opened) return this.#hungUp(error);
+        if (opened) return this.#hungUp(socket, error);
+        this.#tried_ms = performance.now();
         try {
-          await this.#get("v1/models"); // HTTP gets through: only the socket is kept from us
+          if (!this.why) await this.#get("v1/models"); // HTTP gets through: only the socket is kept from us
           this.why = "No WebSocket gets through to the server (a proxy may not pass them on), so each picture is sent by POST.";
           resolve(null);
         } catch (unreachable) {
@@ -203,12 +210,16 @@ export class Anytime {
     });
   }
 
-  #hungUp(error) {
-    for (const { run } of this.#open.values()) run.fail(error);
-    this.#open.clear();
+  /** Fail the requests of this socket; those of the next one go on. */
+  #hungUp(socket, error) {
+    for (const [id, request] of this.#open) {
+      if (request.socket !== socket) continue;
+      this.#open.delete(id);
+      request.run.fail(error);
+    }
   }
 
-  #text(message) {
+  #text(message, socket) {
     const request = this.#open.get(message.id);
     if (message.type === "exit") {
       const missing = [...(message.keypoints ? [] : ["mask"]), ...(message.extra ? ["extra"] : [])];
@@ -216,7 +227,7 @@ export class Anytime {
       this.#deliver();
     } else if (message.type === "error" && !message.open) {
       const error = new Refused(message.error, message.code, message.status);
-      if (message.id === null) return this.#hungUp(error);
+      if (message.id === null) return this.#hungUp(socket, error);
       this.#last(message.id, ({ run }) => run.fail(error));
     } else if (message.type === "end") this.#last(message.id, ({ run }) => run.finish(message));
   }

@@ -8,14 +8,14 @@ import { Live } from "./live.js";
 import { Models } from "./models.js";
 import { Panel } from "./panel.js";
 import { Person } from "./person.js";
-import { CameraSource, FileSource, StreetSource, fitted } from "./sources.js";
+import { answered, lost } from "./run.js";
+import { CameraSource, FileSource, SHOWN_PX, StreetSource, fitted } from "./sources.js";
 import { Stage } from "./stage.js";
 import { Still } from "./still.js";
 import { VIEWS } from "./views.js";
 import { complaint, summary } from "./wording.js";
 
 const $ = (id) => document.getElementById(id);
-const SHOWN_PX = 2048; // the longest side of a photo on the page
 const LEARNT_MS = 4000; // how often the exits' times are read again
 const CREDIT = {
   street: "The street is drawn by this page, so the true class of every pixel is known.",
@@ -137,6 +137,7 @@ async function take(file, credit = "") {
   try {
     const picture = await createImageBitmap(file); // the browser turns it upright by its EXIF data
     if (visit === visits) use(fitted(picture, SHOWN_PX));
+    picture.close();
   } catch {
     become("failed", "");
     complain(`${file.name || "This file"} is not a picture that this browser can read. Try a JPEG or a PNG.`);
@@ -145,9 +146,19 @@ async function take(file, credit = "") {
 
 /** The picture that a pose model begins with. */
 async function portrait() {
-  const visit = ++visits;
-  const file = await (await fetch("static/pictures/astronaut.jpg")).blob();
-  if (visit === visits) take(file, CREDIT.portrait);
+  leave("file");
+  become("running", "Reading the picture …");
+  const visit = visits;
+  try {
+    const response = await fetch("static/pictures/astronaut.jpg").catch(lost);
+    if (!response.ok) await answered(response);
+    const file = await response.blob();
+    if (visit === visits) take(file, CREDIT.portrait);
+  } catch (error) {
+    if (visit !== visits) return;
+    become("failed", "");
+    complain(`The picture that comes with the page cannot be read: ${error.message}`);
+  }
 }
 
 function use(canvas) {
@@ -234,8 +245,7 @@ function dialMoved(ms) {
 }
 
 function dialReleased(ms) {
-  if (still.running && !server.why) still.deadline(ms);
-  else rerun(false);
+  if (!still.deadline(ms)) rerun(false);
 }
 
 function pick(label) {

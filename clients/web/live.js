@@ -1,10 +1,9 @@
 // A clip that runs: a source of frames, the player by the deadline, and beside it the one that waits for the whole network.
 import { Figures } from "./figures.js";
 import { Player } from "./player.js";
-import { fitted } from "./sources.js";
+import { SHOWN_PX, fitted } from "./sources.js";
 
 const WRITTEN_MS = 500; // how often the numbers are written
-const SHOWN_PX = 2048;
 
 export class Live {
   players;
@@ -46,7 +45,6 @@ export class Live {
       this.close();
       throw error;
     }
-    if (source !== this.#source) source.close?.();
     return source === this.#source;
   }
 

@@ -1,9 +1,5 @@
 // A request by POST, for where no WebSocket gets through: its exits come as server-sent events, with their maps as PNG files.
-import { Refused, UNREACHABLE } from "./run.js";
-
-const lost = () => {
-  throw new Refused(UNREACHABLE);
-};
+import { Refused, answered, lost } from "./run.js";
 
 /** Send the request, and add its exits to `run` as they come. Throws `Refused`. */
 export async function post(base, blob, { box, ...options }, run, signal) {
@@ -12,10 +8,7 @@ export async function post(base, blob, { box, ...options }, run, signal) {
     if (value !== undefined) url.searchParams.set(name, value);
   const headers = { "Content-Type": blob.type, Accept: "text/event-stream" };
   const response = await fetch(url, { method: "POST", body: blob, headers, signal }).catch(lost);
-  if (!response.ok) {
-    const body = await response.json().catch(() => ({ error: `The server answered ${response.status} without JSON.` }));
-    throw new Refused(body.error, body.code, response.status);
-  }
+  if (!response.ok) await answered(response);
   let palette = [];
   for await (const message of events(response.body)) {
     if (message.type === "accepted") ({ palette } = message);
@@ -67,5 +60,6 @@ async function decoded(data) {
   const canvas = new OffscreenCanvas(image.width, image.height);
   const brush = canvas.getContext("2d", { willReadFrequently: true });
   brush.drawImage(image, 0, 0);
-  return brush.getImageData(0, 0, image.width, image.height).data;
+  image.close();
+  return brush.getImageData(0, 0, canvas.width, canvas.height).data;
 }

@@ -11,6 +11,18 @@ export class Refused extends Error {
   }
 }
 
+/** Throws what is said where there is no connection. */
+export const lost = () => {
+  throw new Refused(UNREACHABLE);
+};
+
+/** The JSON of an answer. Throws `Refused` unless it is a success. */
+export async function answered(response) {
+  const body = await response.json().catch(() => null);
+  if (response.ok && body) return body;
+  throw new Refused(body?.error ?? `The server answered ${response.status} without JSON.`, body?.code, response.status);
+}
+
 /** A request that was sent. Iterate over it to get its exits as they come; then `end` is there. */
 export class Run {
   /** @type {import("./anytime.js").End | null} */ end = null;
@@ -29,9 +41,9 @@ export class Run {
     this.#cancel();
   }
 
-  /** Move the deadline to `deadline_ms` from now. */
+  /** Move the deadline to `deadline_ms` from now. Returns whether it can be moved; that of a POST cannot. */
   deadline(deadline_ms) {
-    this.#move(deadline_ms);
+    return this.#move(deadline_ms);
   }
 
   add(exit) {

@@ -1,13 +1,18 @@
 // Where frames come from: the drawn street, a camera, a video file. Each gives frames until it is stopped.
 import { LOOP_S, Street } from "./clip/street.js";
 
+export const SHOWN_PX = 2048; // the longest side of a photo on the page
 const KEPT = 12; // pictures of the latest frames are kept; older ones are reused
+
+/** A size, made smaller if its longer side has more than `limit_px` pixels. */
+export function fittedSize({ width, height }, limit_px) {
+  const scale = Math.min(1, limit_px / Math.max(width, height));
+  return { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) };
+}
 
 /** A canvas with `image`, made smaller if its longer side has more than `limit_px` pixels. */
 export function fitted(image, limit_px) {
-  const [wide, tall] = [image.videoWidth ?? image.width, image.videoHeight ?? image.height];
-  const scale = Math.min(1, limit_px / Math.max(wide, tall));
-  const size = { width: Math.max(1, Math.round(wide * scale)), height: Math.max(1, Math.round(tall * scale)) };
+  const size = fittedSize(image, limit_px);
   const canvas = Object.assign(document.createElement("canvas"), size);
   const brush = canvas.getContext("2d");
   brush.imageSmoothingQuality = "high";
@@ -83,7 +88,11 @@ export class StreetSource extends Source {
     const index = this.#index++ % (RATE * LOOP_S);
     const { width, height } = this.#street.canvas;
     const kept = this.#kept[index];
-    if (kept) return this.capture(await createImageBitmap(await kept.file), width, height, kept.truth, kept.file);
+    if (kept) {
+      const image = await createImageBitmap(await kept.file);
+      this.capture(image, width, height, kept.truth, kept.file);
+      return image.close();
+    }
     const canvas = this.#street.draw(index / RATE);
     const [file, truth] = [jpeg(canvas), this.#street.truth()];
     this.#kept[index] = { file, truth };
@@ -91,7 +100,7 @@ export class StreetSource extends Source {
   }
 }
 
-/** What a video element shows: a frame whenever the browser has a new one. */
+/** What a video element shows once its subclass has opened it: a frame whenever the browser has a new one. */
 class VideoSource extends Source {
   interval_ms = 1000 / 30; // until its frames tell
   #limit_px;
@@ -107,6 +116,8 @@ class VideoSource extends Source {
   async start() {
     const run = (this.#run = {});
     this.#last = null;
+    await this.open();
+    if (run !== this.#run) return; // it was stopped before it opened
     try {
       await this.video.play();
     } catch (error) {
@@ -115,9 +126,9 @@ class VideoSource extends Source {
     const next = () => (this.video.requestVideoFrameCallback ? this.video.requestVideoFrameCallback(take) : requestAnimationFrame(take));
     const take = (_, seen) => {
       if (run !== this.#run) return;
-      const { videoWidth: wide, videoHeight: tall } = this.video;
-      const scale = Math.min(1, this.#limit_px / Math.max(wide, tall));
-      if (wide) this.capture(this.video, Math.max(1, Math.round(wide * scale)), Math.max(1, Math.round(tall * scale)));
+      const { videoWidth, videoHeight } = this.video;
+      const { width, height } = fittedSize({ width: videoWidth, height: videoHeight }, this.#limit_px);
+      if (videoWidth) this.capture(this.video, width, height);
       if (seen) this.#pace(seen);
       next();
     };
@@ -139,22 +150,22 @@ class VideoSource extends Source {
 
 export class CameraSource extends VideoSource {
   path = "camera:0";
-  #stream = null;
+  #stream = null; // a promise: the browser may ask for permission first
 
-  async start() {
+  async open() {
     if (!navigator.mediaDevices) throw new Error("browsers allow it over HTTPS and on this machine only");
     const wanted = { video: { width: { ideal: 640 }, height: { ideal: 480 }, facingMode: "environment" } };
-    this.#stream ??= await navigator.mediaDevices.getUserMedia(wanted);
-    this.video.srcObject = this.#stream;
-    const { frameRate } = this.#stream.getVideoTracks()[0].getSettings();
+    this.#stream ??= navigator.mediaDevices.getUserMedia(wanted);
+    const stream = await this.#stream;
+    this.video.srcObject = stream;
+    const { frameRate } = stream.getVideoTracks()[0].getSettings();
     if (frameRate) this.interval_ms = 1000 / frameRate;
-    await super.start();
   }
 
-  /** Stop for good: the camera's light goes out. */
+  /** Stop for good: the camera's light goes out, also if the permission comes later. */
   close() {
     this.stop();
-    for (const track of this.#stream?.getTracks() ?? []) track.stop();
+    this.#stream?.then((stream) => stream.getTracks().forEach((track) => track.stop()), () => {});
   }
 }
 
@@ -167,9 +178,8 @@ export class FileSource extends VideoSource {
     this.path = file.name;
   }
 
-  async start() {
+  async open() {
     this.video.src ||= URL.createObjectURL(this.#file);
-    await super.start();
   }
 
   close() {

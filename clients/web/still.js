@@ -1,6 +1,6 @@
 // A still picture: its exits are held, so that the dial can show what was there at any moment; or plays them slowly.
 import { Held } from "./held.js";
-import { fitted, jpeg } from "./sources.js";
+import { fitted, fittedSize, jpeg } from "./sources.js";
 
 const SLOWLY_S = 7; // how long the exits play
 
@@ -34,9 +34,7 @@ export class Still {
 
   /** The size in which the picture is sent if its longer side may have `limit_px` pixels. */
   size(limit_px) {
-    const { width, height } = this.photo;
-    const scale = Math.min(1, limit_px / Math.max(width, height));
-    return { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) };
+    return fittedSize(this.photo, limit_px);
   }
 
   /** Ask for the exits. Those that are held are forgotten if `afresh`: the request is another one. */
@@ -66,9 +64,9 @@ export class Still {
     this.#run?.cancel();
   }
 
-  /** Move the deadline of the run to `deadline_ms` from now. */
+  /** Move the deadline of the run to `deadline_ms` from now. Returns whether there is one that can be moved. */
   deadline(deadline_ms) {
-    this.#run?.deadline(deadline_ms);
+    return this.#run?.deadline(deadline_ms) ?? false;
   }
 
   /** Forget the run, and stop playing. */

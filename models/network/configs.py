@@ -110,6 +110,13 @@ class ModelConfig(ABC):
                 raise ValueError(
                     f"{name} has {len(getattr(self, name))} entries for {self.outputs} outputs; leave some out"
                 )
+        for index, colour in enumerate(self.palette):
+            first = self.palette.index(colour)
+            if first < index and self.task == "segmentation":
+                raise ValueError(
+                    f"palette gives {self.names[first]} and {self.names[index]} the same colour, {list(colour)}; give "
+                    "each class a colour of its own, by which a picture of the mask tells them apart"
+                )
         for name in ("skeleton", "flip_pairs"):
             for index, pair in enumerate(getattr(self, name)):
                 if max(pair) >= self.outputs:

@@ -49,8 +49,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class LoadMeasurement:
-    """What became of all requests of a run, which took `seconds` from the start to the last answer, and of which the
-    generator itself took `cpu_s` of a core."""
+    """Outcomes of a run. `seconds`: from its start to the last answer. `cpu_s`: CPU seconds of the load generator."""
 
     outcomes: Sequence[Outcome] = field(repr=False)  # asyncio represents what it returns
     seconds: float

@@ -1,0 +1,102 @@
+"""What the page's sources of frames give back: the tracks of a camera and the bitmaps of frames."""
+
+import pytest
+from demo_page import CHROMIUM
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+
+CAMERA = """
+    const { CameraSource } = await load("sources");
+    const [tracks, granted] = [[], []];
+    const mediaDevices = {
+      getUserMedia: () => new Promise((done) => granted.push(() => {
+        const track = { on: true, stop() { this.on = false; }, getSettings: () => ({ frameRate: 20 }) };
+        tracks.push(track);
+        done({ getTracks: () => [track], getVideoTracks: () => [track] });
+      })),
+    };
+    Object.defineProperty(navigator, "mediaDevices", { value: mediaDevices, configurable: true });
+    const [camera, played] = [new CameraSource(() => {}, 480), []];
+    Object.assign(camera.video, { play: async () => played.push("play"), pause() {}, requestVideoFrameCallback() {} });
+    Object.defineProperty(camera.video, "srcObject", { value: null, writable: true });
+    try { %s } finally { delete navigator.mediaDevices; }
+"""
+
+
+def test_a_camera_that_is_started_twice_while_the_browser_asks_is_opened_once(run):
+    code = """
+        const first = camera.start();
+        camera.stop(); // the tab is hidden, and shown again
+        const second = camera.start();
+        for (const grant of granted) grant();
+        await Promise.all([first, second]);
+        const on = tracks.map((track) => track.on);
+        camera.close();
+        await null;
+        return [on, tracks.map((track) => track.on), played.length, camera.interval_ms];
+    """
+    assert run(CAMERA % code) == [[True], [False], 1, 50]
+
+
+def test_a_camera_that_is_closed_before_the_permission_comes_goes_out(run):
+    code = """
+        const start = camera.start();
+        camera.close();
+        granted[0]();
+        await start;
+        return [tracks.map((track) => track.on), played.length];
+    """
+    assert run(CAMERA % code) == [[False], 0]
+
+
+BITMAPS = """
+    const [real, bitmaps] = [window.createImageBitmap, []];
+    window.createImageBitmap = async (...given) => {
+      const bitmap = await real(...given);
+      bitmaps.push(bitmap);
+      return bitmap;
+    };
+    try { return await (async () => { %s })(); } finally { window.createImageBitmap = real; }
+"""
+
+
+def test_the_bitmaps_of_the_street_are_closed(run):
+    """A bitmap that is closed has no width."""
+    code = """
+        const { StreetSource } = await load("sources");
+        const { LOOP_S, Street } = await load("clip/street");
+        Object.getPrototypeOf(new Street()).draw = function () { return this.canvas; };
+        const [realTimer, frames] = [window.setTimeout, 15 * LOOP_S + 2]; // two of the second loop
+        window.setTimeout = (act) => realTimer(act);
+        let given = 0;
+        await new Promise((done) => {
+          const source = new StreetSource(() => {
+            if (++given < frames) return;
+            source.stop();
+            done();
+          });
+          source.start();
+        });
+        window.setTimeout = realTimer;
+        await new Promise((done) => setTimeout(done));
+        return bitmaps.map((bitmap) => bitmap.width);
+    """
+    assert run(BITMAPS % code) == [0, 0]
+
+
+def test_the_bitmaps_of_maps_by_post_are_closed(run):
+    code = """
+        const { post } = await load("post");
+        const canvas = Object.assign(document.createElement("canvas"), { width: 2, height: 1 });
+        canvas.getContext("2d").fillRect(0, 0, 2, 1);
+        const mask = { data: canvas.toDataURL().split(",")[1] };
+        const palette = [[9, 9, 9], [0, 0, 0]];
+        const messages = [{ type: "accepted", palette }, { type: "exit", mask }, { type: "end" }];
+        const [masks, fetched] = [[], window.fetch];
+        window.fetch = async () => new Response(messages.map((each) => `data: ${JSON.stringify(each)}\\n\\n`).join(""));
+        const run = { add: (exit) => masks.push([...exit.mask]), finish() {} };
+        await post(location.href, new Blob(), {}, run);
+        window.fetch = fetched;
+        return [masks, bitmaps.map((bitmap) => bitmap.width)];
+    """
+    assert run(BITMAPS % code) == [[[1, 1]], [0]]
