@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 from adpc_client import commands, stream_command
-from adpc_client.arguments import UsageError, count, positive
+from adpc_client.arguments import UsageError, count, header, positive
 from adpc_client.errors import AdpcError
 from adpc_client.load import command, command_line
 
@@ -75,6 +75,15 @@ def _command(
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument(
         "--url", default=os.environ.get("ADPC_URL", URL), help=f"URL of the server (default: ADPC_URL, or {URL})"
+    )
+    parser.add_argument(
+        "--header",
+        type=header,
+        action="append",
+        default=[],
+        metavar="NAME:VALUE",
+        help="header of every request; may be repeated. An API key is safer in ADPC_KEY, since others on this machine "
+        "can read a command line",
     )
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     if name != "models":

@@ -47,6 +47,14 @@ def assignment(text: str) -> tuple[str, str]:
     return name, value
 
 
+def header(text: str) -> tuple[str, str]:
+    """`NAME: VALUE`. Errors do not repeat the value, which may be secret."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise argparse.ArgumentTypeError("a header must be 'NAME: VALUE', for example 'Authorization: Bearer KEY'")
+    return name.strip(), value.strip()
+
+
 def _number(text: str, meaning: str, fits: Callable[[float], bool]) -> float:
     try:
         value = float(text)

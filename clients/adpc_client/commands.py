@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ def predict(args: argparse.Namespace) -> int:
     if args.output:
         check_picture(Path(args.output))
     data, _ = encode_image(sys.stdin.buffer.read() if piped else args.image)
-    with Client(args.url) as client:
+    with Client(args.url, headers=request_headers(args)) as client:
         answer = client.predict(data, **request_options(args))
     output = Path(args.output or f"{'image' if piped else Path(args.image).stem}-exit-{answer.exit}.png")
     save_picture(answer, data, output, over_photo=args.overlay)
@@ -37,7 +38,7 @@ def predict(args: argparse.Namespace) -> int:
 
 def models(args: argparse.Namespace) -> int:
     """Print the models that the server offers, with the cost of each exit."""
-    with Client(args.url) as client:
+    with Client(args.url, headers=request_headers(args)) as client:
         offered = client.models()
     if args.json:
         print(json.dumps([_model_figures(model) for model in offered]))
@@ -51,6 +52,14 @@ def models(args: argparse.Namespace) -> int:
             time = "not measured yet" if cost.seconds is None else f"{1000 * cost.seconds:.1f} ms"
             print(f"  exit {cost.exit}  {gmacs:>14}  {time}")
     return 0
+
+
+def request_headers(args: argparse.Namespace) -> dict[str, str]:
+    """The headers of every request: the API key that ADPC_KEY holds, unless `--header` replaces it, and `--header`."""
+    given = dict(args.header)
+    key = os.environ.get("ADPC_KEY", "").strip()
+    authorized = any(name.lower() == "authorization" for name in given)
+    return given if authorized or not key else {"Authorization": f"Bearer {key}", **given}
 
 
 def request_options(args: argparse.Namespace) -> dict[str, Any]:

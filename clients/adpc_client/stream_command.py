@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from adpc_client.commands import figures, request_options
+from adpc_client.commands import figures, request_headers, request_options
 from adpc_client.errors import AdpcError
 from adpc_client.follow import Follow, FollowRequest
 from adpc_client.frames import ArrivedFrame, Source
@@ -51,7 +51,7 @@ class _Streaming:
         self._failed: list[str] = []
         request = FollowRequest(Options(**request_options(args)), bgr=False, jpeg_quality=CAMERA_JPEG_QUALITY)
         followed = replace(source, paced=False) if args.every_frame else source
-        self._follow = Follow(Endpoint(args.url), followed, request, on_exit=self._show)
+        self._follow = Follow(Endpoint(args.url, request_headers(args)), followed, request, on_exit=self._show)
 
     def run(self) -> int:
         began_s, frames, told = time.monotonic(), 0, None
