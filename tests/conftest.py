@@ -60,7 +60,7 @@ def worker(started: tuple[Any, Any]) -> Any:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live_url: str) -> Path:
-    """What the documents speak of: a folder with a photo, a drive and an animation, a camera of two frames, and a key."""
+    """What the documents speak of: a folder with a photo, a drive and an animation; a camera of two frames; a key."""
     import pages  # noqa: PLC0415 - see `live_url`
     import tiny  # noqa: PLC0415
     from adpc_client import pace, video  # noqa: PLC0415

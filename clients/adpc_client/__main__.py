@@ -101,6 +101,10 @@ def _request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quality", type=float, metavar="SHARE", help="stop once at most this share of the pixels would still change"
     )
+    parser.add_argument(
+        "--classes", metavar="NAME,..", help="classes to send, by name or number; `adpc models --json` lists them"
+    )
+    parser.add_argument("--roi", type=_box, metavar="X,Y,W,H", help="region to compute in pixels, for segmentation")
     parser.add_argument("--box", type=_box, metavar="X,Y,W,H", help="box of the person in pixels, for pose models")
     parser.add_argument("--overlay", action="store_true", help="draw the mask over the photo (poses always are)")
 

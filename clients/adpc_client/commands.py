@@ -64,7 +64,7 @@ def request_headers(args: argparse.Namespace) -> dict[str, str]:
 
 def request_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of a request that the command line names."""
-    names = ("model", "deadline_ms", "min_exit", "best_effort", "max_exit", "quality", "box")
+    names = ("model", "deadline_ms", "min_exit", "best_effort", "max_exit", "quality", "box", "classes", "roi")
     return {name: getattr(args, name) for name in names}
 
 
