@@ -112,7 +112,10 @@ def _request_arguments(parser: argparse.ArgumentParser) -> None:
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="image file, or - for standard input")
     parser.add_argument(
-        "--output", metavar="FILE", help="picture to write (default: IMAGE-exit-N.png in the current folder)"
+        "--output",
+        metavar="FILE",
+        help="picture to write (default: IMAGE-exit-N.png in the current folder); its folder is made if it is missing, "
+        "and a file that is there is replaced",
     )
     _request_arguments(parser)
 
@@ -128,9 +131,11 @@ def _stream_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="FOLDER|VIDEO",
         help="folder of the pictures (default: SOURCE-exits in the current folder), or a video (.mp4, .mkv, .mov) of "
-        "the last exits over their frames",
+        "the last exits over their frames; missing folders are made, and files that are there are replaced",
     )
-    parser.add_argument("--fps", type=positive, metavar="N", help="frames a second of a folder or an animation")
+    parser.add_argument(
+        "--fps", type=positive, metavar="N", help="frames a second of a folder, an animation or a video file"
+    )
     parser.add_argument(
         "--every-frame", action="store_true", help="answer every frame, however late, not only the newest"
     )
