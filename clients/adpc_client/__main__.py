@@ -47,7 +47,7 @@ def _version() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="adpc", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="adpc", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_version())
     subparsers = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", description="adpc help COMMAND lists the options of a command"
@@ -71,7 +71,7 @@ def _command(
     run: Callable[[argparse.Namespace], int],
     description: str,
 ) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(name, help=description, description=description)
+    parser = subparsers.add_parser(name, help=description, description=description, allow_abbrev=False)
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument(
         "--url", default=os.environ.get("ADPC_URL", URL), help=f"URL of the server (default: ADPC_URL, or {URL})"
