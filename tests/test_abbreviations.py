@@ -1,4 +1,4 @@
-"""An option has one name: no parser of the project takes the beginning of it, which another option may have tomorrow."""
+"""An option has one name: no parser takes the beginning of it, which another option may have tomorrow."""
 
 import ast
 from pathlib import Path

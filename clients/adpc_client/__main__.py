@@ -16,6 +16,11 @@ from adpc_client.errors import AdpcError
 from adpc_client.load import command, command_line
 
 URL = "http://127.0.0.1:8000"
+_FILES = {
+    "predict": "give the path of an image, or - for standard input",
+    "stream": "give an image, a video, a folder, a glob such as 'drive/*.jpg', camera:0, or - for standard input",
+}
+"""What the commands read, by name."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,12 +36,24 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         args.parser.error(str(error))
     except (AdpcError, OSError, ValueError) as error:
-        print(f"adpc {args.command}: {error}", file=sys.stderr)
+        print(f"adpc {args.command}: {_sentence(error, args.command)}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"adpc {args.command}: interrupted", file=sys.stderr)
     else:
         return status
     return 1
+
+
+def _sentence(error: Exception, command: str) -> str:
+    """What an error says, with a remedy for a file that cannot be read."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    remedy = _FILES.get(command, "check its name")
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {error.filename}; {remedy}"
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename} is a folder; {remedy}"
+    return f"{error.filename} cannot be opened: {error.strerror}; {remedy}"
 
 
 def _version() -> str:
@@ -58,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     _stream_arguments(
         _command(subparsers, "stream", stream_command.stream, "answer the frames of a camera, a video or a folder")
     )
-    _command(subparsers, "models", commands.models, "list the models that the server offers")
+    _command(
+        subparsers, "models", commands.models, "list the models that the server offers, with the cost of each exit"
+    )
     command_line.add_arguments(
         _command(subparsers, "load", command.run, "put the server under load and report how it answers")
     )
@@ -93,7 +112,7 @@ def _command(
 
 def _request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--deadline-ms", type=float, metavar="MS", help="deadline of each request (default: the server's)"
+        "--deadline-ms", type=positive, metavar="MS", help="deadline of each request (default: the server's)"
     )
     parser.add_argument("--min-exit", type=int, metavar="N", help="fail if the deadline comes before exit N")
     parser.add_argument("--best-effort", action="store_true", help="accept an earlier exit than --min-exit")

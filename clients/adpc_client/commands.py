@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from adpc_client.arguments import UsageError
 from adpc_client.client import Client
 from adpc_client.images import encode_image
-from adpc_client.outputs import check_picture, save_picture
+from adpc_client.outputs import VIDEOS, check_picture, save_picture
 from adpc_client.results import Exit, Model, Prediction
 
 
@@ -21,6 +23,9 @@ def predict(args: argparse.Namespace) -> int:
     piped = args.image == "-"
     if args.output:
         check_picture(Path(args.output))
+    if Path(args.image).is_dir() or Path(args.image).suffix.lower() in VIDEOS:
+        kind = "a folder" if Path(args.image).is_dir() else "a video"
+        raise UsageError(f"{args.image} is {kind}; predict takes one image: use adpc stream {shlex.quote(args.image)}")
     data, _ = encode_image(sys.stdin.buffer.read() if piped else args.image)
     with Client(args.url, headers=request_headers(args)) as client:
         answer = client.predict(data, **request_options(args))
@@ -49,7 +54,7 @@ def models(args: argparse.Namespace) -> int:
         )
         for cost in model.exits:
             gmacs = "unknown" if cost.gmacs is None else f"{cost.gmacs:.2f} GMACs"
-            time = "not measured yet" if cost.seconds is None else f"{1000 * cost.seconds:.1f} ms"
+            time = "not measured yet" if cost.seconds is None else f"{1000 * cost.seconds:.1f} ms to compute"
             print(f"  exit {cost.exit}  {gmacs:>14}  {time}")
     return 0
 

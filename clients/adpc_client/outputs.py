@@ -15,7 +15,9 @@ _INDEXED = (".png", ".gif", ".bmp", ".tif", ".tiff")
 """Endings of pictures that hold class numbers and a palette."""
 _COLOURED = (".jpg", ".jpeg", ".webp")
 """Endings of pictures that hold only the colours."""
-_NO_FOLDER = (*_INDEXED, *_COLOURED, ".avi", ".webm", ".mpg", ".m4v")
+VIDEOS = (*VIDEO_FILES, ".avi", ".webm", ".mpg", ".m4v", ".ts")
+"""Endings of videos."""
+_NO_FOLDER = (*_INDEXED, *_COLOURED, *VIDEOS)
 """File endings that are never taken for a folder."""
 
 
@@ -26,17 +28,17 @@ def check_picture(path: Path) -> None:
         raise UsageError(f"--output {path} must end in one of {', '.join(known)}")
     if path.is_dir():
         raise UsageError(f"--output {path} is a folder; name a file")
-    _check_folder(path.parent)
+    check_folder("--output", path.parent)
 
 
 def is_video(path: Path) -> bool:
     """Whether the frames go into one video. Raises UsageError for another file, or where none may be written."""
     if path.suffix.lower() in VIDEO_FILES:
-        _check_folder(path.parent)
+        check_folder("--output", path.parent)
         return True
     if not path.is_dir() and (path.exists() or path.suffix.lower() in _NO_FOLDER):
         raise UsageError(f"--output {path} is a file; name a folder, or a video that ends in {', '.join(VIDEO_FILES)}")
-    _check_folder(path)
+    check_folder("--output", path)
     return False
 
 
@@ -49,10 +51,10 @@ def save_picture(answer: Exit, image: ImageSource, path: Path, *, over_photo: bo
     picture.save(path)
 
 
-def _check_folder(folder: Path) -> None:
-    """Raises UsageError if files cannot be written into `folder`, which need not be there yet."""
+def check_folder(option: str, folder: Path) -> None:
+    """Raises UsageError if files cannot be written into `folder`, which need not be there yet. `option` names it."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
-        raise UsageError(f"--output needs the folder {folder}, but {existing} is a file; name another folder")
+        raise UsageError(f"{option} needs the folder {folder}, but {existing} is a file; name another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"--output needs the folder {existing}, which you may not write to; name another folder")
+        raise UsageError(f"{option} needs the folder {existing}, which you may not write to; name another folder")

@@ -89,6 +89,7 @@ class Exit:
     def overlay(self, image: ImageSource, opacity: float = 0.6, *, bgr: bool = False) -> Image.Image:
         """`image` as RGB with the mask blended into it, or with the skeleton drawn on it.
 
+        The picture has the size of the image that was sent: an `image` of another size is scaled to that.
         `opacity` is the weight of the mask: 0 shows only the image, 1 only the mask. An array is BGR if `bgr` is set.
         Raises ImageError if this is no image, and OSError if its file cannot be read.
         """

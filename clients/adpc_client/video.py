@@ -1,6 +1,7 @@
 """Reads and writes videos with PyAV, which is FFmpeg."""
 
 import importlib
+import io
 import os
 import sys
 import time
@@ -34,11 +35,16 @@ _REOPEN_S = 1.0
 
 def open_video(file: "Path | ReadableFile", name: str, fps: float | None, bgr: bool) -> Source:
     """A video file, which need not be able to seek. Its first frame is due at once, the others when a player would show
-    them.
+    them. Raises ImageError if it is empty.
 
     Frames are arrays, uint8 (H, W, 3), upright. What is damaged is left out. Reading raises ImageError if nothing can
     be read.
     """
+    empty = (
+        file.stat().st_size == 0 if isinstance(file, Path) else isinstance(file, io.BytesIO) and not file.getbuffer()
+    )
+    if empty:
+        raise ImageError(f"{name} cannot be read as an image or a video, because it is empty")
     opened = str(file) if isinstance(file, Path) else file
     return Source(_read(opened, name, fps, bgr), paced=True, period_s=None if fps is None else 1 / fps)
 

@@ -32,6 +32,7 @@ from adpc_client.load.report import summarise
 from adpc_client.load.runner import LoadRunner
 from adpc_client.load.table import table
 from adpc_client.load.trace import read_trace, write_trace
+from adpc_client.outputs import check_folder
 from adpc_client.proxy import is_loopback
 
 _COUNT = 200
@@ -46,10 +47,14 @@ def run(args: argparse.Namespace) -> int:
     plan = make_plan(args)
     utility = None if args.utility is None else read_utility(args.utility)
     if args.plot:
-        check_plotting()
+        check_folder("--plot", args.plot.parent)
+        check_plotting(args.plot)
+    if args.save_trace:
+        check_folder("--save-trace", args.save_trace.parent)
     measured = _run(_measure(args.url, plan, request_headers(args)))
     report = summarise(measured, plan.grace_ms, utility)
     if args.save_trace:
+        args.save_trace.parent.mkdir(parents=True, exist_ok=True)
         write_trace(args.save_trace, (outcome.as_offered() for outcome in measured.outcomes if outcome.sent))
     if args.plot:
         plot(measured.outcomes, plan.grace_ms, args.plot)
