@@ -45,6 +45,8 @@ def open_video(file: "Path | ReadableFile", name: str, fps: float | None, bgr: b
     )
     if empty:
         raise ImageError(f"{name} cannot be read as an image or a video, because it is empty")
+    if isinstance(file, io.BytesIO):
+        file.seek(0)  # Pillow has looked whether it is an image
     opened = str(file) if isinstance(file, Path) else file
     return Source(_read(opened, name, fps, bgr), paced=True, period_s=None if fps is None else 1 / fps)
 
