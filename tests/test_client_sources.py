@@ -212,7 +212,7 @@ def test_what_must_be_complete_is_read_to_its_end(tmp_path):
     shades[0].save(tmp_path / "moving.gif", save_all=True, append_images=shades[1:])
     shades[0].save(tmp_path / "still.png")
     with (tmp_path / "moving.gif").open("rb", buffering=0) as file:
-        assert len(list(open_input(file).frames)) == 2
+        assert [frame.image.mode for frame in open_input(file).frames] == ["RGB"] * 2  # Pillow reads it, not FFmpeg
     with (tmp_path / "still.png").open("rb", buffering=0) as file:
         assert [frame.image for frame in open_input(file).frames] == [(tmp_path / "still.png").read_bytes()]
     with pytest.raises(ImageError, match=r"standard input is empty; send the bytes of an image or a video"):
