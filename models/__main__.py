@@ -50,11 +50,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def call(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.partition(". ")[0])
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.partition(". ")[0], allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True)
     called = next((word for word in argv if not word.startswith("-")), None)
     for name, (module, description) in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=description, description=description)
+        subparser = subparsers.add_parser(name, help=description, description=description, allow_abbrev=False)
         if name == called:
             importlib.import_module(module).add_arguments(subparser)
     args = parser.parse_args(argv)

@@ -254,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve anytime models: the best map that each request's deadline allows.",
         epilog=f"Every flag may also be set as a variable: --max-open is {PREFIX}MAX_OPEN. A flag wins over a "
         "variable, and a variable over the file.",
+        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings: max_open = 64 (default: none)")
     for name, field in Settings.model_fields.items():

@@ -11,7 +11,9 @@ HEAD = "| flag | variable | default | meaning |"
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog=f"{PROGRAM} settings", description="Print the table of all settings.")
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} settings", description="Print the table of all settings.", allow_abbrev=False
+    )
     parser.add_argument("--update", metavar="FILE", type=Path, help="put it into this document, which has an older one")
     path = parser.parse_args(argv).update
     if path is None:

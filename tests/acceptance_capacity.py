@@ -52,7 +52,9 @@ async def measure(args: argparse.Namespace, image: bytes) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="The capacity of one server, in requests a second to each exit.")
+    parser = argparse.ArgumentParser(
+        description="The capacity of one server, in requests a second to each exit.", allow_abbrev=False
+    )
     parser.add_argument("--models", type=Path, default=ROOT / "models" / "zoo")
     parser.add_argument("--model", default="camvid-adpc-w18")
     parser.add_argument("--precision", choices=("auto", "int8", "fp32"), default="auto")

@@ -153,7 +153,7 @@ def fixed(number: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True, metavar="CAMVID", help="folder of CamVid")
     parser.add_argument("--models", type=Path, default=ROOT / "models" / "zoo", metavar="DIR")
     parser.add_argument("--model", default="camvid-adpc-w18")

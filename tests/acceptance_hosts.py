@@ -45,7 +45,9 @@ def outcome(case: ElementTree.Element) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="The tests of HTTP and WebSocket on every ASGI host.")
+    parser = argparse.ArgumentParser(
+        description="The tests of HTTP and WebSocket on every ASGI host.", allow_abbrev=False
+    )
     parser.add_argument("--hosts", nargs="+", choices=HOSTS, default=HOSTS)
     parser.add_argument("files", nargs="*", type=Path, default=[ROOT / "tests" / f"test_{name}.py" for name in FILES])
     args = parser.parse_args(argv)

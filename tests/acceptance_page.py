@@ -130,7 +130,7 @@ async def check(args: argparse.Namespace) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--models", type=Path, default=ROOT / "models" / "zoo", metavar="DIR")
     parser.add_argument("--loads", type=int, default=5, help="how often the page is loaded")
     args: Any = parser.parse_args()

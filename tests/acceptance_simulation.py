@@ -167,7 +167,7 @@ async def compare(args: argparse.Namespace) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "zoo" / "camvid-adpc-w18", help="directory")
     parser.add_argument("--images", type=Path, help="folder of the images that measured its gains; default: one street")
     parser.add_argument("--count", type=int, default=101, help="how many of them")

@@ -76,7 +76,7 @@ def worker(started: tuple[Any, Any]) -> Any:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live_url: str) -> Path:
-    """A folder with what the documents speak of: a photo, a drive, an animation, and a camera that shows two frames."""
+    """What the documents speak of: a folder with a photo, a drive and an animation; a camera of two frames; a key."""
     import pages  # noqa: PLC0415 - see `live_url`
     import tiny  # noqa: PLC0415
     from adpc_client import pace, video  # noqa: PLC0415
@@ -84,6 +84,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live_url: str) -> Pat
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ADPC_URL", live_url)
+    monkeypatch.setenv("ADPC_KEY", "robot-7.secret")
     small = Image.fromarray(tiny.image())
     shipped = Path("models/zoo", pages.TINY)
     for folder in (shipped, Path("drive")):

@@ -42,7 +42,7 @@ def test_masks_at_the_ends(share: float, expected: float) -> None:
 
 
 def arguments(**changes: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     bench.add_arguments(parser)
     args = parser.parse_args(["--widths", "w18", "--sizes", "32x64", "--repeats", "1", "--threads", "1"])
     for name, value in changes.items():

@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import inspect
 import io
+from dataclasses import fields
 
 import httpx
 import numpy as np
@@ -26,6 +28,7 @@ from adpc_client import (
     TooLargeError,
     UnsupportedImageError,
 )
+from adpc_client.options import Options
 from PIL import Image
 
 MASK = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
@@ -109,6 +112,44 @@ def test_a_further_map():
     extra = {"kind": "unsure", "format": "png", "data": base64.b64encode(encoded(MASK)).decode()}
     with replying(body=answer(map=extra)) as server:
         assert np.array_equal(server.predict(MASK, extra="unsure").extra, MASK)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_every_option_of_a_request_is_a_parameter_of_every_method(kind):
+    options = {field.name for field in fields(Options)}
+    for method, missing in ((kind.predict, set()), (kind.stream, set()), (kind.follow, {"captured_at"})):
+        assert options - set(inspect.signature(method).parameters) == missing
+
+
+def test_what_is_sent_of_a_segmentation_and_what_comes_back_with_it():
+    seen = []
+
+    def handler(request):
+        seen.append(dict(request.url.params))
+        return httpx.Response(200, json=answer(meta=request.url.params.get("meta")))
+
+    with client(handler) as server:
+        options = {"classes": ["road", 8], "roi": (1, 2, 3.5, 4), "captured_at": 1700000000.125, "meta": "left; ü"}
+        assert server.predict(MASK, **options).meta == "left; ü"
+        assert server.predict(MASK, classes="road,sky", roi=np.array([1, 2, 3, 4], np.float32)).meta is None
+    first, second = seen
+    assert first == {"classes": "road,8", "roi": "1,2,3.5,4", "captured_at": "1700000000.125", "meta": "left; ü"}
+    assert second == {"classes": "road,sky", "roi": "1,2,3,4"}
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "complaint"),
+    [
+        ({"deadline_ms": "500"}, TypeError, "deadline_ms is '500', a str; give a number: milliseconds"),
+        ({"captured_at": True}, TypeError, "captured_at is True, a bool; give a number: Unix seconds"),
+        ({"roi": (1, 2, 3)}, ValueError, r"roi is \(1, 2, 3\); give four numbers: x, y, width and height in pixels"),
+        ({"box": "1,2,3,4"}, ValueError, "box is '1,2,3,4'; give four numbers"),
+        ({"box": (1, 2, 3, "4")}, TypeError, "box is '4', a str; give a number"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_refused_with_a_remedy(options, kind, complaint):
+    with replying() as server, pytest.raises(kind, match=complaint):
+        server.predict(MASK, **options)
 
 
 def test_options_become_the_query():
@@ -362,8 +403,12 @@ def test_a_picture_lying_on_its_side_is_sent_upright():
     [
         (np.zeros((4, 5, 2), np.uint8), r"shape \(4, 5, 2\)"),
         (np.zeros((0, 5, 3), np.uint8), "not empty"),
-        (np.zeros((4, 5, 3), np.float32), "dtype float32"),
-        (np.zeros((4, 5), np.int32), "dtype int32"),
+        (np.zeros((4, 5, 3), np.float32), r"dtype float32.*if it holds 0..1, send \(255 \* array\).astype\('uint8'\)"),
+        (np.zeros((4, 5), np.int32), "dtype int32.*: scale it to 0..255"),
+        (np.zeros((4, 5, 4), np.uint8), r"shape \(4, 5, 4\).*: send array\[..., :3\]"),
+        (np.zeros((4, 5, 1), np.uint8), r"shape \(4, 5, 1\).*: send array\[..., 0\]"),
+        (np.zeros((3, 4, 5), np.uint8), r"shape \(3, 4, 5\).*: send array.transpose\(1, 2, 0\)"),
+        (b"", r"the bytes \(0 bytes\) cannot be read as an image, because the file is empty"),
         (Image.fromarray(np.array([[0.0, 1.0]], np.float32)), "floats from 0 to 1, .* 0..255"),
         (tiff(np.array([[0.0, 255.0]], np.float32)), "floats from 0 to 255"),
         (tiff(np.array([[0, 255]], np.int32)), "32-bit integers from 0 to 255"),

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from adpc_client.__main__ import main
+from adpc_client.frames import EveryFrame
 from PIL import Image
 from scripted_server import Talk, end, scripted
 
@@ -110,6 +112,69 @@ def test_a_broken_file_does_not_end_the_stream_of_a_folder(live_url, tmp_path, m
     assert shown.out.splitlines()[-1].endswith("2 reached exit 1; 4 failed, 0 were overtaken by newer ones")
 
 
+def test_the_status_is_1_if_a_file_is_broken_at_any_pace(live_url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "c.png"):
+        Image.fromarray(tiny.image()).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "b.jpg").write_bytes(b"no image")
+    common = ["stream", "photos", "--url", live_url, "--deadline-ms", str(LONG_MS), "--max-exit", "1"]
+    for pace in ([], ["--fps", "1000", "--every-frame"]):
+        assert main([*common, *pace]) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == "failed: photos/b.jpg"
+
+
+@pytest.mark.usefixtures("photo")
+def test_a_paced_source_may_be_late_but_not_broken(capsys):
+    """The frames of a script: the first is late, the second broken, the third answered."""
+    replies = {"late": ("no_exit", 504), "broken": ("broken_image", 400)}
+
+    def run(*kinds, options=()):
+        waiting = list(kinds)
+
+        def script(talk: Talk) -> None:
+            kind = waiting.pop(0)
+            if kind not in replies:
+                answering(talk)
+                return
+            code, status = replies[kind]
+            talk.say(json.dumps({"type": "error", "id": talk.id, "code": code, "error": kind, "status": status}))
+
+        frames = [Image.fromarray(tiny.image(seed=seed)) for seed in range(len(kinds))]
+        frames[0].save("film.gif", save_all=True, append_images=frames[1:], duration=20)
+        with scripted(script) as server, pytest.MonkeyPatch.context() as patch:
+            patch.setattr("adpc_client.follow.NewestFrame", lambda source, clock, on_frame: EveryFrame(source, clock))
+            status = main(["stream", "film.gif", "--deadline-ms", "9", "--url", server.url, *options])
+        return status, "failed: frame" in capsys.readouterr().err
+
+    assert run("late", "good") == (0, False)
+    assert run("good", "broken") == (1, True)
+    assert run("late", "good", options=["--every-frame"]) == (1, True)
+
+
+@pytest.mark.usefixtures("photo")
+def test_the_folder_of_the_answers_is_named_after_what_was_streamed():
+    Path("drive.v1").mkdir()
+    Path("photo.png").rename("drive.v1/1.png")
+    with scripted(answering) as server:
+        for source in ("drive.v1/*.png", "drive.v1", "**/1.png", "drive.v1/1.png"):
+            assert main(["stream", source, "--url", server.url]) == 0
+    names = {path.parent.name for path in Path().glob("*-exits/*.png")}
+    assert names == {"drive.v1-exits", f"{Path.cwd().name}-exits", "1-exits"}
+
+
+@pytest.mark.usefixtures("photo")
+def test_a_command_that_fails_leaves_no_folder(live_url, capsys, monkeypatch):
+    assert main(["stream", "camera:none", "--output", "new", "--url", live_url]) == 1
+    assert main(["stream", "photo.png", "--deadline-ms", "0.01", "--output", "new/a.mp4", "--url", live_url]) == 1
+    assert main(["predict", "photo.png", "--model", "none", "--output", "new/a.png", "--url", live_url]) == 1
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(SystemExit):
+        main(["predict", "photo.png", "--output", "new/a.png", "--url", NOBODY])
+    assert "--output needs the folder ., which you may not write to; name another" in capsys.readouterr().err
+    assert sorted(path.name for path in Path().iterdir()) == ["photo.png"]
+
+
 def test_a_wrong_option_ends_the_stream_of_a_folder(live_url, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "photos"
@@ -148,11 +213,26 @@ def test_stream_command_plays_a_video(live_url, tmp_path, monkeypatch, capsys):
         (["predict", "photo.png", "--output", "mask.xyz"], "must end in one of .png, .gif"),
         (["predict", "photo.png", "--output", "."], "must end in one of"),
         (["predict", "photo.png", "--output", "folder.png"], "folder.png is a folder"),
+        (
+            ["stream", "photo.png", "--output", "photo.png/out"],
+            "needs the folder photo.png/out, but photo.png is a file",
+        ),
+        (
+            ["predict", "photo.png", "--output", "photo.png/a.png"],
+            "needs the folder photo.png, but photo.png is a file",
+        ),
         (["stream", "photo.png", "--output", "photo.png"], "photo.png is a file; name a folder, or a video"),
         (
             ["stream", "photo.png", "--output", "new.avi"],
             "new.avi is a file; name a folder, or a video that ends in .mp4",
         ),
+        (["load", "--deadline-ms", "abc"], "'abc' is not a number; it must be above 0"),
+        (["predict", "photo.png", "--deadline-ms", "nan"], "'nan' is not a number; it must be above 0"),
+        (["stream", "photo.png", "--deadline-ms", "inf"], "'inf' is not finite; it must be above 0"),
+        (["predict", "folder.png"], "folder.png is a folder; predict takes one image: use adpc stream folder.png"),
+        (["predict", "a film.mp4"], "a film.mp4 is a video; predict takes one image: use adpc stream 'a film.mp4'"),
+        (["load", "--plot", "photo.png/a.png"], "--plot needs the folder photo.png, but photo.png is a file"),
+        (["load", "--save-trace", "photo.png/a"], "--save-trace needs the folder photo.png, but photo.png is a file"),
         ([], "required: COMMAND"),
     ],
 )
@@ -172,9 +252,42 @@ def test_failures_are_status_1(live_url, photo, capsys):
     assert main(["stream", photo, "--url", live_url, "--deadline-ms", "0.01"]) == 1
     assert main(["predict", photo, "--url", "nonsense"]) == 1
     assert main(["predict", photo, "--url", "http://server:port"]) == 1
-    assert main(["predict", photo, "--url", live_url, "--deadline-ms", "inf"]) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 6 and all(line.startswith("adpc ") for line in errors)
+    assert len(errors) == 5 and all(line.startswith("adpc ") for line in errors)
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        (["predict", "none.png"], "there is no file none.png; give the path of an image, or - for standard input"),
+        (
+            ["stream", "0"],
+            "there is no file 0; give an image, a video, a folder, a glob such as 'drive/*.jpg', camera:0",
+        ),
+        (["load", "--image", "none.png"], "there is no file none.png; check its name"),
+        (["load", "--image", "folder.png"], "folder.png is a folder; check its name"),
+        (["predict", "empty.png"], "empty.png (0 bytes) cannot be read as an image, because the file is empty"),
+        (["stream", "empty.png"], "empty.png cannot be read as an image or a video, because it is empty"),
+        (["load", "--plot", "load.png"], "a plot needs matplotlib"),
+    ],
+)
+@pytest.mark.usefixtures("photo")
+def test_a_file_that_cannot_be_read_is_named_with_a_remedy(command, complaint, capsys, monkeypatch):
+    """Nothing is asked before: nobody would answer."""
+    Path("folder.png").mkdir()
+    Path("empty.png").touch()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([*command, "--url", NOBODY]) == 1
+    assert capsys.readouterr().err.startswith(f"adpc {command[0]}: {complaint}")
+
+
+def test_a_file_that_may_not_be_read_is_named(monkeypatch, capsys):
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied", "photo.png")
+
+    monkeypatch.setattr("adpc_client.commands.encode_image", forbidden)
+    assert main(["predict", "photo.png", "--url", NOBODY]) == 1
+    assert "photo.png cannot be opened: Permission denied; give the path of an image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -182,14 +295,15 @@ def test_failures_are_status_1(live_url, photo, capsys):
     [
         (["--help"], ["predict", "stream", "models", "load"]),
         (["help"], ["predict", "stream", "models", "load"]),
-        (["help", "stream"], ["--every-frame", "camera:0"]),
+        (["help", "stream"], ["--every-frame", "camera:0", "an animation or a video file", "missing folders are made"]),
+        (["help", "predict"], ["its folder is made if it is missing"]),
         (["--version"], ["adpc 0.1.0"]),
     ],
 )
 def test_help_and_version(command, shown, capsys):
     with pytest.raises(SystemExit) as ended:
         main(command)
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert not ended.value.code and all(word in out for word in shown)
 
 
@@ -197,6 +311,7 @@ def test_the_models_of_the_server(live_url, capsys):
     assert main(["models", "--url", live_url]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "tiny-pose  pose, 16 joints" and len(lines) == 10 and lines[1].split()[:2] == ["exit", "1"]
+    assert "GMACs" in lines[1] and (lines[1].endswith(" ms to compute") or lines[1].endswith("not measured yet"))
     assert main(["models", "--url", live_url, "--json"]) == 0
     pose, segmentation = json.loads(capsys.readouterr().out)
     assert segmentation["labels"] == list(tiny.SEGMENTATION.labels)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import sys
 import threading
@@ -48,7 +49,18 @@ def test_every_cell_of_the_notebook_runs(place, live_url, monkeypatch, capsys):
 
 def test_the_plain_protocol(place, live_url, capsys):
     run(EXAMPLES / "plain_protocol.py", "street.jpg", live_url)
-    assert Path("mask.png").stat().st_size and "exit 4 after" in capsys.readouterr().out
+    shown, mask = capsys.readouterr().out, Path("street-mask.png")
+    assert mask.stat().st_size and "exit 4 after" in shown and "the mask is in street-mask.png" in shown
+    mask.write_text("mine")
+    with pytest.raises(SystemExit, match=r"street-mask\.png is there already"):
+        run(EXAMPLES / "plain_protocol.py", "street.jpg", live_url)
+    assert mask.read_text() == "mine"
+
+
+def test_the_plain_protocol_needs_a_photo(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["plain_protocol.py"])
+    with pytest.raises(SystemExit, match=r"usage: python plain_protocol\.py PHOTO\.jpg"):
+        runpy.run_path(str(EXAMPLES / "plain_protocol.py"), run_name="__main__")
 
 
 def test_the_loop_of_opencv(place, live_url, monkeypatch):

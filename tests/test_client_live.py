@@ -46,6 +46,25 @@ def test_predict_and_stream_agree_in_every_encoding(client):
     assert len(maps) >= 2 and not np.array_equal(maps[min(maps)][0], answer.mask)
 
 
+def test_only_the_classes_and_the_region_that_are_asked_for(client, live_url, photo, capsys):
+    whole = client.predict(IMAGE, deadline_ms=LONG_MS).mask
+    number = int(whole[20:40, 10:50].max())
+    roi, classes = (10, 20, 40, 20), [tiny.SEGMENTATION.labels[number]]
+    part = client.predict(IMAGE, deadline_ms=LONG_MS, classes=classes, roi=roi, meta="left").mask
+    assert set(np.unique(part)) <= {number, 255} and (part[:20] == 255).all() and (part[:, 50:] == 255).all()
+    with client.stream(IMAGE, deadline_ms=LONG_MS, classes=[number], roi=roi, meta="left") as stream:
+        *_, last = stream
+    assert np.array_equal(last.mask, part) and last.meta == "left"
+    with pytest.raises(NoExitError) as raised:
+        client.predict(IMAGE, deadline_ms=1000, captured_at=1e9)
+    assert raised.value.code == "stale"
+    command = ["predict", photo, "--url", live_url, "--deadline-ms", str(LONG_MS), "--json", "--output", "part.png"]
+    assert main([*command, "--classes", classes[0], "--roi", "10,20,40,20"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["shares"]) <= set(classes)
+    with Image.open("part.png") as picture:
+        assert np.array_equal(np.asarray(picture), part)
+
+
 def test_pose(client):
     answer = client.predict(IMAGE, model="tiny-pose", deadline_ms=LONG_MS, box=(10, 5, 60, 50))
     exits = list(client.stream(IMAGE, model="tiny-pose", deadline_ms=LONG_MS, box=(10, 5, 60, 50)))

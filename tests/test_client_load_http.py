@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from unittest.mock import Mock
 from urllib.parse import parse_qsl, urlsplit
 
@@ -65,11 +66,12 @@ class Server:
 
 
 @asynccontextmanager
-async def http(*replies, clients=("0",), prefix="", encoding="png", **options):
+async def http(*replies, clients=("0",), prefix="", encoding="png", headers=None, **options):
     server = Server(*replies)
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}{prefix}"
-    transport = HttpTransport(await LoadTarget.resolve(url, clients), encoding, options, time.perf_counter)
+    target = await LoadTarget.resolve(url, clients, headers)
+    transport = HttpTransport(target, encoding, options, time.perf_counter)
     try:
         yield server, transport
     finally:
@@ -178,7 +180,7 @@ def test_a_connection_that_is_refused_as_soon_as_it_exists_is_no_connection(data
     """The refusal has come before the transport looks at its new connection."""
 
     class Target:
-        url, netloc, path = "http://there", "there", ""
+        url, netloc, path, headers = "http://there", "there", "", MappingProxyType({})
 
         async def connect(self, make, _):
             connection, transport = make(), Mock()
@@ -234,13 +236,15 @@ def test_what_is_no_answer_is_a_fault_of_one_request(answer, stop):
 
 def test_cancelling_sends_delete_and_hanging_up_closes_the_connection():
     async def main():
-        async with http([], [json_answer(200, "{}")], []) as (server, transport):
+        key = {"Authorization": "Bearer robot.secret"}
+        async with http([], [json_answer(200, "{}")], [], headers=key) as (server, transport):
             opened = await sent(transport, "a/b")
             await until(lambda: len(server.seen) == 1)
             opened.cancel()
             await until(lambda: len(server.seen) == 2)
             assert not opened.reply.done()  # the answer to the POST itself says how it ended
             assert (server.seen[1].method, server.seen[1].target) == ("DELETE", "/v1/requests/a%2Fb")
+            assert [seen.headers["authorization"] for seen in server.seen] == [*key.values()] * 2
             hung_up = await sent(transport)
             await until(lambda: len(server.seen) == 3)
             assert server.seen[2].port == server.seen[1].port  # the connection of the DELETE is free again

@@ -1,6 +1,7 @@
 """The figures of a load test as a report, a table and a picture."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from adpc_client.load import (
@@ -151,4 +152,10 @@ def test_the_plot_becomes_a_file(monkeypatch, tmp_path):
 def test_without_matplotlib_a_plot_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=r"pip install 'adpc-client\[plot\]'"):
-        check_plotting()
+        check_plotting(Path("load.png"))
+
+
+def test_a_plot_of_an_unknown_format_is_refused():
+    check_plotting(Path("load.PNG"))
+    with pytest.raises(ValueError, match=r"the plot load\.xyz must end in one of \..*, \.png"):
+        check_plotting(Path("load.xyz"))

@@ -33,6 +33,13 @@ POSE = replace(
 )
 
 
+@pytest.fixture
+def supervision(monkeypatch):
+    """Stands for the package, which the tests do without: its classes hold what they are given."""
+    module = SimpleNamespace(Detections=SimpleNamespace, KeyPoints=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "supervision", module)
+
+
 def test_a_mask_is_an_indexed_picture_and_a_notebook_shows_it():
     picture = FOUND.picture()
     assert np.array_equal(np.asarray(picture), MASK)
@@ -54,6 +61,15 @@ def test_a_mask_is_drawn_over_any_kind_of_photo(tmp_path):
         FOUND.overlay(b"no photo")
 
 
+@pytest.mark.usefixtures("supervision")
+def test_pixels_without_a_class_show_the_photo_and_are_no_detection():
+    part = replace(FOUND, _mask=np.array([[255, 1, 255], [255, 1, 255]], np.uint8))
+    drawn = part.overlay(np.full((2, 3, 3), 90, np.uint8), 0.5)
+    assert [drawn.getpixel((x, 0)) for x in (0, 1)] == [(90, 90, 90), (65, 70, 75)]
+    assert part.picture().convert("RGB").getpixel((0, 0)) == (0, 0, 0)
+    assert part.to_supervision().class_id.tolist() == [1]
+
+
 def test_a_skeleton_is_drawn_where_it_is_sure():
     photo = Image.new("RGB", (60, 40), (9, 9, 9))
     assert POSE.overlay(photo).getpixel((30, 20)) == (0, 255, 0)
@@ -67,13 +83,6 @@ def test_a_skeleton_is_drawn_where_it_is_sure():
 def test_colours_beyond_the_palette_differ():
     colours = FOUND.labels.colours(8)
     assert np.array_equal(colours[:3], PALETTE) and len(np.unique(colours, axis=0)) == 8
-
-
-@pytest.fixture
-def supervision(monkeypatch):
-    """Stands for the package, which the tests do without: its classes hold what they are given."""
-    module = SimpleNamespace(Detections=SimpleNamespace, KeyPoints=SimpleNamespace)
-    monkeypatch.setitem(sys.modules, "supervision", module)
 
 
 @pytest.mark.usefixtures("supervision")

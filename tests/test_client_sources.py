@@ -4,12 +4,15 @@ import errno
 import importlib
 import io
 import os
+import sys
 from contextlib import suppress
 
+import av
 import numpy as np
 import pytest
-from adpc_client import ImageError
+from adpc_client import ImageError, video
 from adpc_client.sources import open_bytes, open_source
+from adpc_client.standard_input import open_input
 from PIL import Image
 
 PIXELS = np.zeros((3, 4, 3), np.uint8)
@@ -69,12 +72,15 @@ def test_a_callable_is_asked_until_it_says_that_there_is_no_more(end):
         ("/nowhere.gif", {}, FileNotFoundError, "nowhere"),
         ("/nowhere/*.jpg", {}, ImageError, r"the glob /nowhere/\*.jpg holds no \.bmp, \.jpeg"),
         ("rtsp://camera/1", {"fps": 5}, ValueError, "leave fps out"),
+        ("camera:front", {}, ValueError, "camera:front names no camera; give its number, for example camera:0"),
+        (-1, {}, ValueError, "camera:-1 names no camera"),
         (PIXELS, {}, TypeError, "one image"),
         ([PIXELS], {"fps": 0}, ValueError, "fps is 0"),
         ([PIXELS], {"fps": float("inf")}, ValueError, "fps is inf"),
     ],
 )
-def test_what_is_no_source(source, options, kind, complaint):
+def test_what_is_no_source(source, options, kind, complaint, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(kind, match=complaint):
         open_source(source, **options)
 
@@ -159,6 +165,91 @@ def test_a_pipe_is_read_once():
     finally:
         os.close(readable)
     assert source.still and [frame.image for frame in source.frames] == [file.getvalue()]
+
+
+def test_a_number_is_that_of_a_camera(monkeypatch):
+    monkeypatch.setattr(video, "_read_live", lambda device, name, bgr, **options: iter([(device, options["options"])]))
+    monkeypatch.setattr(sys, "platform", "linux")
+    expected = ("/dev/video2", {"framerate": "5"})
+    assert [frame.image for frame in open_source(2, fps=5).frames] == [expected]
+    assert [frame.image for frame in open_source("camera:2", fps=5).frames] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("there", "allowed", "complaint"),
+    [
+        ([], True, "there is no {}/video0; connect a camera, or stream a video file instead"),
+        (
+            ["video4", "video2"],
+            True,
+            "there is no {0}/video0; there are {0}/video2, {0}/video4: give the number of one of them, or",
+        ),
+        (["video0"], False, r"you may not use {}/video0; join its group \(sudo usermod -aG video \$USER\) and log in"),
+        (["video0"], True, "it is busy; check that no other program uses {}/video0, or stream a video file instead"),
+    ],
+)
+def test_a_camera_that_cannot_be_opened_says_what_to_do(tmp_path, monkeypatch, there, allowed, complaint):
+    def busy(device, name, bgr, **options):
+        raise ImageError(f"{name} cannot be read") from OSError("it is busy")
+        yield
+
+    monkeypatch.setattr(video, "_CAMERA", {"linux": ("v4l2", f"{tmp_path}/video{{}}")})
+    monkeypatch.setattr(video, "_read_live", busy)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "access", lambda path, mode: allowed)
+    for name in there:
+        (tmp_path / name).touch()
+    with pytest.raises(ImageError, match="camera:0 cannot be opened: " + complaint.format(tmp_path)) as raised:
+        list(open_source("camera:0").frames)
+    assert raised.value.__suppress_context__  # the sentence says it all
+
+
+def test_a_camera_that_breaks_off_says_why(monkeypatch):
+    def unplugged(device, name, bgr, **options):
+        yield PIXELS
+        raise ImageError(f"{name} was unplugged")
+
+    monkeypatch.setattr(video, "_read_live", unplugged)
+    frames = open_source("camera:0").frames
+    assert next(frames).image is PIXELS
+    with pytest.raises(ImageError, match=r"^camera:0 was unplugged$"):
+        next(frames)
+
+
+class Input(io.RawIOBase):
+    """Standard input whose writer goes on for ever: reading it to its end would never return."""
+
+    def __init__(self, data):
+        self._file = io.BytesIO(data)
+
+    def read(self, size=-1):
+        assert size >= 0, "nobody may wait for the end"
+        return self._file.read(min(size, 100))  # as a pipe does, which returns what has come so far
+
+
+@pytest.mark.parametrize("ending", [".mkv", ".ts"])
+def test_a_video_is_played_while_it_comes_through_standard_input(tmp_path, ending):
+    path = tmp_path / f"film{ending}"
+    with av.open(path, "w") as film:
+        track = film.add_stream("mpeg2video", rate=25)
+        track.width, track.height, track.pix_fmt = 96, 64, "yuv420p"
+        for level in range(0, 200, 20):
+            film.mux(track.encode(av.VideoFrame.from_ndarray(np.full((64, 96, 3), level, np.uint8), "rgb24")))
+        film.mux(track.encode())
+    source = open_input(Input(path.read_bytes()))
+    assert source.paced and [frame.image.shape for frame in source.frames] == [(64, 96, 3)] * 10
+
+
+def test_what_must_be_complete_is_read_to_its_end(tmp_path):
+    shades = [Image.new("RGB", (8, 8), (level,) * 3) for level in (0, 120)]
+    shades[0].save(tmp_path / "moving.gif", save_all=True, append_images=shades[1:])
+    shades[0].save(tmp_path / "still.png")
+    with (tmp_path / "moving.gif").open("rb", buffering=0) as file:
+        assert [frame.image.mode for frame in open_input(file).frames] == ["RGB"] * 2  # Pillow reads it, not FFmpeg
+    with (tmp_path / "still.png").open("rb", buffering=0) as file:
+        assert [frame.image for frame in open_input(file).frames] == [(tmp_path / "still.png").read_bytes()]
+    with pytest.raises(ImageError, match=r"standard input is empty; send the bytes of an image or a video"):
+        open_input(io.BytesIO())
 
 
 @pytest.mark.parametrize("name", ["film.mp4", "camera:0", "rtsp://camera/1"])

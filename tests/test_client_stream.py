@@ -51,6 +51,7 @@ def test_the_request_says_what_was_asked_for():
 
     with scripted(script) as server, Client(server.url) as client:
         options = {"model": "m", "deadline_ms": 5, "max_exit": 2, "extra": "unsure", "box": (1, 2, 3, 4), "priority": 0}
+        options |= {"classes": ("road", 8), "roi": (5, 6, 7, 8), "captured_at": 1.5, "meta": "left"}
         list(client.stream(IMAGE, **options, id="mine"))
         list(client.stream(Image.fromarray(IMAGE)))
     (message, image), (plain, _) = seen
@@ -64,9 +65,25 @@ def test_the_request_says_what_was_asked_for():
         "map": "unsure",
         "box": [1, 2, 3, 4],
         "priority": 0,
+        "classes": ["road", 8],
+        "roi": [5, 6, 7, 8],
+        "captured_at": 1.5,
+        "meta": "left",
     }
     assert image.startswith(b"\x89PNG")
     assert set(plain) == {"type", "id", "encoding"}
+
+
+def test_the_meta_of_a_request_comes_with_every_exit():
+    def script(talk: Talk) -> None:
+        told = {} if "meta" not in talk.message else {"meta": talk.message["meta"]}
+        talk.say(exit_header(talk.id, 1, MAP.tobytes(), **told), MAP.tobytes(), end(talk.id, 1))
+
+    with scripted(script) as server, Client(server.url) as client:
+        assert [found.meta for found in client.stream(IMAGE, meta="left")] == ["left"]
+        assert [found.meta for found in client.stream(IMAGE)] == [None]
+        ((_, found),) = client.follow(iter([IMAGE]), meta="right")
+        assert found.meta == "right"
 
 
 def test_delta_and_an_extra_map_are_put_together():

@@ -9,7 +9,8 @@ import av
 import numpy as np
 import pytest
 from adpc_client import ImageError, video
-from adpc_client.sources import open_source
+from adpc_client.sources import open_bytes, open_source
+from adpc_client.standard_input import open_input
 from adpc_client.video import FrameTimes, VideoWriter
 from PIL import Image
 
@@ -44,6 +45,24 @@ def test_a_video_plays_at_its_own_pace_or_at_the_one_that_is_asked_for(tmp_path)
     assert got[0].image.shape == (HEIGHT, WIDTH, 3) and got[0].image[8, 90].argmax() == 0
     assert frames(film, bgr=True)[0].image[8, 90].argmax() == 2
     assert [frame.due_s for frame in frames(film, fps=4)][:3] == [0, 0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("film.mp4", "mpeg4"),
+        ("film.mov", "libx264"),
+        ("film.mkv", "libx264"),
+        ("film.h264", "libx264"),
+        ("f.flv", "flv"),
+    ],
+)
+def test_the_bytes_of_a_video_play_as_its_file_does(tmp_path, name, codec):
+    film = write(tmp_path / name, codec)
+    expected = [frame.due_s for frame in frames(film)]
+    with film.open("rb", buffering=0) as piped:
+        for source in (open_bytes(film.read_bytes()), open_input(piped)):
+            assert source.paced and [frame.due_s for frame in source.frames] == expected
 
 
 def test_a_video_that_does_not_start_at_0_starts_at_once(tmp_path):

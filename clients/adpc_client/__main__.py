@@ -11,11 +11,16 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 from adpc_client import commands, stream_command
-from adpc_client.arguments import UsageError, count, positive
+from adpc_client.arguments import UsageError, count, header, positive
 from adpc_client.errors import AdpcError
 from adpc_client.load import command, command_line
 
 URL = "http://127.0.0.1:8000"
+_FILES = {
+    "predict": "give the path of an image, or - for standard input",
+    "stream": "give an image, a video, a folder, a glob such as 'drive/*.jpg', camera:0, or - for standard input",
+}
+"""What the commands read, by name."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,12 +36,24 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         args.parser.error(str(error))
     except (AdpcError, OSError, ValueError) as error:
-        print(f"adpc {args.command}: {error}", file=sys.stderr)
+        print(f"adpc {args.command}: {_sentence(error, args.command)}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"adpc {args.command}: interrupted", file=sys.stderr)
     else:
         return status
     return 1
+
+
+def _sentence(error: Exception, command: str) -> str:
+    """What an error says, with a remedy for a file that cannot be read."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    remedy = _FILES.get(command, "check its name")
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {error.filename}; {remedy}"
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename} is a folder; {remedy}"
+    return f"{error.filename} cannot be opened: {error.strerror}; {remedy}"
 
 
 def _version() -> str:
@@ -47,7 +64,7 @@ def _version() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="adpc", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="adpc", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_version())
     subparsers = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", description="adpc help COMMAND lists the options of a command"
@@ -58,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     _stream_arguments(
         _command(subparsers, "stream", stream_command.stream, "answer the frames of a camera, a video or a folder")
     )
-    _command(subparsers, "models", commands.models, "list the models that the server offers")
+    _command(
+        subparsers, "models", commands.models, "list the models that the server offers, with the cost of each exit"
+    )
     command_line.add_arguments(
         _command(subparsers, "load", command.run, "put the server under load and report how it answers")
     )
@@ -71,10 +90,19 @@ def _command(
     run: Callable[[argparse.Namespace], int],
     description: str,
 ) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(name, help=description, description=description)
+    parser = subparsers.add_parser(name, help=description, description=description, allow_abbrev=False)
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument(
         "--url", default=os.environ.get("ADPC_URL", URL), help=f"URL of the server (default: ADPC_URL, or {URL})"
+    )
+    parser.add_argument(
+        "--header",
+        type=header,
+        action="append",
+        default=[],
+        metavar="NAME:VALUE",
+        help="header of every request; may be repeated. An API key is safer in ADPC_KEY, since others on this machine "
+        "can read a command line",
     )
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     if name != "models":
@@ -84,7 +112,7 @@ def _command(
 
 def _request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--deadline-ms", type=float, metavar="MS", help="deadline of each request (default: the server's)"
+        "--deadline-ms", type=positive, metavar="MS", help="deadline of each request (default: the server's)"
     )
     parser.add_argument("--min-exit", type=int, metavar="N", help="fail if the deadline comes before exit N")
     parser.add_argument("--best-effort", action="store_true", help="accept an earlier exit than --min-exit")
@@ -92,6 +120,10 @@ def _request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quality", type=float, metavar="SHARE", help="stop once at most this share of the pixels would still change"
     )
+    parser.add_argument(
+        "--classes", metavar="NAME,..", help="classes to send, by name or number; `adpc models --json` lists them"
+    )
+    parser.add_argument("--roi", type=_box, metavar="X,Y,W,H", help="region to compute in pixels, for segmentation")
     parser.add_argument("--box", type=_box, metavar="X,Y,W,H", help="box of the person in pixels, for pose models")
     parser.add_argument("--overlay", action="store_true", help="draw the mask over the photo (poses always are)")
 
@@ -99,7 +131,10 @@ def _request_arguments(parser: argparse.ArgumentParser) -> None:
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="image file, or - for standard input")
     parser.add_argument(
-        "--output", metavar="FILE", help="picture to write (default: IMAGE-exit-N.png in the current folder)"
+        "--output",
+        metavar="FILE",
+        help="picture to write (default: IMAGE-exit-N.png in the current folder); its folder is made if it is missing, "
+        "and a file that is there is replaced",
     )
     _request_arguments(parser)
 
@@ -115,9 +150,11 @@ def _stream_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="FOLDER|VIDEO",
         help="folder of the pictures (default: SOURCE-exits in the current folder), or a video (.mp4, .mkv, .mov) of "
-        "the last exits over their frames",
+        "the last exits over their frames; missing folders are made, and files that are there are replaced",
     )
-    parser.add_argument("--fps", type=positive, metavar="N", help="frames a second of a folder or an animation")
+    parser.add_argument(
+        "--fps", type=positive, metavar="N", help="frames a second of a folder, an animation or a video file"
+    )
     parser.add_argument(
         "--every-frame", action="store_true", help="answer every frame, however late, not only the newest"
     )

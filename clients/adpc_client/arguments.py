@@ -10,7 +10,7 @@ class UsageError(Exception):
 
 
 def positive(text: str) -> float:
-    return _number(text, "above 0", lambda value: 0 < value < math.inf)
+    return _number(text, "above 0", lambda value: value > 0)
 
 
 def count(text: str) -> int:
@@ -47,11 +47,23 @@ def assignment(text: str) -> tuple[str, str]:
     return name, value
 
 
+def header(text: str) -> tuple[str, str]:
+    """`NAME: VALUE`. Errors do not repeat the value, which may be secret."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise argparse.ArgumentTypeError("a header must be 'NAME: VALUE', for example 'Authorization: Bearer KEY'")
+    return name.strip(), value.strip()
+
+
 def _number(text: str, meaning: str, fits: Callable[[float], bool]) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number; it must be {meaning}")
+    if math.isinf(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not finite; it must be {meaning}")
     if not fits(value):
         raise argparse.ArgumentTypeError(f"{text!r} must be {meaning}")
     return value

@@ -7,7 +7,7 @@ import httpx
 
 from adpc_client.follow import AsyncFollow, FollowRequest
 from adpc_client.images import CAMERA_JPEG_QUALITY, ImageSource, encode_image
-from adpc_client.options import Box, Encoding, Extra, Options, Timeout
+from adpc_client.options import Box, Classes, Encoding, Extra, Options, Timeout
 from adpc_client.pool import AsyncPool
 from adpc_client.results import Model, Prediction
 from adpc_client.sources import FollowSource, open_source
@@ -75,6 +75,10 @@ class AsyncClient:
         extra: Extra | None = None,
         box: Box | None = None,
         priority: int | None = None,
+        classes: Classes | None = None,
+        roi: Box | None = None,
+        captured_at: float | None = None,
+        meta: str | None = None,
         id: str | None = None,
         bgr: bool = False,
         jpeg_quality: int | None = None,
@@ -84,11 +88,13 @@ class AsyncClient:
         The server stops after `max_exit`, or once at most `quality` of the pixels would still change. If it does not
         reach `min_exit` in time, it sends no answer, unless `best_effort` accepts an earlier exit. `extra` names a
         second map. `box` is the person whose pose is wanted. Further exits of requests of `priority` 2 come before
-        those of 1 and 0. `id` names the request for `cancel`. An array is BGR if `bgr` is set; arrays and Pillow images
-        travel as PNG, or as JPEG of `jpeg_quality`, 1..100, which is faster. Raises NoExitError if no exit, or not
-        `min_exit`, came in time.
+        those of 1 and 0. Of a segmentation, only `classes` are sent and only `roi` is computed; other pixels are 255.
+        The deadline counts from `captured_at`, in Unix seconds, if the image was taken before the request arrives.
+        `meta`, at most 256 bytes of printable text, comes back with the answer. `id` names the request for `cancel`. An
+        array is BGR if `bgr` is set; arrays and Pillow images travel as PNG, or as JPEG of `jpeg_quality`, 1..100,
+        which is faster. Raises NoExitError if no exit, or not `min_exit`, came in time.
         """
-        options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box, priority)
+        options = Options.of(locals())
         data, content_type = encode_image(image, bgr=bgr, jpeg_quality=jpeg_quality)
         headers = {"Content-Type": content_type, "Accept": "application/json", **id_header(id)}
         return read_prediction(
@@ -112,13 +118,17 @@ class AsyncClient:
         extra: Extra | None = None,
         box: Box | None = None,
         priority: int | None = None,
+        classes: Classes | None = None,
+        roi: Box | None = None,
+        captured_at: float | None = None,
+        meta: str | None = None,
         encoding: Encoding = "delta",
         id: str | None = None,
         bgr: bool = False,
         jpeg_quality: int | None = None,
     ) -> AsyncStream:
         """An async iterator over the exits, each sent as soon as it is finished. `predict` explains the options."""
-        options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box, priority)
+        options = Options.of(locals())
         data, _ = encode_image(image, bgr=bgr, jpeg_quality=jpeg_quality)
         return AsyncStream(self._pool, StreamRequest(data, options, encoding, id))
 
@@ -136,6 +146,9 @@ class AsyncClient:
         extra: Extra | None = None,
         box: Box | None = None,
         priority: int | None = None,
+        classes: Classes | None = None,
+        roi: Box | None = None,
+        meta: str | None = None,
         bgr: bool = False,
         jpeg_quality: int | None = CAMERA_JPEG_QUALITY,
     ) -> AsyncFollow:
@@ -148,13 +161,13 @@ class AsyncClient:
         goes on by itself (a camera, a video, a callable, anything with `fps`), the newest frame is next, and without
         `deadline_ms` its deadline is the next frame; only a first exit is waited for longer. If a frame gets no answer,
         `found` is the latest one with its age and the error, and a lost connection is opened again. Frames before the
-        first answer are left out. Each frame of another source is answered in turn; those that fail are left out and
-        listed as `failures`.
+        first answer are left out. There is no `captured_at`, since each frame has a time of its own. Each frame of
+        another source is answered in turn; those that fail are left out and listed as `failures`.
 
         Raises the error of a request that no frame can mend, such as an unknown model; that of a connection, unless
         it had worked before; and the latest error if the server has not answered any frame for 10 s.
         """
-        options = Options(model, deadline_ms, min_exit, max_exit, quality, best_effort, extra, box, priority)
+        options = Options.of(locals())
         request = FollowRequest(options, bgr, jpeg_quality)
         return AsyncFollow(self._endpoint, open_source(source, fps, bgr=bgr), request)
 

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from adpc_client.arguments import UsageError
 from adpc_client.client import Client
 from adpc_client.images import encode_image
-from adpc_client.outputs import check_picture, save_picture
+from adpc_client.outputs import VIDEOS, check_picture, save_picture
 from adpc_client.results import Exit, Model, Prediction
 
 
@@ -20,8 +23,11 @@ def predict(args: argparse.Namespace) -> int:
     piped = args.image == "-"
     if args.output:
         check_picture(Path(args.output))
+    if Path(args.image).is_dir() or Path(args.image).suffix.lower() in VIDEOS:
+        kind = "a folder" if Path(args.image).is_dir() else "a video"
+        raise UsageError(f"{args.image} is {kind}; predict takes one image: use adpc stream {shlex.quote(args.image)}")
     data, _ = encode_image(sys.stdin.buffer.read() if piped else args.image)
-    with Client(args.url) as client:
+    with Client(args.url, headers=request_headers(args)) as client:
         answer = client.predict(data, **request_options(args))
     output = Path(args.output or f"{'image' if piped else Path(args.image).stem}-exit-{answer.exit}.png")
     save_picture(answer, data, output, over_photo=args.overlay)
@@ -37,7 +43,7 @@ def predict(args: argparse.Namespace) -> int:
 
 def models(args: argparse.Namespace) -> int:
     """Print the models that the server offers, with the cost of each exit."""
-    with Client(args.url) as client:
+    with Client(args.url, headers=request_headers(args)) as client:
         offered = client.models()
     if args.json:
         print(json.dumps([_model_figures(model) for model in offered]))
@@ -48,14 +54,22 @@ def models(args: argparse.Namespace) -> int:
         )
         for cost in model.exits:
             gmacs = "unknown" if cost.gmacs is None else f"{cost.gmacs:.2f} GMACs"
-            time = "not measured yet" if cost.seconds is None else f"{1000 * cost.seconds:.1f} ms"
+            time = "not measured yet" if cost.seconds is None else f"{1000 * cost.seconds:.1f} ms to compute"
             print(f"  exit {cost.exit}  {gmacs:>14}  {time}")
     return 0
 
 
+def request_headers(args: argparse.Namespace) -> dict[str, str]:
+    """The headers of every request: the API key that ADPC_KEY holds, unless `--header` replaces it, and `--header`."""
+    given = dict(args.header)
+    key = os.environ.get("ADPC_KEY", "").strip()
+    authorized = any(name.lower() == "authorization" for name in given)
+    return given if authorized or not key else {"Authorization": f"Bearer {key}", **given}
+
+
 def request_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of a request that the command line names."""
-    names = ("model", "deadline_ms", "min_exit", "best_effort", "max_exit", "quality", "box")
+    names = ("model", "deadline_ms", "min_exit", "best_effort", "max_exit", "quality", "box", "classes", "roi")
     return {name: getattr(args, name) for name in names}
 
 

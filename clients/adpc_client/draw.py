@@ -6,20 +6,27 @@ from PIL import Image, ImageDraw, ImageOps
 
 from adpc_client.labels import Labels
 
+NO_CLASS = 255
+"""The value of the pixels of a mask that the request left out."""
 MIN_SCORE = 0.1
 """Joints with a lower score are guesses; they are not drawn."""
 
 
 def mask_picture(mask: NDArray[np.uint8], labels: Labels) -> Image.Image:
-    """The mask as an indexed picture: its pixels are the class numbers, its palette holds their colours."""
-    picture = Image.fromarray(mask)
-    picture.putpalette(labels.colours(256).tobytes())
+    """The mask as an indexed picture: its pixels are the class numbers, its palette holds their colours. No class is
+    black."""
+    picture, colours = Image.fromarray(mask), labels.colours(256)
+    colours[NO_CLASS] = 0
+    picture.putpalette(colours.tobytes())
     return picture
 
 
 def blend_mask(photo: Image.Image, mask: NDArray[np.uint8], labels: Labels, opacity: float) -> Image.Image:
-    """`photo` with the mask blended into it. `opacity` is the weight of the mask: 0 shows only the photo."""
-    return Image.blend(fit_photo(photo, mask.shape), mask_picture(mask, labels).convert("RGB"), opacity)
+    """`photo` with the mask blended into it. `opacity` is the weight of the mask: 0 shows only the photo, as pixels
+    without a class always do."""
+    fitted = fit_photo(photo, mask.shape)
+    blended = Image.blend(fitted, mask_picture(mask, labels).convert("RGB"), opacity)
+    return Image.composite(blended, fitted, Image.fromarray(mask != NO_CLASS))
 
 
 def draw_skeleton(photo: Image.Image, keypoints: NDArray[np.float32], labels: Labels) -> Image.Image:

@@ -80,7 +80,8 @@ def _decode(data: bytes, name: str) -> Image.Image:
         opened = Image.open(io.BytesIO(data))
         opened.load()
     except BROKEN_IMAGE as error:
-        sentence = f"{name} ({len(data)} bytes) cannot be read as an image; send JPEG, PNG, WebP or BMP"
+        remedy = "; send JPEG, PNG, WebP or BMP" if data else ", because the file is empty"
+        sentence = f"{name} ({len(data)} bytes) cannot be read as an image{remedy}"
         raise ImageError(sentence) from error
     return opened
 
@@ -121,10 +122,21 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
+def _shape_remedy(array: NDArray[Any]) -> str:
+    if array.size == 0 or array.ndim != 3:
+        return ""
+    if array.shape[2] in (1, 4):
+        return f": send array[..., {'0' if array.shape[2] == 1 else ':3'}]"
+    return ": send array.transpose(1, 2, 0)" if array.shape[0] == 3 else ""
+
+
 def _checked(array: NDArray[Any]) -> NDArray[np.uint8]:
     grey_or_rgb = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
     if not grey_or_rgb or array.size == 0:
-        raise ImageError(f"the array has shape {array.shape}; an image is (H, W, 3) RGB or (H, W) grey, and not empty")
+        sentence = f"the array has shape {array.shape}; an image is (H, W, 3) RGB or (H, W) grey, and not empty"
+        raise ImageError(sentence + _shape_remedy(array))
     if array.dtype != np.uint8:
-        raise ImageError(f"the array has dtype {array.dtype}; an image is uint8, 0..255")
+        floats = np.issubdtype(array.dtype, np.floating)
+        remedy = "if it holds 0..1, send (255 * array).astype('uint8')" if floats else "scale it to 0..255"
+        raise ImageError(f"the array has dtype {array.dtype}; an image is uint8, 0..255: {remedy}")
     return array

@@ -1,7 +1,9 @@
 """The options of a request, and the client's own timeouts."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, Literal
 
 Extra = Literal["confidence", "exit", "unsure"]
@@ -14,8 +16,11 @@ would compute, else 0.
 Encoding = Literal["png", "raw", "delta", "json"]
 """How a stream encodes maps. The caller gets the same arrays from each; `delta` needs the fewest bytes."""
 
-Box = tuple[float, float, float, float]
-"""x, y, width and height of a person in pixels of the image; (x, y) is the top left corner."""
+Box = Sequence[float]
+"""x, y, width and height in pixels of the upright image; (x, y) is the top left corner."""
+
+Classes = Sequence[str | int]
+"""Names or numbers of classes."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class Timeout:
 class Options:
     """The options of one request, as the server's `/docs` describes them. None leaves the choice to the server.
 
-    Raises ValueError if a number of `deadline_ms`, `quality` or `box` is infinite or NaN, which JSON cannot carry; the
-    server checks the other limits.
+    Raises TypeError for a number that is none, and ValueError for one that is infinite or NaN, which JSON cannot carry,
+    and for a `box` or `roi` without four numbers; the server checks the other limits.
     """
 
     model: str | None = None
@@ -56,15 +61,25 @@ class Options:
     extra: Extra | None = None
     box: Box | None = None
     priority: int | None = None
+    classes: Classes | None = None
+    roi: Box | None = None
+    captured_at: float | None = None
+    meta: str | None = None
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> "Options":
+        """The options among the `arguments` of a method, which gives its `locals()` in its first line."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls) if field.name in arguments})
 
     def __post_init__(self) -> None:
-        if self.deadline_ms is not None and not math.isfinite(self.deadline_ms):
-            raise ValueError(
-                f"deadline_ms is {self.deadline_ms}; it must be a finite number, or None for the server's default"
-            )
-        for name, numbers in (("quality", (self.quality or 0.0,)), ("box", self.box or ())):
-            if not all(math.isfinite(number) for number in numbers):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be finite")
+        for name, meaning in _NUMBERS.items():
+            _check_number(name, getattr(self, name), meaning)
+        for name in ("box", "roi"):
+            box, meaning = getattr(self, name), "x, y, width and height in pixels"
+            if box is not None and (isinstance(box, str) or len(box) != 4):
+                raise ValueError(f"{name} is {box!r}; give four numbers: {meaning}")
+            for number in () if box is None else box:
+                _check_number(name, number, meaning)
 
     def message(self) -> dict[str, Any]:
         """The options as members of a WebSocket `predict` message. `extra` is called `map` there."""
@@ -76,8 +91,12 @@ class Options:
             "quality": self.quality,
             "best_effort": self.best_effort,
             "map": self.extra,
-            "box": None if self.box is None else list(self.box),
+            "box": None if self.box is None else [float(number) for number in self.box],
             "priority": self.priority,
+            "classes": self.classes if self.classes is None or isinstance(self.classes, str) else list(self.classes),
+            "roi": None if self.roi is None else [float(number) for number in self.roi],
+            "captured_at": self.captured_at,
+            "meta": self.meta,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -87,6 +106,26 @@ class Options:
         for name, value in self.message().items():
             if isinstance(value, bool):
                 query[name] = "true" if value else "false"
+            elif isinstance(value, list):
+                query[name] = ",".join(f"{part:.15g}" if isinstance(part, float) else str(part) for part in value)
             else:
-                query[name] = ",".join(f"{number:.15g}" for number in value) if name == "box" else str(value)
+                query[name] = str(value)
         return query
+
+
+_NUMBERS = {
+    "deadline_ms": "milliseconds",
+    "quality": "the share of the pixels that may still change",
+    "captured_at": "Unix seconds, as time.time() does",
+}
+"""The options that are one number, with its meaning."""
+
+
+def _check_number(name: str, value: object, meaning: str) -> None:
+    """Raises TypeError or ValueError unless `value` is None or a finite number."""
+    if value is None:
+        return
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; give a number: {meaning}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; it must be finite: give {meaning}, or None for the server's choice")

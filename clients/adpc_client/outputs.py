@@ -1,5 +1,9 @@
-"""The files that `adpc` writes. Their paths are checked before anything is asked, so that no answer is lost."""
+"""The files that `adpc` writes. Their paths are checked before anything is asked, so that no answer is lost.
 
+Missing folders are made when the first file is written, so that a command that fails leaves nothing behind.
+"""
+
+import os
 from pathlib import Path
 
 from adpc_client.arguments import UsageError
@@ -11,28 +15,30 @@ _INDEXED = (".png", ".gif", ".bmp", ".tif", ".tiff")
 """Endings of pictures that hold class numbers and a palette."""
 _COLOURED = (".jpg", ".jpeg", ".webp")
 """Endings of pictures that hold only the colours."""
-_NO_FOLDER = (*_INDEXED, *_COLOURED, ".avi", ".webm", ".mpg", ".m4v")
+VIDEOS = (*VIDEO_FILES, ".avi", ".webm", ".mpg", ".m4v", ".ts")
+"""Endings of videos."""
+_NO_FOLDER = (*_INDEXED, *_COLOURED, *VIDEOS)
 """File endings that are never taken for a folder."""
 
 
 def check_picture(path: Path) -> None:
-    """Make the folder of a picture that will be written. Raises UsageError for an unknown ending or a folder."""
+    """Check a picture that will be written. Raises UsageError for an unknown ending, a folder, or where none may be."""
     known = (*_INDEXED, *_COLOURED)
     if path.suffix.lower() not in known:
         raise UsageError(f"--output {path} must end in one of {', '.join(known)}")
     if path.is_dir():
         raise UsageError(f"--output {path} is a folder; name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_folder("--output", path.parent)
 
 
 def is_video(path: Path) -> bool:
-    """Whether the frames go into one video. Makes the folder that is needed. Raises UsageError for another file."""
+    """Whether the frames go into one video. Raises UsageError for another file, or where none may be written."""
     if path.suffix.lower() in VIDEO_FILES:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_folder("--output", path.parent)
         return True
     if not path.is_dir() and (path.exists() or path.suffix.lower() in _NO_FOLDER):
         raise UsageError(f"--output {path} is a file; name a folder, or a video that ends in {', '.join(VIDEO_FILES)}")
-    path.mkdir(parents=True, exist_ok=True)
+    check_folder("--output", path)
     return False
 
 
@@ -41,4 +47,14 @@ def save_picture(answer: Exit, image: ImageSource, path: Path, *, over_photo: bo
     picture = answer.overlay(image) if over_photo or answer.task == "pose" else answer.picture()
     if path.suffix.lower() in _COLOURED:
         picture = picture.convert("RGB")
+    path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Raises UsageError if files cannot be written into `folder`, which need not be there yet. `option` names it."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{option} needs the folder {folder}, but {existing} is a file; name another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} needs the folder {existing}, which you may not write to; name another folder")

@@ -1,7 +1,7 @@
 """The server's answers as frozen values; their numpy arrays are read-only."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +35,7 @@ class Exit:
     `exit` is its number, counted from 1, and `exits` the number of exits that the model has. `final` tells that no
     better answer will come. `elapsed_ms` counts from the moment when the server saw the request. `unsure`, 0..1, is the
     share of the image that the next exit would still compute. `size` is (height, width). `extra`, uint8 (H, W), is the
-    second map if the request named one.
+    second map if the request named one. `meta` is that of the request.
 
     A segmentation has `mask` and a pose has `keypoints`; `task` tells which. The other one raises AttributeError.
     """
@@ -50,6 +50,7 @@ class Exit:
     extra: NDArray[np.uint8] | None
     _mask: NDArray[np.uint8] | None
     _keypoints: NDArray[np.float32] | None
+    meta: str | None = field(default=None, kw_only=True)
 
     @property
     def task(self) -> Task:
@@ -57,7 +58,7 @@ class Exit:
 
     @property
     def mask(self) -> NDArray[np.uint8]:
-        """The class number of each pixel, uint8 (H, W)."""
+        """The class number of each pixel, uint8 (H, W); 255 outside the `classes` and the `roi` of the request."""
         if self._mask is None:
             raise AttributeError("a pose has no mask; it has keypoints")
         return self._mask
@@ -88,6 +89,7 @@ class Exit:
     def overlay(self, image: ImageSource, opacity: float = 0.6, *, bgr: bool = False) -> Image.Image:
         """`image` as RGB with the mask blended into it, or with the skeleton drawn on it.
 
+        The picture has the size of the image that was sent: an `image` of another size is scaled to that.
         `opacity` is the weight of the mask: 0 shows only the image, 1 only the mask. An array is BGR if `bgr` is set.
         Raises ImageError if this is no image, and OSError if its file cannot be read.
         """

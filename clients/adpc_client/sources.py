@@ -16,7 +16,7 @@ from adpc_client.frames import Source, SourceFrame
 from adpc_client.images import BROKEN_IMAGE
 from adpc_client.video import open_camera, open_network, open_video
 
-FollowSource = str | os.PathLike[str] | Iterable[Any] | Callable[[], Any]
+FollowSource = str | int | os.PathLike[str] | Iterable[Any] | Callable[[], Any]
 """What `open_source` opens."""
 
 _FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -28,8 +28,9 @@ def open_source(source: FollowSource, fps: float | None = None, *, bgr: bool = F
     """Open a source by its name, or an iterator or callable that gives images.
 
     A name is that of an image, an animation, a video, a folder of images, a glob such as `drive/*.jpg`, a camera
-    (`camera:0`), or a URL that FFmpeg reads, such as `rtsp://..`. A callable is asked again and again; it returns an
-    image, or like OpenCV's `VideoCapture.read` a pair whose first part is False at the end. None ends it too.
+    (`camera:0`), or a URL that FFmpeg reads, such as `rtsp://..`. A number is that of a camera. A callable is asked
+    again and again; it returns an image, or like OpenCV's `VideoCapture.read` a pair whose first part is False at the
+    end. None ends it too.
 
     `fps` sets the pace of animations and videos, and gives folders, iterators and callables one; a camera is asked for
     it. Without it, an image of a folder or an iterator is due when it is read, and a callable sets the pace itself.
@@ -39,6 +40,8 @@ def open_source(source: FollowSource, fps: float | None = None, *, bgr: bool = F
     """
     if fps is not None and not 0 < fps < float("inf"):
         raise ValueError(f"fps is {fps}; it must be a finite number above 0, or None for the source's own pace")
+    if isinstance(source, int):
+        return open_camera(str(source), fps, bgr)
     if isinstance(source, str | os.PathLike):
         return _named(os.fspath(source), fps, bgr)
     if isinstance(source, bytes | bytearray | memoryview | np.ndarray | Image.Image):

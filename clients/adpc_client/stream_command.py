@@ -1,6 +1,7 @@
 """Runs `adpc stream`. `__main__` parses its command line."""
 
 import argparse
+import glob
 import json
 import re
 import sys
@@ -11,15 +12,16 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from adpc_client.commands import figures, request_options
-from adpc_client.errors import AdpcError
+from adpc_client.commands import figures, request_headers, request_options
+from adpc_client.errors import AdpcError, concerns_one_image
 from adpc_client.follow import Follow, FollowRequest
 from adpc_client.frames import ArrivedFrame, Source
 from adpc_client.images import CAMERA_JPEG_QUALITY
 from adpc_client.options import Options
 from adpc_client.outputs import is_video, save_picture
 from adpc_client.results import Exit
-from adpc_client.sources import open_bytes, open_source
+from adpc_client.sources import open_source
+from adpc_client.standard_input import open_input
 from adpc_client.transport import Endpoint
 from adpc_client.video import VideoWriter
 
@@ -31,15 +33,28 @@ def stream(args: argparse.Namespace) -> int:
     """Write a picture for every exit of every frame, or a video of the last ones, and end with totals.
 
     A paced source skips to its newest frame, unless `--every-frame`. A frame that fails by itself (a broken file, no
-    exit in time) is reported, and the next one follows.
+    exit in time) is reported, and the next one follows. The status is 0 if a frame was answered and none has failed; a
+    frame of a paced source may be late.
     """
-    piped = args.source == "-"
-    source = open_bytes(sys.stdin.buffer.read(), args.fps) if piped else open_source(args.source, args.fps)
-    stem = "image" if piped else re.sub(r"[^\w.-]+", "-", Path(args.source).stem)
-    output = Path(args.output or f"{stem}-exits")
+    if args.source == "-":
+        source = open_input(getattr(sys.stdin.buffer, "raw", sys.stdin.buffer), args.fps)
+    else:
+        source = open_source(args.source, args.fps)
+    output = Path(args.output or f"{_name(args.source)}-exits")
     with ExitStack() as stack:
         video = stack.enter_context(VideoWriter(output)) if is_video(output) else None
         return _Streaming(args, source, output, video).run()
+
+
+def _name(source: str) -> str:
+    """What to call the answers: the file without its ending, or the folder of a glob."""
+    if source == "-":
+        return "image"
+    path = Path(source)
+    if glob.has_magic(source) and not path.exists():
+        path = next(folder for folder in path.parents if not glob.has_magic(str(folder)))
+    name = path.resolve().name if path.is_dir() else path.stem
+    return re.sub(r"[^\w.-]+", "-", name) or "frames"
 
 
 class _Streaming:
@@ -51,7 +66,8 @@ class _Streaming:
         self._failed: list[str] = []
         request = FollowRequest(Options(**request_options(args)), bgr=False, jpeg_quality=CAMERA_JPEG_QUALITY)
         followed = replace(source, paced=False) if args.every_frame else source
-        self._follow = Follow(Endpoint(args.url), followed, request, on_exit=self._show)
+        self._may_be_late = followed.paced
+        self._follow = Follow(Endpoint(args.url, request_headers(args)), followed, request, on_exit=self._show)
 
     def run(self) -> int:
         began_s, frames, told = time.monotonic(), 0, None
@@ -68,7 +84,7 @@ class _Streaming:
         finally:
             if not self._source.still:
                 self._tell_totals(frames, time.monotonic() - began_s)
-        if not self._source.paced and self._failed:
+        if self._failed:
             print("failed: " + ", ".join(self._failed), file=sys.stderr)
             return 1
         return 0 if self._last_exits else 1
@@ -102,7 +118,8 @@ class _Streaming:
     def _report(self, frame: ArrivedFrame, error: AdpcError) -> None:
         name = f"{frame.image}: " if isinstance(frame.image, Path) and str(frame.image) not in str(error) else ""
         print(f"frame {frame.index}  {name}{error}", file=sys.stderr)
-        self._failed.append(str(frame.image) if isinstance(frame.image, Path) else f"frame {frame.index}")
+        if not self._may_be_late or concerns_one_image(error):
+            self._failed.append(str(frame.image) if isinstance(frame.image, Path) else f"frame {frame.index}")
 
     def _tell_totals(self, frames: int, seconds: float) -> None:
         exits = ", ".join(f"{count} reached exit {exit}" for exit, count in sorted(self._last_exits.items()))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adpc_client.draw import NO_CLASS
 from adpc_client.labels import Labels
 
 
@@ -15,7 +16,7 @@ def mask_detections(mask: NDArray[np.uint8], labels: Labels) -> Any:
 
     Its `xyxy` is the box around all pixels of the class, right and bottom included as supervision has them.
     """
-    classes = np.unique(mask)
+    classes = np.unique(mask[mask != NO_CLASS])
     masks = mask == classes[:, None, None]
     boxes = [_box(found) for found in masks]
     return _supervision().Detections(

@@ -3,6 +3,7 @@
 Both clients use it. It holds no connection.
 """
 
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,17 +28,21 @@ from adpc_client.wire import Json, parse_json
 CONNECTION_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=32)
 """Open connections are unlimited: a request that waited here for a free one would lose time from its deadline."""
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""A token (RFC 9110, section 5.6.2)."""
+
 
 @dataclass(frozen=True)
 class Endpoint:
     """A server's address, the headers of every request, and the timeouts.
 
     `proxy` is the URL of the proxy to go through, if any. Raises ValueError unless `url` is an http or https URL with a
-    host and without query or fragment, and if the environment names a proxy or certificates that cannot be used.
+    host and without query or fragment, if a header cannot be sent, and if the environment names a proxy or certificates
+    that cannot be used.
     """
 
     url: str
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict, repr=False)  # they may hold a key
     timeout: Timeout = field(default_factory=Timeout)
     proxy: str | None = field(init=False)
     tls: ssl.SSLContext = field(init=False)
@@ -54,6 +59,7 @@ class Endpoint:
             raise ValueError(complaint)
         if parsed.query or parsed.fragment:
             raise ValueError(f"{complaint}, without query or fragment")
+        check_headers(self.headers)
         object.__setattr__(self, "url", str(parsed).rstrip("/"))  # scheme and host in lower case
         object.__setattr__(self, "proxy", find_proxy(parsed))
         object.__setattr__(self, "tls", tls_context(parsed.scheme))
@@ -130,6 +136,18 @@ class Endpoint:
     @property
     def _silence(self) -> str:
         return f"{self.timeout.silence_s:g} s (Timeout.silence_s)"
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raises ValueError if a header cannot be sent. The sentence does not show its value, which may be secret."""
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of a header; a name consists of letters, digits and hyphens")
+        if not value.isascii() or not value.isprintable():
+            raise ValueError(
+                f"the value of the header {name} has a line break or a character outside ASCII; a key that was read "
+                "from a file may end in a line break: strip it"
+            )
 
 
 def id_header(id: str | None) -> dict[str, str]:

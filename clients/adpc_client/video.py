@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,22 +33,32 @@ _REOPEN_S = 1.0
 """The time before a network stream that broke is opened again."""
 
 
-def open_video(file: Path | io.BytesIO, name: str, fps: float | None, bgr: bool) -> Source:
-    """A video file. Its first frame is due at once, the others when a player would show them.
+def open_video(file: "Path | ReadableFile", name: str, fps: float | None, bgr: bool) -> Source:
+    """A video file, which need not be able to seek. Its first frame is due at once, the others when a player would show
+    them. Raises ImageError if it is empty.
 
     Frames are arrays, uint8 (H, W, 3), upright. What is damaged is left out. Reading raises ImageError if nothing can
     be read.
     """
+    empty = (
+        file.stat().st_size == 0 if isinstance(file, Path) else isinstance(file, io.BytesIO) and not file.getbuffer()
+    )
+    if empty:
+        raise ImageError(f"{name} cannot be read as an image or a video, because it is empty")
+    if isinstance(file, io.BytesIO):
+        file.seek(0)  # Pillow has looked whether it is an image
     opened = str(file) if isinstance(file, Path) else file
     return Source(_read(opened, name, fps, bgr), paced=True, period_s=None if fps is None else 1 / fps)
 
 
 def open_camera(number: str, fps: float | None, bgr: bool) -> Source:
-    """A camera of this machine, which is asked for `fps` frames a second."""
+    """A camera of this machine, which is asked for `fps` frames a second. Raises ValueError if `number` is none."""
+    if sys.platform.startswith("linux") and not number.isdecimal():
+        raise ValueError(f"camera:{number} names no camera; give its number, for example camera:0 for /dev/video0")
     for platform, (container, name) in _CAMERA.items():
         if sys.platform.startswith(platform):
             options = {} if fps is None else {"framerate": f"{fps:g}"}
-            frames = _read_live(name.format(number), f"camera:{number}", bgr, format=container, options=options)
+            frames = _read_camera(name.format(number), f"camera:{number}", bgr, format=container, options=options)
             return Source(_numbered(frames), paced=True)
     raise ImageError(f"cameras are not supported on {sys.platform}; stream a video file instead")
 
@@ -57,12 +68,23 @@ def open_network(url: str, bgr: bool, sleep: Callable[[float], object] = time.sl
     return Source(_numbered(_reopened(url, bgr, sleep)), paced=True)
 
 
+class ReadableFile(Protocol):
+    """A file that FFmpeg reads. If it has `seek` and `tell`, too, FFmpeg uses them."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+
+
 class VideoWriter:
-    """Writes pictures into a video file, each at its own time. Raises OSError if the file cannot be written."""
+    """Writes pictures into a video file, each at its own time. The first one makes the file and its folder.
+
+    Raises OSError if the file cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
         self._av = _import_av(str(path))
         self._container = self._av.open(str(path), "w")
+        self._folder = path.parent
         self._stream: Any = None
         self._last_ms = -1
 
@@ -79,6 +101,7 @@ class VideoWriter:
     def add(self, picture: Image.Image, at_s: float) -> None:
         """Show `picture` from `at_s` on, which is later than the pictures before."""
         if self._stream is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._stream = self._container.add_stream(self._container.default_video_codec, rate=int(_USUAL_FPS))
             self._stream.width, self._stream.height = (max(2, length // 2 * 2) for length in picture.size)
             self._stream.pix_fmt = "yuv420p"  # which every player knows; it needs even lengths
@@ -123,6 +146,33 @@ def _read_live(address: str, name: str, bgr: bool, **options: Any) -> Iterator[N
     with _ffmpeg_errors(av, name), av.open(address, **options) as container:
         for frame in _decoded(av, container, _video_stream(container, name)):
             yield _upright(frame, bgr)
+
+
+def _read_camera(device: str, name: str, bgr: bool, **options: Any) -> Iterator[NDArray[np.uint8]]:
+    """The frames of a camera. Raises ImageError, which says what to do if it cannot be opened."""
+    _import_av(name)
+    begun = False
+    try:
+        for image in _read_live(device, name, bgr, **options):
+            begun = True
+            yield image
+    except ImageError as error:
+        if begun:
+            raise
+        raise ImageError(f"{name} cannot be opened: {_camera_remedy(device, error)}") from None
+
+
+def _camera_remedy(device: str, error: ImageError) -> str:
+    reason, instead = error.__cause__ or error, "or stream a video file instead"
+    if not sys.platform.startswith("linux"):
+        return f"{reason}; check that it is connected and that programs may use it, {instead}"
+    if not Path(device).exists():
+        others = ", ".join(sorted(str(path) for path in Path(device).parent.glob("video*")))
+        remedy = f"there are {others}: give the number of one of them" if others else "connect a camera"
+        return f"there is no {device}; {remedy}, {instead}"
+    if not os.access(device, os.R_OK | os.W_OK):
+        return f"you may not use {device}; join its group (sudo usermod -aG video $USER) and log in again, {instead}"
+    return f"{reason}; check that no other program uses {device}, {instead}"
 
 
 def _reopened(url: str, bgr: bool, sleep: Callable[[float], object]) -> Iterator[NDArray[np.uint8]]:
@@ -181,7 +231,7 @@ def _ffmpeg_errors(av: ModuleType, name: str) -> Iterator[None]:
     try:
         yield
     except av.error.FFmpegError as error:
-        raise ImageError(f"{name} cannot be read as an image or a video: {error}") from error
+        raise ImageError(f"{name} cannot be read as an image or a video: {error.strerror or error}") from error
 
 
 def _import_av(name: str) -> ModuleType:

@@ -148,6 +148,7 @@ class StreamReader:
             extra=next(iter(maps.values()), None),
             _mask=mask,
             _keypoints=None if keypoints is None else _keypoints(keypoints),
+            meta=header.get("meta"),
         )
 
     def _map(self, part: Json, data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -187,6 +188,7 @@ def _prediction(body: Json) -> Prediction:
         extra=None if extra is None else _png(base64.b64decode(extra["data"]), size),
         _mask=None if mask is None else _png(base64.b64decode(mask["data"]), size),
         _keypoints=None if keypoints is None else _keypoints(keypoints),
+        meta=body.get("meta"),
         id=str(body["id"]),
         model=str(body["model"]),
         stop=body["stop"],

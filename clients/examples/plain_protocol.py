@@ -1,6 +1,7 @@
 """Speaks to the server without this package, with httpx and websockets: `python plain_protocol.py PHOTO.jpg [URL]`.
 
-The same few lines can be written in any language: one POST for one answer, or one WebSocket for every exit.
+It writes the mask into the current folder, as PHOTO-mask.png. The same few lines can be written in any language: one
+POST for one answer, or one WebSocket for every exit.
 """
 
 import base64
@@ -41,9 +42,15 @@ def stream(photo: bytes, url: str, deadline_ms: float) -> Image.Image | None:
 
 def main(path: str, url: str = "http://localhost:8000") -> None:
     photo = Path(path).read_bytes()
-    predict(photo, url, deadline_ms=500).save("mask.png")
+    mask = Path(f"{Path(path).stem}-mask.png")
+    if mask.exists():
+        sys.exit(f"{mask} is there already; move it away, or run this in another folder")
+    predict(photo, url, deadline_ms=500).save(mask)
+    print(f"the mask is in {mask}")
     stream(photo, url, deadline_ms=500)
 
 
 if __name__ == "__main__":
+    if not 2 <= len(sys.argv) <= 3:
+        sys.exit("usage: python plain_protocol.py PHOTO.jpg [URL]")
     main(*sys.argv[1:])

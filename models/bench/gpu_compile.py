@@ -23,7 +23,9 @@ from models.network.network import build_network
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m models.bench.gpu_compile", description=(__doc__ or "").split("\n", maxsplit=1)[0]
+        prog="python -m models.bench.gpu_compile",
+        description=(__doc__ or "").split("\n", maxsplit=1)[0],
+        allow_abbrev=False,
     )
     parser.add_argument("networks", nargs="+", help="a configuration and a size, such as adpc-w48-cityscapes@512x1024")
     parser.add_argument("--capability", type=int, default=90, help="of the GPU, without the dot (default 90: H100)")

@@ -146,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m models.bench.gpu_localise",
         description="Find the first step of the GPU's executor that is wrong.",
+        allow_abbrev=False,
     )
     parser.add_argument("network", help="the name of a configuration")
     parser.add_argument("size", type=parse_size, help="HEIGHTxWIDTH, multiples of 32")

@@ -186,7 +186,7 @@ def main() -> int:
     from models.checkpoint import load_directory  # noqa: PLC0415 - the parent needs none of this
     from models.executors.selection import build  # noqa: PLC0415
 
-    parser = argparse.ArgumentParser(prog="python -m models.executors", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m models.executors", description=__doc__, allow_abbrev=False)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--executor", required=True)
     parser.add_argument("--device", required=True)

@@ -18,7 +18,7 @@ LIMIT_MB = 24.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m models.gpu_day.crops", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m models.gpu_day.crops", description=__doc__, allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--side", type=int, default=192, help="side of a training crop, in pixels")

@@ -47,7 +47,7 @@ def schedules(  # noqa: PLR0917 - a job is given them by name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m models.gpu_day.training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m models.gpu_day.training", description=__doc__, allow_abbrev=False)
     parser.add_argument("stage", choices=("profile", "schedule"))
     parser.add_argument("--data", type=Path, required=True, help="the data set's folder, or a file of people's crops")
     parser.add_argument(

@@ -7,9 +7,11 @@ from server.access.keys import checked_name, key_digest, new_key
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m server keys", description="API keys, see docs/keys.md.")
+    parser = argparse.ArgumentParser(
+        prog="python -m server keys", description="API keys, see docs/keys.md.", allow_abbrev=False
+    )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    new = verbs.add_parser("new", help="print a fresh key and its lines for the file of --keys")
+    new = verbs.add_parser("new", help="print a fresh key and its lines for the file of --keys", allow_abbrev=False)
     new.add_argument("name", type=_name, metavar="NAME", help="who gets the key, for example robot-7")
     arguments = parser.parse_args(argv)
     key = new_key(arguments.name)

@@ -29,7 +29,7 @@ DURATION_S = 20.0
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.partition(": ")[2])
+    found = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.partition(": ")[2], allow_abbrev=False)
     found.add_argument("--models", type=Path, default=ROOT / "models" / "zoo", help="folder of model directories")
     found.add_argument("--model", default="", help="model of requests that name none; default: the first by name")
     found.add_argument(

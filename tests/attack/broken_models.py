@@ -123,7 +123,7 @@ def refused(name: str, folder: Path, *command: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("words", nargs="*", help="words in the names of the directories; default: all")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "zoo" / "camvid-adpc-w18")
     args = parser.parse_args(argv)

@@ -70,7 +70,7 @@ async def run(models: Path) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--models", type=Path, default=ROOT / "models" / "zoo")
     passed = asyncio.run(run(parser.parse_args(argv).models))
     return verdict(passed)

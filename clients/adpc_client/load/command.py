@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from adpc_client.arguments import UsageError
 from adpc_client.async_client import AsyncClient
+from adpc_client.commands import request_headers
 from adpc_client.errors import ConnectionFailedError
 from adpc_client.images import encode_image
 from adpc_client.load.arrivals import PoissonArrivals, camera_frames
@@ -31,6 +32,7 @@ from adpc_client.load.report import summarise
 from adpc_client.load.runner import LoadRunner
 from adpc_client.load.table import table
 from adpc_client.load.trace import read_trace, write_trace
+from adpc_client.outputs import check_folder
 from adpc_client.proxy import is_loopback
 
 _COUNT = 200
@@ -45,10 +47,14 @@ def run(args: argparse.Namespace) -> int:
     plan = make_plan(args)
     utility = None if args.utility is None else read_utility(args.utility)
     if args.plot:
-        check_plotting()
-    measured = _run(_measure(args.url, plan))
+        check_folder("--plot", args.plot.parent)
+        check_plotting(args.plot)
+    if args.save_trace:
+        check_folder("--save-trace", args.save_trace.parent)
+    measured = _run(_measure(args.url, plan, request_headers(args)))
     report = summarise(measured, plan.grace_ms, utility)
     if args.save_trace:
+        args.save_trace.parent.mkdir(parents=True, exist_ok=True)
         write_trace(args.save_trace, (outcome.as_offered() for outcome in measured.outcomes if outcome.sent))
     if args.plot:
         plot(measured.outcomes, plan.grace_ms, args.plot)
@@ -159,8 +165,8 @@ def read_utility(text: str) -> tuple[float, ...]:
     return tuple(sum(gains[: index + 1]) for index in range(len(gains)))
 
 
-async def _measure(url: str, plan: LoadTestPlan) -> LoadMeasurement:
-    async with AsyncClient(url) as client:
+async def _measure(url: str, plan: LoadTestPlan, headers: Mapping[str, str]) -> LoadMeasurement:
+    async with AsyncClient(url, headers=headers) as client:
         if not await client.ready():
             raise ConnectionFailedError(f"{url} is not ready: it is starting or draining")
     line = ProgressLine(plan.grace_ms)
@@ -171,7 +177,7 @@ async def _measure(url: str, plan: LoadTestPlan) -> LoadMeasurement:
 
     gc.freeze()  # what is there by now stays; a collector that looked through it would hold up what is due
     try:
-        return await measure(url, plan, show if shown else None)
+        return await measure(url, plan, show if shown else None, headers=headers)
     finally:
         gc.unfreeze()
         if shown:

@@ -26,6 +26,7 @@ class HttpTransport:
         self._target, self._options = target, options
         # Poses come as JSON only, whatever is preferred.
         self._accept = f"{MEDIA_TYPES[encoding]}, {MEDIA_TYPES['json']};q=0.5"
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in target.headers.items())
         self._idle: dict[str, list[_HttpConnection]] = defaultdict(list)
         self._connected: set[_HttpConnection] = set()
         self._queries: dict[tuple[str | None, int | None], str] = {}
@@ -70,7 +71,8 @@ class HttpTransport:
         if connection is None:
             return
         path = self._target.path + request_path(request.id)
-        connection.send(f"DELETE {path} HTTP/1.1\r\nHost: {self._target.netloc}\r\n\r\n".encode(), b"", None)
+        head = f"DELETE {path} HTTP/1.1\r\nHost: {self._target.netloc}\r\n{self._headers}\r\n"
+        connection.send(head.encode(), b"", None)
 
     def _free(self, client: str) -> "_HttpConnection | None":
         idle = self._idle[client]
@@ -91,6 +93,7 @@ class HttpTransport:
         return (
             f"POST {self._target.path}/v1/predict?{query} HTTP/1.1\r\n"
             f"Host: {self._target.netloc}\r\n"
+            f"{self._headers}"
             f"X-Request-Id: {request.id}\r\n"
             f"Accept: {self._accept}\r\n"
             f"Content-Type: {payload.content_type}\r\n"

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from adpc_client.load.http_transport import HttpTransport
@@ -17,14 +17,22 @@ from adpc_client.load.websocket_transport import WebSocketTransport
 _WATCH_S = 0.5
 
 
-async def measure(url: str, plan: LoadTestPlan, watch: Callable[[LoadRunner], None] | None = None) -> LoadMeasurement:
-    """Send the requests of `plan` to the server at `url`, and hear all answers. `watch` is called twice a second.
+async def measure(
+    url: str,
+    plan: LoadTestPlan,
+    watch: Callable[[LoadRunner], None] | None = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+) -> LoadMeasurement:
+    """Send the requests of `plan` to the server at `url`, each with `headers`, and hear all answers.
+
+    `watch` is called twice a second.
 
     Raises AdpcError if the server cannot be reached before the start; what fails later is an outcome.
     """
     clock = time.perf_counter
     clients = list(dict.fromkeys(request.client for request in plan.requests))
-    transport = _transport(await LoadTarget.resolve(url, clients), plan, clock)
+    transport = _transport(await LoadTarget.resolve(url, clients, headers or {}), plan, clock)
     runner = LoadRunner(transport, plan, Payloads(plan.images), clock)
     watcher = asyncio.create_task(_watch(runner, watch)) if watch else None
     try:

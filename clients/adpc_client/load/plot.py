@@ -11,17 +11,22 @@ from numpy.typing import NDArray
 from adpc_client.load.outcome import Outcome
 
 
-def check_plotting() -> None:
-    """Raises ValueError if matplotlib is missing."""
+def check_plotting(path: Path) -> None:
+    """Raises ValueError if matplotlib is missing, or does not draw files with the suffix of `path`."""
     try:
         importlib.import_module("matplotlib")
+        canvas = importlib.import_module("matplotlib.backend_bases").FigureCanvasBase
     except ImportError as error:
         raise ValueError("a plot needs matplotlib: pip install 'adpc-client[plot]'") from error
+    known = canvas.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in known:
+        raise ValueError(f"the plot {path} must end in one of {', '.join(f'.{name}' for name in sorted(known))}")
 
 
 def plot(outcomes: Sequence[Outcome], grace_ms: float, path: Path) -> None:
     """Draw `outcomes` into a file. The suffix of `path` chooses its format."""
-    check_plotting()
+    check_plotting(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     draw(outcomes, grace_ms).savefig(path)
 
 

@@ -9,7 +9,7 @@ import socket
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -133,21 +133,23 @@ def failed_reply(error: AdpcError, ended_s: float, exits: tuple[ReceivedExit, ..
 
 @dataclass(frozen=True)
 class LoadTarget:
-    """Where the requests go. `address`: that of the URL's host. `sources`: the addresses that clients send from."""
+    """Where the requests go, and the headers of each. `address`: that of the URL's host. `sources`: the addresses that
+    clients send from."""
 
     url: str
     address: str
     tls: ssl.SSLContext | None
     sources: Mapping[str, str]
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # they may hold a key
 
     @classmethod
-    async def resolve(cls, url: str, clients: Sequence[str]) -> "LoadTarget":
+    async def resolve(cls, url: str, clients: Sequence[str], headers: Mapping[str, str] | None = None) -> "LoadTarget":
         """The target at `url`, at the first address that accepts a connection. If it is this machine, each of several
         `clients` gets a loopback address of its own, so that the server can tell them apart.
 
-        Raises ValueError if `url` is malformed, and ConnectionFailedError.
+        Raises ValueError if `url` or a header is malformed, and ConnectionFailedError.
         """
-        endpoint = Endpoint(url)
+        endpoint = Endpoint(url, dict(headers or {}))
         tls = ssl.create_default_context() if endpoint.url.startswith("https:") else None
         host = urlsplit(endpoint.url).hostname or ""
         try:
@@ -156,7 +158,7 @@ class LoadTarget:
             raise ConnectionFailedError(f"cannot reach {endpoint.url}: {error}") from error
         addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
         for address in addresses:
-            target = cls(endpoint.url, address, tls, _sources(address, clients))
+            target = cls(endpoint.url, address, tls, _sources(address, clients), endpoint.headers)
             try:
                 (await target.connect(_Probe, "")).close()
             except ConnectionFailedError:

@@ -74,7 +74,7 @@ class WebSocketTransport:
         opened.reply.add_done_callback(give_back)
 
     async def _new(self, client: str) -> "_LoadSocket":
-        socket = await self._target.connect(lambda: _LoadSocket(self._url), client)
+        socket = await self._target.connect(lambda: _LoadSocket(self._url, self._target.headers), client)
         await asyncio.wait([socket.handshake], timeout=CONNECT_S)
         if not socket.handshake.done():
             socket.handshake.cancel()
@@ -120,10 +120,11 @@ class _LoadSocket(asyncio.Protocol):
     """One WebSocket. `requests`: those open on it, by id. `handshake` is set once it can be used; it may raise an
     AdpcError. `refusal`: why the server closes it, or None."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         self.requests: dict[str, _StreamedRequest] = {}
         self.handshake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._protocol = ClientProtocol(parse_uri(url), max_size=MAX_FRAME_BYTES)
+        self._headers = headers
         self._message: list[bytes] = []
         self._exit: tuple[_StreamedRequest | None, int] = (None, 0)
         """The exit whose maps come next, and its request."""
@@ -136,7 +137,9 @@ class _LoadSocket(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._protocol.send_request(self._protocol.connect())
+        handshake = self._protocol.connect()
+        handshake.headers.update(self._headers)
+        self._protocol.send_request(handshake)
         self._flush()
 
     def predict(self, opened: _StreamedRequest, message: bytes, image: bytes) -> None:
