@@ -27,7 +27,7 @@ WORKDIR /app
 ENV ANYTIME_HOST=0.0.0.0 PYTHONDONTWRITEBYTECODE=1
 EXPOSE 8000
 # A GPU server takes minutes until it is warm.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10m CMD ["/venv/bin/python", "-m", "server.health"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=10m CMD ["/venv/bin/python", "-m", "server.health"]
 ENTRYPOINT ["/venv/bin/python", "-m", "server"]
 
 FROM base AS cuda
