@@ -197,7 +197,7 @@ def test_short_stages_leave_the_safe_estimate_of_long_ones_as_it_is() -> None:
     """A stage that takes less than what is spared in every safe estimate says nothing of how much longer stages take at
     worst."""
     chance, costs, late = random.Random(3), CostModel(), 0
-    for _ in range(400):
+    for _ in range(2 * Quantile(CostModel.SAFE_SHARE).run):
         observe(costs, 0.0006, shape=(32, 32))
     for number in range(3000):
         stage_s = 0.04 * chance.lognormvariate(0.0, 0.3)

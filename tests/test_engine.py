@@ -29,6 +29,7 @@ from server.engine.messages import (
     Unloadable,
 )
 from server.engine.place import Place
+from server.engine.pool import KNOWN_SHAPES
 from server.errors import UnavailableError
 from server.metrics import Metrics
 from server.scheduling.backlog import Backlog
@@ -353,6 +354,18 @@ def test_a_worker_that_is_left_alone_counts_all_that_is_asked_for(run: Any, monk
         assert counted == [2, 2, 1]
 
     run(check, "cpu,cpu")
+
+
+def test_a_new_worker_is_told_what_stages_cost_at_the_latest_shapes(run: Any) -> None:
+    async def check(harness: Harness) -> None:
+        (device,) = harness.engine.pool.devices
+        for side in range(2 * KNOWN_SHAPES):
+            device.costs.observe(NAME, (32, 32 + side), 1, 0.1)
+        known = harness.engine.pool._plan(device).known
+        assert len({cost.shape for cost in known if cost.exit == 1}) == KNOWN_SHAPES
+        assert max(cost.shape for cost in known) == max((32, 31 + 2 * KNOWN_SHAPES), SHAPE)
+
+    run(check)
 
 
 def test_a_place_that_is_given_up_for_a_larger_one_does_not_count_as_admitted(
