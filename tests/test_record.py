@@ -42,5 +42,6 @@ def test_the_needed_deadline_counts_from_the_capture() -> None:
 
 @pytest.mark.parametrize("required_s", [0.0, 0.3])
 def test_no_deadline_is_named_that_would_not_be_later(required_s: float) -> None:
-    """The time of the exit is unknown, or the request waited for others."""
+    """In the first case the server does not know how long the exit takes. In the second case the request had time for
+    it, but waited for other requests."""
     assert refused(1, 0, required_s).endswith(": give a later deadline_ms, or a smaller image")

@@ -33,7 +33,7 @@ class FakeIdle:
         self.in_reserve = in_reserve
         if len(self.started) == 4:
             raise OSError("no process left")
-        assert os.fstat(arena_fd).st_ino == os.fstat(ARENA).st_ino
+        assert os.path.sameopenfile(arena_fd, ARENA)
         self.arena_fd = arena_fd
         self.connection, self.worker = Pipe()
         self.ended: int | None = None
@@ -135,7 +135,7 @@ def test_a_reserve_that_is_closed_leaves_neither_processes_nor_descriptors(
         monkeypatch.setattr(Reserve, "AFTER_S", 3600.0)
         reserve(PLAN)
         waiting, ((timer, arena_fd),) = started[1], reserve._due.items()
-        assert os.fstat(arena_fd).st_ino == os.fstat(ARENA).st_ino
+        assert os.path.samestat(os.fstat(arena_fd), os.fstat(ARENA))
         reserve.close()
         assert timer.cancelled()
         with pytest.raises(OSError, match="Bad file descriptor"):

@@ -22,8 +22,8 @@ def mask_picture(mask: NDArray[np.uint8], labels: Labels) -> Image.Image:
 
 
 def blend_mask(photo: Image.Image, mask: NDArray[np.uint8], labels: Labels, opacity: float) -> Image.Image:
-    """`photo` with the mask blended into it. `opacity` is the weight of the mask: 0 shows only the photo, as pixels
-    without a class always do."""
+    """Returns `photo` with the mask blended into it. `opacity` is the weight of the mask, and 0 shows only the photo.
+    Pixels that have no class show the photo at every opacity."""
     fitted = fit_photo(photo, mask.shape)
     blended = Image.blend(fitted, mask_picture(mask, labels).convert("RGB"), opacity)
     return Image.composite(blended, fitted, Image.fromarray(mask != NO_CLASS))

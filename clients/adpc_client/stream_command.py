@@ -47,7 +47,8 @@ def stream(args: argparse.Namespace) -> int:
 
 
 def _name(source: str) -> str:
-    """What to call the answers: the file without its ending, or the folder of a glob."""
+    """Returns the name for the answers of a source: the name of the file without its ending, or that of the folder in
+    which a glob looks for files."""
     if source == "-":
         return "image"
     path = Path(source)

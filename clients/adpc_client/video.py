@@ -149,7 +149,7 @@ def _read_live(address: str, name: str, bgr: bool, **options: Any) -> Iterator[N
 
 
 def _read_camera(device: str, name: str, bgr: bool, **options: Any) -> Iterator[NDArray[np.uint8]]:
-    """The frames of a camera. Raises ImageError, which says what to do if it cannot be opened."""
+    """Yields the frames of a camera. Raises ImageError if the camera cannot be opened; the error says what to do."""
     _import_av(name)
     begun = False
     try:

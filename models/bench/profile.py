@@ -15,7 +15,8 @@ from models.executors.cpu.executor import SparseExecutor
 from models.imaging.geometry import Frame
 
 PEAK_SIDES = (256, 512)
-"""Sides of the matrices whose products tell the machine's peak: they stay in a core's cache."""
+"""The benchmark multiplies square matrices with these sides to measure the peak rate of the machine. They fit into the
+cache of a core."""
 PEAK_TRIALS = 30
 SHOWN = 0.02
 """Phases below this share of their step are added up in the table."""

@@ -35,7 +35,7 @@ class Supervisor:
     """The interval, in seconds, between checks whether a killed worker has ended. The system first takes back its
     memory."""
     CLOSE_S = 5.0
-    """The longest wait, in seconds, for the end of a killed worker when the server ends."""
+    """When the server ends, it waits at most this many seconds until its killed worker has ended."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The pace at which workers compute what they owe. Pure: the caller passes the time in."""
+"""The pace of workers under load: how much longer stages take than usual. Pure: the caller passes the time in."""
 
 import math
 

@@ -189,7 +189,8 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
 
 
 def _is_short(coded: bytes, headers: Mapping[str, str]) -> bool:
-    """Whether a request is parsed within a fraction of a millisecond, so that it need not wait for the parser."""
+    """Returns whether the event loop parses the request itself, because that takes less than a millisecond. A thread
+    parses the others."""
     if len(coded) > SHORT_BYTES or headers.get("content-encoding", "identity") != "identity":
         return False
     length = headers.get(JSON_LENGTH.lower(), "")
