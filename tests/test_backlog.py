@@ -378,6 +378,22 @@ def test_what_a_client_withdraws_does_not_count_as_had() -> None:
         assert (backlog.refusal(expected(0.1, client="much"), 0.0) is None) == taken
 
 
+def test_places_that_are_given_up_later_leave_the_room_of_a_client_as_it_was() -> None:
+    """While demand exceeds capacity, a client gives up every place 0.15 s after it got it."""
+    backlog = Backlog(known_costs())
+    for number in range(300):
+        now_s = 0.015 * (number - 300)
+        backlog.ask(expected(now_s + 1.0), now_s)
+        backlog.ask(expected(now_s + 1.0, client="other"), now_s)
+        backlog.add(number, expected(now_s + 1.0), now_s)
+        backlog.withdraw(number - 10, now_s)
+    for number in range(290, 300):
+        backlog.withdraw(number, 0.0)
+    backlog.add(300, expected(0.05), 0.0)
+    backlog.add(301, expected(0.06), 0.0)
+    assert backlog.refusal(expected(0.3), 0.0) is None
+
+
 def test_promises_that_are_broken_leave_more_time_to_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """A promise is broken by an exit that comes late and by a request that ends when its exit would have been late. One
     that is cancelled in time tells nothing, and so does one whose image never came or that could not be kept alone."""

@@ -27,3 +27,14 @@ def test_clients_with_next_to_nothing_left_are_forgotten() -> None:
     assert len(recent) == 1
     recent.add("again", 0.02, 1e6)  # far later: no overflow
     assert recent.total(1e6) == recent.of("again", 1e6) == pytest.approx(0.02)
+
+
+def test_what_is_taken_back_leaves_nothing_and_never_less() -> None:
+    recent = RecentSeconds(1.0)
+    recent.add("a", 0.3, 0.0)
+    recent.add("b", 0.1, 0.7)
+    recent.add("a", -0.3, 0.0)
+    assert (recent.of("a", 0.9), recent.total(0.9)) == pytest.approx((0.0, recent.of("b", 0.9)))
+    recent.add("b", -0.1, 0.9)  # more than is left
+    assert (recent.of("b", 0.9), recent.total(0.9)) == (0.0, pytest.approx(0.0))
+    assert recent.total(0.9) >= 0

@@ -26,12 +26,13 @@ class RecentSeconds:
         return len(self._sums)
 
     def add(self, client: str, seconds: float, now_s: float) -> None:
-        """`client` has had `seconds` more."""
+        """`client` has had `seconds` more. To take back what was added, add the negative seconds at the same time."""
         if now_s - self._since_s > self._half_life_s:
             self._forget(now_s)
-        weighted = seconds * self._weight(now_s)
-        self._sums[client] = self._sums.get(client, 0.0) + weighted
-        self._total += weighted
+        before = self._sums.get(client, 0.0)
+        after = max(0.0, before + seconds * self._weight(now_s))  # what is taken back may have been forgotten
+        self._sums[client] = after
+        self._total = max(0.0, self._total + after - before)
 
     def of(self, client: str, now_s: float) -> float:
         """What is left of the seconds of `client`."""

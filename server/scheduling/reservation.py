@@ -43,9 +43,9 @@ class TrunkReservation:
         self._had.add(client, counted_s, now_s)
         return counted_s
 
-    def withdrawn(self, client: str, counted_s: float, now_s: float) -> None:
-        """A request that was admitted a moment ago gives up its place. `counted_s`: what `admitted` returned."""
-        self._had.add(client, -counted_s, now_s)
+    def withdrawn(self, client: str, counted_s: float, admitted_s: float) -> None:
+        """A request gives up its place. `counted_s`: what `admitted` returned, at `admitted_s`."""
+        self._had.add(client, -counted_s, admitted_s)
 
     def room(self, client: str, alone_s: float, left_s: float, now_s: float) -> float:
         """The part of the `left_s` until its deadline within which a request of `client` must be ready. Alone it takes
