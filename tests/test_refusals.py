@@ -103,8 +103,8 @@ def test_the_images_that_wait_for_a_decoder_count(server: Live, monkeypatch: pyt
         (
             0.072,
             Refusal(wait_s=0.3, needs_s=0.372, left_s=0.06),
-            "exit 2 takes 72 ms here, and 60 ms are left; give a later deadline_ms, or ask again in 300 ms, "
-            "when the waiting requests have been served",
+            "exit 2 takes 72 ms here, and 60 ms are left; give a later deadline_ms, a smaller image, or ask again in "
+            "300 ms, when the waiting requests have been served",
         ),
         (
             0.02,

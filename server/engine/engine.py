@@ -150,7 +150,8 @@ class Engine:
         if offset is None:
             raise UnavailableError(
                 f"the image and its maps need {layout.total_bytes:,} bytes, more than is free of the "
-                f"{self.arena.size_bytes:,} for all open requests (--shared-memory-bytes); ask again",
+                f"{self.arena.size_bytes:,} for all open requests (--shared-memory-bytes); send a smaller image, or "
+                "ask again",
                 "overloaded",
                 1.0,
             )
@@ -306,7 +307,7 @@ def _error(ended: Ended, job: Job) -> ServerError | None:
         spent_ms, needs_ms, left_ms = (1000 * seconds for seconds in (spent_s, ended.needs_s, ended.left_s))
         return NoExitError(
             f"not begun after {spent_ms:.0f} ms: exit {job.spec.required} takes {needs_ms:.0f} ms here, and "
-            f"{left_ms:.0f} ms were left; give a later deadline_ms",
+            f"{left_ms:.0f} ms were left; give a later deadline_ms, or a smaller image",
             "no_exit",
         )
     if ended.stop is Stop.ERROR:

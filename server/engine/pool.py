@@ -298,7 +298,7 @@ def _overloaded(expected: Expected, refusal: Refusal, takes_s: float) -> Unavail
     required = f"not begun: exit {expected.required}"
     if takes_ms > left_ms:
         why = f"{required} takes {takes_ms:.0f} ms here, and {left_ms:.0f} ms are left; give a later deadline_ms"
-        why = f"{why}, or ask again in {wait_ms:.0f} ms, when the waiting requests have been served"
+        why = f"{why}, a smaller image, or ask again in {wait_ms:.0f} ms, when the waiting requests have been served"
         return UnavailableError(why, "overloaded", refusal.wait_s)
     if needs_ms > left_ms:
         why = f"{required} would be there in {needs_ms:.0f} ms, and {left_ms:.0f} ms are left"
