@@ -126,23 +126,33 @@ def test_a_refusal_says_the_numbers_and_what_to_do(takes_s: float, refusal: Refu
 def test_the_sizes_to_expect() -> None:
     sizes = ExpectedSizes()
     sizes.CLIENTS = 2  # type: ignore[misc]
-    assert sizes.expected("m", "a", (9, 9)) == (9, 9)
-    sizes.saw("m", "a", (1, 2))
-    sizes.saw("m", "b", (3, 4))
-    assert [sizes.expected("m", client, (9, 9)) for client in "abc"] == [(1, 2), (3, 4), (1, 2)]
-    assert sizes.expected("other", "a", (9, 9)) == (9, 9)
-    sizes.saw("m", "a", (5, 6))
-    sizes.saw("m", "c", (7, 8))
-    assert [sizes.expected("m", client, (9, 9)) for client in "abc"] == [(1, 2), (1, 2), (7, 8)]  # b is forgotten
+    assert sizes.expected("m", "a", (9, 9), 0.0) == (9, 9)
+    sizes.saw("m", "a", (1, 2), 0.0)
+    sizes.saw("m", "b", (3, 4), 0.0)
+    assert [sizes.expected("m", client, (9, 9), 1.0) for client in "abc"] == [(1, 2), (3, 4), (1, 2)]
+    assert sizes.expected("other", "a", (9, 9), 1.0) == (9, 9)
+    sizes.saw("m", "a", (5, 6), 1.0)
+    sizes.saw("m", "c", (7, 8), 1.0)
+    assert [sizes.expected("m", client, (9, 9), 2.0) for client in "abc"] == [(1, 2), (1, 2), (7, 8)]  # b is forgotten
 
 
 def test_a_client_that_sends_large_images_is_still_expected_to_send_small_ones() -> None:
     sizes = ExpectedSizes()
     for size in [(10, 20), *[(3000, 4000)] * 100, (500, 1), (600, 1), (10, 20)]:
-        sizes.saw("m", "a", size)
-    assert sizes.expected("m", "a", (9, 9)) == sizes.expected("m", "b", (9, 9)) == (10, 20)
-    sizes.saw("m", "a", (3000, 4000))
+        sizes.saw("m", "a", size, 0.0)
+    assert sizes.expected("m", "a", (99, 99), 0.0) == sizes.expected("m", "b", (99, 99), 0.0) == (10, 20)
+    sizes.saw("m", "a", (3000, 4000), 0.0)
     assert sizes.last("m", "a", (9, 9)) == sizes.last("m", "b", (9, 9)) == (3000, 4000)
     for width in range(2, 2 + ExpectedSizes.SIZES):
-        sizes.saw("m", "a", (500, width))
-    assert sizes.expected("m", "a", (9, 9)) == (500, 2)
+        sizes.saw("m", "a", (500, width), 0.0)
+    assert sizes.expected("m", "a", (99, 99), 0.0) == (500, 2)
+
+
+def test_a_client_may_change_to_small_images_although_its_heads_are_refused() -> None:
+    sizes = ExpectedSizes()
+    sizes.saw("m", "a", (3000, 4000), 0.0)
+    sizes.saw("m", "b", (2000, 3000), 9.0)
+    assert sizes.expected("m", "a", (9, 9), 9.9) == (3000, 4000)
+    assert sizes.expected("m", "a", (9, 9), 10.0) == sizes.expected("m", "new", (9, 9), 10.0) == (9, 9)
+    assert sizes.expected("m", "a", (5000, 5000), 10.0) == (2000, 3000)
+    assert sizes.last("m", "a", (9, 9)) == (3000, 4000)

@@ -159,17 +159,19 @@ class Service:
         record.age_s = image_age_s(options, record.arrived_s)
         self._set_budget(record)
         check_fresh(record.age_s + record.caller.waited_s, record.budget_s + record.age_s)
-        height, width = self._sizes.expected(model.name, record.sharer, model.config.size)
+        now_s = time.monotonic()
+        height, width = self._sizes.expected(model.name, record.sharer, model.config.size, now_s)
         self._set_reserve(record, height * width)
-        self.engine.check(self._expected(record, model), time.monotonic())
+        self.engine.check(self._expected(record, model, now_s), now_s)
 
     def _admit(self, record: RequestRecord, model: ServedModel) -> Place:
         """A place at a worker, once the image is there. Raises UnavailableError."""
-        return self.engine.admit(self._expected(record, model), time.monotonic())
+        now_s = time.monotonic()
+        return self.engine.admit(self._expected(record, model, now_s), now_s)
 
-    def _expected(self, record: RequestRecord, model: ServedModel) -> Expected:
+    def _expected(self, record: RequestRecord, model: ServedModel, now_s: float) -> Expected:
         """What a worker would have to compute for a request, as far as it is known now."""
-        size = self._sizes.expected(model.name, record.sharer, model.config.size)
+        size = self._sizes.expected(model.name, record.sharer, model.config.size, now_s)
         pixels, shape = size[0] * size[1], model.input_shape(*expected_size(record.options.roi, *size))
         prepare_s, delays_s = self.codec.prepare_s(pixels), self.codec.delays_s(pixels)
         required, deadline_s = record.options.required, record.compute_deadline_s
@@ -195,7 +197,7 @@ class Service:
         height, width = image.pixels.shape[:2]
         if options.box is not None:
             check_person(options.box, height, width)
-        self._sizes.saw(model.name, record.sharer, (height, width))
+        self._sizes.saw(model.name, record.sharer, (height, width), time.monotonic())
         record.asked = replace(record.asked, pixels=height * width)
         self._set_budget(record)
         pixels = image.pixels

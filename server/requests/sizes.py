@@ -1,8 +1,17 @@
-"""Sizes: the size of image to expect of a request of which only the head is known."""
+"""Sizes: the size of image to expect of a request of which only the head is known. Pure: the caller passes the time
+in."""
 
 from collections import OrderedDict
+from typing import NamedTuple
 
 Size = tuple[int, int]
+
+
+class _Seen(NamedTuple):
+    """The different sizes that a client has sent, the latest first, and when it sent that one."""
+
+    sizes: tuple[Size, ...]
+    at_s: float
 
 
 class ExpectedSizes:
@@ -16,29 +25,36 @@ class ExpectedSizes:
     """The number of pairs of a model and a client that are remembered; the least recently seen are forgotten first."""
     SIZES = 4
     """The number of different sizes that are remembered for each pair; the least recently seen is forgotten first."""
+    FRESH_S = 10.0
+    """The seconds for which the sizes of a client tell what it sends next. Then it may have changed to smaller images,
+    and if all its requests were refused by their heads, the server would never see one."""
 
     def __init__(self) -> None:
-        self._of_client: OrderedDict[tuple[str, str], tuple[Size, ...]] = OrderedDict()
+        self._of_client: OrderedDict[tuple[str, str], _Seen] = OrderedDict()
         self._of_model: dict[str, tuple[Size, ...]] = {}
 
-    def saw(self, model: str, client: str, size: Size) -> None:
+    def saw(self, model: str, client: str, size: Size, now_s: float) -> None:
         """Note that a client has sent an image of this size."""
+        before = self._of_client.pop((model, client), _Seen((), now_s))
+        self._of_client[model, client] = _Seen(self._with(size, before.sizes), now_s)
         self._of_model[model] = self._with(size, self._of_model.get(model, ()))
-        self._of_client[model, client] = self._with(size, self._of_client.pop((model, client), ()))
         if len(self._of_client) > self.CLIENTS:
             self._of_client.popitem(last=False)
 
     def last(self, model: str, client: str, configured: Size) -> Size:
         """This client's last size for this model, else anyone's, else the `configured` size."""
-        return self._latest(model, client, configured)[0]
+        seen = self._of_client.get((model, client))
+        return (seen.sizes if seen else self._of_model.get(model, (configured,)))[0]
 
-    def expected(self, model: str, client: str, configured: Size) -> Size:
-        """The smallest, by area, of this client's latest sizes for this model, else of everyone's, else the
-        `configured` size."""
-        return min(self._latest(model, client, configured), key=lambda size: size[0] * size[1])
-
-    def _latest(self, model: str, client: str, configured: Size) -> tuple[Size, ...]:
-        return self._of_client.get((model, client)) or self._of_model.get(model) or (configured,)
+    def expected(self, model: str, client: str, configured: Size, now_s: float) -> Size:
+        """The smallest, by area, of this client's latest sizes for this model. If it sent none within `FRESH_S`, the
+        smallest of everyone's and the `configured` size."""
+        seen = self._of_client.get((model, client))
+        if seen and now_s < seen.at_s + self.FRESH_S:
+            sizes = seen.sizes
+        else:
+            sizes = (*self._of_model.get(model, ()), configured)
+        return min(sizes, key=lambda size: size[0] * size[1])
 
     def _with(self, size: Size, sizes: tuple[Size, ...]) -> tuple[Size, ...]:
         """Returns `sizes` with `size` moved or added to the front, and the last one dropped if there are too many."""
