@@ -92,6 +92,23 @@ def test_requests_beyond_the_allowance_wait_for_turns() -> None:
     on_a_wire(check)
 
 
+def test_the_wait_for_other_replicas_costs_no_allowance() -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        for hop_s, waiting in ((0.0, 1), (0.2, 0)):
+            wire.application.hop_s = hop_s
+            transport = wire.connect()
+            for number in range(2):
+                transport.protocol.data_received(GET % number)
+                wire.now_s += 0.2
+                await wire.settle(10)
+            assert len(wire.gate.turns) == waiting
+            await wire.take_turns()
+            assert statuses(transport.written) == [200, 200]
+
+    on_a_wire(check)
+
+
 def test_behind_a_chunked_body_nothing_is_parsed() -> None:
     async def check(wire: Wire) -> None:
         transport = wire.connect()

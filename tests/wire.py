@@ -11,6 +11,7 @@ from uvicorn.server import ServerState
 
 from server.protocols.connection import HttpProtocol
 from server.protocols.gate import Gate, make_gate
+from server.protocols.http import HOP_S
 from server.protocols.websocket import WebSocketProtocol
 from server.settings import Settings
 
@@ -64,7 +65,8 @@ class Transport(asyncio.Transport):
 
 class Application:
     """Answers each HTTP request once `answer` is set, after it has read its body, or before if it `refuses`. It begins
-    once `starts` is set. Takes a WebSocket's messages while `hears` is set."""
+    once `starts` is set, and says that it has waited `hop_s` seconds for other replicas. Takes a WebSocket's messages
+    while `hears` is set."""
 
     def __init__(self, gate: Gate) -> None:
         self.state = SimpleNamespace(gate=gate)
@@ -77,6 +79,7 @@ class Application:
         self.answer = asyncio.Event()
         self.hears = asyncio.Event()
         self.refuses = False
+        self.hop_s = 0.0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.paths.append(scope["path"])
@@ -98,6 +101,7 @@ class Application:
                 return
             body, more = body + message["body"], message["more_body"]
         self.bodies.append(body)
+        scope[HOP_S] = self.hop_s
         await self.answer.wait()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})

@@ -19,7 +19,7 @@ from server.errors import HeadersTooLargeError, InvalidError, ServerError, SlowR
 from server.protocols.flow import HeldFlow, limit_unread
 from server.protocols.gate import Gate
 from server.protocols.head import HeldHead, last_response
-from server.protocols.http import ARRIVED_S
+from server.protocols.http import ARRIVED_S, HOP_S
 from server.protocols.message import Message, OverrunError, announced_bytes, to_head, without_upgrades
 from server.protocols.peers import Peer
 from server.protocols.pieces import check_pieces
@@ -250,9 +250,9 @@ class HttpProtocol(Peer, HttpToolsProtocol):
             self.transport.close()
             return
         self.waits_since_s = time.monotonic()
-        if self.scope["method"] != "POST":  # these run on the event loop alone: each further millisecond is a step
-            more = 1000 * (self.waits_since_s - self._received_s) - 1  # since its last byte: a client may be slow
-            self._gate.peers.spend(self, max(0.0, more), self.waits_since_s)
+        if self.scope["method"] != "POST":  # they run on the event loop alone: a step for each ms after the last byte
+            took_s = self.waits_since_s - self._received_s - self.scope.get(HOP_S, 0.0)  # type: ignore[operator]
+            self._gate.peers.spend(self, max(0.0, 1000 * took_s - 1), self.waits_since_s)
         self._pipelined = bool(self._rest)
         self._message = Message()
         self.due_s = self.waits_since_s + self._gate.settings.idle_timeout_s

@@ -41,6 +41,8 @@ PREDICT_PATH = "/v1/predict"
 ARRIVED_S = "anytime.arrived_s"
 """The key of the ASGI scope that holds the time of arrival, in seconds of `time.monotonic()`: that of the request's
 first byte if `HttpProtocol` serves it, that of its complete headers on another ASGI host."""
+HOP_S = "anytime.hop_s"
+"""The key of the ASGI scope that holds the seconds that a look-up has waited for other replicas, if it did."""
 MEDIA_TYPES = ("application/json", "image/png", "application/octet-stream", EVENTS)
 """The media types of an answer; the first is the default. The second and third hold a map alone."""
 

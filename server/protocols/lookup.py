@@ -10,6 +10,7 @@ from server.access.identity import caller_of
 from server.errors import NotFoundError
 from server.protocols.bodies import RequestBody, answers
 from server.protocols.hop import Hop
+from server.protocols.http import HOP_S
 from server.protocols.replies import reply
 from server.requests.record import RequestRecord
 from server.requests.service import Service
@@ -42,7 +43,11 @@ async def _here_or_elsewhere(request: Request, request_id: str, here: Callable[[
         return reply(here().to_json(time.monotonic()))
     except NotFoundError:
         hop: Hop = request.app.state.hop
-        found = await hop.ask(request.method, request_id, request.headers, caller_of(request.scope).address)
+        began_s = time.monotonic()
+        try:
+            found = await hop.ask(request.method, request_id, request.headers, caller_of(request.scope).address)
+        finally:
+            request.scope[HOP_S] = time.monotonic() - began_s
         if found is None:
             raise
         return Response(found.body, found.status, media_type="application/json")
