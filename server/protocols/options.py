@@ -83,7 +83,8 @@ class RequestOptions(BaseModel):
     captured_at: Positive | None = Field(
         default=None,
         description="when the image was taken, in Unix seconds: the deadline counts from there if that is earlier than "
-        "the request. An image whose deadline is over on arrival is refused before it is decoded",
+        "the request. An image whose deadline is over on arrival is refused before it is decoded, and so is one that "
+        "was taken more than a day from now",
     )
 
     @property
