@@ -100,6 +100,10 @@ class Server:
         await self._process.wait()
         print(f"server ended with status {self._process.returncode}")
 
+    async def log(self) -> str:
+        """What the server has written to its log, once it has ended."""
+        return (await self._log).decode()
+
     async def ready(self) -> float:
         """Wait until it is ready; returns the seconds that took."""
         began_s = time.monotonic()

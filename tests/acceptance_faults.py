@@ -1,5 +1,5 @@
 """Acceptance tests of a server under load that meets faults: clients that give up, SIGTERM, a worker without memory,
-one of two workers killed, and long use. pytest does not collect them.
+one of two workers killed, requests of every kind while workers die, and long use. pytest does not collect them.
 
 `python tests/acceptance_faults.py leaks` starts a server, loads it, prints figures, and ends with status 1 if one of
 them is out of bounds. No other program should run, since the figures are of the whole machine.
@@ -245,6 +245,45 @@ async def two(args: argparse.Namespace) -> bool:
     return passed and back_s <= BACK_S and crowd.ends["503 worker_lost"] <= args.rate
 
 
+KINDS = {
+    "--rate": "150",
+    "--arrivals": "mmpp:5,0.3,1",
+    "--deadline-ms": "20-60,100-400,3000",
+    "--size": "480x360:6,1280x720:2,160x120:3,33x21,1920x1080",
+    "--priority": "0,1:3,2",
+    "--clients": "5,1,1,1",
+    "--cancel": "0.1",
+    "--hang-up": "0.1",
+}
+"""What `adpc load` sends for `mixed`: far more than two cores can do."""
+
+
+async def mixed(args: argparse.Namespace) -> bool:
+    """Requests of every kind, in bursts, over HTTP and WebSockets, while one of two workers is killed every ten
+    seconds: every answer is one that the protocol has, the log has no traceback, and nothing is left."""
+    faults, stops = 0, Counter[str]()
+    async with Server(args.models, "--device", "cpu,cpu") as server:
+        for protocol in ("http", "stream"):
+            await server.ready()
+            options = {**KINDS, "--protocol": protocol, "--model": args.model, "--seconds": str(3 * args.seconds)}
+            loading = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "adpc_client", "load", "--url", f"http://127.0.0.1:{server.port}", "--json",
+                *itertools.chain.from_iterable(options.items()), cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            told = asyncio.create_task(loading.communicate())
+            while not (await asyncio.wait([told], timeout=args.seconds))[0]:
+                os.kill(server.worker, signal.SIGKILL)
+            report = json.loads((await told)[0])
+            faults += report["faults"]
+            stops.update(report["stops"])
+        await server.ready()
+        await asyncio.sleep(5)  # the longest deadline passes
+        rest = await left(server)
+    tracebacks = (await server.log()).count("Traceback")
+    print(f"ends {dict(stops.most_common())}; {faults} faults, {tracebacks} tracebacks; left {rest}")
+    return not (faults or stops["internal"] or tracebacks or any(rest.values()))
+
+
 async def soak(args: argparse.Namespace) -> bool:
     """Minutes of load, of which a tenth is given up: after the first five minutes, or the first sixth, memory and
     descriptors grow by 2 % at most."""
@@ -268,7 +307,7 @@ async def soak(args: argparse.Namespace) -> bool:
 
 
 CHECKS: dict[str, Callable[[argparse.Namespace], Awaitable[bool]]] = {
-    function.__name__: function for function in (leaks, sigterm, memory, two, soak)
+    function.__name__: function for function in (leaks, sigterm, memory, two, mixed, soak)
 }
 
 
@@ -280,7 +319,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--image", type=Path, default=ROOT / "models" / "zoo" / "camvid-adpc-w18" / "street.jpg")
     parser.add_argument("--count", type=int, help="requests of leaks; default: 10,000")
     parser.add_argument("--rate", type=float, default=60.0, help="requests a second")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long two workers are loaded before the fault")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="how long two workers are loaded before the fault, and the time between two faults of mixed",
+    )
     parser.add_argument("--minutes", type=float, default=30.0, help="of a soak")
     args = parser.parse_args(argv)
     passed = asyncio.run(CHECKS[args.check](args))
