@@ -114,6 +114,19 @@ def test_containers_run_without_rights() -> None:
     assert len(users) == 2 and all(re.fullmatch(r"\d+:\d+", user) for user in users)
 
 
+def test_a_server_may_take_the_memory_that_its_limits_add_up_to() -> None:
+    """Those of the front end, and what a worker takes for the largest image in fp32 (docs/operations.md)."""
+    held = Settings()
+    needed = held.max_unfinished_bytes + held.max_open * held.max_body_bytes + held.shared_memory_bytes + 3.3e9
+    (compose,) = read(COMPOSE)
+    given = [
+        compose["services"]["server"]["mem_limit"],
+        *re.findall(r"^MemoryMax=(\S+)", UNIT.read_text(), re.MULTILINE),
+    ]
+    given += [container["resources"]["limits"]["memory"] for container in containers()]
+    assert len(given) == 4 and min(int(re.findall(r"^\d+", text)[0]) for text in given) * 2**30 > needed
+
+
 def test_the_file_of_compose_mounts_what_there_is() -> None:
     (compose,) = read(COMPOSE)
     mounted = [volume for service in compose["services"].values() for volume in service.get("volumes", ())]
