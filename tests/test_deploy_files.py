@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from server.access.guard import OPEN_PATHS
+from server.access.origins import Origins
 from server.app import create_app
 from server.settings import CONFIG, PREFIX, ROOT, Settings, flag
 
@@ -88,6 +89,15 @@ def test_probes_and_scrapes_ask_for_what_the_server_answers(tmp_path: Path) -> N
         assert {port["containerPort"] for port in container["ports"]} == {Settings().port}
     monitors = [each for each in resources() if each["kind"] == "ServiceMonitor"]
     assert {endpoint["path"] for each in monitors for endpoint in each["spec"]["endpoints"]} <= paths
+
+
+@pytest.mark.parametrize("domain", ["", ".svc", ".svc.cluster.local"])
+def test_pods_of_other_namespaces_may_call_a_server_by_every_name_of_its_service(domain: str) -> None:
+    (namespace,) = (found["metadata"]["name"] for found in resources() if found["kind"] == "Namespace")
+    for container in containers():
+        allowed = {variable["name"]: variable["value"] for variable in container["env"]}[f"{PREFIX}ALLOWED_HOSTS"]
+        origins = Origins(allowed, "", ["0.0.0.0"], own_name="anytime-7d9c")
+        assert origins.check_host([f"anytime.{namespace}{domain}"], "1.1") is not None
 
 
 def test_platforms_wait_longer_than_the_server_drains() -> None:
