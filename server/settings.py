@@ -192,7 +192,7 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _nothing_in_disguise(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_bool_or_empty_path(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuses true and false where pydantic would take them for 1 and 0, and the empty path, which would be the
         folder where the server runs."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
