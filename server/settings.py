@@ -103,7 +103,7 @@ class Settings(BaseModel):
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest image file")
     max_pixels: int = Field(
-        16 * 2**20, ge=1024, description="largest image, in pixels after padding to multiples of 32"
+        16 * 2**20, ge=1024, le=2**40, description="largest image, in pixels after padding to multiples of 32"
     )
     max_message_bytes: int = Field(64 * 2**10, ge=256, description="longest text message on a WebSocket")
     max_open: int = Field(128, ge=1, description="requests that may be open at once, once their image is there")
@@ -166,7 +166,7 @@ class Settings(BaseModel):
         "and costly encodings",
     )
     max_decode_ms: float = Field(
-        2000, ge=10, allow_inf_nan=False, description="CPU time that the decoding of one image may take"
+        2000, ge=10, le=86_400_000, allow_inf_nan=False, description="CPU time that the decoding of one image may take"
     )
     history: int = Field(1000, ge=1, description="ended requests that can still be looked up")
     load_timeout_s: float = Field(

@@ -133,6 +133,8 @@ def test_a_wrong_setting_is_named_and_ends_with_status_2(argv: list[str], capsys
         (["--max-unfinished-bytes", "1"], "--max-unfinished-bytes '1': it must be at least 1048576"),
         (["--port", "99999"], "--port '99999': it may be at most 65535"),
         (["--unread-timeout-s", "2147484"], "--unread-timeout-s '2147484': it may be at most 2147483"),
+        (["--max-decode-ms", "1e300"], "--max-decode-ms '1e300': it may be at most 86400000"),
+        (["--max-pixels", "1" + 18 * "0"], "--max-pixels '1000000000000000000': it may be at most 1099511627776"),
         (["--drain-ms", "soon"], "--drain-ms 'soon': give a number"),
         (["--drain-ms", "nan"], "--drain-ms 'nan': give a finite number"),
         (["--idle-timeout-s", "0"], "--idle-timeout-s '0': it must be above 0"),
