@@ -112,6 +112,22 @@ def _budget_deadline(start: StartUp) -> str | None:
     return None
 
 
+def _budget_traffic(start: StartUp) -> str | None:
+    for index, rule in enumerate(start.budget.traffic):
+        if rule.open_requests is not None and rule.open_requests > start.settings.max_open:
+            asked = f"traffic[{index}].open_requests of the file is {rule.open_requests}"
+            return f"{asked}, and so many are never open; lower it, or raise the second"
+    return None
+
+
+def _budget_input(start: StartUp) -> str | None:
+    for index, rule in enumerate(start.budget.input):
+        if rule.pixels > start.settings.max_pixels:
+            asked = f"input[{index}].pixels of the file is {rule.pixels}"
+            return f"{asked}, and a larger image than the second is refused; lower it, or raise the second"
+    return None
+
+
 def _burst(start: StartUp) -> str | None:
     if start.settings.client_rate > 0 or "client_burst" not in start.settings.model_fields_set:
         return None
@@ -260,6 +276,8 @@ def _address(start: StartUp) -> str | None:
 RULES = (
     SettingsRule(("default_deadline_ms", "max_deadline_ms"), _default_deadline, of_given=True),
     SettingsRule(("budget", "max_deadline_ms"), _budget_deadline),
+    SettingsRule(("budget", "max_open"), _budget_traffic),
+    SettingsRule(("budget", "max_pixels"), _budget_input),
     SettingsRule(("client_burst", "client_rate"), _burst),
     SettingsRule(("traffic_cap", "max_open"), _traffic_cap),
     SettingsRule(("traffic_cap", "models"), _capped_exit),

@@ -162,6 +162,29 @@ def test_a_budget_file_beyond_the_longest_deadline(catalog: Catalog, tmp_path: P
     )
 
 
+@pytest.mark.parametrize(
+    ("rule", "most", "sentence"),
+    [
+        (
+            "[[traffic]]\nopen_requests",
+            128,
+            "and --max-open 128: traffic[0].open_requests of the file is 129, and so many",
+        ),
+        ("[[input]]\npixels", 2**20, "and --max-pixels 1048576: input[0].pixels of the file is 1048577, and a larger "),
+    ],
+)
+def test_a_rule_of_the_budget_file_that_never_holds(
+    catalog: Catalog, tmp_path: Path, rule: str, most: int, sentence: str
+) -> None:
+    path = tmp_path / "budget.toml"
+    settings = Settings.model_validate({"models": folder(catalog), **SMALL, "budget": path})
+    path.write_text(f"{rule} = {most}\nmax_exit = 2")
+    assert contradictions(settings, catalog, MACHINE) == []
+    path.write_text(f"{rule} = {most + 1}\nmax_exit = 2")
+    (found,) = contradictions(settings, catalog, MACHINE)
+    assert found.startswith(f"--budget {path} {sentence}")
+
+
 def test_an_address_where_no_server_can_listen(catalog: Catalog) -> None:
     def taken(host: str, port: int) -> None:
         raise OSError(errno.EADDRINUSE, "Address already in use")
