@@ -1,6 +1,7 @@
 # Two images: `docker build .` makes the one that computes on CPUs, `docker build --target cuda .` the one for GPUs
 # (`docker run --gpus all`). Both hold the server and the shipped models, run as a user without a name or rights, and
-# need nothing to write to but /tmp: `docker run --read-only --tmpfs /tmp`.
+# need nothing to write to but /tmp: `docker run --read-only --tmpfs /tmp`; for GPUs `--tmpfs /tmp:exec`, since Triton's
+# launchers run there.
 FROM python:3.12.11-slim-bookworm AS build
 # The distribution mends its packages under new versions and drops the old ones.
 # hadolint ignore=DL3008

@@ -19,14 +19,15 @@ import ray
 import uvicorn
 from pydantic import BaseModel, Field
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 from ray.util import get_node_ip_address
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deploy.ray_proxy import arrived_s
+from deploy.ray_proxy import waited_s
 from server.app import create_app
 from server.logs import configure_logging
-from server.protocols.hop import Address, Hop
+from server.protocols.hop import PATIENCE_S, Address, Hop
 from server.protocols.http import ARRIVED_S
 from server.settings import Settings, load_settings
 
@@ -66,16 +67,16 @@ class Directory:
 
 
 class Arrival:
-    """ASGI middleware: a request arrived when it came to Ray's proxy, if that says so."""
+    """ASGI middleware: a request arrived when it came to Ray's proxy, if that says so. `longest_s`: the longest
+    deadline, beyond which no wait counts."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, longest_s: float) -> None:
         self._app = app
+        self._longest_s = longest_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            came_s = arrived_s(scope["headers"])
-            waited_s = 0.0 if came_s is None else max(0.0, time.time() - came_s)
-            scope[ARRIVED_S] = time.monotonic() - waited_s
+            scope[ARRIVED_S] = time.monotonic() - waited_s(scope["headers"], time.time(), self._longest_s)
         await self._app(scope, receive, send)
 
 
@@ -90,17 +91,18 @@ class Replica:
         settings = replica_settings(load_settings([]), reserved.get("CPU", 0.0), self._host)
         configure_logging(settings.log_level, settings.log_format, "anytime")
         self._application = create_app(settings)
+        self._hosted = Arrival(self._application, settings.max_deadline_ms / 1000)
         self._application.state.hop = Hop(self._others)
         self._application.add_api_route("/replicas", self._targets, include_in_schema=False)
         self._listener: Listener | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return Arrival(self._application)
+        return self._hosted
 
     async def check_health(self) -> None:
         """A sign of life. The first one comes when the replica is ready."""
         if self._listener is None:
-            self._listener = Listener(Arrival(self._application), self._host)
+            self._listener = Listener(self._hosted, self._host)
             await self._listener.start()
         await self._directory.hear.remote(self._listener.address)
 
@@ -108,8 +110,12 @@ class Replica:
         return {BUSY: self._application.state.service.engine.busy(time.monotonic())}
 
     def _others(self) -> Sequence[Address]:
+        """The other replicas. Raises ConnectionError if the directory does not answer."""
         own = None if self._listener is None else self._listener.address
-        found = ray.get(self._directory.addresses.remote())
+        try:
+            found = ray.get(self._directory.addresses.remote(), timeout=PATIENCE_S)
+        except RayError as error:
+            raise ConnectionError("the directory of replicas does not answer") from error
         return [address for address in map(tuple, found) if address != own]
 
     async def _targets(self) -> list[dict[str, list[str]]]:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from urllib.parse import urlsplit, urlunsplit
 
 from fastapi import FastAPI, Request
@@ -35,6 +36,7 @@ from server.protocols.hop import Hop, named_peers
 from server.protocols.open_inference import routes as open_inference
 from server.protocols.replies import error_reply
 from server.requests.service import Service
+from server.rules import contradictions, this_machine
 from server.settings import ROOT, Settings, load_settings
 
 logger = logging.getLogger("anytime.app")
@@ -117,11 +119,11 @@ def create_app(
     Without `unloadable`, the start-up of the application waits until a worker can serve, and fails if the models cannot
     be loaded. With `unloadable`, it does not wait: requests are answered with 503 until a worker can serve, and
     `unloadable` is called with the reason if none ever can. `launch` starts a worker process. Raises ValueError or
-    NotFoundError if the folder of models or the default model is wrong.
+    NotFoundError if the folder of models or the default model is wrong, and ValueError if settings that were read
+    contradict each other, the models or the machine.
     """
     if settings is None:
-        settings = load_settings([])
-        configure_logging(settings.log_level, settings.log_format, "anytime")  # the host owns the other loggers
+        settings = _settings_of_environment()
     catalog = read_catalog(settings.models, settings.default_model)
     reserve = Reserve(settings.spare_workers)
     service = Service(settings, catalog, unloadable or logger.critical, launch or reserve)
@@ -164,6 +166,18 @@ def create_app(
         app.add_api_route("/docs", page.docs, include_in_schema=False)
         app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))
     return app
+
+
+def _settings_of_environment() -> Settings:
+    """The settings for an application that another program hosts, which owns the other loggers and the address. Raises
+    ValueError if they contradict each other, the models or the machine."""
+    settings = load_settings([])
+    configure_logging(settings.log_level, settings.log_format, "anytime")
+    machine = replace(this_machine(), listen=lambda host, port: None)
+    problems = contradictions(settings, read_catalog(settings.models, settings.default_model), machine)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return settings
 
 
 def _with_own_redirects(send: Send) -> Send:

@@ -64,7 +64,7 @@ class Metrics:
         self.exits_wasted = self._counter("exits_wasted_total", "Exits that came after their answer", "model")
         self.time_to_exit = self._histogram("time_to_exit_seconds", "From arrival to the map on the host", *by_exit)
         self.stage = self._histogram("stage_seconds", "Computation of one exit since the exit before", *by_exit)
-        self.request = self._histogram("request_seconds", "From arrival to the last byte", "model", "protocol")
+        self.request = self._histogram("request_seconds", "From arrival to the encoded answer", "model", "protocol")
         self.queue = self._histogram("queue_seconds", "From submission to the first step", "model")
         self.decode = self._histogram("decode_seconds", "From the whole body to the pixels", "model")
         self.encode = self._histogram(
@@ -85,6 +85,7 @@ class Metrics:
         self.worker_restarts = self._counter("worker_restarts_total", "Workers that were started after the first")
         self.queue_depth = self._gauge("queue_depth", "Jobs that wait for their first exit")
         self.inflight = self._gauge("inflight_requests", "Requests that have arrived and not ended")
+        self.seated = self._gauge("seated_requests", "Those of inflight_requests whose image has come, too")
         self.websockets = self._gauge("websocket_connections", "Open WebSocket connections")
         self.shared_memory = self._gauge("shared_memory_bytes", "Memory taken by images and maps of open jobs")
         self.worker_up = self._gauge("worker_up", "1 while the worker of a device is ready", "device")

@@ -92,8 +92,8 @@ def _sentences(start: StartUp) -> Iterator[str]:
 
 def _given(settings: Settings, name: str) -> str:
     value = getattr(settings, name)
-    shown = f"{value:.12g}" if isinstance(value, float) else value
-    return f"--{name.replace('_', '-')} {shown}"
+    shown = f" {value:.12g}" if isinstance(value, float) else "" if value is True else f" {value}"
+    return f"--{name.replace('_', '-')}{shown}"
 
 
 def _default_deadline(start: StartUp) -> str | None:
@@ -112,6 +112,22 @@ def _budget_deadline(start: StartUp) -> str | None:
     return None
 
 
+def _budget_traffic(start: StartUp) -> str | None:
+    for index, rule in enumerate(start.budget.traffic):
+        if rule.open_requests is not None and rule.open_requests > start.settings.max_open:
+            asked = f"traffic[{index}].open_requests of the file is {rule.open_requests}"
+            return f"{asked}, and so many are never open; lower it, or raise the second"
+    return None
+
+
+def _budget_input(start: StartUp) -> str | None:
+    for index, rule in enumerate(start.budget.input):
+        if rule.pixels > start.settings.max_pixels:
+            asked = f"input[{index}].pixels of the file is {rule.pixels}"
+            return f"{asked}, and a larger image than the second is refused; lower it, or raise the second"
+    return None
+
+
 def _burst(start: StartUp) -> str | None:
     if start.settings.client_rate > 0 or "client_burst" not in start.settings.model_fields_set:
         return None
@@ -122,6 +138,38 @@ def _traffic_cap(start: StartUp) -> str | None:
     most = start.settings.max_open
     late = [count for count, _ in start.settings.traffic_levels if count > most]
     return f"{late[0]} requests are never open; name at most {most}, or raise the second" if late else None
+
+
+def _capped_exit(start: StartUp) -> str | None:
+    most = max(model.config.exits for model in start.catalog)
+    beyond = [deepest for _, deepest in start.settings.traffic_levels if deepest > most]
+    if not beyond:
+        return None
+    return f"no model has an exit {beyond[0]}; the deepest one has exits 1 to {most}: name at most {most}"
+
+
+def _admin_port(start: StartUp) -> str | None:
+    address = start.settings.admin_address
+    if address is None or not address[1] or address[1] != start.settings.port:
+        return None
+    return "the operators' address needs a port of its own, by which their requests are told apart; choose another one"
+
+
+def _plain_peers(start: StartUp) -> str | None:
+    address = start.settings.peers_address
+    if start.settings.tls_certificate is None or address is None or address[1] != start.settings.port:
+        return None
+    return "replicas ask each other over plain HTTP, and this port speaks HTTPS; let a proxy end TLS, or leave out one"
+
+
+def _largest_body(name: str) -> Callable[[StartUp], str | None]:
+    def problem(start: StartUp) -> str | None:
+        settings = start.settings
+        if "max_body_bytes" not in settings.model_fields_set or settings.max_body_bytes <= getattr(settings, name):
+            return None
+        return "a file as large as the first is dropped before it is complete; lower the first, or raise the second"
+
+    return problem
 
 
 def _largest_image(start: StartUp) -> str | None:
@@ -209,6 +257,14 @@ def _scales(start: StartUp) -> str | None:
     return f"{without[0]} has no {SCALES_FILE}; make it with python -m models quantise, or use precision auto"
 
 
+def _silent_log(start: StartUp) -> str | None:
+    if not start.settings.access_log or start.settings.log_level in ("debug", "info"):
+        return None
+    return (
+        "requests are logged with the level info, which is not shown; lower the second to info, or leave out the first"
+    )
+
+
 def _address(start: StartUp) -> str | None:
     try:
         start.machine.listen(start.settings.host, start.settings.port)
@@ -220,8 +276,17 @@ def _address(start: StartUp) -> str | None:
 RULES = (
     SettingsRule(("default_deadline_ms", "max_deadline_ms"), _default_deadline, of_given=True),
     SettingsRule(("budget", "max_deadline_ms"), _budget_deadline),
+    SettingsRule(("budget", "max_open"), _budget_traffic),
+    SettingsRule(("budget", "max_pixels"), _budget_input),
     SettingsRule(("client_burst", "client_rate"), _burst),
     SettingsRule(("traffic_cap", "max_open"), _traffic_cap),
+    SettingsRule(("traffic_cap", "models"), _capped_exit),
+    SettingsRule(("admin", "port"), _admin_port),
+    SettingsRule(("peers", "tls_certificate"), _plain_peers),
+    SettingsRule(("max_body_bytes", "max_unfinished_bytes"), _largest_body("max_unfinished_bytes")),
+    SettingsRule(
+        ("max_body_bytes", "max_unfinished_bytes_per_address"), _largest_body("max_unfinished_bytes_per_address")
+    ),
     SettingsRule(("shared_memory_bytes", "max_pixels"), _largest_image, of_given=True),
     SettingsRule(("shared_memory_bytes", "max_open"), _smallest_images, of_given=True),
     SettingsRule(("shared_memory_bytes",), _fits_memory("it takes", lambda settings: settings.shared_memory_bytes)),
@@ -236,5 +301,6 @@ RULES = (
     SettingsRule(("executor", "precision"), _executor_in_precision),
     SettingsRule(("executor", "models"), _executor_of_family),
     SettingsRule(("precision", "models"), _scales),
+    SettingsRule(("access_log", "log_level"), _silent_log),
     SettingsRule(("host", "port"), _address),
 )

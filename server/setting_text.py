@@ -60,7 +60,7 @@ def parse_traffic_cap(text: str) -> tuple[tuple[int, int], ...]:
     levels = []
     for part in filter(None, text.split(",")):
         jobs, _, exit_index = part.partition(":")
-        if not (jobs.strip().isdigit() and exit_index.strip().isdigit() and int(exit_index) >= 1):
+        if not (jobs.strip().isdecimal() and exit_index.strip().isdecimal() and int(exit_index) >= 1):
             raise ValueError(f"{part!r} is not OPEN_REQUESTS:DEEPEST_EXIT, for example 16:3")
         levels.append((int(jobs), int(exit_index)))
     return tuple(levels)

@@ -103,7 +103,7 @@ class Settings(BaseModel):
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest image file")
     max_pixels: int = Field(
-        16 * 2**20, ge=1024, description="largest image, in pixels after padding to multiples of 32"
+        16 * 2**20, ge=1024, le=2**40, description="largest image, in pixels after padding to multiples of 32"
     )
     max_message_bytes: int = Field(64 * 2**10, ge=256, description="longest text message on a WebSocket")
     max_open: int = Field(128, ge=1, description="requests that may be open at once, once their image is there")
@@ -166,7 +166,7 @@ class Settings(BaseModel):
         "and costly encodings",
     )
     max_decode_ms: float = Field(
-        2000, ge=10, allow_inf_nan=False, description="CPU time that the decoding of one image may take"
+        2000, ge=10, le=86_400_000, allow_inf_nan=False, description="CPU time that the decoding of one image may take"
     )
     history: int = Field(1000, ge=1, description="ended requests that can still be looked up")
     load_timeout_s: float = Field(
@@ -192,10 +192,13 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses true and false where pydantic would take them for 1 and 0."""
+    def _no_bool_or_empty_path(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses true and false where pydantic would take them for 1 and 0, and the empty path, which would be the
+        folder where the server runs."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("it is not true or false; give what `--help` says")
+        if value == "" and info.field_name in FILES:
+            raise ValueError("it is empty; give a path, or leave it out")
         return value
 
     @property
@@ -231,6 +234,8 @@ def load_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
     flags = {name: value for name, value in vars(_parser().parse_args(argv)).items() if value is not None}
     path = flags.pop("config", None) or environ.get(CONFIG)
     variables = _variables(environ)
+    if path == "":
+        _fail(f"{CONFIG} is empty; name a file, or leave it out")
     lines = {} if path is None else _lines(Path(path))
     try:
         return Settings.model_validate({**lines, **variables, **flags})
@@ -286,7 +291,9 @@ def _lines(path: Path) -> dict[str, Any]:
         _fail(f"{path} cannot be read as TOML: {error}")
     for name in sorted(lines.keys() - Settings.model_fields.keys()):
         _fail(f"{path}: {name} is no setting{_nearest(name, Settings.model_fields)}")
-    files = {name: path.parent / text for name, text in lines.items() if name in FILES and isinstance(text, str)}
+    files = {
+        name: path.parent / text for name, text in lines.items() if name in FILES and text and isinstance(text, str)
+    }
     return lines | files
 
 

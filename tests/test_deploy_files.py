@@ -11,6 +11,8 @@ import live
 import pytest
 import yaml
 
+from server.access.guard import OPEN_PATHS
+from server.access.origins import Origins
 from server.app import create_app
 from server.settings import CONFIG, PREFIX, ROOT, Settings, flag
 
@@ -81,12 +83,21 @@ def test_probes_and_scrapes_ask_for_what_the_server_answers(tmp_path: Path) -> N
     assert found
     for container in found:
         probes = [container[name] for name in container if name.endswith("Probe")]
-        assert {probe["httpGet"]["path"] for probe in probes} <= paths
+        assert {probe["httpGet"]["path"] for probe in probes} <= paths & {*OPEN_PATHS}  # a probe has no key
         ports = {port["name"] for port in container["ports"]} | {port["containerPort"] for port in container["ports"]}
         assert {probe["httpGet"]["port"] for probe in probes} <= ports
         assert {port["containerPort"] for port in container["ports"]} == {Settings().port}
     monitors = [each for each in resources() if each["kind"] == "ServiceMonitor"]
     assert {endpoint["path"] for each in monitors for endpoint in each["spec"]["endpoints"]} <= paths
+
+
+@pytest.mark.parametrize("domain", ["", ".svc", ".svc.cluster.local"])
+def test_pods_of_other_namespaces_may_call_a_server_by_every_name_of_its_service(domain: str) -> None:
+    (namespace,) = (found["metadata"]["name"] for found in resources() if found["kind"] == "Namespace")
+    for container in containers():
+        allowed = {variable["name"]: variable["value"] for variable in container["env"]}[f"{PREFIX}ALLOWED_HOSTS"]
+        origins = Origins(allowed, "", ["0.0.0.0"], own_name="anytime-7d9c")
+        assert origins.check_host([f"anytime.{namespace}{domain}"], "1.1") is not None
 
 
 def test_platforms_wait_longer_than_the_server_drains() -> None:
@@ -111,6 +122,19 @@ def test_containers_run_without_rights() -> None:
         assert re.fullmatch(r"\S+:(v?\d+\.\d+\.\d+|cpu|cuda)", service["image"])
     users = re.findall(r"^USER (.+)$", DOCKERFILE.read_text(), re.MULTILINE)
     assert len(users) == 2 and all(re.fullmatch(r"\d+:\d+", user) for user in users)
+
+
+def test_a_server_may_take_the_memory_that_its_limits_add_up_to() -> None:
+    """Those of the front end, and what a worker takes for the largest image in fp32 (docs/operations.md)."""
+    held = Settings()
+    needed = held.max_unfinished_bytes + held.max_open * held.max_body_bytes + held.shared_memory_bytes + 3.3e9
+    (compose,) = read(COMPOSE)
+    given = [
+        compose["services"]["server"]["mem_limit"],
+        *re.findall(r"^MemoryMax=(\S+)", UNIT.read_text(), re.MULTILINE),
+    ]
+    given += [container["resources"]["limits"]["memory"] for container in containers()]
+    assert len(given) == 4 and min(int(re.findall(r"^\d+", text)[0]) for text in given) * 2**30 > needed
 
 
 def test_the_file_of_compose_mounts_what_there_is() -> None:

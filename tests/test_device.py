@@ -9,7 +9,9 @@ import tiny
 
 from server.catalog import read_catalog
 from server.engine.device import BUSY_HALF_LIFE_S, PREPARE_S, Device, labelled
+from server.engine.device_metrics import DeviceMetrics
 from server.engine.messages import Chosen, ModelFacts, Ready
+from server.engine.usage import Usage
 from server.metrics import Metrics
 from server.scheduling.costs import CostModel
 from server.scheduling.expected import Expected
@@ -65,6 +67,14 @@ def test_a_device_that_is_named_once_gets_the_label_of_what_it_is(device: Device
     assert device.to_json(answers=False) == {"device": "auto", "ready": False, "executor": None, "open": 0}
     device.now_ready(Ready("cuda:0", "triton", facts("triton")))
     assert device.to_json(answers=True) == {"device": "cuda:0", "ready": True, "executor": "triton", "open": 0}
+
+
+def test_the_safe_seconds_that_metrics_show_are_those_of_admission(device: Device, tmp_path: Path) -> None:
+    shown = DeviceMetrics(read_catalog(tmp_path), [device], lambda _: Usage())
+    assert {seconds for _, seconds in (*shown.safe_s(), *shown.typical_s())} == {0.0}
+    device.reached(EXPECTED, 1, 0.1, 1.0, 0.0)
+    assert dict(shown.typical_s())[NAME, "auto", "1"] == pytest.approx(0.1)
+    assert dict(shown.safe_s())[NAME, "auto", "1"] == device.costs.safe_s(NAME, EXPECTED.shape, 1)
 
 
 def test_twins_have_numbers() -> None:

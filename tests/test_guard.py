@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,30 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.access.guard import Guard
+from server.access.headers import REQUEST_FIELDS, RESPONSE_FIELDS
 from server.access.identity import Caller, caller_of, token_digest
 from server.access.keys import KeyRing, key_digest
-from server.settings import Settings
+from server.protocols.bodies import MapHeaders
+from server.protocols.http import ARRIVED_S
+from server.settings import ROOT, Settings
 
 KEY = "robot.secret-of-the-robot"
 TOKEN = "a secret of its own"
 PREFLIGHT = {"Access-Control-Request-Method": "POST"}
+
+
+@dataclass
+class Clock:
+    """Stands in for the module `time` of the guard."""
+
+    unix_s: float
+    monotonic_s: float
+
+    def time(self) -> float:
+        return self.unix_s
+
+    def monotonic(self) -> float:
+        return self.monotonic_s
 
 
 @dataclass
@@ -187,6 +205,14 @@ def test_a_browser_is_told_what_a_page_may_send(key_file: Path) -> None:
     assert ask({}, method="OPTIONS").seen is not None  # no preflight, which the application answers
 
 
+def test_a_page_may_send_and_read_every_header_that_is_documented() -> None:
+    """Browsers refuse a page of another site all others."""
+    text = (ROOT / "docs" / "protocol.md").read_text().partition("### Headers of a request")[2].partition("###")[0]
+    sent, read = {*re.findall(r"^\| `([\w-]+)`", text, re.MULTILINE)}, {*MapHeaders.__annotations__, "traceresponse"}
+    assert len(sent) == 7 and {name.lower() for name in sent} <= {*REQUEST_FIELDS.lower().split(", ")}
+    assert {name.lower() for name in read} <= {*RESPONSE_FIELDS.lower().split(", ")}
+
+
 def test_a_token_goes_with_the_request() -> None:
     assert ask({"X-Request-Token": TOKEN}).caller == Caller("192.0.2.1", token=token_digest(TOKEN))
 
@@ -261,10 +287,19 @@ def test_a_key_is_a_header_or_a_subprotocol(key_file: Path) -> None:
 def test_only_trusted_proxies_say_when_a_request_came(
     monkeypatch: pytest.MonkeyPatch, trusted: str, start: str | None, waited_s: float
 ) -> None:
-    monkeypatch.setattr("server.access.guard.time.time", lambda: 1_700_000_001.0)
+    monkeypatch.setattr("server.access.guard.time", Clock(unix_s=1_700_000_001.0, monotonic_s=50.0))
     headers = {} if start is None else {"X-Request-Start": start}
-    assert ask(headers, trusted_proxies=trusted).caller.waited_s == waited_s
-    assert ask(headers, kind="websocket", trusted_proxies=trusted).caller.waited_s == 0.0, "its requests come later"
+    came = {"trusted_proxies": trusted, ARRIVED_S: 50.0}
+    assert ask(headers, **came).caller.waited_s == waited_s
+    assert ask(headers, kind="websocket", **came).caller.waited_s == 0.0, "its requests come later"
+
+
+def test_what_a_request_waited_here_does_not_count_as_a_wait_at_its_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server adds both waits up. Behind a proxy with many clients, requests wait for their turns."""
+    monkeypatch.setattr("server.access.guard.time", Clock(unix_s=1_700_000_001.0, monotonic_s=50.0))
+    for waited_here_s, waited_s in ((0.25, 0.75), (0.75, 0.25), (1.5, 0.0)):
+        came = {"trusted_proxies": "192.0.2.1", ARRIVED_S: 50.0 - waited_here_s}
+        assert ask({"X-Request-Start": "t=1700000000"}, **came).caller.waited_s == waited_s
 
 
 def test_an_ipv4_client_of_an_ipv6_socket_is_an_ipv4_client() -> None:

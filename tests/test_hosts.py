@@ -103,6 +103,9 @@ def test_without_arguments_the_environment_is_read(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("ANYTIME_MAX_OPEN", "7")
     settings = create_app().state.service.settings
     assert (settings.models, settings.max_open) == (tmp_path, 7)
+    monkeypatch.setenv("ANYTIME_TRAFFIC_CAP", "8:3,6:5")
+    with pytest.raises(ValueError, match=r"8 requests are never open; .*; .*no model has an exit 5"):
+        create_app()
 
 
 def ask(app: FastAPI, method: str, path: str, **given: object) -> httpx.Response:

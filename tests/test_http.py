@@ -563,8 +563,11 @@ def test_a_request_takes_no_place_before_its_image_is_there(server: Live, worker
         for _ in range(5):
             until_hung_up.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(head)
         server.wait_for(lambda: server.metric("anytime_inflight_requests") == 5)
+        assert server.metric("anytime_seated_requests") == 0  # what `--max-open` limits
         call = Later(server.predict)
-        worker.finish(worker.hear_job())
+        spec = worker.hear_job()
+        assert server.metric("anytime_seated_requests") == 1
+        worker.finish(spec)
         assert call.result().status_code == 200
     server.wait_for(lambda: server.metric("anytime_inflight_requests") == 0)
 

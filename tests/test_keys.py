@@ -168,6 +168,8 @@ def test_what_was_spent_counts_on_while_the_terms_stay(tmp_path: Path) -> None:
         ('[keys.robot]\nsha256 = "{digest}"\nrate = 3', "rate is unknown"),
         ('[keys.robot]\nsha256 = "{digest}"\nmax_priority = 3', "at most 2"),
         ('[keys.robot]\nsha256 = "{digest}"\nrequests_per_second = 0', "above 0"),
+        ('[keys.robot]\nsha256 = "{digest}"\nburst = 3', "burst limits nothing without requests_per_second; give both"),
+        ('[keys.robot]\nsha256 = "{digest}"\ngmacs_burst = 3.0', "gmacs_burst limits nothing without gmacs_per_second"),
         ("[keys", "keys.toml"),
         ("", "it holds no key"),
         ("a = " + "[" * 5000, "nested deeper"),

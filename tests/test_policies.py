@@ -167,6 +167,11 @@ def test_flags_and_file_limit_the_moment_together(tmp_path: Path) -> None:
         ),
         ("[[input]]\npixels = 1\nmax_exit = 5", "input[0].max_exit is 5; the deepest model has exits 1 to 4"),
         ("[models.big]\nmax_exit = 2", "models.big is not served; served are large, small"),
+        (
+            '[clients."10.0.0.0/8"]\nmax_exit = 2',
+            "clients.10.0.0.0/8 is neither an address, as the server writes it, nor",
+        ),
+        ('[clients."2001:DB8::1"]\nmax_exit = 2', "clients.2001:DB8::1 is neither an address, as the server writes it"),
         ('[clients."::1"]\ndefault_deadline_ms = -1', "clients.::1.default_deadline_ms is -1; it must be above 0"),
         (
             "[[traffic]]\nopen_requests = 3",

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from deploy.ray_proxy import ARRIVED, LOST, ProxyMark, arrived_s
+from deploy.ray_proxy import ARRIVED, SENTENCE, ProxyMark, waited_s
+from server.errors import UnavailableError
+from server.protocols.replies import error_message
 
+LOST = {"error": SENTENCE, "code": "replica_lost", "id": None}
 START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
 EVENTS: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
 PART: Message = {"type": "http.response.body", "body": b"a", "more_body": True}
@@ -19,7 +22,7 @@ OPEN: Message = {"type": "websocket.accept"}
 
 
 def run(
-    kind: str, replica_says: Sequence[Message], headers: Sequence[tuple[bytes, bytes]] = ()
+    kind: str, replica_says: Sequence[Message], headers: Sequence[tuple[bytes, bytes]] = ((b"host", b"a"),)
 ) -> tuple[list[Message], Scope]:
     """What the client is sent, and the scope that the replica gets."""
     sent: list[Message] = []
@@ -58,14 +61,23 @@ def test_an_answer_says_its_id_once() -> None:
 def test_a_replica_that_says_nothing_is_lost() -> None:
     (start, body), _ = run("http", [])
     assert start["status"] == 503 and dict(start["headers"])[b"retry-after"] == b"1"
-    assert json.loads(body["body"])["code"] == "replica_lost"
+    assert json.loads(body["body"]) == LOST
+    given = (b"x-request-id", b"mine")
+    (start, body), _ = run("http", [], [given])
+    assert given in start["headers"] and json.loads(body["body"]) == {**LOST, "id": "mine"}
 
 
 def test_events_end_with_an_error_and_sockets_with_a_close() -> None:
-    sent, _ = run("http", [EVENTS, PART])
-    assert sent[-1]["body"] == b"event: error\ndata: " + LOST + b"\n\n" and not sent[-1].get("more_body")
+    """The event has the fields of the server's own."""
+    named = {**EVENTS, "headers": [*EVENTS["headers"], (b"X-Request-Id", b"made"), (b"x-request-id", b"rays")]}
+    sent, _ = run("http", [named, PART])
+    event, data, *rest = sent[-1]["body"].split(b"\n")
+    assert (event, rest, sent[-1].get("more_body")) == (b"event: error", [b"", b""], None)
+    assert json.loads(data.removeprefix(b"data: ")) == error_message(
+        UnavailableError(SENTENCE, "replica_lost", 1.0), "made"
+    )
     sent, _ = run("websocket", [OPEN])
-    assert (sent[-1]["code"], sent[-1]["reason"]) == (1012, json.loads(LOST)["error"])
+    assert (sent[-1]["code"], sent[-1]["reason"]) == (1012, SENTENCE)
 
 
 def test_half_an_answer_stays_half() -> None:
@@ -76,6 +88,22 @@ def test_the_proxy_says_when_a_request_came_and_no_client_can() -> None:
     before_s = time.time()
     _, scope = run("http", [START, LAST], [(ARRIVED, b"1"), (b"host", b"a")])
     assert [name for name, _ in scope["headers"]] == [b"host", ARRIVED]
-    found = arrived_s(scope["headers"])
-    assert found is not None and before_s - 0.001 <= found <= time.time()
-    assert arrived_s([]) is None and arrived_s([(ARRIVED, b"soon")]) is None
+    assert 0 <= waited_s(scope["headers"], time.time(), 30.0) <= time.time() - before_s + 0.001
+
+
+@pytest.mark.parametrize(
+    ("came", "found_s"),
+    [
+        (b"98.5", 1.5),
+        (b"101", 0.0),  # the clocks differ
+        (b"1", 30.0),
+        (b"-inf", 30.0),
+        (b"inf", 0.0),
+        (b"nan", 0.0),
+        (b"soon", 0.0),
+    ],
+)
+def test_a_wait_at_the_proxy_is_no_longer_than_the_longest_deadline(came: bytes, found_s: float) -> None:
+    """One endless wait would make the sums of the histograms endless."""
+    assert waited_s([(ARRIVED, came)], now_s=100.0, longest_s=30.0) == found_s
+    assert waited_s([], now_s=100.0, longest_s=30.0) == 0.0

@@ -31,7 +31,27 @@ BROKEN = {
     "need 16,783,360 bytes; ": {"max_open": 1490},
     "--shared-memory-bytes 1000000000000000: it takes 1,000,000,000,000,000 bytes, and there are 8,589,934,592 of "
     "memory; lower it": {"shared_memory_bytes": 10**15},
-    "--max-body-bytes 1000000000000: an image may take 1,000,000,000,000 bytes, ": {"max_body_bytes": 10**12},
+    "--traffic-cap 8:3,16:5 and --models {models}: no model has an exit 5; the deepest one has exits 1 to 4: name at "
+    "most 4": {"traffic_cap": "8:3,16:5"},
+    "--admin 127.0.0.1:8000 and --port 8000: the operators' address needs a port of its own, ": {
+        "admin": "127.0.0.1:8000"
+    },
+    "--peers anytime-peers:8000 and --tls-certificate cert.pem: replicas ask each other over plain HTTP, ": {
+        "peers": "anytime-peers:8000",
+        "tls_certificate": "cert.pem",
+    },
+    "--max-body-bytes 1000000000000: an image may take 1,000,000,000,000 bytes, ": {
+        "max_body_bytes": 10**12,
+        "max_unfinished_bytes": 10**12,
+        "max_unfinished_bytes_per_address": 10**12,
+    },
+    "--max-body-bytes 134217729 and --max-unfinished-bytes-per-address 134217728: a file as large as the first is ": {
+        "max_body_bytes": 2**27 + 1
+    },
+    "--max-body-bytes 2097152 and --max-unfinished-bytes 1048576: a file as large as the first is dropped before ": {
+        "max_body_bytes": 2**21,
+        "max_unfinished_bytes": 2**20,
+    },
     "--spare-workers 64: they take 9,600,000,000 bytes, ": {"spare_workers": 64},
     "--history 1000000000: they take 2,048,000,000,000 bytes, ": {"history": 10**9},
     "--max-message-bytes 65536 and --max-body-bytes 32767: a WebSocket reads 65,534 bytes at most": {
@@ -52,6 +72,10 @@ BROKEN = {
         "executor": "triton",
         "precision": "int8",
         "device": "cuda",
+    },
+    "--access-log and --log-level warning: requests are logged with the level info, which is not shown; ": {
+        "access_log": True,
+        "log_level": "warning",
     },
     "--precision int8 and --models {models}: tiny-pose has no int8.json; make it with python -m models quantise, or ": {
         "precision": "int8"
@@ -85,10 +109,15 @@ def test_a_rule_that_is_broken_names_both_settings_their_values_and_a_remedy(
         {"default_deadline_ms": 500, "max_deadline_ms": 500},
         {"client_burst": 5, "client_rate": 1},
         {"traffic_cap": "128:2"},
+        {"traffic_cap": "0:4"},
+        {"admin": "127.0.0.1:0", "port": 0},
+        {"peers": "anytime-peers:8001", "tls_certificate": "cert.pem"},  # a proxy beside the server is there
+        {"max_unfinished_bytes": 2**20, "max_unfinished_bytes_per_address": 2**20},  # the tighter limit holds
         {"shared_memory_bytes": 11 * 2**20},
         {"threads": 16, "codec_threads": 16},
         {"threads": 2, "device": "cpu,cpu"},
         {"executor": "sparse"},
+        {"access_log": True, "log_level": "debug"},
         {"executor": "reference", "precision": "fp32", "device": "cuda:1"},
     ],
 )
@@ -131,6 +160,29 @@ def test_a_budget_file_beyond_the_longest_deadline(catalog: Catalog, tmp_path: P
         f"--budget {path} and --max-deadline-ms 30000: clients.camera.default_deadline_ms of the file is "
         f"{longest + 1}, above the longest deadline there, {longest}; lower it, or raise that"
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "most", "sentence"),
+    [
+        (
+            "[[traffic]]\nopen_requests",
+            128,
+            "and --max-open 128: traffic[0].open_requests of the file is 129, and so many",
+        ),
+        ("[[input]]\npixels", 2**20, "and --max-pixels 1048576: input[0].pixels of the file is 1048577, and a larger "),
+    ],
+)
+def test_a_rule_of_the_budget_file_that_never_holds(
+    catalog: Catalog, tmp_path: Path, rule: str, most: int, sentence: str
+) -> None:
+    path = tmp_path / "budget.toml"
+    settings = Settings.model_validate({"models": folder(catalog), **SMALL, "budget": path})
+    path.write_text(f"{rule} = {most}\nmax_exit = 2")
+    assert contradictions(settings, catalog, MACHINE) == []
+    path.write_text(f"{rule} = {most + 1}\nmax_exit = 2")
+    (found,) = contradictions(settings, catalog, MACHINE)
+    assert found.startswith(f"--budget {path} {sentence}")
 
 
 def test_an_address_where_no_server_can_listen(catalog: Catalog) -> None:

@@ -40,6 +40,7 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
         ("host = 5", "host 5: give text in quotes\n"),
         ("port = 1.5", "port 1.5: give a whole number\n"),
         ("keys = 5", "keys 5: give a path\n"),
+        ("keys = ''", "keys '': it is empty; give a path, or leave it out\n"),
         ("port = " + "[" * 5000, "nested deeper than Python reads"),
         ("max_open = true", "max_open True: it is not true or false; give what"),
     ],
@@ -84,6 +85,16 @@ def test_the_table_in_a_document_is_replaced(tmp_path: Path) -> None:
     assert path.read_text() == f"before\n\n{settings_table()}\n\nafter | that\n"
 
 
+def test_an_empty_variable_names_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, sentence in (
+        ("CONFIG", "ANYTIME_CONFIG is empty; name a file"),
+        ("KEYS", "ANYTIME_KEYS '': it is empty; "),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            load_settings([], {f"ANYTIME_{name}": ""})
+        assert caught.value.code == 2 and capsys.readouterr().err.startswith(f"python -m server: {sentence}")
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         load_settings([], {}).port = 1  # type: ignore[misc]
@@ -122,10 +133,14 @@ def test_a_wrong_setting_is_named_and_ends_with_status_2(argv: list[str], capsys
         (["--max-unfinished-bytes", "1"], "--max-unfinished-bytes '1': it must be at least 1048576"),
         (["--port", "99999"], "--port '99999': it may be at most 65535"),
         (["--unread-timeout-s", "2147484"], "--unread-timeout-s '2147484': it may be at most 2147483"),
+        (["--max-decode-ms", "1e300"], "--max-decode-ms '1e300': it may be at most 86400000"),
+        (["--max-pixels", "1" + 18 * "0"], "--max-pixels '1000000000000000000': it may be at most 1099511627776"),
         (["--drain-ms", "soon"], "--drain-ms 'soon': give a number"),
         (["--drain-ms", "nan"], "--drain-ms 'nan': give a finite number"),
         (["--idle-timeout-s", "0"], "--idle-timeout-s '0': it must be above 0"),
         (["--log-level", "loud"], "--log-level 'loud': it may be debug, info, warning or error"),
+        (["--keys", ""], "--keys '': it is empty; give a path, or leave it out"),
+        (["--traffic-cap", "16:²"], "--traffic-cap '16:²': '16:²' is not OPEN_REQUESTS:DEEPEST_EXIT"),
         (["--traffic-cap", "16"], "--traffic-cap '16': '16' is not OPEN_REQUESTS:DEEPEST_EXIT, for example 16:3"),
         (["--device", "cuda:0,cuda:00"], "--device 'cuda:0,cuda:00': cuda:0 is named 2 times; one worker uses all"),
     ],

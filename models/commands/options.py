@@ -53,7 +53,7 @@ def with_threshold(config: ModelConfig, threshold: float | None) -> ModelConfig:
 def parse_size(text: str) -> Size:
     """'1024x2048' -> (1024, 2048), height first. Raises argparse's error on anything else."""
     height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write height x width, for example 1024x2048")
     return int(height), int(width)
 

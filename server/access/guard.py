@@ -22,6 +22,7 @@ from server.access.keys import KeyRing
 from server.access.origins import Origins
 from server.access.proxies import TrustedProxies, parse_client_address, request_start_s
 from server.errors import HeadersTooLargeError, InvalidError, NotFoundError, ServerError
+from server.protocols.http import ARRIVED_S
 from server.protocols.replies import error_reply
 from server.settings import Settings
 
@@ -103,14 +104,19 @@ class Guard:
         if self._needs_key(scope) and self._keys is not None:
             key = self._keys.identify(_key(scope, fields), time.monotonic())
         tokens = fields[b"x-request-token"]
-        waited_s = self._waited_s(peer, fields) if scope["type"] == "http" else 0.0  # later messages waited nowhere
+        # The messages of a WebSocket, which come later, waited nowhere.
+        waited_s = self._waited_s(peer, scope, fields) if scope["type"] == "http" else 0.0
         return Caller(address, key, token_digest(tokens[0]) if tokens else None, waited_s)
 
-    def _waited_s(self, peer: str, fields: Fields) -> float:
-        """The seconds that the request has waited at a trusted proxy, which says when it came there."""
+    def _waited_s(self, peer: str, scope: Scope, fields: Fields) -> float:
+        """The seconds between the arrival of the request at a trusted proxy, which says when that was, and its arrival
+        here. What it has waited here since, for its headers or for a turn, is not in them."""
         started = fields[b"x-request-start"]
         start_s = request_start_s(started[0]) if started and self._proxies.trusts(peer) else None
-        return 0.0 if start_s is None else min(self._longest_wait_s, max(0.0, time.time() - start_s))
+        if start_s is None:
+            return 0.0
+        here_s: float = time.monotonic() - scope[ARRIVED_S]
+        return min(self._longest_wait_s, max(0.0, time.time() - start_s - here_s))
 
     def _needs_key(self, scope: Scope) -> bool:
         """Whether a request needs an API key on a server that has keys. Raises NotFoundError if its path is served on

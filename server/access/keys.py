@@ -34,6 +34,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}", re.ASCII)
 """The name of a key must not look like an address, because limits and budgets identify clients by either."""
 
 DEFAULT_PRIORITY = 1
+DEFAULT_BURST = 20
 
 Rate = Annotated[float, Field(gt=0)]
 
@@ -49,7 +50,7 @@ class KeyTerms:
 
     sha256: str | tuple[str, ...]
     requests_per_second: Rate | None = None
-    burst: Annotated[int, Field(ge=1)] = 20
+    burst: Annotated[int, Field(ge=1)] | None = None
     gmacs_per_second: Rate | None = None
     gmacs_burst: Rate | None = None
     max_priority: Annotated[int, Field(ge=0, le=2)] = 2
@@ -58,6 +59,9 @@ class KeyTerms:
     def __post_init__(self) -> None:
         if not self.digests or not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in self.digests):
             raise PydanticCustomError("no_digest", "give the 64 digits that `python -m server keys new` prints")
+        for rate, burst in (("requests_per_second", "burst"), ("gmacs_per_second", "gmacs_burst")):
+            if getattr(self, burst) is not None and getattr(self, rate) is None:
+                raise PydanticCustomError("no_rate", f"{burst} limits nothing without {rate}; give both, or neither")
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -83,9 +87,10 @@ class KeyAccount:
     def __init__(self, name: str, terms: KeyTerms, now_s: float) -> None:
         self._name = name
         self.terms = terms
+        self._burst = terms.burst or DEFAULT_BURST
         self._requests = self._gmacs = None
         if terms.requests_per_second is not None:
-            self._requests = Bucket(terms.requests_per_second, terms.burst, now_s)
+            self._requests = Bucket(terms.requests_per_second, self._burst, now_s)
         if terms.gmacs_per_second is not None:
             size = terms.gmacs_burst or 10 * terms.gmacs_per_second
             self._gmacs = Bucket(terms.gmacs_per_second, size, now_s)
@@ -94,7 +99,7 @@ class KeyAccount:
         """Count one request. Raises TooManyRequestsError if the key has no request or no computation left."""
         terms = self.terms
         if self._requests is not None and (wait_s := self._requests.wait_s(1, now_s)) > 0:
-            rate = f"{terms.requests_per_second:g} requests a second and {terms.burst} at once"
+            rate = f"{terms.requests_per_second:g} requests a second and {self._burst} at once"
             sentence = f"key {self._name} may send {rate}; wait {wait_s:.2g} s before the next"
             raise TooManyRequestsError(sentence, "key_rate", wait_s)
         if self._gmacs is not None and (wait_s := self._gmacs.wait_s(0, now_s)) > 0:

@@ -7,6 +7,7 @@ from server.catalog import Catalog
 from server.engine.device import Device
 from server.engine.usage import Usage
 from server.metrics import Metrics, Sample
+from server.scheduling.costs import CostModel, Shape
 
 BY_EXIT = ("model", "device", "exit")
 
@@ -42,18 +43,21 @@ class DeviceMetrics:
         )
 
     def typical_s(self) -> Iterator[Sample]:
+        for labels, costs, way in self._ways():
+            yield labels, costs.typical_s(*way)
+
+    def safe_s(self) -> Iterator[Sample]:
+        for labels, costs, way in self._ways():
+            yield labels, costs.safe_s(*way) if costs.typical_s(*way) else 0.0
+
+    def _ways(self) -> Iterator[tuple[tuple[str, ...], CostModel, tuple[str, Shape, int]]]:
+        """The labels of each exit on each device, the costs there, and the way to the exit: model, shape and exit."""
         for device in self.devices:
             for model in self.catalog:
                 shape = model.input_shape(*model.config.size)
                 for exit_index in range(1, model.config.exits + 1):
-                    seconds = device.costs.typical_s(model.name, shape, exit_index)
-                    yield (model.name, device.label, str(exit_index)), seconds
-
-    def safe_s(self) -> Iterator[Sample]:
-        costs = {device.label: device.costs for device in self.devices}
-        for labels, typical_s in self.typical_s():
-            model, device, _ = labels
-            yield labels, costs[device].margin(model) * typical_s
+                    labels = (model.name, device.label, str(exit_index))
+                    yield labels, device.costs, (model.name, shape, exit_index)
 
     def slow_down(self) -> Iterator[Sample]:
         for device in self.devices:

@@ -189,7 +189,7 @@ async def _pieces(request: Request, limit_bytes: int) -> AsyncGenerator[bytes, N
     """The body as it comes. Raises as `read_request`."""
     length = request.headers.get("content-length", "")
     try:
-        async for piece in limited(request.stream(), int(length) if length.isdigit() else None, limit_bytes):
+        async for piece in limited(request.stream(), int(length) if length.isdecimal() else None, limit_bytes):
             yield piece
     except ClientDisconnect:
         raise DisconnectedError("the client hung up", "disconnected") from None

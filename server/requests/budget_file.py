@@ -8,6 +8,8 @@ from pathlib import Path
 
 from models.reading import read_text, shallow
 from models.validation import from_json, value
+from server.access.keys import checked_name
+from server.access.proxies import parse_client_address
 from server.requests.policies import HoursRule, InputRule, Policies, RequestedLimits, Terms, TermsPolicy, TrafficRule
 from server.settings import Settings
 
@@ -48,10 +50,24 @@ def read_budget_file(path: Path, served: Mapping[str, int]) -> BudgetFile:
     unserved = next((name for name in found.models if name not in served), None)
     if unserved is not None:
         raise ValueError(f"{path}: models.{unserved} is not served; served are {', '.join(served)}")
+    for name in found.clients:
+        if not _names_client(name):
+            raise ValueError(
+                f"{path}: clients.{name} is neither an address, as the server writes it, nor the name of an API key; "
+                "give one, for example 10.0.0.7, 2001:db8::1 or robot-7"
+            )
     for key, max_exit, exits, holder in _exit_limits(found, served):
         if max_exit is not None and max_exit > exits:
             raise ValueError(f"{path}: {key}.max_exit is {max_exit}; {holder} has exits 1 to {exits}")
     return found
+
+
+def _names_client(name: str) -> bool:
+    """Whether a client can be called so: an address as the server writes it, or a key. A network is neither."""
+    try:
+        return parse_client_address(name) == name or bool(checked_name(name))
+    except ValueError:
+        return False
 
 
 def _exit_limits(file: BudgetFile, served: Mapping[str, int]) -> Iterator[tuple[str, int | None, int, str]]:

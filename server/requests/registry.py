@@ -65,6 +65,7 @@ class RequestRegistry:
         """Set while no request is open."""
         self.idle.set()
         metrics.watch(metrics.inflight, lambda: len(self._open))
+        metrics.watch(metrics.seated, self._seated.total)
 
     def __len__(self) -> int:
         return len(self._open)
