@@ -31,7 +31,8 @@ class _Owed:
     `arrived`: its image is with the worker. `work`: what it still requires, `usual_s` seconds at the usual pace from
     its latest exit on. `done_s`: seconds of that which the worker has probably computed. `disturbed`: the worker ran
     other work in between, so it is unknown how long the present stage took. `promised`: it was admitted
-    because its required exit was expected in time. `counted_s`: what its admission counts against its client.
+    because its required exit was expected in time. `counted_s`: what its admission, at `admitted_s`, counts against its
+    client.
     """
 
     def __init__(self, key: int, expected: Expected, costs: CostModel) -> None:
@@ -41,7 +42,7 @@ class _Owed:
         self.exit = 0
         self.arrived = self.disturbed = self.promised = False
         self.work: tuple[_Work, ...] = ()
-        self.usual_s = self.done_s = self.counted_s = 0.0
+        self.usual_s = self.done_s = self.counted_s = self.admitted_s = 0.0
         self.estimate(costs)
 
     def estimate(self, costs: CostModel) -> None:
@@ -107,6 +108,7 @@ class Backlog:
         self._preparing_s[key] = expected.delays_s
         self._reestimate(owed)
         owed.promised = self._alone_s(owed) <= expected.deadline_s - now_s
+        owed.admitted_s = now_s
         owed.counted_s = self._reservation.admitted(expected.client, self._alone_s(owed), now_s)
 
     def update(self, key: int, expected: Expected, now_s: float) -> None:
@@ -161,7 +163,7 @@ class Backlog:
     def withdraw(self, key: int, now_s: float) -> None:
         """A request gives up its place before its job has begun: its admission does not count against its client."""
         if owed := self._owed.get(key):
-            self._reservation.withdrawn(owed.expected.client, owed.counted_s, now_s)
+            self._reservation.withdrawn(owed.expected.client, owed.counted_s, owed.admitted_s)
             self.remove(key, now_s)
 
     def ready_s(self, expected: Expected, now_s: float) -> float:
