@@ -41,4 +41,4 @@ def test_the_command(models: Path, capsys: pytest.CaptureFixture[str]) -> None: 
     assert command.main(["--models", str(models), *BRIEF, "--replicas", "2"]) == 0
     assert [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()] == list(ROUTINGS)
     assert command.main(["--models", str(models), *BRIEF, "--replicas", "0"]) == 1
-    assert "--replicas is 0; it must be at least 1" in capsys.readouterr().err
+    assert "--replicas is 0; it must be at least 1 and at most 10,000" in capsys.readouterr().err
