@@ -111,7 +111,7 @@ def test_a_broken_file_does_not_end_the_stream_of_a_folder(live_url, tmp_path, m
     names = [f"photos/{name}" for name in ("b.jpg", "c.png", "d.png", "e.png")]
     assert all(name in line for name, line in zip(names, complaints, strict=True))
     assert failed == "failed: " + ", ".join(names)
-    assert shown.out.splitlines()[-1].endswith("2 reached exit 1; 4 failed, 0 were overtaken by newer ones")
+    assert shown.out.splitlines()[-1].endswith("2 reached exit 1; 4 got no answer, 0 were overtaken by newer ones")
 
 
 def test_the_status_is_1_if_a_file_is_broken_at_any_pace(live_url, tmp_path, monkeypatch, capsys):
@@ -357,7 +357,7 @@ def test_frames_become_a_video_of_the_last_exits_and_totals_end_the_command(caps
         totals = capsys.readouterr().out.splitlines()[-1]
         assert main([*command, "--json"]) == 0
     assert totals.startswith("3 frames in ")
-    assert totals.endswith(" s: 3 reached exit 2; 0 failed, 0 were overtaken by newer ones")
+    assert totals.endswith(" s: 3 reached exit 2; 0 got no answer, 0 were overtaken by newer ones")
     shown = capsys.readouterr()
     assert [json.loads(line)["output"] for line in shown.out.splitlines()] == ["out/film.mp4"] * 3
     assert shown.err.startswith("3 frames in ")

@@ -70,7 +70,7 @@ def test_arrivals_are_named_with_their_parameters():
         ("--encoding delta", "goes with --protocol stream"),
         ("--connections-per-client 2", "goes with --protocol stream"),
         ("--concurrency 2 --max-open 9", "--max-open describes an open loop"),
-        ("--rate 0.001 --seconds 1", "no request is due within --seconds 1; give more of them, or a higher rate"),
+        ("--rate 0.001 --seconds 1", "no request is due within 1 s; give more --seconds, or a higher rate"),
         ("--rate 1e9 --seconds 60", "a load test has at most 10,000,000 requests in 1,000,000 s: change the rate"),
         ("--cameras 9999 --fps 1000 --seconds 60", "at most 10,000,000 requests"),
         ("--rate 1e-300", "at most 10,000,000 requests in 1,000,000 s"),

@@ -73,7 +73,7 @@ def make_plan(args: argparse.Namespace) -> LoadTestPlan:
     loop, arrivals = _arrivals(args)
     requests = list(draw_requests(arrivals, _mix(args), args.seed))
     if not requests:
-        raise UsageError(f"no request is due within --seconds {args.seconds:g}; give more of them, or a higher rate")
+        raise UsageError(f"no request is due within {args.seconds or inf:g} s; give more --seconds, or a higher rate")
     if requests[-1].at_s > _LONGEST_S:
         raise UsageError(
             f"the last request is due after {requests[-1].at_s:,.0f} s; a load test may take {_LONGEST_S:,.0f} s. The "
