@@ -95,7 +95,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit status: 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C)."""
-    args = parser().parse_args(argv)
+    found = parser()
+    args = found.parse_args(argv)
+    try:
+        check(args)
+    except ValueError as error:
+        found.error(str(error))
     try:
         run(args)
     except KeyboardInterrupt:
@@ -108,7 +113,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    check(args)
+    if args.plot is not None:
+        check_plot(args.plot)
     catalog = read_catalog(args.models, args.model)
     models = measured(catalog, args.precision)
     head_s, image_s, reply_s = (milliseconds / 1000 for milliseconds in args.front_end_ms)
@@ -190,8 +196,6 @@ def check(args: argparse.Namespace) -> None:
         _refuse_beside("--replicas", seeds=None if args.seeds == 1 else args.seeds)
     if args.trace is not None:
         _refuse_beside("--trace", load=args.load, duration_s=args.duration_s)
-    if args.plot is not None:
-        check_plot(args.plot)
 
 
 def check_extent(requests: float, remedy: str) -> None:
