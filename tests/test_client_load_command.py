@@ -67,6 +67,7 @@ def test_arrivals_are_named_with_their_parameters():
         ("--seconds 2", "does not go with a closed loop"),
         ("--cancel 0.6 --hang-up 0.6", "above 1 together"),
         ("--option deadline_ms=50", "give --deadline-ms"),
+        ("--option quality=0.1 --option id=a", "--option type are set by adpc load itself; leave them out"),
         ("--encoding delta", "goes with --protocol stream"),
         ("--connections-per-client 2", "goes with --protocol stream"),
         ("--concurrency 2 --max-open 9", "--max-open describes an open loop"),

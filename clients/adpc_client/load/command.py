@@ -128,6 +128,8 @@ def _check(args: argparse.Namespace) -> None:
         and not (args.rate or args.cameras or args.trace),
         "--cancel and --hang-up are above 1 together; lower one": args.cancel + args.hang_up > 1,
         "--option deadline_ms is not measured against; give --deadline-ms": "deadline_ms" in dict(args.option),
+        "--option id and --option type are set by adpc load itself; leave them out": {"id", "type"}
+        & {*dict(args.option)},
         "--encoding delta goes with --protocol stream only": args.protocol == "http"
         and args.encoding not in (None, *MEDIA_TYPES),
         "--connections-per-client goes with --protocol stream only": args.protocol == "http"
