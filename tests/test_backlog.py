@@ -394,6 +394,17 @@ def test_places_that_are_given_up_later_leave_the_room_of_a_client_as_it_was() -
     assert backlog.refusal(expected(0.3), 0.0) is None
 
 
+@pytest.mark.parametrize("later_s", [0.01, 1.0, 1e5])
+def test_what_is_withdrawn_later_leaves_no_debt(later_s: float) -> None:
+    """While demand exceeds capacity, the only request that was admitted gives up its place."""
+    backlog = Backlog(known_costs())
+    for _ in range(50):
+        backlog.ask(expected(1.0), 0.0)
+    backlog.add(0, expected(1.0), 0.0)
+    backlog.withdraw(0, later_s)
+    assert backlog.refusal(expected(later_s + 1.0), later_s) is None
+
+
 def test_promises_that_are_broken_leave_more_time_to_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """A promise is broken by an exit that comes late and by a request that ends when its exit would have been late. One
     that is cancelled in time tells nothing, and so does one whose image never came or that could not be kept alone."""

@@ -13,6 +13,8 @@ import pytest
 import tiny
 from adpc_client.__main__ import main
 from adpc_client.frames import EveryFrame
+from adpc_client.load import LoadMeasurement, Outcome, PlannedRequest
+from adpc_client.load.transport import LoadReply
 from PIL import Image
 from scripted_server import Talk, end, scripted
 
@@ -109,7 +111,7 @@ def test_a_broken_file_does_not_end_the_stream_of_a_folder(live_url, tmp_path, m
     names = [f"photos/{name}" for name in ("b.jpg", "c.png", "d.png", "e.png")]
     assert all(name in line for name, line in zip(names, complaints, strict=True))
     assert failed == "failed: " + ", ".join(names)
-    assert shown.out.splitlines()[-1].endswith("2 reached exit 1; 4 failed, 0 were overtaken by newer ones")
+    assert shown.out.splitlines()[-1].endswith("2 reached exit 1; 4 got no answer, 0 were overtaken by newer ones")
 
 
 def test_the_status_is_1_if_a_file_is_broken_at_any_pace(live_url, tmp_path, monkeypatch, capsys):
@@ -233,6 +235,8 @@ def test_stream_command_plays_a_video(live_url, tmp_path, monkeypatch, capsys):
         (["predict", "a film.mp4"], "a film.mp4 is a video; predict takes one image: use adpc stream 'a film.mp4'"),
         (["load", "--plot", "photo.png/a.png"], "--plot needs the folder photo.png, but photo.png is a file"),
         (["load", "--save-trace", "photo.png/a"], "--save-trace needs the folder photo.png, but photo.png is a file"),
+        (["load", "--plot", "folder.png"], "--plot folder.png is a folder; name a file"),
+        (["load", "--save-trace", "folder.png"], "--save-trace folder.png is a folder; name a file"),
         ([], "required: COMMAND"),
     ],
 )
@@ -269,6 +273,8 @@ def test_failures_are_status_1(live_url, photo, capsys):
         (["predict", "empty.png"], "empty.png (0 bytes) cannot be read as an image, because the file is empty"),
         (["stream", "empty.png"], "empty.png cannot be read as an image or a video, because it is empty"),
         (["load", "--plot", "load.png"], "a plot needs matplotlib"),
+        (["load", "--image", "cut.jpg"], "cut.jpg: the bytes (7 bytes) cannot be read as an image; send JPEG, PNG"),
+        (["stream", "photo.png", "--fps", "5"], "photo.png is one image, which has no pace; leave fps out"),
     ],
 )
 @pytest.mark.usefixtures("photo")
@@ -276,6 +282,7 @@ def test_a_file_that_cannot_be_read_is_named_with_a_remedy(command, complaint, c
     """Nothing is asked before: nobody would answer."""
     Path("folder.png").mkdir()
     Path("empty.png").touch()
+    Path("cut.jpg").write_bytes(b"\xff\xd8\xff\xe0cut")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([*command, "--url", NOBODY]) == 1
     assert capsys.readouterr().err.startswith(f"adpc {command[0]}: {complaint}")
@@ -350,7 +357,7 @@ def test_frames_become_a_video_of_the_last_exits_and_totals_end_the_command(caps
         totals = capsys.readouterr().out.splitlines()[-1]
         assert main([*command, "--json"]) == 0
     assert totals.startswith("3 frames in ")
-    assert totals.endswith(" s: 3 reached exit 2; 0 failed, 0 were overtaken by newer ones")
+    assert totals.endswith(" s: 3 reached exit 2; 0 got no answer, 0 were overtaken by newer ones")
     shown = capsys.readouterr()
     assert [json.loads(line)["output"] for line in shown.out.splitlines()] == ["out/film.mp4"] * 3
     assert shown.err.startswith("3 frames in ")
@@ -395,3 +402,48 @@ def test_the_version_is_told_without_an_installed_package(
         with pytest.raises(SystemExit):
             main(["--version"])
         assert capsys.readouterr().out == said
+
+
+def test_the_url_of_a_load_test_is_checked_before_its_host(capsys):
+    assert main(["load", "--url", "localhost:8000"]) == 1
+    assert "the server's URL is 'localhost:8000'; it must look like http://host:port" in capsys.readouterr().err
+
+
+def test_a_utility_that_lacks_an_exit_ends_a_load_test_before_it_begins(live_url, monkeypatch, capsys):
+    monkeypatch.setattr("adpc_client.load.command.measure", lambda *_, **__: pytest.fail("it measures"))
+    with pytest.raises(SystemExit) as raised:
+        main(["load", "--count", "1", "--utility", "0.5,0.6", "--url", live_url])
+    assert raised.value.code == 2
+    assert "--utility has 2 values, and there are 4 exits; give a value for each exit" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("photo")
+def test_a_load_test_shows_its_report_even_if_a_file_cannot_be_written(monkeypatch, capsys):
+    """The disk is full."""
+
+    async def measured(*_):
+        return LoadMeasurement([Outcome(PlannedRequest(0.0), LoadReply(0.1, "overloaded", status=503))], 1.0, 0.1)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("adpc_client.load.command._measure", measured)
+    monkeypatch.setattr("adpc_client.load.command.write_trace", full)
+    assert main(["load", "--count", "1", "--save-trace", "t.jsonl", "--json"]) == 1
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["requests"] == 1 and "No space left" in shown.err
+
+
+@pytest.mark.usefixtures("photo")
+def test_a_file_that_may_not_be_replaced_is_refused_before_anything_is_asked(monkeypatch, capsys):
+    """A file that may be replaced needs no folder that may be written to, such as /dev/null."""
+    Path("t.jsonl").touch()
+    monkeypatch.setattr(os, "access", lambda path, _: str(path) != "t.jsonl")
+    with pytest.raises(SystemExit):
+        main(["load", "--save-trace", "t.jsonl", "--url", NOBODY])
+    assert "--save-trace t.jsonl is a file that you may not write to; name another" in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda path, _: str(path) == "t.jsonl")
+    assert main(["load", "--save-trace", "t.jsonl", "--url", NOBODY]) == 1
+    with pytest.raises(SystemExit):
+        main(["predict", "photo.png", "--url", NOBODY])
+    assert "--output needs the folder ., which you may not write to" in capsys.readouterr().err

@@ -152,6 +152,8 @@ def test_a_trace_needs_no_more_than_moments(tmp_path):
         ("at_s", "line 1 is not JSON"),
         ("[1]", "must be a JSON object with at_s"),
         ('{"at_s": NaN}', "has at_s nan"),
+        (f'{{"at_s": 1{"0" * 400}}}', "has at_s 1000"),
+        ("\udcff\udcd8", "line 1 is not JSON"),  # a photo
         ('{"at_s": 1, "deadline_ms": 0}', "has deadline_ms 0; it must be milliseconds above 0"),
         ('{"at_s": 1, "width": 1.5, "height": 2}', "has width 1.5; it must be whole pixels"),
         ('{"at_s": 1, "width": 2}', "only one of width and height"),
@@ -164,7 +166,7 @@ def test_a_trace_needs_no_more_than_moments(tmp_path):
     ],
 )
 def test_a_wrong_trace_is_refused_by_its_line(tmp_path, lines, complaint):
-    (tmp_path / "t.jsonl").write_text(lines)
+    (tmp_path / "t.jsonl").write_text(lines, errors="surrogateescape")
     with pytest.raises(ValueError, match=complaint):
         read_trace(tmp_path / "t.jsonl")
 
@@ -201,3 +203,16 @@ def test_images_are_scaled_once_and_sent_in_turn():
 def test_the_drawn_street_is_a_photo_of_480x360():
     assert content_type(street(0)) == "image/jpeg" and street(0) == street(0) != street(1)
     assert Payloads([street(0)]).prepare([PlannedRequest(0)]) == [PlannedRequest(0, width=480, height=360)]
+
+
+@pytest.mark.parametrize("size", [(65_536, 1), (1, 65_536), (20_000, 20_000)])
+def test_an_image_is_not_scaled_beyond_what_can_be_sent(size):
+    width, height = size
+    with pytest.raises(
+        ValueError, match=rf"an image of {width}x{height} pixels is too large; .* at most 65,535 pixels"
+    ):
+        Payloads([png(8, 8)]).prepare([PlannedRequest(0, width=width, height=height)])
+
+
+def test_any_seed_draws_a_street():
+    assert content_type(street(-1)) == "image/jpeg"

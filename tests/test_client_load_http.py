@@ -12,6 +12,7 @@ import pytest
 from adpc_client import AdpcError, ConnectionFailedError
 from adpc_client.load.http_transport import HttpTransport
 from adpc_client.load.transport import LoadTarget
+from adpc_client.transport import Endpoint
 from load_requests import IMAGE, reply, request, sent
 
 MAP = b"map" * 2000
@@ -304,3 +305,12 @@ def test_of_several_addresses_the_first_that_accepts_is_used(monkeypatch):
         assert target.address == "127.0.0.1" and target.netloc.startswith("both:")
 
     asyncio.run(main())
+
+
+def test_a_load_test_trusts_the_same_certificates_as_other_requests(monkeypatch):
+    async def connected(*_):
+        return Mock()
+
+    monkeypatch.setattr(LoadTarget, "connect", connected)
+    for url in ("https://127.0.0.1:8443", "http://127.0.0.1:8000"):
+        assert asyncio.run(LoadTarget.resolve(url, ["0"])).tls is Endpoint(url).stream_tls

@@ -207,9 +207,10 @@ def test_a_newer_frame_asks_the_open_one_to_give_way():
     assert [opened.calls for opened in transport.opened] == [[("give_way", 0.1)], []]
 
 
-def test_a_frame_whose_deadline_passed_while_it_was_held_is_not_sent():
+@pytest.mark.parametrize("deadline_ms", [140, 150.0004])  # of which the server would hear 0.0
+def test_a_frame_whose_deadline_passed_while_it_was_held_is_not_sent(deadline_ms):
     slow = Scripted(ends_s=0.25)
-    outcomes, transport = run(camera(0.0, 0.1, deadline_ms=140), slow, loop="cameras")
+    outcomes, transport = run(camera(0.0, 0.1, deadline_ms=deadline_ms), slow, loop="cameras")
     assert [outcome.reply.stop for outcome in outcomes] == ["complete", "stale"] and len(transport.seen) == 1
 
 

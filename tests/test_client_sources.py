@@ -58,6 +58,12 @@ def test_only_what_goes_on_by_itself_has_a_pace(folder):
     assert open_source(images, 4).period_s == 0.25
 
 
+def test_one_image_has_no_pace(folder):
+    for opened in (lambda: open_source(folder / "10.png", 5), lambda: open_bytes((folder / "10.png").read_bytes(), 5)):
+        with pytest.raises(ValueError, match="is one image, which has no pace; leave fps out"):
+            opened()
+
+
 @pytest.mark.parametrize("end", [None, (False, None)])
 def test_a_callable_is_asked_until_it_says_that_there_is_no_more(end):
     given = iter([(True, PIXELS), PIXELS, end])

@@ -40,5 +40,6 @@ def test_shares_are_those_of_all_requests() -> None:
 def test_the_command(models: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811 - the fixture
     assert command.main(["--models", str(models), *BRIEF, "--replicas", "2"]) == 0
     assert [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()] == list(ROUTINGS)
-    assert command.main(["--models", str(models), *BRIEF, "--replicas", "0"]) == 1
-    assert "--replicas is 0; it must be at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["--models", str(models), *BRIEF, "--replicas", "0"])
+    assert "--replicas is 0; it must be at least 1 and at most 10,000" in capsys.readouterr().err

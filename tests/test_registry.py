@@ -187,19 +187,19 @@ def test_a_request_is_alone_if_no_other_was_seated_since_it_was(registry: Reques
         registry.seat(first)
         assert registry.is_alone(first)
         with registry.open("http", 0.0) as second:
-            assert first.alone and not registry.is_alone(second)
+            assert registry.is_alone(first) and not registry.is_alone(second)
             registry.seat(second)
-            assert not first.alone and not second.alone
+            assert not registry.is_alone(first) and not registry.is_alone(second)
         with registry.open("http", 0.0) as third:
             registry.seat(third)
-            assert not third.alone
+            assert not registry.is_alone(third)
         assert not registry.is_alone(first)
     with registry.open("http", 0.0) as fourth:
         registry.seat(fourth)
-        assert fourth.alone
+        assert registry.is_alone(fourth)
     with registry.open("http", 0.0) as fifth:
         registry.seat(fifth)
-        assert fifth.alone and fourth.alone
+        assert registry.is_alone(fifth)
 
 
 def test_only_who_asked_finds_a_request(registry: RequestRegistry) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -20,7 +21,7 @@ from server.simulation.device import RequestOutcome
 from server.simulation.experiment import OURS, Blocks, DisciplineResult, Estimate, Experiment, LoadResult, resampled
 from server.simulation.report import plot, table
 from server.simulation.traffic import PROCESSES, Arrival, read_trace
-from server.simulation.workload import FrontEnd, rate_1x
+from server.simulation.workload import FrontEnd, Workload, rate_1x
 
 # --- traffic ---
 
@@ -48,7 +49,7 @@ def test_traffic_comes_in_bursts_or_by_the_clock() -> None:
 def test_a_trace_is_read_in_order(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     path.write_text(
-        '{"at_s": 2, "client": 7, "give_up_s": 0.1, "hang_up": true}\n\n'
+        '{"at_s": 2, "client": 7, "give_up_s": 0.1, "hang_up": true, "priority": null}\n\n'
         '{"at_s": 0.5, "deadline_ms": 80, "width": 192, "height": 64, "model": "tiny", "priority": 2}\n'
     )
     first, second = read_trace(path)
@@ -72,10 +73,13 @@ def test_a_trace_is_read_in_order(tmp_path: Path) -> None:
         ('{"at_s": 0, "deadline": 5}', "line 1: not a request: deadline is unknown"),
         ('{"at_s": -1}', "line 1: at_s is -1; it must be at least 0"),
         ('{"at_s": 0, "width": 5}', "line 1: width and height belong together; give both or neither"),
+        ('{"at_s": 1764320000}', r"line 1: at_s is 1764320000; it may be at most 1e\+06"),
+        ('{"at_s": NaN}', "line 1: at_s is nan; give a finite number"),
+        ("\udcff\udcd8", "line 1: Expecting value"),  # a photo
     ],
 )
 def test_a_wrong_trace_says_where(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "trace.jsonl").write_text(text)
+    (tmp_path / "trace.jsonl").write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_trace(tmp_path / "trace.jsonl")
 
@@ -114,16 +118,26 @@ def test_a_trace_is_replayed_as_it_is() -> None:
 
 
 def test_the_best_fixed_exit_is_chosen_in_hindsight(monkeypatch: pytest.MonkeyPatch) -> None:
-    worth = {1: 0.5, 2: 0.6, 3: 0.55, 4: 0.1}
+    """An answer in time may be worth nothing, and is an answer nevertheless."""
+    profiles = tuple(replace(profile, utility=(0.5, 0.6, 0.55, 0.0)) for profile in GAINS.profiles)
+    workload = Workload({"tiny": replace(MODEL, gains=replace(GAINS, profiles=profiles))})
 
     def simulated(requests: list[object], discipline: object, front_end: FrontEnd) -> list[RequestOutcome]:
-        exit_index = getattr(discipline, "_exit", 1)
-        return [RequestOutcome(each, exit_index, worth[exit_index], 0.0) for each in requests]  # type: ignore[arg-type]
+        return [RequestOutcome(each, getattr(discipline, "_exit", 1), 0.0) for each in requests]  # type: ignore[arg-type]
 
     monkeypatch.setattr(experiment, "simulate", simulated)
-    (result,) = Experiment(WORKLOAD, FrontEnd(), PROCESSES["poisson"], loads=(1.0,), seeds=1, duration_s=1.0).run()
-    found = {discipline.discipline: discipline.utility.mean for discipline in result.disciplines}
-    assert found["best fixed exit (2)"] == pytest.approx(0.6) and found["EDF with drop"] == pytest.approx(0.1)
+    (result,) = Experiment(workload, FrontEnd(), PROCESSES["poisson"], loads=(1.0,), seeds=1, duration_s=1.0).run()
+    found = {discipline.discipline: discipline for discipline in result.disciplines}
+    assert found["best fixed exit (2)"].utility.mean == pytest.approx(0.6)
+    assert found["EDF with drop"].utility.mean == 0 and found["EDF with drop"].without.mean == 0
+
+
+def test_an_answer_that_is_late_or_given_up_is_none_in_time() -> None:
+    asked = request(0, 0, 100, utility=(0.5, 0.7))
+    due_s = asked.deadline_s
+    ends = [RequestOutcome(asked, 2, due_s), RequestOutcome(asked, 2, due_s + 0.006), RequestOutcome(asked, 0, due_s)]
+    ends.append(RequestOutcome(asked, 2, due_s, given_up=True))
+    assert [(end.in_time, end.utility) for end in ends] == [(True, 0.7), *[(False, 0.0)] * 3]
 
 
 def test_blocks_are_resampled_as_wholes() -> None:
@@ -204,27 +218,36 @@ def test_the_command_from_a_model_directory_to_figures(
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--deadline-ms", "300", "50"], 1, "--deadline-ms is 300 50; the first must be above 0 and not above the"),
-        (["--deadline-ms", "50", "inf"], 1, "--deadline-ms is 50 inf; "),
-        (["--seeds", "0"], 1, "--seeds is 0; it must be above 0 and finite"),
-        (["--load", "1", "0"], 1, "--load is 0; it must be above 0 and finite"),
-        (["--load", "inf"], 1, "--load is inf; it must be above 0 and finite"),
-        (["--duration-s", "inf"], 1, "--duration-s is inf; it must be above 0 and finite"),
-        (["--duration-s", "nan"], 1, "--duration-s is nan; it must be above 0 and finite"),
+        (
+            ["--deadline-ms", "300", "50"],
+            2,
+            "--deadline-ms is 300 50; give a low one above 0 and a high one, both finite",
+        ),
+        (["--deadline-ms", "50", "inf"], 2, "--deadline-ms is 50 inf; "),
+        (["--seeds", "0"], 2, "--seeds is 0; it must be above 0 and finite"),
+        (["--load", "1", "0"], 2, "--load is 0; it must be above 0 and finite"),
+        (["--load", "inf"], 2, "--load is inf; it must be above 0 and finite"),
+        (["--duration-s", "inf"], 2, "--duration-s is inf; it must be above 0 and finite"),
+        (["--duration-s", "nan"], 2, "--duration-s is nan; it must be above 0 and finite"),
         (["--duration-s", "1e-9", "--load", "1"], 1, "no request arrives within 1e-09 s at load 1; give a longer time"),
         (["--duration-s", "1e-9", "--replicas", "2"], 1, "no request arrives within 1e-09 s; give a longer time"),
-        (["--front-end-ms", "1", "0", "1"], 1, "--front-end-ms is 0; all three must be above 0 and finite"),
-        (["--front-end-ms", "1", "nan", "1"], 1, "--front-end-ms is nan; all three must be above 0 and finite"),
-        (["--replicas", "2", "--budget", "x"], 1, "--budget means nothing with --replicas; leave it out"),
-        (["--replicas", "2", "--trace", "x"], 1, "--trace means nothing with --replicas; leave it out"),
-        (["--replicas", "2", "--plot", "x"], 1, "--plot means nothing with --replicas; leave it out"),
-        (["--replicas", "2", "--traffic", "gamma"], 1, "--traffic means nothing with --replicas; leave it out"),
-        (["--replicas", "2", "--seeds", "10"], 1, "--seeds means nothing with --replicas; leave it out"),
-        (["--trace", "x", "--load", "1"], 1, "--load means nothing with --trace; leave it out"),
-        (["--trace", "x", "--duration-s", "1"], 1, "--duration-s means nothing with --trace; leave it out"),
+        (["--front-end-ms", "1", "0", "1"], 2, "--front-end-ms is 0; all three must be above 0 and finite"),
+        (["--front-end-ms", "1", "nan", "1"], 2, "--front-end-ms is nan; all three must be above 0 and finite"),
+        (["--load", "1e9"], 1, "requests at one load; the most is 2,000,000: lower --load, --duration-s, --seeds"),
+        (["--seeds", "1000000000"], 1, "requests at one load; the most is 2,000,000"),
+        (["--load", "1e6", "--replicas", "2"], 1, "the most is 2,000,000: lower --load, --duration-s or --replicas"),
+        (["--replicas", "20000"], 2, "--replicas is 20000; it must be at least 1 and at most 10,000"),
+        (["--duration-s", "1e7", "--load", "1e-5"], 2, "--duration-s is 1e+07; it may be at most 1e+06"),
+        (["--replicas", "2", "--budget", "x"], 2, "--budget means nothing with --replicas; leave it out"),
+        (["--replicas", "2", "--trace", "x"], 2, "--trace means nothing with --replicas; leave it out"),
+        (["--replicas", "2", "--plot", "x"], 2, "--plot means nothing with --replicas; leave it out"),
+        (["--replicas", "2", "--traffic", "gamma"], 2, "--traffic means nothing with --replicas; leave it out"),
+        (["--replicas", "2", "--seeds", "10"], 2, "--seeds means nothing with --replicas; leave it out"),
+        (["--trace", "x", "--load", "1"], 2, "--load means nothing with --trace; leave it out"),
+        (["--trace", "x", "--duration-s", "1"], 2, "--duration-s means nothing with --trace; leave it out"),
         (["--plot", "load.exe"], 1, "--plot is load.exe; its name must end with one of "),
         (["--plot", "nowhere/load.png"], 1, "--plot is nowhere/load.png, but there is no folder nowhere"),
-        (["--cores", "1"], 1, "--cores is 1; it must be 0, or at least 2"),
+        (["--cores", "1"], 2, "--cores is 1; it must be 0, or at least 2"),
         (["--precision", "int8"], 1, "tiny has no gains-int8.json; measure it: python -m models calibrate"),
         (["--model", "other"], 1, "no model is called 'other'"),
         (["--trace", "none.jsonl"], 1, "none.jsonl"),
@@ -261,6 +284,28 @@ def test_a_simulation_without_matplotlib_ends_before_it_begins(
     monkeypatch.setattr(Experiment, "run", lambda _: pytest.fail("it computes"))
     assert command.main(["--models", str(models), *BRIEF, "--plot", str(tmp_path / "load.png")]) == 1
     assert "--plot needs matplotlib: pip install matplotlib" in capsys.readouterr().err
+
+
+def test_a_plot_that_cannot_be_written_is_refused_before_the_simulation(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Experiment, "run", lambda _: pytest.fail("it computes"))
+    (tmp_path / "folder.png").mkdir()
+    assert command.main(["--models", str(models), *BRIEF, "--plot", str(tmp_path / "folder.png")]) == 1
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert command.main(["--models", str(models), *BRIEF, "--plot", str(tmp_path / "load.png")]) == 1
+    assert capsys.readouterr().err.count("where no file can be written; name another one") == 2
+
+
+def test_an_interrupted_simulation_leaves_a_clear_line(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    terminal = Standard(terminal=True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(experiment, "simulate", interrupted)
+    assert command.main(["--models", str(models), *BRIEF, "--json"]) == 130
+    assert terminal.getvalue().endswith(f"\r{'':78}\r{command.PROGRAM}: interrupted\n")
 
 
 def test_a_simulation_says_how_far_it_is(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -328,6 +328,9 @@ def test_the_bound_is_the_utility_of_what_there_is_time_for() -> None:
     assert bound(crowd, FrontEnd(0.02, 0.02, 0.02, 0.5)) < bound(crowd, FREE)
     late = [request(0, 0, 50, (100.0,), (0.5,)), request(1, 0, 99, (50.0,), (0.5,), give_up_s=0.04)]
     assert bound(late, FREE) == pytest.approx(0.0, abs=1e-6)
+    # A deadline of years, and a request that nobody has wanted for a moment.
+    assert bound([request(0, 0, 1e12)], FREE) == pytest.approx(0.7)
+    assert bound([request(0, 0, 50, give_up_s=0.0)], FREE) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_load_1x_takes_exactly_the_device() -> None:

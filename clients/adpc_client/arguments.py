@@ -4,6 +4,9 @@ import argparse
 import math
 from collections.abc import Callable
 
+MOST = 10_000_000
+"""The most of anything that a command may be asked for. More would not fit into memory, or never end."""
+
 
 class UsageError(Exception):
     """The command line is well-formed, but the command refuses it."""
@@ -13,8 +16,9 @@ def positive(text: str) -> float:
     return _number(text, "above 0", lambda value: value > 0)
 
 
-def count(text: str) -> int:
-    return int(_number(text, "a whole number above 0", lambda value: value > 0 and value.is_integer()))
+def count(text: str, most: int = MOST) -> int:
+    meaning = f"a whole number above 0 and at most {most:,}"
+    return int(_number(text, meaning, lambda value: 0 < value <= most and value.is_integer()))
 
 
 def share(text: str) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from adpc_client.arguments import UsageError
 from adpc_client.client import Client
 from adpc_client.images import encode_image
-from adpc_client.outputs import VIDEOS, check_picture, save_picture
+from adpc_client.outputs import VIDEOS, check_folder, check_picture, save_picture
 from adpc_client.results import Exit, Model, Prediction
 
 
@@ -23,6 +23,8 @@ def predict(args: argparse.Namespace) -> int:
     piped = args.image == "-"
     if args.output:
         check_picture(Path(args.output))
+    else:
+        check_folder("--output", Path())
     if Path(args.image).is_dir() or Path(args.image).suffix.lower() in VIDEOS:
         kind = "a folder" if Path(args.image).is_dir() else "a video"
         raise UsageError(f"{args.image} is {kind}; predict takes one image: use adpc stream {shlex.quote(args.image)}")

@@ -26,15 +26,13 @@ def check_picture(path: Path) -> None:
     known = (*_INDEXED, *_COLOURED)
     if path.suffix.lower() not in known:
         raise UsageError(f"--output {path} must end in one of {', '.join(known)}")
-    if path.is_dir():
-        raise UsageError(f"--output {path} is a folder; name a file")
-    check_folder("--output", path.parent)
+    check_file("--output", path)
 
 
 def is_video(path: Path) -> bool:
     """Whether the frames go into one video. Raises UsageError for another file, or where none may be written."""
     if path.suffix.lower() in VIDEO_FILES:
-        check_folder("--output", path.parent)
+        check_file("--output", path)
         return True
     if not path.is_dir() and (path.exists() or path.suffix.lower() in _NO_FOLDER):
         raise UsageError(f"--output {path} is a file; name a folder, or a video that ends in {', '.join(VIDEO_FILES)}")
@@ -49,6 +47,16 @@ def save_picture(answer: Exit, image: ImageSource, path: Path, *, over_photo: bo
         picture = picture.convert("RGB")
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
+
+
+def check_file(option: str, path: Path) -> None:
+    """Raises UsageError if the file `path` cannot be written. `option` names it."""
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder; name a file")
+    if not path.exists():
+        check_folder(option, path.parent)
+    elif not os.access(path, os.W_OK):
+        raise UsageError(f"{option} {path} is a file that you may not write to; name another file")
 
 
 def check_folder(option: str, folder: Path) -> None:

@@ -104,6 +104,8 @@ def _opened(file: Path | io.BytesIO, still: Path | bytes, name: str, fps: float 
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's: the file may not be read
         raise _broken(name, error) from error
+    if not animated and fps is not None:
+        raise ValueError(f"{name} is one image, which has no pace; leave fps out")
     if not animated:
         return Source(iter([SourceFrame(0, still)]), still=True)
     data = still if isinstance(still, bytes) else still.read_bytes()

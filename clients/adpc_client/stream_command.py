@@ -126,6 +126,6 @@ class _Streaming:
         exits = ", ".join(f"{count} reached exit {exit}" for exit, count in sorted(self._last_exits.items()))
         line = (
             f"{frames} frames in {seconds:.1f} s: {exits or 'none was answered'}; "
-            f"{frames - self._last_exits.total()} failed, {self._follow.dropped} were overtaken by newer ones"
+            f"{frames - self._last_exits.total()} got no answer, {self._follow.dropped} were overtaken by newer ones"
         )
         print(line, file=sys.stderr if self._args.json else sys.stdout)

@@ -51,7 +51,6 @@ class RequestRecord:
     `deadline_s`: when the last byte of the answer is due, infinite until it is known. The front end keeps it nowhere
     else.
     `answer_s`: the seconds that encoding and sending the answer are expected to need.
-    `alone`: no other request was seated since this one was.
     `max_exit`: the last exit to compute. `decode_s`: seconds from the whole body to the pixels.
     `codec_work`: what the front end has spent on the image and its maps so far.
     `region`: the part of the image to compute and to answer, once the image is there; None: all of it.
@@ -77,7 +76,6 @@ class RequestRecord:
     age_s: float = 0.0
     deadline_s: float = math.inf
     answer_s: float = 0.0
-    alone: bool = False
     max_exit: int = 0
     decode_s: float = 0.0
     codec_work: list[CodecWork] = field(default_factory=list)

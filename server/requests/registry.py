@@ -58,7 +58,7 @@ class RequestRegistry:
         self._history = history
         self._seated: Counter[str] = Counter()
         self._alone: RequestRecord | None = None
-        """The seated record that is `alone`; there is at most one."""
+        """The record that was seated last, if no other one was seated by then."""
         self._open: dict[int, RequestRecord] = {}
         self._ended: History[RequestRecord] = History(history)
         self.idle = asyncio.Event()
@@ -125,16 +125,13 @@ class RequestRegistry:
         """Give a seat to a request whose image has arrived. Raises UnavailableError if all seats are taken, and
         TooManyRequestsError if its client holds too many."""
         self._check_room(record)
+        self._alone = None if self._seated else record
         record.seated = True
-        record.alone = not self._seated
-        if self._alone is not None:
-            self._alone.alone = False
-        self._alone = record if record.alone else None
         self._seated[record.caller.network] += 1
 
     def is_alone(self, record: RequestRecord) -> bool:
-        """`record.alone`; before the request is seated, what that would be now."""
-        return record.alone if record.seated else not self._seated
+        """Whether no other request was seated since this one was; before it is seated, whether none is."""
+        return self._alone is record if record.seated else not self._seated
 
     def _leave_seat(self, record: RequestRecord) -> None:
         record.seated = False

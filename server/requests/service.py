@@ -242,7 +242,7 @@ class Service:
         encoded = await self.codec.encode(record.encoding, pixels, function, extra=record.options.map is not None)
         self._spent(record, "encode", began_s)
         answer_s = record.codec_work[-1].ended_s - (began_s if answerable_s is None else answerable_s)
-        self._reserve.learn(answer_s, record.encoding, pixels, alone=record.alone)
+        self._reserve.learn(answer_s, record.encoding, pixels, alone=self.registry.is_alone(record))
         return encoded
 
     def _set_reserve(self, record: RequestRecord, pixels: int) -> None:

@@ -108,8 +108,8 @@ class Backlog:
         self._preparing_s[key] = expected.delays_s
         self._reestimate(owed)
         owed.promised = self._alone_s(owed) <= expected.deadline_s - now_s
-        owed.counted_s = self._reservation.admitted(expected.client, self._alone_s(owed), now_s)
         owed.admitted_s = now_s
+        owed.counted_s = self._reservation.admitted(expected.client, self._alone_s(owed), now_s)
 
     def update(self, key: int, expected: Expected, now_s: float) -> None:
         """The image is with the worker and tells the true shape. Does nothing if the request has ended."""

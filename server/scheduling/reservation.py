@@ -44,15 +44,15 @@ class TrunkReservation:
         return counted_s
 
     def withdrawn(self, client: str, counted_s: float, admitted_s: float) -> None:
-        """A request gives up its place. `counted_s`: what `admitted` returned, at `admitted_s`."""
-        self._had.add(client, -counted_s, admitted_s)
+        """A request that was admitted at `admitted_s` gives up its place. `counted_s`: what `admitted` returned."""
+        self._had.add(client, -counted_s, admitted_s)  # then, so that both are forgotten alike
 
     def room(self, client: str, alone_s: float, left_s: float, now_s: float) -> float:
         """The part of the `left_s` until its deadline within which a request of `client` must be ready. Alone it takes
         `alone_s`, which is no more than `left_s`."""
         clients = max(1, len(self._asked))
         fair_s = self._had.total(now_s) / clients
-        if not fair_s:
+        if fair_s < 1e-9:  # nothing, or what rounding leaves of what was withdrawn
             return 1.0
         surplus = (self._had.of(client, now_s) - fair_s) / math.sqrt(fair_s * alone_s)
         strictness = min(1.0, max(0.0, surplus)) * self.scarcity(now_s)

@@ -192,7 +192,7 @@ class Scheduler:
         its exit is left to render.
 
         The rest matters if it completed an exit. `active_share`: what the exit leaves active. `shown`: what predicts
-        the gain of the next one, see `GainModel.predictors`. `good_enough`: the exit meets the quality that was asked
+        the gain of the next one, see `GainModel.ahead`. `good_enough`: the exit meets the quality that was asked
         for. `final`: no later exit will differ.
         """
         job.used_s += seconds

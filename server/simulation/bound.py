@@ -29,6 +29,8 @@ Floats = NDArray[np.float64]
 
 CELLS_S = (0.8, 0.4, 0.2, 0.1)
 """The lengths of cells, one after the other; each is half of the one before, so that multipliers carry over."""
+MOST_CELLS = 100
+"""If the longest deadline has more of the shortest cells, all cells are longer, so that they fit into memory."""
 STEPS = 40
 """Subgradient steps at each length."""
 PATIENCE = 5
@@ -38,11 +40,13 @@ PATIENCE = 5
 def bound(requests: Sequence[SimulatedRequest], front_end: FrontEnd, cells_s: Sequence[float] = CELLS_S) -> float:
     """A total utility that no discipline exceeds on these requests."""
     lowest, multipliers = np.inf, None
+    longest_s = max(request.deadline_s - request.arrived_s for request in requests)
+    times = max(1.0, longest_s / MOST_CELLS / cells_s[-1])
     for cell_s in cells_s:
-        market = Market(requests, front_end, cell_s)
+        market = Market(requests, front_end, times * cell_s)
         multipliers = market.one_price() if multipliers is None else np.repeat(multipliers, 2)[: market.cells_in_all]
         found, multipliers = market.lower(multipliers)
-        lowest = min(lowest, found)
+        lowest = min(lowest, found, float(market.utility.max(1).sum()))  # or if seconds cost nothing
     return lowest
 
 
@@ -65,12 +69,12 @@ class Market:
         begin_s = np.array([request.arrived_s for request in requests])
         end_s = np.array([min(request.deadline_s + LATE_S, request.give_up_s) for request in requests])
         first = np.floor(begin_s / cell_s).astype(np.int64)
-        width = int((np.ceil(end_s / cell_s) - first).max())
+        width = max(1, int((np.ceil(end_s / cell_s) - first).max()))
         cells = first[:, None] + np.arange(width)
         room_s = np.minimum(end_s[:, None], (cells + 1) * cell_s) - np.maximum(begin_s[:, None], cells * cell_s)
         self.room_s = np.maximum(0.0, room_s)
         self.cell_s = cell_s
-        self.cells_in_all = math.ceil(end_s.max() / cell_s)
+        self.cells_in_all = max(1, math.ceil(end_s.max() / cell_s))
         self.cells = np.minimum(cells, self.cells_in_all - 1)  # beyond, there is no room anyway
 
     def one_price(self) -> Floats:

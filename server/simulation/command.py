@@ -19,13 +19,15 @@ from server.settings import ROOT
 from server.simulation.experiment import Experiment
 from server.simulation.fleet import Fleet
 from server.simulation.report import check_plot, fleet_row, plot, table
-from server.simulation.traffic import PROCESSES, read_trace
+from server.simulation.traffic import LONGEST_S, PROCESSES, read_trace
 from server.simulation.workload import FrontEnd, SimulatedModel, Workload, rate_1x
 
 PROGRAM = "python -m server simulate"
 LOADS = (0.5, 1.0, 2.0, 4.0)
 SEEDS = 10
 DURATION_S = 20.0
+MOST_REQUESTS, MOST_REPLICAS = 2_000_000, 10_000
+"""At one load. More would take days, and more memory than there is."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,7 +77,10 @@ def parser() -> argparse.ArgumentParser:
         "device of its own; default: 2",
     )
     found.add_argument(
-        "--budget", type=Path, metavar="FILE", help="budget file of this server; the simulation begins at midnight UTC"
+        "--budget",
+        type=Path,
+        metavar="FILE",
+        help="budget file of this server; the simulation begins at midnight UTC of a Thursday",
     )
     found.add_argument(
         "--replicas",
@@ -89,8 +94,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command and returns its exit status: 0, 1 (failed) or 2 (wrong usage)."""
-    args = parser().parse_args(argv)
+    """Runs the command and returns its exit status: 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C)."""
+    found = parser()
+    args = found.parse_args(argv)
+    try:
+        check(args)
+    except ValueError as error:
+        found.error(str(error))
     try:
         run(args)
     except KeyboardInterrupt:
@@ -103,45 +113,52 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    check(args)
+    if args.plot is not None:
+        check_plot(args.plot)
     catalog = read_catalog(args.models, args.model)
     models = measured(catalog, args.precision)
     head_s, image_s, reply_s = (milliseconds / 1000 for milliseconds in args.front_end_ms)
     front_end = FrontEnd(head_s, image_s, reply_s, speed_left=1 - 1 / args.cores if args.cores else 1.0)
     workload = Workload(models, tuple(args.deadline_ms))
-    loads, duration_s, progress = tuple(args.load or LOADS), args.duration_s or DURATION_S, SimulationProgress()
-    if args.replicas is not None:
-        fleet = Fleet(workload, front_end, args.replicas, duration_s, progress=progress.say)
-        run_fleet(fleet, loads, progress, as_json=args.json)
-        return
-    experiment = Experiment(
-        workload,
-        front_end,
-        read_trace(args.trace) if args.trace else PROCESSES[args.traffic or "poisson"],
-        budget_policies(args.budget, models),
-        loads,
-        args.seeds or SEEDS,
-        duration_s,
-        progress=progress.say,
-    )
-    gains = workload.default.gains
-    if not args.json:
+    loads, seeds, duration_s = tuple(args.load or LOADS), args.seeds or SEEDS, args.duration_s or DURATION_S
+    requests = max(loads) * rate_1x(workload.default, front_end) * duration_s
+    progress = SimulationProgress()
+    try:
+        if args.replicas is not None:
+            check_extent(args.replicas * requests, "--load, --duration-s or --replicas")
+            fleet = Fleet(workload, front_end, args.replicas, duration_s, progress=progress.say)
+            run_fleet(fleet, loads, progress, as_json=args.json)
+            return
+        trace = read_trace(args.trace) if args.trace else None
+        check_extent(seeds * (len(trace) if trace else requests), "--load, --duration-s, --seeds, or shorten the trace")
+        traffic, policies = trace or PROCESSES[args.traffic or "poisson"], budget_policies(args.budget, models)
+        experiment = Experiment(workload, front_end, traffic, policies, loads, seeds, duration_s, progress.say)
+        run_experiment(experiment, progress, as_json=args.json, plot_to=args.plot)
+    finally:
+        progress.clear()
+
+
+def run_experiment(
+    experiment: Experiment, progress: "SimulationProgress", *, as_json: bool, plot_to: Path | None
+) -> None:
+    workload, gains = experiment.workload, experiment.workload.default.gains
+    if not as_json:
         print(
             f"{workload.default.served.name} in {gains.precision}, measured on {gains.images} images of {gains.source} "
-            f"({gains.machine}); load 1x is {rate_1x(workload.default, front_end):.1f} requests a second",
+            f"({gains.machine}); load 1x is {rate_1x(workload.default, experiment.front_end):.1f} requests a second",
             flush=True,
         )
     results = []
     for result in experiment.run():
         results.append(result)
         progress.clear()
-        if not args.json:
+        if not as_json:
             print("\n" + "\n".join(table(result)), flush=True)
-    if args.json:
+    if as_json:
         about = {"model": workload.default.served.name, "precision": gains.precision, "machine": gains.machine}
         print(json.dumps(about | {"loads": [asdict(result) for result in results]}))
-    if args.plot:
-        plot(results, args.plot)
+    if plot_to is not None:
+        plot(results, plot_to)
 
 
 def run_fleet(fleet: Fleet, loads: Sequence[float], progress: "SimulationProgress", *, as_json: bool) -> None:
@@ -159,15 +176,17 @@ def check(args: argparse.Namespace) -> None:
     """Raises ValueError on values that cannot be simulated, and on options that mean nothing beside others."""
     low, high = args.deadline_ms
     if not 0 < low <= high < math.inf:
-        raise ValueError(f"--deadline-ms is {low:g} {high:g}; the first must be above 0 and not above the second")
+        raise ValueError(f"--deadline-ms is {low:g} {high:g}; give a low one above 0 and a high one, both finite")
     for name, values in (("load", args.load), ("seeds", [args.seeds]), ("duration-s", [args.duration_s])):
         for value in values or ():
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"--{name} is {value:g}; it must be above 0 and finite")
     if args.cores < 0 or args.cores == 1:
         raise ValueError(f"--cores is {args.cores}; it must be 0, or at least 2")
-    if args.replicas is not None and args.replicas < 1:
-        raise ValueError(f"--replicas is {args.replicas}; it must be at least 1")
+    if args.duration_s is not None and args.duration_s > LONGEST_S:
+        raise ValueError(f"--duration-s is {args.duration_s:g}; it may be at most {LONGEST_S:g}")
+    if args.replicas is not None and not 1 <= args.replicas <= MOST_REPLICAS:
+        raise ValueError(f"--replicas is {args.replicas}; it must be at least 1 and at most {MOST_REPLICAS:,}")
     for value in args.front_end_ms:
         if not 0 < value < math.inf:
             raise ValueError(f"--front-end-ms is {value:g}; all three must be above 0 and finite")
@@ -177,8 +196,14 @@ def check(args: argparse.Namespace) -> None:
         _refuse_beside("--replicas", seeds=None if args.seeds == 1 else args.seeds)
     if args.trace is not None:
         _refuse_beside("--trace", load=args.load, duration_s=args.duration_s)
-    if args.plot is not None:
-        check_plot(args.plot)
+
+
+def check_extent(requests: float, remedy: str) -> None:
+    """Raises ValueError if `requests` at one load, of all seeds together, are too many."""
+    if requests > MOST_REQUESTS:
+        raise ValueError(
+            f"these are {requests:.3g} requests at one load; the most is {MOST_REQUESTS:,}: lower {remedy}"
+        )
 
 
 def _refuse_beside(other: str, **given: object) -> None:
@@ -223,17 +248,17 @@ class SimulationProgress:
 
     def __init__(self) -> None:
         self._on_terminal = sys.stderr.isatty()
-        self._load = ""
+        self._said = ""
 
     def say(self, text: str) -> None:
         load = text.partition(":")[0]
         if self._on_terminal:
             print(f"\r{text:<78}", end="\r", file=sys.stderr, flush=True)
-        elif load != self._load:
-            self._load = load
+        elif load != self._said:
             print(f"{PROGRAM}: {load}", file=sys.stderr, flush=True)
+        self._said = load
 
     def clear(self) -> None:
-        """Clear the line of a terminal."""
-        if self._on_terminal:
+        """Clear the line of a terminal, unless it is clear."""
+        if self._on_terminal and self._said:
             self.say("")

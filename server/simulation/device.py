@@ -27,12 +27,11 @@ class SimulatedJob:
     to the stage after it. `left_s`: those that the stage still needs, which no discipline knows. `answered`: the exit
     of the answer; None while the request waits for one. `answerable_s`: when its reply could have begun. `deadline_s`:
     when the reply is due, by the request and by its budget. `answer_s`: the seconds that the reply is expected to
-    need. `image_parts`: what is left of the image to receive and decode. `seated`: the request was admitted
-    and has not ended. `alone`: no other request was seated since this one was.
+    need. `image_parts`: what is left of the image to receive and decode. `seated`: the request was admitted and has not
+    ended.
     """
 
     __slots__ = (
-        "alone",
         "answer_s",
         "answerable_s",
         "answered",
@@ -52,7 +51,6 @@ class SimulatedJob:
         self.answer_s = 0.0
         self.due = 0  # the number of the event at its compute deadline
         self.answerable_s = math.inf
-        self.alone = False
         self.seated = False
         self.exit = 0
         self.spent_s = 0.0
@@ -97,15 +95,23 @@ class Discipline(Protocol):
 @dataclass(frozen=True)
 class RequestOutcome:
     """How a request ended. `exit`: of the answer, 0 for none. `end_s`: when its last byte was sent, or it was refused.
-
-    `utility`: what the answer was worth, 0 if it was late. `given_up`: the client did not want it any more.
+    `given_up`: the client did not want it any more.
     """
 
     request: SimulatedRequest
     exit: int
-    utility: float
     end_s: float
     given_up: bool = False
+
+    @property
+    def in_time(self) -> bool:
+        """Whether the client got an answer in time."""
+        return self.exit > 0 and not self.given_up and self.end_s <= self.request.deadline_s + LATE_S
+
+    @property
+    def utility(self) -> float:
+        """What the answer was worth; 0 if it was not in time. An answer in time may be worth 0, too."""
+        return self.request.utility(self.exit) if self.in_time else 0.0
 
 
 def simulate(requests: Sequence[SimulatedRequest], discipline: Discipline, front_end: FrontEnd) -> list[RequestOutcome]:
@@ -127,7 +133,7 @@ class SimulatedServer:
         self._reserve = AnswerReserve()
         self._reserve.learn(front_end.reply_s, alone=True)
         self._seated = 0
-        self._alone: SimulatedJob | None = None  # the seated job that is alone
+        self._alone: SimulatedJob | None = None  # the job that was seated last, if no other one was seated by then
         self._now_s = 0.0
         self._number = count()
         self._events: list[tuple[float, int, Callable[[SimulatedJob], None], SimulatedJob]] = []
@@ -208,7 +214,7 @@ class SimulatedServer:
             else:
                 if job.compute_deadline_s > self._now_s:  # the event at the compute deadline is still to come
                     self._cancelled.add(job.due)
-                    job.answer_s = self._reserve.seconds(alone=job.alone)
+                    job.answer_s = self._reserve.seconds(alone=self._alone is job)
                     self._set_due(job)
                 self._discipline.submit(job, self._now_s)
                 if self._running is None:
@@ -216,7 +222,7 @@ class SimulatedServer:
         self._worked()
 
     def _replied(self, job: SimulatedJob) -> None:
-        self._reserve.learn(self._now_s - job.answerable_s, alone=job.alone)
+        self._reserve.learn(self._now_s - job.answerable_s, alone=self._alone is job)
         if job.request.key not in self.outcomes:  # the client has not given up meanwhile
             self._record(job)
         self._worked()
@@ -227,17 +233,13 @@ class SimulatedServer:
         job.due = self._at(max(self._now_s, job.compute_deadline_s), self._due, job)
 
     def _seat(self, job: SimulatedJob) -> None:
-        job.seated, job.alone = True, not self._seated
-        if self._alone is not None:
-            self._alone.alone = False
-        self._alone = job if job.alone else None
+        self._alone = None if self._seated else job
+        job.seated = True
         self._seated += 1
 
     def _leave_seat(self, job: SimulatedJob) -> None:
         self._seated -= job.seated
         job.seated = False
-        if self._alone is job:
-            self._alone = None
 
     # --- ends ---
 
@@ -260,7 +262,7 @@ class SimulatedServer:
                 job.answered = 0
                 self._discipline.remove(job, self._now_s)
             self._leave_seat(job)
-            self.outcomes[job.request.key] = RequestOutcome(job.request, job.answered, 0.0, self._now_s, given_up=True)
+            self.outcomes[job.request.key] = RequestOutcome(job.request, job.answered, self._now_s, given_up=True)
 
     def _answer(self, job: SimulatedJob) -> None:
         """Reply with the newest exit, though the worker may be within a slice of the next one."""
@@ -274,10 +276,7 @@ class SimulatedServer:
 
     def _record(self, job: SimulatedJob) -> None:
         self._leave_seat(job)
-        exit_index = job.answered or 0
-        in_time = self._now_s <= job.request.deadline_s + LATE_S
-        utility = job.request.utility(exit_index) if in_time else 0.0
-        self.outcomes[job.request.key] = RequestOutcome(job.request, exit_index, utility, self._now_s)
+        self.outcomes[job.request.key] = RequestOutcome(job.request, job.answered or 0, self._now_s)
 
     # --- the worker ---
 

@@ -48,10 +48,10 @@ class Estimate:
 class DisciplineResult:
     """What one discipline achieves at one load.
 
-    `utility`: mean over all requests, 0 for those without an answer. `without`: the share of those. `exits`: the share
-    of the requests that were answered with each exit, from 0. `lead`: by how much this server's utility is larger, with
-    the interval of the difference on the same requests. `late_s`: by how much the last byte is after the deadline, the
-    99.9th percentile of the answers.
+    `utility`: mean over all requests, 0 for those without an answer in time. `without`: the share of those. `exits`:
+    the share of the requests that were answered with each exit, from 0. `lead`: by how much this server's utility is
+    larger, with the interval of the difference on the same requests. `late_s`: by how much the last byte is after the
+    deadline, the 99.9th percentile of the answers.
     """
 
     discipline: str
@@ -155,7 +155,7 @@ class Experiment:
         return DisciplineResult(
             name,
             utility=blocks.estimate(utility),
-            without=blocks.estimate((utility == 0).astype(np.float64)),
+            without=blocks.estimate(np.array([float(not outcome.in_time) for outcome in outcomes])),
             lead=blocks.estimate(ours - utility),
             exits=tuple((exits / len(outcomes)).tolist()),
             late_s=float(np.quantile(late_s, 0.999)) if late_s else 0.0,

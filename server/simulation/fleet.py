@@ -117,13 +117,14 @@ class Fleet:
 
     def _result(self, load: float, routing: str, outcomes: Sequence[RequestOutcome]) -> FleetResult:
         utility = np.array([outcome.utility for outcome in outcomes])
+        in_time = np.array([outcome.in_time for outcome in outcomes])
         exits = np.bincount([outcome.exit for outcome in outcomes], minlength=outcomes[0].request.exits + 1)
         return FleetResult(
             load=load,
             routing=routing,
             requests=len(outcomes),
-            goodput=float((utility > 0).sum()) / self.duration_s / self.replicas,
-            without=float((utility == 0).mean()),
+            goodput=float(in_time.sum()) / self.duration_s / self.replicas,
+            without=float((~in_time).mean()),
             utility=float(utility.mean()),
             exits=tuple((exits / len(outcomes)).tolist()),
         )

@@ -1,5 +1,6 @@
 """What a simulation prints and draws."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def check_plot(path: Path) -> None:
         raise ValueError("--plot needs matplotlib: pip install matplotlib") from error
     if not path.parent.is_dir():
         raise ValueError(f"--plot is {path}, but there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"--plot is {path}, where no file can be written; name another one")
     kinds = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in kinds:
         raise ValueError(f"--plot is {path}; its name must end with one of {', '.join(sorted(kinds))}")

@@ -17,7 +17,9 @@ from pydantic import Field
 from models.network.configs import Positive, Whole
 from models.validation import from_json, value
 
-Seconds = Annotated[float, Field(ge=0)]
+LONGEST_S = 1e6
+"""A trace or a simulation is not longer. Unix seconds are larger."""
+Seconds = Annotated[float, Field(ge=0, le=LONGEST_S)]
 
 
 @value()
@@ -45,7 +47,8 @@ class Arrival:
 
 def read_trace(path: Path) -> list[Arrival]:
     """The arrivals of a trace, in order. Raises ValueError, which names the line, if one is wrong."""
-    lines = [(number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} holds no request; give one JSON object a line, with at_s at least")
     arrivals = []
@@ -58,8 +61,10 @@ def read_trace(path: Path) -> list[Arrival]:
 
 
 def _arrival(fields: Any) -> Arrival:
-    if isinstance(fields, dict) and isinstance(fields.get("client"), int):
-        fields = fields | {"client": str(fields["client"])}
+    if isinstance(fields, dict):
+        fields = {name: given for name, given in fields.items() if given is not None}
+        if isinstance(fields.get("client"), int):
+            fields["client"] = str(fields["client"])
     return from_json(Arrival, fields, "a request")
 
 

@@ -7,21 +7,20 @@ import importlib
 import json
 import random
 import sys
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import islice, repeat, takewhile
-from math import inf
+from itertools import accumulate, islice, repeat, takewhile
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from adpc_client.arguments import UsageError
+from adpc_client.arguments import MOST, UsageError
 from adpc_client.async_client import AsyncClient
 from adpc_client.commands import request_headers
-from adpc_client.errors import ConnectionFailedError
-from adpc_client.images import encode_image
+from adpc_client.errors import ConnectionFailedError, ImageError
+from adpc_client.images import encode_image, open_image
 from adpc_client.load.arrivals import PoissonArrivals, camera_frames
-from adpc_client.load.command_line import mix
 from adpc_client.load.http_transport import MEDIA_TYPES
 from adpc_client.load.measurement import measure
 from adpc_client.load.outcome import LoadMeasurement
@@ -32,52 +31,75 @@ from adpc_client.load.report import summarise
 from adpc_client.load.runner import LoadRunner
 from adpc_client.load.table import table
 from adpc_client.load.trace import read_trace, write_trace
-from adpc_client.outputs import check_folder
+from adpc_client.outputs import check_file
 from adpc_client.proxy import is_loopback
+from adpc_client.results import Model
+from adpc_client.transport import Endpoint
 
 _COUNT = 200
 _FPS = 10.0
 _DEADLINE_MS = 200.0
+_LONGEST_S = 1e6
+"""A load test of more than eleven days is a mistake, such as a trace whose moments are Unix seconds."""
 
 
 def run(args: argparse.Namespace) -> int:
     """Put the server under load and print the figures of its answers."""
-    if not args.yes and not is_loopback(urlsplit(args.url).hostname or ""):
+    headers = request_headers(args)
+    if not args.yes and not is_loopback(urlsplit(Endpoint(args.url, headers).url).hostname or ""):
         raise UsageError(f"{args.url} is not this machine; add --yes if you may put that server under load")
     plan = make_plan(args)
     utility = None if args.utility is None else read_utility(args.utility)
     if args.plot:
-        check_folder("--plot", args.plot.parent)
+        check_file("--plot", args.plot)
         check_plotting(args.plot)
     if args.save_trace:
-        check_folder("--save-trace", args.save_trace.parent)
-    measured = _run(_measure(args.url, plan, request_headers(args)))
+        check_file("--save-trace", args.save_trace)
+    measured = _run(_measure(args.url, plan, headers, utility))
     report = summarise(measured, plan.grace_ms, utility)
+    print(json.dumps(asdict(report)) if args.json else table(report))  # before a file that may not be written
     if args.save_trace:
         args.save_trace.parent.mkdir(parents=True, exist_ok=True)
         write_trace(args.save_trace, (outcome.as_offered() for outcome in measured.outcomes if outcome.sent))
     if args.plot:
         plot(measured.outcomes, plan.grace_ms, args.plot)
-    print(json.dumps(asdict(report)) if args.json else table(report))
     return 1 if report.faults else 0
 
 
 def make_plan(args: argparse.Namespace) -> LoadTestPlan:
     """The plan that the arguments ask for. Raises UsageError if they contradict each other."""
     _check(args)
+    _check_extent(args)
     loop, arrivals = _arrivals(args)
+    requests = list(draw_requests(arrivals, _mix(args), args.seed))
+    if not requests:
+        raise UsageError(f"no request is due within {args.seconds or inf:g} s; give more --seconds, or a higher rate")
+    if requests[-1].at_s > _LONGEST_S:
+        raise UsageError(
+            f"the last request is due after {requests[-1].at_s:,.0f} s; a load test may take {_LONGEST_S:,.0f} s. The "
+            "at_s of a trace count from its start; --speed replays it faster"
+        )
     return LoadTestPlan(
-        requests=list(draw_requests(arrivals, _mix(args), args.seed)),
-        images=[encode_image(path)[0] for path in args.image] or [street(args.seed)],
+        requests=requests,
+        images=[_image_file(path) for path in args.image] or [street(args.seed)],
         loop=loop,
-        users=args.concurrency,
+        users=args.concurrency or LoadTestPlan.users,
         protocol=args.protocol,
         encoding=args.encoding,
         options=dict(args.option),
         connections_per_client=args.connections_per_client,
-        max_open=args.max_open,
+        max_open=args.max_open or LoadTestPlan.max_open,
         grace_ms=args.grace_ms,
     )
+
+
+def _image_file(path: str) -> bytes:
+    data, _ = encode_image(path)
+    try:
+        open_image(data)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+    return data
 
 
 class ProgressLine:
@@ -106,12 +128,31 @@ def _check(args: argparse.Namespace) -> None:
         and not (args.rate or args.cameras or args.trace),
         "--cancel and --hang-up are above 1 together; lower one": args.cancel + args.hang_up > 1,
         "--option deadline_ms is not measured against; give --deadline-ms": "deadline_ms" in dict(args.option),
+        "--option id and --option type are set by adpc load itself; leave them out": {"id", "type"}
+        & {*dict(args.option)},
         "--encoding delta goes with --protocol stream only": args.protocol == "http"
         and args.encoding not in (None, *MEDIA_TYPES),
+        "--connections-per-client goes with --protocol stream only": args.protocol == "http"
+        and args.connections_per_client,
+        "--max-open describes an open loop; give --rate or --trace": args.max_open and not (args.rate or args.trace),
     }
     for sentence, holds in contradictions.items():
         if holds:
             raise UsageError(sentence)
+
+
+def _check_extent(args: argparse.Namespace) -> None:
+    """Raises UsageError if a plan at this rate would not fit into memory, or never end."""
+    rate_per_s = args.rate or (args.cameras or 0) * (args.fps or _FPS)
+    if not rate_per_s:
+        return
+    count = args.seconds * rate_per_s if args.seconds else args.count or _COUNT
+    seconds = args.seconds or count / rate_per_s
+    if count > MOST or seconds > _LONGEST_S:
+        raise UsageError(
+            f"{rate_per_s:g} requests a second are {count:,.0f} requests in {seconds:,.0f} s; a load test has at most "
+            f"{MOST:,} requests in {_LONGEST_S:,.0f} s: change the rate, --count or --seconds"
+        )
 
 
 def _arrivals(args: argparse.Namespace) -> tuple[Loop, Iterable[Mapping[str, Any]]]:
@@ -139,7 +180,7 @@ def _mix(args: argparse.Namespace) -> RequestMix:
     return RequestMix(
         deadlines_ms=args.deadline_ms or Mix.of((deadline_ms, deadline_ms)),
         sizes=args.size or Mix.of(None),
-        models=mix(_model)(args.model) if args.model else Mix.of(None),
+        models=args.model or Mix.of(None),
         priorities=args.priority or Mix.of(None),
         clients=args.clients or Mix.of("0"),
         cancel_share=args.cancel,
@@ -147,28 +188,46 @@ def _mix(args: argparse.Namespace) -> RequestMix:
     )
 
 
-def _model(name: str) -> str | None:
-    return name
-
-
 def read_utility(text: str) -> tuple[float, ...]:
     """The value of each exit: from a list, or from a model's `gains.json`, whose means add up to them."""
     path = Path(text)
     try:
-        if not path.is_file():
-            return tuple(float(part) for part in text.split(","))
-        gains = [float(gain["mean"]) for gain in json.loads(path.read_text())["exits"]]
-    except (ValueError, KeyError, TypeError) as error:
+        if path.is_file():
+            found = tuple(accumulate(float(gain["mean"]) for gain in json.loads(path.read_text())["exits"]))
+        else:
+            found = tuple(float(part) for part in text.split(","))
+    except (ValueError, KeyError, TypeError):
+        found = ()
+    if not found or not all(map(isfinite, found)):
         raise UsageError(
-            f"--utility {text!r} is neither a value for each exit, such as 0.48,0.53, nor a gains.json"
-        ) from error
-    return tuple(sum(gains[: index + 1]) for index in range(len(gains)))
+            f"--utility {text!r} is neither a finite value for each exit, such as 0.48,0.53, nor a gains.json"
+        )
+    return found
 
 
-async def _measure(url: str, plan: LoadTestPlan, headers: Mapping[str, str]) -> LoadMeasurement:
+def check_utility(utility: Sequence[float], plan: LoadTestPlan, offered: Sequence[Model]) -> None:
+    """Raises UsageError if `utility` lacks a value for an exit that the plan may reach. Which of the `offered` models
+    is the default one is not known; it has at least as many exits as the one that has the fewest."""
+    exits = {model.name: len(model.exits) for model in offered}
+    names = {request.model for request in plan.requests}
+    last = max((count for name, count in exits.items() if name in names), default=0)
+    if None in names:
+        last = max(last, min(exits.values(), default=0))
+    limit = plan.options.get("max_exit", "")
+    if limit.isdecimal():
+        last = min(last, int(limit))
+    if len(utility) < last:
+        raise UsageError(f"--utility has {len(utility)} values, and there are {last} exits; give a value for each exit")
+
+
+async def _measure(
+    url: str, plan: LoadTestPlan, headers: Mapping[str, str], utility: Sequence[float] | None
+) -> LoadMeasurement:
     async with AsyncClient(url, headers=headers) as client:
         if not await client.ready():
             raise ConnectionFailedError(f"{url} is not ready: it is starting or draining")
+        if utility is not None:
+            check_utility(utility, plan, await client.models())
     line = ProgressLine(plan.grace_ms)
     shown = sys.stderr.isatty()
 

@@ -12,6 +12,11 @@ from adpc_client.load.plan import Mix
 
 T = TypeVar("T")
 
+MOST_CLIENTS = 10_000
+"""Each client has a connection of its own, and so has each camera and each user of a closed loop."""
+_PARAMETERS = 0.001, 1000.0
+"""The limits of what describes an arrival process. Beyond them, gaps are too small or too large for numbers."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `adpc load`, apart from those of every command."""
@@ -35,7 +40,7 @@ def mix(read: Callable[[str], T]) -> Callable[[str], Mix[T]]:
 
 def clients(text: str) -> Mix[str]:
     """`4`: so many equal clients. `10,1`: a client for each weight."""
-    weights = [1.0] * count(text) if "," not in text else [positive(weight) for weight in text.split(",")]
+    weights = [1.0] * count(text, MOST_CLIENTS) if "," not in text else [positive(weight) for weight in text.split(",")]
     return Mix(tuple(str(index) for index in range(len(weights))), tuple(weights))
 
 
@@ -53,6 +58,10 @@ def arrivals(text: str) -> Callable[[float], Arrivals]:
     }
     if (kind, len(numbers)) not in kinds:
         raise argparse.ArgumentTypeError(complaint)
+    least, most = _PARAMETERS
+    for number in numbers:
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} has the parameter {number:g}; it must be {least:g} to {most:g}")
     if kind == "mmpp" and numbers[1] >= 1:
         raise argparse.ArgumentTypeError(f"bursts have a share of {numbers[1]:g} of the time; it must be below 1")
     return lambda rate_per_s: kinds[kind, len(numbers)](rate_per_s, *numbers)
@@ -63,15 +72,14 @@ def _add_pace(group: "argparse._ArgumentGroup") -> None:
     pace.add_argument("--rate", type=positive, metavar="R", help="open loop: R requests a second on average")
     pace.add_argument(
         "--cameras",
-        type=count,
+        type=partial(count, most=MOST_CLIENTS),
         metavar="N",
         help="N cameras, each a client with one frame on its way; meanwhile its newest frame waits",
     )
     pace.add_argument("--trace", type=Path, metavar="FILE", help="open loop: replay recorded arrivals, a JSON a line")
     pace.add_argument(
         "--concurrency",
-        type=count,
-        default=4,
+        type=partial(count, most=MOST_CLIENTS),
         metavar="N",
         help="closed loop: N users who each wait for their answer (default 4)",
     )
@@ -98,6 +106,7 @@ def _add_requests(group: "argparse._ArgumentGroup") -> None:
         help="deadlines, or ranges LOW-HIGH of them (default 200; of a camera, the time of a frame)",
     )
     group.add_argument("--size", type=mix(size), metavar="MIX", help="WIDTHxHEIGHT to scale the images to beforehand")
+    group.add_argument("--model", type=mix(str), metavar="MIX", help="models that answer (default: the server's)")
     group.add_argument("--priority", type=mix(partial(_one_of, ("0", "1", "2"))), metavar="MIX", help="0, 1 or 2")
     group.add_argument(
         "--clients",
@@ -152,7 +161,7 @@ def _add_transport(group: "argparse._ArgumentGroup") -> None:
         help="WebSockets that the requests of a client share (default: one for each open request)",
     )
     group.add_argument(
-        "--max-open", type=count, default=512, metavar="N", help="send no more while N are unanswered (default 512)"
+        "--max-open", type=count, metavar="N", help="open loop: send no more while N are unanswered (default 512)"
     )
     group.add_argument("--yes", action="store_true", help="allow a server on another machine")
 

@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from adpc_client.images import encode_image
+from adpc_client.images import encode_image, open_image
 from adpc_client.load.plan import PlannedRequest
 
 _JPEG_QUALITY = 90
+_LONGEST_PX, _MOST_PX = 65_535, 200_000_000
+"""A JPEG has no longer side (ITU T.81). More pixels would take gigabytes while they are scaled."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,12 @@ class Payloads:
         """The image of request `number`."""
         index = number % len(self._images)
         image = self._images[index]
-        if (
-            request.width is None
-            or request.height is None
-            or (request.width, request.height)
-            == (
-                image.width,
-                image.height,
-            )
-        ):
+        width, height = request.width or image.width, request.height or image.height
+        if (width, height) == (image.width, image.height):
             return image
-        key = index, request.width, request.height
+        key = index, width, height
         if key not in self._scaled:
-            self._scaled[key] = _scale(image, request.width, request.height)
+            self._scaled[key] = _scale(image, width, height)
         return self._scaled[key]
 
 
@@ -65,15 +60,17 @@ def street(seed: int, height: int = 360, width: int = 480) -> bytes:
 
 def _as_it_is(data: bytes) -> Payload:
     data, kind = encode_image(data)
-    with Image.open(io.BytesIO(data)) as opened:
-        width, height = ImageOps.exif_transpose(opened).size
-    return Payload(data, kind, width, height)
+    return Payload(data, kind, *ImageOps.exif_transpose(open_image(data)).size)
 
 
 def _scale(image: Payload, width: int, height: int) -> Payload:
-    with Image.open(io.BytesIO(image.data)) as opened:
-        scaled = ImageOps.exif_transpose(opened).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-    return Payload(_jpeg(scaled), "image/jpeg", width, height)
+    if max(width, height) > _LONGEST_PX or width * height > _MOST_PX:
+        raise ValueError(
+            f"an image of {width}x{height} pixels is too large; a load test sends at most {_LONGEST_PX:,} pixels a "
+            f"side and {_MOST_PX:,} in all"
+        )
+    opened = ImageOps.exif_transpose(open_image(image.data)).convert("RGB")
+    return Payload(_jpeg(opened.resize((width, height), Image.Resampling.BILINEAR)), "image/jpeg", width, height)
 
 
 def _jpeg(image: Image.Image) -> bytes:
@@ -83,7 +80,7 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _scene(seed: int, height: int, width: int) -> NDArray[np.uint8]:
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(abs(seed))
     rows = np.linspace(0, 1, height)[:, None, None]
     scene = np.where(rows < 0.55, (150, 180, 220) * (1 - rows / 2), (90, 90, 95) * (0.7 + rows / 2))
     scene = np.repeat(scene, width, axis=1)

@@ -1,6 +1,7 @@
 """A load report as a picture."""
 
 import importlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,8 @@ def _draw_clients(axes: Any, outcomes: Sequence[Outcome]) -> None:
     clients = sorted({outcome.request.client for outcome in outcomes}, key=lambda name: (len(name), name))
     below = np.zeros(len(clients), np.int64)
     for exit in sorted({outcome.exit for outcome in outcomes}):
-        of_exit = [outcome.request.client for outcome in outcomes if outcome.exit == exit]
-        counts = np.array([of_exit.count(client) for client in clients])
+        of_exit = Counter(outcome.request.client for outcome in outcomes if outcome.exit == exit)
+        counts = np.array([of_exit[client] for client in clients])
         axes.bar(clients, counts, bottom=below, label=_named(exit))
         below += counts
     axes.set(xlabel="client", ylabel="requests")

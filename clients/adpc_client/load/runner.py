@@ -102,7 +102,7 @@ class LoadRunner:
                     self._leave_out(frame, "overtaken")
                     number, frame = frames.popleft()
                 held_s = max(0.0, free_s - frame.at_s)
-                if 1000 * held_s >= frame.deadline_ms:
+                if frame.deadline_ms - 1000 * held_s < 0.001:  # a request names its deadline in thousandths
                     self._leave_out(frame, "stale")
                     continue
                 await self._complete(self._begin(number, frame, held_s), frames[0][1].at_s if frames else inf)

@@ -7,7 +7,7 @@ Only `at_s` is required: seconds from the start. What a line leaves out is drawn
 """
 
 import json
-import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,7 @@ def _above_0(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _pixels(value: Any) -> bool:
@@ -47,7 +47,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
     """The lines of a trace in order of `at_s`: what each says of its request. Raises ValueError on a wrong line."""
-    with path.open() as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         requests = [_read_line(line, f"{path}, line {number}") for number, line in enumerate(file, 1) if line.strip()]
     if not requests:
         raise ValueError(f"{path} holds no request; give one JSON object a line, with at_s at least")

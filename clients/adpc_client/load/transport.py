@@ -150,7 +150,6 @@ class LoadTarget:
         Raises ValueError if `url` or a header is malformed, and ConnectionFailedError.
         """
         endpoint = Endpoint(url, dict(headers or {}))
-        tls = ssl.create_default_context() if endpoint.url.startswith("https:") else None
         host = urlsplit(endpoint.url).hostname or ""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -158,7 +157,7 @@ class LoadTarget:
             raise ConnectionFailedError(f"cannot reach {endpoint.url}: {error}") from error
         addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
         for address in addresses:
-            target = cls(endpoint.url, address, tls, _sources(address, clients), endpoint.headers)
+            target = cls(endpoint.url, address, endpoint.stream_tls, _sources(address, clients), endpoint.headers)
             try:
                 (await target.connect(_Probe, "")).close()
             except ConnectionFailedError:
