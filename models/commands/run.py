@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     make = partial(_network, args.model, args.weights, lambda found: _changed(found, args))
-    directory = resolve(args.model) if args.weights is None else None
+    directory = _directory(args.model) if args.weights is None else None
     model, reason = build_fastest(make, args.device, args.executor, precision=args.precision, directory=directory)
     is_tensor = args.input.suffix == ".safetensors"
     state = model.start(*_tensor(args.input)) if is_tensor else model.begin(read_image(args.input))
@@ -94,6 +94,16 @@ def _changed(config: ModelConfig, args: argparse.Namespace) -> ModelConfig:
     if given and not isinstance(config, MdeqConfig):
         raise ValueError(f"{config.name} is no MDEQ; leave --iterates and --first-step out")
     return replace(config, **given)
+
+
+def _directory(model: str) -> Path:
+    """`resolve`, for a model that is named without weights. Raises ValueError."""
+    try:
+        return resolve(model)
+    except ValueError as error:
+        if model not in CONFIGS:
+            raise
+        raise ValueError(f"{model} is a configuration; name a file with its weights: --weights FILE") from error
 
 
 def _network(model: str, weights: Path | None, change: Callable[[ModelConfig], ModelConfig]) -> Network:
