@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.commands.options import add_executor, add_precision, add_threads
+from models.commands.options import add_executor, add_precision, add_threads, check_writable
 from models.directory import GAINS_FILES, QUALITY_FILES, fingerprint, resolve
 from models.evaluation.calibrate import calibrate, check
 from models.evaluation.gains import measure, report
@@ -36,6 +36,7 @@ def main(args: argparse.Namespace) -> int:
     directory = resolve(args.model)
     if args.splits < 1:
         raise ValueError(f"--splits is {args.splits}; coverage is shown on at least 1")
+    check_writable(directory)
     model = load(directory, args.device, args.executor, args.threads, args.precision)
     if model.config.exits < 2:
         raise ValueError(f"{model.config.name} has 1 exit; only a model of at least 2 can stop early")

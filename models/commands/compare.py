@@ -10,7 +10,7 @@ import torch
 
 from models.checkpoint import load_directory
 from models.commands.interrupt import Interrupt
-from models.commands.options import add_executor, add_threads, at_least_1
+from models.commands.options import add_executor, add_threads, at_least_1, check_installed
 from models.directory import resolve
 from models.executors.machine import usable
 from models.executors.selection import resolve_device
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    check_installed("matplotlib")
     device = torch.device(resolve_device(args.device))
     torch.set_float32_matmul_precision("high")
     torch.set_num_threads(args.threads or usable())
