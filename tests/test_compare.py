@@ -119,6 +119,22 @@ def test_another_recipe_is_another_comparison(command: Command, capsys: pytest.C
     assert "no row is called hrnets; there are adpc" in capsys.readouterr().err
 
 
+def test_a_broken_file_of_a_comparison_is_named_with_its_remedy(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("--rows", "hrnet", "--steps", "1")
+    for name in ("hrnet/checkpoint.pt", compare_report.JSON):
+        path = command.output / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:100])
+        for more in ([], ["--no-training"]):
+            assert main([*command.words, "--rows", "hrnet", "--resume", *more]) == 1
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert str(path) in error and "; remove it to " in error
+        path.unlink()
+        command("--rows", "hrnet", "--steps", "1", "--resume")
+
+
 def test_one_model_under_the_masks_of_every_row(command: Command, tmp_path: Path) -> None:
     save_directory(tmp_path / "model", tiny.network())
     found = command("--weights", str(tmp_path / "model"), "--split", "val")

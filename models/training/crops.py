@@ -18,6 +18,7 @@ from PIL import Image
 from models.data import mpii
 from models.data.files import in_parallel
 from models.data.people import Person, Skeleton, crop
+from models.writing import replacing
 
 SKELETON = "skeleton"
 METHOD = 6
@@ -35,8 +36,8 @@ class Part:
 
 
 def save(path: Path, parts: Mapping[str, tuple[Part, Sequence[Person]]]) -> None:
-    """Write the crops of every split. The file appears when it is complete. Raises ValueError if people differ in their
-    skeletons."""
+    """Writes the crops of every split. The file appears when it is complete. Raises ValueError if people differ in
+    their skeletons."""
     skeletons = {person.skeleton for _, people in parts.values() for person in people}
     if len(skeletons) != 1:
         raise ValueError(f"the people have {len(skeletons)} skeletons; a file holds people of one")
@@ -48,10 +49,8 @@ def save(path: Path, parts: Mapping[str, tuple[Part, Sequence[Person]]]) -> None
         arrays[f"{split}.joints"] = np.stack([joints for _, joints in found])
         arrays[f"{split}.side"] = np.array(part.side)
         arrays[f"{split}.room"] = np.array(part.room)
-    partial = path.with_name(f"{path.name}.part")
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    partial.replace(path)
 
 
 def load_skeleton(path: Path) -> Skeleton:

@@ -23,7 +23,7 @@ from models.training.comparison.report import ComparisonReport
 from models.training.comparison.sampling import SampledExecutor, SampledNet, SampledSegmentation
 from models.training.comparison.variants import PaperVariant, at_inference
 from models.training.recipe import Recipe
-from models.training.train import CHECKPOINT, Run, stream, train
+from models.training.train import CHECKPOINT, Run, read_checkpoint, stream, train
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ class Runner:
 
     def step(self, weights: str) -> int:
         """How many steps the variant of that name has been trained; 0 if it has no run. Raises ValueError if its run is
-        by another recipe."""
+        by another recipe, or broken."""
         directory = self.output / weights
         if not (directory / CHECKPOINT).is_file():
             return 0
         self.recipe.check_same(directory)
-        return int(torch.load(directory / CHECKPOINT, mmap=True, weights_only=True)["step"])
+        return int(read_checkpoint(directory / CHECKPOINT, mmap=True)["step"])
 
     def model(self, variant: PaperVariant) -> AnytimeModel:
         """The trained variant, ready to be scored."""
