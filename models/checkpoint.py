@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -209,7 +210,9 @@ def _read_pth(path: Path) -> Mapping[str, Tensor]:
 def _reason(error: Exception) -> str:
     """The reason why a file cannot be read, as a sentence. It replaces torch's message, which advises to load the file
     in a way that runs its code."""
-    if isinstance(error, pickle.UnpicklingError):
+    if isinstance(
+        error, pickle.UnpicklingError | LookupError | EOFError | struct.error
+    ):  # of text that it takes for code
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:
             return "it is no checkpoint of torch.save, or is cut off; download it again"

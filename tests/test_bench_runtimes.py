@@ -209,6 +209,12 @@ def test_a_trained_model_is_scored_in_every_runtime(trained: Path, capsys: pytes
     assert profiled == {(runtime, kind) for runtime in ("sparse", "sparse-int8") for kind in ("masked", "anytime")}
 
 
+def test_more_images_than_there_are_are_refused_before_anything_is_prepared(trained: Path) -> None:
+    args = arguments(model=str(trained / "model"), data=str(trained / "data"), images=6, widths=None, sizes=None)
+    with pytest.raises(ValueError, match=r"--images is 6; val of .* has 5: give at most as many"):
+        bench.main(args)
+
+
 def test_each_repetition_takes_the_next_image(trained: Path) -> None:
     case = BenchCase(
         "sparse", "masked", "w4", (48, 64), data=str(trained / "data"), model=str(trained / "model"), images=3

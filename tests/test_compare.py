@@ -149,6 +149,26 @@ def test_one_model_under_the_masks_of_every_row(command: Command, tmp_path: Path
     assert not [path for path in command.output.iterdir() if path.is_dir()]
 
 
+def test_weights_that_cannot_be_scored_leave_no_report(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_directory(tmp_path / "pose", tiny.network(tiny.POSE))
+    save_directory(tmp_path / "model", tiny.network())
+    for words, message in (
+        (
+            ["--weights", str(tmp_path / "pose")],
+            "the weights of tiny-pose do not fit tiny-segmentation: size mismatch for ",
+        ),
+        (
+            ["--weights", str(tmp_path / "model"), "--rows", "hrnet,rh"],
+            "--rows hrnet,rh has no row that differs from tiny",
+        ),
+    ):
+        assert main([*command.words, *words]) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not command.output.exists()
+
+
 def test_weights_run_under_other_masks(tmp_path: Path) -> None:
     network = tiny.network()
     by_name = {row.name: row.model for row in variants(tiny.SEGMENTATION)}

@@ -107,6 +107,8 @@ def compared(args: argparse.Namespace, threads: int) -> Iterator[list[BenchCase]
         runtimes = in_precision(runtimes, args.precision)
     if args.model is not None:
         scenes = datasets.scenes(Path(args.data), "val")
+        if args.images is not None and args.images > len(scenes):
+            raise ValueError(f"--images is {args.images}; val of {args.data} has {len(scenes)}: give at most as many")
         height, width = scenes[0].image().shape[:2]
         images = args.images or len(scenes)
         yield list(

@@ -17,8 +17,8 @@ from models.executors.selection import resolve_device
 from models.network.families import config
 from models.training import comparison
 from models.training.comparison.report import ComparisonReport
-from models.training.comparison.runner import Runner, TrainingLimits, hardware, scored_scenes
-from models.training.comparison.variants import select, variants
+from models.training.comparison.runner import Runner, TrainingLimits, hardware, scored_scenes, with_masks_of
+from models.training.comparison.variants import at_inference, select, variants
 from models.training.recipe import Recipe, setting
 
 RECIPE = Path(comparison.__file__).parent / "recipe-gpu.json"
@@ -68,7 +68,15 @@ def main(args: argparse.Namespace) -> int:
         "images": len(scenes),
         "recipe": recipe.to_json(),
     }
-    network = load_directory(resolve(args.weights)) if args.weights else None  # before an old report is touched
+    network = None
+    if args.weights:  # before an old report is touched
+        network = load_directory(resolve(args.weights))
+        with_masks_of(network, config(args.config))
+        if not at_inference(chosen):
+            raise ValueError(
+                f"--rows {args.rows} has no row that differs from {args.config} in its masks alone, and --weights "
+                "scores no others; choose rows such as adpc, window or criteria"
+            )
     report = ComparisonReport.begin(args.output, about, every, resume=args.resume)
     if network is not None:
         runner.score_weights(network, chosen, report)

@@ -10,8 +10,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -53,9 +55,19 @@ def save(path: Path, parts: Mapping[str, tuple[Part, Sequence[Person]]]) -> None
         np.savez(file, allow_pickle=False, **arrays)
 
 
+def _opened(path: Path) -> NpzFile:
+    """The arrays of a file. Raises ValueError if it is no archive."""
+    if not is_zipfile(path):
+        raise ValueError(
+            f"{path} is no file of crops; give the data set's folder, or a file of python -m models.gpu_day.crops"
+        )
+    found: NpzFile = np.load(path, allow_pickle=False)
+    return found
+
+
 def load_skeleton(path: Path) -> Skeleton:
     """The skeleton of the people in a file."""
-    with np.load(path, allow_pickle=False) as held:
+    with _opened(path) as held:
         if SKELETON not in held:
             return mpii.SKELETON
         found = json.loads(str(held[SKELETON]))
@@ -69,7 +81,7 @@ def load(path: Path, split: str, side: int, room: float) -> list[tuple[NDArray[n
 
     Raises ValueError if the file has no such split, or if its crops are wider or narrower than `room`.
     """
-    with np.load(path, allow_pickle=False) as held:
+    with _opened(path) as held:
         if f"{split}.crops" not in held:
             splits = ", ".join(name.removesuffix(".ends") for name in held.files if name.endswith(".ends"))
             raise ValueError(f"{path} has no split {split!r}; it has {splits}")

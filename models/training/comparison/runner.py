@@ -143,8 +143,9 @@ def with_masks_of(network: Network, model: ModelConfig) -> Network:
     other = build_network(model)
     try:
         differing = other.load_state_dict(network.state_dict(), strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"the weights of {network.config.name} do not fit {model.name}: {error}") from error
+    except RuntimeError as error:  # says what does not fit in its second line
+        reason = str(error).splitlines()[1].strip()
+        raise ValueError(f"the weights of {network.config.name} do not fit {model.name}: {reason}") from error
     names = [name for found in differing for name in found if not other.may_lack(name)]
     if names:
         raise ValueError(
