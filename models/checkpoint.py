@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from models.directory import CONFIG_FILE, WEIGHTS_FILE, read_config
@@ -90,12 +89,8 @@ def save_directory(directory: Path, network: Network, dtype: torch.dtype = torch
             "%d tensors have values beyond %s, the largest of %s, and are stored in float32: %s",
             len(wide), f"{torch.finfo(dtype).max:g}", dtype, _some(wide),
         )  # fmt: skip
-    path = directory / WEIGHTS_FILE
-    try:
-        with replacing(path) as partial:
-            save_file(stored, partial)
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
+    with replacing(directory / WEIGHTS_FILE) as partial:
+        partial.write_bytes(save(stored))  # `save_file` would let nobody else read the file
     write_text(directory / CONFIG_FILE, json.dumps(network.config.to_json(), indent=1) + "\n")
 
 

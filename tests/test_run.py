@@ -90,6 +90,13 @@ def test_a_configuration_needs_weights(capsys: pytest.CaptureFixture[str]) -> No
         assert message in capsys.readouterr().err
 
 
+def test_the_output_may_be_what_stays_in_its_place(tmp_path: Path) -> None:
+    """A link, or a device: `/dev/null` must not become a file."""
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    assert main([*image_command(tmp_path), "--output", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink() and "map4" in load_file(tmp_path / "elsewhere")
+
+
 def test_a_threshold_needs_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({}, tmp_path / "w.pth")
     command = ["run", "ee-w18-cityscapes", "--weights", str(tmp_path / "w.pth"), "--input", "x", "--output", "y"]

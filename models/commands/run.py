@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from models.anytime import AnytimeModel, State, exits_of
@@ -61,9 +61,11 @@ def main(args: argparse.Namespace) -> int:
     state = model.start(*_tensor(args.input)) if is_tensor else model.begin(read_image(args.input))
     outputs = outputs_of(model, state, with_maps=not is_tensor)
     try:
-        save_file(outputs, args.output)
-    except SafetensorError as error:
-        raise ValueError(f"{args.output} cannot be written: {error}; name a file in a folder that is there") from error
+        args.output.write_bytes(save(outputs))  # `save_file` would replace what is there, be it a device
+    except OSError as error:
+        raise ValueError(
+            f"{args.output} cannot be written: {error.strerror}; name a file in a folder that is there"
+        ) from error
     print(f"{args.output}: {', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in outputs.items())}")
     if reason:
         print(f"computed in {model.precision}: {reason}")
