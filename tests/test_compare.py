@@ -217,3 +217,22 @@ def test_a_comparison_that_ctrl_c_stopped_goes_on(
     assert [path.name for path in command.output.iterdir() if path.is_dir()] == ["ee"]
     found = command("--rows", "rh,ee", "--resume")["rows"]
     assert {name: result["step"] for name, result in found.items()} == {"ee": 4, "rh": 4}
+
+
+def test_ctrl_c_while_rows_are_scored_ends_after_the_row(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score = runner.evaluate.segmentation
+
+    def interrupted(*given: Any) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGINT)
+        return score(*given)
+
+    command("--rows", "rh", "--steps", "1")
+    with monkeypatch.context() as patched:
+        patched.setattr(runner.evaluate, "segmentation", interrupted)
+        assert main([*command.words, "--rows", "criteria", "--resume", "--no-training"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "python -m models: stopped; --resume goes on"
+    assert list(json.loads((command.output / compare_report.JSON).read_text())["rows"]) == ["rh", "top_k-0.7"]
+    found = command("--rows", "criteria", "--resume", "--no-training")["rows"]
+    assert list(found) == ["rh", "top_k-0.7", "top_k-0.3", "random-0.5"]

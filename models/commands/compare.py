@@ -82,8 +82,9 @@ def main(args: argparse.Namespace) -> int:
         runner.score_weights(network, chosen, report)
     else:
         with Interrupt() as interrupt:
-            limits = TrainingLimits(args.resume, args.minutes, args.steps, args.score_every, lambda: interrupt.asked)
-            runner.train_and_score(chosen, every, report, None if args.no_training else limits)
+            limits = TrainingLimits(args.resume, args.minutes, args.steps, args.score_every)
+            training = None if args.no_training else limits
+            runner.train_and_score(chosen, every, report, training, lambda: interrupt.asked)
         if interrupt.asked:
             raise KeyboardInterrupt("stopped; --resume goes on")
     report.plot()

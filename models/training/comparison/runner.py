@@ -29,13 +29,12 @@ from models.training.train import CHECKPOINT, Run, read_checkpoint, stream, trai
 @dataclass(frozen=True)
 class TrainingLimits:
     """How long each variant is trained at most, and how often it is scored meanwhile. `resume`: start from its
-    checkpoint. `stopping` is called before every step; if it returns True, training and comparison end."""
+    checkpoint."""
 
     resume: bool
     minutes: float
     steps: float
     score_every: float
-    stopping: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,18 @@ class Runner:
         every: Sequence[PaperVariant],
         report: ComparisonReport,
         limits: TrainingLimits | None,
+        stopping: Callable[[], bool],
     ) -> None:
         """Trains the weights that the `chosen` variants take, unless `limits` is None. Scores the variants whose
-        weights are new, and adds the scores to `report`."""
+        weights are new, and adds the scores to `report`. `stopping` is called before every step of training and every
+        variant; if it returns True, the comparison ends."""
         for name in dict.fromkeys(variant.weights for variant in chosen):
             if limits is not None:
-                self.train(next(variant for variant in every if variant.name == name), limits)
-                if limits.stopping():
-                    return
+                self.train(next(variant for variant in every if variant.name == name), limits, stopping)
             step = self.step(name)
             for variant in chosen:
+                if stopping():
+                    return
                 if variant.weights == name and step and report.found.get(variant.name, {}).get("step") != step:
                     self.score(variant, self.model(variant), step, report)
 
@@ -85,8 +86,8 @@ class Runner:
         result = evaluate.segmentation(model, self.scenes)
         report.add(variant, result | {"step": step, "hardware": self.hardware})
 
-    def train(self, variant: PaperVariant, limits: TrainingLimits) -> None:
-        """Trains `variant` to the recipe's end or to the limits."""
+    def train(self, variant: PaperVariant, limits: TrainingLimits, stopping: Callable[[], bool]) -> None:
+        """Trains `variant` to the recipe's end or to the limits, or until `stopping` returns True."""
         directory = self.output / variant.name
         directory.mkdir(parents=True, exist_ok=True)
         masked_steps = sum(phase.steps for phase in self.recipe.phases if phase.masks)
@@ -109,7 +110,7 @@ class Runner:
                 minutes=limits.minutes,
                 steps=limits.steps,
                 score_every=limits.score_every,
-                stopping=limits.stopping,
+                stopping=stopping,
             )
 
     def step(self, weights: str) -> int:
