@@ -42,7 +42,7 @@ PARTS = "network", "mean", "optimizer"
 MOMENTS = "exp_avg", "exp_avg_sq"
 """The tensors of the optimizer's state that have the shape of their weight."""
 SAVE_EVERY_S = 30.0
-"""The time between checkpoints, and the most that an interrupted run loses."""
+"""The time between checkpoints. None is written while a step or a scoring runs, which on a CPU may take longer."""
 
 
 BETAS = (0.9, 0.99)
