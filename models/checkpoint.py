@@ -4,11 +4,12 @@ import json
 import logging
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from models.directory import CONFIG_FILE, WEIGHTS_FILE, read_config
@@ -16,6 +17,7 @@ from models.machine import memory_bytes
 from models.network.configs import ModelConfig
 from models.network.network import Network, build_network
 from models.reading import check_readable
+from models.writing import replacing, write_text
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +73,13 @@ def load_network(
 
 
 def save_directory(directory: Path, network: Network, dtype: torch.dtype = torch.float32) -> None:
-    """Writes configuration and weights; the card is written by hand.
+    """Writes weights and configuration; the card is written by hand.
 
     Floating tensors are stored as `dtype`, but for those with values beyond its range, which stay as they are; the log
-    names them.
+    names them. The configuration is written last: it makes a folder a model directory. Raises OSError if a file cannot
+    be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG_FILE).write_text(json.dumps(network.config.to_json(), indent=1) + "\n")
     # num_batches_tracked counts training batches; inference does not read it.
     tensors = {n: tensor for n, tensor in network.state_dict().items() if not n.endswith("num_batches_tracked")}
     stored = {name: _stored(tensor, dtype).cpu().contiguous() for name, tensor in tensors.items()}
@@ -87,7 +89,9 @@ def save_directory(directory: Path, network: Network, dtype: torch.dtype = torch
             "%d tensors have values beyond %s, the largest of %s, and are stored in float32: %s",
             len(wide), f"{torch.finfo(dtype).max:g}", dtype, _some(wide),
         )  # fmt: skip
-    save_file(stored, directory / WEIGHTS_FILE)
+    with replacing(directory / WEIGHTS_FILE) as partial:
+        partial.write_bytes(save(stored))  # `save_file` would let nobody else read the file
+    write_text(directory / CONFIG_FILE, json.dumps(network.config.to_json(), indent=1) + "\n")
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -201,7 +205,9 @@ def _read_pth(path: Path) -> Mapping[str, Tensor]:
 def _reason(error: Exception) -> str:
     """The reason why a file cannot be read, as a sentence. It replaces torch's message, which advises to load the file
     in a way that runs its code."""
-    if isinstance(error, pickle.UnpicklingError):
+    if isinstance(
+        error, pickle.UnpicklingError | LookupError | EOFError | struct.error
+    ):  # of text that it takes for code
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:
             return "it is no checkpoint of torch.save, or is cut off; download it again"

@@ -23,6 +23,7 @@ from models.network.configs import Share, Whole
 from models.quantisation import Precision
 from models.reading import read_json
 from models.validation import from_json, value
+from models.writing import write_text
 
 Predictor = Literal["active_share", "confidence", "change"]
 """What an exit shows of its answer, each 0..1. `active_share`: the active positions of its mask. `confidence`: the mean
@@ -125,4 +126,4 @@ class Gains:
         for name, values in lists.items():
             lines = ",\n  ".join(json.dumps(asdict(each)) for each in values)
             text += f',\n "{name}": [\n  {lines}\n ]'
-        (directory / GAINS_FILES[self.precision]).write_text(text + "\n}\n")
+        write_text(directory / GAINS_FILES[self.precision], text + "\n}\n")

@@ -34,6 +34,7 @@ from models.network.confidence import confidence
 from models.network.configs import Share, Task
 from models.quantisation import Precision
 from models.validation import value
+from models.writing import write_text
 
 KEPT = 0.9
 CONFIDENCE = 0.9
@@ -157,4 +158,4 @@ class Quality:
             "precision": self.precision,
         }
         text = json.dumps(head, indent=1).removesuffix("\n}") + f',\n "steps": [\n  {steps}\n ]\n}}\n'
-        (directory / QUALITY_FILES[self.precision]).write_text(text)
+        write_text(directory / QUALITY_FILES[self.precision], text)

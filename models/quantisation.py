@@ -14,6 +14,7 @@ from typing import Any, Literal
 from models.directory import SCALES_FILE, read_derived
 from models.network.configs import Positive
 from models.validation import value
+from models.writing import write_text
 
 Precision = Literal["fp32", "fp16", "int8"]
 """What a network is computed in: float32, float16, or features of uint8 and weights of int8."""
@@ -48,4 +49,4 @@ class Scales:
 
     def save(self, directory: Path) -> None:
         """Writes `int8.json`."""
-        (directory / SCALES_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_text(directory / SCALES_FILE, json.dumps(asdict(self), indent=1) + "\n")

@@ -116,6 +116,52 @@ def test_a_runtime_that_is_missing_is_left_out(
         bench.main(arguments(runtimes=["openvino"]))
 
 
+class OwnError(Exception):
+    """As those of ONNX Runtime, which derive from nothing more."""
+
+
+@pytest.mark.usefixtures("_in_process")
+@pytest.mark.parametrize("error", [OwnError("no memory\nat node 3"), OwnError()])
+@pytest.mark.parametrize("where", ["start", "run"])
+def test_a_runtime_that_fails_by_an_error_of_its_own_is_left_out(
+    where: str, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = 0
+
+    def run(inputs: Tensor) -> TimedRun:
+        nonlocal calls
+        calls += 1
+        if where == "start" or calls > 1:
+            raise error
+        return TimedRun([0.1], [torch.zeros(1)])
+
+    ready = process.start
+    monkeypatch.setattr(
+        process,
+        "start",
+        lambda case, folder: Runtime(run, lambda: "fp32") if case.kind == "one exit" else ready(case, folder),
+    )
+    cases = [BenchCase("torch", kind, "w18", (32, 64)) for kind in ("anytime", "one exit")]
+    assert [result.case.kind for result in measure(cases, Measurements(1, check=False))] == ["anytime"]
+    assert f"left out: torch ({'no memory' if str(error) else 'OwnError'})\n" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_what_was_measured_is_kept_if_the_next_comparison_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure_(cases: list[BenchCase], wanted: Measurements) -> list[side_by_side.BenchResult]:
+        if cases[0].size == (64, 64):
+            raise ValueError("none of the runtimes could be measured")
+        return measure(cases, wanted)
+
+    monkeypatch.setattr(bench, "measure", measure_)
+    with pytest.raises(ValueError, match="none of the runtimes"):
+        bench.main(arguments(runtimes=["torch"], no_check=True, output=tmp_path / "out", sizes=[(32, 64), (64, 64)]))
+    rows = json.loads((tmp_path / "out" / "bench.json").read_text())["rows"]
+    assert [row["task"]["size"] for row in rows] == [[32, 64]] * 2
+
+
 def test_a_runtime_whose_process_dies_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +207,12 @@ def test_a_trained_model_is_scored_in_every_runtime(trained: Path, capsys: pytes
     assert found["sparse-int8", "masked"]["miou"] != masked["miou"]
     profiled = {key for key, row in found.items() if row["profile"]}
     assert profiled == {(runtime, kind) for runtime in ("sparse", "sparse-int8") for kind in ("masked", "anytime")}
+
+
+def test_more_images_than_there_are_are_refused_before_anything_is_prepared(trained: Path) -> None:
+    args = arguments(model=str(trained / "model"), data=str(trained / "data"), images=6, widths=None, sizes=None)
+    with pytest.raises(ValueError, match=r"--images is 6; val of .* has 5: give at most as many"):
+        bench.main(args)
 
 
 def test_each_repetition_takes_the_next_image(trained: Path) -> None:

@@ -152,9 +152,17 @@ def test_judging_by_hand() -> None:
     assert judge(images, 0.0, 0.05) == {"coverage": 1, "early": 0, "kept": 1, "changed": 0, "saved": 0}
 
 
-def test_wrong_usage_says_so(tmp_path: Path, camvid: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command(model, camvid, "val", "--splits", "0")) == 1
-    assert "--splits is 0" in capsys.readouterr().err
+def test_wrong_usage_says_so(
+    tmp_path: Path, camvid: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("models.commands.calibrate.observe", lambda *_: pytest.fail("it computes"))
+    for words, message in (
+        (["--splits", "0"], "--splits is 0"),
+        (["--seed", "-1"], "--seed is -1; give 0 or more"),
+        (["--check", "test"], f"there is no image in {camvid / 'test' / 'images'}"),
+    ):
+        assert main(command(model, camvid, "val", *words)) == 1
+        assert message in capsys.readouterr().err
     save_directory(tmp_path / "one", tiny.network(replace(tiny.SEGMENTATION, heads="one", masking=None)))
     assert main(command(tmp_path / "one", camvid, "val")) == 1
     assert "has 1 exit" in capsys.readouterr().err

@@ -197,6 +197,14 @@ def test_broken_files_are_value_errors_that_never_advise_to_run_code(
     assert "weights_only" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", [b"hello\n", b"error: not found", b"root:x:0:0:root:/root\n", b"\x80\x02\x8a\nl\xfc"])
+def test_text_is_no_checkpoint(tmp_path: Path, text: bytes) -> None:
+    """torch takes it for a pickle, and fails by whatever error its first letters lead to."""
+    (tmp_path / "a.pth").write_bytes(text)
+    with pytest.raises(ValueError, match=r"it is no checkpoint of torch.save, or is cut off; download it again"):
+        load_weights(tiny.network(), tmp_path / "a.pth")
+
+
 def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(8)}, tmp_path / "a.safetensors")
     whole = (tmp_path / "a.safetensors").read_bytes()

@@ -1,6 +1,7 @@
 """`python -m models` as a whole: every command answers --help, and Ctrl-C ends with one line."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import tiny
 import torch
 
 from models import __main__ as door
+from models.checkpoint import save_directory
 from models.commands import show
 from models.data.files import in_parallel
 from models.network import families
@@ -49,6 +51,27 @@ def test_commands_without_optional_packages_explain_themselves_or_say_what_to_in
     assert explained == list(door.COMMANDS), found.stderr
     wanted = "\npython -m models bench: it needs scipy: pip install --editable '.[train]'\n"
     assert found.returncode == 1 and found.stderr.endswith(wanted) and "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("words", [["train", "camvid-adpc-w18"], ["compare"], ["bench"]], ids=lambda words: words[0])
+def test_what_draws_at_its_end_says_at_its_start_that_it_cannot(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    output = tmp_path / "output"
+    assert door.main([*words, "--data", str(tmp_path), "--output", str(output)]) == 1
+    wanted = f"python -m models {words[0]}: it needs matplotlib: pip install --editable '.[train]'\n"
+    assert capsys.readouterr() == ("", wanted) and not output.exists()
+
+
+@pytest.mark.parametrize("command", ["calibrate", "quantise"])
+def test_what_is_written_at_the_end_has_a_folder_at_the_start(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_directory(tmp_path / "model", tiny.network())
+    monkeypatch.setattr("os.access", lambda path, mode, **_: (path, mode) != (tmp_path / "model", os.W_OK))
+    assert door.main([command, str(tmp_path / "model"), "--data", str(tmp_path / "nowhere")]) == 1
+    assert f"nothing can be written to {tmp_path / 'model'}; give a folder of yours" in capsys.readouterr().err
 
 
 def test_a_package_that_no_extra_brings_is_a_fault_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:

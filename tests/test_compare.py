@@ -119,6 +119,22 @@ def test_another_recipe_is_another_comparison(command: Command, capsys: pytest.C
     assert "no row is called hrnets; there are adpc" in capsys.readouterr().err
 
 
+def test_a_broken_file_of_a_comparison_is_named_with_its_remedy(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("--rows", "hrnet", "--steps", "1")
+    for name in ("hrnet/checkpoint.pt", compare_report.JSON):
+        path = command.output / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:100])
+        for more in ([], ["--no-training"]):
+            assert main([*command.words, "--rows", "hrnet", "--resume", *more]) == 1
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert str(path) in error and "; remove it to " in error
+        path.unlink()
+        command("--rows", "hrnet", "--steps", "1", "--resume")
+
+
 def test_one_model_under_the_masks_of_every_row(command: Command, tmp_path: Path) -> None:
     save_directory(tmp_path / "model", tiny.network())
     found = command("--weights", str(tmp_path / "model"), "--split", "val")
@@ -131,6 +147,26 @@ def test_one_model_under_the_masks_of_every_row(command: Command, tmp_path: Path
     gmacs = [found["rows"][name]["exits"][3]["gmacs"] for name in ("top_k-0.7", "top_k-0.3", "adpc-dense")]
     assert gmacs == sorted(gmacs)
     assert not [path for path in command.output.iterdir() if path.is_dir()]
+
+
+def test_weights_that_cannot_be_scored_leave_no_report(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_directory(tmp_path / "pose", tiny.network(tiny.POSE))
+    save_directory(tmp_path / "model", tiny.network())
+    for words, message in (
+        (
+            ["--weights", str(tmp_path / "pose")],
+            "the weights of tiny-pose do not fit tiny-segmentation: size mismatch for ",
+        ),
+        (
+            ["--weights", str(tmp_path / "model"), "--rows", "hrnet,rh"],
+            "--rows hrnet,rh has no row that differs from tiny",
+        ),
+    ):
+        assert main([*command.words, *words]) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not command.output.exists()
 
 
 def test_weights_run_under_other_masks(tmp_path: Path) -> None:
@@ -181,3 +217,22 @@ def test_a_comparison_that_ctrl_c_stopped_goes_on(
     assert [path.name for path in command.output.iterdir() if path.is_dir()] == ["ee"]
     found = command("--rows", "rh,ee", "--resume")["rows"]
     assert {name: result["step"] for name, result in found.items()} == {"ee": 4, "rh": 4}
+
+
+def test_ctrl_c_while_rows_are_scored_ends_after_the_row(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score = runner.evaluate.segmentation
+
+    def interrupted(*given: Any) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGINT)
+        return score(*given)
+
+    command("--rows", "rh", "--steps", "1")
+    with monkeypatch.context() as patched:
+        patched.setattr(runner.evaluate, "segmentation", interrupted)
+        assert main([*command.words, "--rows", "criteria", "--resume", "--no-training"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "python -m models: stopped; --resume goes on"
+    assert list(json.loads((command.output / compare_report.JSON).read_text())["rows"]) == ["rh", "top_k-0.7"]
+    found = command("--rows", "criteria", "--resume", "--no-training")["rows"]
+    assert list(found) == ["rh", "top_k-0.7", "top_k-0.3", "random-0.5"]

@@ -1,5 +1,6 @@
 """Scores and costs of a model whose every answer is given, against figures worked out by hand."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from given import Given, heatmaps
 from PIL import Image
 
 from models.__main__ import main
-from models.anytime import AnytimeModel
+from models.anytime import AnytimeModel, State
 from models.checkpoint import save_directory
 from models.commands.evaluate import table
 from models.data import mpii
@@ -79,6 +80,28 @@ def test_miou_is_of_one_confusion_over_all_images_without_void(tmp_path: Path) -
     assert [row["exit"] for row in result["exits"]] == [1, 2, 3, 4]
     assert result["exits"][0]["classes"] == {"sky": 50.0, "road": 0.0, "car": None}
     assert result["exits"][3]["classes"] == {"sky": 100.0, "road": 66.67, "car": 0.0}
+
+
+class EndsEarly(Given):
+    """Its second exit is final, as that of a network whose iterates have converged."""
+
+    def advance(self, states: Sequence[State], slice_s: float | None = None) -> bool:
+        super().advance(states, slice_s)
+        for state in states:
+            if state.exit is not None and state.exit.index == 2:
+                state.exit, state.next_step = replace(state.exit, final=True), len(self.steps)
+        return True
+
+
+def test_a_final_exit_counts_for_the_exits_that_are_left(tmp_path: Path, person: Person) -> None:
+    """Labels 0 0 0 1. Exit 1 says 0 everywhere: 3 of 4, 0 of 1, so 37.5 %. Exit 2 is right, and so are 3 and 4, which
+    are not computed. Of the joints, exit 1 finds 2 of 5, and exit 2 3 of 5."""
+    model = EndsEarly(tiny.SEGMENTATION, [[[[0, 0, 0, 0]], [[0, 0, 0, 1]]]])
+    result = evaluate.segmentation(model, [scene(tmp_path, "a", [[0, 0, 0, 1]])])
+    assert [row["miou"] for row in result["exits"]] == [37.5, 100, 100, 100]
+    assert [row["gmacs"] for row in result["exits"]] == [1, 2, 2, 2]
+    result = evaluate.pose(EndsEarly(tiny.POSE, [[LOST, FOUND]]), [person], flip=False)
+    assert [row["pck"] for row in result["exits"]] == [row["pckh"] for row in result["exits"]] == [40, 60, 60, 60]
 
 
 WRIST, OTHER_WRIST = 10, 15

@@ -172,6 +172,10 @@ def test_predictions_are_read_from_every_form(tmp_path: Path) -> None:
         (tmp_path / f"a.{suffix}").write_bytes(b"")
         with pytest.raises(ValueError, match=rf"a\.{suffix} cannot be read"):
             pckh.read_predictions(tmp_path / f"a.{suffix}")
+    np.savez(tmp_path / "a.npz", points)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match=r"a\.npy cannot be read"):
+        pckh.read_predictions(tmp_path / "a.npy")
     (tmp_path / "a.h5").touch()
     with pytest.raises(ValueError, match=r"read from \.mat, \.npy, \.json"):
         pckh.read_predictions(tmp_path / "a.h5")

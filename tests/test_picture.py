@@ -59,6 +59,15 @@ def test_a_model_without_masks_leaves_nothing_inactive(named: int) -> None:
     assert len(picture.draw(image, views, frame, model.config, "").axes) == 3 * 5
 
 
+def test_a_network_may_have_more_exits_than_four() -> None:
+    model = build(tiny.network(), "cpu", "reference")
+    views, frame = picture.view_exits(model, tiny.image(60, 90))
+    views += [replace(views[-1], index=index, decided=np.full_like(views[-1].decided, index)) for index in (5, 6)]
+    drawn = picture.draw(tiny.image(60, 90), views, frame, model.config, "")
+    shown = [text.get_text() for axes in drawn.axes if axes.get_legend() for text in axes.get_legend().get_texts()]
+    assert shown[2:] == [f"decided at exit {index}" for index in range(1, 7)]
+
+
 def test_a_person_is_cut_out() -> None:
     model = build(tiny.network(tiny.POSE), "cpu", "reference")
     views, frame = picture.view_exits(model, tiny.image(120, 200), (100, 20, 60, 80))

@@ -12,8 +12,18 @@ from PIL import Image
 
 from models.__main__ import main
 from models.checkpoint import save_directory
-from models.evaluation.quantise import LOSS_LIMIT, choose_float_layers, examples, layer_groups, stored_features
+from models.data import datasets
+from models.data.scenes import Scene
+from models.evaluation.quantise import (
+    LOSS_LIMIT,
+    choose_float_layers,
+    differences,
+    examples,
+    layer_groups,
+    stored_features,
+)
 from models.evaluation.ranges import BINS, DROPPED_BITS, RangeObserver, scale_of
+from models.executors.selection import build
 from models.network.named import feature_names
 from models.quantisation import Scales
 
@@ -120,6 +130,15 @@ def test_a_folder_of_one_image_is_refused(tmp_path: Path) -> None:
     Image.fromarray(tiny.image()).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="has 1 image; give 2 or more"):
         examples(tiny.SEGMENTATION, tmp_path, ("train", "val"), 100, None)
+
+
+def test_both_precisions_answer_an_image_that_is_read_once(camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    scenes = datasets.scenes(camvid, "val")[:2]
+    monkeypatch.setattr(Scene, "image", lambda scene: read.append(scene) or tiny.image(48, 64))
+    model = build(tiny.network(), "cpu", "reference")
+    assert differences(model, model, scenes) == [{"equal": 1.0}] * 4
+    assert read == scenes
 
 
 def test_from_a_data_set_to_the_file(camvid: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

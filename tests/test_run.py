@@ -81,6 +81,22 @@ def test_an_empty_input_and_an_output_without_a_folder_are_named(
         assert f"{output} cannot be written: " in capsys.readouterr().err
 
 
+def test_a_configuration_needs_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, message in (
+        ("adpc-w48-cityscapes", "adpc-w48-cityscapes is a configuration; name a file with its weights: --weights FILE"),
+        ("adpc-w99", "'adpc-w99' is neither a model directory nor a shipped model; shipped are camvid-adpc-w18, lsp"),
+    ):
+        assert main(["run", name, "--input", "x", "--output", "y"]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_the_output_may_be_what_stays_in_its_place(tmp_path: Path) -> None:
+    """A link, or a device: `/dev/null` must not become a file."""
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    assert main([*image_command(tmp_path), "--output", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink() and "map4" in load_file(tmp_path / "elsewhere")
+
+
 def test_a_threshold_needs_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({}, tmp_path / "w.pth")
     command = ["run", "ee-w18-cityscapes", "--weights", str(tmp_path / "w.pth"), "--input", "x", "--output", "y"]

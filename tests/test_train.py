@@ -129,6 +129,7 @@ def test_a_run_is_neither_mixed_with_another_nor_lost(
     assert not output.exists()
     train(data, recipe, output, "--stop-after", "1")
     files = {path.name: path.read_bytes() for path in output.iterdir()}
+    data.rename(tmp_path / "elsewhere")  # all this is said before the data are read, which may take minutes
     assert main(command) == 1
     assert f"{output} holds a run; --resume goes on with it" in capsys.readouterr().err
     assert main([*command, "--resume", "--set", "seed=3", "--set", "phases.0.batch=4"]) == 1
@@ -137,7 +138,35 @@ def test_a_run_is_neither_mixed_with_another_nor_lost(
     checkpoint = output / "checkpoint.pt"
     checkpoint.write_bytes(files["checkpoint.pt"][:1000])
     assert main([*command, "--resume"]) == 1
-    assert f"{checkpoint} cannot be read: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{checkpoint} cannot be read: " in error and error.endswith("; remove it to start anew\n")
+    (tmp_path / "elsewhere").rename(data)
+    checkpoint.unlink()
+    train(data, recipe, output, "--stop-after", "1")
+
+
+def test_a_checkpoint_is_never_there_without_the_weights_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A comparison scores the weights of a run that is complete by its checkpoint."""
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("unexpected pos 576 vs 534")
+
+    run = Run.begin(tiny.SEGMENTATION, RECIPE, torch.device("cpu"))
+    run.save(tmp_path)
+    run.step = 6
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", broken)
+        with pytest.raises(OSError, match=r"checkpoint\.pt cannot be written: unexpected pos 576 vs 534"):
+            run.save(tmp_path)
+    monkeypatch.setattr("models.training.train.save_directory", full)
+    with pytest.raises(OSError, match="no space left"):
+        run.save(tmp_path)
+    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] == 0
 
 
 def test_a_device_that_is_not_there_is_said(data: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -337,3 +337,13 @@ def test_a_file_of_crops_keeps_the_skeleton(people: Path, tmp_path: Path) -> Non
     assert crops.load_skeleton(tmp_path / "old.npz") == person.skeleton
     with pytest.raises(ValueError, match="the people have 2 skeletons; a file holds people of one"):
         crops.save(tmp_path / "two.npz", {"val": (part, [person, replace(person, skeleton=hands)])})
+
+
+def test_another_file_than_one_of_crops_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "text").write_text("no archive")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
+    (tmp_path / "empty").touch()
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=rf"{path} is no file of crops; give the data set's folder, or a file of"):
+            crops.load(path, "train", 64, 1.0)

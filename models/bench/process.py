@@ -2,10 +2,12 @@
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +18,40 @@ from models.bench.cases import BenchCase
 from models.bench.profile import StepProfile
 from models.bench.runtimes import Runtime, export, start
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
 _started: dict[BenchCase, Runtime] = {}
 """What this process has made ready."""
 
 
+def _failing_by_one_error(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """`function`, which raises RuntimeError with one line if the runtime is missing or fails. Runtimes raise errors of
+    any class, some of which pickle badly. Raises FileNotFoundError if the data set lacks a file."""
+
+    @wraps(function)
+    def called(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise RuntimeError((str(error) or type(error).__name__).splitlines()[0]) from None
+
+    return called
+
+
+@_failing_by_one_error
 def load(case: BenchCase, folder: Path) -> tuple[list[NDArray[np.float32]], str]:
     """Exports a case into `folder` and starts it in this process. Returns its scores at every exit, float32
-    (1, C, h, w), and its precision. Raises RuntimeError if the runtime is missing or fails."""
-    try:
-        export(case, folder)
-        runtime = _started[case] = start(case, folder)
-        scores = [np.asarray(each) for each in runtime.run(workload.inputs(case)).scores]
-        return scores, runtime.precision()
-    # torch.compile without a compiler raises an error that pickles badly.
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise RuntimeError(str(error).splitlines()[0]) from None
+    (1, C, h, w), and its precision."""
+    export(case, folder)
+    runtime = _started[case] = start(case, folder)
+    scores = [np.asarray(each) for each in runtime.run(workload.inputs(case)).scores]
+    return scores, runtime.precision()
 
 
+@_failing_by_one_error
 def timed(case: BenchCase, number: int) -> list[float]:
     """Seconds to every exit of a case that is loaded, on its input of that number."""
     run, inputs = _started[case].run, workload.inputs(case, number)
@@ -40,16 +59,19 @@ def timed(case: BenchCase, number: int) -> list[float]:
     return run(inputs).seconds
 
 
+@_failing_by_one_error
 def scored(case: BenchCase) -> Accuracy:
     """The accuracy of a case that is loaded, and has a trained model."""
     return accuracy.score(case, _started[case].run)
 
 
+@_failing_by_one_error
 def profiled(case: BenchCase, repeats: int) -> list[StepProfile]:
     """Where the time of a case that is loaded goes, if the sparse executor runs it."""
     return profile.profile(case, _started[case].model, repeats)
 
 
+@_failing_by_one_error
 def peak(case: BenchCase, folder: Path) -> int | None:
     """Peak resident memory, in bytes, while a fresh process serves its second image, model included. None where the
     process cannot reset its peak, which Linux allows if /proc/self/clear_refs is writable."""

@@ -6,14 +6,15 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from models.bench import gpu
 from models.bench.cases import ACTIVE, RUNTIMES, BenchCase, cases, in_precision, trained_cases
 from models.bench.report import machine, plot, table
-from models.bench.side_by_side import Measurements, measure
-from models.commands.options import at_least_1, parse_shares, parse_size
+from models.bench.side_by_side import BenchResult, Measurements, measure
+from models.commands.options import at_least_1, check_installed, parse_shares, parse_size
 from models.data import datasets
 from models.directory import resolve
 from models.executors.registry import AUTO, PRECISIONS
@@ -77,20 +78,24 @@ def main(args: argparse.Namespace) -> int:
         return gpu.main(args, ACTIVE)
     threads = args.threads or torch.get_num_threads()
     about = {"command": shlex.join(sys.argv), "seed": args.seed, "threads": threads, **machine()}
+    if args.output is not None:
+        check_installed("matplotlib")
+        args.output.mkdir(parents=True, exist_ok=True)
     wanted = Measurements(args.repeats, check=not args.no_check, memory=args.memory, profile=args.profile)
-    comparisons = []
+    comparisons: list[list[BenchResult]] = []
+    report: dict[str, Any] = {**about, "rows": []}
     for chosen in compared(args, threads):
         comparisons.append(measure(chosen, wanted))
+        report["rows"] += [result.to_json() for result in comparisons[-1]]
         if not args.json:
             print("\n".join(table(comparisons[-1])), flush=True)
-    report = {**about, "rows": [result.to_json() for results in comparisons for result in results]}
+        if args.output is not None:  # now, because the next comparison may fail
+            (args.output / "bench.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     if args.json:
         print(json.dumps(report, allow_nan=False))
     else:
         print("\n".join(f"{name}: {value}" for name, value in about.items()))
     if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "bench.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         plot(comparisons, args.output / "bench.png")
     return 1 if any(result.wrong for results in comparisons for result in results) else 0
 
@@ -102,6 +107,8 @@ def compared(args: argparse.Namespace, threads: int) -> Iterator[list[BenchCase]
         runtimes = in_precision(runtimes, args.precision)
     if args.model is not None:
         scenes = datasets.scenes(Path(args.data), "val")
+        if args.images is not None and args.images > len(scenes):
+            raise ValueError(f"--images is {args.images}; val of {args.data} has {len(scenes)}: give at most as many")
         height, width = scenes[0].image().shape[:2]
         images = args.images or len(scenes)
         yield list(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.commands.options import add_executor, add_precision, add_threads
+from models.commands.options import add_executor, add_precision, add_threads, check_writable
 from models.directory import GAINS_FILES, QUALITY_FILES, fingerprint, resolve
 from models.evaluation.calibrate import calibrate, check
 from models.evaluation.gains import measure, report
@@ -36,15 +36,20 @@ def main(args: argparse.Namespace) -> int:
     directory = resolve(args.model)
     if args.splits < 1:
         raise ValueError(f"--splits is {args.splits}; coverage is shown on at least 1")
+    if args.seed < 0:
+        raise ValueError(f"--seed is {args.seed}; give 0 or more")
+    check_writable(directory)
     model = load(directory, args.device, args.executor, args.threads, args.precision)
     if model.config.exits < 2:
         raise ValueError(f"{model.config.name} has 1 exit; only a model of at least 2 can stop early")
-    observed = observe(model, examples(model.config, args.data, args.split))
+    images = examples(model.config, args.data, args.split)
+    others = examples(model.config, args.data, args.check) if args.check else None  # now, since a split may be missing
+    observed = observe(model, images)
     source, made_for = args.split or args.data.resolve().name, fingerprint(directory)
     quality, result = calibrate(model, observed, source, made_for, halvings=args.splits, seed=args.seed)
     written = [QUALITY_FILES[model.precision]]
-    if args.check:
-        result["checked"] = check(quality, observe(model, examples(model.config, args.data, args.check)), args.check)
+    if others is not None:
+        result["checked"] = check(quality, observe(model, others), args.check)
     if args.split:
         gains = measure(model, observed, source, made_for)
         result["gains"] = report(gains)

@@ -10,15 +10,15 @@ import torch
 
 from models.checkpoint import load_directory
 from models.commands.interrupt import Interrupt
-from models.commands.options import add_executor, add_threads, at_least_1
+from models.commands.options import add_executor, add_threads, at_least_1, check_installed
 from models.directory import resolve
 from models.executors.machine import usable
 from models.executors.selection import resolve_device
 from models.network.families import config
 from models.training import comparison
 from models.training.comparison.report import ComparisonReport
-from models.training.comparison.runner import Runner, TrainingLimits, hardware, scored_scenes
-from models.training.comparison.variants import select, variants
+from models.training.comparison.runner import Runner, TrainingLimits, hardware, scored_scenes, with_masks_of
+from models.training.comparison.variants import at_inference, select, variants
 from models.training.recipe import Recipe, setting
 
 RECIPE = Path(comparison.__file__).parent / "recipe-gpu.json"
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    check_installed("matplotlib")
     device = torch.device(resolve_device(args.device))
     torch.set_float32_matmul_precision("high")
     torch.set_num_threads(args.threads or usable())
@@ -67,14 +68,23 @@ def main(args: argparse.Namespace) -> int:
         "images": len(scenes),
         "recipe": recipe.to_json(),
     }
-    network = load_directory(resolve(args.weights)) if args.weights else None  # before an old report is touched
+    network = None
+    if args.weights:  # before an old report is touched
+        network = load_directory(resolve(args.weights))
+        with_masks_of(network, config(args.config))
+        if not at_inference(chosen):
+            raise ValueError(
+                f"--rows {args.rows} has no row that differs from {args.config} in its masks alone, and --weights "
+                "scores no others; choose rows such as adpc, window or criteria"
+            )
     report = ComparisonReport.begin(args.output, about, every, resume=args.resume)
     if network is not None:
         runner.score_weights(network, chosen, report)
     else:
         with Interrupt() as interrupt:
-            limits = TrainingLimits(args.resume, args.minutes, args.steps, args.score_every, lambda: interrupt.asked)
-            runner.train_and_score(chosen, every, report, None if args.no_training else limits)
+            limits = TrainingLimits(args.resume, args.minutes, args.steps, args.score_every)
+            training = None if args.no_training else limits
+            runner.train_and_score(chosen, every, report, training, lambda: interrupt.asked)
         if interrupt.asked:
             raise KeyboardInterrupt("stopped; --resume goes on")
     report.plot()

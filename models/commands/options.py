@@ -1,7 +1,10 @@
 """Options that several commands have, and what a threshold does to a configuration."""
 
 import argparse
+import importlib.util
+import os
 from dataclasses import replace
+from pathlib import Path
 
 from models.executors.registry import AUTO, CHOICES, PRECISIONS
 from models.imaging.geometry import Size
@@ -17,6 +20,20 @@ def at_least_1(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1; leave the option out for its default")
     return value
+
+
+def check_installed(package: str) -> None:
+    """Raises ModuleNotFoundError unless the package is installed. For what long work needs at its end."""
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(f"{package} is not installed", name=package)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises PermissionError unless files can be written into `folder`. For what long work writes at its end."""
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(
+            f"nothing can be written to {folder}; give a folder of yours, such as a copy of the model"
+        )
 
 
 def add_executor(parser: argparse.ArgumentParser) -> None:

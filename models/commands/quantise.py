@@ -10,7 +10,7 @@ import torch
 
 from models.anytime import AnytimeModel
 from models.checkpoint import load_directory
-from models.commands.options import add_threads
+from models.commands.options import add_threads, check_writable
 from models.commands.tables import cell
 from models.directory import SCALES_FILE, fingerprint, resolve
 from models.evaluation.quantise import examples, quantise
@@ -52,6 +52,8 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--percentile is {args.percentile:g}; give more than 0 and at most 100")
     if args.output is not None and not args.output.is_dir():
         raise FileNotFoundError(f"there is no folder {args.output}; make it first")
+    output = args.output or directory
+    check_writable(output)
     network = load_directory(directory)
     if not isinstance(network, AdpcNet):
         family = network.config.family
@@ -65,7 +67,6 @@ def main(args: argparse.Namespace) -> int:
 
     found = examples(network.config, args.data, (args.split, args.check), args.images, args.compare)
     scales = quantise(network, found, make, fingerprint=fingerprint(directory), percentile=args.percentile)
-    output = args.output or directory
     scales.save(output)
     print(json.dumps(scales.report) if args.json else table(scales))
     if not args.json:

@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from models.anytime import AnytimeModel, State, exits_of
@@ -55,15 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     make = partial(_network, args.model, args.weights, lambda found: _changed(found, args))
-    directory = resolve(args.model) if args.weights is None else None
+    directory = _directory(args.model) if args.weights is None else None
     model, reason = build_fastest(make, args.device, args.executor, precision=args.precision, directory=directory)
     is_tensor = args.input.suffix == ".safetensors"
     state = model.start(*_tensor(args.input)) if is_tensor else model.begin(read_image(args.input))
     outputs = outputs_of(model, state, with_maps=not is_tensor)
     try:
-        save_file(outputs, args.output)
-    except SafetensorError as error:
-        raise ValueError(f"{args.output} cannot be written: {error}; name a file in a folder that is there") from error
+        args.output.write_bytes(save(outputs))  # `save_file` would replace what is there, be it a device
+    except OSError as error:
+        raise ValueError(
+            f"{args.output} cannot be written: {error.strerror}; name a file in a folder that is there"
+        ) from error
     print(f"{args.output}: {', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in outputs.items())}")
     if reason:
         print(f"computed in {model.precision}: {reason}")
@@ -94,6 +96,16 @@ def _changed(config: ModelConfig, args: argparse.Namespace) -> ModelConfig:
     if given and not isinstance(config, MdeqConfig):
         raise ValueError(f"{config.name} is no MDEQ; leave --iterates and --first-step out")
     return replace(config, **given)
+
+
+def _directory(model: str) -> Path:
+    """`resolve`, for a model that is named without weights. Raises ValueError."""
+    try:
+        return resolve(model)
+    except ValueError as error:
+        if model not in CONFIGS:
+            raise
+        raise ValueError(f"{model} is a configuration; name a file with its weights: --weights FILE") from error
 
 
 def _network(model: str, weights: Path | None, change: Callable[[ModelConfig], ModelConfig]) -> Network:

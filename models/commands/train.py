@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from models.commands.interrupt import Interrupt
-from models.commands.options import at_least_1
+from models.commands.options import at_least_1, check_installed
 from models.directory import ZOO
 from models.executors.selection import resolve_device
 from models.network.families import config
@@ -53,19 +53,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """The first Ctrl-C ends the run after the current step, saves it and raises KeyboardInterrupt; a second one raises
     it at once."""
+    check_installed("matplotlib")
     torch.set_float32_matmul_precision("high")
     device = torch.device(resolve_device(args.device))
     model = config(args.config)
     recipe = Recipe.load(args.recipe or ZOO / args.config / FILE).override(dict(map(setting, args.set)))
+    if args.resume:
+        recipe.check_same(args.output)
+    elif (args.output / CHECKPOINT).exists():
+        raise ValueError(f"{args.output} holds a run; --resume goes on with it, or choose another --output")
     run = Run.begin(model, recipe, device, speed=Speed.of(device, compiled=args.compile))
+    if args.resume:
+        run.load(args.output)
     task = tasks.load(model, recipe, args.data, device)
     if args.compile and isinstance(task, tasks.Segmentation):
         task.compare = losses.segmentation  # the kernels' own cannot be compiled
-    if args.resume:
-        recipe.check_same(args.output)
-        run.load(args.output)
-    elif (args.output / CHECKPOINT).exists():
-        raise ValueError(f"{args.output} holds a run; --resume goes on with it, or choose another --output")
     args.output.mkdir(parents=True, exist_ok=True)
     recipe.save(args.output)
     epochs = recipe.images_before(recipe.steps) / task.examples

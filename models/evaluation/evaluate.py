@@ -35,7 +35,8 @@ class ExitCosts:
         self.ms: list[list[float]] = [[] for _ in range(exits)]
 
     def watch(self, model: AnytimeModel, states: Sequence[State]) -> Iterator[list[Exit]]:
-        """Runs `states` together to the end; yields their exits, one after the other, and records their costs."""
+        """Runs `states` together to the end; yields their exits, one after the other, and records their costs. After a
+        final exit it yields that one again for each of the exits that are left."""
         elapsed_s, began_s = 0.0, time.perf_counter()
         for exit_index in exits_of(model, states):
             elapsed_s += time.perf_counter() - began_s
@@ -94,9 +95,9 @@ def segmentation(model: AnytimeModel, scenes: Sequence[Scene]) -> dict[str, Any]
     for scene in tqdm(scenes, unit=" images"):
         image, label_map = scene.example(classes)
         state, labels = model.begin(image), torch.from_numpy(label_map)
-        for (found,) in costs.watch(model, [state]):
+        for matrix, _ in zip(matrices, costs.watch(model, [state]), strict=True):
             answer = torch.from_numpy(model.render(state).array)
-            matrices[found.index - 1] += scores.confusion(answer, labels, classes, VOID)
+            matrix.add_(scores.confusion(answer, labels, classes, VOID))
     exits = costs.by_exit()
     for exit_, matrix in zip(exits, matrices, strict=True):
         by_class = scores.iou(matrix)
@@ -122,13 +123,13 @@ def pose(model: AnytimeModel, people: Sequence[Person], flip: bool = True) -> di
             states.append(model.begin(*mirrored(image, person.box)))
         skeleton = person.skeleton
         head_px = scores.head_size(joints, skeleton) if person.head_px is None else torch.tensor([person.head_px])
-        for found in costs.watch(model, states):
+        for by_torso, by_head, found in zip(right, right_by_head, costs.watch(model, states), strict=True):
             heatmaps = found[0].scores
             if flip:
                 heatmaps = (heatmaps + unmirrored(found[1].scores, model.config.flip_pairs)) / 2
             points = torch.from_numpy(keypoints(heatmaps, states[0].frame)[None, :, :2])
-            right[found[0].index - 1].append(scores.pck(points, joints, skeleton))
-            right_by_head[found[0].index - 1].append(scores.pckh(points, joints, head_px, skeleton))
+            by_torso.append(scores.pck(points, joints, skeleton))
+            by_head.append(scores.pckh(points, joints, head_px, skeleton))
     exits = costs.by_exit()
     for exit_, by_torso, by_head in zip(exits, right, right_by_head, strict=True):
         exit_["pck"] = percent(torch.cat(by_torso).nanmean())

@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from models.imaging.images import read_image
 from models.network.configs import ModelConfig
 from models.quality import MOVED, uncertainty
 
+Item = TypeVar("Item")
 Answer = NDArray[Any]
 """Labels, uint8 (H, W), or keypoints, float32 (J, 3): x, y, score."""
 BoxedImage = tuple[NDArray[np.uint8], Box | None]
@@ -110,17 +111,22 @@ def pck(answer: Answer, person: Person, joints: int) -> float:
 
 
 def examples(config: ModelConfig, directory: Path, split: str | None) -> Iterator[LabelledImage]:
-    """Yields the images of a data set's split, each with the person's box for pose. If `split` is None, yields the
-    images of a folder, which have no labels, read as the server reads them. Shows a progress bar."""
+    """The images of a data set's split, each with the person's box for pose. If `split` is None, the images of a
+    folder, which have no labels, read as the server reads them. They are read one by one, behind a progress bar; the
+    folder is looked into at once, and the errors of the data set's reader are raised then."""
     if split is None:
-        for path in tqdm(images_in(directory), unit=" images"):
-            yield (read_image(path), None), lambda _: math.nan
-    elif config.task == "pose":
-        for person in tqdm(datasets.people(directory, split), unit=" people"):
-            yield _person(person, config.outputs)
-    else:
-        for scene in tqdm(datasets.scenes(directory, split), unit=" images"):
-            yield _scene(scene, config.outputs)
+        return (_unlabelled(path) for path in _shown(images_in(directory), " images"))
+    if config.task == "pose":
+        return (_person(person, config.outputs) for person in _shown(datasets.people(directory, split), " people"))
+    return (_scene(scene, config.outputs) for scene in _shown(datasets.scenes(directory, split), " images"))
+
+
+def _shown(items: Sequence[Item], unit: str) -> Iterator[Item]:
+    yield from tqdm(items, unit=unit)
+
+
+def _unlabelled(path: Path) -> LabelledImage:
+    return (read_image(path), None), lambda _: math.nan
 
 
 def _person(person: Person, joints: int) -> LabelledImage:

@@ -19,9 +19,16 @@ COLUMNS = {
 }  # fmt: skip
 """The columns of MPII's tables, each the mean rate of its joints. The upper neck counts in the overall means only."""
 
+
+def _array(path: Path) -> NDArray[Any]:
+    """A `.npy` and nothing else; `np.load` also opens archives by that name."""
+    with path.open("rb") as file:
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
 READERS: dict[str, Callable[[Path], NDArray[Any]]] = {
     ".mat": lambda path: read_mat(path, "preds")[0],
-    ".npy": np.load,
+    ".npy": _array,
     ".json": lambda path: np.asarray(json.loads(path.read_text())),
 }
 """How predictions are read, by the file's ending."""

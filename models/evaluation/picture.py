@@ -4,6 +4,7 @@
 matplotlib is optional and imported only to draw.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ MIN_SCORE = 0.1
 """Joints below this score are guesses and are not drawn."""
 INACTIVE = "#22a455"
 DECIDED = ("#22a455", "#7fd3e8", "#f5a623", "#d0312d")
-"""Colours of pixels that exit 1, 2, 3, 4 decided."""
+"""Colours of pixels that exit 1, 2, 3, 4 decided; see `_decided`."""
 COLUMN_INCHES, DPI = 3.2, 100
 
 
@@ -104,7 +105,7 @@ def draw(image: NDArray[np.uint8], views: list[ExitView], frame: Frame, config: 
             prediction.imshow(_over(image / 255, colours[exit_.prediction]))
         confidence.imshow(exit_.confidence / 255, cmap="viridis", vmin=0, vmax=1)
         if last:
-            positions.imshow(_over(grey, _rgb(("black", *DECIDED))[exit_.decided]))
+            positions.imshow(_over(grey, _rgb(["black", *_decided(len(views))])[exit_.decided]))
             positions.set_title("which exit decided", fontsize=12)
         else:
             positions.imshow(np.where(exit_.inactive[:, :, None], _over(grey, _rgb([INACTIVE])), grey))
@@ -151,7 +152,7 @@ def _explain_positions(axis: "Axes", exits: int, config: ModelConfig) -> None:
         Patch(color=INACTIVE, label="inactive: left out from here"),
         Patch(color="0.6", label="active: still computed"),
     ]
-    handles += [Patch(color=colour, label=f"decided at exit {1 + k}") for k, colour in enumerate(DECIDED[:exits])]
+    handles += [Patch(color=colour, label=f"decided at exit {1 + k}") for k, colour in enumerate(_decided(exits))]
     axis.legend(
         handles=handles, loc="center", fontsize=10, frameon=False, title=f"positions\n({rule})", title_fontsize=12
     )
@@ -186,7 +187,17 @@ def _palette(config: ModelConfig) -> Image3:
     return found
 
 
-def _rgb(names: tuple[str, ...] | list[str]) -> Image3:
+def _decided(exits: int) -> list[str]:
+    """The colour of pixels that each exit decided. A network may have more exits than `DECIDED` has colours."""
+    from matplotlib import colormaps  # noqa: PLC0415
+    from matplotlib.colors import to_hex  # noqa: PLC0415
+
+    if exits <= len(DECIDED):
+        return list(DECIDED[:exits])
+    return [to_hex(colour) for colour in colormaps["turbo"](np.linspace(0, 1, exits))]
+
+
+def _rgb(names: Sequence[str]) -> Image3:
     from matplotlib.colors import to_rgb  # noqa: PLC0415
 
     return np.array([to_rgb(name) for name in names])

@@ -155,7 +155,8 @@ def differences(fp32: AnytimeModel, int8: AnytimeModel, given: Sequence[Example]
     name = "shift" if fp32.config.task == "pose" else "equal"
     found: list[list[float]] = [[] for _ in range(fp32.config.exits)]
     for example in tqdm(given, unit=" images", desc="fp32 against int8"):
-        states = [(model, model.begin(*boxed(example))) for model in (fp32, int8)]
+        image, box = boxed(example)
+        states = [(model, model.begin(image, box)) for model in (fp32, int8)]
         answers = [list(_answers(model, state)) for model, state in states]
         side_px = states[0][1].frame.scale * fp32.config.size[0]
         for values, one, other in zip(found, *answers, strict=True):

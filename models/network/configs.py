@@ -142,7 +142,8 @@ class ModelConfig(ABC):
 
     @property
     def exit_numbers(self) -> tuple[int, ...]:
-        """The number under which a table or a file shows each exit: 1, 2, .., or what the family counts instead."""
+        """The number under which `models flops` and `models run` show each exit: 1, 2, .., or what the family counts
+        instead."""
         return tuple(range(1, self.exits + 1))
 
     @property

@@ -10,14 +10,17 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from PIL import Image
 
 from models.data import mpii
 from models.data.files import in_parallel
 from models.data.people import Person, Skeleton, crop
+from models.writing import replacing
 
 SKELETON = "skeleton"
 METHOD = 6
@@ -35,8 +38,8 @@ class Part:
 
 
 def save(path: Path, parts: Mapping[str, tuple[Part, Sequence[Person]]]) -> None:
-    """Write the crops of every split. The file appears when it is complete. Raises ValueError if people differ in their
-    skeletons."""
+    """Writes the crops of every split. The file appears when it is complete. Raises ValueError if people differ in
+    their skeletons."""
     skeletons = {person.skeleton for _, people in parts.values() for person in people}
     if len(skeletons) != 1:
         raise ValueError(f"the people have {len(skeletons)} skeletons; a file holds people of one")
@@ -48,15 +51,23 @@ def save(path: Path, parts: Mapping[str, tuple[Part, Sequence[Person]]]) -> None
         arrays[f"{split}.joints"] = np.stack([joints for _, joints in found])
         arrays[f"{split}.side"] = np.array(part.side)
         arrays[f"{split}.room"] = np.array(part.room)
-    partial = path.with_name(f"{path.name}.part")
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    partial.replace(path)
+
+
+def _opened(path: Path) -> NpzFile:
+    """The arrays of a file. Raises ValueError if it is no archive."""
+    if not is_zipfile(path):
+        raise ValueError(
+            f"{path} is no file of crops; give the data set's folder, or a file of python -m models.gpu_day.crops"
+        )
+    found: NpzFile = np.load(path, allow_pickle=False)
+    return found
 
 
 def load_skeleton(path: Path) -> Skeleton:
     """The skeleton of the people in a file."""
-    with np.load(path, allow_pickle=False) as held:
+    with _opened(path) as held:
         if SKELETON not in held:
             return mpii.SKELETON
         found = json.loads(str(held[SKELETON]))
@@ -70,7 +81,7 @@ def load(path: Path, split: str, side: int, room: float) -> list[tuple[NDArray[n
 
     Raises ValueError if the file has no such split, or if its crops are wider or narrower than `room`.
     """
-    with np.load(path, allow_pickle=False) as held:
+    with _opened(path) as held:
         if f"{split}.crops" not in held:
             splits = ", ".join(name.removesuffix(".ends") for name in held.files if name.endswith(".ends"))
             raise ValueError(f"{path} has no split {split!r}; it has {splits}")

@@ -1,7 +1,8 @@
 """Pads channels with zeros to multiples of 8, because tensor cores multiply and threads load 8 numbers at once.
 
 Padding changes no result: padded channels are 0 in every feature map, and the gradients of their weights are 0, so they
-stay 0 in training. Only the network that trains is padded; `strip_channels` makes the one that is scored and saved.
+stay 0 in training. Only the network that trains and the mean of its weights are padded; `strip_channels` makes the
+network that is saved.
 """
 
 from collections.abc import Mapping, Sequence

@@ -13,6 +13,7 @@ from models.network.configs import Positive, Whole
 from models.reading import read_json
 from models.training.augment import Augmentation
 from models.validation import from_json, value
+from models.writing import write_text
 
 FILE = "train.json"
 MAX_SEED = (1 << 32) - 1
@@ -107,7 +108,7 @@ class Recipe:
             raise ValueError(f"{path}: {error}") from error
 
     def save(self, directory: Path) -> None:
-        (directory / FILE).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        write_text(directory / FILE, json.dumps(self.to_json(), indent=1) + "\n")
 
     def check_same(self, directory: Path) -> None:
         """Raises ValueError if the run in `directory` used another recipe, and FileNotFoundError if there is no run."""

@@ -32,14 +32,17 @@ from models.training.padding import (
     without_padding,
 )
 from models.training.recipe import Recipe
+from models.writing import replacing
 
 CHECKPOINT = "checkpoint.pt"
+ANEW = "remove it to start anew"
+"""What to do about a checkpoint that cannot be used."""
 PARTS = "network", "mean", "optimizer"
 """The parts of a run that have a state dict."""
 MOMENTS = "exp_avg", "exp_avg_sq"
 """The tensors of the optimizer's state that have the shape of their weight."""
 SAVE_EVERY_S = 30.0
-"""The time between checkpoints, and the most that an interrupted run loses."""
+"""The time between checkpoints. None is written while a step or a scoring runs, which on a CPU may take longer."""
 
 
 BETAS = (0.9, 0.99)
@@ -119,17 +122,20 @@ class Run:
         return cls(network, mean, optimizer, torch.zeros(model.exits, device=device))
 
     def save(self, output: Path) -> None:
-        """Writes the checkpoint, and the mean as a model directory in half precision. Neither has padded channels, so
-        that a run can go on on another device."""
+        """Writes the mean as a model directory in half precision, then the checkpoint. Neither has padded channels, so
+        that a run can go on on another device. Raises OSError if a file cannot be written."""
         parts = {name: getattr(self, name).state_dict() for name in PARTS}
         if is_padded(self.network):
             parts |= {name: stripped(self.network.config, parts[name]) for name in ("network", "mean")}
             parts["optimizer"] = self._moments(parts["optimizer"], without_padding)
         values = {name: getattr(self, name) for name in ("losses", "step", "since", "history")}
-        partial = output / f"{CHECKPOINT}.part"
-        torch.save({**parts, **values}, partial)
-        partial.replace(output / CHECKPOINT)  # a crash while writing leaves the old one
-        self.save_mean(output)
+        self.save_mean(output)  # first: a checkpoint says that the weights of its step are there
+        path = output / CHECKPOINT
+        try:
+            with replacing(path) as partial:
+                torch.save({**parts, **values}, partial)
+        except RuntimeError as error:  # a full disk
+            raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
 
     def _moments(
         self, optimizer: dict[str, Any], change: Callable[[ModelConfig, str, Tensor], Tensor]
@@ -155,11 +161,7 @@ class Run:
         path = output / CHECKPOINT
         if not path.is_file():
             raise FileNotFoundError(f"there is no {path} to resume from; leave out --resume to start anew")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a broken file makes torch raise anything
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{path} cannot be read: {reason}; leave out --resume to start anew") from error
+        state = read_checkpoint(path)
         try:
             for saved, group in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
                 saved |= {name: group[name] for name in ("lr", "fused", "capturable")}  # this device's
@@ -171,9 +173,10 @@ class Run:
             self.losses.copy_(state["losses"])
             self.step, self.since, self.history = state["step"], state["since"], state["history"]
         except KeyError as error:
-            raise ValueError(f"{path} has no {error}; it is of another version: leave out --resume") from error
+            raise ValueError(f"{path} has no {error}, so it is of another version; {ANEW}") from error
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{path} is of another network: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path} is of another network: {reason}; choose another --output") from error
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -185,6 +188,16 @@ class Run:
     def follow(self, share: float) -> None:
         """Moves the mean towards the weights, by `share` of their difference."""
         torch._foreach_lerp_(*self._followed, share)
+
+
+def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """The values of a checkpoint, on the CPU. `mmap`: tensors are read when they are used. Raises ValueError if it is
+    broken."""
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
+    except Exception as error:  # a broken file makes torch raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read: {reason}; {ANEW}") from error
 
 
 def start_at_zero(network: Network) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from models.directory import WEIGHTS_FILE
+from models.reading import read_json
 from models.training.comparison.variants import PaperFigure, PaperVariant
+from models.writing import write_text
 
 JSON, TABLE, PLOT = "comparison.json", "comparison.md", "comparison.png"
 EXITS = 4
@@ -44,14 +46,17 @@ class ComparisonReport:
     ) -> "ComparisonReport":
         """A new report in the folder `output`, or with `resume` the one that it holds.
 
-        Raises ValueError if `output` holds a report that is not to be resumed, or one with another `about`, whose
-        results could not be compared with these.
+        Raises ValueError if `output` holds a report that is not to be resumed or is broken, or one with another
+        `about`, whose results could not be compared with these.
         """
         report = cls(output, json.loads(json.dumps(about)), variants)
         if not resume and (output / JSON).exists():
             raise ValueError(f"{output} holds a comparison; --resume goes on with it, or choose another --output")
         if resume and (output / JSON).is_file():
-            before = json.loads((output / JSON).read_text())
+            try:
+                before = read_json(output / JSON)
+            except ValueError as error:
+                raise ValueError(f"{output / JSON}: {error}; remove it to score every row again") from error
             report.found = before.pop("rows")
             for name, value in report.about.items():
                 if before.get(name) != value:
@@ -68,8 +73,8 @@ class ComparisonReport:
         self.write()
 
     def write(self) -> None:
-        (self.output / JSON).write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        (self.output / TABLE).write_text(self.markdown())
+        write_text(self.output / JSON, json.dumps(self.to_json(), indent=1) + "\n")
+        write_text(self.output / TABLE, self.markdown())
 
     def to_json(self) -> dict[str, Any]:
         return {**self.about, "rows": self.found}

@@ -23,19 +23,18 @@ from models.training.comparison.report import ComparisonReport
 from models.training.comparison.sampling import SampledExecutor, SampledNet, SampledSegmentation
 from models.training.comparison.variants import PaperVariant, at_inference
 from models.training.recipe import Recipe
-from models.training.train import CHECKPOINT, Run, stream, train
+from models.training.train import CHECKPOINT, Run, read_checkpoint, stream, train
 
 
 @dataclass(frozen=True)
 class TrainingLimits:
     """How long each variant is trained at most, and how often it is scored meanwhile. `resume`: start from its
-    checkpoint. `stopping` is called before every step; if it returns True, training and comparison end."""
+    checkpoint."""
 
     resume: bool
     minutes: float
     steps: float
     score_every: float
-    stopping: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,18 @@ class Runner:
         every: Sequence[PaperVariant],
         report: ComparisonReport,
         limits: TrainingLimits | None,
+        stopping: Callable[[], bool],
     ) -> None:
         """Trains the weights that the `chosen` variants take, unless `limits` is None. Scores the variants whose
-        weights are new, and adds the scores to `report`."""
+        weights are new, and adds the scores to `report`. `stopping` is called before every step of training and every
+        variant; if it returns True, the comparison ends."""
         for name in dict.fromkeys(variant.weights for variant in chosen):
             if limits is not None:
-                self.train(next(variant for variant in every if variant.name == name), limits)
-                if limits.stopping():
-                    return
+                self.train(next(variant for variant in every if variant.name == name), limits, stopping)
             step = self.step(name)
             for variant in chosen:
+                if stopping():
+                    return
                 if variant.weights == name and step and report.found.get(variant.name, {}).get("step") != step:
                     self.score(variant, self.model(variant), step, report)
 
@@ -85,8 +86,8 @@ class Runner:
         result = evaluate.segmentation(model, self.scenes)
         report.add(variant, result | {"step": step, "hardware": self.hardware})
 
-    def train(self, variant: PaperVariant, limits: TrainingLimits) -> None:
-        """Trains `variant` to the recipe's end or to the limits."""
+    def train(self, variant: PaperVariant, limits: TrainingLimits, stopping: Callable[[], bool]) -> None:
+        """Trains `variant` to the recipe's end or to the limits, or until `stopping` returns True."""
         directory = self.output / variant.name
         directory.mkdir(parents=True, exist_ok=True)
         masked_steps = sum(phase.steps for phase in self.recipe.phases if phase.masks)
@@ -109,17 +110,17 @@ class Runner:
                 minutes=limits.minutes,
                 steps=limits.steps,
                 score_every=limits.score_every,
-                stopping=limits.stopping,
+                stopping=stopping,
             )
 
     def step(self, weights: str) -> int:
         """How many steps the variant of that name has been trained; 0 if it has no run. Raises ValueError if its run is
-        by another recipe."""
+        by another recipe, or broken."""
         directory = self.output / weights
         if not (directory / CHECKPOINT).is_file():
             return 0
         self.recipe.check_same(directory)
-        return int(torch.load(directory / CHECKPOINT, mmap=True, weights_only=True)["step"])
+        return int(read_checkpoint(directory / CHECKPOINT, mmap=True)["step"])
 
     def model(self, variant: PaperVariant) -> AnytimeModel:
         """The trained variant, ready to be scored."""
@@ -143,8 +144,9 @@ def with_masks_of(network: Network, model: ModelConfig) -> Network:
     other = build_network(model)
     try:
         differing = other.load_state_dict(network.state_dict(), strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"the weights of {network.config.name} do not fit {model.name}: {error}") from error
+    except RuntimeError as error:  # says what does not fit in its second line
+        reason = str(error).splitlines()[1].strip()
+        raise ValueError(f"the weights of {network.config.name} do not fit {model.name}: {reason}") from error
     names = [name for found in differing for name in found if not other.may_lack(name)]
     if names:
         raise ValueError(
