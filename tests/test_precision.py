@@ -115,7 +115,7 @@ def test_an_executor_without_int8_says_so(directory: Path, scales: Scales) -> No
     make = partial(tiny.network, replace(tiny.SEGMENTATION, masking=None, heads="one"))  # is exported soonest
     model, reason = build_fastest(make, "cpu", "onnx", 1, directory=directory, timer=timer(1, 0))
     assert (model.precision, reason) == ("fp32", "the onnx executor does not save time in int8")
-    with pytest.raises(ValueError, match="the onnx executor does not compute in int8; use precision fp32 or executor"):
+    with pytest.raises(ValueError, match="the onnx executor does not compute in int8; use precision auto or executor"):
         build(make(), "cpu", "onnx", 1, scales)
 
 
