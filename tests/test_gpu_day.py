@@ -130,6 +130,14 @@ def test_stages_share_the_minutes() -> None:
     assert [stage.name for stage in stages_of("train", 8, names=["profile"])] == ["profile"]
 
 
+@pytest.mark.parametrize("minutes", ["nan", "inf", "0", "-1"])
+def test_a_run_without_an_end_is_refused(minutes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["gpu-day", "--part", "check", "--device", "cpu", "--output", str(tmp_path / "out"), "--minutes", minutes]
+    assert main([*call, "--stages", "tune"]) == 1
+    assert f"--minutes is {minutes}; give a finite number above 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 STAGES = ("compile", "plain", "tune", "graphs", "bench")
 
 
