@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Returns status 1 if a stage that ran did not succeed.
 
-    Raises ValueError if the time is not finite and above 0, if the output folder has files, if a stage is unknown, and if
-    training has no data.
+    Raises ValueError if the time is not finite and above 0, if the output folder has files, if a stage is unknown, or
+    if training has no data.
     """
     minutes = MINUTES[args.part] if args.minutes is None else args.minutes
     if not 0 < minutes < math.inf:
