@@ -9,12 +9,13 @@ import pytest
 import tiny
 
 from models.__main__ import main
-from models.anytime import AnytimeModel
+from models.anytime import AnytimeModel, Overridable
 from models.checkpoint import load_directory, save_directory
 from models.directory import QUALITY_FILES, fingerprint
 from models.executors import registry
 from models.executors.precision import choose_precision, seconds_to_last_exit
 from models.executors.selection import build, build_fastest, load
+from models.network.configs import Masking
 from models.network.named import feature_names
 from models.quality import Quality
 from models.quantisation import Scales
@@ -81,6 +82,19 @@ def test_a_measurement_runs_to_the_last_exit(directory: Path) -> None:
     model = fastest(directory, "int8")[0]
     assert seconds_to_last_exit(model) > 0
     assert seconds_to_last_exit(build(tiny.network(), "cpu", "sparse")) > 0
+
+
+@pytest.mark.parametrize("masking, promised", [(Masking("max_probability", 0.6), True), (Masking("top_k", 0.4), False)])
+def test_masks_promise_what_those_of_requests_do(
+    masking: Masking, promised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the promise the sparse executor interpolates every inactive position."""
+    model = build(tiny.network(replace(tiny.SEGMENTATION, masking=masking)), "cpu", "sparse")
+    assert isinstance(model, Overridable)
+    told: list[bool] = []
+    monkeypatch.setattr(model, "override", lambda state, mask, *, shrinking=False: told.append(shrinking))
+    assert seconds_to_last_exit(model) > 0
+    assert told == [promised] * 3
 
 
 def test_a_model_without_scales_runs_in_fp32(directory: Path) -> None:
