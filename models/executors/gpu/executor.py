@@ -22,6 +22,7 @@ from models.executors.gpu.lowering import TritonNetwork
 from models.executors.gpu.memory import BatchMemory, SavedRequest, TritonState
 from models.executors.gpu.program import BatchProgram
 from models.executors.gpu.tuning import TUNED, LayerTuning, gpu_name, read
+from models.executors.registry import PREPARED_SIZES
 from models.imaging.geometry import Box, Frame, Size
 from models.imaging.postprocess import rendering, whole
 from models.imaging.preprocess import check_input, prepare, seen
@@ -32,9 +33,9 @@ from models.quantisation import Precision
 
 log = logging.getLogger(__name__)
 
-MAX_PROGRAMS = 11
-"""Input sizes and batches whose memory and graphs are kept; the least recently used one makes room. There is room for 8
-sizes, and for batches of 2, 4 and 8 at one of them."""
+MAX_PROGRAMS = PREPARED_SIZES + 3
+"""Input sizes and batches whose memory and graphs are kept; the least recently used one makes room. There is room for
+`PREPARED_SIZES`, and for batches of 2, 4 and 8 at one of them."""
 
 
 class TritonExecutor:
