@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -410,6 +410,22 @@ def test_inputs_beyond_the_indices_are_refused(gpu: dict[str, ModuleType]) -> No
     ):
         model.network.check_indices((16384, 16384), 1)
     model.network.check_indices((8192, 8192), 1)
+
+
+def test_what_one_size_has_measured_the_next_one_knows(
+    gpu: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[dict[str, Any]] = []
+
+    def program(*_: object, tuned: dict[str, Any]) -> SimpleNamespace:
+        told.append(tuned)
+        return SimpleNamespace(measured={f"layer {len(told)}": len(told)}, tunings={})
+
+    monkeypatch.setattr(gpu["executor"], "BatchProgram", program)
+    model = gpu["executor"].TritonExecutor(network(), "cpu", torch.float32, tuned=tmp_path / "none")
+    for size in ((32, 64), (64, 32), (64, 64)):
+        model._program(size, 1)
+    assert told == [{}, {"layer 1": 1}, {"layer 1": 1, "layer 2": 2}]
 
 
 def test_measured_layers_are_read_from_the_file(gpu: dict[str, ModuleType], tmp_path: Path) -> None:

@@ -175,9 +175,9 @@ class TritonExecutor:
         return program
 
     def _made(self, shape: Size, batch: int) -> BatchProgram:
-        """A new program."""
-        recorder = self._graphs() if self._graphs else None
-        program = BatchProgram(self.network, shape, batch, self.forced_masks, recorder, tuned=self._tuned)
+        """A new program. It measures no convolution that the file or an earlier program has measured."""
+        recorder, known = self._graphs() if self._graphs else None, self._tuned | self.measured
+        program = BatchProgram(self.network, shape, batch, self.forced_masks, recorder, tuned=known)
         self.measured |= program.measured
         self.tunings[f"{shape[0]}x{shape[1]}x{batch}"] = program.tunings
         return program
