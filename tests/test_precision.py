@@ -100,7 +100,7 @@ def test_masks_promise_what_those_of_requests_do(
 def test_a_model_without_scales_runs_in_fp32(directory: Path) -> None:
     model, reason = fastest(directory, timed=timer(1, 0))
     assert (model.precision, reason) == ("fp32", "")
-    with pytest.raises(ValueError, match=r"precision int8 needs the scales .* python -m models quantise"):
+    with pytest.raises(ValueError, match=r"precision int8 needs the scales .* models quantise, or use precision auto"):
         fastest(directory, "int8")
 
 
