@@ -168,7 +168,7 @@ class Overridable(AnytimeModel, Protocol):
         """Replaces the mask that the latest exit of `state` made: bool (h, w), see `Exit.mask`.
 
         `shrinking` promises that every later mask lies within this one, as `Masking.shrinks` says of a criterion; an
-        executor then computes less. Raises ValueError if the mask has another shape or dtype.
+        executor then computes less. Raises ValueError on a mask of another shape or dtype, and before the first exit.
         """
 
 

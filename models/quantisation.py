@@ -9,10 +9,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from models.directory import SCALES_FILE, read_derived
-from models.network.configs import Positive
 from models.validation import value
 from models.writing import write_text
 
@@ -20,6 +21,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 """What a network is computed in: float32, float16, or features of uint8 and weights of int8."""
 LARGEST = 255
 """The largest number that a feature in eight bits holds."""
+Scale = Annotated[float, Field(ge=1e-30, le=1e30)]
+"""float32 holds a scale and its reciprocal. Native code takes a scale of 0 for a feature that is stored in float32."""
 
 
 @value()
@@ -32,7 +35,7 @@ class Scales:
     """
 
     fingerprint: str
-    features: Mapping[str, Positive]
+    features: Mapping[str, Scale]
     float_layers: tuple[str, ...] = ()
     source: str = ""
     report: Mapping[str, Any] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import live
 import pytest
 import tiny
 
+from models.executors.registry import PREPARED_SIZES
 from server.catalog import read_catalog
 from server.engine.device import BUSY_HALF_LIFE_S, PREPARE_S, Device, labelled
 from server.engine.device_metrics import DeviceMetrics
@@ -50,6 +51,19 @@ def test_how_long_a_worker_may_compute_without_a_look_at_its_mailbox(
     device.now_ready(Ready("cuda:0", executor, facts(executor)))
     device.lost()
     assert device.step_s(EXPECTED, 2) == pytest.approx(new_s)  # the next worker has not seen it
+
+
+def test_an_executor_prepares_again_for_a_size_that_others_have_displaced(device: Device) -> None:
+    """The GPU's executor keeps the graphs of its latest sizes only."""
+    device.now_ready(Ready("cuda:0", "triton", facts("triton")))
+    device.costs.observe(NAME, EXPECTED.shape, 2, 0.2)
+    others = [replace(EXPECTED, shape=(32, 32 * width)) for width in range(1, PREPARED_SIZES + 1)]
+    for expected in (EXPECTED, *others[:-1], others[0]):
+        device.reached(expected, 1, 0.1, 1.0, 0.0)
+    assert device.step_s(EXPECTED, 2) == pytest.approx(0.2)
+    device.reached(others[-1], 1, 0.1, 1.0, 0.0)
+    assert device.step_s(EXPECTED, 2) == PREPARE_S
+    assert device.step_s(others[0], 2) < PREPARE_S
 
 
 def test_the_share_of_time_in_which_a_device_computes(device: Device) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -128,6 +129,14 @@ def test_stages_share_the_minutes() -> None:
         assert sum(stage.limit_s for stage in planned) == pytest.approx(60 * minutes)
         assert names is None or [stage.name for stage in planned] == ["compile", "graphs", "bench"]
     assert [stage.name for stage in stages_of("train", 8, names=["profile"])] == ["profile"]
+
+
+@pytest.mark.parametrize("minutes", ["nan", "inf", "0", "-1"])
+def test_a_run_without_an_end_is_refused(minutes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["gpu-day", "--part", "check", "--device", "cpu", "--output", str(tmp_path / "out"), "--minutes", minutes]
+    assert main([*call, "--stages", "tune"]) == 1
+    assert f"--minutes is {minutes}; give a finite number above 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 STAGES = ("compile", "plain", "tune", "graphs", "bench")
@@ -303,6 +312,44 @@ def test_the_bench_is_told_its_time_and_the_layers_that_were_measured(
             given = re.fullmatch(r"bench --device cuda --output \S+ --within (\S+) --widths w48", lines[0])
             assert given and 50 < float(given[1]) <= 59
     assert (tmp_path / "out" / "tuned.json").read_text() == "{}"
+
+
+def test_a_bench_that_is_ended_does_not_wait_for_the_process_of_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That process has the same standard output, and lives until the test writes into a pipe."""
+    os.mkfifo(tmp_path / "pipe")
+    row = f"open({str(tmp_path / 'pipe')!r}).read()"
+    script = f"""
+import subprocess, sys, threading
+subprocess.Popen([sys.executable, "-c", {row!r}])
+print("512x1024  torch: 6.438 ms (least 6.401)", flush=True)
+threading.Event().wait()
+"""
+    heard = threading.Event()
+
+    class Process(subprocess.Popen[str]):
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is not None:
+                assert heard.wait(GENEROUS_S) and timeout <= GENEROUS_S
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            return super().wait()
+
+    def hear(text: str) -> None:
+        lines.append(text)
+        heard.set()
+
+    lines: list[str] = []
+    ended = threading.Timer(GENEROUS_S, (tmp_path / "pipe").write_text, [""])
+    ended.start()
+    program = (sys.executable, "-c", script)
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", Process)
+        assert bench.bench(tmp_path, time.monotonic() + GENEROUS_S, hear, "cuda", [], program)
+    assert not ended.finished.is_set()
+    ended.cancel()
+    (tmp_path / "pipe").write_text("")
+    assert lines[1:] == ["stopped after 1 rows; the others would have taken too long"]
 
 
 def test_the_gpu_is_named_without_loading_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -280,6 +280,37 @@ def test_the_largest_sums_do_not_saturate(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("channels", [8, 16, 24, 64, 72])
+def test_bytes_saturate_and_what_is_no_number_becomes_0(isa: str, channels: int) -> None:
+    """Whatever the width of a panel, and so the way in which it is stored."""
+    if isa not in isas():
+        pytest.skip(f"this machine has no {isa} kernels")
+    geometry = GeometryFactory(3, 2, [tile_costs(16)] * LEVELS).all_active((8, 8))
+    assert geometry.build()
+    cases = {
+        math.nan: 0,
+        -math.inf: 0,
+        -1e10: 0,
+        -0.6: 0,
+        0.4: 0,
+        2.5: 2,
+        254.4: 254,
+        255.6: 255,
+        1e10: 255,
+        math.inf: 255,
+    }
+    shift = np.resize(np.array(list(cases), np.float32), channels)
+    conv = Convolution(
+        "layer", np.zeros((1, 4, channels), np.float32), None, shift, None, np.ones(channels, np.float32)
+    )
+    source, target = Matrix(2, 4, scale=1.0), Matrix(2, channels, scale=1.0)
+    op = of_kind(convolve(conv, source, target), OpKind.CONVOLVE_U8)
+    lowered = LoweredStep((source,), (target,), [[RowLoop(2, LoopDomain.ACTIVE, (op,))]])
+    [[found]] = run(lowered, [Request(geometry, geometry, {source: np.zeros((8, 8, 4), np.uint8)})], isa)
+    np.testing.assert_array_equal(found, np.broadcast_to(np.resize(list(cases.values()), channels), found.shape))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_resampling_of_bytes(isa: str) -> None:
     if isa not in isas():
         pytest.skip(f"this machine has no {isa} kernels")

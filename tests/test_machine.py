@@ -53,6 +53,16 @@ def test_no_control_groups_no_limit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quota, expected", [(math.inf, 8), (16.0, 8), (2.9, 2), (0.5, 1)])
 def test_threads_fit_the_quota(monkeypatch: pytest.MonkeyPatch, quota: float, expected: int) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(cores, "CORES", 8)
     monkeypatch.setattr(cores, "quota", lambda: quota)
     assert cores.usable() == expected
+
+
+def test_the_threads_of_one_executor_do_not_change_what_the_next_one_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "quota", lambda: math.inf)
+    threads = cores.usable()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert cores.usable() == threads
+    finally:
+        torch.set_num_threads(threads)

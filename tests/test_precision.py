@@ -9,12 +9,13 @@ import pytest
 import tiny
 
 from models.__main__ import main
-from models.anytime import AnytimeModel
+from models.anytime import AnytimeModel, Overridable
 from models.checkpoint import load_directory, save_directory
 from models.directory import QUALITY_FILES, fingerprint
 from models.executors import registry
 from models.executors.precision import choose_precision, seconds_to_last_exit
 from models.executors.selection import build, build_fastest, load
+from models.network.configs import Masking
 from models.network.named import feature_names
 from models.quality import Quality
 from models.quantisation import Scales
@@ -83,10 +84,23 @@ def test_a_measurement_runs_to_the_last_exit(directory: Path) -> None:
     assert seconds_to_last_exit(build(tiny.network(), "cpu", "sparse")) > 0
 
 
+@pytest.mark.parametrize("masking, promised", [(Masking("max_probability", 0.6), True), (Masking("top_k", 0.4), False)])
+def test_masks_promise_what_those_of_requests_do(
+    masking: Masking, promised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the promise the sparse executor interpolates every inactive position."""
+    model = build(tiny.network(replace(tiny.SEGMENTATION, masking=masking)), "cpu", "sparse")
+    assert isinstance(model, Overridable)
+    told: list[bool] = []
+    monkeypatch.setattr(model, "override", lambda state, mask, *, shrinking=False: told.append(shrinking))
+    assert seconds_to_last_exit(model) > 0
+    assert told == [promised] * 3
+
+
 def test_a_model_without_scales_runs_in_fp32(directory: Path) -> None:
     model, reason = fastest(directory, timed=timer(1, 0))
     assert (model.precision, reason) == ("fp32", "")
-    with pytest.raises(ValueError, match=r"precision int8 needs the scales .* python -m models quantise"):
+    with pytest.raises(ValueError, match=r"precision int8 needs the scales .* models quantise, or use precision auto"):
         fastest(directory, "int8")
 
 
@@ -115,7 +129,7 @@ def test_an_executor_without_int8_says_so(directory: Path, scales: Scales) -> No
     make = partial(tiny.network, replace(tiny.SEGMENTATION, masking=None, heads="one"))  # is exported soonest
     model, reason = build_fastest(make, "cpu", "onnx", 1, directory=directory, timer=timer(1, 0))
     assert (model.precision, reason) == ("fp32", "the onnx executor does not save time in int8")
-    with pytest.raises(ValueError, match="the onnx executor does not compute in int8; use precision fp32 or executor"):
+    with pytest.raises(ValueError, match="the onnx executor does not compute in int8; use precision auto or executor"):
         build(make(), "cpu", "onnx", 1, scales)
 
 

@@ -32,7 +32,13 @@ def test_scales_of_other_weights_are_refused(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", ["{", "[]", '{"fingerprint": "a"}', '{"fingerprint": "a", "features": {"conv1": 0}}']
+    "broken",
+    [
+        "{",
+        "[]",
+        '{"fingerprint": "a"}',
+        *(f'{{"fingerprint": "a", "features": {{"conv1": {scale}}}}}' for scale in (0, 1e-50, 1e39)),
+    ],
 )
 def test_a_broken_file_is_refused(directory: Path, broken: str) -> None:
     (directory / SCALES_FILE).write_text(broken)

@@ -114,10 +114,12 @@ def test_inputs_and_states_of_others_are_refused() -> None:
 
 
 @pytest.mark.parametrize("executor", ["reference", "sparse"])
-def test_masks_of_a_wrong_shape_or_dtype_are_refused(executor: str) -> None:
+def test_masks_of_a_wrong_shape_or_dtype_and_masks_of_no_exit_are_refused(executor: str) -> None:
     model = build(tiny.network(), executor=executor)
     assert isinstance(model, Overridable)
     state = model.begin(tiny.image())
+    with pytest.raises(ValueError, match="no exit is finished after 0 steps"):
+        model.override(state, torch.ones(16, 24).bool())
     next(exits_of(model, [state]))
     for mask in (torch.ones(16, 25).bool(), torch.ones(1, 1, 16, 24).bool(), torch.ones(16, 24)):
         with pytest.raises(ValueError, match=r"the mask is torch.* it must be bool of \(16, 24\)"):

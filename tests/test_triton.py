@@ -6,10 +6,11 @@ import json
 import re
 import sys
 import tomllib
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -267,6 +268,65 @@ def test_requests_make_room_for_each_other(gpu: dict[str, ModuleType]) -> None:
         torch.testing.assert_close(state.exit.scores, expected.scores, rtol=1e-4, atol=1e-5)
 
 
+def test_a_size_for_which_there_is_no_memory_gets_that_of_the_others(
+    gpu: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The device has room for one program. A program's memory is free once nobody refers to it."""
+    made: list[weakref.ref[Any]] = []
+    program, room = gpu["executor"].BatchProgram, 1
+
+    def limited(*arguments: Any, **options: Any) -> Any:
+        if sum(ref() is not None for ref in made) >= room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        found = program(*arguments, **options)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(gpu["executor"], "BatchProgram", limited)
+    model = gpu["executor"].TritonExecutor(network(), "cpu", torch.float32)
+    square, wide = inputs(1, 3, 32, 32), inputs(1, 3, 32, 64)
+    states = [model.start(one, Frame(*one.shape[2:])) for one in (square, wide)]
+    for _ in range(3):  # to exit 1, each in place of the other
+        for state in states:
+            model.advance([state])
+    assert "no memory for an input of 32x64 beside those of other sizes, which are given up" in caplog.text
+    for state, one in zip(states, (square, wide), strict=True):
+        right = exits(ReferenceExecutor(network()), one)[0][0]
+        torch.testing.assert_close(state.latest().scores, right.scores, rtol=1e-4, atol=1e-5)
+    with pytest.raises(torch.OutOfMemoryError):  # a batch is no reason to give up a single input
+        model.advance([model.start(square, Frame(32, 32)) for _ in range(2)])
+    model._drop_programs(0)
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):  # there is nothing to give up
+        model.advance(states[:1])
+
+
+def test_a_request_that_went_on_elsewhere_is_not_moved_again(
+    gpu: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a batch makes room, memory runs out after its first request."""
+    model = gpu["executor"].TritonExecutor(network(), "cpu", torch.float32)
+    both = inputs(2, 3, 32, 32)
+    pair = [model.start(one[None], Frame(32, 32)) for one in both]
+    model.advance(pair)
+    saved, evict = gpu["memory"].SavedRequest, model._program((32, 32), 2).memory.evict
+
+    def saves_one(*arguments: Any) -> Any:
+        if pair[0].saved is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return saved(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(gpu["memory"], "SavedRequest", saves_one)
+        evict()
+    advance_to(model, pair[0], 1)
+    advance_to(model, pair[1], 1)  # which still lay in the memory of both
+    advance_to(model, pair[0], 2)
+    expected = exits(ReferenceExecutor(network()), both)
+    for state, right in ((pair[0], expected[1][0]), (pair[1], expected[0][1])):
+        torch.testing.assert_close(state.latest().scores, right.scores, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kernel, stride, level", [(3, 1, 0), (3, 2, 1), (1, 1, 2)])
 def test_a_convolution_at_any_share(gpu: dict[str, ModuleType], kernel: int, stride: int, level: int) -> None:
     """A batch of two inputs, of which few and many positions are active."""
@@ -350,6 +410,22 @@ def test_inputs_beyond_the_indices_are_refused(gpu: dict[str, ModuleType]) -> No
     ):
         model.network.check_indices((16384, 16384), 1)
     model.network.check_indices((8192, 8192), 1)
+
+
+def test_what_one_size_has_measured_the_next_one_knows(
+    gpu: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[dict[str, Any]] = []
+
+    def program(*_: object, tuned: dict[str, Any]) -> SimpleNamespace:
+        told.append(tuned)
+        return SimpleNamespace(measured={f"layer {len(told)}": len(told)}, tunings={})
+
+    monkeypatch.setattr(gpu["executor"], "BatchProgram", program)
+    model = gpu["executor"].TritonExecutor(network(), "cpu", torch.float32, tuned=tmp_path / "none")
+    for size in ((32, 64), (64, 32), (64, 64)):
+        model._program(size, 1)
+    assert told == [{}, {"layer 1": 1}, {"layer 1": 1, "layer 2": 2}]
 
 
 def test_measured_layers_are_read_from_the_file(gpu: dict[str, ModuleType], tmp_path: Path) -> None:

@@ -48,10 +48,14 @@ def printing(found: Findings) -> list[str]:
         (python("sys.exit('CUDA error: an illegal memory access was encountered')"),
          ExecutorChoice("reference", "triton failed with status 1 when it was tried: CUDA error: an illegal memory "
                         "access was encountered", right=False)),
+        ([*printing(GOOD)[:-1], f"{printing(GOOD)[-1]}\nsys.exit('the device is lost')"],
+         ExecutorChoice("reference", "triton failed with status 1 when it was tried: the device is lost", right=False)),
+        (python("sys.stderr.buffer.write(bytes([97, 255]))", "sys.exit(1)"),
+         ExecutorChoice("reference", "triton failed with status 1 when it was tried: a\ufffd", right=False)),
         (python("pass"),
          ExecutorChoice("reference", "triton failed with status 0 when it was tried: it said nothing", right=False)),
     ],
-    ids=["good", "wrong", "nan", "slow", "signal", "error", "silent"],
+    ids=["good", "wrong", "nan", "slow", "signal", "error", "late error", "no text", "silent"],
 )  # fmt: skip
 def test_what_a_verification_leads_to(child: list[str], expected: ExecutorChoice) -> None:
     assert verify("triton", child) == expected

@@ -1,6 +1,7 @@
 """`python -m models gpu-day`: check, measure or train on a GPU that is available for minutes only."""
 
 import argparse
+import math
 import platform
 import shlex
 import sys
@@ -35,9 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Returns status 1 if a stage that ran did not succeed.
 
-    Raises ValueError if the output folder has files, if a stage is unknown, and if training has no data.
+    Raises ValueError if the time is not finite and above 0, if the output folder has files, if a stage is unknown, or
+    if training has no data.
     """
     minutes = MINUTES[args.part] if args.minutes is None else args.minutes
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"--minutes is {minutes:g}; give a finite number above 0")
     training = Training(args.name, args.holdout or "", args.init or "", args.distillation)
     stages = stages_of(args.part, minutes, training, args.stages)
     if args.part == "train" and args.data is None:

@@ -88,10 +88,11 @@ class ReferenceExecutor:
     def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
         """See `Overridable.override`; the reference computes every position whatever `shrinking` promises.
 
-        Raises ValueError on a mask of another shape or dtype.
+        Raises ValueError on a mask of another shape or dtype, and before the first exit.
         """
         assert isinstance(state, ReferenceState)
         check_mask(mask, state.shape)
+        state.latest()
         state.progress = replace(state.progress, masks=Masks(mask[None, None]))
 
     def render(self, state: State, extra: Extra | None = None) -> ExitMap:

@@ -18,6 +18,9 @@ AUTO = "auto"
 """Stands for the best executor on a device, see `selection.choose_executor`, or for the faster precision, see
 `selection.build_fastest`."""
 
+PREPARED_SIZES = 8
+"""An executor that prepares for an input size stays prepared for at least so many sizes, those that it ran last."""
+
 
 @dataclass(frozen=True)
 class ExecutorKind:
@@ -30,8 +33,8 @@ class ExecutorKind:
     reference, in a process of its own, before it serves, and given up for the reference once it has broken a device.
     `own_threads`: it computes on threads of its own, beside which torch's would only spin. `slices`: a step yields when
     it has run for as long as it is asked to. `prepares`: it compiles or measures for seconds at an input size that is
-    new to it. `precisions`: what it computes in; eight bits need scales. `package`: what must be installed for it, with
-    a hint where it comes from.
+    not among the `PREPARED_SIZES`. `precisions`: what it computes in; eight bits need scales. `package`: what must be
+    installed for it, with a hint where it comes from.
     """
 
     make: Callable[[Network, str, int, Scales | None], AnytimeModel]

@@ -60,7 +60,7 @@ def build_fastest(
         if scales is None:
             raise ValueError(
                 "precision int8 needs the scales of the model's features, and it has none; make them with python -m "
-                "models quantise, or use precision fp32"
+                "models quantise, or use precision auto"
             )
         return build(make(), device, executor, threads, scales), ""
     model = build(make(), device, executor, threads)
@@ -139,7 +139,7 @@ def build(
     kind = EXECUTORS[name]
     _check(name, kind, device, network.config.family)
     if scales is not None and "int8" not in kind.precisions:
-        raise ValueError(f"the {name} executor does not compute in int8; use precision fp32 or executor {REFERENCE}")
+        raise ValueError(f"the {name} executor does not compute in int8; use precision auto or executor {REFERENCE}")
     try:
         return kind.make(network, device, threads, scales)
     except ModuleNotFoundError as error:

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -77,7 +78,7 @@ def choose(found: Findings, executor: str) -> ExecutorChoice:
 def verify(executor: str, command: Sequence[str], limit_s: float = LIMIT_S) -> ExecutorChoice:
     """Runs `command`, see `verification_command`, and chooses by the last line that it prints: `Findings` of `executor`
     as JSON. Chooses the reference if the command fails, dies or takes longer than `limit_s`."""
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as log:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=log) as process:
             try:
                 status = process.wait(limit_s)
@@ -88,12 +89,12 @@ def verify(executor: str, command: Sequence[str], limit_s: float = LIMIT_S) -> E
         if status < 0:
             reason = f"{executor} died of {signal.Signals(-status).name} when it was tried"
             return ExecutorChoice(REFERENCE, reason, right=False)
-        try:
-            found = json.loads(_last_line(out))
-            return choose(Findings(*(tuple(found[name]) for name in Findings.__dataclass_fields__)), executor)
-        except (ValueError, KeyError, TypeError):
-            reason = f"{executor} failed with status {status} when it was tried: {_last_line(log) or 'it said nothing'}"
-            return ExecutorChoice(REFERENCE, reason, right=False)
+        with suppress(ValueError, KeyError, TypeError):
+            if status == 0:
+                found = json.loads(_last_line(out))
+                return choose(Findings(*(tuple(found[name]) for name in Findings.__dataclass_fields__)), executor)
+        reason = f"{executor} failed with status {status} when it was tried: {_last_line(log) or 'it said nothing'}"
+        return ExecutorChoice(REFERENCE, reason, right=False)
 
 
 def verification_command(directory: Path, executor: str, device: str) -> list[str]:

@@ -14,6 +14,8 @@ TUNED = ROOT / "models" / "executors" / "gpu" / "tuned.json"
 """The file of measured layers. It is named here again because the module that names it loads Triton."""
 CLOSING_S = 1.0
 """The time kept for the last lines, after the last row is measured."""
+LAST_WORDS_S = 0.5
+"""The time in which lines are still read that were written before the command was ended."""
 
 
 def bench(  # noqa: PLR0917 - a job is given them by name
@@ -33,15 +35,25 @@ def bench(  # noqa: PLR0917 - a job is given them by name
     within_s = max(0.0, deadline - time.monotonic() - CLOSING_S)
     command = [*program, "bench", "--device", device, "--output", str(output), "--within", f"{within_s:.1f}", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
-    timer = threading.Timer(max(0.0, deadline - time.monotonic()), process.kill)
-    timer.start()
-    rows = 0
-    with process:
+    said: list[str] = []
+
+    def hear() -> None:
         assert process.stdout is not None
-        for text in process.stdout:
-            rows += " ms (least " in text
-            line(text.rstrip())
-    timer.cancel()
+        with process.stdout:
+            for text in process.stdout:
+                said.append(text)
+                line(text.rstrip())
+
+    hearing = threading.Thread(target=hear, daemon=True)
+    hearing.start()
+    try:
+        process.wait(max(0.0, deadline - time.monotonic()))
+        hearing.join()
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        hearing.join(LAST_WORDS_S)  # not to the end: the process of a row lives on, and could still write
+    rows = sum(" ms (least " in text for text in said)
     if process.returncode < 0:
         line(f"stopped after {rows} rows; the others would have taken too long")
     return rows > 0

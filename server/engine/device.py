@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from models.executors.registry import EXECUTORS, REFERENCE
+from models.executors.registry import EXECUTORS, PREPARED_SIZES, REFERENCE
 from server.catalog import Catalog
 from server.engine.messages import Chosen, ModelFacts, Ready
 from server.metrics import Metrics
@@ -21,7 +21,7 @@ BUSY_HALF_LIFE_S = 2.0
 """Half-life, in seconds, of past computation in how busy the device is."""
 
 PREPARE_S = 20.0
-"""An executor that compiles or measures at a size that is new to it may take this long."""
+"""An executor may take this long to prepare for a size, see `ExecutorKind.prepares`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Device:
         self._catalog = catalog
         self._metrics = metrics
         self._computed = RecentSeconds(BUSY_HALF_LIFE_S)
-        self._seen: set[tuple[str, Shape]] = set()
+        self._latest: dict[str, list[Shape]] = {}
+        """Of each model the `PREPARED_SIZES` shapes whose exits the worker reached last, the latest at the end."""
         self._numbered = label != name
         metrics.worker_up.labels(label).set(0)
 
@@ -106,13 +107,14 @@ class Device:
         self.ready = None
         self.backlog.lost()
         self.backlog = Backlog(self.costs, self._pace, self._preparing_s)
-        self._seen.clear()
+        self._latest.clear()
         self._metrics.worker_up.labels(self.label).set(0)
 
     def reached(self, expected: Expected, exit_index: int, stage_s: float, active_share: float, now_s: float) -> float:
         """Learn what an exit has cost; see `CostModel.observe`."""
         self._computed.add(self.label, stage_s, now_s)
-        self._seen.add((expected.model, expected.shape))
+        others = [shape for shape in self._latest.get(expected.model, ()) if shape != expected.shape]
+        self._latest[expected.model] = [*others, expected.shape][-PREPARED_SIZES:]
         return self.costs.observe(expected.model, expected.shape, exit_index, stage_s, active_share)
 
     def cut(self, expected: Expected, exit_index: int, stage_s: float, active_share: float) -> None:
@@ -130,7 +132,7 @@ class Device:
         kind = EXECUTORS[facts.chosen.executor]
         if kind.slices:
             return 0.0
-        if kind.prepares and (expected.model, expected.shape) not in self._seen:
+        if kind.prepares and expected.shape not in self._latest.get(expected.model, ()):
             return PREPARE_S
         return facts.max_batch * self.costs.stage_s(expected.model, expected.shape, exit_index)
 

@@ -110,11 +110,12 @@ class SparseExecutor:
     def override(self, state: State, mask: Tensor, *, shrinking: bool = False) -> None:
         """See `Overridable.override`. The promise of `shrinking` is checked when the next stage begins.
 
-        Raises ValueError on a mask of another shape or dtype, with which the native code would read beyond it, and if
-        the next step is paused.
+        Raises ValueError on a mask of another shape or dtype, with which the native code would read beyond it, before
+        the first exit, and if the next step is paused.
         """
         assert isinstance(state, SparseState)
         check_mask(mask, state.shape)
+        state.latest()
         if state.run is not None:
             raise ValueError(f"step {state.next_step} is paused and uses the mask already; advance it to its end first")
         own = mask.cpu().numpy().copy()  # the caller may use its memory again

@@ -4,6 +4,7 @@ A `BatchProgram` has the memory and the graphs of one input size and batch. Requ
 advance, and take copies along when others need the place. The host waits for the device only at the end of an exit.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ from models.executors.gpu.lowering import TritonNetwork
 from models.executors.gpu.memory import BatchMemory, SavedRequest, TritonState
 from models.executors.gpu.program import BatchProgram
 from models.executors.gpu.tuning import TUNED, LayerTuning, gpu_name, read
+from models.executors.registry import PREPARED_SIZES
 from models.imaging.geometry import Box, Frame, Size
 from models.imaging.postprocess import rendering, whole
 from models.imaging.preprocess import check_input, prepare, seen
@@ -29,9 +31,11 @@ from models.network.configs import Extra
 from models.network.flops import costs
 from models.quantisation import Precision
 
-MAX_PROGRAMS = 11
-"""Input sizes and batches whose memory and graphs are kept; the least recently used one makes room. There is room for 8
-sizes, and for batches of 2, 4 and 8 at one of them."""
+log = logging.getLogger(__name__)
+
+MAX_PROGRAMS = PREPARED_SIZES + 3
+"""Input sizes and batches whose memory and graphs are kept; the least recently used one makes room. There is room for
+`PREPARED_SIZES`, and for batches of 2, 4 and 8 at one of them."""
 
 
 class TritonExecutor:
@@ -152,18 +156,36 @@ class TritonExecutor:
         return torch.cuda.device(self.device) if self.device != "cpu" else nullcontext()
 
     def _program(self, shape: Size, batch: int) -> BatchProgram:
-        """The program of an input size and batch, made when it is first needed."""
+        """The program of an input size and batch, made when it is first needed. Where the device has no memory for a
+        single input beside the other programs, all of them make room; a batch can be computed one by one instead."""
         key = shape, batch
         program = self._programs.pop(key, None)
         if program is None:
-            while len(self._programs) >= MAX_PROGRAMS:
-                self._programs.pop(next(iter(self._programs))).memory.close()
-            recorder = self._graphs() if self._graphs else None
-            program = BatchProgram(self.network, shape, batch, self.forced_masks, recorder, tuned=self._tuned)
-            self.measured |= program.measured
-            self.tunings[f"{shape[0]}x{shape[1]}x{batch}"] = program.tunings
+            self._drop_programs(MAX_PROGRAMS - 1)
+            try:
+                program = self._made(shape, batch)
+            except torch.OutOfMemoryError:
+                if batch > 1 or not self._programs:
+                    raise
+                log.warning("no memory for an input of %dx%d beside those of other sizes, which are given up", *shape)
+            if program is None:  # after the error, which kept what was made
+                self._drop_programs(0)
+                program = self._made(shape, batch)
         self._programs[key] = program
         return program
+
+    def _made(self, shape: Size, batch: int) -> BatchProgram:
+        """A new program. It measures no convolution that the file or an earlier program has measured."""
+        recorder, known = self._graphs() if self._graphs else None, self._tuned | self.measured
+        program = BatchProgram(self.network, shape, batch, self.forced_masks, recorder, tuned=known)
+        self.measured |= program.measured
+        self.tunings[f"{shape[0]}x{shape[1]}x{batch}"] = program.tunings
+        return program
+
+    def _drop_programs(self, most: int) -> None:
+        """Keeps at most so many programs, those that were used last."""
+        while len(self._programs) > most:
+            self._programs.pop(next(iter(self._programs))).memory.close()
 
     def _finish(self, index: int, states: Sequence[TritonState], program: BatchProgram) -> None:
         """Records exit `index` of `states`, and the shares of the next stage."""

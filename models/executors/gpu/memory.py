@@ -112,7 +112,7 @@ class BatchMemory:
         """Gives every request in this memory copies of what is its own. A request that was dropped needs none."""
         for row, occupant in enumerate(self._occupants):
             state = occupant()
-            if state is not None:
+            if state is not None and state.memory is self:  # an eviction that failed may have moved it already
                 cut = slice(row, row + 1)
                 features = self.after(state.next_step - 1)
                 maps = tuple(place[cut].clone() for place in self._maps()) if state.exit is not None else ()

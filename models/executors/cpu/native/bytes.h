@@ -101,10 +101,11 @@ template <int NV> inline void store_panel(uint8_t *p, const Vector *values) {
 #if VECTOR_BYTES == 64
     if (NV == 4) {
         // Packing saturates below 0 by itself. It works within quarters of a register, which the permutation sorts out.
+        // Where one of two is NaN, their minimum is the second: NaN, which is then converted to a large negative number.
         const __m512 most = _mm512_set1_ps(255);
         __m512i words[4];
 #pragma GCC unroll 4
-        for (int n = 0; n < 4; ++n) words[n] = _mm512_cvtps_epi32(_mm512_min_ps((__m512)values[n % (NV ? NV : 1)], most));
+        for (int n = 0; n < 4; ++n) words[n] = _mm512_cvtps_epi32(_mm512_min_ps(most, (__m512)values[n % (NV ? NV : 1)]));
         const __m512i one = _mm512_packs_epi32(words[0], words[1]), two = _mm512_packs_epi32(words[2], words[3]);
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(one, two)));

@@ -23,8 +23,8 @@ inline void relax() {
 #endif
 }
 
-// Treats denormal numbers as zeros for as long as it lives: they cost a hundred times a normal operation, and are too
-// small to change a result.
+// On x86, treats denormal numbers as zeros for as long as it lives: they cost a hundred times a normal operation there,
+// and are too small to change a result.
 class FlushDenormals {
   public:
 #if defined(__x86_64__)
