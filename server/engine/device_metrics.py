@@ -7,6 +7,7 @@ from server.catalog import Catalog
 from server.engine.device import Device
 from server.engine.usage import Usage
 from server.metrics import Metrics, Sample
+from server.scheduling.costs import CostModel, Shape
 
 BY_EXIT = ("model", "device", "exit")
 
@@ -42,18 +43,20 @@ class DeviceMetrics:
         )
 
     def typical_s(self) -> Iterator[Sample]:
+        return self._exits(CostModel.typical_s)
+
+    def safe_s(self) -> Iterator[Sample]:
+        return self._exits(CostModel.safe_s)
+
+    def _exits(self, estimate: Callable[[CostModel, str, Shape, int], float]) -> Iterator[Sample]:
+        """The seconds to each exit; 0 while nothing is known, also those of an `estimate` that adds a reserve."""
         for device in self.devices:
             for model in self.catalog:
                 shape = model.input_shape(*model.config.size)
                 for exit_index in range(1, model.config.exits + 1):
-                    seconds = device.costs.typical_s(model.name, shape, exit_index)
+                    known = device.costs.typical_s(model.name, shape, exit_index) > 0
+                    seconds = estimate(device.costs, model.name, shape, exit_index) if known else 0.0
                     yield (model.name, device.label, str(exit_index)), seconds
-
-    def safe_s(self) -> Iterator[Sample]:
-        costs = {device.label: device.costs for device in self.devices}
-        for labels, typical_s in self.typical_s():
-            model, device, _ = labels
-            yield labels, costs[device].margin(model) * typical_s
 
     def slow_down(self) -> Iterator[Sample]:
         for device in self.devices:
