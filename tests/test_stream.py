@@ -15,7 +15,7 @@ import live
 import numpy as np
 import pytest
 import tiny
-from hosts import host_limits_frames, host_waits_for_readers, own_host_only
+from hosts import host_limits_frames, host_waits_for_readers, own_host_only, same_process_only
 from live import Live, ScriptedWorker, decoded, photo
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
@@ -322,6 +322,18 @@ def test_after_a_bad_message_the_socket_goes_on(
         assert hear(connection)["code"] == "no_exit"
 
 
+@same_process_only
+def test_a_client_that_ignores_its_errors_is_turned_away(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StreamSession, "ERRORS", 2.0)
+    monkeypatch.setattr(StreamSession, "ERROR_RATE", 1e-9)
+    with server.connect() as connection:
+        for _ in range(3):
+            connection.send('{"type": "cancel", "id": "nobody"}')
+        codes = [hear(connection)["code"] for _ in range(4)]
+        assert codes == ["unknown_request"] * 3 + ["too_many_errors"]
+        expect_close(connection, 1008)
+
+
 def test_frames_out_of_order(server: Live) -> None:
     with server.connect() as connection:
         connection.send(photo())
@@ -468,9 +480,10 @@ def test_too_many_open_requests_are_refused(server: Live, worker: ScriptedWorker
 
 
 @host_waits_for_readers
-def test_a_slow_reader_gets_the_newest_exit(tmp_path: Path) -> None:
-    """The maps have 9 MB, more than a socket's buffers hold, and the client reads none until all have been computed."""
-    fields = {"shared_memory_bytes": 2**27, "default_model": SEGMENTATION}
+def test_a_slow_reader_gets_the_newest_exit_and_each_map_right_behind_its_header(tmp_path: Path) -> None:
+    """The maps have 9 MB, more than a socket's buffers hold, and the client reads none until all of two requests have
+    been computed. An error waits with them."""
+    fields = {"shared_memory_bytes": 2**28, "default_model": SEGMENTATION}
     with live.scripted(live.write_configs(tmp_path), **fields) as (server, next_worker):
         worker = next_worker()
         worker.say_ready()
@@ -478,17 +491,25 @@ def test_a_slow_reader_gets_the_newest_exit(tmp_path: Path) -> None:
         raw = socket.create_connection(("127.0.0.1", server.port))
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
         with server.connect(sock=raw, max_queue=1, compression=None) as connection:
-            predict(connection, "a", photo(3000, 3000, "JPEG"), encoding="raw", deadline_ms=30_000)
-            worker.finish(worker.hear_job())
-            server.wait_for(lambda: server.metric("anytime_time_to_exit_seconds_count", exit="4") == 1)
-            assert hear(connection)["type"] == "accepted"
-            sent = []
-            while (message := hear(connection))["type"] == "exit":
-                sent.append(message["exit"])
-                data = hear_bytes(connection, 9_000_000)
-                assert data == live.labels(message["exit"], 3000, 3000).tobytes()
-            assert message["skipped"] and sent[-1] == message["exit"] == 4
-            assert sorted(sent + message["skipped"]) == [1, 2, 3, 4]
+            image = photo(3000, 3000, "JPEG")
+            for name in "ab":
+                predict(connection, name, image, encoding="raw", deadline_ms=30_000)
+                worker.finish(worker.hear_job())
+            connection.send('{"type": "cancel", "id": "nobody"}')
+            server.wait_for(lambda: server.metric("anytime_time_to_exit_seconds_count", exit="4") == 2)
+            sent: dict[str, list[int]] = {"a": [], "b": []}
+            heard: list[tuple[str, str | None]] = []
+            while sum(kind in ("end", "error") for kind, _ in heard) < 3:
+                message = hear(connection)
+                heard.append((message["type"], message["id"]))
+                if message["type"] == "exit":
+                    assert hear_bytes(connection, 9_000_000) == live.labels(message["exit"], 3000, 3000).tobytes()
+                    sent[message["id"]].append(message["exit"])
+                elif message["type"] == "end":
+                    exits, skipped = sent[message["id"]], message["skipped"]
+                    assert skipped and exits[-1] == message["exit"] == 4
+                    assert sorted(exits + skipped) == [1, 2, 3, 4]
+            assert {("accepted", "a"), ("accepted", "b"), ("error", "nobody")} <= set(heard)
 
 
 def test_too_many_sockets_and_too_fast_clients_are_turned_away(tmp_path: Path) -> None:
