@@ -335,3 +335,13 @@ def test_a_forecast_is_what_this_client_would_get(tmp_path: Path, monkeypatch: p
         assert found.predicted_s == pytest.approx({index: 0.1 * index + answer_s for index in range(1, 5)})
         assert {expected.shape for expected in engine.asked} == {(608, 928)}
         assert engine.asked[-1].deadline_s == pytest.approx(12.1 - answer_s)
+
+
+def test_a_request_that_comes_counts_as_open_in_its_own_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "budget.toml").write_text("[[traffic]]\nopen_requests = 1\nmax_deadline_ms = 200\n")
+    settings = live.settings(live.write_configs(tmp_path), budget=tmp_path / "budget.toml")
+    service = Service(settings, read_catalog(settings.models), print)
+    service.engine.close()
+    answering = Answering(service, monkeypatch)
+    asyncio.run(answering.answer(0.002))
+    assert answering.engine.checked[0].deadline_s == pytest.approx(12.2, abs=0.01)
