@@ -176,6 +176,7 @@ def test_a_handshake_has_its_time_and_is_tls(access: Access, sent: bytes) -> Non
             while client.recv(1024):
                 pass
     access.server.wait_for(lambda: handshakes() == 0)
+    access.server.wait_for(lambda: len(host.app.state.gate.peers) == len(connections))  # each is counted once
 
 
 def test_the_files_of_tls_belong_together(folder: Path) -> None:
