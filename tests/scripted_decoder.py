@@ -19,7 +19,7 @@ class ScriptedDecoder:
         self._own.setblocking(False)
         self.plan = plan
         self.memory = mmap(-1, plan.memory_bytes)
-        self.killed = False
+        self.killed = self.waited_for = False
 
     def say(self, line: bytes) -> None:
         self._own.send(line)
@@ -50,4 +50,5 @@ class ScriptedDecoder:
         self._own.close()
 
     def wait(self) -> int:
+        self.waited_for = True
         return self.status

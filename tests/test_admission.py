@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 
 from server.errors import TooManyRequestsError
-from server.requests.admission import ClientLimit
+from server.protocols.options import RequestOptions
+from server.requests.admission import ClientLimit, image_age_s
 
 
 def test_a_client_has_a_burst_and_a_rate() -> None:
@@ -26,3 +29,19 @@ def test_clients_are_forgotten_and_no_rate_is_no_limit() -> None:
     limit.check("a", 0.0)
     for _ in range(100):
         ClientLimit(0, 1).check("a", 0.0)
+
+
+def test_the_client_that_was_not_seen_for_longest_is_forgotten() -> None:
+    limit = ClientLimit(rate=0.001, burst=2)
+    limit.CLIENTS = 2  # type: ignore[misc]
+    for client in "abac":
+        limit.check(client, 0.0)
+    with pytest.raises(TooManyRequestsError):
+        limit.check("a", 0.0)
+
+
+def test_the_age_of_an_image_is_that_on_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the request has taken since then, for example until its body was there."""
+    monkeypatch.setattr("server.requests.admission.time", SimpleNamespace(time=lambda: 1000.0, monotonic=lambda: 53.0))
+    ages_s = [image_age_s(RequestOptions(captured_at=captured_s), 50.0) for captured_s in (990.0, 998.0, None)]
+    assert ages_s == [7.0, 0.0, 0.0]

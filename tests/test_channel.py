@@ -116,3 +116,20 @@ def test_speaking_to_a_worker_that_does_not_listen_is_no_error() -> None:
         assert line.heard == [Beat()]  # what it said before is heard all the same
 
     run(check)
+
+
+def test_a_channel_that_is_closed_with_commands_unsent_leaves_its_socket_alone() -> None:
+    """Its number may soon be that of another connection."""
+
+    async def check() -> None:
+        ours, worker = Pipe()
+        channel, fd = Channel(ours, print, print), ours.fileno()
+        for key in range(5000):
+            channel.say(Cancel(key))
+        assert channel._unsent
+        channel.close()
+        loop = asyncio.get_running_loop()
+        assert not loop.remove_writer(fd) and not loop.remove_reader(fd)
+        worker.close()
+
+    asyncio.run(check())

@@ -5,12 +5,13 @@ import struct
 import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from live import photo, until
 from scripted_decoder import ScriptedDecoder
 
 from server.decoding.messages import DecoderAnswer, DecoderPlan
-from server.requests.codec import Codec
+from server.requests.codec import Codec, copy_pixels
 from server.settings import Settings
 
 PNG_HEADER = b"\x89PNG\r\n\x1a\n" + bytes(8)
@@ -115,3 +116,17 @@ def test_only_what_is_cheap_is_encoded_on_the_event_loop(
         codec.close()
 
     asyncio.run(scenario())
+
+
+def test_pixels_are_copied_a_megabyte_in_a_turn_of_the_event_loop() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (2000, 600, 3), dtype=np.uint8)
+    target = np.zeros_like(image)
+
+    async def turns() -> int:
+        copying, count = asyncio.ensure_future(copy_pixels(image, target)), 0
+        while not copying.done():
+            await asyncio.sleep(0)
+            count += 1
+        return count
+
+    assert asyncio.run(turns()) >= 4 and (target == image).all()

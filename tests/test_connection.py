@@ -411,6 +411,33 @@ def test_what_nobody_reads_is_cut_off_after_its_time() -> None:
     on_a_wire(check)
 
 
+def test_who_has_read_all_is_not_cut_off() -> None:
+    async def check(wire: Wire) -> None:
+        wire.application.answer.set()
+        transport = wire.connect()
+        await wire.send(transport, GET % 0)
+        transport.protocol.pause_writing()
+        wire.after(10.0)
+        transport.protocol.resume_writing()
+        wire.after(30.0)
+        assert not transport.closed
+
+    on_a_wire(check)
+
+
+def test_a_request_that_is_being_answered_has_no_time_limit_here() -> None:
+    async def check(wire: Wire) -> None:
+        transport = wire.connect()
+        await wire.send(transport, POST % 3 + b"abc")
+        wire.after(1000.0)
+        assert not transport.closed
+        wire.application.answer.set()
+        await wire.settle()
+        assert statuses(transport.written) == [200]
+
+    on_a_wire(check)
+
+
 def test_a_new_connection_takes_the_place_of_one_that_waits() -> None:
     async def check(wire: Wire) -> None:
         served, silent, late = wire.connect(), wire.connect(), wire.connect()

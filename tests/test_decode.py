@@ -10,6 +10,7 @@ import pytest
 import tiny
 from PIL import Image, PngImagePlugin
 
+from models.imaging.geometry import MAX_SIDE
 from server.decoding.decode import decode
 from server.decoding.header import MUCH, read_header, work_px
 from server.decoding.structure import pixels_only
@@ -210,6 +211,7 @@ CRAFTED = {
     "nothing but fill bytes": (lambda: b"\xff\xd8" + b"\xff" * 100_000, "it has no pixels; send the whole file"),
     "chunks": (lambda: behind_header(png(), chunk(b"prVt") * 40_000), "over 32,768 chunks"),
     "chunks of a WebP": (lambda: RIFF + b"JUNK\0\0\0\0" * 40_000, "over 32,768 chunks"),
+    "chunks of odd sizes in a WebP": (lambda: RIFF + b"JUNK\1\0\0\0ab" * 40_000, "over 32,768 chunks"),
     "run lengths": (lambda: runs(b"\1\7" * 2**21), "4,195,382 bytes of run lengths; the limit is 4,194,304"),
 }
 
@@ -267,6 +269,9 @@ def test_sizes_are_refused_as_declared() -> None:
     body = RIFF[:24] + (16_382).to_bytes(3, "little") * 2 + b"VP8 \x0a\0\0\0" + bytes(10)
     with pytest.raises(TooLargeError, match="16383x16383"):
         decode(body, 16 * 2**20)
+    long = png()[:16] + struct.pack(">II", MAX_SIDE + 1, 1) + png()[24:]
+    with pytest.raises(TooLargeError, match=f"the image is {MAX_SIDE + 1}x1; the limit is {MAX_SIDE:,} pixels a side"):
+        decode(long, MANY)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])

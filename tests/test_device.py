@@ -81,6 +81,8 @@ def test_a_device_that_is_named_once_gets_the_label_of_what_it_is(device: Device
     assert device.to_json(answers=False) == {"device": "auto", "ready": False, "executor": None, "open": 0}
     device.now_ready(Ready("cuda:0", "triton", facts("triton")))
     assert device.to_json(answers=True) == {"device": "cuda:0", "ready": True, "executor": "triton", "open": 0}
+    sample = device._metrics.registry.get_sample_value
+    assert [sample("anytime_worker_up", {"device": label}) for label in ("auto", "cuda:0")] == [None, 1]
 
 
 def test_the_safe_seconds_that_metrics_show_are_those_of_admission(device: Device, tmp_path: Path) -> None:
@@ -94,3 +96,28 @@ def test_the_safe_seconds_that_metrics_show_are_those_of_admission(device: Devic
 def test_twins_have_numbers() -> None:
     assert labelled(("cpu",)) == [("cpu", "cpu")]
     assert labelled(("cpu", "cuda:1", "cpu")) == [("cpu", "cpu:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu:1")]
+
+
+def test_what_metrics_show_of_a_device(device: Device) -> None:
+    metrics, read = Metrics({}), Usage(cpu_s=7.5, memory_bytes=2**20)
+    DeviceMetrics(device._catalog, [device], lambda _: read).show(metrics)
+    exits = [{"model": NAME, "device": "auto", "exit": str(index)} for index in range(1, 5)]
+
+    def shown(name: str) -> list[float | None]:
+        return [metrics.registry.get_sample_value(f"anytime_{name}", labels) for labels in exits]
+
+    assert shown("typical_exit_seconds") == shown("safe_exit_seconds") == [0] * 4
+    for _ in range(20):
+        for exit_index in range(1, 5):
+            device.costs.observe(NAME, EXPECTED.shape, exit_index, 0.1)
+    for exit_index in (1, 2, 3, 4) * 3:
+        device.costs.observe(NAME, EXPECTED.shape, exit_index, 0.2)
+    (cost,) = device.learnt(NAME)
+    assert shown("typical_exit_seconds") == pytest.approx(cost.typical_s)
+    assert shown("safe_exit_seconds") == pytest.approx(cost.safe_s)
+    at = {"device": "auto"}
+    values = [
+        metrics.registry.get_sample_value(f"anytime_{name}", at)
+        for name in ("slow_down_ratio", "worker_cpu_seconds_total", "worker_memory_bytes")
+    ]
+    assert values == [device.costs.slow_down, 7.5, 2**20] and device.costs.slow_down > 1.5

@@ -91,8 +91,18 @@ class Harness:
         """The number of requests that each device owes."""
         return [len(device.backlog) for device in self.engine.pool.devices]
 
-    def metric(self, name: str) -> float | None:
-        return self.metrics.registry.get_sample_value(name)
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, labels)
+
+    def runs(self) -> dict[tuple[str, str], float | None]:
+        """What metrics say of two executors and their precisions: 1 if they run the model."""
+        info = "anytime_executor_info", "anytime_precision_info"
+        found = {}
+        for executor, precision in (("triton", "fp16"), ("reference", "fp32")):
+            runs = self.metric(info[0], model=NAME, device="cpu", executor=executor)
+            assert runs == self.metric(info[1], model=NAME, precision=precision)
+            found[executor, precision] = runs
+        return found
 
 
 @pytest.fixture
@@ -162,14 +172,17 @@ def test_a_job_that_is_released_is_cancelled_and_freed_once_the_worker_lets_go(r
     async def check(harness: Harness) -> None:
         job = harness.submit()
         spec = harness.workers[0].hear_job()
-        assert harness.open() == [1]
+        assert harness.open() == [1] and harness.metric("anytime_queue_depth") == 1
         harness.engine.release(job)
+        assert harness.metric("anytime_queue_depth") == 0
         assert job.stop is Stop.DISCONNECTED and harness.workers[0].hear_cancel().key == spec.key
         assert harness.open() == [0]
         assert harness.engine.arena.taken_bytes > 0  # the worker may still write
         harness.workers[0].end(spec, Stop.CANCELLED)
         await until(lambda: not harness.engine.jobs)
         assert harness.engine.arena.taken_bytes == 0
+        assert job.timer is not None and job.timer.cancelled(), "it would keep the image until the deadline"
+        assert harness.metric("anytime_cancel_seconds_count", model=NAME) == 1
         harness.engine.move_deadline(job, 0.0)  # it has ended: nothing is said
         assert harness.workers[0].hears_nothing()
 
@@ -179,16 +192,19 @@ def test_a_job_that_is_released_is_cancelled_and_freed_once_the_worker_lets_go(r
 def test_after_a_device_has_failed_the_next_worker_runs_the_reference(run: Any) -> None:
     async def check(harness: Harness) -> None:
         assert (harness.plans[0].chosen, harness.plans[0].known) == ({}, ())
+        assert harness.runs() == {("triton", "fp16"): 1, ("reference", "fp32"): None}
         harness.workers[0].say(Broken("an illegal access"))
         harness.workers[0].die()
         await until(lambda: len(harness.workers) == 2)
         assert harness.plans[1].chosen == {NAME: Chosen("reference", "triton broke the device: an illegal access")}
+        assert harness.engine.facts[NAME].max_batch == 4, "what is known of the models stays known"
         assert harness.plans[1].known == ()  # the reference is measured anew
         with pytest.raises(UnavailableError, match="being loaded"):
             harness.engine.check_open()
         await harness.say_ready(replace(FACTS, chosen=Chosen("reference")))
         harness.engine.check_open()
         assert harness.metric("anytime_worker_restarts_total") == 1
+        assert harness.runs() == {("triton", "fp16"): None, ("reference", "fp32"): 1}
 
     run(check)
 
@@ -479,8 +495,9 @@ def test_a_worker_that_is_lost_costs_only_its_own_jobs(run: Any) -> None:
         lost.lingers = True
         lost.die()
         assert await first.ended() is Stop.DEADLINE and first.latest == 1
-        with pytest.raises(UnavailableError, match="the worker was lost before exit 1"):
+        with pytest.raises(UnavailableError, match="the worker was lost before exit 1") as caught:
             await third.ended()
+        assert caught.value.retry_after_s == 1.0, "there is another worker"
         assert second.stop is None and harness.open() == [0, 2]
         assert harness.engine.readiness()["ready"]
         assert [device["ready"] for device in harness.engine.readiness()["devices"]] == [False, True]
@@ -551,3 +568,50 @@ def test_what_exits_cost_is_learnt_and_compared_with_what_was_predicted(run: Any
         assert all(safe_s > typical_s for safe_s, typical_s in zip(shapes[SHAPE].safe_s, FACTS.seconds, strict=True))
 
     run(check)
+
+
+def test_metrics_tell_what_was_computed_and_what_was_saved(run: Any) -> None:
+    """An image of 64 x 64 takes two thirds of the multiply-adds of the configured size."""
+
+    async def check(harness: Harness) -> None:
+        job = harness.submit(pixels=64)
+        spec = harness.workers[0].hear_job()
+        for exit_index in (1, 2):
+            times = 0.1, spec.arrived_s, spec.arrived_s + 0.2
+            harness.workers[0].say(Exited(spec.key, exit_index, 0.5, 10 * exit_index, *times))
+        harness.workers[0].end(spec, Stop.MAX_EXIT)
+        await until(lambda: job.stop is Stop.MAX_EXIT)
+        assert harness.metric("anytime_macs_total", model=NAME) == 20
+        assert harness.metric("anytime_macs_saved_total", model=NAME) == pytest.approx(live.MACS[-1] * 2 / 3 - 20)
+        assert harness.metric("anytime_queue_seconds_count", model=NAME) == 1
+        for exit_index in ("1", "2"):
+            took_s = harness.metric("anytime_time_to_exit_seconds_sum", model=NAME, exit=exit_index)
+            assert took_s == spec.arrived_s + 0.2 - spec.arrived_s
+        harness.engine.release(job)
+
+    run(check)
+
+
+def test_once_its_image_is_there_a_request_waits_for_no_decoding(run: Any) -> None:
+    async def check(harness: Harness) -> None:
+        now_s = time.monotonic()
+        expected = Expected(NAME, SHAPE, 1, now_s + 1000.0, prepare_s=5.0, delays_s=0.5)
+        place = harness.engine.admit(expected, now_s)
+        (device,) = harness.engine.pool.devices
+        job = harness.submit(place=place)
+        assert (place.expected.prepare_s, place.expected.delays_s) == (0.0, 0.0)
+        assert device.backlog.ready_s(replace(expected, prepare_s=0.0, delays_s=0.0), time.monotonic()) < 1.0
+        harness.engine.release(job)
+
+    run(check)
+
+
+def test_a_server_of_two_devices_is_busy_if_both_are(run: Any) -> None:
+    async def check(harness: Harness) -> None:
+        first, second = harness.engine.pool.devices
+        for device, busy in ((first, 0.2), (second, 0.4)):
+            for tenth in range(1, 301):
+                device.reached(Expected(NAME, SHAPE, 1, 0.0), 1, 0.04, 1.0, tenth / 10)
+            assert harness.engine.busy(30.0) == pytest.approx(busy, rel=0.05)
+
+    run(check, "cpu,cpu")

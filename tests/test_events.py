@@ -45,6 +45,7 @@ def test_every_exit_is_an_event(server: Live, worker: ScriptedWorker) -> None:
         lines = reply.iter_lines()
         spec = worker.hear_job()
         assert reply.headers["content-type"].startswith(EVENTS) and "content-length" not in reply.headers
+        assert (reply.headers["cache-control"], reply.headers["x-accel-buffering"]) == ("no-store", "no")
         accepted = json.loads([next(lines) for _ in range(3)][1].removeprefix("data: "))
         for exit_index in (1, 2):
             worker.reach(spec, exit_index)

@@ -1,11 +1,15 @@
-"""Which exits of a job count as skipped."""
+"""Which exits of a job are sent, and which count as skipped."""
 
+import asyncio
+from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from server.protocols.exits import skipped_exits
+from server.engine.job import Job
+from server.engine.messages import Exited, Stop
+from server.protocols.exits import new_exits, skipped_exits
 
 
 @pytest.mark.parametrize(
@@ -24,3 +28,20 @@ def test_an_exit_is_skipped_if_it_could_have_been_sent(
     exits = [SimpleNamespace(exit=number, changed=differs) for number, differs in enumerate(changed, 1)]
     job: Any = SimpleNamespace(spec=SimpleNamespace(required=required), exits=exits)
     assert skipped_exits(job, sent) == skipped
+
+
+def test_nothing_is_sent_of_a_job_that_was_cancelled_while_others_were_sending() -> None:
+    async def check() -> None:
+        nothing: Any = None
+        spec: Any = SimpleNamespace(required=1)
+        reached = Exited(1, 1, active_share=0.5, macs=10, stage_s=0.1, started_s=0.0, finished_s=0.1)
+        job, lock = Job(spec, nothing, nothing, memoryview(b""), 0.0, [reached]), asyncio.Lock()
+        async with lock, aclosing(new_exits(job, lock)) as exits:
+            waiting = asyncio.ensure_future(anext(exits, None))
+            await asyncio.sleep(0)
+            job.stop = Stop.CANCELLED
+            lock.release()
+            assert await waiting is None
+            await lock.acquire()
+
+    asyncio.run(check())

@@ -53,6 +53,7 @@ def test_a_prediction_in_json(server: Live, worker: ScriptedWorker) -> None:
     assert body["unsure"] == 0.125 and 0 < body["elapsed_ms"] < 15000
     assert set(body["timing"]) == {"decode_ms", "queue_ms", "compute_ms", "encode_ms"}
     assert body["timing"]["compute_ms"] == [100.0] * 4
+    assert body["timing"]["decode_ms"] > 0
     assert body["mask"]["classes"] == ["sky", "road", "car"] and body["mask"]["palette"][1] == [128, 64, 128]
     image = Image.open(io.BytesIO(base64.b64decode(body["mask"]["data"])))
     assert (np.asarray(image) == live.labels(4, 60, 90)).all()
@@ -464,6 +465,12 @@ def test_bad_bodies(server: Live, worker: ScriptedWorker) -> None:
     assert call.result().status_code == 200
 
 
+def test_a_body_that_is_announced_as_too_large_is_not_waited_for(server: Live) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 200001\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
 def test_a_body_without_length_is_limited_while_it_is_read(server: Live) -> None:
     reply = server.http.post("/v1/predict", content=(b"\x00" * 50_000 for _ in range(5)))
     assert (reply.status_code, reply.json()["code"]) == (413, "body_too_large")
@@ -681,7 +688,7 @@ def test_a_dead_worker_is_replaced_and_everyone_is_answered(tmp_path: Path) -> N
         replies = sorted((call.result() for call in calls), key=lambda reply: reply.status_code)
         assert [reply.status_code for reply in replies] == [200, 503]
         assert (replies[0].json()["exit"], replies[0].json()["stop"]) == (1, "deadline")
-        assert replies[1].json()["code"] == "worker_lost" and "retry-after" in replies[1].headers
+        assert (replies[1].json()["code"], replies[1].headers["retry-after"]) == ("worker_lost", "5")
         assert server.metric("anytime_worker_up", device="cpu") == 0
         worker = next_worker()
         assert server.http.get("/health/ready").status_code == 503

@@ -26,3 +26,13 @@ def test_when_encoding_could_have_begun(stop: Stop, exit_s: float, stopped_s: fl
     reached = Exited(1, 1, active_share=1.0, macs=0, stage_s=0.1, started_s=8.0, finished_s=exit_s)
     job = Job(nothing, nothing, place, memoryview(b""), 8.0, [reached], stop=stop, stopped_s=stopped_s)
     assert job.answerable_s == answerable_s
+
+
+@pytest.mark.parametrize(
+    ("exits", "final"), [([], False), ([(1, False)], False), ([(1, False), (2, True)], True), ([(4, False)], True)]
+)
+def test_an_exit_is_final_if_none_after_it_will_differ(exits: list[tuple[int, bool]], final: bool) -> None:
+    nothing: Any = None
+    model: Any = SimpleNamespace(config=SimpleNamespace(exits=4))
+    reached = [Exited(1, index, 1.0, 0, 0.1, 8.0, 9.0, final=last) for index, last in exits]
+    assert Job(nothing, model, nothing, memoryview(b""), 8.0, reached).final is final

@@ -24,11 +24,12 @@ from server.protocols.tls import TlsHandshake
 OPENSSL = shutil.which("openssl")
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="no openssl is installed, which makes the certificate")
 
-KEYS = {name: f"{name}.secret-of-{name}" for name in ("robot", "camera", "spender")}
+KEYS = {name: f"{name}.secret-of-{name}" for name in ("robot", "camera", "spender", "guest")}
 TERMS = {
     "robot": "max_priority = 1\nmax_deadline_ms = 20000",
     "camera": "requests_per_second = 0.001\nburst = 1",
     "spender": "gmacs_per_second = 1e-9\ngmacs_burst = 1e-9",
+    "guest": "max_priority = 0",
 }
 
 
@@ -96,7 +97,7 @@ def test_a_key_has_its_own_requests(access: Access) -> None:
     for key in (*KEYS.values(), "robot.wrong", None):
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         statuses.append(access.http.get(f"{access.public}/v1/requests/mine", headers=headers).status_code)
-    assert statuses == [200, 404, 404, 401, 401]
+    assert statuses == [200, 404, 404, 404, 401, 401]
 
 
 def test_a_key_may_do_what_its_terms_say(access: Access) -> None:
@@ -106,6 +107,14 @@ def test_a_key_may_do_what_its_terms_say(access: Access) -> None:
     refused = access.predict("camera")
     assert (refused.status_code, refused.json()["code"]) == (429, "key_rate")
     assert 990 <= int(refused.headers["retry-after"]) <= 1000
+
+
+def test_a_request_that_names_no_priority_has_at_most_that_of_its_key(access: Access) -> None:
+    call = Later(lambda: access.predict("guest"))
+    spec = access.worker.hear_job()
+    assert spec.priority == 0
+    access.worker.finish(spec)
+    assert call.result().status_code == 200
 
 
 def test_what_waited_too_long_at_a_proxy_is_stale(access: Access) -> None:
@@ -167,6 +176,7 @@ def test_a_handshake_has_its_time_and_is_tls(access: Access, sent: bytes) -> Non
             while client.recv(1024):
                 pass
     access.server.wait_for(lambda: handshakes() == 0)
+    access.server.wait_for(lambda: len(host.app.state.gate.peers) == len(connections))  # each is counted once
 
 
 def test_the_files_of_tls_belong_together(folder: Path) -> None:

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,18 @@ PLAN = DecoderPlan(max_body_bytes=100_000, max_pixels=64, max_decode_s=2.0, nice
 
 
 class Started:
-    """A lane whose processes the test plays."""
+    """A lane whose processes the test plays. `failures`: how often none can be started at first."""
 
-    def __init__(self, processes: int = 1, plan: DecoderPlan = PLAN) -> None:
+    def __init__(self, processes: int = 1, plan: DecoderPlan = PLAN, failures: int = 0) -> None:
         self.decoders: list[ScriptedDecoder] = []
+        self._failures = failures
         self.lane = Lane(plan, processes, self._launch)
         self.lane.start()
 
     def _launch(self, plan: DecoderPlan) -> ScriptedDecoder:
+        if self._failures:
+            self._failures -= 1
+            raise OSError("no process left")
         self.decoders.append(ScriptedDecoder(plan))
         return self.decoders[-1]
 
@@ -94,7 +99,7 @@ def test_processes_decode_side_by_side() -> None:
         one.show(1)
         assert sorted(await asyncio.gather(*tasks)) == [1, 2]
         started.lane.close()
-        assert one.killed and two.killed
+        assert one.killed and two.killed and one.waited_for and two.waited_for
 
     played(scenario)
 
@@ -178,7 +183,10 @@ LOSSES: dict[str, tuple[Callable[[ScriptedDecoder], None], type[ServerError], st
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_image_that_ends_a_process_is_refused_and_the_next_one_gets_another(loss: str) -> None:
+def test_the_image_that_ends_a_process_is_refused_and_the_next_one_gets_another(
+    loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lane, "RETRY_S", 3600.0)  # the pause is for processes that were never ready
     act, kind, sentence = LOSSES[loss]
 
     async def scenario() -> None:
@@ -236,6 +244,19 @@ def test_a_process_that_ends_while_it_waits_costs_nobody(monkeypatch: pytest.Mon
     played(scenario)
 
 
+def test_a_process_that_cannot_be_started_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(Lane, "RETRY_S", 0.0)
+        started = Started(failures=2)
+        assert await started.goes_on(0)
+        started.lane.close()
+
+    played(scenario)
+    assert caplog.text.count("no decoding process can be started: no process left") == 2
+
+
 def test_a_client_gets_the_error_of_its_file() -> None:
     async def scenario() -> None:
         started = Started()
@@ -263,6 +284,27 @@ def test_what_a_broken_image_has_filled_is_given_back() -> None:
         with pytest.raises(InvalidError, match="it is cut off"):
             await task
         await until(lambda: decoder.memory[-3:] == bytes(3))
+        started.lane.close()
+
+    played(scenario)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_REMOVE"), reason="only Linux takes back shared memory")
+def test_what_a_large_file_and_a_large_image_have_filled_is_given_back() -> None:
+    async def scenario() -> None:
+        started = Started(plan=replace(PLAN, max_body_bytes=KEPT_BYTES + 1, max_pixels=KEPT_BYTES))
+        decoder = await started.decoder()
+
+        async def request() -> None:
+            async with started.lane.decoded(b"x" * (KEPT_BYTES + 1), 1):
+                pass
+
+        task = asyncio.create_task(request())
+        await decoder.hear()
+        decoder.memory[-3:] = b"\xff\xff\xff"
+        decoder.say(DecoderAnswer(1, KEPT_BYTES).to_line())
+        await task
+        assert decoder.memory[:3] == decoder.memory[-3:] == bytes(3)
         started.lane.close()
 
     played(scenario)
@@ -371,7 +413,6 @@ def test_a_process_that_greets_twice_gets_one_file_at_a_time() -> None:
         decoder = await started.decoder()
         await until(lambda: started.lane._free)
         decoder.say(DecoderAnswer().to_line())
-        await until(lambda: not decoder.hears())
         for _ in range(3):
             await asyncio.sleep(0)
         first, second = started.decode(b"first"), started.decode(b"second")
@@ -400,6 +441,28 @@ def test_a_request_that_is_cancelled_as_its_image_comes_costs_nobody(caplog: pyt
         ours._hear(DecoderAnswer(2, 4).to_line())
         second = started.decode(b"second")
         assert await decoder.hear() == b"second" and not decoder.killed
+        decoder.show(2)
+        assert await second == 2
+        started.lane.close()
+
+    played(scenario)
+    assert not caplog.records
+
+
+def test_a_request_that_is_cancelled_as_its_error_comes_leaves_no_complaint(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        started = Started()
+        decoder = await started.decoder()
+        first = started.decode(b"first")
+        await decoder.hear()
+        next(iter(started.lane._running))._hear(DecoderAnswer(error=NotAnImageError("no", "no")).to_line())
+        first.cancel()
+        await asyncio.wait({first})
+        assert first.cancelled()
+        del first
+        gc.collect()
+        second = started.decode(b"second")
+        assert await decoder.hear() == b"second"
         decoder.show(2)
         assert await second == 2
         started.lane.close()
@@ -484,6 +547,29 @@ def test_the_wait_is_that_for_the_files_that_go_first(monkeypatch: pytest.Monkey
             task.cancel()
         await asyncio.wait(tasks[2:])
         assert started.lane.queue_s(70) == 0.0, "nobody waits for the files that were left"
+        started.lane.close()
+
+    played(scenario)
+
+
+def test_the_time_of_a_file_is_the_mean_of_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
+        monkeypatch.setattr("server.decoding.lane.time", clock)
+        started = Started()
+        decoder = await started.decoder()
+        for took_s in (2.0, 2.0 + Lane.MEAN_OF):
+            task = started.decode(b"measured")
+            await decoder.hear()
+            clock.now_s += took_s
+            decoder.show(1)
+            await task
+        tasks = [started.decode(b"first"), started.decode(b"second")]
+        await decoder.hear()
+        assert started.lane.queue_s(1) == 3.0
+        for shade in (1, 2):
+            decoder.show(shade)
+            await tasks[shade - 1]
         started.lane.close()
 
     played(scenario)

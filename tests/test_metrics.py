@@ -67,8 +67,18 @@ def test_every_reason_of_refusal_has_its_series() -> None:
 
 def test_limits_are_shown() -> None:
     metrics = Metrics({})
-    metrics.show_limits(Settings(max_open=7, max_deadline_ms=2500))
-    assert value(metrics, "max_open_requests") == 7 and value(metrics, "max_deadline_seconds") == 2.5
+    limits = {"max_open": 7, "max_sockets": 8, "shared_memory_bytes": 2**21, "max_body_bytes": 9, "max_pixels": 2**20}
+    metrics.show_limits(Settings(**limits, max_deadline_ms=2500, default_deadline_ms=500))
+    shown = {
+        "max_open_requests": 7,
+        "max_websocket_connections": 8,
+        "max_shared_memory_bytes": 2**21,
+        "max_body_bytes": 9,
+        "max_image_pixels": 2**20,
+        "max_deadline_seconds": 2.5,
+        "default_deadline_seconds": 0.5,
+    }
+    assert {name: value(metrics, name) for name in shown} == shown
 
 
 def test_series_may_be_read_at_the_scrape() -> None:
@@ -94,3 +104,16 @@ def test_the_documents_name_every_metric_and_no_other(tmp_path: Path) -> None:
     families = app.state.service.metrics.registry.collect()
     names = {family.name + "_total" * (family.type == "counter") for family in families if "anytime" in family.name}
     assert set(re.findall(r"`(anytime_\w+)", (ROOT / "docs" / "operations.md").read_text())) == names
+
+
+def test_every_series_of_a_model_is_there_from_the_start() -> None:
+    families = [family for family in Metrics({"model": 2}).registry.collect() if family.name.startswith("anytime_")]
+    known_later = {"anytime_worker_up", "anytime_executor_info", "anytime_precision_info"}
+    assert {family.name for family in families if not family.samples} == known_later
+    exits: dict[str, set[str]] = {}
+    for family in families:
+        for sample in family.samples:
+            if sample.labels.get("model") == "model" and "exit" in sample.labels:
+                exits.setdefault(family.name, set()).add(sample.labels["exit"])
+    assert exits.pop("anytime_exits_reached") == {"0", "1", "2"}
+    assert exits and set(map(frozenset, exits.values())) == {frozenset("12")}

@@ -4,9 +4,11 @@ import asyncio
 import gzip
 import io
 import json
+import socket
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
+from pathlib import Path
 
 import live
 import numpy as np
@@ -14,12 +16,14 @@ import pytest
 import tiny
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from hosts import same_process_only
 from live import Later, Live, ScriptedWorker, photo
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from server.access.identity import Caller
 from server.engine.messages import Stop
-from server.errors import InvalidError
+from server.errors import InvalidError, NotFoundError
 from server.protocols.open_inference import routes
 from server.protocols.open_inference.requests import bitmap
 from server.protocols.open_inference.routes import SHORT_JSON_BYTES
@@ -190,6 +194,37 @@ def test_a_client_that_gives_up_cancels_its_request(server: Live, worker: Script
 
     asyncio.run(give_up())
     server.wait_for(lambda: server.metric("anytime_requests_total", protocol="v2", stop="disconnected") == before + 1)
+
+
+@same_process_only
+def test_an_id_in_the_body_is_known_to_its_client_alone(
+    client: triton.InferenceServerClient, server: Live, worker: ScriptedWorker
+) -> None:
+    call = Later(lambda: client.infer(SEGMENTATION, [file_input()], request_id="chosen"))
+    worker.finish(worker.hear_job())
+    call.result()
+    server.wait_for(lambda: server.metric("anytime_inflight_requests") == 0)
+    registry = server.service.registry
+    assert registry.find("chosen", Caller("127.0.0.1")).protocol == "v2"
+    with pytest.raises(NotFoundError):
+        registry.find("chosen", Caller("192.0.2.7"))
+
+
+def test_a_client_is_refused_before_its_body_is_read_and_counted_once(tmp_path: Path) -> None:
+    head = b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 1000\r\n\r\n" % SEGMENTATION.encode()
+    with live.scripted(live.write_configs(tmp_path), client_rate=0.001, client_burst=2) as (server, next_worker):
+        worker = next_worker()
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head)
+            assert connection.recv(100).startswith(b"HTTP/1.1 503")
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").is_success)
+        with triton.InferenceServerClient(f"127.0.0.1:{server.port}", network_timeout=live.PATIENCE_S) as client:
+            call = Later(lambda: client.infer(SEGMENTATION, [file_input()]))
+            worker.finish(worker.hear_job())
+            call.result()
+        refused = server.http.post(f"/v2/models/{SEGMENTATION}/infer", content=b"{}")
+        assert (refused.status_code, refused.json()["code"]) == (429, "client_limit")
 
 
 def test_statistics_count_answers_of_every_protocol(

@@ -102,6 +102,7 @@ def test_limits_by_what_is_asked(tmp_path: Path, asked: Asked, seconds: float, m
         ({"open_requests": 16}, Traffic(15, 1.0, 0.0), None),
         ({"open_requests": 16}, Traffic(17, 0.0, 0.0), "17 requests are open; the rule is for 16 and more"),
         ({"busy": 0.9}, Traffic(99, 0.89, 0.0), None),
+        ({"busy": 0.9}, Traffic(0, 0.9, 0.0), "the devices compute 90% of the time; the rule is for 90% and more"),
         ({"busy": 0.9}, Traffic(0, 0.95, 0.0), "the devices compute 95% of the time; the rule is for 90% and more"),
     ],
 )

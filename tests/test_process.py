@@ -15,7 +15,19 @@ from numpy.typing import NDArray
 from test_scheduler import Busy
 
 from models.quality import Quality
-from server.engine.messages import Broken, Cancel, Ended, Event, Exited, JobSpec, MoveDeadline, Stop
+from server.engine.messages import (
+    Beat,
+    Broken,
+    Cancel,
+    Ended,
+    Event,
+    Exited,
+    JobSpec,
+    MoveDeadline,
+    Ping,
+    Stop,
+    TrafficCap,
+)
 from server.engine.shared_memory import Layout
 from server.scheduling.costs import CostModel
 from server.scheduling.scheduler import SLICE_S, Scheduler
@@ -301,3 +313,17 @@ def test_a_device_that_fails_ends_the_worker(said: str, told: str) -> None:
     assert ours.recv() == Broken(told)
     ours.close()
     theirs.close()
+
+
+def test_the_traffic_ends_jobs_and_a_ping_is_answered() -> None:
+    by_hand = ByHand(FakeModel())
+    for cap, stop in ((1, Stop.MAX_EXIT), (None, Stop.COMPLETE)):
+        by_hand.connection.send(TrafficCap(cap))
+        by_hand.connection.send(Ping())
+        by_hand.submit(1, 50)
+        by_hand.worker.turn()
+        while by_hand.worker.jobs:
+            by_hand.worker.turn()
+        told = by_hand.told()
+        assert told[0] == Beat()
+        assert told[-1] == Ended(1, stop) and len(told) == (3 if cap else 6)

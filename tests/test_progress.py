@@ -32,23 +32,23 @@ def test_parts_are_told_and_between_them_that_the_worker_is_alive(monkeypatch: p
 
 
 def test_two_threads_do_not_send_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message may take the socket several writes."""
+    """A message may take the socket several writes, so whoever sends holds the lock."""
     monkeypatch.setattr(progress, "BEAT_S", 0.0)
-    sending, overlapped, beaten = threading.Lock(), [], threading.Semaphore(0)
+    lock, beaten = threading.RLock(), threading.Event()
+    held: set[tuple[type[Event], bool]] = set()
 
     def send(event: Event) -> None:
-        if not sending.acquire(blocking=False):
-            overlapped.append(event)
-            return
-        beaten.release()
-        sending.release()
+        held.add((type(event), lock._is_owned()))  # type: ignore[attr-defined]
+        if event == Beat():
+            beaten.set()
 
     told = LoadingProgress(send)
+    told._lock = lock  # type: ignore[assignment]
     told.begin()
-    for number in range(2000):
-        told.part(str(number), 1.0)
+    told.part("reading m", 1.0)
+    assert beaten.wait(live.PATIENCE_S)
     told.end()
-    assert not overlapped
+    assert held == {(Loading, True), (Beat, True)}
 
 
 def test_signs_of_life_end_with_the_front_end(monkeypatch: pytest.MonkeyPatch) -> None:

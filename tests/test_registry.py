@@ -53,6 +53,7 @@ def test_a_request_is_counted_once_as_it_ended(registry: RequestRegistry, metric
         record.model, record.job, record.stop = "model", job(), Stop.DEADLINE
         assert record.to_json(1.0)["exit"] == 2
     assert len(registry) == 0 and registry.idle.is_set()
+    assert record.job is None, "what is known of ended requests keeps no maps"
     assert count(metrics, model="model", protocol="http", stop="deadline") == 1
     reached = {"model": "model", "exit": "2", "stop": "deadline"}
     assert metrics.registry.get_sample_value("anytime_exits_reached_total", reached) == 1

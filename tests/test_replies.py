@@ -12,8 +12,9 @@ from pydantic import TypeAdapter
 
 from server.catalog import ServedModel
 from server.engine.messages import Exited, Stop
+from server.errors import UnavailableError
 from server.protocols.bodies import PredictionBody
-from server.protocols.replies import http_reply, to_json
+from server.protocols.replies import error_reply, http_reply, to_json
 from server.requests.record import RequestRecord
 
 
@@ -47,3 +48,11 @@ def test_replies_are_strict_json() -> None:
     assert to_json({"id": "\ud800"}) == b'{"id":"\\ud800"}'  # half a character, which a client may well send
     with pytest.raises(ValueError, match="JSON"):
         to_json({"a": math.nan})
+
+
+@pytest.mark.parametrize(("wait_s", "told"), [(None, None), (0.0, "1"), (0.2, "1"), (2.0, "2"), (2.2, "3")])
+def test_whoever_waits_for_the_whole_seconds_that_are_told_has_waited_long_enough(
+    wait_s: float | None, told: str | None
+) -> None:
+    error = UnavailableError("full", "overloaded", wait_s)
+    assert error_reply(error, error.status, None).headers.get("retry-after") == told

@@ -23,6 +23,7 @@ from models.anytime import run
 from models.directory import fingerprint
 from models.executors.selection import build
 from models.quality import Quality, uncertainty
+from server.worker.__main__ import EXPENDABLE, NICE
 
 ROOT = Path(__file__).parent.parent
 SEGMENTATION = tiny.SEGMENTATION.name
@@ -205,6 +206,11 @@ def test_sigterm_finishes_what_is_open_and_leaves_no_process(models: Path, tmp_p
     with process(models, tmp_path / "log") as server:
         children = server.children
         assert len(children) >= 4  # the worker, and the decoding processes
+        worker = server.workers[0]
+        assert int(Path(f"/proc/{worker}/oom_score_adj").read_text()) == EXPENDABLE
+        assert os.getpriority(os.PRIO_PROCESS, worker) >= NICE
+        for number in (signal.SIGTERM, signal.SIGINT):  # both reach the whole process group
+            os.kill(worker, number)
         query = f"/v1/predict?model={SEGMENTATION}&deadline_ms=8000"
         call = Later(lambda: server.http.post(query, content=live.photo(480, 640)))
         live.wait_for(lambda: "anytime_inflight_requests 1.0" in server.http.get("/metrics").text)

@@ -12,12 +12,13 @@ from typing import Any
 import live
 import numpy as np
 import pytest
+import tiny
 
-from server.access.identity import SOMEBODY
+from server.access.identity import SOMEBODY, Caller
 from server.catalog import read_catalog
 from server.engine.messages import JobSpec, Stop
 from server.engine.shared_memory import Layout
-from server.errors import NotFoundError
+from server.errors import NoExitError, NotFoundError
 from server.protocols.options import RequestOptions
 from server.requests.budget import Asked
 from server.requests.codec import DecodedImage
@@ -96,20 +97,21 @@ class Clock:
 
 
 class AtOnceEngine(FakeEngine):
-    """Runs every job to its end at once. `specs`: those that were submitted."""
+    """Runs every job to its end at once. `specs`: those that were submitted. `checked`: what was known by the heads."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self._clock = clock
         self.facts = defaultdict(lambda: SimpleNamespace(calibrated=False))
         self.specs: list[JobSpec] = []
+        self.checked: list[Expected] = []
         self.arena: Any = SimpleNamespace(view=memoryview(bytearray(1 << 20)), give=lambda *_: None)
 
     def check_open(self) -> None:
         pass
 
     def check(self, expected: Expected, now_s: float) -> None:
-        pass
+        self.checked.append(expected)
 
     def admit(self, expected: Expected, now_s: float) -> Any:
         return nullcontext(SimpleNamespace(key=1))
@@ -139,6 +141,7 @@ class Answering:
         self.service = service
         self.threads: list[threading.Thread] = []
         """Which thread encoded each answer."""
+        self.decode_s = 0.0
         self.engine = AtOnceEngine(self.clock)
         service.engine = self.engine  # type: ignore[assignment]
         for name in ("service", "record"):
@@ -154,7 +157,8 @@ class Answering:
 
     @asynccontextmanager
     async def _decoded(self, body: bytes) -> AsyncIterator[DecodedImage]:
-        yield DecodedImage(np.zeros((64, 96, 3), np.uint8), 0.0, self.clock.now_s)
+        self.clock.now_s += self.decode_s
+        yield DecodedImage(np.zeros((64, 96, 3), np.uint8), self.decode_s, self.clock.now_s)
 
     async def answer(self, encode_s: float, options: RequestOptions = LONG, *, company: bool = False) -> float:
         """Serve a request whose encoding takes that long. Returns the reserve that it had, in seconds. `company`:
@@ -246,3 +250,98 @@ def test_a_deadline_is_moved_before_there_is_a_job(service: Service, monkeypatch
         record.asked = ASKED
         service.move_deadline(record, 1.0)
     assert record.deadline_s == 13.0 and service.engine.moved == []  # type: ignore[attr-defined]
+
+
+def test_a_new_deadline_counts_from_now_also_for_an_old_image(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image was 2 s old on arrival. Its request waits for its place, which hears of the deadline, too."""
+    monkeypatch.setattr("server.requests.service.time", CLOCK)
+    moved: list[tuple[float, float]] = []
+    with service.registry.open("http", 10.0) as record:
+        record.asked, record.age_s, record.answer_s = ASKED, 2.0, 0.25
+        record.place = SimpleNamespace(move_deadline=lambda *times_s: moved.append(times_s))  # type: ignore[assignment]
+        service.move_deadline(record, 0.5)
+    assert record.deadline_s == 12.5 and moved == [(12.25, 12.0)]
+
+
+@pytest.mark.parametrize("access_log", [True, False])
+def test_requests_are_logged_if_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, access_log: bool
+) -> None:
+    logged: list[RequestRecord] = []
+    monkeypatch.setattr("server.requests.service.log_request", logged.append)
+    settings = live.settings(live.write_configs(tmp_path), access_log=access_log)
+    service = Service(settings, read_catalog(settings.models), print)
+    service.engine.close()
+    with service.registry.open("http", 0.0) as record:
+        pass
+    assert logged == [record] * access_log
+
+
+def test_a_request_is_checked_with_what_is_known_by_its_head(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering = Answering(service, monkeypatch)
+    monkeypatch.setattr(service.codec, "prepare_s", lambda pixels: 0.5)
+    monkeypatch.setattr(service.codec, "delays_s", lambda pixels: 0.25)
+
+    async def scenario() -> None:
+        for _ in range(2):
+            await answering.answer(0.02)
+
+    asyncio.run(scenario())
+    _, expected = answering.engine.checked
+    assert (expected.prepare_s, expected.delays_s) == (0.5, 0.25)
+    assert expected.deadline_s == pytest.approx(12.02 + 1.0 - AnswerReserve.SEND_S - 0.02)
+
+
+def test_an_image_that_was_decoded_too_late_is_not_computed(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering = Answering(service, monkeypatch)
+    answering.decode_s = 0.9992
+    with pytest.raises(NoExitError, match="not begun: receiving and decoding took 999 ms"):
+        asyncio.run(answering.answer(0.002))
+    assert answering.engine.specs == []
+
+
+class ForecastEngine(FakeEngine):
+    """Would reach each exit a tenth of a second after the one before. `asked`: what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Expected] = []
+
+    def ready_s(self, expected: Expected, now_s: float) -> float:
+        self.asked.append(expected)
+        return 0.1 * expected.required
+
+
+def test_a_forecast_is_what_this_client_would_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its deadline is that of its address; its size the last one that its network sent."""
+    monkeypatch.setattr("server.requests.service.time", CLOCK)
+    folder = live.write_configs(tmp_path, (tiny.SEGMENTATION,))
+    (tmp_path / "budget.toml").write_text('[clients."2001:db8::1"]\ndefault_deadline_ms = 100\n')
+    settings = live.settings(folder, budget=tmp_path / "budget.toml")
+    service = Service(settings, read_catalog(settings.models), print)
+    service.engine.close()
+    service.engine = engine = ForecastEngine()  # type: ignore[assignment]
+    caller = Caller("2001:db8::1")
+    for size in ((60, 90), (600, 900)):
+        service._sizes.saw(tiny.SEGMENTATION.name, caller.network, size)
+    for answer_s, alone in ((0.01, True), (0.04, False)):
+        service._reserve.learn(answer_s, "application/json", 600 * 900, alone=alone)
+    for open_requests, answer_s in ((0, 0.011), (1, 0.041)):
+        engine.open_requests = open_requests
+        found = service.forecast(None, caller, None, None)
+        assert found.budget.seconds == 0.1
+        assert found.predicted_s == pytest.approx({index: 0.1 * index + answer_s for index in range(1, 5)})
+        assert {expected.shape for expected in engine.asked} == {(608, 928)}
+        assert engine.asked[-1].deadline_s == pytest.approx(12.1 - answer_s)
+
+
+def test_a_request_that_comes_counts_as_open_in_its_own_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "budget.toml").write_text("[[traffic]]\nopen_requests = 1\nmax_deadline_ms = 200\n")
+    settings = live.settings(live.write_configs(tmp_path), budget=tmp_path / "budget.toml")
+    service = Service(settings, read_catalog(settings.models), print)
+    service.engine.close()
+    answering = Answering(service, monkeypatch)
+    asyncio.run(answering.answer(0.002))
+    assert answering.engine.checked[0].deadline_s == pytest.approx(12.2, abs=0.01)

@@ -1,12 +1,17 @@
 """Spans, against OpenTelemetry's own exporter to memory."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import live
 import pytest
+import tiny
+from hosts import same_process_only
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -95,3 +100,53 @@ def test_what_the_client_does_not_sample_is_not_recorded() -> None:
         record.stop = Stop.COMPLETE
         assert record.trace and (record.trace.trace_id, record.trace.flags) == ("1" * 32, "00")
     assert not traced.spans
+
+
+class Exporting(SimpleSpanProcessor):
+    """Remembers that it was shut down."""
+
+    over = False
+
+    def shutdown(self) -> None:
+        self.over = True
+        super().shutdown()
+
+
+@same_process_only
+def test_a_server_reports_the_requests_of_every_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    exporting = Exporting(exporter)
+    provider.add_span_processor(exporting)
+    monkeypatch.setattr("server.requests.service.collector_tracer", lambda: SpanTracer(provider))
+    folder = live.write_configs(tmp_path, (tiny.SEGMENTATION,))
+    with live.scripted(folder, traces=True) as (server, next_worker):
+        worker = next_worker()
+        worker.say_ready()
+        server.wait_for(lambda: server.http.get("/health/ready").is_success)
+        call = live.Later(server.predict)
+        worker.finish(worker.hear_job())
+        assert call.result().is_success
+        with server.connect(additional_headers={"traceparent": str(CLIENT)}) as connection:
+            connection.send('{"type": "predict", "id": "a", "encoding": "json"}')
+            connection.send(live.photo())
+            spec = worker.hear_job()
+            for exit_index in (1, 2):
+                worker.reach(spec, exit_index)
+                while json.loads(connection.recv(live.PATIENCE_S)).get("exit") != exit_index:
+                    pass
+            worker.end(spec, Stop.DEADLINE)
+            assert json.loads(connection.recv(live.PATIENCE_S))["type"] == "end"
+        server.wait_for(lambda: server.metric("anytime_inflight_requests") == 0)
+        coded = [server.metric(f"anytime_{part}_seconds_count") for part in ("decode", "encode")]
+        assert coded == [2, 3], "every exit of the stream is encoded"
+        assert not exporting.over
+    assert exporting.over
+    spans = exporter.get_finished_spans()
+    first, second = sorted((span for span in spans if span.name == "predict"), key=lambda span: span.start_time or 0)
+    assert [(span.attributes or {})["anytime.protocol"] for span in (first, second)] == ["http", "websocket"]
+    assert first.parent is None and second.parent and f"{second.parent.span_id:016x}" == CLIENT.span_id
+    for root, exits in ((first, 4), (second, 2)):
+        parts = [span.name for span in spans if span.parent and span.parent.span_id == root.context.span_id]
+        encoded = 1 if root is first else exits
+        names = ["decode", "queue", *(f"exit {number}" for number in range(1, exits + 1)), *["encode"] * encoded]
+        assert sorted(parts) == sorted(names)

@@ -15,15 +15,18 @@ import live
 import numpy as np
 import pytest
 import tiny
-from hosts import host_limits_frames, host_waits_for_readers, own_host_only
+from hosts import host_limits_frames, host_waits_for_readers, own_host_only, same_process_only
 from live import Live, ScriptedWorker, decoded, photo
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
-from server.engine.messages import Stop
+from server.engine.job import Job
+from server.engine.messages import Exited, Stop
+from server.errors import InvalidError
 from server.metrics import Metrics
 from server.protocols.stream import StreamSession
 from server.requests.admission import ClientLimit
+from server.requests.record import RequestRecord
 from server.requests.registry import RequestRegistry
 from server.requests.sockets import OpenSockets
 from server.requests.tracing import TraceRelay
@@ -322,6 +325,18 @@ def test_after_a_bad_message_the_socket_goes_on(
         assert hear(connection)["code"] == "no_exit"
 
 
+@same_process_only
+def test_a_client_that_ignores_its_errors_is_turned_away(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StreamSession, "ERRORS", 2.0)
+    monkeypatch.setattr(StreamSession, "ERROR_RATE", 1e-9)
+    with server.connect() as connection:
+        for _ in range(3):
+            connection.send('{"type": "cancel", "id": "nobody"}')
+        codes = [hear(connection)["code"] for _ in range(4)]
+        assert codes == ["unknown_request"] * 3 + ["too_many_errors"]
+        expect_close(connection, 1008)
+
+
 def test_frames_out_of_order(server: Live) -> None:
     with server.connect() as connection:
         connection.send(photo())
@@ -409,6 +424,46 @@ def test_a_refused_image_is_dropped_while_the_client_does_not_read() -> None:
         await asyncio.gather(running, return_exceptions=True)
 
     asyncio.run(check())
+
+
+def test_no_message_comes_between_a_header_and_its_maps() -> None:
+    """Although other tasks run while a frame is sent."""
+    sent: list[str | bytes] = []
+
+    class Socket:
+        client = None
+        headers: ClassVar[dict[str, str]] = {}
+        scope: ClassVar[dict[str, Any]] = {}
+
+        async def send_text(self, text: str) -> None:
+            sent.append(json.loads(text)["type"])
+            await asyncio.sleep(0)
+
+        async def send_bytes(self, data: bytes) -> None:
+            sent.append(data)
+            await asyncio.sleep(0)
+
+    async def encode(*_: object) -> tuple[dict[str, Any], list[bytes]]:
+        return {"type": "exit"}, [b"map", b"further map"]
+
+    async def check() -> None:
+        socket: Any = Socket()
+        service: Any = SimpleNamespace(encode=encode)
+        session, record = StreamSession(socket, service), RequestRecord("a", "websocket", 0.0)
+        nothing: Any = None
+        spec: Any = SimpleNamespace(required=1)
+        reached = [Exited(1, 1, active_share=0.5, macs=10, stage_s=0.1, started_s=0.0, finished_s=0.1)]
+        jobs = [Job(spec, nothing, nothing, memoryview(b""), 0.0, reached, stop=Stop.COMPLETE) for _ in range(2)]
+        await asyncio.gather(
+            *(session._send_exits(record, job) for job in jobs),
+            session._send_error(InvalidError("no", "no"), None),
+            session._send({"type": "accepted"}),
+        )
+
+    asyncio.run(check())
+    assert len(sent) == 8
+    for index in (index for index, kind in enumerate(sent) if kind == "exit"):
+        assert sent[index + 1 : index + 3] == [b"map", b"further map"]
 
 
 def test_an_image_that_never_comes_is_a_504(server: Live) -> None:

@@ -130,8 +130,13 @@ def test_deaths_in_a_row_make_the_wait_longer_and_a_worker_that_has_served_makes
     async def check(watched: Watched) -> None:
         nonlocal now_s
         supervisor = watched.supervisor
-        monkeypatch.setattr(supervisor, "_start_later", lambda: waits.append(supervisor._quick_deaths))
-        for lives_s in (1.0, 2.0, 1.0, 2.0 * Supervisor.QUICK_S, 1.0):
+
+        def noted(wait_s: float, call: Callable[[], None]) -> None:
+            if call == supervisor.start:
+                waits.append(wait_s)
+
+        monkeypatch.setattr(supervisor, "_later", noted)
+        for lives_s in (1.0, 2.0, 1.0, 1.0, 2.0 * Supervisor.QUICK_S, 1.0):
             await watched.ready()
             now_s += lives_s
             watched.workers[-1].other.close()
@@ -141,7 +146,7 @@ def test_deaths_in_a_row_make_the_wait_longer_and_a_worker_that_has_served_makes
             supervisor.start()
 
     run(check)
-    assert waits == [1, 2, 3, 0, 1]
+    assert waits == [0.0, 0.001, 0.002, 0.002, 0.0, 0.0]
 
 
 def test_a_worker_is_replaced_only_once_it_has_ended() -> None:

@@ -104,7 +104,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_who_is_too_slow_is_closed(kind: str) -> None:
+def test_who_is_too_slow_is_closed(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     data, within_s, code = SLOW[kind]
 
     async def check(wire: Wire) -> None:
@@ -117,7 +117,9 @@ def test_who_is_too_slow_is_closed(kind: str) -> None:
         wire.after(0.2)
         assert transport.closed and close_code(transport.written) == code
 
-    on_a_wire(check)
+    with caplog.at_level(logging.WARNING):
+        on_a_wire(check)
+    assert len(caplog.records) == (code == 1008), "a client may well have nothing to say"
 
 
 def test_who_does_not_read_is_cut_off() -> None:
@@ -128,6 +130,31 @@ def test_who_does_not_read_is_cut_off() -> None:
         assert not transport.aborted
         wire.after(0.2)
         assert transport.aborted
+
+    on_a_wire(check)
+
+
+def test_who_has_read_all_is_not_cut_off() -> None:
+    async def check(wire: Wire) -> None:
+        transport = await wire.open_socket()
+        transport.protocol.pause_writing()
+        wire.after(10.0)
+        transport.protocol.resume_writing()
+        wire.after(30.0)
+        assert not transport.closed
+
+    on_a_wire(check)
+
+
+def test_a_socket_on_which_the_server_speaks_is_not_idle() -> None:
+    async def check(wire: Wire) -> None:
+        transport = await wire.open_socket()
+        wire.after(200.0)
+        await transport.protocol.send({"type": "websocket.send", "text": "x"})
+        wire.after(299.9)
+        assert not transport.closed
+        wire.after(0.2)
+        assert transport.closed and close_code(transport.written) == 1001
 
     on_a_wire(check)
 

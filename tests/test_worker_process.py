@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from live import until
 
-from server.engine.messages import Imported, LoadPlan
+from server.engine.messages import Beat, Imported, LoadPlan, Ready
 from server.engine.shared_memory import nameless_file
 from server.engine.worker_process import IdleProcess, Reserve
+from server.scheduling.costs import CostModel, StageCost
 from server.worker import __main__ as worker
+from server.worker.loading import Loaded
 
 ARENA = nameless_file("arena")
 PLAN = LoadPlan({}, "cpu", "auto", 1, (), {}, arena_fd=ARENA, arena_bytes=1, log_level="INFO")
@@ -219,3 +221,49 @@ def test_a_process_in_reserve_imports_at_the_least_priority_where_the_policy_is_
     assert priorities == [(os.PRIO_PROCESS, threading.get_native_id(), 19)] and ours.recv() == Imported()
     ours.close()
     worker.import_at_leisure(theirs)  # the front end is gone
+
+
+def test_a_worker_begins_with_what_the_one_before_it_has_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The costs and the batches of its plan, and what is known of its models, reach who needs them; it then steps back,
+    and is ready."""
+    known = (StageCost("m", 1, (64, 96), 0.1, 0.0, 1.0),)
+    plan = replace(PLAN, known=known, max_batches={"m": 4})
+    model: Any = SimpleNamespace(device="cpu", executor="scripted")
+    steps: list[Any] = []
+
+    class FakeWorker:
+        def __init__(self, connection: Any, memory: Any, models: Any, scheduler: Any) -> None:
+            steps.append((memory, models["m"].max_batch, scheduler.costs.snapshot()))
+
+        def run(self) -> None:
+            steps.append("run")
+
+    def warm_up(name: str, warmed: Any, costs: CostModel, progress: Any, max_batch: int) -> int:
+        steps.append((name, warmed, costs.snapshot(), max_batch))
+        return 2
+
+    loaded = {"m": Loaded(model, gains="gains")}  # type: ignore[arg-type]
+    monkeypatch.setattr("server.worker.loading.load_models", lambda *_: loaded)
+    monkeypatch.setattr("server.worker.loading.warm_up", warm_up)
+    monkeypatch.setattr("server.worker.loading.facts", lambda name, found, *_: found.max_batch)
+    monkeypatch.setattr("server.worker.process.Worker", FakeWorker)
+    monkeypatch.setattr("server.scheduling.gains.GainModel", steps.append)
+    monkeypatch.setattr(worker, "attach", lambda *arena: arena)
+    for name in ("step_back", "collect_seldom"):
+        monkeypatch.setattr(worker, name, lambda name=name: steps.append(name))
+    monkeypatch.setattr(worker, "configure_logging", lambda *given: steps.append(given))
+    ours, theirs = Pipe()
+    ours.send(plan)
+    assert worker.serve(theirs, in_reserve=False) == 0
+    while not isinstance(said := ours.recv(), Ready):
+        assert said == Beat()
+    assert said == Ready("cpu", "scripted", {"m": 2})
+    assert steps == [
+        ("INFO", "plain"),
+        ("m", model, known, 4),
+        "step_back",
+        "collect_seldom",
+        {"m": "gains"},
+        ((ARENA, 1), 2, known),
+        "run",
+    ]

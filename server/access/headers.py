@@ -27,12 +27,12 @@ sends no Referer from it, does not let pages of another origin embed it, and loa
 
 METHODS = "GET, POST, DELETE"
 REQUEST_FIELDS = (
-    "Accept, Authorization, Content-Type, Traceparent, X-Request-Id, X-Request-Timeout-Seconds, X-Request-Token, "
-    "X-Request-Start"
+    "Accept, Authorization, Content-Type, Inference-Header-Content-Length, traceparent, X-Request-Id, "
+    "X-Request-Timeout-Seconds, X-Request-Token, X-Request-Start"
 )
 RESPONSE_FIELDS = (
-    "Retry-After, Traceresponse, X-Request-Id, X-Anytime-Elapsed-Ms, X-Anytime-Exit, X-Anytime-Exits, X-Anytime-Meta, "
-    "X-Anytime-Size, X-Anytime-Stop, X-Anytime-Unsure"
+    "Inference-Header-Content-Length, Retry-After, traceresponse, X-Request-Id, X-Anytime-Elapsed-Ms, X-Anytime-Exit, "
+    "X-Anytime-Exits, X-Anytime-Meta, X-Anytime-Size, X-Anytime-Stop, X-Anytime-Unsure"
 )
 PREFLIGHT_S = 600
 """The seconds for which a browser may reuse the response to a CORS preflight request."""

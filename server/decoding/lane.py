@@ -108,8 +108,6 @@ class Lane:
             yield await file.image
         finally:
             self._leave(file)
-            if file.image.done() and not file.image.cancelled():
-                file.image.exception()  # if the request was given up in the same moment, no other code looks
             del file  # its error, if it has one, refers to this frame, see server/garbage.py
 
     # --- files ---

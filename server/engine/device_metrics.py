@@ -43,21 +43,20 @@ class DeviceMetrics:
         )
 
     def typical_s(self) -> Iterator[Sample]:
-        for labels, costs, way in self._ways():
-            yield labels, costs.typical_s(*way)
+        return self._exits(CostModel.typical_s)
 
     def safe_s(self) -> Iterator[Sample]:
-        for labels, costs, way in self._ways():
-            yield labels, costs.safe_s(*way) if costs.typical_s(*way) else 0.0
+        return self._exits(CostModel.safe_s)
 
-    def _ways(self) -> Iterator[tuple[tuple[str, ...], CostModel, tuple[str, Shape, int]]]:
-        """The labels of each exit on each device, the costs there, and the way to the exit: model, shape and exit."""
+    def _exits(self, estimate: Callable[[CostModel, str, Shape, int], float]) -> Iterator[Sample]:
+        """The seconds to each exit; 0 while nothing is known, also those of an `estimate` that adds a reserve."""
         for device in self.devices:
             for model in self.catalog:
                 shape = model.input_shape(*model.config.size)
                 for exit_index in range(1, model.config.exits + 1):
-                    labels = (model.name, device.label, str(exit_index))
-                    yield labels, device.costs, (model.name, shape, exit_index)
+                    known = device.costs.typical_s(model.name, shape, exit_index) > 0
+                    seconds = estimate(device.costs, model.name, shape, exit_index) if known else 0.0
+                    yield (model.name, device.label, str(exit_index)), seconds
 
     def slow_down(self) -> Iterator[Sample]:
         for device in self.devices:
