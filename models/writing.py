@@ -21,6 +21,18 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file; see `replacing`. A link stays, and its target is replaced; a device or a pipe is written into.
+
+    A program that still reads the file before by a memory map, as safetensors do, goes on with that one.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    with replacing(path.resolve()) as partial:
+        partial.write_bytes(data)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a document; see `replacing`."""
     with replacing(path) as partial:

@@ -1,6 +1,7 @@
 """Files that are read again are whole, or as they were before."""
 
 import os
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from models import checkpoint
 from models.checkpoint import load_directory, save_directory
-from models.writing import replacing, write_text
+from models.writing import replacing, write_bytes, write_text
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -20,6 +21,16 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert path.read_text() == "new"
     write_text(path, "newer")
     assert path.read_text() == "newer" and list(tmp_path.iterdir()) == [path]
+
+
+def test_who_reads_a_file_by_a_memory_map_keeps_it_when_it_is_written_anew(tmp_path: Path) -> None:
+    path, link = tmp_path / "a", tmp_path / "link"
+    write_bytes(path, b"old" * 10_000)
+    link.symlink_to("a")
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as before:
+        write_bytes(link, b"new")
+        assert before[-3:] == b"old"
+    assert path.read_bytes() == b"new" and link.is_symlink()
 
 
 @pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt()])

@@ -26,6 +26,7 @@ from models.network.configs import ModelConfig
 from models.network.families import CONFIGS
 from models.network.mdeq_configs import FirstStep, MdeqConfig
 from models.network.network import Network
+from models.writing import write_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
     state = model.start(*_tensor(args.input)) if is_tensor else model.begin(read_image(args.input))
     outputs = outputs_of(model, state, with_maps=not is_tensor)
     try:
-        args.output.write_bytes(save(outputs))  # `save_file` would replace what is there, be it a device
+        write_bytes(args.output, save(outputs))  # `save_file` would replace what is there, be it a device
     except OSError as error:
         raise ValueError(
             f"{args.output} cannot be written: {error.strerror}; name a file in a folder that is there"
