@@ -161,7 +161,12 @@ def test_priorities(client: triton.InferenceServerClient, worker: ScriptedWorker
 
 @pytest.mark.parametrize(
     ("timeout_us", "deadline_ms", "expected_ms"),
-    [(9_000_000, 20000.0, 9000), (20_000_000, 8000.0, 8000), (0, 7000.0, 7000)],
+    [
+        (9_000_000, 20000.0, 9000),
+        (20_000_000, 8000.0, 8000),
+        (0, 7000.0, 7000),
+        pytest.param(10**400, 6000.0, 6000, id="huge"),
+    ],
 )
 def test_the_smallest_deadline_wins(
     client: triton.InferenceServerClient,

@@ -19,6 +19,8 @@ VERSION = "1"
 INPUT = "image"
 IGNORED = ("binary_data_output", "content_type", "sequence_start", "sequence_end")
 """Parameters that client libraries send on their own and that have no effect here."""
+LONGEST_US = 2**63
+"""Longer timeouts, in microseconds, are the same to every server; JSON has integers that no float holds."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _timeout_s(value: Any) -> float | None:
         return None
     if type(value) is not int or value < 0:
         raise InvalidError(f"timeout is {shown(value)}; give whole microseconds from 0, which is none", "bad_parameter")
-    return float(value / 1e6)
+    return float(min(value, LONGEST_US) / 1e6)
 
 
 def _file(tensor: InputTensor) -> bytes | memoryview:
