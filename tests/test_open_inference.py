@@ -110,6 +110,17 @@ def test_who_waits_for_the_parser_is_answered_by_the_deadline_and_short_requests
     assert reply.status_code == 504 and "the deadline was 50.0 ms" in reply.json()["error"]
 
 
+def test_a_trace_goes_on(server: Live, worker: ScriptedWorker) -> None:
+    headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "X-Request-Id": "a"}
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *PIXELS.shape], "data": PIXELS.ravel().tolist()}
+    path = f"/v2/models/{SEGMENTATION}/infer"
+    call = Later(lambda: server.http.post(path, json={"inputs": [tensor]}, headers=headers))
+    worker.finish(worker.hear_job())
+    for reply in (call.result(), server.http.post(path, json={}, headers=headers)):
+        assert reply.headers["traceresponse"].startswith("00-0af7651916cd43dd8448eb211c80319c-")
+        assert reply.headers["X-Request-Id"] == "a"
+
+
 @pytest.mark.parametrize(
     ("accepted", "coding"),
     [("gzip;q=0, deflate;q=0.5", "deflate"), ("gzip;q=0", None), ("x-gzip", None), ("br, gzip", "gzip")],

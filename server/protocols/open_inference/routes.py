@@ -19,7 +19,7 @@ from server.catalog import ServedModel
 from server.engine.job import Job
 from server.errors import InvalidError, TooLargeError
 from server.protocols.bodies import REFUSED, LiveBody, answers
-from server.protocols.http import hang_up_cancels, opened, read_request, weighted
+from server.protocols.http import hang_up_cancels, named, opened, read_request, weighted
 from server.protocols.maps import further_map, label_map
 from server.protocols.open_inference.bodies import (
     ConfigurationBody,
@@ -185,7 +185,9 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
             async def read() -> bytes | memoryview:
                 return asked.file
 
-            return await service.predict(record, read, partial(_answer, asked, content_encoding))
+            response = await service.predict(record, read, partial(_answer, asked, content_encoding))
+            response.headers.update(named(record))
+            return response
 
 
 def _is_short(coded: bytes, headers: Mapping[str, str]) -> bool:
@@ -244,7 +246,7 @@ def _answer(asked: InferRequest, content_encoding: str | None, record: RequestRe
         facts["meta"] = record.options.meta
     head = {"model_name": job.model.name, "model_version": VERSION, "id": record.id, "parameters": facts}
     body, json_bytes = write_body(head, [_tensor(name, job, record, asked.outputs[name]) for name in asked.outputs])
-    headers = {"X-Request-Id": record.id}
+    headers: dict[str, str] = {}
     if json_bytes is not None:
         headers[JSON_LENGTH] = str(json_bytes)
     if content_encoding is not None:
