@@ -55,6 +55,11 @@ def test_every_source_explains_itself(server: Live) -> None:
     assert predicted[0]["ms"] > 0 and sorted(found["ms"] for found in predicted) == [found["ms"] for found in predicted]
 
 
+def test_of_several_deadlines_the_smallest_counts_as_in_a_request(server: Live) -> None:
+    for query in ("deadline_ms=700&deadline_ms=900", "deadline_ms=900&deadline_ms=700"):
+        assert server.http.get(f"/v1/budget?{query}").json()["deadline_ms"] == 700
+
+
 def test_what_is_missing_has_defaults(server: Live) -> None:
     body = server.http.get("/v1/budget?width=9&height=9").json()
     assert (body["deadline_ms"], body["max_exit"]) == (5000, 3)

@@ -64,7 +64,7 @@ ASKED = {"parameters": [{"name": name, "in": "query", **field} for name, field i
 async def budget(request: Request) -> Response:
     """What a request would get now: deadline, deepest exit, why, and the predicted time of each exit."""
     service: Service = request.app.state.service
-    query = parse_query(BudgetQuery, request.query_params)
+    query = parse_query(BudgetQuery, request.query_params, request.query_params.getlist("deadline_ms"))
     if (query.width is None) != (query.height is None):
         given, missing = ("width", "height") if query.height is None else ("height", "width")
         raise InvalidError(f"{given} is given and {missing} is missing; give both or neither", "bad_parameter")

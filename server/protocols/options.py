@@ -175,14 +175,15 @@ _MISSING = {"id": ID_REMEDY, "deadline_ms": "say how many milliseconds from now"
 
 
 def parse_options(query: Mapping[str, Any], deadlines: Sequence[str] = ()) -> QueryOptions:
-    """The options in a query. `deadlines`: all that it gives; the smallest counts. Raises InvalidError."""
+    """The options in a query: see `parse_query`."""
+    return parse_query(QueryOptions, query, deadlines)
+
+
+def parse_query(model: type[Query], query: Mapping[str, Any], deadlines: Sequence[str] = ()) -> Query:
+    """The parameters that `model` describes, in a query. `deadlines`: all that it gives; the smallest counts. Raises
+    InvalidError."""
     if len(deadlines) > 1:
         query = {**query, "deadline_ms": _smallest("deadline_ms", deadlines)}
-    return parse_query(QueryOptions, query)
-
-
-def parse_query(model: type[Query], query: Mapping[str, Any]) -> Query:
-    """The parameters that `model` describes, in a query. Raises InvalidError."""
     return _parsed(model.model_validate, query, model)
 
 
