@@ -161,8 +161,8 @@ def test_the_asynchronous_client(server: Live, worker: ScriptedWorker) -> None:
     assert (call.result() == live.labels(4, 60, 90)[None]).all()
 
 
-@pytest.mark.parametrize(("given", "ours"), [(0, 1), (1, 2), (2, 1), (3, 0), (9, 0)])
-def test_priorities(client: triton.InferenceServerClient, worker: ScriptedWorker, given: int, ours: int) -> None:
+@pytest.mark.parametrize(("given", "ours"), [(None, 1), (0, 1), (1, 2), (2, 1), (3, 0), (9, 0)])
+def test_priorities(client: triton.InferenceServerClient, worker: ScriptedWorker, given: int | None, ours: int) -> None:
     call = Later(lambda: client.infer(SEGMENTATION, [file_input()], priority=given))
     spec = worker.hear_job()
     assert spec.priority == ours
@@ -234,8 +234,13 @@ def test_statistics_count_answers_of_every_protocol(
         ({"timeout": 1.5}, "timeout is 1.5; give whole microseconds from 0, which is none"),
         ({"priority": -1}, "priority is -1; it is 0 for the default, or 1 (highest) to 3"),
         ({"sequence_id": 3}, "sequence_id is 3, but models keep no state between requests; leave it out"),
-        ({"parameters": {"deadline": 3}}, "there is no parameter 'deadline'"),
-        ({"parameters": {"model": "x"}}, "model is no parameter here; the path names the model"),
+        (
+            {"parameters": {"deadline": 3}},
+            "there is no parameter 'deadline' here; there are best_effort, box, captured_at, classes, deadline_ms, map, "
+            "max_exit, meta, min_exit, priority, quality, roi, timeout",
+        ),
+        ({"parameters": {"model": "x"}}, "there is no parameter 'model' here; the path names the model"),
+        ({"parameters": {"encoding": "rle"}}, "no parameter 'encoding' here; the outputs tell how they are sent"),
         ({"request_id": "x" * 200}, "the request's id has 200 characters"),
         ({"outputs": [triton.InferRequestedOutput("boxes")]}, "there is no output 'boxes'; there are mask"),
         ({"outputs": [triton.InferRequestedOutput("mask", class_count=3)]}, "asks for classification"),
