@@ -1,7 +1,10 @@
+from unittest.mock import Mock
+
 import pytest
 
-from server.errors import TooManyRequestsError
-from server.requests.admission import ClientLimit
+from server.errors import InvalidError, TooManyRequestsError
+from server.protocols.options import parse_options
+from server.requests.admission import ClientLimit, check_options
 
 
 def test_a_client_has_a_burst_and_a_rate() -> None:
@@ -26,3 +29,13 @@ def test_clients_are_forgotten_and_no_rate_is_no_limit() -> None:
     limit.check("a", 0.0)
     for _ in range(100):
         ClientLimit(0, 1).check("a", 0.0)
+
+
+def test_an_exit_that_a_model_has_not_is_refused_in_a_short_sentence() -> None:
+    model = Mock(config=Mock(exits=4))
+    model.name = "small"
+    with pytest.raises(InvalidError, match="max_exit is 5; small has exits 1 to 4"):
+        check_options(parse_options({"max_exit": "5"}), model, calibrated=False)
+    with pytest.raises(InvalidError) as caught:
+        check_options(parse_options({"min_exit": "1e300"}), model, calibrated=False)
+    assert len(str(caught.value)) < 200

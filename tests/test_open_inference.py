@@ -236,8 +236,8 @@ def test_statistics_count_answers_of_every_protocol(
         ({"sequence_id": 3}, "sequence_id is 3, but models keep no state between requests; leave it out"),
         (
             {"parameters": {"deadline": 3}},
-            "there is no parameter 'deadline' here; there are best_effort, box, captured_at, classes, deadline_ms, map, "
-            "max_exit, meta, min_exit, priority, quality, roi, timeout",
+            "there is no parameter 'deadline' here; there are best_effort, box, captured_at, classes, deadline_ms, "
+            "map, max_exit, meta, min_exit, priority, quality, roi, timeout",
         ),
         ({"parameters": {"model": "x"}}, "there is no parameter 'model' here; the path names the model"),
         ({"parameters": {"encoding": "rle"}}, "no parameter 'encoding' here; the outputs tell how they are sent"),
@@ -291,7 +291,7 @@ TENSOR = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 2, 3]}
         ({**TENSOR, "parameters": 3}, b"", "parameters of image are 3; give an object"),
         ({**TENSOR, "shape": [1, 2, 3], "data": [1] * 6}, b"", "image has the shape [1, 2, 3]; send UINT8"),
         ({**TENSOR, "shape": [2, 1, 1, 3], "data": [1] * 6}, b"", "image has the shape [2, 1, 1, 3]"),
-        ({**TENSOR, "shape": [1, 1, 2, -3]}, b"", "give a list of whole numbers"),
+        ({**TENSOR, "shape": [1, 1, 2, -3]}, b"", "is a list; give at most 8 whole numbers, none below 0"),
         ({**TENSOR, "datatype": "FP32", "data": [1] * 6}, b"", "datatype of image is 'FP32'; it may be UINT8 or BYTES"),
         ({**TENSOR, "name": "x", "data": [1] * 6}, b"", "the inputs are x; tiny-segmentation has one, image"),
         ({"datatype": "UINT8"}, b"", "inputs[0] has no name"),
