@@ -346,6 +346,15 @@ def test_a_compressed_body_that_is_too_large_or_broken(server: Live) -> None:
         assert reply.status_code == status and reply.json()["error"]
 
 
+def test_content_codings_are_read_in_any_case(server: Live, worker: ScriptedWorker) -> None:
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *PIXELS.shape], "data": PIXELS.ravel().tolist()}
+    body = gzip.compress(json.dumps({"inputs": [tensor]}).encode())
+    path = f"/v2/models/{SEGMENTATION}/infer"
+    call = Later(lambda: server.http.post(path, content=body, headers={"Content-Encoding": "GZip"}))
+    worker.finish(worker.hear_job())
+    assert call.result().status_code == 200
+
+
 def test_long_json_is_refused_before_it_is_parsed() -> None:
     with pytest.raises(InvalidError, match="the limit is 3,145,728: send tensors as binary data"):
         split_body(b"[" * (MAX_JSON_BYTES + 1), None)

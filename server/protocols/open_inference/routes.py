@@ -193,7 +193,7 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
 def _is_short(coded: bytes, headers: Mapping[str, str]) -> bool:
     """Returns whether the event loop parses the request itself, because that takes less than a millisecond. A thread
     parses the others."""
-    if len(coded) > SHORT_BYTES or headers.get("content-encoding", "identity") != "identity":
+    if len(coded) > SHORT_BYTES or headers.get("content-encoding", "identity").lower() != "identity":
         return False
     length = headers.get(JSON_LENGTH.lower(), "")
     json_bytes = int(length) if length.isdecimal() and len(length) < 8 else len(coded)
@@ -201,7 +201,7 @@ def _is_short(coded: bytes, headers: Mapping[str, str]) -> bool:
 
 
 def _parse(coded: bytes, headers: Mapping[str, str], model: ServedModel, limit_bytes: int) -> InferRequest:
-    body = _decompressed(coded, headers.get("content-encoding", "identity"), limit_bytes)
+    body = _decompressed(coded, headers.get("content-encoding", "identity").lower(), limit_bytes)
     return parse_request(body, headers.get(JSON_LENGTH.lower()), model)
 
 
