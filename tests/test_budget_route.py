@@ -75,6 +75,7 @@ def test_what_is_missing_has_defaults(server: Live) -> None:
         ("height=5", 400, "height is given and width is missing; give both or neither"),
         ("deadline_ms=-1", 400, "deadline_ms is -1; it must be above 0, for example 100"),
         ("exit=1", 400, "there is no parameter 'exit'; there are deadline_ms, height, model, width"),
+        ("width=9000&height=9000", 413, "the image is 9000x9000, which is 81,432,576 pixels after padding"),
         ("model=nobody", 404, "no model is called 'nobody'"),
     ],
 )
