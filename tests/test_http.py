@@ -516,6 +516,7 @@ def test_what_cannot_be_sent_is_a_406(server: Live) -> None:
         ("application/*;q=0.2, image/png;q=0.1", "application/json"),
         ("application/json;q=0, */*", "image/png"),
         ("APPLICATION/OCTET-STREAM", "application/octet-stream"),
+        ("application/json;q=nan, image/png", "image/png"),
     ],
 )
 def test_the_best_format_is_chosen(accept: str, expected: str) -> None:

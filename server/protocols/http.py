@@ -1,6 +1,7 @@
 """The HTTP routes: predictions, models, requests, health and metrics."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from functools import lru_cache
@@ -247,7 +248,7 @@ def weighted(text: str) -> tuple[str, float]:
         weight = next((float(value[2:]) for value in parameters if value.startswith("q=")), 1.0)
     except ValueError:
         weight = 0.0
-    return value, weight
+    return value, 0.0 if math.isnan(weight) else weight
 
 
 @router.get("/v1/models", responses=answers(ModelsBody, "The models."), tags=["models"])
