@@ -14,9 +14,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from urllib.parse import urlsplit, urlunsplit
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
@@ -28,7 +29,7 @@ from server.catalog import read_catalog
 from server.descriptors import connection_room
 from server.engine.messages import LoadPlan
 from server.engine.worker_process import Reserve, WorkerProcess
-from server.errors import ServerError, unexpected
+from server.errors import NotFoundError, ServerError, unexpected
 from server.logs import configure_logging
 from server.protocols import budget, http, lookup, stream
 from server.protocols.gate import make_gate
@@ -156,6 +157,7 @@ def create_app(
     app.state.gate = make_gate(settings, connection_room(settings))
     for router in ROUTERS:
         app.include_router(router)
+    app.add_api_websocket_route("/{path:path}", _no_socket)
     app.add_exception_handler(ServerError, _server_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _fault)
@@ -227,6 +229,15 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return _refuse(request, ServerError(sentence, code), error.status_code, headers)
 
 
+async def _no_socket(socket: WebSocket) -> None:
+    """Refuse a handshake at an unknown path."""
+    if "websocket.http.response" in socket.scope.get("extensions", {}):
+        error = NotFoundError(f"there is no WebSocket at {socket.url.path[:200]}; connect to /v1/stream", "not_found")
+        await socket.send_denial_response(_refuse(socket, error, error.status))
+    else:
+        await socket.close()
+
+
 def _methods(request: Request) -> set[str]:
     """The methods of the routes that match the path of `request`."""
     routes = (route for router in ROUTERS for route in router.routes)
@@ -238,5 +249,7 @@ async def _fault(request: Request, error: Exception) -> Response:
     return _refuse(request, unexpected(error), 500)
 
 
-def _refuse(request: Request, error: ServerError, status: int, headers: dict[str, str] | None = None) -> Response:
+def _refuse(
+    request: HTTPConnection, error: ServerError, status: int, headers: dict[str, str] | None = None
+) -> Response:
     return error_reply(error, status, request.headers.get("x-request-id"), headers)

@@ -1,10 +1,11 @@
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
-from server.errors import TooManyRequestsError
-from server.protocols.options import RequestOptions
-from server.requests.admission import ClientLimit, image_age_s
+from server.errors import InvalidError, TooManyRequestsError
+from server.protocols.options import RequestOptions, parse_options
+from server.requests.admission import ClientLimit, check_options, image_age_s
 
 
 def test_a_client_has_a_burst_and_a_rate() -> None:
@@ -45,3 +46,13 @@ def test_the_age_of_an_image_is_that_on_arrival(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("server.requests.admission.time", SimpleNamespace(time=lambda: 1000.0, monotonic=lambda: 53.0))
     ages_s = [image_age_s(RequestOptions(captured_at=captured_s), 50.0) for captured_s in (990.0, 998.0, None)]
     assert ages_s == [7.0, 0.0, 0.0]
+
+
+def test_an_exit_that_a_model_has_not_is_refused_in_a_short_sentence() -> None:
+    model = Mock(config=Mock(exits=4))
+    model.name = "small"
+    with pytest.raises(InvalidError, match="max_exit is 5; small has exits 1 to 4"):
+        check_options(parse_options({"max_exit": "5"}), model, calibrated=False)
+    with pytest.raises(InvalidError) as caught:
+        check_options(parse_options({"min_exit": "1e300"}), model, calibrated=False)
+    assert len(str(caught.value)) < 200

@@ -55,6 +55,11 @@ def test_every_source_explains_itself(server: Live) -> None:
     assert predicted[0]["ms"] > 0 and sorted(found["ms"] for found in predicted) == [found["ms"] for found in predicted]
 
 
+def test_of_several_deadlines_the_smallest_counts_as_in_a_request(server: Live) -> None:
+    for query in ("deadline_ms=700&deadline_ms=900", "deadline_ms=900&deadline_ms=700"):
+        assert server.http.get(f"/v1/budget?{query}").json()["deadline_ms"] == 700
+
+
 def test_what_is_missing_has_defaults(server: Live) -> None:
     body = server.http.get("/v1/budget?width=9&height=9").json()
     assert (body["deadline_ms"], body["max_exit"]) == (5000, 3)
@@ -70,6 +75,7 @@ def test_what_is_missing_has_defaults(server: Live) -> None:
         ("height=5", 400, "height is given and width is missing; give both or neither"),
         ("deadline_ms=-1", 400, "deadline_ms is -1; it must be above 0, for example 100"),
         ("exit=1", 400, "there is no parameter 'exit'; there are deadline_ms, height, model, width"),
+        ("width=9000&height=9000", 413, "the image is 9000x9000, which is 81,432,576 pixels after padding"),
         ("model=nobody", 404, "no model is called 'nobody'"),
     ],
 )

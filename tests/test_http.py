@@ -499,6 +499,12 @@ def test_bad_forms(server: Live) -> None:
         assert (reply.status_code, reply.json()["code"]) == (400, "bad_form")
     reply = server.http.post("/v1/predict", content=photo(), headers={"Content-Type": "multipart/form-data"})
     assert (reply.status_code, reply.json()["code"]) == (400, "bad_form")
+    cut = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + photo() + b"\r\n"
+    reply = server.http.post("/v1/predict", content=cut, headers=broken)
+    assert reply.json()["error"] == "the form is cut off: its last boundary is missing; send the whole of it"
+    twice = [("image", ("a.png", photo(), "image/png"))] * 2
+    sentence = "the form cannot be read: Too many files. Maximum number of files is 1; send one file, in field `image`"
+    assert server.http.post("/v1/predict", files=twice).json()["error"] == sentence
 
 
 def test_what_cannot_be_sent_is_a_406(server: Live) -> None:
@@ -523,6 +529,7 @@ def test_what_cannot_be_sent_is_a_406(server: Live) -> None:
         ("application/*;q=0.2, image/png;q=0.1", "application/json"),
         ("application/json;q=0, */*", "image/png"),
         ("APPLICATION/OCTET-STREAM", "application/octet-stream"),
+        ("application/json;q=nan, image/png", "image/png"),
     ],
 )
 def test_the_best_format_is_chosen(accept: str, expected: str) -> None:

@@ -93,6 +93,7 @@ SERVER = [
     "server.decoding.decode",
     "server.decoding.structure",
     "server.decoding.header",
+    "server.decoding.size",
     "server.decoding.messages",
     # the async face of the worker
     "server.engine.engine",

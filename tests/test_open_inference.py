@@ -114,6 +114,17 @@ def test_who_waits_for_the_parser_is_answered_by_the_deadline_and_short_requests
     assert reply.status_code == 504 and "the deadline was 50.0 ms" in reply.json()["error"]
 
 
+def test_a_trace_goes_on(server: Live, worker: ScriptedWorker) -> None:
+    headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "X-Request-Id": "a"}
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *PIXELS.shape], "data": PIXELS.ravel().tolist()}
+    path = f"/v2/models/{SEGMENTATION}/infer"
+    call = Later(lambda: server.http.post(path, json={"inputs": [tensor]}, headers=headers))
+    worker.finish(worker.hear_job())
+    for reply in (call.result(), server.http.post(path, json={}, headers=headers)):
+        assert reply.headers["traceresponse"].startswith("00-0af7651916cd43dd8448eb211c80319c-")
+        assert reply.headers["X-Request-Id"] == "a"
+
+
 @pytest.mark.parametrize(
     ("accepted", "coding"),
     [("gzip;q=0, deflate;q=0.5", "deflate"), ("gzip;q=0", None), ("x-gzip", None), ("br, gzip", "gzip")],
@@ -154,8 +165,8 @@ def test_the_asynchronous_client(server: Live, worker: ScriptedWorker) -> None:
     assert (call.result() == live.labels(4, 60, 90)[None]).all()
 
 
-@pytest.mark.parametrize(("given", "ours"), [(0, 1), (1, 2), (2, 1), (3, 0), (9, 0)])
-def test_priorities(client: triton.InferenceServerClient, worker: ScriptedWorker, given: int, ours: int) -> None:
+@pytest.mark.parametrize(("given", "ours"), [(None, 1), (0, 1), (1, 2), (2, 1), (3, 0), (9, 0)])
+def test_priorities(client: triton.InferenceServerClient, worker: ScriptedWorker, given: int | None, ours: int) -> None:
     call = Later(lambda: client.infer(SEGMENTATION, [file_input()], priority=given))
     spec = worker.hear_job()
     assert spec.priority == ours
@@ -165,7 +176,12 @@ def test_priorities(client: triton.InferenceServerClient, worker: ScriptedWorker
 
 @pytest.mark.parametrize(
     ("timeout_us", "deadline_ms", "expected_ms"),
-    [(9_000_000, 20000.0, 9000), (20_000_000, 8000.0, 8000), (0, 7000.0, 7000)],
+    [
+        (9_000_000, 20000.0, 9000),
+        (20_000_000, 8000.0, 8000),
+        (0, 7000.0, 7000),
+        pytest.param(10**400, 6000.0, 6000, id="huge"),
+    ],
 )
 def test_the_smallest_deadline_wins(
     client: triton.InferenceServerClient,
@@ -253,8 +269,13 @@ def test_statistics_count_answers_of_every_protocol(
         ({"timeout": 1.5}, "timeout is 1.5; give whole microseconds from 0, which is none"),
         ({"priority": -1}, "priority is -1; it is 0 for the default, or 1 (highest) to 3"),
         ({"sequence_id": 3}, "sequence_id is 3, but models keep no state between requests; leave it out"),
-        ({"parameters": {"deadline": 3}}, "there is no parameter 'deadline'"),
-        ({"parameters": {"model": "x"}}, "model is no parameter here; the path names the model"),
+        (
+            {"parameters": {"deadline": 3}},
+            "there is no parameter 'deadline' here; there are best_effort, box, captured_at, classes, deadline_ms, "
+            "map, max_exit, meta, min_exit, priority, quality, roi, timeout",
+        ),
+        ({"parameters": {"model": "x"}}, "there is no parameter 'model' here; the path names the model"),
+        ({"parameters": {"encoding": "rle"}}, "no parameter 'encoding' here; the outputs tell how they are sent"),
         ({"request_id": "x" * 200}, "the request's id has 200 characters"),
         ({"outputs": [triton.InferRequestedOutput("boxes")]}, "there is no output 'boxes'; there are mask"),
         ({"outputs": [triton.InferRequestedOutput("mask", class_count=3)]}, "asks for classification"),
@@ -305,7 +326,7 @@ TENSOR = {"name": "image", "datatype": "UINT8", "shape": [1, 1, 2, 3]}
         ({**TENSOR, "parameters": 3}, b"", "parameters of image are 3; give an object"),
         ({**TENSOR, "shape": [1, 2, 3], "data": [1] * 6}, b"", "image has the shape [1, 2, 3]; send UINT8"),
         ({**TENSOR, "shape": [2, 1, 1, 3], "data": [1] * 6}, b"", "image has the shape [2, 1, 1, 3]"),
-        ({**TENSOR, "shape": [1, 1, 2, -3]}, b"", "give a list of whole numbers"),
+        ({**TENSOR, "shape": [1, 1, 2, -3]}, b"", "is a list; give at most 8 whole numbers, none below 0"),
         ({**TENSOR, "datatype": "FP32", "data": [1] * 6}, b"", "datatype of image is 'FP32'; it may be UINT8 or BYTES"),
         ({**TENSOR, "name": "x", "data": [1] * 6}, b"", "the inputs are x; tiny-segmentation has one, image"),
         ({"datatype": "UINT8"}, b"", "inputs[0] has no name"),
@@ -358,6 +379,15 @@ def test_a_compressed_body_that_is_too_large_or_broken(server: Live) -> None:
             f"/v2/models/{SEGMENTATION}/infer", content=content, headers={"Content-Encoding": encoding}
         )
         assert reply.status_code == status and reply.json()["error"]
+
+
+def test_content_codings_are_read_in_any_case(server: Live, worker: ScriptedWorker) -> None:
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *PIXELS.shape], "data": PIXELS.ravel().tolist()}
+    body = gzip.compress(json.dumps({"inputs": [tensor]}).encode())
+    path = f"/v2/models/{SEGMENTATION}/infer"
+    call = Later(lambda: server.http.post(path, content=body, headers={"Content-Encoding": "GZip"}))
+    worker.finish(worker.hear_job())
+    assert call.result().status_code == 200
 
 
 def test_long_json_is_refused_before_it_is_parsed() -> None:

@@ -70,20 +70,24 @@ def test_meta_is_a_short_printable_text(meta: object) -> None:
 
 @pytest.mark.parametrize("box", ["1,2,3", "a,b,c,d", [1, 2, 3, None], "0,0,0,5", "1e9,0,5,5", 7, [1, 2, 3, "nan"]])
 def test_a_box_is_four_numbers_with_an_inside(box: object) -> None:
-    with pytest.raises(InvalidError, match="box"):
-        parse_options({"box": box})
+    for name in ("box", "roi"):
+        with pytest.raises(InvalidError, match=name) as caught:
+            parse_options({name: box})
+        assert caught.value.code == f"bad_{name}"
 
 
-def test_an_error_shows_little_of_a_long_value() -> None:
+@pytest.mark.parametrize("fields", [{"deadline_ms": "9" * 100_000}, {"max_exit": 1, "min_exit": "1e300"}])
+def test_an_error_shows_little_of_a_long_value(fields: dict[str, object]) -> None:
     with pytest.raises(InvalidError) as caught:
-        parse_options({"deadline_ms": "9" * 100_000})
+        parse_options(fields)
     assert len(str(caught.value)) < 200
 
 
 SENTENCES = [
     ({"deadline_ms": "-5"}, "deadline_ms is -5; it must be above 0, for example 100"),
     ({"deadline_ms": "soon"}, "deadline_ms is 'soon'; it must be a finite number above 0, for example 100"),
-    ({"deadline_ms": []}, "deadline_ms is list; it must be a finite number above 0, for example 100"),
+    ({"deadline_ms": []}, "deadline_ms is a list; it must be a finite number above 0, for example 100"),
+    ({"deadline_ms": {}}, "deadline_ms is an object; it must be a finite number above 0, for example 100"),
     ({"deadline_ms": "{value}"}, "deadline_ms is '{value}'; it must be a finite number above 0, for example 100"),
     ({"min_exit": "1.5"}, "min_exit is '1.5'; exits are whole numbers from 1"),
     ({"min_exit": 3, "max_exit": 2}, "max_exit is 2 and min_exit 3; min_exit must not be larger"),
@@ -168,8 +172,8 @@ def test_messages() -> None:
         ({"type": "predict", "id": ""}, "id is ''; give a string of 1 to 128 printable characters"),
         ({"type": "cancel"}, "id is missing; give a string of 1 to 128 printable characters"),
         ({"type": "explain", "id": "a"}, "type is 'explain'; it may be predict, cancel, deadline"),
-        ({"type": ["cancel"], "id": "a"}, "type is list; it may be predict, cancel, deadline"),
-        ({"id": "a"}, "type is NoneType; it may be predict, cancel, deadline"),
+        ({"type": ["cancel"], "id": "a"}, "type is a list; it may be predict, cancel, deadline"),
+        ({"id": "a"}, "type is missing; it may be predict, cancel, deadline"),
         ({"type": "predict", "id": "a", "encoding": "gif"}, "encoding is 'gif'; it may be png, raw, delta, json, rle"),
         ({"type": "deadline", "id": "a"}, "deadline_ms is missing; say how many milliseconds from now"),
     ],

@@ -17,8 +17,8 @@ import pytest
 import tiny
 from hosts import host_limits_frames, host_waits_for_readers, own_host_only, same_process_only
 from live import Live, ScriptedWorker, decoded, photo
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
 from server.engine.job import Job
 from server.engine.messages import Exited, Stop
@@ -53,6 +53,16 @@ def hear_bytes(connection: ClientConnection, count: int) -> bytes:
     message = connection.recv(live.PATIENCE_S)
     assert isinstance(message, bytes) and len(message) == count
     return message
+
+
+@pytest.mark.parametrize("path", ["/v1/streams", "/", "/static/page.js", "/v1/predict"])
+def test_a_handshake_at_another_path_is_a_404(server: Live, path: str) -> None:
+    with pytest.raises(InvalidStatus) as caught:
+        connect(f"ws://127.0.0.1:{server.port}{path}")
+    response = caught.value.response
+    sentence = f"there is no WebSocket at {path}; connect to /v1/stream"
+    body = {"error": sentence, "code": "not_found", "id": None}
+    assert (response.status_code, json.loads(response.body)) == (404, body)
 
 
 @pytest.mark.parametrize("encoding", ["png", "raw", "delta"])

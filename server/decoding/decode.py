@@ -7,9 +7,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImagePalette, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
-from models.imaging.geometry import MAX_SIDE, padded_px
 from models.imaging.images import BROKEN_FILE_ERRORS, orientation, upright_rgb
 from server.decoding.header import read_header
+from server.decoding.size import check_size
 from server.decoding.structure import pixels_only
 from server.errors import InvalidError, NotAnImageError, TooLargeError
 
@@ -36,11 +36,11 @@ def decode(body: bytes, max_pixels: int, memory: NDArray[np.uint8] | None = None
     """
     header = read_header(body)
     if header is not None:  # some decoders take memory for the whole image when they are opened
-        _check_size(header.width, header.height, max_pixels)
+        check_size(header.width, header.height, max_pixels)
     try:
         data = pixels_only(body)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(*image.size, max_pixels)
+            check_size(*image.size, max_pixels)
             if (pixels := _upright_jpeg(data, image, memory)) is None:
                 pixels = _put(upright_rgb(image), memory)
             return pixels
@@ -78,18 +78,3 @@ def _put(pixels: NDArray[np.uint8], memory: NDArray[np.uint8] | None) -> NDArray
     target = memory[: pixels.size].reshape(pixels.shape)
     np.copyto(target, pixels)
     return target
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if max(width, height) > MAX_SIDE:
-        raise TooLargeError(
-            f"the image is {width}x{height}; the limit is {MAX_SIDE:,} pixels a side: send a smaller one",
-            "image_too_large",
-        )
-    pixels = padded_px(height, width)
-    if pixels > max_pixels:
-        raise TooLargeError(
-            f"the image is {width}x{height}, which is {pixels:,} pixels after padding to multiples of 32; the limit is "
-            f"{max_pixels:,} (--max-pixels): send a smaller one",
-            "image_too_large",
-        )

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from server.access.identity import caller_of
+from server.decoding.size import check_size
 from server.errors import InvalidError
 from server.protocols.bodies import answers
 from server.protocols.http import documented
@@ -62,13 +63,16 @@ ASKED = {"parameters": [{"name": name, "in": "query", **field} for name, field i
 
 @router.get("/v1/budget", openapi_extra=ASKED, responses=answers(BudgetBody, "The budget."), tags=["models"])
 async def budget(request: Request) -> Response:
-    """What a request would get now: deadline, deepest exit, why, and the predicted time of each exit."""
+    """What a request would get now: deadline, deepest exit, why, and the predicted time of each exit. An image that is
+    too large is refused here as it would be there."""
     service: Service = request.app.state.service
-    query = parse_query(BudgetQuery, request.query_params)
+    query = parse_query(BudgetQuery, request.query_params, request.query_params.getlist("deadline_ms"))
     if (query.width is None) != (query.height is None):
         given, missing = ("width", "height") if query.height is None else ("height", "width")
         raise InvalidError(f"{given} is given and {missing} is missing; give both or neither", "bad_parameter")
     size = None if query.height is None or query.width is None else (query.height, query.width)
+    if size is not None:
+        check_size(size[1], size[0], service.settings.max_pixels)
     caller = caller_of(request.scope)
     return reply(describe_budget(service.forecast(query.model, caller, query.deadline_ms, size)))
 

@@ -19,17 +19,22 @@ async def read_form(headers: Headers, pieces: AsyncGenerator[bytes, None]) -> by
         parser = FormParser(headers, pieces, max_files=1, max_fields=16)
         fields = await parser.parse()
     except (MultiPartException, KeyError) as error:
-        raise InvalidError(f"the form cannot be read: {error}; send field `image` as a file", "bad_form") from error
+        problem = str(error).rstrip(".")
+        sentence = f"the form cannot be read: {problem}; send one file, in field `image`"
+        raise InvalidError(sentence, "bad_form") from error
     try:
         if not isinstance(fields.get(FIELD), UploadFile):
-            raise InvalidError("the form has no file in field `image`; send the image there", "bad_form")
+            problem = "has no file in field `image`; send the image there"
+            if not parser.ended:
+                problem = "is cut off: its last boundary is missing; send the whole of it"
+            raise InvalidError(f"the form {problem}", "bad_form")
         return await join(parser.file_pieces())
     finally:
-        await fields.close()
+        parser.close()
 
 
 class FormParser(MultiPartParser):
-    """Parses a form as it comes, and keeps its only file in memory, never on disk.
+    """Parses a form as it comes, and keeps its only file in memory, never on disk. `ended`: its last boundary has come.
 
     Texts are UTF-8, whatever `charset` the form names: some take time that grows with the square of the text.
     """
@@ -40,6 +45,11 @@ class FormParser(MultiPartParser):
         super().__init__(headers, pieces, max_files=max_files, max_fields=max_fields)
         self._pieces: list[bytes] = []
         self._last = bytearray()
+        self.ended = False
+
+    def on_end(self) -> None:
+        super().on_end()
+        self.ended = True
 
     def on_part_begin(self) -> None:
         super().on_part_begin()
@@ -53,6 +63,11 @@ class FormParser(MultiPartParser):
         if len(self._last) >= PIECE_BYTES:  # a file may come in many tiny parts, each of which would take memory
             self._pieces.append(bytes(self._last))
             self._last.clear()
+
+    def close(self) -> None:
+        """Close the file, which may be cut off and then is in no field of the form."""
+        for file in self._files_to_close_on_error:
+            file.close()
 
     def file_pieces(self) -> list[bytes]:
         """The bytes of the file."""

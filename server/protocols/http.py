@@ -1,6 +1,7 @@
 """The HTTP routes: predictions, models, requests, health and metrics."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from functools import lru_cache
@@ -90,14 +91,14 @@ async def predict(request: Request) -> Response:
     if _wants_events(request.headers.getlist("accept")):
         events = _events(request)
         first = await anext(events)  # an error before the first event is answered over HTTP
-        return EventStream(first, events, _named(request.state.record))
+        return EventStream(first, events, named(request.state.record))
     with _opened(request) as record, ExitStack() as until_answered:
         response = await _service(request).predict(record, _reader(request, record, until_answered), http_reply)
-        response.headers.update(_named(record))
+        response.headers.update(named(record))
         return response
 
 
-def _named(record: RequestRecord) -> dict[str, str]:
+def named(record: RequestRecord) -> dict[str, str]:
     """The headers of a response that identify its request."""
     trace = {} if record.trace is None else {"traceresponse": str(record.trace)}
     return {"X-Request-Id": record.id, **trace}
@@ -247,7 +248,7 @@ def weighted(text: str) -> tuple[str, float]:
         weight = next((float(value[2:]) for value in parameters if value.startswith("q=")), 1.0)
     except ValueError:
         weight = 0.0
-    return value, weight
+    return value, 0.0 if math.isnan(weight) else weight
 
 
 @router.get("/v1/models", responses=answers(ModelsBody, "The models."), tags=["models"])

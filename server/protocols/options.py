@@ -97,7 +97,7 @@ class RequestOptions(BaseModel):
     def _not_below_min_exit(cls, value: int | None, info: ValidationInfo) -> int | None:
         min_exit = info.data.get("min_exit")
         if value is not None and min_exit is not None and min_exit > value:
-            raise refuse(f"{value} and min_exit {min_exit}", "min_exit must not be larger")
+            raise refuse(f"{shown(value)} and min_exit {shown(min_exit)}", "min_exit must not be larger")
         return value
 
 
@@ -175,14 +175,15 @@ _MISSING = {"id": ID_REMEDY, "deadline_ms": "say how many milliseconds from now"
 
 
 def parse_options(query: Mapping[str, Any], deadlines: Sequence[str] = ()) -> QueryOptions:
-    """The options in a query. `deadlines`: all that it gives; the smallest counts. Raises InvalidError."""
+    """The options in a query: see `parse_query`."""
+    return parse_query(QueryOptions, query, deadlines)
+
+
+def parse_query(model: type[Query], query: Mapping[str, Any], deadlines: Sequence[str] = ()) -> Query:
+    """The parameters that `model` describes, in a query. `deadlines`: all that it gives; the smallest counts. Raises
+    InvalidError."""
     if len(deadlines) > 1:
         query = {**query, "deadline_ms": _smallest("deadline_ms", deadlines)}
-    return parse_query(QueryOptions, query)
-
-
-def parse_query(model: type[Query], query: Mapping[str, Any]) -> Query:
-    """The parameters that `model` describes, in a query. Raises InvalidError."""
     return _parsed(model.model_validate, query, model)
 
 
@@ -234,7 +235,8 @@ def _worded(problem: ErrorDetails, kind: Any, model: type[BaseModel]) -> Invalid
         case "missing":
             return InvalidError(f"{name} is missing; {_MISSING[name]}", "bad_message")
         case "union_tag_invalid" | "union_tag_not_found":
-            return InvalidError(f"type is {shown(kind)}; it may be predict, cancel, deadline", "bad_message")
+            given = "missing" if kind is None else shown(kind)
+            return InvalidError(f"type is {given}; it may be predict, cancel, deadline", "bad_message")
         case code:
             return InvalidError(f"{name} {problem['msg']}", code)
 

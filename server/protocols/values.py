@@ -29,14 +29,14 @@ def refuse(value: str, remedy: str, code: str = "bad_parameter") -> PydanticCust
     return PydanticCustomError(code, f"is {value}; {remedy}")
 
 
-def _number(value: Any, remedy: str = "it must be a finite number") -> float:
+def _number(value: Any, remedy: str = "it must be a finite number", code: str = "bad_parameter") -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     spelt = not isinstance(value, str) or (value.isascii() and "_" not in value)  # Python reads more than JSON has
     if not (spelt and math.isfinite(number)):
-        raise refuse(shown(value), remedy)
+        raise refuse(shown(value), remedy, code)
     return number
 
 
@@ -99,7 +99,7 @@ def _box(code: str) -> BeforeValidator:
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, list | tuple) or len(parts) != 4 or None in parts:
             raise refuse(shown(value), "give x,y,width,height in pixels, for example 40,10,120,300", code)
-        x, y, width, height = (_number(part) for part in parts)
+        x, y, width, height = (_number(part, code=code) for part in parts)
         if max(abs(x), abs(y), width, height) > MAX_COORDINATE or min(width, height) < 1:
             remedy = f"width and height must be at least 1, all below {MAX_COORDINATE:,.0f}"
             raise refuse(shown(value), remedy, code)
@@ -163,5 +163,7 @@ RegionBox = Annotated[Box, _box("bad_roi"), WithJsonSchema({"type": "string"})]
 
 def shown(value: Any) -> str:
     """A value in an error message: short, whatever the client sent."""
-    text = repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__
+    if not isinstance(value, str | int | float):
+        return {type(None): "null", dict: "an object"}.get(type(value), "a list")
+    text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -8,6 +8,7 @@ from server.access.bucket import Bucket
 from server.catalog import ServedModel
 from server.errors import InvalidError, NoExitError, TooManyRequestsError
 from server.protocols.options import RequestOptions
+from server.protocols.values import shown
 from server.requests.budget import Budget
 
 DAY_S = 86_400
@@ -57,7 +58,7 @@ def check_options(options: RequestOptions, model: ServedModel, *, calibrated: bo
     exits = model.config.exits
     for name, value in (("min_exit", options.min_exit), ("max_exit", options.max_exit)):
         if value is not None and value > exits:
-            raise InvalidError(f"{name} is {value}; {model.name} has exits 1 to {exits}", "bad_parameter")
+            raise InvalidError(f"{name} is {shown(value)}; {model.name} has exits 1 to {exits}", "bad_parameter")
     if options.quality is not None and not calibrated:
         raise InvalidError(
             f"quality is {options.quality:g}, but {model.name} is not calibrated for it; leave it out or use max_exit "

@@ -19,6 +19,12 @@ VERSION = "1"
 INPUT = "image"
 IGNORED = ("binary_data_output", "content_type", "sequence_start", "sequence_end")
 """Parameters that client libraries send on their own and that have no effect here."""
+INSTEAD = {"model": "the path names the model", "encoding": "the outputs tell how they are sent"}
+"""Options of other protocols that are no parameters of version 2, and what stands for them."""
+NAMES = sorted({*RequestOptions.model_fields, "timeout"} - {*INSTEAD})
+"""The parameters of a request that have an effect."""
+LONGEST_US = 2**63
+"""Longer timeouts, in microseconds, are the same to every server; JSON has integers that no float holds."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +82,19 @@ def _options(parameters: Mapping[str, Any], model: ServedModel) -> RequestOption
         for name, value in parameters.items()
         if name not in IGNORED and name not in ("timeout", "priority", "sequence_id")
     }
-    for name, instead in (("model", "the path names the model"), ("encoding", "the outputs tell how they are sent")):
-        if name in asked:
-            raise InvalidError(f"{name} is no parameter here; {instead}", "bad_parameter")
-    priority = _priority(parameters.get("priority", 0))
+    unknown = next((name for name in asked if name not in NAMES), None)
+    if unknown is not None:
+        instead = INSTEAD.get(unknown, f"there are {', '.join(NAMES)}")
+        raise InvalidError(f"there is no parameter {shown(unknown)} here; {instead}", "bad_parameter")
+    priority = _priority(parameters.get("priority"))
     return parse_options({**asked, "model": model.name, **({} if priority is None else {"priority": priority})})
 
 
 def _priority(value: Any) -> int | None:
     """Version 2 counts from 1, the highest, and 0 is the default; ours goes from 2, the highest, to 0. None is the
     default."""
+    if value is None:
+        return None
     if type(value) is not int or value < 0:
         raise InvalidError(f"priority is {shown(value)}; it is 0 for the default, or 1 (highest) to 3", "bad_parameter")
     return {0: None, 1: 2, 2: 1}.get(value, 0)
@@ -97,7 +106,7 @@ def _timeout_s(value: Any) -> float | None:
         return None
     if type(value) is not int or value < 0:
         raise InvalidError(f"timeout is {shown(value)}; give whole microseconds from 0, which is none", "bad_parameter")
-    return float(value / 1e6)
+    return float(min(value, LONGEST_US) / 1e6)
 
 
 def _file(tensor: InputTensor) -> bytes | memoryview:

@@ -19,7 +19,7 @@ from server.catalog import ServedModel
 from server.engine.job import Job
 from server.errors import InvalidError, TooLargeError
 from server.protocols.bodies import REFUSED, LiveBody, answers
-from server.protocols.http import hang_up_cancels, opened, read_request, weighted
+from server.protocols.http import hang_up_cancels, named, opened, read_request, weighted
 from server.protocols.maps import further_map, label_map
 from server.protocols.open_inference.bodies import (
     ConfigurationBody,
@@ -185,13 +185,15 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
             async def read() -> bytes | memoryview:
                 return asked.file
 
-            return await service.predict(record, read, partial(_answer, asked, content_encoding))
+            response = await service.predict(record, read, partial(_answer, asked, content_encoding))
+            response.headers.update(named(record))
+            return response
 
 
 def _is_short(coded: bytes, headers: Mapping[str, str]) -> bool:
     """Returns whether the event loop parses the request itself, because that takes less than a millisecond. A thread
     parses the others."""
-    if len(coded) > SHORT_BYTES or headers.get("content-encoding", "identity") != "identity":
+    if len(coded) > SHORT_BYTES or headers.get("content-encoding", "identity").lower() != "identity":
         return False
     length = headers.get(JSON_LENGTH.lower(), "")
     json_bytes = int(length) if length.isdecimal() and len(length) < 8 else len(coded)
@@ -199,7 +201,7 @@ def _is_short(coded: bytes, headers: Mapping[str, str]) -> bool:
 
 
 def _parse(coded: bytes, headers: Mapping[str, str], model: ServedModel, limit_bytes: int) -> InferRequest:
-    body = _decompressed(coded, headers.get("content-encoding", "identity"), limit_bytes)
+    body = _decompressed(coded, headers.get("content-encoding", "identity").lower(), limit_bytes)
     return parse_request(body, headers.get(JSON_LENGTH.lower()), model)
 
 
@@ -244,7 +246,7 @@ def _answer(asked: InferRequest, content_encoding: str | None, record: RequestRe
         facts["meta"] = record.options.meta
     head = {"model_name": job.model.name, "model_version": VERSION, "id": record.id, "parameters": facts}
     body, json_bytes = write_body(head, [_tensor(name, job, record, asked.outputs[name]) for name in asked.outputs])
-    headers = {"X-Request-Id": record.id}
+    headers: dict[str, str] = {}
     if json_bytes is not None:
         headers[JSON_LENGTH] = str(json_bytes)
     if content_encoding is not None:

@@ -107,7 +107,7 @@ def read_inputs(listed: Any, binary: memoryview) -> list[InputTensor]:
 def _tensor(name: str, field: Mapping[str, Any], data: Any) -> InputTensor:
     datatype, shape = field.get("datatype"), field.get("shape")
     if not isinstance(shape, list) or len(shape) > 8 or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
-        raise InvalidError(f"shape of {name} is {shown(shape)}; give a list of whole numbers", CODE)
+        raise InvalidError(f"shape of {name} is {shown(shape)}; give at most 8 whole numbers, none below 0", CODE)
     count = 1
     for side in shape:
         count *= side
