@@ -202,7 +202,10 @@ class Lane:
             self._running[decoder] = None
             file = await over
             decoder.close()
-            status = await asyncio.to_thread(decoder.process.wait)
+            try:
+                status = await asyncio.to_thread(decoder.process.wait)
+            except RuntimeError:  # no thread can be started; the process was killed, so the wait is short
+                status = decoder.process.wait()
             if file is not None and not (file.left or file.image.done()):
                 file.image.set_exception(self._lost(status))
             del file, over  # else they would be kept until the next process is lost
