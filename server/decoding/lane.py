@@ -200,8 +200,10 @@ class Lane:
                 await asyncio.sleep(self.RETRY_S)
                 continue
             self._running[decoder] = None
-            file = await over
-            decoder.close()
+            try:
+                file = await over
+            finally:  # also if the lane closes between the end of a process and this turn
+                decoder.close()
             try:
                 status = await asyncio.to_thread(decoder.process.wait)
             except RuntimeError:  # no thread can be started; the process was killed, so the wait is short
