@@ -257,6 +257,19 @@ def test_a_process_that_ends_while_it_waits_costs_nobody(monkeypatch: pytest.Mon
     played(scenario)
 
 
+def test_a_process_that_is_no_longer_trusted_as_the_lane_closes_is_killed() -> None:
+    async def scenario() -> None:
+        started = Started()
+        decoder = await started.decoder()
+        decoder.say(b"nonsense\n")
+        await until(lambda: not started.lane._running)
+        started.lane.close()
+        await asyncio.wait(started.lane._tasks)
+        assert decoder.killed
+
+    played(scenario)
+
+
 def test_a_client_gets_the_error_of_its_file() -> None:
     async def scenario() -> None:
         started = Started()
