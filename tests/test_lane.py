@@ -261,6 +261,7 @@ def test_a_process_that_is_no_longer_trusted_as_the_lane_closes_is_killed() -> N
     async def scenario() -> None:
         started = Started()
         decoder = await started.decoder()
+        await until(lambda: started.lane._free)
         decoder.say(b"nonsense\n")
         await until(lambda: not started.lane._running)
         started.lane.close()
