@@ -465,17 +465,34 @@ def test_a_required_exit_may_be_late_by_more_while_no_other_request_is_open(
     run(check)
 
 
+def test_an_answer_is_not_due_before_its_deadline_was_moved(run: Any) -> None:
+    """A client that wants what there is now gets a compute deadline that has passed, by the reserve. If that counted,
+    every such answer would lengthen the reserve, which shortens the time of all requests."""
+
+    async def check(harness: Harness) -> None:
+        job = harness.submit()
+        harness.workers[0].reach(job.spec, 1)
+        await until(lambda: job.exits)
+        moved_s = time.monotonic()
+        harness.engine.move_deadline(job, job.exits[-1].finished_s - 100.0)
+        await until(lambda: job.stop is Stop.DEADLINE)
+        assert moved_s <= job.answerable_s == job.place.expected.deadline_s <= job.stopped_s
+        harness.engine.release(job)
+
+    run(check)
+
+
 def test_an_answer_is_due_at_its_deadline_however_late_the_front_end_notices(run: Any) -> None:
     async def check(harness: Harness) -> None:
         overdue, complete = harness.submit(), harness.submit()
         for job in (overdue, complete):
             harness.workers[0].reach(job.spec, 1)
         await until(lambda: overdue.exits and complete.exits)
-        finished_s = overdue.exits[-1].finished_s
-        harness.engine.move_deadline(overdue, finished_s + 0.25)
+        due_s = time.monotonic() + 0.01
+        harness.engine.move_deadline(overdue, due_s)
         await until(lambda: overdue.stop is Stop.DEADLINE)
         harness.engine.finish(complete, Stop.COMPLETE)
-        assert overdue.answerable_s == finished_s + 0.25 < overdue.stopped_s
+        assert overdue.answerable_s == due_s < overdue.stopped_s
         assert complete.answerable_s == complete.stopped_s
         for job in (overdue, complete):
             harness.engine.release(job)

@@ -203,6 +203,27 @@ def test_the_image_that_ends_a_process_is_refused_and_the_next_one_gets_another(
     played(scenario)
 
 
+def test_a_lost_process_is_replaced_although_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that has as many processes and threads as it may."""
+
+    async def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        monkeypatch.setattr("server.decoding.lane.asyncio.to_thread", no_thread)
+        started = Started()
+        decoder = await started.decoder()
+        first = started.decode(b"first")
+        await decoder.hear()
+        decoder.die(-signal.SIGSEGV)
+        with pytest.raises(DecoderLostError, match="status -11"):
+            await first
+        assert await started.goes_on(1)
+        started.lane.close()
+
+    played(scenario)
+
+
 def test_nothing_keeps_the_memory_of_a_lost_process() -> None:
     """The memory is freed at once. It does not wait for the next scan of the garbage collector."""
 
@@ -255,6 +276,20 @@ def test_a_process_that_cannot_be_started_is_tried_again(
 
     played(scenario)
     assert caplog.text.count("no decoding process can be started: no process left") == 2
+
+
+def test_a_process_that_is_no_longer_trusted_as_the_lane_closes_is_killed() -> None:
+    async def scenario() -> None:
+        started = Started()
+        decoder = await started.decoder()
+        await until(lambda: started.lane._free)
+        decoder.say(b"nonsense\n")
+        await until(lambda: not started.lane._running)
+        started.lane.close()
+        await asyncio.wait(started.lane._tasks)
+        assert decoder.killed
+
+    played(scenario)
 
 
 def test_a_client_gets_the_error_of_its_file() -> None:

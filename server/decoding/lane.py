@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 
 import numpy as np
@@ -67,9 +67,9 @@ class Lane:
         self._launch = launch
         self._numbers = count()
         self._queue: list[tuple[int, int, File]] = []
-        """Files in order. Those that were left stay until they would be next."""
+        """The files that wait, as a heap: the next one first."""
         self._waiting: Counter[int] = Counter()
-        """How many files of each class of work wait that were not left."""
+        """How many files of each class of work wait."""
         self._running: dict[Decoder, File | None] = {}
         """Every process, with the file that it has."""
         self._free: list[Decoder] = []
@@ -116,8 +116,6 @@ class Lane:
         """Gives waiting files to free processes, the file with the least work first."""
         while self._free and self._queue:
             *_, file = heappop(self._queue)
-            if file.left:
-                continue
             self._waiting[file.work_class] -= 1
             decoder = self._free.pop()
             self._running[decoder], file.decoder = file, decoder
@@ -150,7 +148,9 @@ class Lane:
         """Notes that the request no longer needs the image, and frees the process that has decoded it. A process that
         still decodes it gets until `MIN_WORK_S` after it began."""
         file.left, file.body = True, b""
-        if file.decoder is None:
+        if file.decoder is None:  # files that go first may wait for as long as the server runs
+            self._queue = [waiting for waiting in self._queue if waiting[2] is not file]
+            heapify(self._queue)
             self._waiting[file.work_class] -= 1
         elif file.answer is not None:
             self._release(file.decoder, file)
@@ -198,9 +198,14 @@ class Lane:
                 await asyncio.sleep(self.RETRY_S)
                 continue
             self._running[decoder] = None
-            file = await over
-            decoder.close()
-            status = await asyncio.to_thread(decoder.process.wait)
+            try:
+                file = await over
+            finally:  # also if the lane closes between the end of a process and this turn
+                decoder.close()
+            try:
+                status = await asyncio.to_thread(decoder.process.wait)
+            except RuntimeError:  # no thread can be started; the process was killed, so the wait is short
+                status = decoder.process.wait()
             if file is not None and not (file.left or file.image.done()):
                 file.image.set_exception(self._lost(status))
             del file, over  # else they would be kept until the next process is lost

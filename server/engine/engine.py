@@ -178,10 +178,13 @@ class Engine:
         return job
 
     def move_deadline(self, job: Job, compute_deadline_s: float) -> None:
-        """Give a job another compute deadline, sooner or later; does nothing if it has ended."""
+        """Give a job another compute deadline, sooner or later; does nothing if it has ended. A compute deadline that
+        has passed counts as now: its answer could not have been encoded before."""
         if job.stop is None:
+            now_s = time.monotonic()
+            compute_deadline_s = max(compute_deadline_s, now_s)
             self._set_timer(job, compute_deadline_s)
-            job.place.move_deadline(compute_deadline_s, time.monotonic())
+            job.place.move_deadline(compute_deadline_s, now_s)
             self._say(job, MoveDeadline(job.spec.key, compute_deadline_s))
 
     def finish(self, job: Job, stop: Stop, error: ServerError | None = None) -> None:
