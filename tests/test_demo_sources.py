@@ -49,6 +49,31 @@ def test_a_camera_that_is_closed_before_the_permission_comes_goes_out(run):
     assert run(CAMERA % code) == [[False], 0]
 
 
+def test_a_picture_is_drawn_over_only_after_it_was_shown(run):
+    """Else a deadline longer than the kept pictures last would show later pictures under earlier masks."""
+    code = """
+        const { FileSource } = await load("sources");
+        const { Player } = await load("player");
+        const [shown, pictures, timers, real] = [[], new Set(), [], window.setTimeout];
+        const stage = { clear() {}, show: (picture) => shown.push(picture) };
+        const server = { async *frames() {} };
+        const player = new Player(server, stage, () => ({ deadline_ms: 9000 }), () => {});
+        const source = new FileSource((frame) => { pictures.add(frame.picture); player.offer(frame); }, 480, new Blob());
+        const capture = (count) => { while (count--) source.capture(document.createElement("canvas"), 8, 6); };
+        player.start();
+        window.setTimeout = (act) => timers.push(act);
+        try {
+          capture(40);
+          for (const act of timers.splice(0)) act();
+          const distinct = new Set(shown).size;
+          capture(40);
+          for (const act of timers.splice(0)) { act(); capture(1); }
+          return [distinct, shown.length, pictures.size <= 80 + 12];
+        } finally { window.setTimeout = real; player.stop(); }
+    """
+    assert run(code) == [40, 80, True]
+
+
 BITMAPS = """
     const [real, bitmaps] = [window.createImageBitmap, []];
     window.createImageBitmap = async (...given) => {

@@ -2,7 +2,7 @@
 import { LOOP_S, Street } from "./clip/street.js";
 
 export const SHOWN_PX = 2048; // the longest side of a photo on the page
-const KEPT = 12; // pictures of the latest frames are kept; older ones are reused
+const KEPT = 12; // pictures of the latest frames are kept; older ones are reused, unless a player waits to show them
 
 /** A size, made smaller if its longer side has more than `limit_px` pixels. */
 export function fittedSize({ width, height }, limit_px) {
@@ -25,6 +25,7 @@ export const jpeg = (canvas, quality = 0.9) => new Promise((done) => canvas.toBl
 
 /** A frame: its number, when it came, its picture (a canvas), and its file, which is made when it is first asked for. */
 class Frame {
+  awaited = 0; // by how many players: each has not shown it yet
   #image = null;
 
   /** `truth`: the classes, where they are known. `file`: a promise of the picture as a JPEG file, where there is one. */
@@ -38,20 +39,24 @@ class Frame {
   }
 }
 
-/** Gives frames to `give`, one picture of a ring after another. `path`: what a program would open to get the like. */
+/** Gives frames to `give`. Their pictures are drawn over later. `path`: what a program would open to get the like. */
 class Source {
   #number = 0;
-  #ring = [];
+  #given = []; // the frames whose pictures are kept, the oldest first
 
   constructor(give) {
     this.give = give;
   }
 
   capture(image, width, height, truth = null, file = null) {
-    const picture = (this.#ring[this.#number % KEPT] ??= document.createElement("canvas"));
+    let picture = null;
+    while (this.#given.length >= KEPT && !this.#given[0].awaited) ({ picture } = this.#given.shift());
+    picture ??= document.createElement("canvas");
     if (picture.width !== width || picture.height !== height) Object.assign(picture, { width, height });
     picture.getContext("2d").drawImage(image, 0, 0, width, height);
-    this.give(new Frame(++this.#number, picture, truth, file));
+    const frame = new Frame(++this.#number, picture, truth, file);
+    this.#given.push(frame);
+    this.give(frame);
   }
 }
 
