@@ -107,7 +107,7 @@ def test_a_video_that_paused_is_read_once_and_tells_its_pace(run):
     code = """
         const { FileSource } = await load("sources");
         const [given, due] = [[], []];
-        const source = new FileSource((frame) => given.push(frame.number), 480, new Blob());
+        const source = new FileSource((frame) => given.push(frame.number), () => 480, new Blob());
         const [play, pause, requestVideoFrameCallback] = [async () => {}, () => {}, (take) => due.push(take)];
         Object.assign(source.video, { play, pause, requestVideoFrameCallback });
         Object.defineProperties(source.video, { videoWidth: { value: 8 }, videoHeight: { value: 6 } });

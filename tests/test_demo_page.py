@@ -164,6 +164,9 @@ def test_a_camera_is_followed_and_rests_in_a_hidden_tab(page):
         page.evaluate(hide, hidden)
         page.wait_for_function("heard => window.video === heard", arg=heard)
     page.evaluate("delete document.hidden")
+    choose(page, "#resolution", "960")  # holds for the frames to come
+    page.wait_for_function("() => document.querySelector('#anytime .photo').height === 480")
+    choose(page, "#resolution", "480")
 
 
 def test_without_websockets_it_posts_and_says_why(browser, live_url):

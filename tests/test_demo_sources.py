@@ -16,7 +16,7 @@ CAMERA = """
       })),
     };
     Object.defineProperty(navigator, "mediaDevices", { value: mediaDevices, configurable: true });
-    const [camera, played] = [new CameraSource(() => {}, 480), []];
+    const [camera, played] = [new CameraSource(() => {}, () => 480), []];
     Object.assign(camera.video, { play: async () => played.push("play"), pause() {}, requestVideoFrameCallback() {} });
     Object.defineProperty(camera.video, "srcObject", { value: null, writable: true });
     try { %s } finally { delete navigator.mediaDevices; }
@@ -58,7 +58,7 @@ def test_a_picture_is_drawn_over_only_after_it_was_shown(run):
         const stage = { clear() {}, show: (picture) => shown.push(picture) };
         const server = { async *frames() {} };
         const player = new Player(server, stage, () => ({ deadline_ms: 9000 }), () => {});
-        const source = new FileSource((frame) => { pictures.add(frame.picture); player.offer(frame); }, 480, new Blob());
+        const source = new FileSource((frame) => { pictures.add(frame.picture); player.offer(frame); }, () => 480, new Blob());
         const capture = (count) => { while (count--) source.capture(document.createElement("canvas"), 8, 6); };
         player.start();
         window.setTimeout = (act) => timers.push(act);

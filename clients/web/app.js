@@ -40,7 +40,8 @@ let visits = 0; // how often something else was chosen: what is read late is not
 let slowly = false; // play the exits as soon as they are there
 
 const view = () => (models.pose ? "mask" : $("look").value);
-const sent = () => (still.photo ? still.size($("resolution").value) : stage.size);
+const limit = () => +$("resolution").value;
+const sent = () => (still.photo ? still.size(limit()) : stage.size);
 const box = () => (still.photo && person.box(sent())) || null;
 
 /** What a request asks for: the further map only where it is looked at. */
@@ -130,7 +131,7 @@ function hold() {
 /** Use an image or video file that was chosen, pasted or dropped. */
 async function take(file, credit = "") {
   if (!file) return;
-  if (file.type.startsWith("video/")) return play("file", new FileSource(live.offer, +$("resolution").value, file));
+  if (file.type.startsWith("video/")) return play("file", new FileSource(live.offer, limit, file));
   leave("file", credit);
   become("running", "Reading the picture …");
   const visit = visits;
@@ -175,7 +176,7 @@ function rerun(afresh) {
   const chosen = box();
   if (afresh) cards.reset(models.exits);
   [fresh, pinned] = [afresh, null];
-  still.run({ ...options(), ...(chosen && { box: chosen }), ...(afresh && { deadline_ms: models.longest_ms }) }, $("resolution").value, afresh);
+  still.run({ ...options(), ...(chosen && { box: chosen }), ...(afresh && { deadline_ms: models.longest_ms }) }, limit(), afresh);
 }
 
 function begun() {
@@ -280,7 +281,7 @@ function describe() {
 
 listen({
   street: drive,
-  camera: () => play("camera", new CameraSource(live.offer, +$("resolution").value)),
+  camera: () => play("camera", new CameraSource(live.offer, limit)),
   take,
   run() {
     if (live.open) hold();

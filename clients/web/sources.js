@@ -108,13 +108,14 @@ export class StreetSource extends Source {
 /** What a video element shows once its subclass has opened it: a frame whenever the browser has a new one. */
 class VideoSource extends Source {
   interval_ms = 1000 / 30; // until its frames tell
-  #limit_px;
+  #limit;
   #run = null; // stands for the time from a start to the next stop
   #last = null; // what the browser said of the last frame
 
-  constructor(give, limit_px) {
+  /** `limit()`: how many pixels the longer side of the next frame may have. */
+  constructor(give, limit) {
     super(give);
-    this.#limit_px = limit_px;
+    this.#limit = limit;
     this.video = Object.assign(document.createElement("video"), { muted: true, playsInline: true, loop: true });
   }
 
@@ -132,7 +133,7 @@ class VideoSource extends Source {
     const take = (_, seen) => {
       if (run !== this.#run) return;
       const { videoWidth, videoHeight } = this.video;
-      const { width, height } = fittedSize({ width: videoWidth, height: videoHeight }, this.#limit_px);
+      const { width, height } = fittedSize({ width: videoWidth, height: videoHeight }, this.#limit());
       if (videoWidth) this.capture(this.video, width, height);
       if (seen) this.#pace(seen);
       next();
@@ -177,8 +178,8 @@ export class CameraSource extends VideoSource {
 export class FileSource extends VideoSource {
   #file;
 
-  constructor(give, limit_px, file) {
-    super(give, limit_px);
+  constructor(give, limit, file) {
+    super(give, limit);
     this.#file = file;
     this.path = file.name;
   }
