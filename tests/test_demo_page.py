@@ -169,6 +169,40 @@ def test_a_camera_is_followed_and_rests_in_a_hidden_tab(page):
     choose(page, "#resolution", "480")
 
 
+def test_a_camera_that_is_unplugged_is_said(page):
+    page.evaluate("""() => {
+      const real = navigator.mediaDevices.getUserMedia;
+      navigator.mediaDevices.getUserMedia = async function (wanted) {
+        delete navigator.mediaDevices.getUserMedia;
+        return (window.stream = await real.call(this, wanted));
+      };
+    }""")
+    page.get_by_role("button", name="Camera").click()
+    plays(page)
+    page.evaluate("window.stream.getVideoTracks()[0].dispatchEvent(new Event('ended'))")
+    expect(page.get_by_role("alert")).to_contain_text("The camera was unplugged")
+    expect(page.locator("body")).to_have_attribute("data-state", "failed")
+
+
+@pytest.mark.parametrize("broken", ["from the start", "later"])
+def test_a_video_that_breaks_is_said(page, broken):
+    page.evaluate(
+        """later => {
+      const real = document.createElement;
+      document.createElement = function (name) {
+        const made = real.call(document, name);
+        if (name === "video") window.video = made;
+        if (name === "video" && later) made.play = async () => {};
+        return made;
+      };
+    }""",
+        broken == "later",
+    )
+    page.locator("#file").set_input_files({"name": "drive.mp4", "mimeType": "video/mp4", "buffer": b"no video"})
+    expect(page.get_by_role("alert")).to_contain_text("This browser cannot play this video.")
+    page.evaluate("delete document.createElement")
+
+
 def test_without_websockets_it_posts_and_says_why(browser, live_url):
     broken = """window.WebSocket = class {
       static OPEN = 1;

@@ -41,6 +41,7 @@ class Frame {
 
 /** Gives frames to `give`. Their pictures are drawn over later. `path`: what a program would open to get the like. */
 class Source {
+  lost = () => {}; // called with an error if no further frame comes
   #number = 0;
   #given = []; // the frames whose pictures are kept, the oldest first
 
@@ -117,6 +118,7 @@ class VideoSource extends Source {
     super(give);
     this.#limit = limit;
     this.video = Object.assign(document.createElement("video"), { muted: true, playsInline: true, loop: true });
+    this.video.onerror = () => this.#run && this.lost(new Error("This browser cannot play this video."));
   }
 
   async start() {
@@ -164,7 +166,9 @@ export class CameraSource extends VideoSource {
     this.#stream ??= navigator.mediaDevices.getUserMedia(wanted);
     const stream = await this.#stream;
     this.video.srcObject = stream;
-    const { frameRate } = stream.getVideoTracks()[0].getSettings();
+    const [track] = stream.getVideoTracks();
+    track.onended = () => this.lost(new Error("The camera was unplugged, or may not be used any longer."));
+    const { frameRate } = track.getSettings();
     if (frameRate) this.interval_ms = 1000 / frameRate;
   }
 
