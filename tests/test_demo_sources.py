@@ -58,7 +58,8 @@ def test_a_picture_is_drawn_over_only_after_it_was_shown(run):
         const stage = { clear() {}, show: (picture) => shown.push(picture) };
         const server = { async *frames() {} };
         const player = new Player(server, stage, () => ({ deadline_ms: 9000 }), () => {});
-        const source = new FileSource((frame) => { pictures.add(frame.picture); player.offer(frame); }, () => 480, new Blob());
+        const give = (frame) => { pictures.add(frame.picture); player.offer(frame); };
+        const source = new FileSource(give, () => 480, new Blob());
         const capture = (count) => { while (count--) source.capture(document.createElement("canvas"), 8, 6); };
         player.start();
         window.setTimeout = (act) => timers.push(act);
