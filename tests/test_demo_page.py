@@ -268,6 +268,22 @@ def test_a_portrait_that_cannot_be_read_is_said(browser, live_url, answer):
     other.close()
 
 
+def test_another_model_is_asked_at_once(still):
+    """Else the exits that are held would be painted with its labels until the server tells what its exits take."""
+    asked = []
+
+    def keep(route):
+        asked.append(route)
+
+    still.route("**/v1/models/tiny-pose", keep)  # not answered yet
+    still.locator("#model").select_option("tiny-pose")
+    finished(still)
+    assert still.locator("#legend li").count() == 16
+    still.unroute("**/v1/models/tiny-pose")
+    for route in asked:
+        route.continue_()
+
+
 def test_a_person_is_chosen_by_dragging_a_box_and_a_click_takes_it_away(page, sent):
     asked = sent
     expect(page.locator("#person-hint")).to_be_hidden()
@@ -309,15 +325,21 @@ def test_thin_pictures_are_pictures(page, size):
     assert pixels(page, "#anytime .mask").shape[:2] == ((480, 1) if size[0] > 1 else (1, 480))
 
 
-def test_a_deadline_may_move_while_the_photo_is_encoded(still, sent):
-    count = len(sent)
-    still.evaluate("""() => {
+def delay_files(page):
+    """The next file that the page makes of a canvas waits until `window.release` is called."""
+    page.evaluate("""() => {
       const toBlob = HTMLCanvasElement.prototype.toBlob;
+      delete window.release;
       HTMLCanvasElement.prototype.toBlob = function (...given) {
         HTMLCanvasElement.prototype.toBlob = toBlob;
         window.release = () => toBlob.apply(this, given);
       };
     }""")
+
+
+def test_a_deadline_may_move_while_the_photo_is_encoded(still, sent):
+    count = len(sent)
+    delay_files(still)
     turn(still, 900)
     expect(still.locator("body")).to_have_attribute("data-state", "running")
     turn(still, 1000)

@@ -294,10 +294,10 @@ listen({
   async model() {
     cards.reset(models.exits);
     only = null;
-    await learn();
-    if (live.open && models.pose) return portrait();
     describe();
-    rerun(true);
+    if (live.open && models.pose) portrait();
+    else rerun(true); // before anything is awaited: the exits that are held are of the model before
+    await learn();
   },
   resolution: () => rerun(true),
   look() {
