@@ -349,6 +349,38 @@ def test_a_deadline_may_move_while_the_photo_is_encoded(still, sent):
     assert [message["type"] for message in sent[count:]] == ["predict"]  # with the deadline that was moved meanwhile
 
 
+def test_a_dial_that_is_turned_stays_when_exits_of_a_new_photo_come(still):
+    delay_files(still)
+    upload(still, photo())
+    expect(still.locator("body")).to_have_attribute("data-state", "running")
+    still.wait_for_function("() => window.release")
+    turn(still, 1000)
+    still.evaluate("window.release()")
+    finished(still)
+    assert still.locator("#deadline").input_value() == "1000"
+
+
+def test_a_new_photo_without_an_answer_is_told_the_deadline_that_it_had(browser, live_url):
+    """That of a new photo is the longest of the server, not that of the dial."""
+    refusing = """window.WebSocket = class extends WebSocket {
+      set onmessage(hear) {
+        super.onmessage = ({ data }) => {
+          const message = typeof data === "string" && JSON.parse(data);
+          if (message.type !== "accepted") return;
+          const { id } = message;
+          hear({ data: JSON.stringify({ type: "error", id, code: "no_exit", status: 504, error: "too late" }) });
+        };
+      }
+    };"""
+    with opened(browser, live_url, before=refusing, prepare=timed) as page:
+        expect(page.locator("body[data-state=live]")).to_be_attached()
+        upload(page, photo())
+        longest_ms = page.evaluate(
+            "fetch('v1/models').then((found) => found.json()).then((found) => found.deadline_ms.max)"
+        )
+        expect(page.get_by_role("alert")).to_contain_text(f"Nothing was ready within {longest_ms / 1000:.1f} s.")
+
+
 def test_what_is_no_picture_is_said(page):
     upload(page, b"just text", "notes.png")
     expect(page.get_by_role("alert")).to_contain_text("notes.png is not a picture")

@@ -35,7 +35,7 @@ const panel = new Panel(() => ({ base: document.baseURI, ...options(), box: stil
 let street = null;
 let pinned = null; // the number of the exit whose card was pressed
 let only = null; // the class or joint that is picked in the legend
-let fresh = false; // whether the run has all the time there is: the dial then follows its exits
+let fresh = false; // whether the run has all the time there is: the dial then follows its exits, unless it is turned
 let visits = 0; // how often something else was chosen: what is read late is not shown
 let slowly = false; // play the exits as soon as they are there
 
@@ -105,7 +105,7 @@ function leave(name, credit = "") {
   visits++;
   live.close();
   still.use(null);
-  [only, pinned, slowly, dial.touched] = [null, null, false, false];
+  [only, pinned, slowly, fresh, dial.touched] = [null, null, false, false, false];
   for (const button of $("sources").children) button.ariaPressed = String(button.dataset.source === name);
   $("credit").textContent = credit;
   stage.clear();
@@ -205,9 +205,10 @@ function ended({ exit, stop, skipped }) {
 function failed(error) {
   slowly = false;
   const held = error.status === 504 && still.held.last !== null; // the exits of an earlier run stay
+  const sentence = complaint(error, fresh ? models.longest_ms : dial.ms);
   if (!held) cards.end([]);
-  become(held ? "done" : "failed", held ? complaint(error, dial.ms) : "");
-  complain(held ? "" : complaint(error, dial.ms));
+  become(held ? "done" : "failed", held ? sentence : "");
+  complain(held ? "" : sentence);
   if (held) look(null, false);
 }
 
@@ -238,7 +239,7 @@ function show(exit) {
 }
 
 function dialMoved(ms) {
-  pinned = null;
+  [fresh, pinned] = [false, null];
   still.pause();
   describe();
   if (live.open) live.players[0].look(ms);
