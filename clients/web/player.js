@@ -53,8 +53,10 @@ export class Player {
   /** A new frame has come. Its picture is shown with its mask, or without one once the deadline is over. */
   offer(frame) {
     if (!this.#newest) return;
-    if (frame.truth && this.#mask?.exit.mask && frame.number % SCORED === 0)
-      this.tally.mark(meanIou(this.#mask.exit, frame.truth), frame.at_ms);
+    if (frame.truth && this.#mask?.exit.mask && frame.number % SCORED === 0) {
+      const right = meanIou(this.#mask.exit, frame.truth, this.#ask().look.labels.names);
+      if (right !== null) this.tally.mark(right, frame.at_ms);
+    }
     this.#newest.put(frame);
     this.dropped = this.#newest.dropped;
     const timer = setTimeout(() => {
