@@ -78,6 +78,24 @@ def test_it_opens_with_a_clip_and_moving_masks(page):
     expect(page.locator("#timeline")).to_contain_text("% of frames")
 
 
+def test_a_clip_is_not_read_aloud(page):
+    """Several times a second a screen reader would read what changes in a live region."""
+    live = "[aria-live]:not([aria-live=off]), output:not([aria-live=off]), [role=status], [role=alert]"
+    written = """async (live) => {
+      let written = 0;
+      const observer = new MutationObserver((changes) => (written += changes.length));
+      const how = { childList: true, characterData: true, subtree: true };
+      for (const region of document.querySelectorAll(live)) observer.observe(region, how);
+      const [badge, list] = ["#anytime .badge", "#anytime .figures"].map((part) => document.querySelector(part));
+      for (const part of [badge, list]) {
+        const before = part.textContent;
+        while (part.textContent === before) await new Promise(requestAnimationFrame);
+      }
+      return written;
+    }"""
+    assert page.evaluate(written, live) == 0
+
+
 def test_the_whole_network_runs_beside_it_with_every_exit(page):
     page.get_by_role("switch").check()
     expect(page.locator("#whole .badge")).to_contain_text("Exit 4")

@@ -117,7 +117,7 @@ function counted({ exits, fps }) {
   cards.count(exits);
   if (stage.exit) legend.draw(stage.exit, models.labels, { view: view(), only, sorted: false });
   const { failure } = live.players[0];
-  $("status").textContent = server.why || (failure && fps === 0 ? complaint(failure, dial.ms) : "");
+  report(server.why || (failure && fps === 0 ? complaint(failure, dial.ms) : ""));
 }
 
 /** Hold the frame that is on the stage, and play its exits slowly. */
@@ -257,8 +257,13 @@ function pick(label) {
 
 function become(state, sentence) {
   document.body.dataset.state = state;
-  $("status").textContent = sentence;
+  report(sentence);
   describe();
+}
+
+/** Screen readers read what is written to the status aloud, even if it is the same as before. */
+function report(sentence) {
+  if ($("status").textContent !== sentence) $("status").textContent = sentence;
 }
 
 function complain(sentence) {

@@ -8,7 +8,7 @@ export class Stage {
   #look = null; // {labels, view, only}
   #later = null; // the exit that shines through
 
-  /** `figure` holds canvases of the classes photo, mask, next and dim, and outputs of the classes badge and tip. */
+  /** `figure` holds canvases of the classes photo, mask, next and dim, and elements of the classes badge and tip. */
   constructor(figure) {
     this.#part = Object.fromEntries(["layers", "photo", "mask", "next", "dim", "badge", "tip"].map((name) => [name, figure.querySelector(`.${name}`)]));
     this.#part.layers.addEventListener("pointermove", (event) => this.#name(event));
