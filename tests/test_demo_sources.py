@@ -75,6 +75,28 @@ def test_a_picture_is_drawn_over_only_after_it_was_shown(run):
     assert run(code) == [40, 80, True]
 
 
+def test_pictures_that_are_partly_clear_are_not_mixed(run):
+    code = """
+        const { FileSource } = await load("sources");
+        const { Stage } = await load("stage");
+        const figure = document.createElement("figure");
+        const parts = { div: ["layers"], canvas: ["photo", "mask", "next", "dim"], span: ["badge", "tip"] };
+        for (const [tag, names] of Object.entries(parts))
+          for (const name of names) figure.append(Object.assign(document.createElement(tag), { className: name }));
+        const [stage, pictures] = [new Stage(figure), new Set()];
+        const source = new FileSource((frame) => pictures.add(frame.picture), () => 480, new Blob());
+        const [full, clear] = [0, 1].map(() => Object.assign(document.createElement("canvas"), { width: 2, height: 1 }));
+        full.getContext("2d").fillRect(0, 0, 2, 1);
+        for (const image of [full, clear]) {
+          stage.show(image);
+          for (let count = 0; count < 12; count++) source.capture(image, 2, 1); // into the same canvases
+        }
+        const opacity = (canvas) => canvas.getContext("2d").getImageData(0, 0, 1, 1).data[3];
+        return [pictures.size, ...[figure.querySelector(".photo"), ...pictures].map(opacity)];
+    """
+    assert run(code) == [12, *[0] * 13]
+
+
 BITMAPS = """
     const [real, bitmaps] = [window.createImageBitmap, []];
     window.createImageBitmap = async (...given) => {

@@ -54,7 +54,9 @@ class Source {
     while (this.#given.length >= KEPT && !this.#given[0].awaited) ({ picture } = this.#given.shift());
     picture ??= document.createElement("canvas");
     if (picture.width !== width || picture.height !== height) Object.assign(picture, { width, height });
-    picture.getContext("2d").drawImage(image, 0, 0, width, height);
+    const brush = picture.getContext("2d");
+    brush.globalCompositeOperation = "copy"; // a frame before does not shine through one that is partly clear
+    brush.drawImage(image, 0, 0, width, height);
     const frame = new Frame(++this.#number, picture, truth, file);
     this.#given.push(frame);
     this.give(frame);

@@ -32,7 +32,9 @@ export class Stage {
       Object.assign(photo, { width: picture.width, height: picture.height });
       layers.style.setProperty("--ratio", picture.width / picture.height);
     }
-    photo.getContext("2d").drawImage(picture, 0, 0);
+    const brush = photo.getContext("2d");
+    brush.globalCompositeOperation = "copy"; // a picture before does not shine through one that is partly clear
+    brush.drawImage(picture, 0, 0);
   }
 
   /** Remove what is painted over the picture. */
