@@ -250,8 +250,10 @@ def test_it_works_under_a_path(browser, live_url):
         f"{live_url}/prefix/**",
         lambda route: route.fulfill(response=route.fetch(url=route.request.url.replace("/prefix", ""))),
     )
-    page.goto(f"{live_url}/prefix/")
+    page.goto(f"{live_url}/prefix/?from=elsewhere#top")
     expect(page.locator("body[data-state=live]")).to_be_attached()
+    page.get_by_role("button", name="</>").click()
+    expect(page.locator("#snippet")).to_contain_text(f"{live_url}/prefix/v1/predict?model=")
     page.close()
     assert asked and all(url.startswith((f"{live_url}/prefix/", "blob:", "data:")) for url in asked)
 

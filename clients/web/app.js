@@ -31,7 +31,7 @@ const legend = new Legend(pick);
 const person = new Person(() => rerun(true));
 const still = new Still(server, { begun, exit: arrived, ended, failed, played });
 const live = new Live(server, [stage, new Stage($("whole"))], asked, { answered: (exits) => dial.mark(exits), counted, failed });
-const panel = new Panel(() => ({ base: document.baseURI, ...options(), box: still.photo && person.box(still.photo), clip: live.path }), (kind) => stage.copy(kind));
+const panel = new Panel(() => ({ base: new URL(".", document.baseURI).href, ...options(), box: still.photo && person.box(still.photo), clip: live.path }), (kind) => stage.copy(kind));
 let street = null;
 let pinned = null; // the number of the exit whose card was pressed
 let only = null; // the class or joint that is picked in the legend
