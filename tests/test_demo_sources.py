@@ -85,8 +85,8 @@ def test_pictures_that_are_partly_clear_are_not_mixed(run):
           for (const name of names) figure.append(Object.assign(document.createElement(tag), { className: name }));
         const [stage, pictures] = [new Stage(figure), new Set()];
         const source = new FileSource((frame) => pictures.add(frame.picture), () => 480, new Blob());
-        const [full, clear] = [0, 1].map(() => Object.assign(document.createElement("canvas"), { width: 2, height: 1 }));
-        full.getContext("2d").fillRect(0, 0, 2, 1);
+        const [full, clear] = [0, 1].map(() => document.createElement("canvas"));
+        full.getContext("2d").fillRect(0, 0, 300, 150);
         for (const image of [full, clear]) {
           stage.show(image);
           for (let count = 0; count < 12; count++) source.capture(image, 2, 1); // into the same canvases
