@@ -440,6 +440,16 @@ def test_code_and_files_of_what_is_seen(still, tmp_path):
             assert image.size == size
 
 
+def test_code_that_may_not_be_copied_is_said(page):
+    """The page's errors are the test's: a rejection that nobody handles is one."""
+    page.evaluate("navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed'))")
+    if page.locator("#panel").is_hidden():
+        page.get_by_role("button", name="</>").click()
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator("#copy")).to_have_text("Not allowed")
+    page.evaluate("delete navigator.clipboard.writeText")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone(page, scheme):
     page.set_viewport_size({"width": 360, "height": 740})

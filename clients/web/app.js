@@ -93,7 +93,7 @@ async function play(name, source) {
     become("live", server.why);
   } catch (error) {
     become("failed", "");
-    complain(name === "camera" ? `The camera cannot be used: ${error.message}.` : "This browser cannot play this video.");
+    complain(name === "camera" ? `The camera cannot be used: ${error.message.replace(/\.$/, "")}.` : "This browser cannot play this video.");
   }
 }
 
