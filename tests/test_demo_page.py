@@ -442,7 +442,7 @@ def test_code_and_files_of_what_is_seen(still, tmp_path):
 
 def test_code_that_may_not_be_copied_is_said(page):
     """The page's errors are the test's: a rejection that nobody handles is one."""
-    page.evaluate("navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed'))")
+    page.evaluate("() => { navigator.clipboard.writeText = async () => { throw new Error('not allowed'); }; }")
     if page.locator("#panel").is_hidden():
         page.get_by_role("button", name="</>").click()
     page.get_by_role("button", name="Copy").click()
