@@ -258,6 +258,20 @@ def test_it_works_under_a_path(browser, live_url):
     assert asked and all(url.startswith((f"{live_url}/prefix/", "blob:", "data:")) for url in asked)
 
 
+def test_the_class_under_the_pointer_is_named_inside_the_picture(still):
+    tip, inset = still.locator("#anytime .tip"), 8
+    place = still.locator("#layers").bounding_box()
+    for x in (inset, place["width"] - inset):
+        for y in (inset, place["height"] - inset):
+            still.mouse.move(place["x"] + x, place["y"] + y)
+            expect(tip).to_be_visible()
+            name = tip.bounding_box()
+            assert name["x"] > place["x"] - 1 and name["y"] > place["y"] - 1
+            assert name["x"] + name["width"] < place["x"] + place["width"] + 1
+            assert name["y"] + name["height"] < place["y"] + place["height"] + 1
+    still.mouse.move(0, 0)
+
+
 def test_a_class_picked_in_the_legend_dims_the_others(still):
     still.locator("#legend button").first.click()
     expect(still.locator("#legend button").first).to_have_attribute("aria-pressed", "true")

@@ -98,6 +98,8 @@ export class Stage {
     const y = Math.min(height - 1, Math.floor(((clientY - box.top) / box.height) * height));
     const label = this.#exit.mask[y * width + x];
     tip.textContent = this.#look.labels.names[label] ?? "left out";
-    Object.assign(tip.style, { left: `${clientX - box.left}px`, top: `${clientY - box.top}px` });
+    const [across, down, half] = [clientX - box.left, clientY - box.top, tip.offsetWidth / 2];
+    tip.classList.toggle("below", down < 1.5 * tip.offsetHeight); // above the pointer it would be cut off
+    Object.assign(tip.style, { left: `${Math.max(half, Math.min(box.width - half, across))}px`, top: `${down}px` });
   }
 }
