@@ -1,4 +1,4 @@
-"""What the page's sources of frames give back: the tracks of a camera and the bitmaps of frames."""
+"""What the page's sources of frames give and give back, and what its stage shows of them."""
 
 import pytest
 from demo_page import CHROMIUM
@@ -75,14 +75,18 @@ def test_a_picture_is_drawn_over_only_after_it_was_shown(run):
     assert run(code) == [40, 80, True]
 
 
+FIGURE = """
+    const { Stage } = await load("stage");
+    const figure = document.createElement("figure");
+    const parts = { div: ["layers"], canvas: ["photo", "mask", "next", "dim"], span: ["badge", "tip"] };
+    for (const [tag, names] of Object.entries(parts))
+      for (const name of names) figure.append(Object.assign(document.createElement(tag), { className: name }));
+"""
+
+
 def test_pictures_that_are_partly_clear_are_not_mixed(run):
     code = """
         const { FileSource } = await load("sources");
-        const { Stage } = await load("stage");
-        const figure = document.createElement("figure");
-        const parts = { div: ["layers"], canvas: ["photo", "mask", "next", "dim"], span: ["badge", "tip"] };
-        for (const [tag, names] of Object.entries(parts))
-          for (const name of names) figure.append(Object.assign(document.createElement(tag), { className: name }));
         const [stage, pictures] = [new Stage(figure), new Set()];
         const source = new FileSource((frame) => pictures.add(frame.picture), () => 480, new Blob());
         const [full, clear] = [0, 1].map(() => document.createElement("canvas"));
@@ -94,7 +98,24 @@ def test_pictures_that_are_partly_clear_are_not_mixed(run):
         const opacity = (canvas) => canvas.getContext("2d").getImageData(0, 0, 1, 1).data[3];
         return [pictures.size, ...[figure.querySelector(".photo"), ...pictures].map(opacity)];
     """
-    assert run(code) == [12, *[0] * 13]
+    assert run(FIGURE + code) == [12, *[0] * 13]
+
+
+def test_a_class_is_picked_in_the_exit_that_shines_through_as_well(run):
+    code = """
+        const stage = new Stage(figure);
+        const [first, next] = [1, 2].map((exit) => ({ exit, size: [1, 1], mask: [0] }));
+        const opacity = () => figure.querySelector(".next").getContext("2d").getImageData(0, 0, 1, 1).data[3];
+        const found = [];
+        for (const only of [null, 1]) {
+          stage.draw(first, { labels: { palette: [[9, 9, 9]] }, view: "mask", only });
+          stage.blend(next, 0.5);
+          found.push(opacity());
+        }
+        return found;
+    """
+    shown, dimmed = run(FIGURE + code)
+    assert shown == 255 and dimmed < 64
 
 
 BITMAPS = """

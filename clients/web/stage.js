@@ -51,6 +51,7 @@ export class Stage {
     [this.#exit, this.#look] = [exit, look];
     this.#part.next.style.opacity = 0;
     if (same) return;
+    this.#later = null; // it is to be painted in the same way
     paint(this.#part.mask, exit, look.labels, look.view, look.only);
     paintDim(this.#part.dim, exit);
   }
