@@ -69,6 +69,28 @@ def test_a_socket_that_closes_fails_its_own_requests_only(run):
     assert run(SOCKETS % code) == ["The part of the server that had this request is gone; try again.", "complete", 2]
 
 
+def test_a_source_whose_frames_nobody_reads_is_ended(run):
+    code = """
+        const { Anytime } = await load("anytime");
+        const server = new Anytime("http://anytime.test/");
+        server.predict = async function* () { yield 1; };
+        let [given, ended, more] = [0, 0, () => {}];
+        async function* source() {
+          try {
+            for (;;) {
+              yield { image: new Blob(), number: ++given };
+              await new Promise((done) => (more = done));
+            }
+          } finally { ended++; }
+        }
+        for await (const { frame } of server.frames(source())) if (frame.number === 2) break; else more();
+        more();
+        await new Promise((done) => setTimeout(done));
+        return [given, ended];
+    """
+    assert run(code) == [3, 1]
+
+
 def test_a_socket_is_tried_again_after_a_time_of_posts(run):
     code = """
         const posted = [];

@@ -78,6 +78,24 @@ def test_it_opens_with_a_clip_and_moving_masks(page):
     expect(page.locator("#timeline")).to_contain_text("% of frames")
 
 
+def test_a_clip_is_not_read_aloud(page):
+    """Several times a second a screen reader would read what changes in a live region."""
+    live = "[aria-live]:not([aria-live=off]), output:not([aria-live=off]), [role=status], [role=alert]"
+    written = """async (live) => {
+      let written = 0;
+      const observer = new MutationObserver((changes) => (written += changes.length));
+      const how = { childList: true, characterData: true, subtree: true };
+      for (const region of document.querySelectorAll(live)) observer.observe(region, how);
+      const [badge, list] = ["#anytime .badge", "#anytime .figures"].map((part) => document.querySelector(part));
+      for (const part of [badge, list]) {
+        const before = part.textContent;
+        while (part.textContent === before) await new Promise(requestAnimationFrame);
+      }
+      return written;
+    }"""
+    assert page.evaluate(written, live) == 0
+
+
 def test_the_whole_network_runs_beside_it_with_every_exit(page):
     page.get_by_role("switch").check()
     expect(page.locator("#whole .badge")).to_contain_text("Exit 4")
@@ -164,6 +182,43 @@ def test_a_camera_is_followed_and_rests_in_a_hidden_tab(page):
         page.evaluate(hide, hidden)
         page.wait_for_function("heard => window.video === heard", arg=heard)
     page.evaluate("delete document.hidden")
+    choose(page, "#resolution", "960")  # holds for the frames to come
+    page.wait_for_function("() => document.querySelector('#anytime .photo').height === 480")
+    choose(page, "#resolution", "480")
+
+
+def test_a_camera_that_is_unplugged_is_said(page):
+    page.evaluate("""() => {
+      const real = navigator.mediaDevices.getUserMedia;
+      navigator.mediaDevices.getUserMedia = async function (wanted) {
+        delete navigator.mediaDevices.getUserMedia;
+        return (window.stream = await real.call(this, wanted));
+      };
+    }""")
+    page.get_by_role("button", name="Camera").click()
+    plays(page)
+    page.evaluate("window.stream.getVideoTracks()[0].dispatchEvent(new Event('ended'))")
+    expect(page.get_by_role("alert")).to_contain_text("The camera was unplugged")
+    expect(page.locator("body")).to_have_attribute("data-state", "failed")
+
+
+@pytest.mark.parametrize("broken", ["from the start", "later"])
+def test_a_video_that_breaks_is_said(page, broken):
+    page.evaluate(
+        """later => {
+      const real = document.createElement;
+      document.createElement = function (name) {
+        const made = real.call(document, name);
+        if (name === "video") window.video = made;
+        if (name === "video" && later) made.play = async () => {};
+        return made;
+      };
+    }""",
+        broken == "later",
+    )
+    page.locator("#file").set_input_files({"name": "drive.mp4", "mimeType": "video/mp4", "buffer": b"no video"})
+    expect(page.get_by_role("alert")).to_contain_text("This browser cannot play this video.")
+    page.evaluate("delete document.createElement")
 
 
 def test_without_websockets_it_posts_and_says_why(browser, live_url):
@@ -195,10 +250,26 @@ def test_it_works_under_a_path(browser, live_url):
         f"{live_url}/prefix/**",
         lambda route: route.fulfill(response=route.fetch(url=route.request.url.replace("/prefix", ""))),
     )
-    page.goto(f"{live_url}/prefix/")
+    page.goto(f"{live_url}/prefix/?from=elsewhere#top")
     expect(page.locator("body[data-state=live]")).to_be_attached()
+    page.get_by_role("button", name="</>").click()
+    expect(page.locator("#snippet")).to_contain_text(f"{live_url}/prefix/v1/predict?model=")
     page.close()
     assert asked and all(url.startswith((f"{live_url}/prefix/", "blob:", "data:")) for url in asked)
+
+
+def test_the_class_under_the_pointer_is_named_inside_the_picture(still):
+    tip, inset = still.locator("#anytime .tip"), 8
+    place = still.locator("#layers").bounding_box()
+    for x in (inset, place["width"] - inset):
+        for y in (inset, place["height"] - inset):
+            still.mouse.move(place["x"] + x, place["y"] + y)
+            expect(tip).to_be_visible()
+            name = tip.bounding_box()
+            assert name["x"] > place["x"] - 1 and name["y"] > place["y"] - 1
+            assert name["x"] + name["width"] < place["x"] + place["width"] + 1
+            assert name["y"] + name["height"] < place["y"] + place["height"] + 1
+    still.mouse.move(0, 0)
 
 
 def test_a_class_picked_in_the_legend_dims_the_others(still):
@@ -229,6 +300,22 @@ def test_a_portrait_that_cannot_be_read_is_said(browser, live_url, answer):
     )
     expect(other.locator("body")).to_have_attribute("data-state", "failed")
     other.close()
+
+
+def test_another_model_is_asked_at_once(still):
+    """Else the exits that are held would be painted with its labels until the server tells what its exits take."""
+    asked = []
+
+    def keep(route):
+        asked.append(route)
+
+    still.route("**/v1/models/tiny-pose", keep)  # not answered yet
+    still.locator("#model").select_option("tiny-pose")
+    finished(still)
+    assert still.locator("#legend li").count() == 16
+    still.unroute("**/v1/models/tiny-pose")
+    for route in asked:
+        route.continue_()
 
 
 def test_a_person_is_chosen_by_dragging_a_box_and_a_click_takes_it_away(page, sent):
@@ -272,15 +359,21 @@ def test_thin_pictures_are_pictures(page, size):
     assert pixels(page, "#anytime .mask").shape[:2] == ((480, 1) if size[0] > 1 else (1, 480))
 
 
-def test_a_deadline_may_move_while_the_photo_is_encoded(still, sent):
-    count = len(sent)
-    still.evaluate("""() => {
+def delay_files(page):
+    """The next file that the page makes of a canvas waits until `window.release` is called."""
+    page.evaluate("""() => {
       const toBlob = HTMLCanvasElement.prototype.toBlob;
+      delete window.release;
       HTMLCanvasElement.prototype.toBlob = function (...given) {
         HTMLCanvasElement.prototype.toBlob = toBlob;
         window.release = () => toBlob.apply(this, given);
       };
     }""")
+
+
+def test_a_deadline_may_move_while_the_photo_is_encoded(still, sent):
+    count = len(sent)
+    delay_files(still)
     turn(still, 900)
     expect(still.locator("body")).to_have_attribute("data-state", "running")
     turn(still, 1000)
@@ -288,6 +381,38 @@ def test_a_deadline_may_move_while_the_photo_is_encoded(still, sent):
     finished(still)
     expect(still.get_by_role("alert")).to_be_hidden()
     assert [message["type"] for message in sent[count:]] == ["predict"]  # with the deadline that was moved meanwhile
+
+
+def test_a_dial_that_is_turned_stays_when_exits_of_a_new_photo_come(still):
+    delay_files(still)
+    upload(still, photo())
+    expect(still.locator("body")).to_have_attribute("data-state", "running")
+    still.wait_for_function("() => window.release")
+    turn(still, 1000)
+    still.evaluate("window.release()")
+    finished(still)
+    assert still.locator("#deadline").input_value() == "1000"
+
+
+def test_a_new_photo_without_an_answer_is_told_the_deadline_that_it_had(browser, live_url):
+    """That of a new photo is the longest of the server, not that of the dial."""
+    refusing = """window.WebSocket = class extends WebSocket {
+      set onmessage(hear) {
+        super.onmessage = ({ data }) => {
+          const message = typeof data === "string" && JSON.parse(data);
+          if (message.type !== "accepted") return;
+          const { id } = message;
+          hear({ data: JSON.stringify({ type: "error", id, code: "no_exit", status: 504, error: "too late" }) });
+        };
+      }
+    };"""
+    with opened(browser, live_url, before=refusing, prepare=timed) as page:
+        expect(page.locator("body[data-state=live]")).to_be_attached()
+        upload(page, photo())
+        longest_ms = page.evaluate(
+            "fetch('v1/models').then((found) => found.json()).then((found) => found.deadline_ms.max)"
+        )
+        expect(page.get_by_role("alert")).to_contain_text(f"Nothing was ready within {longest_ms / 1000:.1f} s.")
 
 
 def test_what_is_no_picture_is_said(page):
@@ -327,6 +452,16 @@ def test_code_and_files_of_what_is_seen(still, tmp_path):
         download.value.save_as(path)
         with Image.open(path) as image:
             assert image.size == size
+
+
+def test_code_that_may_not_be_copied_is_said(page):
+    """The page's errors are the test's: a rejection that nobody handles is one."""
+    page.evaluate("() => { navigator.clipboard.writeText = async () => { throw new Error('not allowed'); }; }")
+    if page.locator("#panel").is_hidden():
+        page.get_by_role("button", name="</>").click()
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator("#copy")).to_have_text("Not allowed")
+    page.evaluate("delete navigator.clipboard.writeText")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,4 +1,4 @@
-"""What the page's sources of frames give back: the tracks of a camera and the bitmaps of frames."""
+"""What the page's sources of frames give and give back, and what its stage shows of them."""
 
 import pytest
 from demo_page import CHROMIUM
@@ -16,7 +16,7 @@ CAMERA = """
       })),
     };
     Object.defineProperty(navigator, "mediaDevices", { value: mediaDevices, configurable: true });
-    const [camera, played] = [new CameraSource(() => {}, 480), []];
+    const [camera, played] = [new CameraSource(() => {}, () => 480), []];
     Object.assign(camera.video, { play: async () => played.push("play"), pause() {}, requestVideoFrameCallback() {} });
     Object.defineProperty(camera.video, "srcObject", { value: null, writable: true });
     try { %s } finally { delete navigator.mediaDevices; }
@@ -47,6 +47,75 @@ def test_a_camera_that_is_closed_before_the_permission_comes_goes_out(run):
         return [tracks.map((track) => track.on), played.length];
     """
     assert run(CAMERA % code) == [[False], 0]
+
+
+def test_a_picture_is_drawn_over_only_after_it_was_shown(run):
+    """Else a deadline longer than the kept pictures last would show later pictures under earlier masks."""
+    code = """
+        const { FileSource } = await load("sources");
+        const { Player } = await load("player");
+        const [shown, pictures, timers, real] = [[], new Set(), [], window.setTimeout];
+        const stage = { clear() {}, show: (picture) => shown.push(picture) };
+        const server = { async *frames() {} };
+        const player = new Player(server, stage, () => ({ deadline_ms: 9000 }), () => {});
+        const give = (frame) => { pictures.add(frame.picture); player.offer(frame); };
+        const source = new FileSource(give, () => 480, new Blob());
+        const capture = (count) => { while (count--) source.capture(document.createElement("canvas"), 8, 6); };
+        player.start();
+        window.setTimeout = (act) => timers.push(act);
+        try {
+          capture(40);
+          for (const act of timers.splice(0)) act();
+          const distinct = new Set(shown).size;
+          capture(40);
+          for (const act of timers.splice(0)) { act(); capture(1); }
+          return [distinct, shown.length, pictures.size <= 80 + 12];
+        } finally { window.setTimeout = real; player.stop(); }
+    """
+    assert run(code) == [40, 80, True]
+
+
+FIGURE = """
+    const { Stage } = await load("stage");
+    const figure = document.createElement("figure");
+    const parts = { div: ["layers"], canvas: ["photo", "mask", "next", "dim"], span: ["badge", "tip"] };
+    for (const [tag, names] of Object.entries(parts))
+      for (const name of names) figure.append(Object.assign(document.createElement(tag), { className: name }));
+"""
+
+
+def test_pictures_that_are_partly_clear_are_not_mixed(run):
+    code = """
+        const { FileSource } = await load("sources");
+        const [stage, pictures] = [new Stage(figure), new Set()];
+        const source = new FileSource((frame) => pictures.add(frame.picture), () => 480, new Blob());
+        const [full, clear] = [0, 1].map(() => document.createElement("canvas"));
+        full.getContext("2d").fillRect(0, 0, 300, 150);
+        for (const image of [full, clear]) {
+          stage.show(image);
+          for (let count = 0; count < 12; count++) source.capture(image, 2, 1); // into the same canvases
+        }
+        const opacity = (canvas) => canvas.getContext("2d").getImageData(0, 0, 1, 1).data[3];
+        return [pictures.size, ...[figure.querySelector(".photo"), ...pictures].map(opacity)];
+    """
+    assert run(FIGURE + code) == [12, *[0] * 13]
+
+
+def test_a_class_is_picked_in_the_exit_that_shines_through_as_well(run):
+    code = """
+        const stage = new Stage(figure);
+        const [first, next] = [1, 2].map((exit) => ({ exit, size: [1, 1], mask: [0] }));
+        const opacity = () => figure.querySelector(".next").getContext("2d").getImageData(0, 0, 1, 1).data[3];
+        const found = [];
+        for (const only of [null, 1]) {
+          stage.draw(first, { labels: { palette: [[9, 9, 9]] }, view: "mask", only });
+          stage.blend(next, 0.5);
+          found.push(opacity());
+        }
+        return found;
+    """
+    shown, dimmed = run(FIGURE + code)
+    assert shown == 255 and dimmed < 64
 
 
 BITMAPS = """

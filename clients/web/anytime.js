@@ -55,14 +55,22 @@ const LOST = [0, 502]; // statuses: no connection, and what a proxy says when it
 const RETRY_MS = 2000;
 const POST_MS = 10_000; // how long requests go by POST before a socket is tried again
 
-/** The newest of what a source gives; it drains the source. */
-function fed(source) {
+/** The newest of what a source gives; it drains the source as long as somebody reads. */
+async function* fed(source) {
   const newest = new Newest();
+  let read = true;
   const drain = async () => {
-    for await (const frame of source) newest.put(frame);
+    for await (const frame of source) {
+      if (!read) return; // the source hears of it
+      newest.put(frame);
+    }
   };
   drain().then(() => newest.end(), (error) => newest.end(error));
-  return newest;
+  try {
+    yield* newest;
+  } finally {
+    read = false;
+  }
 }
 
 export class Anytime {

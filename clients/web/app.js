@@ -31,16 +31,17 @@ const legend = new Legend(pick);
 const person = new Person(() => rerun(true));
 const still = new Still(server, { begun, exit: arrived, ended, failed, played });
 const live = new Live(server, [stage, new Stage($("whole"))], asked, { answered: (exits) => dial.mark(exits), counted, failed });
-const panel = new Panel(() => ({ base: document.baseURI, ...options(), box: still.photo && person.box(still.photo), clip: live.path }), (kind) => stage.copy(kind));
+const panel = new Panel(() => ({ base: new URL(".", document.baseURI).href, ...options(), box: still.photo && person.box(still.photo), clip: live.path }), (kind) => stage.copy(kind));
 let street = null;
 let pinned = null; // the number of the exit whose card was pressed
 let only = null; // the class or joint that is picked in the legend
-let fresh = false; // whether the run has all the time there is: the dial then follows its exits
+let fresh = false; // whether the run has all the time there is: the dial then follows its exits, unless it is turned
 let visits = 0; // how often something else was chosen: what is read late is not shown
 let slowly = false; // play the exits as soon as they are there
 
 const view = () => (models.pose ? "mask" : $("look").value);
-const sent = () => (still.photo ? still.size($("resolution").value) : stage.size);
+const limit = () => +$("resolution").value;
+const sent = () => (still.photo ? still.size(limit()) : stage.size);
 const box = () => (still.photo && person.box(sent())) || null;
 
 /** What a request asks for: the further map only where it is looked at. */
@@ -92,7 +93,7 @@ async function play(name, source) {
     become("live", server.why);
   } catch (error) {
     become("failed", "");
-    complain(name === "camera" ? `The camera cannot be used: ${error.message}.` : "This browser cannot play this video.");
+    complain(name === "camera" ? `The camera cannot be used: ${error.message.replace(/\.$/, "")}.` : "This browser cannot play this video.");
   }
 }
 
@@ -104,7 +105,7 @@ function leave(name, credit = "") {
   visits++;
   live.close();
   still.use(null);
-  [only, pinned, slowly, dial.touched] = [null, null, false, false];
+  [only, pinned, slowly, fresh, dial.touched] = [null, null, false, false, false];
   for (const button of $("sources").children) button.ariaPressed = String(button.dataset.source === name);
   $("credit").textContent = credit;
   stage.clear();
@@ -116,7 +117,7 @@ function counted({ exits, fps }) {
   cards.count(exits);
   if (stage.exit) legend.draw(stage.exit, models.labels, { view: view(), only, sorted: false });
   const { failure } = live.players[0];
-  $("status").textContent = server.why || (failure && fps === 0 ? complaint(failure, dial.ms) : "");
+  report(server.why || (failure && fps === 0 ? complaint(failure, dial.ms) : ""));
 }
 
 /** Hold the frame that is on the stage, and play its exits slowly. */
@@ -130,7 +131,7 @@ function hold() {
 /** Use an image or video file that was chosen, pasted or dropped. */
 async function take(file, credit = "") {
   if (!file) return;
-  if (file.type.startsWith("video/")) return play("file", new FileSource(live.offer, +$("resolution").value, file));
+  if (file.type.startsWith("video/")) return play("file", new FileSource(live.offer, limit, file));
   leave("file", credit);
   become("running", "Reading the picture …");
   const visit = visits;
@@ -175,7 +176,7 @@ function rerun(afresh) {
   const chosen = box();
   if (afresh) cards.reset(models.exits);
   [fresh, pinned] = [afresh, null];
-  still.run({ ...options(), ...(chosen && { box: chosen }), ...(afresh && { deadline_ms: models.longest_ms }) }, $("resolution").value, afresh);
+  still.run({ ...options(), ...(chosen && { box: chosen }), ...(afresh && { deadline_ms: models.longest_ms }) }, limit(), afresh);
 }
 
 function begun() {
@@ -204,9 +205,10 @@ function ended({ exit, stop, skipped }) {
 function failed(error) {
   slowly = false;
   const held = error.status === 504 && still.held.last !== null; // the exits of an earlier run stay
+  const sentence = complaint(error, fresh ? models.longest_ms : dial.ms);
   if (!held) cards.end([]);
-  become(held ? "done" : "failed", held ? complaint(error, dial.ms) : "");
-  complain(held ? "" : complaint(error, dial.ms));
+  become(held ? "done" : "failed", held ? sentence : "");
+  complain(held ? "" : sentence);
   if (held) look(null, false);
 }
 
@@ -237,7 +239,7 @@ function show(exit) {
 }
 
 function dialMoved(ms) {
-  pinned = null;
+  [fresh, pinned] = [false, null];
   still.pause();
   describe();
   if (live.open) live.players[0].look(ms);
@@ -255,8 +257,13 @@ function pick(label) {
 
 function become(state, sentence) {
   document.body.dataset.state = state;
-  $("status").textContent = sentence;
+  report(sentence);
   describe();
+}
+
+/** Screen readers read what is written to the status aloud, even if it is the same as before. */
+function report(sentence) {
+  if ($("status").textContent !== sentence) $("status").textContent = sentence;
 }
 
 function complain(sentence) {
@@ -280,7 +287,7 @@ function describe() {
 
 listen({
   street: drive,
-  camera: () => play("camera", new CameraSource(live.offer, +$("resolution").value)),
+  camera: () => play("camera", new CameraSource(live.offer, limit)),
   take,
   run() {
     if (live.open) hold();
@@ -293,10 +300,10 @@ listen({
   async model() {
     cards.reset(models.exits);
     only = null;
-    await learn();
-    if (live.open && models.pose) return portrait();
     describe();
-    rerun(true);
+    if (live.open && models.pose) portrait();
+    else rerun(true); // before anything is awaited: the exits that are held are of the model before
+    await learn();
   },
   resolution: () => rerun(true),
   look() {

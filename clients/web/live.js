@@ -36,6 +36,11 @@ export class Live {
   async play(source) {
     this.close();
     this.#source = source;
+    source.lost = (error) => {
+      if (source !== this.#source) return;
+      this.close();
+      this.#on.failed(error);
+    };
     this.players[0].start();
     this.beside(this.#beside);
     try {

@@ -24,8 +24,8 @@ export class Panel {
       };
     $("copy").hidden = !navigator.clipboard;
     $("copy").onclick = async () => {
-      await navigator.clipboard.writeText($("snippet").textContent);
-      $("copy").textContent = "Copied";
+      const copied = await navigator.clipboard.writeText($("snippet").textContent).then(() => true, () => false);
+      $("copy").textContent = copied ? "Copied" : "Not allowed";
       setTimeout(() => ($("copy").textContent = "Copy"), 1500);
     };
     $("save-mask").onclick = () => save(copy({ overlay: false }), "mask.png");

@@ -18,7 +18,7 @@ export class Player {
   #newest = null;
   #mask = null; // {frame, exit}: what is painted
   #next = null; // the same, to be painted with the next refresh of the screen
-  #timers = new Set();
+  #timers = new Map(); // the frames that wait for their masks, by the timer that shows them without
 
   /**
    * `ask()` gives {options, deadline_ms, dense, look} at any time: what a frame is sent with, until when its picture waits
@@ -47,22 +47,31 @@ export class Player {
     this.#newest?.clear();
     this.#newest?.end();
     this.#newest = null;
-    for (const timer of this.#timers) clearTimeout(timer);
-    this.#timers.clear();
+    for (const timer of this.#timers.keys()) this.#waited(timer);
   }
 
   /** A new frame has come. Its picture is shown with its mask, or without one once the deadline is over. */
   offer(frame) {
     if (!this.#newest) return;
-    if (frame.truth && this.#mask?.exit.mask && frame.number % SCORED === 0)
-      this.tally.mark(meanIou(this.#mask.exit, frame.truth), frame.at_ms);
+    if (frame.truth && this.#mask?.exit.mask && frame.number % SCORED === 0) {
+      const right = meanIou(this.#mask.exit, frame.truth, this.#ask().look.labels.names);
+      if (right !== null) this.tally.mark(right, frame.at_ms);
+    }
     this.#newest.put(frame);
     this.dropped = this.#newest.dropped;
     const timer = setTimeout(() => {
-      this.#timers.delete(timer);
+      this.#waited(timer);
       if (frame.number > (this.frame?.number ?? 0)) this.#show(frame);
     }, this.#ask().deadline_ms);
-    this.#timers.add(timer);
+    this.#timers.set(timer, frame);
+    frame.awaited++;
+  }
+
+  /** The frame of this timer waits no longer: its picture may be drawn over. */
+  #waited(timer) {
+    clearTimeout(timer);
+    this.#timers.get(timer).awaited--;
+    this.#timers.delete(timer);
   }
 
   /** Show at once what was there `ms` after the frame came. Before its first exit the mask of a frame before it stays. */

@@ -2,7 +2,7 @@
 import { LOOP_S, Street } from "./clip/street.js";
 
 export const SHOWN_PX = 2048; // the longest side of a photo on the page
-const KEPT = 12; // pictures of the latest frames are kept; older ones are reused
+const KEPT = 12; // pictures of the latest frames are kept; older ones are reused, unless a player waits to show them
 
 /** A size, made smaller if its longer side has more than `limit_px` pixels. */
 export function fittedSize({ width, height }, limit_px) {
@@ -25,6 +25,7 @@ export const jpeg = (canvas, quality = 0.9) => new Promise((done) => canvas.toBl
 
 /** A frame: its number, when it came, its picture (a canvas), and its file, which is made when it is first asked for. */
 class Frame {
+  awaited = 0; // by how many players: each has not shown it yet
   #image = null;
 
   /** `truth`: the classes, where they are known. `file`: a promise of the picture as a JPEG file, where there is one. */
@@ -38,20 +39,27 @@ class Frame {
   }
 }
 
-/** Gives frames to `give`, one picture of a ring after another. `path`: what a program would open to get the like. */
+/** Gives frames to `give`. Their pictures are drawn over later. `path`: what a program would open to get the like. */
 class Source {
+  lost = () => {}; // called with an error if no further frame comes
   #number = 0;
-  #ring = [];
+  #given = []; // the frames whose pictures are kept, the oldest first
 
   constructor(give) {
     this.give = give;
   }
 
   capture(image, width, height, truth = null, file = null) {
-    const picture = (this.#ring[this.#number % KEPT] ??= document.createElement("canvas"));
+    let picture = null;
+    while (this.#given.length >= KEPT && !this.#given[0].awaited) ({ picture } = this.#given.shift());
+    picture ??= document.createElement("canvas");
     if (picture.width !== width || picture.height !== height) Object.assign(picture, { width, height });
-    picture.getContext("2d").drawImage(image, 0, 0, width, height);
-    this.give(new Frame(++this.#number, picture, truth, file));
+    const brush = picture.getContext("2d");
+    brush.globalCompositeOperation = "copy"; // a frame before does not shine through one that is partly clear
+    brush.drawImage(image, 0, 0, width, height);
+    const frame = new Frame(++this.#number, picture, truth, file);
+    this.#given.push(frame);
+    this.give(frame);
   }
 }
 
@@ -103,14 +111,16 @@ export class StreetSource extends Source {
 /** What a video element shows once its subclass has opened it: a frame whenever the browser has a new one. */
 class VideoSource extends Source {
   interval_ms = 1000 / 30; // until its frames tell
-  #limit_px;
+  #limit;
   #run = null; // stands for the time from a start to the next stop
   #last = null; // what the browser said of the last frame
 
-  constructor(give, limit_px) {
+  /** `limit()`: how many pixels the longer side of the next frame may have. */
+  constructor(give, limit) {
     super(give);
-    this.#limit_px = limit_px;
+    this.#limit = limit;
     this.video = Object.assign(document.createElement("video"), { muted: true, playsInline: true, loop: true });
+    this.video.onerror = () => this.#run && this.lost(new Error("This browser cannot play this video."));
   }
 
   async start() {
@@ -127,7 +137,7 @@ class VideoSource extends Source {
     const take = (_, seen) => {
       if (run !== this.#run) return;
       const { videoWidth, videoHeight } = this.video;
-      const { width, height } = fittedSize({ width: videoWidth, height: videoHeight }, this.#limit_px);
+      const { width, height } = fittedSize({ width: videoWidth, height: videoHeight }, this.#limit());
       if (videoWidth) this.capture(this.video, width, height);
       if (seen) this.#pace(seen);
       next();
@@ -158,7 +168,9 @@ export class CameraSource extends VideoSource {
     this.#stream ??= navigator.mediaDevices.getUserMedia(wanted);
     const stream = await this.#stream;
     this.video.srcObject = stream;
-    const { frameRate } = stream.getVideoTracks()[0].getSettings();
+    const [track] = stream.getVideoTracks();
+    track.onended = () => this.lost(new Error("The camera was unplugged, or may not be used any longer."));
+    const { frameRate } = track.getSettings();
     if (frameRate) this.interval_ms = 1000 / frameRate;
   }
 
@@ -172,8 +184,8 @@ export class CameraSource extends VideoSource {
 export class FileSource extends VideoSource {
   #file;
 
-  constructor(give, limit_px, file) {
-    super(give, limit_px);
+  constructor(give, limit, file) {
+    super(give, limit);
     this.#file = file;
     this.path = file.name;
   }

@@ -8,7 +8,7 @@ export class Stage {
   #look = null; // {labels, view, only}
   #later = null; // the exit that shines through
 
-  /** `figure` holds canvases of the classes photo, mask, next and dim, and outputs of the classes badge and tip. */
+  /** `figure` holds canvases of the classes photo, mask, next and dim, and elements of the classes badge and tip. */
   constructor(figure) {
     this.#part = Object.fromEntries(["layers", "photo", "mask", "next", "dim", "badge", "tip"].map((name) => [name, figure.querySelector(`.${name}`)]));
     this.#part.layers.addEventListener("pointermove", (event) => this.#name(event));
@@ -32,7 +32,9 @@ export class Stage {
       Object.assign(photo, { width: picture.width, height: picture.height });
       layers.style.setProperty("--ratio", picture.width / picture.height);
     }
-    photo.getContext("2d").drawImage(picture, 0, 0);
+    const brush = photo.getContext("2d");
+    brush.globalCompositeOperation = "copy"; // a picture before does not shine through one that is partly clear
+    brush.drawImage(picture, 0, 0);
   }
 
   /** Remove what is painted over the picture. */
@@ -49,6 +51,7 @@ export class Stage {
     [this.#exit, this.#look] = [exit, look];
     this.#part.next.style.opacity = 0;
     if (same) return;
+    this.#later = null; // it is to be painted in the same way
     paint(this.#part.mask, exit, look.labels, look.view, look.only);
     paintDim(this.#part.dim, exit);
   }
@@ -96,6 +99,8 @@ export class Stage {
     const y = Math.min(height - 1, Math.floor(((clientY - box.top) / box.height) * height));
     const label = this.#exit.mask[y * width + x];
     tip.textContent = this.#look.labels.names[label] ?? "left out";
-    Object.assign(tip.style, { left: `${clientX - box.left}px`, top: `${clientY - box.top}px` });
+    const [across, down, half] = [clientX - box.left, clientY - box.top, tip.offsetWidth / 2];
+    tip.classList.toggle("below", down < 1.5 * tip.offsetHeight); // above the pointer it would be cut off
+    Object.assign(tip.style, { left: `${Math.max(half, Math.min(box.width - half, across))}px`, top: `${down}px` });
   }
 }

@@ -38,8 +38,12 @@ export class Tally {
   }
 }
 
-/** The mean over the classes in `truth`, {labels, width, height}, of intersection over union with an exit's mask of any size. */
-export function meanIou({ mask, size: [tall, wide] }, { labels, width, height }) {
+/**
+ * The mean over the classes in `truth`, {labels, names, width, height}, of intersection over union with an exit's mask of any
+ * size. Classes that are not among the model's `names` are left out; null if none is.
+ */
+export function meanIou({ mask, size: [tall, wide] }, { labels, names: drawn, width, height }, names) {
+  const numbers = drawn.map((name) => names.indexOf(name)); // what the model calls each class
   const both = new Uint32Array(256);
   const either = new Uint32Array(256);
   const there = new Uint32Array(256);
@@ -47,7 +51,8 @@ export function meanIou({ mask, size: [tall, wide] }, { labels, width, height })
     const row = Math.floor((y * tall) / height) * wide;
     for (let x = 0; x < width; x++, at++) {
       const found = mask[row + Math.floor((x * wide) / width)];
-      const truth = labels[at];
+      const truth = numbers[labels[at]];
+      if (truth < 0) continue;
       there[truth]++;
       either[truth]++;
       if (found === truth) both[truth]++;
@@ -55,5 +60,5 @@ export function meanIou({ mask, size: [tall, wide] }, { labels, width, height })
     }
   }
   const classes = [...there.keys()].filter((label) => there[label]);
-  return classes.reduce((sum, label) => sum + both[label] / either[label], 0) / classes.length;
+  return classes.length === 0 ? null : classes.reduce((sum, label) => sum + both[label] / either[label], 0) / classes.length;
 }

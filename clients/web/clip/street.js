@@ -1,8 +1,8 @@
 // The street: a drive that repeats after some seconds, drawn for any moment of it, with the true class of each pixel.
 import { car, cyclist, lamp, post, signal, tree, walker } from "./sprites.js";
-import { FAR_M, LENGTH_M, View } from "./view.js";
+import { CLASSES, FAR_M, LENGTH_M, View } from "./view.js";
 
-export { CLASSES } from "./view.js";
+export { CLASSES };
 export const LOOP_S = 12;
 const SPEED = LENGTH_M / LOOP_S; // metres a second
 const NEAR_M = 2.2;
@@ -76,7 +76,7 @@ export class Street {
     return this.canvas;
   }
 
-  /** The classes of the moment drawn last, at half its size: {labels: a Uint8Array, row by row, width, height}. */
+  /** The classes of the moment drawn last, at half its size: {labels: a Uint8Array, row by row, names: of the labels, width, height}. */
   truth() {
     const { width, height } = this.#labels;
     const brush = this.#labels.getContext("2d", { willReadFrequently: true });
@@ -86,7 +86,7 @@ export class Street {
     const { data } = brush.getImageData(0, 0, width, height);
     const labels = new Uint8Array(width * height);
     for (let at = 0; at < labels.length; at++) labels[at] = data[4 * at] >> 4;
-    return { labels, width, height };
+    return { labels, names: CLASSES, width, height };
   }
 
   #compose(brush, skin) {
