@@ -325,7 +325,7 @@ def test_a_forecast_is_what_this_client_would_get(tmp_path: Path, monkeypatch: p
     service.engine = engine = ForecastEngine()  # type: ignore[assignment]
     caller = Caller("2001:db8::1")
     for size in ((60, 90), (600, 900)):
-        service._sizes.saw(tiny.SEGMENTATION.name, caller.network, size)
+        service._sizes.saw(tiny.SEGMENTATION.name, caller.network, size, CLOCK.monotonic())
     for answer_s, alone in ((0.01, True), (0.04, False)):
         service._reserve.learn(answer_s, "application/json", 600 * 900, alone=alone)
     for open_requests, answer_s in ((0, 0.011), (1, 0.041)):
