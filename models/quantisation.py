@@ -22,7 +22,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 LARGEST = 255
 """The largest number that a feature in eight bits holds."""
 Scale = Annotated[float, Field(ge=1e-30, le=1e30)]
-"""float32 holds a scale and its reciprocal. Native code takes a scale of 0 for a feature that is stored in float32."""
+"""The value of one step of a feature in eight bits. Within these limits, float32 holds the scale and its reciprocal. A
+scale that float32 rounds to 0 would be an error: the native code marks features in float32 by a scale of 0."""
 
 
 @value()

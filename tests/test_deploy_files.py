@@ -125,7 +125,8 @@ def test_containers_run_without_rights() -> None:
 
 
 def test_a_server_may_take_the_memory_that_its_limits_add_up_to() -> None:
-    """Those of the front end, and what a worker takes for the largest image in fp32 (docs/operations.md)."""
+    """The front end may take the sum of its limits. A worker in fp32 takes 3.3 GB for the largest image
+    (docs/operations.md)."""
     held = Settings()
     needed = held.max_unfinished_bytes + held.max_open * held.max_body_bytes + held.shared_memory_bytes + 3.3e9
     (compose,) = read(COMPOSE)

@@ -5,8 +5,10 @@ from server.errors import TooLargeError
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises TooLargeError if an image of this size, in pixels, has a side that is too long, or more than `max_pixels`
-    after padding."""
+    """Check the size of an image: `width` and `height` in pixels.
+
+    Raises TooLargeError if a side is longer than `MAX_SIDE`, or if the padded image has more than `max_pixels`.
+    """
     if max(width, height) > MAX_SIDE:
         raise TooLargeError(
             f"the image is {width}x{height}; the limit is {MAX_SIDE:,} pixels a side: send a smaller one",

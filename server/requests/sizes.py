@@ -8,7 +8,7 @@ Size = tuple[int, int]
 
 
 class _Seen(NamedTuple):
-    """The different sizes that a client has sent, the latest first, and when it sent that one."""
+    """What a client has sent. `sizes`: its different sizes, the latest first. `at_s`: when it sent the latest image."""
 
     sizes: tuple[Size, ...]
     at_s: float
@@ -26,8 +26,9 @@ class ExpectedSizes:
     SIZES = 4
     """The number of different sizes that are remembered for each pair; the least recently seen is forgotten first."""
     FRESH_S = 10.0
-    """The seconds for which the sizes of a client tell what it sends next. Then it may have changed to smaller images,
-    and if all its requests were refused by their heads, the server would never see one."""
+    """For so many seconds after a client's latest image, the server expects its earlier sizes. Later it expects a small
+    image once more: the client may have changed to smaller ones, and the server cannot notice that while it refuses
+    each request by its head."""
 
     def __init__(self) -> None:
         self._of_client: OrderedDict[tuple[str, str], _Seen] = OrderedDict()

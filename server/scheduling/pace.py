@@ -1,4 +1,5 @@
-"""The pace of workers under load: how much longer stages take than usual. Pure: the caller passes the time in."""
+"""The pace of workers: how many times their usual seconds stages take under load. Pure: the caller passes the time
+in."""
 
 import math
 

@@ -30,7 +30,8 @@ Floats = NDArray[np.float64]
 CELLS_S = (0.8, 0.4, 0.2, 0.1)
 """The lengths of cells, one after the other; each is half of the one before, so that multipliers carry over."""
 MOST_CELLS = 100
-"""If the longest deadline has more of the shortest cells, all cells are longer, so that they fit into memory."""
+"""The most cells that one request may span. If the longest request would span more of the shortest cells, all cells are
+made longer, because memory grows with this number."""
 STEPS = 40
 """Subgradient steps at each length."""
 PATIENCE = 5

@@ -23,8 +23,8 @@ inline void relax() {
 #endif
 }
 
-// On x86, treats denormal numbers as zeros for as long as it lives: they cost a hundred times a normal operation there,
-// and are too small to change a result.
+// Makes an x86 processor treat denormal numbers as zeros while an object of this class exists. An operation on a
+// denormal number takes a hundred times as long as one on a normal number, and no result depends on numbers so small.
 class FlushDenormals {
   public:
 #if defined(__x86_64__)
